@@ -1,0 +1,191 @@
+"""Causal self-attention: the only place where information moves between positions.
+
+Each head reads the stream three times. Its query says what this position looks for, its keys what
+each position offers, and their match decides where the head looks (the QK circuit); its values say
+what is carried from there, and W_O where that is written (the OV circuit). The two are independent:
+where a head looks and what it moves are separate questions.
+
+    scores  = q @ k.T / sqrt(d_head)                 # how well each key answers each query
+    pattern = softmax(scores, future masked out)     # rows sum to one
+    z       = pattern @ v                            # a weighted mean of the values
+    output  = sum over heads of z @ W_O, + b_O
+
+Chapter: COURSE_ROADMAP.md, 4 (QK and OV)
+Read before: embeddings.py, hooks.py; after: mlp.py
+Source: Vaswani et al. 2017, section 3.2; Elhage et al. 2021 (QK and OV)
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hooks import HookPoint
+from utils import UserError
+
+
+class Attention(nn.Module):
+    """All heads of one block.
+
+    The three reading matrices lie side by side in one, W_QKV [d_model, 3 * d_model], because one
+    large product is faster than three; W_Q, W_K, W_V and W_O are views of the weights by head, so
+    what is written into them reaches the model.
+    """
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.n_heads, self.d_head, self.dropout = cfg.n_heads, cfg.d_head, cfg.dropout
+        d_model = cfg.d_model
+        self.W_QKV = nn.Parameter(torch.empty(d_model, 3 * d_model))
+        self.W_heads_out = nn.Parameter(torch.empty(d_model, d_model))
+        self.b_QKV = nn.Parameter(torch.empty(3 * d_model)) if cfg.attn_bias else None
+        self.b_heads_out = nn.Parameter(torch.empty(d_model)) if cfg.attn_bias else None
+        self.hook_q = HookPoint("batch pos head d_head")
+        self.hook_k = HookPoint("batch pos head d_head")
+        self.hook_v = HookPoint("batch pos head d_head")
+        self.hook_attn_scores = HookPoint("batch head query_pos key_pos")
+        self.hook_pattern = HookPoint("batch head query_pos key_pos")
+        self.hook_z = HookPoint("batch pos head d_head")
+        self.hook_result = HookPoint("batch pos head d_model")
+
+    def forward(self, q_input, k_input, v_input, past=None):
+        """What q, k and v read (usually the same) -> what the heads write, [batch, pos, d_model].
+
+        Each input: [batch, pos, d_model], or [batch, pos, head, d_model] where heads read apart.
+        past: None, or earlier keys and values to look at too (GrowingPast, FixedPast).
+        """
+        q, k, v = self.project(q_input, k_input, v_input)  # [batch, pos, head, d_head]
+        q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
+        key_mask = None
+        if past is not None:
+            k, v, key_mask = past.extend(k, v)
+        z = self.hook_z(self.attend(q, k, v, key_mask))  # [batch, pos, head, d_head]
+        if self.hook_result.listeners:
+            result = self.hook_result(torch.einsum("bphd,hdm->bphm", z, self.W_O))
+            return result.sum(2) + self.b_O
+        return F.linear(z.flatten(2), self.W_heads_out.T, self.b_heads_out)  # the same sum
+
+    def project(self, q_input, k_input, v_input):
+        """The three linear readings: each [batch, pos, head, d_head]."""
+        if q_input is k_input is v_input:
+            qkv = F.linear(q_input, self.W_QKV.T, self.b_QKV)  # q_input @ W_QKV + b_QKV
+            return qkv.unflatten(-1, (3, self.n_heads, self.d_head)).unbind(2)
+        reads = ((q_input, self.W_Q, self.b_Q), (k_input, self.W_K, self.b_K),
+                 (v_input, self.W_V, self.b_V))  # fmt: skip
+        return [
+            torch.einsum("bphm,hmd->bphd", read if read.ndim == 4 else read.unsqueeze(2).expand(
+                -1, -1, self.n_heads, -1), W) + b
+            for read, W, b in reads
+        ]  # fmt: skip
+
+    def attend(self, q, k, v, key_mask=None):
+        """The weighted mean of the values that each query sees, [batch, pos, head, d_head].
+
+        While anybody listens to scores or pattern the lines are run as they are written; otherwise
+        one fused kernel gives the same numbers without building the pattern.
+        """
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [batch, head, pos, d_head]
+        if self.hook_attn_scores.listeners or self.hook_pattern.listeners:
+            visible = causal_mask(q.shape[2], k.shape[2], key_mask, q.device)
+            scores = q @ k.transpose(-1, -2) / math.sqrt(self.d_head)
+            scores = self.hook_attn_scores(scores.masked_fill(~visible, -math.inf))
+            pattern = self.hook_pattern(scores.softmax(-1))  # [batch, head, query_pos, key_pos]
+            z = F.dropout(pattern, self.dropout, self.training) @ v
+        else:
+            square = q.shape[2] == k.shape[2] and key_mask is None
+            visible = None if square else causal_mask(q.shape[2], k.shape[2], key_mask, q.device)
+            dropout = self.dropout if self.training else 0.0
+            z = F.scaled_dot_product_attention(q, k, v, visible, dropout, is_causal=square)
+        return z.transpose(1, 2)
+
+    def by_head(self, which):
+        """Columns of W_QKV as [head, d_model, d_head]; which: 0 for q, 1 for k, 2 for v."""
+        return self.W_QKV.unflatten(1, (3, self.n_heads, self.d_head))[:, which].transpose(0, 1)
+
+    def bias_by_head(self, which):
+        """Part of b_QKV as [head, d_head]; zeros where the model has no such bias."""
+        if self.b_QKV is None:
+            return self.W_QKV.new_zeros(self.n_heads, self.d_head)
+        return self.b_QKV.unflatten(0, (3, self.n_heads, self.d_head))[which]
+
+    W_Q = property(lambda self: self.by_head(0), doc="[head, d_model, d_head], a view")
+    W_K = property(lambda self: self.by_head(1), doc="[head, d_model, d_head], a view")
+    W_V = property(lambda self: self.by_head(2), doc="[head, d_model, d_head], a view")
+    b_Q = property(lambda self: self.bias_by_head(0), doc="[head, d_head], a view")
+    b_K = property(lambda self: self.bias_by_head(1), doc="[head, d_head], a view")
+    b_V = property(lambda self: self.bias_by_head(2), doc="[head, d_head], a view")
+
+    @property
+    def W_O(self):
+        """[head, d_head, d_model], a view."""
+        return self.W_heads_out.unflatten(0, (self.n_heads, self.d_head))
+
+    @property
+    def b_O(self):
+        """[d_model]; zeros where the model has no such bias."""
+        if self.b_heads_out is None:
+            return self.W_heads_out.new_zeros(self.W_heads_out.shape[1])
+        return self.b_heads_out
+
+
+def causal_mask(n_queries, n_keys, key_mask=None, device=None):
+    """True where a query may look: at its own position and before. [query_pos, key_pos], or
+    [batch, 1, query_pos, key_pos] with a key mask.
+
+    The queries are the last n_queries of the n_keys positions. key_mask: [batch, key_pos], False
+    hides a key (padding); a position always sees itself, so that no softmax is over nothing.
+    """
+    query = torch.arange(n_keys - n_queries, n_keys, device=device)[:, None]
+    key = torch.arange(n_keys, device=device)
+    if key_mask is None:
+        return key <= query
+    return (key <= query) & (key_mask[:, None, None, :] | (key == query))
+
+
+class GrowingPast:
+    """The keys and values of all positions so far, for decoding one step at a time, one a layer.
+
+    n_ctx: the most positions it will hold; room for them is taken at the first step. Use it under
+    `torch.no_grad()`.
+    key_mask: [batch, n_ctx] or None; False hides a key for good (left padding of a ragged batch).
+    """
+
+    def __init__(self, n_ctx, key_mask=None):
+        self.n_ctx, self.key_mask = n_ctx, key_mask
+        self.length = 0
+        self.k = self.v = None
+
+    def extend(self, k, v):
+        """Appends k, v [batch, pos, head, d_head] of the new positions; returns the keys and values
+        of all positions and their mask ([batch, key_pos] or None). UserError where it is full."""
+        end = self.length + k.shape[1]
+        if end > self.n_ctx:
+            raise UserError(f"{end} positions do not fit into n_ctx={self.n_ctx}; shorten the text")
+        if self.k is None:
+            shape = (k.shape[0], self.n_ctx, *k.shape[2:])
+            self.k, self.v = k.new_empty(shape), v.new_empty(shape)
+        self.k[:, self.length : end], self.v[:, self.length : end] = k, v
+        self.length = end
+        mask = None if self.key_mask is None else self.key_mask[:, :end]
+        return self.k[:, :end], self.v[:, :end], mask
+
+
+class FixedPast:
+    """A read-only prefix of keys and values, for re-running only what comes after it, one a layer.
+
+    k, v: [batch, pos, head, d_head], batch 1 to serve every row. key_mask: [batch, pos] or None.
+    """
+
+    def __init__(self, k, v, key_mask=None):
+        self.k, self.v, self.key_mask = k, v, key_mask
+
+    def extend(self, k, v):
+        """The prefix in front of k, v [batch, pos, head, d_head] of the new positions, and the mask
+        of all keys; the prefix itself stays as it is."""
+        n_rows, n_new = k.shape[:2]
+        mask = self.key_mask
+        if mask is not None:
+            mask = torch.cat([mask.expand(n_rows, -1), mask.new_ones(n_rows, n_new)], 1)
+        prefix_k, prefix_v = (t.expand(n_rows, -1, -1, -1) for t in (self.k, self.v))
+        return torch.cat([prefix_k, k], 1), torch.cat([prefix_v, v], 1), mask

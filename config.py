@@ -1,0 +1,232 @@
+"""Every setting of a run, with its help text, and the command line that is made from them.
+
+Chapter: COURSE_ROADMAP.md, 0 (what counts as evidence)
+Read before: utils.py; after: tokenizer.py
+Source: Radford et al. 2019 (the shape of GPT-2)
+"""
+
+import argparse
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from typing import Literal
+
+from utils import UserError, closest
+
+
+def option(default, help):
+    """A dataclass field with its help text."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train on."""
+
+    dataset: Literal["auto", "tiny_shakespeare", "builtin"] = option(
+        "auto", "auto takes Tiny Shakespeare, or the built-in corpus where there is no network"
+    )
+    path: str | None = option(None, "train on this UTF-8 text file instead")
+    folder: str = option("data", "where downloads are kept")
+    val_fraction: float = option(0.1, "share of the text, at its end, that is only validated on")
+
+    def __post_init__(self):
+        check_choices(self)
+        check(self, "val_fraction", lambda share: 0 < share < 1, "more than 0 and less than 1")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of the model: a pre-LayerNorm GPT-2."""
+
+    n_layers: int = option(3, "blocks; 0 leaves only embedding and unembedding")
+    n_heads: int = option(3, "attention heads a block; must divide d_model")
+    d_model: int = option(96, "width of the residual stream")
+    d_mlp: int | None = option(None, "hidden neurons of an MLP (none: 4 x d_model)")
+    n_ctx: int = option(64, "the most tokens that the model reads at once")
+    d_vocab: int | None = option(None, "size of the vocabulary (none: the tokenizer's)")
+    attn_only: bool = option(False, "leave the MLPs out")
+    norm: Literal["layernorm", "none"] = option("layernorm", "normalise what each part reads")
+    activation: Literal["gelu", "relu"] = option("gelu", "nonlinearity of the MLP")
+    positions: Literal["learned", "sinusoidal", "none"] = option("learned", "position embedding")
+    tie_embeddings: bool = option(False, "read out with the transposed token embedding")
+    attn_bias: bool = option(True, "biases on queries, keys, values and the attention output")
+    unembed_bias: bool = option(False, "a bias on the logits")
+    dropout: float = option(0.0, "share of activations zeroed in training")
+    init_scale: float = option(0.02, "standard deviation of the initial weights")
+
+    def __post_init__(self):
+        if self.d_mlp is None:  # resolved here, so that nobody downstream has to ask
+            object.__setattr__(self, "d_mlp", 4 * self.d_model)
+        check_choices(self)
+        check(self, "n_layers", lambda n: n >= 0, "0 or more")
+        for name in ("n_heads", "d_model", "d_mlp", "n_ctx"):
+            check(self, name, lambda n: n >= 1, "1 or more")
+        check(self, "d_vocab", lambda n: n is None or n >= 1, "1 or more")
+        check(self, "dropout", lambda p: 0 <= p < 1, "at least 0 and less than 1")
+        check(self, "init_scale", lambda std: std > 0, "more than 0")
+        if self.d_model % self.n_heads:
+            divisors = [n for n in range(1, self.d_model + 1) if self.d_model % n == 0]
+            near = sorted(divisors, key=lambda n: abs(n - self.n_heads))[:3]
+            raise UserError(
+                f"n_heads={self.n_heads} does not divide d_model={self.d_model}; "
+                f"choose a divisor, such as {', '.join(map(str, sorted(near)))}"
+            )
+
+    @property
+    def d_head(self):
+        """Width of one head: the heads share the stream's width between them."""
+        return self.d_model // self.n_heads
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train."""
+
+    max_steps: int = option(3000, "steps of the optimiser")
+    batch_size: int = option(16, "windows a step")
+    lr: float = option(4e-3, "the highest learning rate")
+    final_lr_fraction: float = option(0.0, "the schedule ends at this share of lr")
+    warmup_steps: int = option(100, "steps of linear warm-up before the decay")
+    weight_decay: float = option(0.1, "decoupled decay, on matrices only")
+    beta1: float = option(0.9, "AdamW's memory of the gradient")
+    beta2: float = option(0.99, "AdamW's memory of the squared gradient")
+    grad_clip: float = option(1.0, "the most that the gradient's norm may be (0: no limit)")
+    eval_interval: int = option(500, "steps between evaluations and checkpoints")
+    eval_tokens: int = option(20_000, "validation tokens for these; the last uses all of them")
+    log_interval: int = option(10, "steps between lines of metrics.jsonl")
+    seed: int = option(0, "of the initial weights and of the batches")
+    device: str = option("auto", "auto, cpu, cuda or mps")
+    threads: int | None = option(None, "CPU threads (none: torch's choice, a thread a core)")
+
+    def __post_init__(self):
+        for name in ("max_steps", "batch_size", "eval_interval", "eval_tokens", "log_interval"):
+            check(self, name, lambda n: n >= 1, "1 or more")
+        for name in ("warmup_steps", "weight_decay", "grad_clip", "seed"):
+            check(self, name, lambda n: n >= 0, "0 or more")
+        for name in ("beta1", "beta2"):
+            check(self, name, lambda beta: 0 <= beta < 1, "at least 0 and less than 1")
+        check(self, "lr", lambda lr: 0 < lr < float("inf"), "more than 0")
+        check(self, "final_lr_fraction", lambda share: 0 <= share <= 1, "from 0 to 1")
+        check(self, "threads", lambda n: n is None or n >= 1, "1 or more")
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """Where to write."""
+
+    out_dir: str = option("outputs", "the folder of all runs")
+    run_name: str | None = option(None, "this run's folder in it (none: the next free number)")
+
+    def __post_init__(self):
+        if self.run_name is not None and (
+            not self.run_name or set(self.run_name) & set("/\\") or self.run_name.startswith(".")
+        ):
+            raise UserError(f"run_name={self.run_name!r} is not a folder name; leave out / and \\")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+def check(config, name, holds, wanted):
+    """Raises UserError unless `holds(value)` for that field; a NaN holds nowhere."""
+    value = getattr(config, name)
+    if not holds(value):
+        raise UserError(f"{name}={value} is not possible; it must be {wanted}")
+
+
+def check_choices(config):
+    """Raises UserError where a field of a fixed set of words holds another."""
+    for name, kind in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(kind) is Literal and getattr(config, name) not in typing.get_args(kind):
+            choices = ", ".join(typing.get_args(kind))
+            raise UserError(f"{name}={getattr(config, name)!r} is unknown; choose from: {choices}")
+
+
+def config_from_dict(kind, values):
+    """The dataclass `kind` from nested dicts (a config.json); raises UserError on an unknown field."""
+    hints = typing.get_type_hints(kind)
+    unknown = set(values) - set(hints)
+    if unknown:
+        raise UserError(f"{kind.__name__} has no field {sorted(unknown)[0]!r}"
+                        f"{closest(sorted(unknown)[0], hints)}")  # fmt: skip
+    return kind(**{
+        name: config_from_dict(hints[name], value) if dataclasses.is_dataclass(hints[name]) else value
+        for name, value in values.items()
+    })  # fmt: skip
+
+
+class FlagParser(argparse.ArgumentParser):
+    """argparse, whose errors are ours: one line, and for an unknown flag the closest one."""
+
+    def parse_args(self, args=None):
+        known, unknown = self.parse_known_args(args)
+        if unknown:
+            flag = unknown[0].split("=")[0]
+            near = closest(flag, self._option_string_actions)
+            raise UserError(f"unknown flag {flag}{near}; --help lists them all")
+        return known
+
+    def error(self, message):
+        raise UserError(f"{message}; --help lists every flag")
+
+
+def flag_parser(kind, description):
+    """The command line of a config dataclass: one flag a field, `--model.n_layers 2` where nested."""
+    parser = FlagParser(
+        description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=100),
+        usage="%(prog)s [flags]",
+    )  # fmt: skip
+    add_flags(parser, kind, prefix="")
+    return parser
+
+
+def add_flags(parser, kind, prefix):
+    """Adds a flag for each field of the dataclass `kind`; a nested one becomes a titled group."""
+    hints = typing.get_type_hints(kind)
+    for item in dataclasses.fields(kind):
+        hint, name = hints[item.name], prefix + item.name
+        if dataclasses.is_dataclass(hint):
+            group = parser.add_argument_group(f"{item.name}: {hint.__doc__}")
+            add_flags(group, hint, prefix=f"{name}.")
+            continue
+        default = "none" if item.default is None else item.default
+        parser.add_argument(
+            f"--{name}", help=f"{item.metadata['help']} (default: {default})", **flag_type(hint)
+        )
+
+
+def flag_type(hint):
+    """argparse's keywords for a field's type: a word from a set, a switch, or a value."""
+    if typing.get_origin(hint) is Literal:
+        return {"choices": typing.get_args(hint), "metavar": "WORD"}
+    plain = [kind for kind in typing.get_args(hint) if kind is not type(None)] or [hint]
+    if plain[0] is bool:
+        return {"type": true_or_false, "nargs": "?", "const": True, "metavar": "true|false"}
+    return {"type": plain[0], "metavar": {int: "N", float: "X", str: "TEXT"}[plain[0]]}
+
+
+def true_or_false(word):
+    """The truth value of a word on the command line."""
+    values = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+    if word.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
+    return values[word.lower()]
+
+
+def config_from_args(kind, args):
+    """The dataclass `kind` from parsed flags; what was not given keeps its default."""
+    given = {}
+    for name, value in vars(args).items():
+        section, _, leaf = name.rpartition(".")
+        (given.setdefault(section, {}) if section else given)[leaf] = value
+    fields = {item.name for item in dataclasses.fields(kind)}
+    return config_from_dict(kind, {name: value for name, value in given.items() if name in fields})

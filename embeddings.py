@@ -1,0 +1,100 @@
+"""Where the residual stream begins and ends: tokens and positions in, logits out.
+
+    resid  = W_E[tokens] + W_pos[positions]        # [batch, pos, d_model]
+    logits = resid @ W_U + b_U                     # [batch, pos, d_vocab]
+
+Each is a linear map from one-hot vectors, so a token's embedding is just a row of W_E, and a model
+of nothing but these two is a table of bigrams.
+
+Chapter: COURSE_ROADMAP.md, 3 (the stream as a sum)
+Read before: tokenizer.py; after: attention.py
+Source: Vaswani et al. 2017, section 3.5; Elhage et al. 2021 (the zero-layer transformer)
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utils import UserError
+
+
+def check_tokens(tokens, d_vocab):
+    """Raises UserError unless tokens is [batch, pos] of ids from 0 to d_vocab - 1.
+
+    A negative id would otherwise pick a row from the table's end and say nothing.
+    """
+    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
+        raise UserError(f"tokens is {list(tokens.shape)} of {tokens.dtype}; "
+                        "pass integer ids as [batch, pos]")  # fmt: skip
+    if tokens.numel() == 0:
+        raise UserError(f"tokens is empty, {list(tokens.shape)}; pass at least one")
+    if torch.compiler.is_compiling():
+        return  # reading a value would cut the compiled graph in two
+    lowest, highest = (extreme.item() for extreme in tokens.aminmax())
+    if lowest < 0 or highest >= d_vocab:
+        raise UserError(f"tokens run from {lowest} to {highest}; "
+                        f"this model knows 0 to {d_vocab - 1}")  # fmt: skip
+
+
+class TokenEmbedding(nn.Module):
+    """A row of W_E for each token: one_hot(token) @ W_E."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.W_E = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model))
+
+    def forward(self, tokens):
+        """tokens [batch, pos] -> [batch, pos, d_model]; UserError for ids that are not there."""
+        check_tokens(tokens, self.W_E.shape[0])
+        return F.embedding(tokens, self.W_E)
+
+
+class PositionEmbedding(nn.Module):
+    """A row of W_pos for each position, learned, or fixed waves of growing length."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        if cfg.positions == "learned":
+            self.W_pos = nn.Parameter(torch.empty(cfg.n_ctx, cfg.d_model))
+        else:
+            waves = sinusoidal_positions(cfg.n_ctx, cfg.d_model)
+            # As large as a learned table starts out, so that the tokens are not drowned.
+            self.register_buffer("W_pos", cfg.init_scale * math.sqrt(2) * waves, persistent=False)
+
+    def forward(self, positions):
+        """positions [pos] or [batch, pos] -> [..., pos, d_model]."""
+        return F.embedding(positions, self.W_pos)  # a slice would hand out the weights themselves
+
+
+def sinusoidal_positions(n_ctx, d_model):
+    """sin and cos of each position at wavelengths from 2 pi to 10,000 * 2 pi: [n_ctx, d_model].
+
+    Any shift by k positions is one rotation, the same everywhere (Vaswani et al. 2017).
+    """
+    pair = torch.arange(0, d_model, 2)
+    angle = torch.arange(n_ctx)[:, None] / 10_000 ** (pair / d_model)  # [pos, d_model / 2]
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :d_model]
+
+
+class Unembedding(nn.Module):
+    """One logit a token: the stream's dot product with each column of W_U.
+
+    With `tie_embeddings` W_U is W_E transposed, as in GPT-2; else it is a table of its own, and the
+    direct path from a token to the next one (W_E W_U) is not forced to be symmetric.
+    """
+
+    def __init__(self, cfg):
+        super().__init__()
+        tied = cfg.tie_embeddings
+        self.W_U = None if tied else nn.Parameter(torch.empty(cfg.d_model, cfg.d_vocab))
+        self.b_U = nn.Parameter(torch.empty(cfg.d_vocab)) if cfg.unembed_bias else None
+
+    def weight(self, W_E):
+        """W_U [d_model, d_vocab]; W_E [d_vocab, d_model] is what it is tied to, where it is."""
+        return W_E.T if self.W_U is None else self.W_U
+
+    def forward(self, resid, W_E):
+        """resid [..., d_model] -> logits [..., d_vocab]."""
+        return F.linear(resid, self.weight(W_E).T, self.b_U)  # resid @ W_U + b_U in one kernel

@@ -1,0 +1,208 @@
+"""Hook points: named places in the forward pass where anyone may look, or put something else.
+
+In the model, `z = self.hook_z(pattern @ v)` is all that shows. While nobody listens the call returns
+its argument after one truth test; so the instruments cost nothing and the mathematics stays readable.
+
+    def halve(z, hook):                      # gets the activation and the point (hook.name)
+        return z / 2                         # returns the new value; None leaves it
+
+    logits = model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_z", halve)])
+    logits, cache = model.run_with_cache(tokens)
+
+Chapter: COURSE_ROADMAP.md, 7 (instrument)
+Read before: activation_cache.py; after: attention.py
+Source: the interface of TransformerLens (Nanda & Bloom 2022)
+"""
+
+import contextlib
+
+import torch
+from torch import nn
+
+from activation_cache import ActivationCache, UnknownName, take
+from utils import UserError, closest
+
+
+class HookPoint:
+    """A named place in the forward pass.
+
+    A plain object, not an `nn.Module`: a call costs a tenth as much, the state_dict stays free of
+    it, and a hook added to a compiled model is seen (its empty list is a guard of the compiler).
+
+    axes: the names of the activation's axes, such as "batch pos head d_head".
+    """
+
+    def __init__(self, axes):
+        self.axes = axes
+        self.name = ""  # set by HookedModule.hook_points, which knows where this point stands
+        self.listeners = []
+
+    def __call__(self, tensor):
+        if self.listeners:
+            for listener in tuple(self.listeners):
+                tensor = self.tell(listener, tensor)
+        return tensor
+
+    def __deepcopy__(self, memo):
+        return HookPoint(self.axes)  # a copy of a model has no listeners
+
+    def __repr__(self):
+        return f"HookPoint({self.name or '?'}: {self.axes})"
+
+    @property
+    def is_large(self):
+        """Whether the activation holds a whole stream for each head."""
+        return {"head", "d_model"} <= set(self.axes.split())
+
+    def add(self, fn):
+        """Lets `fn(tensor, hook) -> tensor | None` listen; returns the function that ends it."""
+
+        def listener(tensor):  # a new closure each time, so that removal is exact
+            return fn(tensor, self)
+
+        def remove():
+            self.listeners[:] = [other for other in self.listeners if other is not listener]
+
+        self.listeners.append(listener)
+        return remove
+
+    def tell(self, listener, tensor):
+        """What the listener makes of the tensor, checked; raises UserError on what must not pass."""
+        if tensor.is_inference():
+            raise UserError(f"{self.name}: hooks need torch.no_grad() in place of inference_mode()")
+        version = tensor._version
+        changed = listener(tensor)
+        if tensor._version != version:
+            raise UserError(f"a hook at {self.name} edited its tensor in place; edit a copy: "
+                            "t = t.clone(), change it, return t")  # fmt: skip
+        if changed is None:
+            return tensor
+        if not isinstance(changed, torch.Tensor):
+            raise UserError(f"a hook at {self.name} returned a {type(changed).__name__}; "
+                            "return a tensor, or None to leave it")  # fmt: skip
+        if changed.shape != tensor.shape or changed.dtype != tensor.dtype:
+            raise UserError(
+                f"a hook at {self.name} returned {list(changed.shape)} {changed.dtype}; "
+                f"it must keep {list(tensor.shape)} {tensor.dtype}"
+            )
+        return changed
+
+
+class HookedModule(nn.Module):
+    """A module whose hook points can be listened to, cached, edited and differentiated by name."""
+
+    def hook_points(self):
+        """{name: HookPoint} of this module and all below it, names as in `blocks.0.attn.hook_z`."""
+        points = {}
+        for path, module in self.named_modules():
+            for attribute, value in vars(module).items():
+                if isinstance(value, HookPoint):
+                    value.name = f"{path}.{attribute}" if path else attribute
+                    points[value.name] = value
+        return points
+
+    @contextlib.contextmanager
+    def hooks(self, fwd_hooks):
+        """While open, each `(names_filter, fn)` listens; afterwards, whatever happened, none does.
+
+        fwd_hooks: names_filter is a name, a list of names or a callable on names; `fn(tensor, hook)`
+        returns the new activation, or None. At one point they run in the order given.
+        Raises UserError for a name that is not there and for a filter that matches nothing.
+        """
+        points = self.hook_points()
+        wanted = [(matching(points, names_filter), fn) for names_filter, fn in fwd_hooks]
+        with contextlib.ExitStack() as stack:
+            for names, fn in wanted:
+                for name in names:
+                    stack.callback(points[name].add(fn))
+            yield self
+
+    @contextlib.contextmanager
+    def caching(self, names_filter=None, pos_slice=None):
+        """While open, every forward fills the ActivationCache that it yields; the last one counts.
+
+        names_filter: a name, a list, or a callable on names; None keeps all but the points of
+        shape [batch, pos, head, d_model], which are kept when named.
+        pos_slice: int, slice or list; keeps a copy of these positions alone (of the queries, on
+        scores and patterns), and the axis stays.
+        """
+        points = self.hook_points()
+        tensors = {}
+
+        def keep(tensor, hook):
+            tensor = tensor.detach()
+            sliced = tensor if pos_slice is None else take(tensor, hook.axes, pos=pos_slice)
+            tensors[hook.name] = sliced
+
+        with self.hooks([(matching(points, names_filter), keep)]):
+            yield ActivationCache(tensors, {name: point.axes for name, point in points.items()})
+
+    def run_with_hooks(self, *args, fwd_hooks, **kwargs):
+        """`self(*args)` while `fwd_hooks` listen; returns what the forward returns."""
+        with self.hooks(fwd_hooks):
+            return self(*args, **kwargs)
+
+    def run_with_cache(self, *args, names_filter=None, pos_slice=None, **kwargs):
+        """`(self(*args), cache)`; the filters are those of `caching`."""
+        with self.caching(names_filter, pos_slice) as cache:
+            return self(*args, **kwargs), cache
+
+    def gradient_cache(self, tokens, metric_fn, names_filter=None):
+        """The metric, the activations, and the metric's derivative by each of them.
+
+        tokens: [batch, pos]. metric_fn(logits): a scalar or [batch], whose sum is differentiated.
+        Returns (value, acts, grads): value is detached; acts and grads are ActivationCaches of the
+        same names, with zeros where the metric does not reach. `.grad` of the weights is not touched.
+        """
+        points = self.hook_points()
+        live = {}
+
+        def capture(tensor, hook):
+            # A view of its own for each point: two points may hold one tensor, and the gradient
+            # asked for is that of what flows on from here.
+            here = tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+            live[hook.name] = here
+            return here
+
+        with torch.enable_grad(), self.hooks([(matching(points, names_filter), capture)]):
+            value = metric_fn(self(tokens))
+            gradients = torch.autograd.grad(
+                value.sum(), live.values(), allow_unused=True, materialize_grads=True
+            )
+        axes = {name: point.axes for name, point in points.items()}
+        acts = ActivationCache({name: tensor.detach() for name, tensor in live.items()}, axes)
+        return value.detach(), acts, ActivationCache(dict(zip(live, gradients, strict=True)), axes)
+
+
+def matching(points, names_filter):
+    """The names that a filter selects, in the order of `points`.
+
+    names_filter: None (all but the large ones), a name, a list of names, or a callable on names.
+    Raises UnknownName for a name that is not there, UserError where nothing matches.
+    """
+    if names_filter is None:
+        return [name for name, point in points.items() if not point.is_large]
+    if callable(names_filter):
+        chosen = [name for name in points if names_filter(name)]
+    else:
+        names = [names_filter] if isinstance(names_filter, str) else list(names_filter)
+        for name in names:
+            if name not in points:
+                raise UnknownName(f"{name} is not a hook of this model{closest(name, points)}")
+        chosen = [name for name in points if name in set(names)]
+    if not chosen:
+        raise UserError(f"names_filter matches none of the {len(points)} hook points; "
+                        "hook_table(model) lists them")  # fmt: skip
+    return chosen
+
+
+def hook_table(model):
+    """A text table of every hook point of a HookedModule and its axes, blocks after the first
+    left out (they repeat it)."""
+    rows = [(name, point) for name, point in model.hook_points().items()
+            if not name.startswith("blocks.") or name.startswith("blocks.0.")]  # fmt: skip
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(
+        f"{name:<{width}}  [{point.axes.replace(' ', ', ')}]" + ("  only when named" * point.is_large)
+        for name, point in rows
+    )

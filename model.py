@@ -1,0 +1,169 @@
+"""GPT: embed, run the blocks, unembed; and every weight under the name that the field gives it.
+
+    resid  = model.embed(tokens)                 # [batch, pos, d_model]
+    resid  = model.run_blocks(resid)             # or a part of the way: start=, stop=
+    logits = model.unembed(resid)                # [batch, pos, d_vocab]
+    logits = model(tokens)                       # the three in a row
+
+The three can be called apart, so a run can be restarted in the middle from a stream that was cached
+or edited: that is what sweeps, lenses and decoding are made of.
+
+Chapter: COURSE_ROADMAP.md, 5 (the whole model)
+Read before: transformer_block.py; after: optim.py, train.py
+Source: Radford et al. 2019; Elhage et al. 2021 (the stream as the thing that the parts share)
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from embeddings import PositionEmbedding, TokenEmbedding, Unembedding
+from hooks import HookedModule, HookPoint
+from transformer_block import Block, make_norm
+from utils import UserError, seeded_generator
+
+
+def stacked(part, name, axes):
+    """A property: the weight `name` of every block's `part`, stacked [layer, ...]."""
+
+    def of_all_blocks(self):
+        return self.stack_weights(part, name)
+
+    return property(of_all_blocks, doc=f"[layer, {axes}], a differentiable copy")
+
+
+class GPT(HookedModule):
+    """A decoder-only transformer in GPT-2's form.
+
+    cfg: a ModelConfig with d_vocab set. seed: of the initial weights, drawn on the CPU.
+    Raises UserError where d_vocab is missing.
+    """
+
+    def __init__(self, cfg, seed=0):
+        super().__init__()
+        if cfg.d_vocab is None:
+            raise UserError("d_vocab is not set; give it the tokenizer's size, tokenizer.d_vocab")
+        self.cfg = cfg
+        self.token_embedding = TokenEmbedding(cfg)
+        self.hook_embed = HookPoint("batch pos d_model")
+        self.position_embedding = None
+        if cfg.positions != "none":
+            self.position_embedding = PositionEmbedding(cfg)
+            self.hook_pos_embed = HookPoint("batch pos d_model")
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
+        self.ln_final = make_norm(cfg)
+        self.unembedding = Unembedding(cfg)
+        self.init_weights_(seeded_generator(seed))
+
+    def forward(self, tokens):
+        """tokens [batch, pos] -> logits [batch, pos, d_vocab]."""
+        return self.unembed(self.run_blocks(self.embed(tokens)))
+
+    def embed(self, tokens, positions=None):
+        """The stream before the first block, [batch, pos, d_model].
+
+        tokens: [batch, pos], integer ids. positions: [pos] or [batch, pos]; 0, 1, … unless given.
+        Raises UserError for ids outside the vocabulary and positions outside the context.
+        """
+        if positions is None:
+            check_length(tokens.shape[-1], self.cfg.n_ctx)
+            positions = torch.arange(tokens.shape[-1], device=tokens.device)
+        elif positions.min() < 0 or positions.max() >= self.cfg.n_ctx:
+            raise UserError(f"positions run from {int(positions.min())} to {int(positions.max())}; "
+                            f"this model has 0 to {self.cfg.n_ctx - 1}")  # fmt: skip
+        resid = self.hook_embed(self.token_embedding(tokens))
+        if self.position_embedding is not None:
+            where = self.position_embedding(positions).expand_as(resid)
+            resid = resid + self.hook_pos_embed(where)
+        return self.dropout(resid)
+
+    def run_blocks(self, resid, start=0, stop=None, past=None):
+        """The stream after the blocks start, …, stop - 1; all of them by default.
+
+        resid: [batch, pos, d_model], the stream before block `start`.
+        past: one object a layer with extend(k, v) (GrowingPast, FixedPast), by absolute layer.
+        """
+        stop = self.cfg.n_layers if stop is None else stop
+        if not 0 <= start <= stop <= self.cfg.n_layers:
+            raise UserError(f"start={start}, stop={stop} is not a way through "
+                            f"{self.cfg.n_layers} layers; use 0 <= start <= stop")  # fmt: skip
+        for layer in range(start, stop):
+            resid = self.blocks[layer](resid, None if past is None else past[layer])
+        return resid
+
+    def unembed(self, resid):
+        """resid [..., pos, d_model] after the last block -> logits [..., pos, d_vocab]."""
+        return self.unembedding(self.ln_final(resid), self.W_E)
+
+    @torch.no_grad()
+    def init_weights_(self, generator):
+        """GPT-2's start: normal weights, zero biases, unit LayerNorms; what writes into the stream
+        is smaller by sqrt(2 * n_layers), so that the sum of all blocks starts at one size."""
+        std = self.cfg.init_scale
+        for name, weight in self.named_parameters():
+            leaf = name.rpartition(".")[2]
+            if weight.ndim == 1:
+                weight.fill_(1.0 if leaf == "w" else 0.0)
+                continue
+            writes = leaf in ("W_heads_out", "W_out")
+            scale = std / math.sqrt(2 * self.cfg.n_layers) if writes else std
+            weight.copy_(torch.empty(weight.shape).normal_(0.0, scale, generator=generator))
+
+    @property
+    def n_parameters(self):
+        """How many numbers are learned; tied ones count once."""
+        return sum(weight.numel() for weight in self.parameters())
+
+    @property
+    def W_E(self):
+        """[d_vocab, d_model]: the weight itself."""
+        return self.token_embedding.W_E
+
+    @property
+    def W_pos(self):
+        """[n_ctx, d_model]: the weight itself, or the fixed table."""
+        if self.position_embedding is None:
+            raise UserError("positions='none': this model has no W_pos")
+        return self.position_embedding.W_pos
+
+    @property
+    def W_U(self):
+        """[d_model, d_vocab]: the weight itself (W_E transposed where they are tied)."""
+        return self.unembedding.weight(self.W_E)
+
+    @property
+    def b_U(self):
+        """[d_vocab]: the weight itself; zeros where the model has none."""
+        bias = self.unembedding.b_U
+        return self.W_E.new_zeros(self.cfg.d_vocab) if bias is None else bias
+
+    def stack_weights(self, part, name):
+        """[layer, ...]: one weight of all blocks, stacked into a new tensor at each call."""
+        if part == "mlp" and self.cfg.attn_only:
+            raise UserError(f"attn_only=True: this model has no MLP and so no {name}")
+        # Without layers a block that is thrown away gives the shape.
+        blocks = self.blocks if len(self.blocks) else [Block(self.cfg).to(self.W_E)]
+        weights = [getattr(getattr(block, part), name) for block in blocks]
+        return torch.stack(weights)[: len(self.blocks)]
+
+    W_Q = stacked("attn", "W_Q", "head, d_model, d_head")
+    W_K = stacked("attn", "W_K", "head, d_model, d_head")
+    W_V = stacked("attn", "W_V", "head, d_model, d_head")
+    W_O = stacked("attn", "W_O", "head, d_head, d_model")
+    b_Q = stacked("attn", "b_Q", "head, d_head")
+    b_K = stacked("attn", "b_K", "head, d_head")
+    b_V = stacked("attn", "b_V", "head, d_head")
+    b_O = stacked("attn", "b_O", "d_model")
+    W_in = stacked("mlp", "W_in", "d_model, d_mlp")
+    b_in = stacked("mlp", "b_in", "d_mlp")
+    W_out = stacked("mlp", "W_out", "d_mlp, d_model")
+    b_out = stacked("mlp", "b_out", "d_model")
+
+
+def check_length(n_positions, n_ctx):
+    """Raises UserError for a text longer than the model's context."""
+    if n_positions > n_ctx:
+        raise UserError(f"{n_positions} tokens do not fit into n_ctx={n_ctx}; shorten the text or "
+                        "give the model a larger n_ctx")  # fmt: skip

@@ -1,0 +1,112 @@
+"""One block: attention, then the MLP, each reading the normalised stream and adding to it.
+
+    resid = resid + attention(ln1(resid))
+    resid = resid + mlp(ln2(resid))
+
+Nothing is ever overwritten: the stream is a sum, and every part's contribution can be told apart.
+
+Chapter: COURSE_ROADMAP.md, 5 (the whole model)
+Read before: attention.py, mlp.py; after: model.py
+Source: Radford et al. 2019 (pre-LayerNorm); Xiong et al. 2020 (why)
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from attention import Attention
+from hooks import HookPoint
+from mlp import MLP
+
+EPSILON = 1e-5  # GPT-2's
+
+
+class LayerNorm(nn.Module):
+    """Each position's vector, centred, scaled to unit variance, then weighted and shifted."""
+
+    def __init__(self, d_model):
+        super().__init__()
+        self.w = nn.Parameter(torch.empty(d_model))
+        self.b = nn.Parameter(torch.empty(d_model))
+        self.hook_scale = HookPoint("batch pos 1")
+        self.hook_normalized = HookPoint("batch pos d_model")
+
+    def forward(self, resid):
+        """[batch, pos, d_model] -> the same shape; written out while anybody listens."""
+        if not (self.hook_scale.listeners or self.hook_normalized.listeners):
+            return self.fused(resid)
+        centred = resid - resid.mean(-1, keepdim=True)
+        scale = (centred.pow(2).mean(-1, keepdim=True) + EPSILON).sqrt()
+        return self.hook_normalized(centred / self.hook_scale(scale)) * self.w + self.b
+
+    def fused(self, resid):
+        """The same numbers from one kernel, past the hooks; [..., d_model]."""
+        return F.layer_norm(resid, self.w.shape, self.w, self.b, EPSILON)
+
+
+class NoNorm(nn.Module):
+    """What stands in LayerNorm's place with `norm="none"`: the stream as it is."""
+
+    def forward(self, resid):
+        """[..., d_model], unchanged."""
+        return resid
+
+    fused = forward
+
+
+def make_norm(cfg):
+    """The normalisation that the config asks for."""
+    return LayerNorm(cfg.d_model) if cfg.norm == "layernorm" else NoNorm()
+
+
+class Block(nn.Module):
+    """Attention and MLP on the residual stream; with `attn_only`, attention alone."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.n_heads, self.attn_only = cfg.n_heads, cfg.attn_only
+        self.ln1 = make_norm(cfg)
+        self.attn = Attention(cfg)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.hook_resid_pre = HookPoint("batch pos d_model")
+        self.hook_q_input = HookPoint("batch pos head d_model")
+        self.hook_k_input = HookPoint("batch pos head d_model")
+        self.hook_v_input = HookPoint("batch pos head d_model")
+        self.hook_attn_out = HookPoint("batch pos d_model")
+        if not cfg.attn_only:
+            self.ln2 = make_norm(cfg)
+            self.mlp = MLP(cfg)
+            self.hook_resid_mid = HookPoint("batch pos d_model")
+            self.hook_mlp_in = HookPoint("batch pos d_model")
+            self.hook_mlp_out = HookPoint("batch pos d_model")
+        self.hook_resid_post = HookPoint("batch pos d_model")
+
+    def forward(self, resid, past=None):
+        """resid [batch, pos, d_model] -> the stream after this block; past as in Attention."""
+        resid = self.hook_resid_pre(resid)
+        attn_out = self.attn(*self.attention_inputs(resid), past)
+        resid = resid + self.hook_attn_out(self.dropout(attn_out))
+        if not self.attn_only:
+            resid = self.hook_resid_mid(resid)
+            mlp_out = self.mlp(self.ln2(self.hook_mlp_in(resid)))
+            resid = resid + self.hook_mlp_out(self.dropout(mlp_out))
+        return self.hook_resid_post(resid)
+
+    def attention_inputs(self, resid):
+        """What q, k and v read: one normalised stream, three times the same tensor, or a copy a head
+        [batch, pos, head, d_model] where somebody listens to hook_q_input and its like.
+
+        The copies are of the stream before ln1. An edit of one adds the change that it makes in
+        LayerNorm's output, so that edits and gradients at ln1's own hooks, on the shared stream,
+        act as well.
+        """
+        shared = self.ln1(resid)
+        return [
+            self.split_input(point, resid, shared) if point.listeners else shared
+            for point in (self.hook_q_input, self.hook_k_input, self.hook_v_input)
+        ]
+
+    def split_input(self, point, resid, shared):
+        """The input of each head apart, [batch, pos, head, d_model]."""
+        per_head = point(resid.unsqueeze(2).expand(-1, -1, self.n_heads, -1))
+        return shared.unsqueeze(2) + (self.ln1.fused(per_head) - self.ln1.fused(resid).unsqueeze(2))
