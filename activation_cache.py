@@ -41,7 +41,7 @@ def get_act_name(name, layer=None, module=None):
     if layer is None:
         raise UserError(f"{name!r} lies in a block; say which, as in ({name!r}, 0)")
     if name in IN_LAYERNORM and module not in ("ln1", "ln2"):
-        raise UserError(f"{name!r} of block {layer} is in ln1 or ln2; say ({name!r}, {layer}, 'ln1')")
+        raise UserError(f"{name!r} is in ln1 and in ln2; say which: ({name!r}, {layer}, 'ln1')")
     part = "attn." if name in IN_ATTENTION else "mlp." if name in IN_MLP else ""
     part = f"{module}." if name in IN_LAYERNORM else part
     return f"blocks.{layer}.{part}hook_{name}"
@@ -50,9 +50,9 @@ def get_act_name(name, layer=None, module=None):
 def take(tensor, axes, **where):
     """A copy of part of a tensor, chosen along named axes, each of which stays.
 
-    axes: the tensor's axis names, as in "batch pos head d_head". where: axis = an int, a slice or a
-    list; `pos` means `query_pos` on scores and patterns; axes that the tensor lacks are passed over.
-    Raises UserError for an int that lies outside.
+    axes: the tensor's axis names, as in "batch pos head d_head".
+    where: axis = an int, a slice or a list; `pos` means `query_pos` on scores and patterns; axes
+    that the tensor lacks are passed over. Raises UserError for an int that lies outside.
     """
     for dim, axis in enumerate(axes.replace("query_pos", "pos").split()):
         choice, size = where.get(axis), tensor.shape[dim]
@@ -80,13 +80,13 @@ class ActivationCache(Mapping):
         self.n_layers = max(layers, default=-1) + 1
 
     def full_name(self, key):
-        """The hook name of a key: a name, or a tuple (name, layer[, module]); layers may be negative."""
+        """The hook name of a key: a name, or (name, layer[, module]); layer -1 is the last."""
         if isinstance(key, str):
             return get_act_name(key)
         name, layer, *module = key
         if layer is not None and not -self.n_layers <= layer < self.n_layers:
             raise UnknownName(f"layer {layer} of {name!r} is not there; this model has "
-                              f"{self.n_layers} layers")  # fmt: skip
+                              f"{self.n_layers} layers")
         return get_act_name(name, layer if layer is None else layer % self.n_layers, *module)
 
     def __getitem__(self, key):

@@ -72,12 +72,12 @@ class Attention(nn.Module):
             qkv = F.linear(q_input, self.W_QKV.T, self.b_QKV)  # q_input @ W_QKV + b_QKV
             return qkv.unflatten(-1, (3, self.n_heads, self.d_head)).unbind(2)
         reads = ((q_input, self.W_Q, self.b_Q), (k_input, self.W_K, self.b_K),
-                 (v_input, self.W_V, self.b_V))  # fmt: skip
+                 (v_input, self.W_V, self.b_V))
         return [
             torch.einsum("bphm,hmd->bphd", read if read.ndim == 4 else read.unsqueeze(2).expand(
                 -1, -1, self.n_heads, -1), W) + b
             for read, W, b in reads
-        ]  # fmt: skip
+        ]
 
     def attend(self, q, k, v, key_mask=None):
         """The weighted mean of the values that each query sees, [batch, pos, head, d_head].
@@ -85,7 +85,7 @@ class Attention(nn.Module):
         While anybody listens to scores or pattern the lines are run as they are written; otherwise
         one fused kernel gives the same numbers without building the pattern.
         """
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [batch, head, pos, d_head]
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # [batch, head, pos, d_head]
         if self.hook_attn_scores.listeners or self.hook_pattern.listeners:
             visible = causal_mask(q.shape[2], k.shape[2], key_mask, q.device)
             scores = q @ k.transpose(-1, -2) / math.sqrt(self.d_head)

@@ -28,7 +28,7 @@ class DataConfig:
     )
     path: str | None = option(None, "train on this UTF-8 text file instead")
     folder: str = option("data", "where downloads are kept")
-    val_fraction: float = option(0.1, "share of the text, at its end, that is only validated on")
+    val_fraction: float = option(0.1, "share of the text, at its end, kept to validate on")
 
     def __post_init__(self):
         check_choices(self)
@@ -85,28 +85,32 @@ class TrainConfig:
 
     max_steps: int = option(3000, "steps of the optimiser")
     batch_size: int = option(16, "windows a step")
-    lr: float = option(4e-3, "the highest learning rate")
-    final_lr_fraction: float = option(0.0, "the schedule ends at this share of lr")
-    warmup_steps: int = option(100, "steps of linear warm-up before the decay")
-    weight_decay: float = option(0.1, "decoupled decay, on matrices only")
+    optimizer: Literal["muon", "adamw"] = option("muon", "muon: for the matrices in the blocks")
+    lr: float = option(5e-3, "AdamW's highest learning rate")
+    muon_lr: float = option(0.02, "Muon's highest learning rate")
+    schedule: Literal["linear", "cosine", "trapezoid"] = option("linear", "how the rates fall")
+    final_lr_fraction: float = option(0.0, "the schedule ends at this share of the highest rate")
+    warmup_steps: int = option(40, "steps over which the rates rise before they fall")
+    weight_decay: float = option(0.05, "decoupled decay, on matrices only")
     beta1: float = option(0.9, "AdamW's memory of the gradient")
-    beta2: float = option(0.99, "AdamW's memory of the squared gradient")
+    beta2: float = option(0.98, "AdamW's memory of the squared gradient")
     grad_clip: float = option(1.0, "the most that the gradient's norm may be (0: no limit)")
-    eval_interval: int = option(500, "steps between evaluations and checkpoints")
-    eval_tokens: int = option(20_000, "validation tokens for these; the last uses all of them")
+    eval_interval: int = option(500, "steps between checkpoints and evaluations on the whole split")
     log_interval: int = option(10, "steps between lines of metrics.jsonl")
     seed: int = option(0, "of the initial weights and of the batches")
     device: str = option("auto", "auto, cpu, cuda or mps")
     threads: int | None = option(None, "CPU threads (none: torch's choice, a thread a core)")
 
     def __post_init__(self):
-        for name in ("max_steps", "batch_size", "eval_interval", "eval_tokens", "log_interval"):
+        check_choices(self)
+        for name in ("max_steps", "batch_size", "eval_interval", "log_interval"):
             check(self, name, lambda n: n >= 1, "1 or more")
         for name in ("warmup_steps", "weight_decay", "grad_clip", "seed"):
             check(self, name, lambda n: n >= 0, "0 or more")
         for name in ("beta1", "beta2"):
             check(self, name, lambda beta: 0 <= beta < 1, "at least 0 and less than 1")
-        check(self, "lr", lambda lr: 0 < lr < float("inf"), "more than 0")
+        for name in ("lr", "muon_lr"):
+            check(self, name, lambda lr: 0 < lr < float("inf"), "more than 0")
         check(self, "final_lr_fraction", lambda share: 0 <= share <= 1, "from 0 to 1")
         check(self, "threads", lambda n: n is None or n >= 1, "1 or more")
 
@@ -123,6 +127,29 @@ class LoggingConfig:
             not self.run_name or set(self.run_name) & set("/\\") or self.run_name.startswith(".")
         ):
             raise UserError(f"run_name={self.run_name!r} is not a folder name; leave out / and \\")
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """What generate.py writes, and how it chooses."""
+
+    run_name: str | None = option(None, "a run in out_dir, or a run's folder (none: the newest)")
+    out_dir: str = option("outputs", "the folder of all runs")
+    prompt: str = option("\n", "the text to go on from")
+    max_new_tokens: int = option(500, "how many tokens to add")
+    temperature: float = option(0.8, "divides the logits: below 1 bolder, above 1 wilder")
+    top_k: int | None = option(None, "choose among the k likeliest tokens (1: no chance)")
+    top_p: float | None = option(None, "choose among the likeliest of joint probability p")
+    seed: int = option(0, "of the choices")
+    device: str = option("cpu", "auto, cpu, cuda or mps")
+
+    def __post_init__(self):
+        check(self, "max_new_tokens", lambda n: n >= 0, "0 or more")
+        check(self, "temperature", lambda t: 0 < t < float("inf"), "more than 0 (greedy: top_k 1)")
+        check(self, "top_k", lambda k: k is None or k >= 1, "1 or more")
+        check(self, "top_p", lambda p: p is None or 0 < p <= 1, "more than 0 and at most 1")
+        if not self.prompt:
+            raise UserError("prompt='' is empty; give at least one character to go on from")
 
 
 @dataclass(frozen=True)
@@ -145,22 +172,20 @@ def check(config, name, holds, wanted):
 def check_choices(config):
     """Raises UserError where a field of a fixed set of words holds another."""
     for name, kind in typing.get_type_hints(type(config)).items():
-        if typing.get_origin(kind) is Literal and getattr(config, name) not in typing.get_args(kind):
-            choices = ", ".join(typing.get_args(kind))
-            raise UserError(f"{name}={getattr(config, name)!r} is unknown; choose from: {choices}")
+        words, value = typing.get_args(kind), getattr(config, name)
+        if typing.get_origin(kind) is Literal and value not in words:
+            raise UserError(f"{name}={value!r} is unknown; choose from: {', '.join(words)}")
 
 
 def config_from_dict(kind, values):
-    """The dataclass `kind` from nested dicts (a config.json); raises UserError on an unknown field."""
-    hints = typing.get_type_hints(kind)
-    unknown = set(values) - set(hints)
-    if unknown:
-        raise UserError(f"{kind.__name__} has no field {sorted(unknown)[0]!r}"
-                        f"{closest(sorted(unknown)[0], hints)}")  # fmt: skip
-    return kind(**{
-        name: config_from_dict(hints[name], value) if dataclasses.is_dataclass(hints[name]) else value
-        for name, value in values.items()
-    })  # fmt: skip
+    """The dataclass `kind` from nested dicts; raises UserError on a field that it does not have."""
+    hints, read = typing.get_type_hints(kind), {}
+    for name, value in values.items():
+        if name not in hints:
+            raise UserError(f"{kind.__name__} has no field {name!r}{closest(name, hints)}")
+        nested = dataclasses.is_dataclass(hints[name])
+        read[name] = config_from_dict(hints[name], value) if nested else value
+    return kind(**read)
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -179,12 +204,12 @@ class FlagParser(argparse.ArgumentParser):
 
 
 def flag_parser(kind, description):
-    """The command line of a config dataclass: one flag a field, `--model.n_layers 2` where nested."""
+    """The command line of a config dataclass: a flag a field, `--model.n_layers 2` where nested."""
     parser = FlagParser(
         description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=100),
         usage="%(prog)s [flags]",
-    )  # fmt: skip
+    )
     add_flags(parser, kind, prefix="")
     return parser
 
@@ -222,11 +247,10 @@ def true_or_false(word):
     return values[word.lower()]
 
 
-def config_from_args(kind, args):
-    """The dataclass `kind` from parsed flags; what was not given keeps its default."""
-    given = {}
-    for name, value in vars(args).items():
+def nested(flags):
+    """{"model.n_layers": 2} as {"model": {"n_layers": 2}}, which `config_from_dict` reads."""
+    values = {}
+    for name, value in flags.items():
         section, _, leaf = name.rpartition(".")
-        (given.setdefault(section, {}) if section else given)[leaf] = value
-    fields = {item.name for item in dataclasses.fields(kind)}
-    return config_from_dict(kind, {name: value for name, value in given.items() if name in fields})
+        (values.setdefault(section, {}) if section else values)[leaf] = value
+    return values

@@ -77,7 +77,7 @@ def load_text(cfg):
             if cfg.dataset == "tiny_shakespeare":
                 raise
             print(f"WARNING: {problem}\nWARNING: training on the built-in corpus instead, a little "
-                  "language of gifts, songs and scenes", file=sys.stderr)  # fmt: skip
+                  "language of gifts, songs and scenes", file=sys.stderr)
     return corpus.text(BUILTIN_CHARACTERS), "built-in corpus"
 
 
@@ -88,8 +88,8 @@ def read_text(path):
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x})"
-                        "; save it as UTF-8 first") from None  # fmt: skip
+        raise UserError(f"{path} is not UTF-8 (byte {error.start} is "
+                        f"{error.object[error.start]:#04x}); save it as UTF-8 first") from None
     if not text:
         raise UserError(f"{path} is empty; give a file with text in it")
     return text
@@ -103,14 +103,14 @@ def tiny_shakespeare(folder, mirrors=SHAKESPEARE_MIRRORS):
     path = folder / SHAKESPEARE_FILE
     if not path.exists():
         content = download(mirrors, SHAKESPEARE_SHA256, f"put the file at {path}, or use "
-                           "--data.path FILE or --data.dataset builtin")  # fmt: skip
+                           "--data.path FILE or --data.dataset builtin")
         with atomic_write(path) as file:
             file.write(content)
     text = read_text(path)
     if (found := sha256_of(text.encode())) != SHAKESPEARE_SHA256:
         raise UserError(f"{path} is not Tiny Shakespeare: SHA-256 {found[:12]}…, expected "
                         f"{SHAKESPEARE_SHA256[:12]}…; delete it to download it again, or pass "
-                        "your own text with --data.path")  # fmt: skip
+                        "your own text with --data.path")
     return text
 
 
@@ -156,7 +156,7 @@ def sha256_of(content):
 
 
 def random_batch(tokens, batch_size, n_ctx, generator):
-    """(inputs, targets), each [batch, pos]: contiguous windows from anywhere, the targets one later.
+    """(inputs, targets), each [batch, pos]: windows from anywhere, and the same one token later.
 
     tokens: [n]. generator: a CPU torch.Generator, the only source of randomness.
     """
@@ -165,20 +165,15 @@ def random_batch(tokens, batch_size, n_ctx, generator):
     return windows[:, :-1], windows[:, 1:]
 
 
-def windows_in_order(tokens, batch_size, n_ctx, most_tokens=None):
+def windows_in_order(tokens, batch_size, n_ctx):
     """Yields (inputs, targets), each [batch, pos], that predict every token after the first once.
 
-    The windows do not overlap; the last one is shorter, and comes alone. most_tokens: at least this
-    many predictions in evenly spaced windows are enough (None: all).
+    The windows do not overlap; what is left at the end is a shorter one, and comes alone.
     """
     starts = torch.arange(0, len(tokens) - n_ctx, n_ctx)  # of the windows that are full
-    rest = tokens[len(starts) * n_ctx :]
-    if most_tokens is not None and len(starts) * n_ctx > most_tokens:
-        n_windows = -(-most_tokens // n_ctx)
-        starts = starts[torch.linspace(0, len(starts) - 1, n_windows).round().long()]
-        rest = rest[:0]
     for some in starts.split(batch_size):
         windows = tokens[some[:, None] + torch.arange(n_ctx + 1)]
         yield windows[:, :-1], windows[:, 1:]
+    rest = tokens[len(starts) * n_ctx :]
     if len(rest) > 1:
         yield rest[None, :-1], rest[None, 1:]

@@ -27,7 +27,7 @@ def check_tokens(tokens, d_vocab):
     """
     if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
         raise UserError(f"tokens is {list(tokens.shape)} of {tokens.dtype}; "
-                        "pass integer ids as [batch, pos]")  # fmt: skip
+                        "pass integer ids as [batch, pos]")
     if tokens.numel() == 0:
         raise UserError(f"tokens is empty, {list(tokens.shape)}; pass at least one")
     if torch.compiler.is_compiling():
@@ -35,7 +35,7 @@ def check_tokens(tokens, d_vocab):
     lowest, highest = (extreme.item() for extreme in tokens.aminmax())
     if lowest < 0 or highest >= d_vocab:
         raise UserError(f"tokens run from {lowest} to {highest}; "
-                        f"this model knows 0 to {d_vocab - 1}")  # fmt: skip
+                        f"this model knows 0 to {d_vocab - 1}")
 
 
 class TokenEmbedding(nn.Module):

@@ -1,7 +1,8 @@
 """Hook points: named places in the forward pass where anyone may look, or put something else.
 
-In the model, `z = self.hook_z(pattern @ v)` is all that shows. While nobody listens the call returns
-its argument after one truth test; so the instruments cost nothing and the mathematics stays readable.
+In the model, `z = self.hook_z(pattern @ v)` is all that shows. While nobody listens, the call
+returns its argument after one truth test: the instruments cost nothing, the mathematics stays
+readable.
 
     def halve(z, hook):                      # gets the activation and the point (hook.name)
         return z / 2                         # returns the new value; None leaves it
@@ -67,19 +68,19 @@ class HookPoint:
         return remove
 
     def tell(self, listener, tensor):
-        """What the listener makes of the tensor, checked; raises UserError on what must not pass."""
+        """What the listener makes of the tensor; raises UserError on what must not pass."""
         if tensor.is_inference():
             raise UserError(f"{self.name}: hooks need torch.no_grad() in place of inference_mode()")
         version = tensor._version
         changed = listener(tensor)
         if tensor._version != version:
             raise UserError(f"a hook at {self.name} edited its tensor in place; edit a copy: "
-                            "t = t.clone(), change it, return t")  # fmt: skip
+                            "t = t.clone(), change it, return t")
         if changed is None:
             return tensor
         if not isinstance(changed, torch.Tensor):
             raise UserError(f"a hook at {self.name} returned a {type(changed).__name__}; "
-                            "return a tensor, or None to leave it")  # fmt: skip
+                            "return a tensor, or None to leave it")
         if changed.shape != tensor.shape or changed.dtype != tensor.dtype:
             raise UserError(
                 f"a hook at {self.name} returned {list(changed.shape)} {changed.dtype}; "
@@ -105,8 +106,8 @@ class HookedModule(nn.Module):
     def hooks(self, fwd_hooks):
         """While open, each `(names_filter, fn)` listens; afterwards, whatever happened, none does.
 
-        fwd_hooks: names_filter is a name, a list of names or a callable on names; `fn(tensor, hook)`
-        returns the new activation, or None. At one point they run in the order given.
+        fwd_hooks: names_filter is a name, a list of names or a callable on names;
+        `fn(tensor, hook)` returns the new activation, or None. They run in the order given.
         Raises UserError for a name that is not there and for a filter that matches nothing.
         """
         points = self.hook_points()
@@ -152,7 +153,7 @@ class HookedModule(nn.Module):
 
         tokens: [batch, pos]. metric_fn(logits): a scalar or [batch], whose sum is differentiated.
         Returns (value, acts, grads): value is detached; acts and grads are ActivationCaches of the
-        same names, with zeros where the metric does not reach. `.grad` of the weights is not touched.
+        same names, with zeros where the metric does not reach. No weight's `.grad` is touched.
         """
         points = self.hook_points()
         live = {}
@@ -160,9 +161,10 @@ class HookedModule(nn.Module):
         def capture(tensor, hook):
             # A view of its own for each point: two points may hold one tensor, and the gradient
             # asked for is that of what flows on from here.
-            here = tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
-            live[hook.name] = here
-            return here
+            live[hook.name] = (
+                tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+            )
+            return live[hook.name]
 
         with torch.enable_grad(), self.hooks([(matching(points, names_filter), capture)]):
             value = metric_fn(self(tokens))
@@ -192,7 +194,7 @@ def matching(points, names_filter):
         chosen = [name for name in points if name in set(names)]
     if not chosen:
         raise UserError(f"names_filter matches none of the {len(points)} hook points; "
-                        "hook_table(model) lists them")  # fmt: skip
+                        "hook_table(model) lists them")
     return chosen
 
 
@@ -200,9 +202,8 @@ def hook_table(model):
     """A text table of every hook point of a HookedModule and its axes, blocks after the first
     left out (they repeat it)."""
     rows = [(name, point) for name, point in model.hook_points().items()
-            if not name.startswith("blocks.") or name.startswith("blocks.0.")]  # fmt: skip
+            if not name.startswith("blocks.") or name.startswith("blocks.0.")]
     width = max(len(name) for name, _ in rows)
-    return "\n".join(
-        f"{name:<{width}}  [{point.axes.replace(' ', ', ')}]" + ("  only when named" * point.is_large)
-        for name, point in rows
-    )
+    lines = [f"{name:<{width}}  [{point.axes.replace(' ', ', ')}]" for name, point in rows]
+    notes = ["  (cached only when named)" * point.is_large for _, point in rows]
+    return "\n".join(line + note for line, note in zip(lines, notes, strict=True))

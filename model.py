@@ -72,7 +72,7 @@ class GPT(HookedModule):
             positions = torch.arange(tokens.shape[-1], device=tokens.device)
         elif positions.min() < 0 or positions.max() >= self.cfg.n_ctx:
             raise UserError(f"positions run from {int(positions.min())} to {int(positions.max())}; "
-                            f"this model has 0 to {self.cfg.n_ctx - 1}")  # fmt: skip
+                            f"this model has 0 to {self.cfg.n_ctx - 1}")
         resid = self.hook_embed(self.token_embedding(tokens))
         if self.position_embedding is not None:
             where = self.position_embedding(positions).expand_as(resid)
@@ -88,7 +88,7 @@ class GPT(HookedModule):
         stop = self.cfg.n_layers if stop is None else stop
         if not 0 <= start <= stop <= self.cfg.n_layers:
             raise UserError(f"start={start}, stop={stop} is not a way through "
-                            f"{self.cfg.n_layers} layers; use 0 <= start <= stop")  # fmt: skip
+                            f"{self.cfg.n_layers} layers; use 0 <= start <= stop")
         for layer in range(start, stop):
             resid = self.blocks[layer](resid, None if past is None else past[layer])
         return resid
@@ -166,4 +166,4 @@ def check_length(n_positions, n_ctx):
     """Raises UserError for a text longer than the model's context."""
     if n_positions > n_ctx:
         raise UserError(f"{n_positions} tokens do not fit into n_ctx={n_ctx}; shorten the text or "
-                        "give the model a larger n_ctx")  # fmt: skip
+                        "give the model a larger n_ctx")

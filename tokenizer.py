@@ -41,11 +41,11 @@ class CharTokenizer:
             ) from None
 
     def decode(self, ids):
-        """The text of ids: a sequence of int or a 1-D tensor. Raises UserError naming ids it lacks."""
+        """The text of ids, a sequence of int or a 1-D tensor. Raises UserError on unknown ids."""
         ids = [int(i) for i in ids]
         unknown = sorted({i for i in ids if not 0 <= i < self.d_vocab})
         if unknown:
-            raise UserError(f"unknown ids {unknown[:10]}; this tokenizer has 0 to {self.d_vocab - 1}")
+            raise UserError(f"unknown ids {unknown[:10]}; they run from 0 to {self.d_vocab - 1}")
         return "".join(self.characters[i] for i in ids)
 
     def state_dict(self):

@@ -93,8 +93,8 @@ class Block(nn.Module):
         return self.hook_resid_post(resid)
 
     def attention_inputs(self, resid):
-        """What q, k and v read: one normalised stream, three times the same tensor, or a copy a head
-        [batch, pos, head, d_model] where somebody listens to hook_q_input and its like.
+        """What q, k and v read: the normalised stream, three times the same tensor, or a copy a
+        head, [batch, pos, head, d_model], where somebody listens to hook_q_input and its like.
 
         The copies are of the stream before ln1. An edit of one adds the change that it makes in
         LayerNorm's output, so that edits and gradients at ln1's own hooks, on the shared stream,

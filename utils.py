@@ -7,11 +7,14 @@ Source: torch's notes on reproducibility
 
 import contextlib
 import difflib
+import json
 import os
+import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -49,20 +52,15 @@ def pick_device(name):
 
     Raises UserError where that device is not there.
     """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": mps_is_available()}
+    n_cuda = torch.cuda.device_count()
+    there = {"cpu": True, "cuda": n_cuda > 0, "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
     kind, _, index = name.partition(":")
-    present = there.get(kind, False) and (kind != "cuda" or int(index or 0) < torch.cuda.device_count())
-    if not present:
+    if not there.get(kind) or (index and index not in map(str, range(n_cuda))):
         found = ", ".join(kind for kind in there if there[kind])
         raise UserError(f"device={name} is not on this machine; choose auto or one of: {found}")
     return torch.device(name)
-
-
-def mps_is_available():
-    """Whether this torch can use an Apple GPU."""
-    return torch.backends.mps.is_available()
 
 
 @contextlib.contextmanager
@@ -92,27 +90,36 @@ def atomic_write(path, mode="wb"):
             Path(temporary).unlink(missing_ok=True)
 
 
+def write_json(path, values):
+    """Writes plain values as readable JSON, whole or not at all."""
+    with atomic_write(path, "w") as file:
+        json.dump(values, file, indent=1)
+        file.write("\n")
+
+
 class Progress:
     """One line on stderr: rewritten in place on a terminal, repeated every ten seconds in a log."""
 
-    def __init__(self, total, unit=""):
-        self.total, self.unit = total, unit
+    def __init__(self, total, unit="", done=0):
+        self.total, self.unit, self.first = total, unit, done
         self.start = self.last = time.monotonic()
         self.width = 0
 
     def show(self, done, text=""):
-        """Shows that `done` of `total` is reached, `text`, and the time that is left at this pace."""
+        """Shows how much of the total is done, `text`, and the time left at this pace."""
         now = time.monotonic()
         on_terminal = sys.stderr.isatty()
-        if now - self.last < (0.1 if on_terminal else 10) and done < self.total:
+        finished = 0 < self.total <= done
+        if now - self.last < (0.1 if on_terminal else 10) and not finished:
             return
         self.last = now
-        left = (now - self.start) / max(done, 1) * (self.total - done)
-        line = f"{done:,}/{self.total:,}{self.unit}  {text}  {left:.0f} s left"
-        padded = line.ljust(self.width)
-        self.width = len(line)
-        print(f"\r{padded}" if on_terminal else line, end="" if on_terminal else "\n",
-              file=sys.stderr, flush=True)  # fmt: skip
+        line = f"{done:,}{self.unit}  {text}"
+        if self.total:
+            left = (now - self.start) / max(done - self.first, 1) * (self.total - done)
+            line = f"{done:,}/{self.total:,}{self.unit}  {text}  {left:.0f} s left"
+        begin, end = ("\r", "") if on_terminal else ("", "\n")
+        print(begin + line.ljust(self.width), end=end, file=sys.stderr, flush=True)
+        self.width = len(line) if on_terminal else 0
 
     def close(self):
         """Leaves the line, so that what follows starts on a new one."""
@@ -120,8 +127,28 @@ class Progress:
             print(file=sys.stderr, flush=True)
 
 
+@contextlib.contextmanager
+def stop_on_signal():
+    """While open, Ctrl-C and SIGTERM set `.requested` on what it yields, so that no step is cut in
+    two; a second one stops at once."""
+    stop = SimpleNamespace(requested=False)
+
+    def request(number, frame):
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, request) for number in signals]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
 def run_program(main):
-    """Runs `main()` as a program: a UserError is one line on stderr and exit code 2, without a trace."""
+    """Runs `main()` as a program: a UserError becomes one line on stderr and exit code 2."""
     try:
         main()
     except UserError as error:

@@ -1,0 +1,32 @@
+# make train   trains the default model (two to three minutes)
+# make test    runs the tests (about a minute)
+# Both make a virtual environment in .venv the first time, and install nothing after that.
+
+PYTHON ?= python3
+
+# OpenMP threads that wait spin for a while before they sleep. Left alone they spin so long that on a
+# busy machine everything stalls; asleep at once, two threads are slower than one. This is between.
+export GOMP_SPINCOUNT ?= 10000
+
+.PHONY: train test test-all lint
+
+train: .venv/installed
+	.venv/bin/python train.py
+
+test: .venv/installed
+	.venv/bin/python -m pytest
+
+test-all: test
+	.venv/bin/python -m pytest -m slow
+
+lint: .venv/installed-dev
+	.venv/bin/ruff check .
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --requirement requirements.txt
+	touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	.venv/bin/python -m pip install --requirement requirements-dev.txt
+	touch $@

@@ -1,0 +1,177 @@
+"""From gradients to better weights: AdamW and Muon, a schedule, a limit on the gradient.
+
+Both optimisers have one face: `step(share)` moves the weights by `share` of the full learning rate,
+which is how the schedule acts on all of them alike.
+
+Chapter: COURSE_ROADMAP.md, 6 (learn and sample)
+Read before: losses.py; after: train.py
+Source: Loshchilov & Hutter 2019 (AdamW); Jordan et al. 2024 (Muon); Pascanu et al. 2013 (clipping)
+"""
+
+import math
+
+import torch
+
+
+class AdamW:
+    """Adam with decoupled weight decay.
+
+        m = beta1 m + (1 - beta1) g              # where the gradient points, on average
+        v = beta2 v + (1 - beta2) g^2            # how large it is, on average
+        w = w - lr * decay * w                   # decoupled: not through the gradient
+        w = w - lr * m' / (sqrt(v') + eps)       # m' = m / (1 - beta1^t): they start from zero
+
+    Each weight moves by about lr a step whatever the size of its gradient. Only matrices decay: a
+    bias or a LayerNorm weight has no other weight to trade its size against, and shrinking it only
+    moves what the network computes.
+
+    parameters: the tensors to learn. They are kept in order; `state_dict` follows it.
+    """
+
+    def __init__(self, parameters, lr, *, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01):
+        self.parameters = [p for p in parameters if p.requires_grad]
+        self.matrices = [p for p in self.parameters if p.ndim >= 2]
+        self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
+        self.step_count = 0
+        self.m = [torch.zeros_like(p) for p in self.parameters]
+        self.v = [torch.zeros_like(p) for p in self.parameters]
+
+    @torch.no_grad()
+    def step(self, share=1.0):
+        """Moves every parameter once, along its `.grad`, by `share` of the learning rate.
+
+        The operations run on lists of tensors (`torch._foreach_*`, as in torch's own optimisers):
+        one call for all parameters instead of one for each.
+        """
+        grads = [p.grad for p in self.parameters]
+        lr, (beta1, beta2) = share * self.lr, self.betas
+        self.step_count += 1
+        torch._foreach_lerp_(self.m, grads, 1 - beta1)
+        torch._foreach_mul_(self.v, beta2)
+        torch._foreach_addcmul_(self.v, grads, grads, 1 - beta2)
+        size = torch._foreach_sqrt(self.v)
+        torch._foreach_div_(size, math.sqrt(1 - beta2**self.step_count))
+        torch._foreach_add_(size, self.eps)
+        torch._foreach_mul_(self.matrices, 1 - lr * self.weight_decay)
+        step_size = lr / (1 - beta1**self.step_count)
+        torch._foreach_addcdiv_(self.parameters, self.m, size, -step_size)
+
+    def state_dict(self):
+        """What a resumed run needs: the two averages and how many steps they have seen."""
+        return {"m": self.m, "v": self.v, "step_count": self.step_count}
+
+    @torch.no_grad()
+    def load_state_dict(self, state):
+        """Takes over a state_dict of an optimiser of the same parameters."""
+        torch._foreach_copy_(self.m, state["m"])
+        torch._foreach_copy_(self.v, state["v"])
+        self.step_count = state["step_count"]
+
+
+def orthogonalise(matrices, steps=5):
+    """U V^T, nearly, of each matrix U S V^T: the nearest orthogonal one. [..., rows, cols].
+
+    An odd polynomial of a matrix acts on its singular values alone:
+        a X + b (X X^T) X + c (X X^T)^2 X  =  U (a S + b S^3 + c S^5) V^T.
+    Applied again and again, these coefficients drive every singular value in (0, 1] into roughly
+    [0.7, 1.2], the small ones fast (a = 3.4), at the price of never settling on 1. Five rounds of
+    matrix products do what a singular value decomposition would, at a fraction of its time.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    X = matrices.mT if tall else matrices  # X X^T is then the smaller of the two squares
+    X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # singular values at most 1
+    for _ in range(steps):
+        square = X @ X.mT
+        X = a * X + (b * square + c * square @ square) @ X
+    return X.mT if tall else X
+
+
+class Muon:
+    """Momentum whose matrix is made orthogonal before it is applied; for hidden matrices only.
+
+        m = beta m + g
+        W = W - lr * decay * W
+        W = W - lr * sqrt(max(1, d_out / d_in)) * orthogonalise(g + beta m)
+
+    Why: of all steps D whose largest singular value is at most 1 (no input is moved by more than
+    its own length), the one that lowers the loss the most, to first order, is the orthogonal factor
+    of the gradient: max <G, D> is the sum of G's singular values, reached at D = U V^T. A plain
+    step follows the few large singular values and hardly moves along the rest. It is steepest
+    descent under the spectral norm, as sign descent (roughly Adam) is under the largest entry.
+
+    An embedding's rows are read one at a time, and a vector has no singular directions: those are
+    AdamW's. parameters: matrices [d_in, d_out]. parts: for each, how many matrices lie side by side
+    in it (3 for W_QKV: queries, keys and values are made orthogonal apart).
+    """
+
+    def __init__(self, parameters, lr, *, parts=None, momentum=0.95, weight_decay=0.0):
+        self.parameters = list(parameters)
+        self.parts = list(parts) if parts else [1] * len(self.parameters)
+        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
+        self.m = [torch.zeros_like(p) for p in self.parameters]
+
+    @torch.no_grad()
+    def step(self, share=1.0):
+        """Moves every matrix once, by `share` of the learning rate."""
+        lr = share * self.lr
+        grads = [p.grad for p in self.parameters]
+        torch._foreach_mul_(self.m, self.momentum)
+        torch._foreach_add_(self.m, grads)
+        ahead = torch._foreach_add(grads, self.m, alpha=self.momentum)  # Nesterov's look ahead
+        torch._foreach_mul_(self.parameters, 1 - lr * self.weight_decay)
+        torch._foreach_add_(self.parameters, self.directions(ahead), alpha=-lr)
+
+    def directions(self, momenta):
+        """The orthogonal step of each parameter; equal shapes go through one batched product."""
+        pieces = [list(m.chunk(n, dim=1)) for m, n in zip(momenta, self.parts, strict=True)]
+        places = {}
+        for i, row in enumerate(pieces):
+            for j, piece in enumerate(row):
+                places.setdefault(piece.shape, []).append((i, j))
+        for (d_in, d_out), where in places.items():
+            scale = math.sqrt(max(1.0, d_out / d_in))
+            steps = scale * orthogonalise(torch.stack([pieces[i][j] for i, j in where]))
+            for (i, j), step in zip(where, steps, strict=True):
+                pieces[i][j] = step
+        return [row[0] if len(row) == 1 else torch.cat(row, dim=1) for row in pieces]
+
+    def state_dict(self):
+        """What a resumed run needs: the momenta."""
+        return {"m": self.m}
+
+    @torch.no_grad()
+    def load_state_dict(self, state):
+        """Takes over a state_dict of an optimiser of the same parameters."""
+        torch._foreach_copy_(self.m, state["m"])
+
+
+def schedule(step, max_steps, warmup_steps=0, *, shape="linear", final_fraction=0.0):
+    """The share of the full learning rate at step 0, 1, …, max_steps - 1.
+
+    It rises linearly over warmup_steps (Adam's averages know nothing yet), then falls to
+    final_fraction: "linear", by half a "cosine", or, as a "trapezoid", only over the last fifth.
+    The fall lets the noise of the batches average out.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))  # 0 to 1
+    remaining = {
+        "linear": 1 - progress,
+        "cosine": (1 + math.cos(math.pi * progress)) / 2,
+        "trapezoid": min(1.0, (1 - progress) / 0.2),
+    }[shape]
+    return final_fraction + (1 - final_fraction) * remaining
+
+
+@torch.no_grad()
+def clip_gradients_(parameters, most):
+    """Scales all gradients down together so that their joint norm is at most `most` (0: no limit).
+
+    Returns the norm before that, a 0-dimensional tensor; the direction of the step never changes.
+    """
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.stack(torch._foreach_norm(grads)).norm()
+    if most > 0:
+        torch._foreach_mul_(grads, (most / (norm + 1e-6)).clamp(max=1.0))
+    return norm

@@ -1,0 +1,74 @@
+"""Figures from numbers and labels, never from a model: they return a Figure and show nothing.
+
+The palette is Okabe and Ito's, told apart by colour-blind readers too; nothing is drawn that does
+not carry information.
+
+Chapter: COURSE_ROADMAP.md, 0 (what counts as evidence)
+Read before: utils.py; after: metrics.py
+Source: Tufte 1983 (data-ink); Okabe & Ito 2008 (colours)
+"""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from utils import atomic_write
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def save(figure, path):
+    """Writes a figure as PNG; the same figure gives the same bytes."""
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
+
+
+def bare_axes(figure, title, xlabel, ylabel):
+    """One pair of axes with a title and labels, without the upper and right frame."""
+    axes = figure.subplots()
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def curve(lines, *, title, xlabel, ylabel, levels=None):
+    """Lines over a common x axis, each named where it ends.
+
+    lines: {name: (x, y)}, sequences of equal length; a short one is drawn with its points.
+    levels: {name: y}, horizontal lines of reference. Returns a Figure.
+    """
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = bare_axes(figure, title, xlabel, ylabel)
+    for (name, (x, y)), colour in zip(lines.items(), COLOURS, strict=False):
+        marker = "o" if len(x) <= 30 else None
+        width = 1.8 if len(x) <= 30 else 1.0
+        axes.plot(x, y, color=colour, label=name, marker=marker, markersize=4, linewidth=width)
+    for name, level in (levels or {}).items():
+        axes.axhline(level, color="0.55", linewidth=1, linestyle="--")
+        axes.annotate(name, (0.99, level), xycoords=("axes fraction", "data"), ha="right",
+                      va="bottom", color="0.35", fontsize=9)
+    axes.legend(frameon=False)
+    return figure
+
+
+def heatmap(values, *, title, xlabel, ylabel, row_labels=None, column_labels=None):
+    """A matrix as colours. values: [rows, columns], not negative or of both signs.
+
+    Values of both signs get a scale that is symmetric about a white zero; masked or NaN cells stay
+    blank. Returns a Figure.
+    """
+    values = np.asarray(values, dtype=float)
+    most = np.nanmax(np.abs(values))
+    signed = np.nanmin(values) < 0
+    side = 1.6 + 0.19 * max(12, *values.shape)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = bare_axes(figure, title, xlabel, ylabel)
+    image = axes.imshow(values, cmap="RdBu_r" if signed else "Blues",
+                        vmin=-most if signed else 0, vmax=most)
+    if column_labels is not None:
+        axes.set_xticks(range(values.shape[1]), column_labels, fontsize=8)
+    if row_labels is not None:
+        axes.set_yticks(range(values.shape[0]), row_labels, fontsize=8)
+    figure.colorbar(image, ax=axes, shrink=0.8)
+    return figure

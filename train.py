@@ -1,0 +1,339 @@
+"""Trains a small GPT-2 on a text: the main program.
+
+    python train.py                                        # Tiny Shakespeare, two to three minutes
+    python train.py --data.path my.txt --model.n_layers 2 --logging.run_name mine
+    python train.py --logging.run_name mine --resume       # go on where it stopped
+
+Writes outputs/<run>/: config.json, checkpoint.pt, best.pt, metrics.jsonl, loss.png, sample.txt.
+
+Chapter: COURSE_ROADMAP.md, 6 (learn and sample)
+Read before: optim.py, data.py, model.py; after: hooks.py, to look inside what was learned
+Source: Radford et al. 2019; Jordan et al. 2024 (the optimiser)
+"""
+
+import dataclasses
+import json
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+
+import plotting
+from checkpoint import (
+    config_of,
+    describe,
+    find_run,
+    list_runs,
+    load_checkpoint,
+    load_weights_,
+    new_run_folder,
+    read_metrics,
+    save_checkpoint,
+)
+from config import Config, GenerateConfig, LoggingConfig, config_from_dict, flag_parser, nested
+from data import load_dataset, random_batch, windows_in_order
+from generate import generate_text
+from losses import cross_entropy, per_token_loss
+from model import GPT
+from optim import AdamW, Muon, clip_gradients_, schedule
+from tokenizer import CharTokenizer
+from utils import (
+    Progress,
+    UserError,
+    atomic_write,
+    pick_device,
+    run_program,
+    seeded_generator,
+    stop_on_signal,
+    write_json,
+)
+
+FREE_TO_CHANGE = {"device", "threads"}  # on resuming: these say where, not what
+
+
+class Diverged(UserError):
+    """The loss or its gradient is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of training reports: its number (from 1), the batch's loss in nats a token, the
+    share of the full learning rate, the gradient's norm before its limit, and the time it took."""
+
+    number: int
+    loss: float
+    share: float
+    grad_norm: float
+    seconds: float
+
+
+def make_optimizers(model, cfg):
+    """The optimisers of a TrainConfig, which together move every parameter once.
+
+    With "muon", the matrices inside the blocks are Muon's; the rest, and with "adamw" all, AdamW's.
+    """
+    hidden = {name: p for name, p in model.blocks.named_parameters() if p.ndim == 2}
+    hidden = hidden if cfg.optimizer == "muon" else {}
+    rest = [p for p in model.parameters() if not any(p is matrix for matrix in hidden.values())]
+    adamw = AdamW(rest, cfg.lr, betas=(cfg.beta1, cfg.beta2), weight_decay=cfg.weight_decay)
+    if not hidden:
+        return [adamw]
+    parts = [3 if name.endswith("W_QKV") else 1 for name in hidden]  # q, k and v apart
+    return [adamw, Muon(hidden.values(), cfg.muon_lr, parts=parts, weight_decay=cfg.weight_decay)]
+
+
+def fit(model, next_batch, cfg, *, optimizers=None, start=0, loss_fn=cross_entropy):
+    """Trains the model in place and yields a Step after each one: the loop itself.
+
+    next_batch() -> (inputs, targets), on the model's device. cfg: a TrainConfig.
+    loss_fn(model(inputs), targets) -> a scalar. start: how many steps are behind it already.
+    Raises Diverged, before the weights are touched, if the loss or its gradient is not finite.
+    """
+    optimizers = make_optimizers(model, cfg) if optimizers is None else optimizers
+    for number in range(start + 1, cfg.max_steps + 1):
+        began = time.perf_counter()
+        inputs, targets = next_batch()
+        loss = loss_fn(model(inputs), targets)
+        model.zero_grad()
+        loss.backward()
+        grad_norm = clip_gradients_(model.parameters(), cfg.grad_clip).item()
+        if not (math.isfinite(loss.item()) and math.isfinite(grad_norm)):
+            raise Diverged(f"training diverged at step {number}: loss {loss.item():.4g}, gradient "
+                           f"norm {grad_norm:.4g}; try a smaller --train.lr")
+        share = schedule(number - 1, cfg.max_steps, cfg.warmup_steps, shape=cfg.schedule,
+                         final_fraction=cfg.final_lr_fraction)
+        for optimizer in optimizers:
+            optimizer.step(share)
+        yield Step(number, loss.item(), share, grad_norm, time.perf_counter() - began)
+
+
+@torch.no_grad()
+def evaluate(model, tokens, batch_size=16):
+    """The mean loss over a text, in nats a token: a float.
+
+    tokens: [n]; windows of n_ctx that do not overlap predict every token after the first once.
+    Leaves the model in the mode, training or evaluation, in which it was.
+    """
+    was_training, losses = model.training, []
+    model.eval()
+    tokens = tokens.to(model.W_E.device)
+    for inputs, targets in windows_in_order(tokens, batch_size, model.cfg.n_ctx):
+        losses.append(per_token_loss(model(inputs), targets).flatten())
+    model.train(was_training)
+    return torch.cat(losses).cpu().double().mean().item()
+
+
+class Run:
+    """A run in progress: what it learns with, and the files that it keeps in its folder."""
+
+    def __init__(self, cfg, dataset, device):
+        self.cfg, self.dataset = cfg, dataset
+        self.model = GPT(cfg.model, cfg.train.seed).to(device)
+        self.optimizers = make_optimizers(self.model, cfg.train)
+        self.sampler = seeded_generator(cfg.train.seed)
+        torch.manual_seed(cfg.train.seed)  # for dropout, the only draw that takes no generator
+        self.step, self.seconds, self.best_loss = 0, 0.0, math.inf
+        self.rows, self.recent = [], []  # the lines of metrics.jsonl; the steps since the last one
+
+    def begin(self, overwrite=False):
+        """Makes the run's folder and its first checkpoint: whatever happens now, there is one."""
+        logging = self.cfg.logging
+        self.folder = new_run_folder(logging.out_dir, logging.run_name, overwrite)
+        write_json(self.folder / "config.json", describe(self.cfg, self.dataset))
+        self.validate()
+
+    def resume(self, folder, state):
+        """Takes over all that the next step depends on; lines that lie ahead of it are dropped."""
+        self.folder = folder
+        load_weights_(self.model, state["model"], folder / "checkpoint.pt")
+        for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.sampler.set_state(state["sampler"])
+        torch.set_rng_state(state["rng"])
+        for name in ("step", "seconds", "best_loss"):
+            setattr(self, name, state[name])
+        self.rows = [row for row in read_metrics(folder) if row["step"] <= self.step]
+        with atomic_write(folder / "metrics.jsonl", "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in self.rows)
+
+    def next_batch(self):
+        """(inputs, targets): windows from anywhere in the training part."""
+        size, n_ctx = self.cfg.train.batch_size, self.cfg.model.n_ctx
+        batch = random_batch(self.dataset.train, size, n_ctx, self.sampler)
+        return [tokens.to(self.model.W_E.device) for tokens in batch]
+
+    def train(self):
+        """Steps until max_steps, or until a signal asks to stop. Returns whether it got there."""
+        cfg = self.cfg.train
+        progress = Progress(cfg.max_steps, " steps", done=self.step)
+        steps = fit(self.model, self.next_batch, cfg, optimizers=self.optimizers, start=self.step)
+        with stop_on_signal() as stop:
+            for step in steps:
+                self.step, self.seconds = step.number, self.seconds + step.seconds
+                self.recent.append(step)
+                if self.step % cfg.eval_interval == 0 or self.step == cfg.max_steps:
+                    self.validate()
+                elif self.step % cfg.log_interval == 0:
+                    self.log()
+                progress.show(self.step, f"loss {step.loss:.3f}  {self.tokens_per_s(step):,.0f} "
+                              "tokens/s")
+                if stop.requested:
+                    self.save("checkpoint.pt")
+                    break
+        progress.close()
+        return self.step == cfg.max_steps
+
+    def tokens_per_s(self, *steps):
+        """The speed over some steps."""
+        n_tokens = len(steps) * self.cfg.train.batch_size * self.cfg.model.n_ctx
+        return n_tokens / sum(step.seconds for step in steps)
+
+    def validate(self):
+        """Evaluates on the whole validation split, and writes the checkpoints."""
+        val_loss = evaluate(self.model, self.dataset.val, self.cfg.train.batch_size)
+        if not math.isfinite(val_loss):
+            raise Diverged(f"the validation loss is {val_loss} at step {self.step}; try a smaller "
+                           "--train.lr")
+        self.log(val_loss=val_loss)
+        if val_loss < self.best_loss:
+            self.best_loss = val_loss
+            self.save("best.pt")
+        self.save("checkpoint.pt")
+
+    def log(self, **more):
+        """Adds a line to metrics.jsonl: means over the steps since the last one, and `more`."""
+        row, recent = {"step": self.step, "seconds": self.seconds}, self.recent
+        if recent:
+            row["train_loss"] = sum(step.loss for step in recent) / len(recent)
+            row["grad_norm"] = sum(step.grad_norm for step in recent) / len(recent)
+            row["lr"] = recent[-1].share * self.cfg.train.lr
+            row["tokens_per_s"] = self.tokens_per_s(*recent)
+        self.rows.append(row | more)
+        self.recent = []
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(self.rows[-1]) + "\n")
+
+    def save(self, name):
+        """Writes a checkpoint of all that the next step depends on."""
+        save_checkpoint(self.folder / name, {
+            "model": self.model.state_dict(),
+            "optimizer": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step, "seconds": self.seconds, "best_loss": self.best_loss,
+            "sampler": self.sampler.get_state(), "rng": torch.get_rng_state(),
+            "tokenizer": self.dataset.tokenizer.state_dict(),
+            "config": dataclasses.asdict(self.cfg), "data_sha256": self.dataset.sha256,
+        })
+
+
+def draw_loss(rows, name, d_vocab):
+    """The Figure of loss.png: both losses over the steps, and what a uniform guess would cost.
+
+    rows: the lines of metrics.jsonl. name: of the text.
+    """
+    lines = {}
+    for label, key in (("training", "train_loss"), ("validation", "val_loss")):
+        with_it = [row for row in rows if key in row]
+        lines[label] = [row["step"] for row in with_it], [row[key] for row in with_it]
+    return plotting.curve(
+        lines, title=f"{name}: {rows[-1]['val_loss']:.3f} nats/character on unseen text",
+        xlabel="step", ylabel="loss (nats/character)",
+        levels={f"uniform guess, ln {d_vocab} = {math.log(d_vocab):.2f}": math.log(d_vocab)},
+    )
+
+
+def to_resume(given):
+    """(folder, state, Config) of the run that `--resume` asks for; None where there is none yet.
+
+    given: the flags, nested; what they leave out is as it was in the run.
+    Raises UserError naming every flag that contradicts it.
+    """
+    logging = config_from_dict(LoggingConfig, given.get("logging", {}))
+    names = [folder.name for folder in list_runs(logging.out_dir)]
+    if not names or logging.run_name not in (None, *names):
+        print("nothing to resume yet: starting afresh")
+        return None
+    folder = find_run(logging.run_name, logging.out_dir)
+    state = load_checkpoint(folder / "checkpoint.pt")
+    saved = dataclasses.asdict(config_of(state, folder / "checkpoint.pt"))
+    different = [
+        f"{section}.{name} was {saved[section][name]}, not {value}"
+        for section in ("data", "model", "train") for name, value in given.get(section, {}).items()
+        if value != saved[section].get(name) and name not in FREE_TO_CHANGE
+    ]
+    if different:
+        raise UserError(f"{folder} was made with other settings: {'; '.join(different)}; leave "
+                        "these flags out, or start another run")
+    merged = {section: saved[section] | given.get(section, {}) for section in saved}
+    return folder, state, config_from_dict(Config, merged)
+
+
+def start_run(cfg, overwrite=False, resumed=None):
+    """A Run that is ready to train: a new one, or the (folder, state) to go on with.
+
+    All is checked before anything is written; what is wrong is raised as UserError.
+    """
+    if cfg.train.threads is not None:
+        torch.set_num_threads(cfg.train.threads)
+    device = pick_device(cfg.train.device)
+    tokenizer = CharTokenizer().load_state_dict(resumed[1]["tokenizer"]) if resumed else None
+    dataset = load_dataset(cfg.data, cfg.model.n_ctx, tokenizer)
+    if resumed and dataset.sha256 != resumed[1]["data_sha256"]:
+        raise UserError(f"the text is not the one that {resumed[0]} was trained on; put that one "
+                        "back, or start another run")
+    known = dataset.tokenizer.d_vocab
+    if cfg.model.d_vocab is not None and cfg.model.d_vocab < known:
+        raise UserError(f"d_vocab={cfg.model.d_vocab} is less than the text's {known} characters; "
+                        "leave --model.d_vocab out")
+    shape = dataclasses.replace(cfg.model, d_vocab=cfg.model.d_vocab or known)
+    run = Run(dataclasses.replace(cfg, model=shape), dataset, device)
+    print(f"{dataset.name}: {len(dataset.train):,} characters to train on, {len(dataset.val):,} to "
+          f"validate on, {known} of them distinct\n"
+          f"model: {shape.n_layers} layers of {shape.n_heads} heads, d_model {shape.d_model}, "
+          f"{run.model.n_parameters:,} parameters; {device}, {torch.get_num_threads()} threads")
+    run.resume(*resumed) if resumed else run.begin(overwrite)
+    print(f"writing to {run.folder}" + (f", going on after step {run.step:,}" if resumed else ""))
+    return run
+
+
+def finish(run):
+    """Draws the curve, writes the sample, and says what came out."""
+    d_vocab, tokenizer = run.cfg.model.d_vocab, run.dataset.tokenizer
+    plotting.save(draw_loss(run.rows, run.dataset.name, d_vocab), run.folder / "loss.png")
+    prompt = "\n" if "\n" in tokenizer.ids else tokenizer.decode(run.dataset.train[:1])
+    pieces = generate_text(run.model.eval(), tokenizer, GenerateConfig(prompt=prompt))
+    sample = (prompt + "".join(pieces)).strip()
+    with atomic_write(run.folder / "sample.txt", "w") as file:
+        file.write(sample + "\n")
+    print(f"\n{sample}\n\n"
+          f"validation loss {run.rows[-1]['val_loss']:.4f} nats/character over the whole split, "
+          f"after {run.step:,} steps in {run.seconds:.0f} s (a uniform guess: "
+          f"{math.log(d_vocab):.4f})\n"
+          f"the curve: {run.folder / 'loss.png'}\n"
+          f'more text: python generate.py --run_name {run.folder.name} --prompt "..."')
+
+
+def main(argv=None):
+    """The program: trains, evaluates, draws the curve, writes a sample."""
+    parser = flag_parser(Config, "Train a small GPT-2 on a text.")
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    parser.add_argument("--overwrite", action="store_true", help="replace a run of that name")
+    flags = vars(parser.parse_args(argv))
+    resume, overwrite = flags.pop("resume", False), flags.pop("overwrite", False)
+    found = to_resume(nested(flags)) if resume else None
+    *resumed, cfg = found or (config_from_dict(Config, nested(flags)),)
+    run = start_run(cfg, overwrite, resumed)
+    try:
+        finished = run.train()
+    except Diverged as problem:
+        raise UserError(f"{problem}; the last good checkpoint is {run.folder / 'checkpoint.pt'}, "
+                        f"of step {run.rows[-1]['step']}") from None
+    if finished:
+        finish(run)
+    else:
+        print(f"stopped after step {run.step:,}; to go on: python train.py --logging.run_name "
+              f"{run.folder.name} --resume")
+
+
+if __name__ == "__main__":
+    run_program(main)
