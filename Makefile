@@ -8,7 +8,7 @@ PYTHON ?= python3
 # busy machine everything stalls; asleep at once, two threads are slower than one. This is between.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: train test test-all lint
+.PHONY: train test test-slow lint
 
 train: .venv/installed
 	.venv/bin/python train.py
@@ -16,7 +16,7 @@ train: .venv/installed
 test: .venv/installed
 	.venv/bin/python -m pytest
 
-test-all: test
+test-slow: .venv/installed
 	.venv/bin/python -m pytest -m slow
 
 lint: .venv/installed-dev

@@ -1,0 +1,33 @@
+"""Small models whose every weight matters, and a small text."""
+
+import torch
+
+from config import ModelConfig
+from model import GPT
+from utils import seeded_generator
+
+TINY = dict(n_layers=2, n_heads=3, d_model=12, n_ctx=9, d_vocab=11)
+
+
+def scramble_(model, seed=1):
+    """Gives LayerNorms, biases and all other weights values of ordinary size.
+
+    Fresh LayerNorms and biases do nothing, and would hide the bugs that concern them.
+    """
+    generator = seeded_generator(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            is_gain = name.endswith(".w")
+            weight.copy_(1 + 0.3 * noise if is_gain else 0.4 * noise)
+    return model
+
+
+def tiny_model(seed=1, dtype=torch.float32, **changes):
+    """A scrambled GPT in evaluation mode: 2 layers, 3 heads, d_model 12 unless `changes` say else."""
+    return scramble_(GPT(ModelConfig(**TINY | changes)), seed).to(dtype).eval()
+
+
+def tiny_tokens(batch=2, pos=7, seed=2, d_vocab=TINY["d_vocab"]):
+    """Random token ids, [batch, pos]."""
+    return torch.randint(d_vocab, (batch, pos), generator=seeded_generator(seed))
