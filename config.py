@@ -24,7 +24,7 @@ class DataConfig:
     """What to train on."""
 
     dataset: Literal["auto", "tiny_shakespeare", "builtin"] = option(
-        "auto", "auto takes Tiny Shakespeare, or the built-in corpus where there is no network"
+        "auto", "auto: Tiny Shakespeare, or the built-in corpus without a network"
     )
     path: str | None = option(None, "train on this UTF-8 text file instead")
     folder: str = option("data", "where downloads are kept")
@@ -39,7 +39,7 @@ class DataConfig:
 class ModelConfig:
     """The shape of the model: a pre-LayerNorm GPT-2."""
 
-    n_layers: int = option(3, "blocks; 0 leaves only embedding and unembedding")
+    n_layers: int = option(3, "blocks; 0 leaves embedding and unembedding")
     n_heads: int = option(3, "attention heads a block; must divide d_model")
     d_model: int = option(96, "width of the residual stream")
     d_mlp: int | None = option(None, "hidden neurons of an MLP (none: 4 x d_model)")
@@ -85,15 +85,17 @@ class TrainConfig:
 
     max_steps: int = option(3000, "steps of the optimiser")
     batch_size: int = option(16, "windows a step")
-    optimizer: Literal["muon", "adamw"] = option("muon", "muon: for the matrices in the blocks")
+    optimizer: Literal["muon", "adamw"] = option(
+        "muon", "muon: on the blocks' matrices, and AdamW on the rest; adamw: on all"
+    )
     lr: float = option(5e-3, "AdamW's highest learning rate")
-    muon_lr: float = option(0.02, "Muon's highest learning rate")
+    muon_lr: float = option(0.012, "Muon's highest learning rate")
     schedule: Literal["linear", "cosine", "trapezoid"] = option("linear", "how the rates fall")
     final_lr_fraction: float = option(0.0, "the schedule ends at this share of the highest rate")
     warmup_steps: int = option(40, "steps over which the rates rise before they fall")
     weight_decay: float = option(0.05, "decoupled decay, on matrices only")
-    beta1: float = option(0.9, "AdamW's memory of the gradient")
-    beta2: float = option(0.98, "AdamW's memory of the squared gradient")
+    beta1: float = option(0.9, "AdamW's memory of the gradient, a share a step")
+    beta2: float = option(0.98, "AdamW's memory of its square")
     grad_clip: float = option(1.0, "the most that the gradient's norm may be (0: no limit)")
     eval_interval: int = option(500, "steps between checkpoints and evaluations on the whole split")
     log_interval: int = option(10, "steps between lines of metrics.jsonl")
@@ -207,7 +209,7 @@ def flag_parser(kind, description):
     """The command line of a config dataclass: a flag a field, `--model.n_layers 2` where nested."""
     parser = FlagParser(
         description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=100),
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=40, width=100),
         usage="%(prog)s [flags]",
     )
     add_flags(parser, kind, prefix="")
@@ -220,10 +222,11 @@ def add_flags(parser, kind, prefix):
     for item in dataclasses.fields(kind):
         hint, name = hints[item.name], prefix + item.name
         if dataclasses.is_dataclass(hint):
-            group = parser.add_argument_group(f"{item.name}: {hint.__doc__}")
+            group = parser.add_argument_group(item.name, hint.__doc__)
             add_flags(group, hint, prefix=f"{name}.")
             continue
-        default = "none" if item.default is None else item.default
+        plain = item.default is None or isinstance(item.default, bool)
+        default = str(item.default).lower() if plain else item.default
         parser.add_argument(
             f"--{name}", help=f"{item.metadata['help']} (default: {default})", **flag_type(hint)
         )
@@ -232,7 +235,7 @@ def add_flags(parser, kind, prefix):
 def flag_type(hint):
     """argparse's keywords for a field's type: a word from a set, a switch, or a value."""
     if typing.get_origin(hint) is Literal:
-        return {"choices": typing.get_args(hint), "metavar": "WORD"}
+        return {"choices": typing.get_args(hint), "metavar": "|".join(typing.get_args(hint))}
     plain = [kind for kind in typing.get_args(hint) if kind is not type(None)] or [hint]
     if plain[0] is bool:
         return {"type": true_or_false, "nargs": "?", "const": True, "metavar": "true|false"}

@@ -40,6 +40,8 @@ class HookPoint:
 
     def __call__(self, tensor):
         if self.listeners:
+            if 0 in tensor.stride():
+                tensor = tensor.clone()  # an expanded view: every row is one memory
             for listener in tuple(self.listeners):
                 tensor = self.tell(listener, tensor)
         return tensor

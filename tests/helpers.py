@@ -6,7 +6,7 @@ from config import ModelConfig
 from model import GPT
 from utils import seeded_generator
 
-TINY = dict(n_layers=2, n_heads=3, d_model=12, n_ctx=9, d_vocab=11)
+TINY = {"n_layers": 2, "n_heads": 3, "d_model": 12, "n_ctx": 9, "d_vocab": 11}
 
 
 def scramble_(model, seed=1):
@@ -24,7 +24,7 @@ def scramble_(model, seed=1):
 
 
 def tiny_model(seed=1, dtype=torch.float32, **changes):
-    """A scrambled GPT in evaluation mode: 2 layers, 3 heads, d_model 12 unless `changes` say else."""
+    """A scrambled GPT in evaluation mode: of shape TINY, unless `changes` say else."""
     return scramble_(GPT(ModelConfig(**TINY | changes)), seed).to(dtype).eval()
 
 

@@ -1,0 +1,307 @@
+"""How fast it is, against what the machine can do, and against other libraries where they are there.
+
+    python experiments/benchmark.py             # several minutes, one thread
+    python experiments/benchmark.py --quick     # seconds: that it runs, not how fast
+
+Claim: to be able to read and edit every activation costs nothing while nobody does, little while
+somebody does, and a run takes the time of its matrix products.
+Expected: every mark is met and the exit code is 0; a missed mark exits with 1.
+
+All contestants of a group take turns in one process, round after round, so a drift of the machine
+hits them alike. A ratio is taken within each round; its median over the rounds is given with the
+lowest and the highest. Seconds mean little on a shared machine, ratios more.
+
+Chapter: COURSE_ROADMAP.md, 7 (instrument)
+Read before: model.py, train.py; after: nothing
+Source: compared with Hugging Face's transformers and TransformerLens where they are installed
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import dataclasses
+import importlib.util
+import os
+import statistics
+import subprocess
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+import plotting
+from config import ModelConfig, TrainConfig, config_from_dict, flag_parser, option
+from experiments.common import Claim, as_dicts, claims_table, exit_code
+from losses import cross_entropy
+from mlp import gelu
+from model import GPT
+from train import fit
+from utils import Progress, run_program, seeded_generator, write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+NANO = {"n_layers": 4, "n_heads": 4, "d_model": 128, "n_ctx": 64, "d_vocab": 65}
+DEFAULT = {"d_vocab": 65}
+LARGE = {"n_layers": 6, "n_heads": 6, "d_model": 384, "n_ctx": 256, "d_vocab": 65}
+GPT2_SMALL = {"n_layers": 12, "n_heads": 12, "d_model": 768, "n_ctx": 1024, "d_vocab": 50257,
+              "tie_embeddings": True}
+QUICK = {"n_layers": 1, "n_heads": 2, "d_model": 16, "n_ctx": 64, "d_vocab": 65}
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """What the benchmark measures, and with what patience."""
+
+    threads: int = option(1, "CPU threads")
+    rounds: int = option(9, "rounds of each group, 5 or more for a result")
+    quick: bool = option(False, "tiny shapes, one round, no marks")
+    out_dir: str = option("outputs", "the folder that benchmark/ is written to")
+
+
+def take_turns(contestants, rounds, progress):
+    """{name: seconds of each round}: all run once unmeasured, then in turn, round after round.
+
+    contestants: {name: function without arguments}.
+    """
+    seconds = {name: [] for name in contestants}
+    for number in range(rounds + 1):
+        for name, run in contestants.items():
+            began = time.perf_counter()
+            run()
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+        progress.show(number, " against ".join(contestants))
+    return {name: torch.tensor(each) for name, each in seconds.items()}
+
+
+def claim_of(text, values, at_most=None, at_least=None, **more):
+    """A Claim on the median of `values`, one for each round, with a mark from above or below."""
+    values = values.tolist()
+    median, mark = statistics.median(values), ""
+    holds = None
+    if at_most is not None:
+        holds, mark = median <= at_most, f" (at most {at_most:g})"
+    if at_least is not None:
+        holds, mark = median >= at_least, f" (at least {at_least:g})"
+    return Claim(text + mark, median, min(values), max(values), holds, **more)
+
+
+def matmul_flops(cfg, batch):
+    """Operations in the matrix products of one forward at full context: two for each weight and
+    token, and the two products of attention over the whole square."""
+    weights = cfg.n_layers * (4 * cfg.d_model**2 + 2 * cfg.d_model * cfg.d_mlp)
+    weights += cfg.d_model * cfg.d_vocab
+    attention = cfg.n_layers * 2 * cfg.n_ctx * cfg.d_model
+    return 2 * batch * cfg.n_ctx * (weights + attention)
+
+
+def random_tokens(cfg, batch, pos):
+    """[batch, pos] of ids, the same ones each time."""
+    return torch.randint(cfg.d_vocab, (batch, pos), generator=seeded_generator(0))
+
+
+def our_step(cfg, batch, optimizer):
+    """A function that makes one training step of `fit`, on the same tokens each time."""
+    tokens = random_tokens(cfg, batch, cfg.n_ctx + 1)
+    settings = TrainConfig(max_steps=10**9, batch_size=batch, optimizer=optimizer)
+    steps = fit(GPT(cfg), lambda: (tokens[:, :-1], tokens[:, 1:]), settings)
+    return lambda: next(steps)
+
+
+def hugging_face_model(cfg):
+    """Hugging Face's GPT-2 of that shape, without dropout."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(
+        vocab_size=cfg.d_vocab, n_positions=cfg.n_ctx, n_embd=cfg.d_model, n_layer=cfg.n_layers,
+        n_head=cfg.n_heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
+    ))
+
+
+def hugging_face_step(cfg, batch):
+    """One training step of Hugging Face's GPT-2 with torch's fused AdamW."""
+    model = hugging_face_model(cfg)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    tokens = random_tokens(cfg, batch, cfg.n_ctx + 1)
+
+    def step():
+        optimizer.zero_grad()
+        cross_entropy(model(tokens[:, :-1]).logits, tokens[:, 1:]).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def installed(package):
+    """Whether a package that is never required happens to be there."""
+    return importlib.util.find_spec(package) is not None
+
+
+def training_claims(cfg, progress):
+    """Training steps, as a share of the rate at which the machine multiplies 1024 x 1024 matrices."""
+    size = 128 if cfg.quick else 1024
+    left, right = torch.randn(2, size, size, generator=seeded_generator(0))
+    groups = [("nanoGPT's CPU shape, AdamW", NANO, 12, "adamw"),
+              ("the default shape, Muon", DEFAULT, 16, "muon"),
+              ("6 layers of 384, context 256, Muon", LARGE, 4, "muon")]
+    claims = []
+    for name, shape, batch, optimizer in groups:
+        model = ModelConfig(**QUICK if cfg.quick else shape)
+        contestants = {"product": lambda: left @ right, name: our_step(model, batch, optimizer)}
+        against_others = shape is NANO and installed("transformers")
+        if against_others:
+            contestants["Hugging Face"] = hugging_face_step(model, batch)
+        seconds = take_turns(contestants, cfg.rounds, progress)
+        ideal = 3 * matmul_flops(model, batch) / (2 * size**3) * seconds["product"]  # 1 + 2 ways
+        marked = shape is NANO and not cfg.quick
+        claims.append(claim_of(f"training, {name}, batch {batch}: share of the matmul rate",
+                               ideal / seconds[name], at_least=0.66 if marked else None,
+                               reported="nanoGPT .70, HF .55, TL .51" * (shape is NANO)))
+        if against_others:
+            claims.append(claim_of(f"training, {name}: times as fast as Hugging Face's",
+                                   seconds["Hugging Face"] / seconds[name],
+                                   at_least=1.2 if marked else None))
+    return claims
+
+
+def weight_products(model, tokens):
+    """A function with the products of all weights with as many rows as there are tokens, alone."""
+    cfg = model.cfg
+    narrow, wide = (torch.randn(tokens.numel(), width) for width in (cfg.d_model, cfg.d_mlp))
+
+    def products():
+        for block in model.blocks:
+            narrow @ block.attn.W_QKV
+            narrow @ block.attn.W_heads_out
+            narrow @ block.mlp.W_in
+            wide @ block.mlp.W_out
+        narrow @ model.W_U
+
+    return products
+
+
+def without_hook_points(model, tokens):
+    """The logits by the same kernels in the same order, written without a hook point in it."""
+    resid = F.embedding(tokens, model.W_E) + F.embedding(torch.arange(tokens.shape[1]), model.W_pos)
+    for block in model.blocks:
+        attn, mlp = block.attn, block.mlp
+        qkv = F.linear(norm(resid, block.ln1), attn.W_QKV.T, attn.b_QKV)
+        q, k, v = qkv.unflatten(-1, (3, attn.n_heads, attn.d_head)).permute(2, 0, 3, 1, 4)
+        z = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        resid = resid + F.linear(z, attn.W_heads_out.T, attn.b_heads_out)
+        post = gelu(F.linear(norm(resid, block.ln2), mlp.W_in.T, mlp.b_in))
+        resid = resid + F.linear(post, mlp.W_out.T, mlp.b_out)
+    return F.linear(norm(resid, model.ln_final), model.W_U.T)
+
+
+def norm(resid, layer_norm):
+    """LayerNorm in one kernel."""
+    return F.layer_norm(resid, layer_norm.w.shape, layer_norm.w, layer_norm.b, 1e-5)
+
+
+def lens_model(cfg):
+    """TransformerLens's model of that shape."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    return HookedTransformer(HookedTransformerConfig(
+        n_layers=cfg.n_layers, d_model=cfg.d_model, n_ctx=cfg.n_ctx, d_head=cfg.d_head,
+        n_heads=cfg.n_heads, d_mlp=cfg.d_mlp, d_vocab=cfg.d_vocab, act_fn="gelu_new",
+        normalization_type="LN", device="cpu",
+    ))
+
+
+@torch.no_grad()
+def forward_claims(cfg, progress):
+    """Forward passes and full caching at GPT-2 small's shape."""
+    model_cfg = ModelConfig(**QUICK if cfg.quick else GPT2_SMALL)
+    model, claims = GPT(model_cfg), []
+    others = {}
+    if installed("transformers"):
+        others["Hugging Face"] = hugging_face_model(model_cfg).eval()
+    if installed("transformer_lens"):
+        others["TransformerLens"] = lens_model(model_cfg)
+        others["TransformerLens, caching"] = others["TransformerLens"].run_with_cache
+    for batch in (1, 8):
+        tokens = random_tokens(model_cfg, batch, 64)
+        torch.testing.assert_close(model(tokens), without_hook_points(model, tokens))
+        contestants = {
+            "forward": lambda tokens=tokens: model(tokens),
+            "weight products": weight_products(model, tokens),
+            "without hook points": lambda tokens=tokens: without_hook_points(model, tokens),
+            "caching": lambda tokens=tokens: model.run_with_cache(tokens),
+        } | {name: lambda run=run, tokens=tokens: run(tokens) for name, run in others.items()}
+        rounds = cfg.rounds * (3 if batch == 1 and not cfg.quick else 1)
+        seconds = take_turns(contestants, rounds, progress)
+        for what, against, most in (("forward", "weight products", 1.10),
+                                    ("forward", "without hook points", 1.01),
+                                    ("caching", "forward", 1.05)):
+            claims.append(claim_of(f"{batch} x 64: time of {what} over {against}",
+                                   seconds[what] / seconds[against],
+                                   at_most=None if cfg.quick else most))
+        for name in others:
+            own = "caching" if "caching" in name else "forward"
+            claims.append(claim_of(f"{batch} x 64: time of {name} over our {own}",
+                                   seconds[name] / seconds[own]))
+    return claims
+
+
+def start_claims(cfg, progress):
+    """From the start of Python to the first logits, over the start of Python and torch alone."""
+    logits = ("import torch; from config import ModelConfig; from model import GPT; "
+              "GPT(ModelConfig(d_vocab=65))(torch.zeros(1, 8, dtype=torch.long))")
+
+    def start(code):
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+    seconds = take_turns({"first logits": lambda: start(logits),
+                          "import torch": lambda: start("import torch")}, cfg.rounds, progress)
+    later = seconds["first logits"] - seconds["import torch"]
+    return [claim_of("seconds from torch imported to the first logits", later,
+                     at_most=None if cfg.quick else 0.3)]
+
+
+def run(cfg):
+    """{"claims": list of Claim, and what they were measured with}. cfg: a BenchmarkConfig."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(cfg.threads)
+    cfg = dataclasses.replace(cfg, rounds=1) if cfg.quick else cfg
+    progress = Progress(cfg.rounds, " rounds")
+    try:
+        claims = [claim for part in (training_claims, forward_claims, start_claims)
+                  for claim in part(cfg, progress)]
+    finally:
+        torch.set_num_threads(before)
+    return {"claims": claims, "settings": dataclasses.asdict(cfg), "torch": torch.__version__}
+
+
+def figure(claims):
+    """A Figure of the claims that have a mark: how far each is from it."""
+    marked = [claim for claim in claims if claim.holds is not None]
+    return plotting.dot_rows(
+        [claim.claim for claim in marked], [claim.measured for claim in marked],
+        [(claim.low, claim.high) for claim in marked],
+        title=f"{sum(claim.holds for claim in marked)} of {len(marked)} marks are met",
+        xlabel="ratio, or seconds where it says so (line: all rounds)",
+    )
+
+
+def main(argv=None):
+    """The program: measures, prints the table, writes outputs/benchmark, exits 1 on a missed mark."""
+    parser = flag_parser(BenchmarkConfig, "Measure the speed of the project.")
+    cfg = config_from_dict(BenchmarkConfig, vars(parser.parse_args(argv)))
+    result = run(cfg)
+    folder = Path(cfg.out_dir) / "benchmark"
+    write_json(folder / "results.json", result | {"claims": as_dicts(result["claims"])})
+    if not cfg.quick:
+        plotting.save(figure(result["claims"]), folder / "benchmark.png")
+    print(claims_table(result["claims"]))
+    print(f"\nwritten to {folder}")
+    raise SystemExit(exit_code(result["claims"]))
+
+
+if __name__ == "__main__":
+    run_program(main)

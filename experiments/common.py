@@ -1,0 +1,59 @@
+"""What all experiments share: claims that are tested, their table, and the exit code.
+
+Chapter: COURSE_ROADMAP.md, 0 (what counts as evidence)
+Read before: any experiment; after: experiments/benchmark.py
+Source: the form of a claim is that of chapter 0
+"""
+
+from dataclasses import asdict, dataclass
+
+HEADINGS = ("claim", "reported", "measured", "interval", "null or control", "")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One line of an experiment's table.
+
+    measured: the number, which `low` and `high` enclose. holds: whether it is what was claimed;
+    None where it is only for information. reported: by whom and how much, elsewhere.
+    control: what the same measurement gives where the claim says nothing.
+    """
+
+    claim: str
+    measured: float
+    low: float
+    high: float
+    holds: bool | None = None
+    reported: str = ""
+    control: str = ""
+
+    @property
+    def verdict(self):
+        """PASS, FAIL, or nothing where nothing was claimed."""
+        return {True: "PASS", False: "FAIL", None: ""}[self.holds]
+
+    def cells(self):
+        """The line's texts, in the order of HEADINGS."""
+        interval = f"{self.low:.3g} to {self.high:.3g}"
+        return (self.claim, self.reported, f"{self.measured:.3g}", interval, self.control,
+                self.verdict)
+
+
+def claims_table(claims):
+    """The claims as a Markdown table, aligned to be read as it is."""
+    rows = [HEADINGS, *(claim.cells() for claim in claims)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+             + " |" for row in rows]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def as_dicts(claims):
+    """The claims as plain values, for results.json."""
+    return [asdict(claim) | {"verdict": claim.verdict} for claim in claims]
+
+
+def exit_code(claims):
+    """0 where no claim fails, else 1."""
+    return int(any(claim.holds is False for claim in claims))

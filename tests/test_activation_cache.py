@@ -1,0 +1,238 @@
+"""The cache: how it is read, what it refuses, and that what it holds never changes."""
+
+import pytest
+import torch
+from helpers import tiny_model, tiny_tokens
+
+from activation_cache import ActivationCache, UnknownName, get_act_name, take
+from attention import GrowingPast
+from utils import UserError
+
+
+def everything(name):
+    return True
+
+
+def tiny_cache(names_filter=everything, pos_slice=None, **changes):
+    model = tiny_model(**changes).requires_grad_(False)
+    with model.caching(names_filter, pos_slice) as cache:
+        model(tiny_tokens())
+    return cache
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "short, full",
+    [
+        (("embed",), "hook_embed"),
+        (("pos_embed",), "hook_pos_embed"),
+        (("resid_post", 3), "blocks.3.hook_resid_post"),
+        (("q_input", 0), "blocks.0.hook_q_input"),
+        (("mlp_in", 0), "blocks.0.hook_mlp_in"),
+        (("attn_out", 0), "blocks.0.hook_attn_out"),
+        (("z", 0), "blocks.0.attn.hook_z"),
+        (("attn_scores", 1), "blocks.1.attn.hook_attn_scores"),
+        (("result", 1), "blocks.1.attn.hook_result"),
+        (("pre", 2), "blocks.2.mlp.hook_pre"),
+        (("scale", 2, "ln1"), "blocks.2.ln1.hook_scale"),
+        (("normalized", 2, "ln2"), "blocks.2.ln2.hook_normalized"),
+        (("scale",), "ln_final.hook_scale"),
+        (("blocks.0.attn.hook_z",), "blocks.0.attn.hook_z"),
+    ],
+    ids=str,
+)
+def test_a_short_name_stands_for_a_full_one(short, full):
+    assert get_act_name(*short) == full
+
+
+def test_every_point_of_a_block_has_a_short_name():
+    points = tiny_model().hook_points()
+    for name in points:
+        *parts, leaf = name.split(".")
+        layer, module = (int(parts[1]), parts[2:]) if parts[:1] == ["blocks"] else (None, [])
+        short = leaf.removeprefix("hook_")
+        assert get_act_name(short, layer, *module) == name
+
+
+def test_a_short_name_without_its_layer_or_module_raises():
+    with pytest.raises(UserError, match=r"say which, as in \('z', 0\)"):
+        get_act_name("z")
+    with pytest.raises(UserError, match=r"\('scale', 1, 'ln1'\)"):
+        get_act_name("scale", 1)
+
+
+# Reading
+
+
+def test_each_form_of_key_reads_the_same_tensor():
+    cache = tiny_cache(n_layers=3)
+    assert cache["z", 2] is cache["blocks.2.attn.hook_z"] is cache["z", -1]
+    assert cache["resid_post", -3] is cache["blocks.0.hook_resid_post"]
+    assert cache["scale", 0, "ln1"] is cache["blocks.0.ln1.hook_scale"]
+    assert cache["scale"] is cache["scale", None] is cache["ln_final.hook_scale"]
+    assert cache["embed"] is cache["hook_embed"]
+
+
+def test_a_cache_is_a_mapping_over_what_was_kept():
+    names = ["blocks.0.attn.hook_z", "hook_embed"]
+    cache = tiny_cache(names)
+    assert sorted(cache) == names and len(cache) == 2
+    assert ("z", 0) in cache and "embed" in cache
+    assert ("z", 1) not in cache and "hook_nothing" not in cache and ("z", 7) not in cache
+
+
+@pytest.mark.parametrize(
+    "key, said",
+    [
+        (("v", 0), r"blocks\.0\.attn\.hook_v was not kept.*names_filter"),
+        (("patern", 0), r"blocks\.0\.hook_patern is not a hook.*blocks\.0\.attn\.hook_pattern"),
+        ("hook_embd", r"hook_embd is not a hook.*hook_embed"),
+        (("z", 2), "layer 2 of 'z'.*2 layers"),
+        (("z", -3), "layer -3 of 'z'.*2 layers"),
+    ],
+    ids=str,
+)
+def test_a_missing_key_says_why_it_is_missing(key, said):
+    cache = tiny_cache(["blocks.0.attn.hook_z"])
+    with pytest.raises(UnknownName, match=f"^{said}") as raised:  # no quotes around the message
+        cache[key]
+    assert isinstance(raised.value, KeyError) and isinstance(raised.value, UserError)
+
+
+def test_a_stack_holds_every_layer_in_order():
+    cache = tiny_cache()
+    for name, module in (("pattern", None), ("resid_post", None), ("scale", "ln2")):
+        stacked = cache.stack(name, module)
+        assert len(stacked) == 2
+        for layer in range(2):
+            assert torch.equal(stacked[layer], cache[name, layer, module])
+
+
+def test_a_stack_with_a_layer_that_was_not_kept_raises():
+    with pytest.raises(UnknownName, match=r"blocks\.1.*not kept"):
+        tiny_cache("blocks.0.attn.hook_z").stack("z")
+
+
+def test_to_moves_every_activation():
+    cache = tiny_cache()
+    elsewhere = cache.to("meta")
+    assert set(elsewhere) == set(cache) and elsewhere["z", 0].device.type == "meta"
+    assert cache["z", 0].device.type == "cpu"
+    assert all(torch.equal(t, cache[name]) for name, t in cache.to("cpu").items())
+
+
+def test_what_is_kept_is_detached():
+    model = tiny_model()
+    _, cache = model.run_with_cache(tiny_tokens(), names_filter=everything)
+    assert not any(tensor.requires_grad for tensor in cache.values())
+
+
+# Parts
+
+
+CHOICES = [(2, [2]), (-1, [6]), (-7, [0]), (slice(1, 4), [1, 2, 3]), (slice(-2, None), [5, 6]),
+           ([5, 0], [5, 0]), ([-1], [6])]
+
+
+@pytest.mark.parametrize("choice, positions", CHOICES, ids=str)
+def test_a_pos_slice_keeps_those_positions_and_the_axis(choice, positions):
+    whole, part = tiny_cache(), tiny_cache(pos_slice=choice)
+    for name, tensor in part.items():
+        axis = 2 if name.endswith(("pattern", "attn_scores")) else 1  # there the queries'
+        assert torch.equal(tensor, whole[name].index_select(axis, torch.tensor(positions))), name
+    assert set(part) == set(whole)
+
+
+@pytest.mark.parametrize("choice, positions", CHOICES, ids=str)
+def test_a_slice_of_a_cache_is_the_cache_of_a_slice(choice, positions):
+    sliced, part = tiny_cache().slice(pos=choice), tiny_cache(pos_slice=choice)
+    assert all(torch.equal(sliced[name], part[name]) for name in part)
+
+
+def test_a_slice_chooses_along_batch_and_head_and_leaves_other_activations_whole():
+    cache = tiny_cache()
+    part = cache.slice(batch=[1], head=-1)
+    assert torch.equal(part["z", 0], cache["z", 0][1:, :, 2:])
+    assert torch.equal(part["pattern", 0], cache["pattern", 0][1:, 2:])
+    assert torch.equal(part["resid_pre", 1], cache["resid_pre", 1][1:])
+
+
+def test_parts_are_copies_that_hold_no_more_than_they_show():
+    whole = tiny_cache()
+    for part in (tiny_cache(pos_slice=-1), whole.slice(pos=-1), whole.slice()):
+        assert part.nbytes == sum(tensor.numel() * 4 for tensor in part.values())
+    part = whole.slice(pos=slice(None))
+    part["z", 0].zero_()
+    assert whole["z", 0].any()
+
+
+@pytest.mark.parametrize("pos", [7, -8, [7]])
+def test_a_position_outside_raises(pos):
+    with pytest.raises((UserError, IndexError), match=r"7|8"):
+        tiny_cache(pos_slice=pos)
+    with pytest.raises((UserError, IndexError), match=r"7|8"):
+        tiny_cache().slice(pos=pos)
+
+
+def test_take_reads_axes_by_name():
+    tensor = torch.arange(24).view(2, 3, 4)
+    assert torch.equal(take(tensor, "batch head pos", head=-1, pos=[0, 2]), tensor[:, 2:, [0, 2]])
+    with pytest.raises(UserError, match="head=3 is outside of the 3"):
+        take(tensor, "batch head pos", head=3)
+
+
+def test_nbytes_counts_each_storage_once():
+    base = torch.zeros(10)
+    cache = ActivationCache({"a": base[:4], "b": base[4:], "c": torch.zeros(5)}, {})
+    assert cache.nbytes == 4 * (10 + 5)
+    both = tiny_cache(["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"])
+    assert both.nbytes == 4 * 2 * 7 * 12  # one tensor, told at two points
+
+
+# What is kept stays as it was
+
+
+def later_forward(model, tokens):
+    model(tokens.flip(0))
+
+
+def later_edit(model, tokens):
+    model.run_with_hooks(tokens, fwd_hooks=[(everything, lambda t, hook: 2 * t)])
+
+
+def step_of_the_optimiser(model, tokens):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(tokens).logsumexp(-1).sum().backward()
+    optimizer.step()
+
+
+def new_weights(model, tokens):
+    with torch.no_grad():
+        for weight in (*model.parameters(), *model.buffers()):
+            weight.zero_()
+
+
+@pytest.mark.parametrize("changes", [{}, {"positions": "sinusoidal", "norm": "none"},
+                                     {"n_layers": 0, "positions": "none"}], ids=str)
+@pytest.mark.parametrize("event", [later_forward, later_edit, step_of_the_optimiser, new_weights])
+def test_nothing_that_happens_later_changes_what_was_cached(event, changes):
+    model, tokens = tiny_model(**changes), tiny_tokens(batch=1)
+    _, cache = model.run_with_cache(tokens, names_filter=everything)
+    before = {name: tensor.clone() for name, tensor in cache.items()}
+    event(model, tokens)
+    assert all(torch.equal(cache[name], tensor) for name, tensor in before.items())
+
+
+@torch.no_grad()
+def test_decoding_further_changes_nothing_that_was_cached():
+    model, tokens = tiny_model(), tiny_tokens()
+    past = [GrowingPast(9) for _ in model.blocks]
+    with model.caching(everything) as cache:
+        model.run_blocks(model.embed(tokens[:, :6]), past=past)
+    before = {name: tensor.clone() for name, tensor in cache.items()}
+    for one in past:
+        one.k.mul_(2)  # even where the past itself is edited
+    model.run_blocks(model.embed(tokens[:, 6:], torch.tensor([6])), past=past)
+    assert all(torch.equal(cache[name], tensor) for name, tensor in before.items())

@@ -1,0 +1,261 @@
+"""Runs on disk: what is saved comes back, and a file that is not a checkpoint changes nothing."""
+
+import dataclasses
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from helpers import tiny_model, tiny_tokens
+
+import checkpoint
+from checkpoint import (
+    describe,
+    find_run,
+    list_runs,
+    load_checkpoint,
+    load_model,
+    load_weights_,
+    new_run_folder,
+    read_metrics,
+    save_checkpoint,
+)
+from config import Config, DataConfig, ModelConfig, config_from_dict
+from data import load_dataset
+from tokenizer import CharTokenizer
+from utils import UserError
+
+TOKENIZER = CharTokenizer().fit("\n abcdefghi")  # as many characters as the tiny model's d_vocab
+
+
+def state_of(model):
+    """A checkpoint of the model, before any step."""
+    return {"model": model.state_dict(), "optimizer": [], "step": 0,
+            "config": dataclasses.asdict(Config(model=model.cfg)),
+            "tokenizer": TOKENIZER.state_dict()}
+
+
+def save_run(folder, seed=1, **changes):
+    """Saves a tiny model as a run, the better one of another seed beside it, and returns both."""
+    models = tiny_model(seed, **changes), tiny_model(seed + 100, **changes)
+    for model, file in zip(models, ("checkpoint.pt", "best.pt"), strict=True):
+        save_checkpoint(folder / file, state_of(model))
+    return models
+
+
+def same_logits(model, other):
+    return torch.equal(model(tiny_tokens()), other(tiny_tokens()))
+
+
+# Finding and loading
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"attn_only": True}, {"norm": "none"}, {"tie_embeddings": True}, {"n_layers": 0},
+    {"positions": "sinusoidal"}, {"unembed_bias": True, "attn_bias": False}, {"dropout": 0.5},
+])
+def test_a_model_comes_back_with_its_logits_its_config_and_its_tokenizer(tmp_path, changes):
+    saved, _ = save_run(tmp_path / "mine", **changes)
+    model, tokenizer = load_model("mine", tmp_path)
+    assert model.cfg == saved.cfg and not model.training
+    assert same_logits(model, saved)
+    assert tokenizer.encode("bad cab") == TOKENIZER.encode("bad cab")
+    assert tokenizer.decode(range(11)) == "\n abcdefghi"
+
+
+def test_a_run_is_found_by_its_name_by_its_folder_and_as_the_newest(tmp_path):
+    old, _ = save_run(tmp_path / "zz", seed=1)
+    new, _ = save_run(tmp_path / "aa", seed=2)
+    os.utime(tmp_path / "zz/checkpoint.pt", (1, 1))
+    assert same_logits(load_model("zz", tmp_path)[0], old)
+    assert same_logits(load_model(tmp_path / "zz", "elsewhere")[0], old)
+    assert same_logits(load_model(out_dir=tmp_path)[0], new)
+    os.utime(tmp_path / "aa/checkpoint.pt", (0, 0))
+    assert same_logits(load_model(out_dir=tmp_path)[0], old)
+    assert [folder.name for folder in list_runs(tmp_path)] == ["aa", "zz"]
+
+
+def test_the_best_state_is_loaded_when_it_is_asked_for(tmp_path):
+    last, best = save_run(tmp_path / "mine")
+    assert same_logits(load_model("mine", tmp_path, file="best.pt")[0], best)
+    assert not same_logits(last, best)
+
+
+def test_an_unknown_run_lists_those_that_are_there(tmp_path):
+    with pytest.raises(UserError, match=r"'mine'.*there: none"):
+        find_run("mine", tmp_path)
+    for name in ("one", "two"):
+        save_run(tmp_path / name)
+    (tmp_path / "no checkpoint").mkdir()
+    with pytest.raises(UserError, match=r"'mine'.*there: one, two$"):
+        find_run("mine", tmp_path)
+
+
+def test_no_run_at_all_says_how_to_make_one(tmp_path):
+    with pytest.raises(UserError, match=r"no run .* python train\.py"):
+        load_model(out_dir=tmp_path)
+
+
+# Files that are not checkpoints
+
+
+class Attack:
+    """Unpickling it creates the file."""
+
+    def __init__(self, victim):
+        self.victim = victim
+
+    def __reduce__(self):
+        return open, (str(self.victim), "w")
+
+
+def pickled(path, value):
+    path.write_bytes(pickle.dumps(value, protocol=2))
+
+
+@pytest.mark.parametrize("write", [pickled, lambda path, value: torch.save(value, path)],
+                         ids=["pickle", "torch.save"])
+def test_a_file_that_would_run_code_is_refused_and_does_not_run_it(tmp_path, write):
+    path, victim = tmp_path / "checkpoint.pt", tmp_path / "victim"
+    write(path, state_of(tiny_model()) | {"step": Attack(victim)})
+    with pytest.raises(UserError, match=r"checkpoint\.pt is truncated or not a checkpoint"):
+        load_checkpoint(path)
+    assert not victim.exists()
+    pickle.loads(pickle.dumps(Attack(victim))).close()
+    assert victim.exists()  # the attack works where it is let
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
+def test_a_truncated_file_is_refused(tmp_path, share):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, state_of(tiny_model()))
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(UserError, match=r"checkpoint\.pt is truncated"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [b"once upon a time", b"\x80\x02", bytes(1000), b"PK\x03\x04"])
+def test_another_kind_of_file_is_refused(tmp_path, content):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"checkpoint\.pt is truncated or not a checkpoint"):
+        load_checkpoint(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read .*none\.pt: No such file"):
+        load_checkpoint(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("missing", [["config"], ["step", "tokenizer"]])
+def test_a_dict_without_a_checkpoint_s_keys_is_refused_by_what_it_lacks(tmp_path, missing):
+    state = state_of(tiny_model())
+    torch.save({key: state[key] for key in state if key not in missing}, tmp_path / "c.pt")
+    with pytest.raises(UserError, match=f"it lacks {', '.join(missing)}$"):
+        load_checkpoint(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize("value", [3, [1, 2], torch.zeros(3)])
+def test_a_value_that_is_not_a_dict_is_refused(tmp_path, value):
+    torch.save(value, tmp_path / "c.pt")
+    with pytest.raises(UserError, match="it lacks config, model, optimizer, step, tokenizer"):
+        load_checkpoint(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize("config, problem", [
+    ({"model": {"n_layer": 2}}, "n_layers"), ({"model": {"n_heads": 5}}, "does not divide"),
+    ({"model": 3}, "config"), (None, "config"), ({"model": {"n_layers": "two"}}, "config"),
+])
+def test_a_config_that_makes_no_model_is_refused(tmp_path, config, problem):
+    save_checkpoint(tmp_path / "mine/checkpoint.pt", state_of(tiny_model()) | {"config": config})
+    with pytest.raises(UserError, match=problem):
+        load_model("mine", tmp_path)
+
+
+# Weights that do not fit
+
+
+@pytest.mark.parametrize("changes, problem", [
+    ({"d_vocab": 12}, r"token_embedding\.W_E is \[12, 12\] in place of \[11, 12\]"),
+    ({"n_layers": 1}, r"blocks\.1\.[\w.]+ is missing.* and \d+ more"),
+    ({"n_layers": 3}, r"blocks\.2\.[\w.]+ is unknown"),
+    ({"attn_only": True}, r"blocks\.0\.mlp\.W_in is missing"),
+])
+def test_weights_of_another_architecture_are_named_and_not_one_is_copied(changes, problem):
+    model = tiny_model()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(UserError, match=rf"that\.pt is from another architecture: .*{problem}"):
+        load_weights_(model, tiny_model(seed=2, **changes).state_dict(), "that.pt")
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+
+
+def test_weights_that_fit_are_copied():
+    model, other = tiny_model(seed=1), tiny_model(seed=2)
+    load_weights_(model, other.state_dict(), "that.pt")
+    assert same_logits(model, other)
+
+
+# Writing
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt(), OSError(28, "No space left")])
+def test_an_interrupted_save_leaves_the_old_checkpoint_and_no_litter(
+    tmp_path, monkeypatch, interruption
+):
+    old, _ = save_run(tmp_path / "mine")
+
+    def half(state, file):
+        file.write(b"half a checkpoint")
+        raise interruption
+
+    monkeypatch.setattr(torch, "save", half)
+    files = sorted((tmp_path / "mine").iterdir())
+    with pytest.raises((KeyboardInterrupt, UserError)):
+        save_checkpoint(tmp_path / "mine/checkpoint.pt", {})
+    assert sorted((tmp_path / "mine").iterdir()) == files
+    assert same_logits(load_model("mine", tmp_path)[0], old)
+
+
+def test_runs_without_a_name_are_numbered_after_the_last(tmp_path):
+    assert new_run_folder(tmp_path).name == "run-001"
+    assert new_run_folder(tmp_path).name == "run-002"
+    (tmp_path / "run-041").mkdir()
+    (tmp_path / "run-final").mkdir()
+    assert new_run_folder(tmp_path).name == "run-042"
+
+
+def test_a_taken_name_is_refused_and_its_files_stay(tmp_path):
+    save_run(tmp_path / "mine")
+    with pytest.raises(UserError, match=r"'mine'.*--resume.*--overwrite"):
+        new_run_folder(tmp_path, "mine")
+    load_model("mine", tmp_path)
+
+
+def test_overwriting_removes_the_run_s_files_and_nothing_else(tmp_path):
+    save_run(tmp_path / "mine")
+    for name in (*checkpoint.FILES, "notes.txt"):
+        (tmp_path / "mine" / name).touch()
+    folder = new_run_folder(tmp_path, "mine", overwrite=True)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write to .*file/below.*--logging\.out_dir"):
+        new_run_folder(tmp_path / "file/below")
+
+
+def test_a_line_of_the_metrics_that_was_cut_off_is_passed_over(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
+def test_the_description_gives_the_settings_back_and_says_which_text(tmp_path):
+    (tmp_path / "text.txt").write_text("abc " * 100)
+    cfg = Config(DataConfig(path=str(tmp_path / "text.txt")), ModelConfig(n_ctx=8, d_vocab=4))
+    told = json.loads(json.dumps(describe(cfg, load_dataset(cfg.data, 8))))
+    assert told["text"]["name"] == "text.txt" and len(told["text"]["sha256"]) == 64
+    assert told["versions"]["torch"] == torch.__version__
+    sections = {section: told[section] for section in ("data", "model", "train", "logging")}
+    assert config_from_dict(Config, sections) == cfg

@@ -1,0 +1,288 @@
+"""Texts found, fetched from a server on this machine, split, and cut into windows."""
+
+import functools
+import http.server
+import socket
+import threading
+from collections import Counter
+
+import pytest
+import torch
+
+import corpus
+import data
+from config import DataConfig
+from data import (
+    NoNetwork,
+    download,
+    load_dataset,
+    load_text,
+    random_batch,
+    sha256_of,
+    tiny_shakespeare,
+    windows_in_order,
+)
+from tokenizer import CharTokenizer
+from utils import UserError, seeded_generator
+
+GOOD = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 2000  # several pieces
+REMEDY = "do something else"
+
+
+# Windows
+
+
+@pytest.mark.parametrize("n_tokens", [6, 7, 8, 9, 10, 12, 13, 21, 22, 24, 25, 26, 31])
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_windows_in_order_predict_each_token_after_the_first_once(n_tokens, batch_size):
+    tokens, targets = torch.arange(n_tokens), []
+    for inputs, wanted in windows_in_order(tokens, batch_size, 5):
+        assert torch.equal(inputs + 1, wanted)  # each target is the token after its input
+        assert 1 <= len(inputs) <= batch_size and 1 <= inputs.shape[1] <= 5
+        assert torch.equal(inputs, inputs[:, :1] + torch.arange(inputs.shape[1]))  # contiguous
+        targets.append(wanted.flatten())
+    assert torch.equal(torch.cat(targets), tokens[1:])
+
+
+@pytest.mark.parametrize("n_tokens", [2, 4, 5])
+def test_a_text_of_less_than_a_window_is_one_short_window(n_tokens):
+    tokens = torch.arange(n_tokens)
+    [(inputs, targets)] = windows_in_order(tokens, 3, 5)
+    assert torch.equal(inputs, tokens[None, :-1]) and torch.equal(targets, tokens[None, 1:])
+
+
+def test_all_windows_in_order_are_full_but_the_last():
+    lengths = [inputs.shape[1] for inputs, _ in windows_in_order(torch.arange(20), 1, 5)]
+    assert lengths == [5, 5, 5, 4]
+
+
+def test_a_random_batch_is_contiguous_and_its_targets_are_one_token_later():
+    tokens = torch.arange(100, 140)
+    inputs, targets = random_batch(tokens, 8, 6, seeded_generator(0))
+    assert inputs.shape == (8, 6) and torch.equal(targets, inputs + 1)
+    assert torch.equal(inputs, inputs[:, :1] + torch.arange(6))
+    assert 100 <= inputs.min() and targets.max() <= 139
+
+
+def test_random_windows_start_everywhere_equally_often():
+    tokens, draws = torch.arange(12), 6000  # 12 - 4 = 8 starts, the last of which ends at 11
+    inputs, targets = random_batch(tokens, draws, 4, seeded_generator(0))
+    counts = Counter(inputs[:, 0].tolist())
+    assert sorted(counts) == list(range(8)) and targets.max() == 11
+    error = (draws * (1 / 8) * (7 / 8)) ** 0.5
+    assert all(abs(n - draws / 8) < 4 * error for n in counts.values())
+
+
+def test_the_smallest_text_has_one_window():
+    inputs, targets = random_batch(torch.arange(5), 3, 4, seeded_generator(0))
+    assert inputs.tolist() == [[0, 1, 2, 3]] * 3 and targets.tolist() == [[1, 2, 3, 4]] * 3
+
+
+def test_a_batch_depends_on_its_generator_alone():
+    state = torch.random.get_rng_state()
+    generator = seeded_generator(7)
+    first, second = (random_batch(torch.arange(999), 4, 5, generator)[0] for _ in range(2))
+    again = random_batch(torch.arange(999), 4, 5, seeded_generator(7))[0]
+    assert torch.equal(first, again) and not torch.equal(first, second)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+# A text becomes a dataset
+
+
+def file_config(tmp_path, content, **changes):
+    (tmp_path / "text.txt").write_bytes(content)
+    return DataConfig(path=str(tmp_path / "text.txt"), **changes)
+
+
+@pytest.mark.parametrize("val_fraction", [0.1, 0.25, 0.5])
+def test_validation_is_the_end_of_the_text_and_nothing_is_lost(tmp_path, val_fraction):
+    text = "".join(chr(97 + i * i % 26) for i in range(203)) + "é\n"
+    dataset = load_dataset(file_config(tmp_path, text.encode(), val_fraction=val_fraction), 8)
+    train, val = (dataset.tokenizer.decode(part) for part in (dataset.train, dataset.val))
+    assert train + val == text and len(val) == int(205 * val_fraction)
+    assert dataset.train.dtype == torch.int64
+    assert dataset.name == "text.txt" and dataset.sha256 == sha256_of(text.encode())
+
+
+def test_a_given_tokenizer_is_used_as_it_is(tmp_path):
+    tokenizer = CharTokenizer().fit("abcdefgh")
+    dataset = load_dataset(file_config(tmp_path, b"hgfe" * 20), 4, tokenizer)
+    assert dataset.tokenizer is tokenizer and dataset.train[:4].tolist() == [7, 6, 5, 4]
+
+
+def test_a_given_tokenizer_that_lacks_a_character_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="unknown characters 'z'"):
+        load_dataset(file_config(tmp_path, b"abz" * 20), 4, CharTokenizer().fit("ab"))
+
+
+def test_each_part_must_fill_a_window_and_its_target(tmp_path):
+    assert len(load_dataset(file_config(tmp_path, b"ab" * 30), 5).val) == 6
+    with pytest.raises(UserError, match=r"validation part has 6 tokens, .*n_ctx=6 needs 7"):
+        load_dataset(file_config(tmp_path, b"ab" * 30), 6)
+    with pytest.raises(UserError, match=r"training part has 6 tokens, .*n_ctx=6 needs 7"):
+        load_dataset(file_config(tmp_path, b"ab" * 30, val_fraction=0.9), 6)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"", r"text\.txt is empty"),
+    (b"abc\xff\xfe", r"text\.txt is not UTF-8 \(byte 3 is 0xff\)"),
+    ("é".encode() + b"\xe9 ", r"not UTF-8 \(byte 2 is 0xe9\)"),
+])
+def test_a_file_without_utf_8_text_is_a_user_error(tmp_path, content, message):
+    with pytest.raises(UserError, match=message):
+        load_text(file_config(tmp_path, content))
+
+
+def test_a_missing_file_and_a_folder_are_user_errors_with_their_path(tmp_path):
+    for path in (tmp_path / "missing.txt", tmp_path):
+        with pytest.raises(UserError, match=f"cannot read {path}: "):
+            load_text(DataConfig(path=str(path)))
+
+
+def test_a_file_is_read_to_the_byte(tmp_path):
+    text, _ = load_text(file_config(tmp_path, "ä\r\nb\tc\r".encode()))
+    assert text == "ä\r\nb\tc\r"
+
+
+def test_the_built_in_corpus_needs_no_network(monkeypatch):
+    monkeypatch.setattr(data, "BUILTIN_CHARACTERS", 5000)
+    monkeypatch.setattr(data, "tiny_shakespeare", None)
+    text, name = load_text(DataConfig(dataset="builtin"))
+    assert text == corpus.text(5000) and "built-in" in name
+
+
+# Downloads
+
+
+class Mirror(http.server.BaseHTTPRequestHandler):
+    """Answers each address with the next of its server's answers: (status, body, stated length)."""
+
+    def do_GET(self):
+        self.server.requested.append(self.path)
+        answers = self.server.answers[self.path]
+        status, body, length = answers.pop(0) if len(answers) > 1 else answers[0]
+        self.send_response(status)
+        self.send_header("Content-Length", str(length or len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server on this machine; requests go there directly and are tried again at once."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(data, "download", functools.partial(download, pause=0))
+    monkeypatch.setattr(data, "SHAKESPEARE_SHA256", sha256_of(GOOD))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
+    server.requested, server.url = [], f"http://127.0.0.1:{server.server_port}"
+    server.answers = {"/good": [(200, GOOD, None)], "/wrong": [(200, b"not it", None)],
+                      "/missing": [(404, b"not here", None)], "/cut": [(200, GOOD, 10**6)],
+                      "/busy": [(503, b"later", None), (200, GOOD, None)]}
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def nobody():
+    """An address at which nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}/nothing"
+
+
+def fetch_from(server, *paths):
+    mirrors = [nobody() if path == "nobody" else server.url + path for path in paths]
+    return data.download(mirrors, sha256_of(GOOD), REMEDY)
+
+
+@pytest.mark.parametrize(("paths", "requested"), [
+    (["/good"], ["/good"]),
+    (["/good", "/wrong"], ["/good"]),
+    (["/missing", "/good"], ["/missing", "/good"]),
+    (["/wrong", "/good"], ["/wrong", "/good"]),
+    (["/cut", "/good"], ["/cut", "/good"]),
+    (["nobody", "/good"], ["/good"]),
+    (["/busy"], ["/busy", "/busy"]),
+])
+def test_the_first_mirror_with_the_right_content_is_taken(server, paths, requested):
+    assert fetch_from(server, *paths) == GOOD
+    assert server.requested == requested
+
+
+@pytest.mark.parametrize("paths", [["/wrong"], ["/wrong", "nobody"], ["/missing", "/wrong"]])
+def test_wrong_content_everywhere_is_a_user_error_and_not_a_missing_network(server, paths):
+    with pytest.raises(UserError, match=f"/wrong sent 6 bytes.*; {REMEDY}") as caught:
+        fetch_from(server, *paths)
+    assert not isinstance(caught.value, NoNetwork)
+
+
+@pytest.mark.parametrize("paths", [["nobody"], ["nobody", "/missing"], ["/cut"]])
+def test_no_content_anywhere_is_a_missing_network(server, paths):
+    with pytest.raises(NoNetwork, match=f"no network: {len(paths)} mirrors .*; {REMEDY}"):
+        fetch_from(server, *paths)
+
+
+def test_a_mirror_is_tried_again_after_a_pause(server, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(data.time, "sleep", pauses.append)
+    assert download([server.url + "/busy"], sha256_of(GOOD), REMEDY, pause=3.0) == GOOD
+    assert [pause for pause in pauses if pause] == [3.0]
+
+
+def test_shakespeare_is_downloaded_once_and_then_read_from_disk(server, tmp_path):
+    texts = [tiny_shakespeare(tmp_path / "data", [server.url + "/good"]) for _ in range(2)]
+    assert texts == [GOOD.decode()] * 2 and server.requested == ["/good"]
+    assert (tmp_path / "data" / "tiny_shakespeare.txt").read_bytes() == GOOD
+
+
+@pytest.mark.parametrize("path", ["/wrong", "/cut", "/missing"])
+def test_a_failed_download_writes_nothing(server, tmp_path, path):
+    with pytest.raises(UserError, match=r"--data\.dataset builtin"):
+        tiny_shakespeare(tmp_path / "data", [server.url + path])
+    assert not list(tmp_path.rglob("*.txt")) and not list(tmp_path.rglob(".*"))
+
+
+@pytest.mark.parametrize("content", [GOOD + b" ", GOOD[:-1], b"something else"])
+def test_a_file_that_is_not_shakespeare_is_refused_and_kept(server, tmp_path, content):
+    (tmp_path / "tiny_shakespeare.txt").write_bytes(content)
+    with pytest.raises(UserError, match=r"tiny_shakespeare\.txt is not Tiny Shakespeare"):
+        tiny_shakespeare(tmp_path, [server.url + "/good"])
+    assert (tmp_path / "tiny_shakespeare.txt").read_bytes() == content and not server.requested
+
+
+def config_without_network(tmp_path, monkeypatch, dataset):
+    monkeypatch.setattr(data, "BUILTIN_CHARACTERS", 5000)
+    monkeypatch.setattr(
+        data, "tiny_shakespeare", functools.partial(tiny_shakespeare, mirrors=[nobody()]))
+    return DataConfig(dataset=dataset, folder=str(tmp_path))
+
+
+def test_auto_without_a_network_says_that_it_takes_the_built_in_corpus(
+        server, tmp_path, monkeypatch, capsys):
+    text, name = load_text(config_without_network(tmp_path, monkeypatch, "auto"))
+    assert text == corpus.text(5000) and "built-in" in name
+    err = capsys.readouterr().err
+    assert "WARNING: no network" in err and "built-in corpus instead" in err
+
+
+def test_whoever_asks_for_shakespeare_gets_no_other_text(server, tmp_path, monkeypatch):
+    with pytest.raises(NoNetwork, match="no network"):
+        load_text(config_without_network(tmp_path, monkeypatch, "tiny_shakespeare"))
+
+
+@pytest.mark.parametrize("dataset", ["auto", "tiny_shakespeare"])
+def test_a_text_on_disk_is_taken_without_a_network(server, tmp_path, monkeypatch, dataset, capsys):
+    (tmp_path / "tiny_shakespeare.txt").write_bytes(GOOD)
+    text, name = load_text(config_without_network(tmp_path, monkeypatch, dataset))
+    assert text == GOOD.decode() and name == "Tiny Shakespeare" and capsys.readouterr().err == ""
+
+
+def test_auto_does_not_hide_a_wrong_file_behind_the_built_in_corpus(server, tmp_path, monkeypatch):
+    (tmp_path / "tiny_shakespeare.txt").write_text("edited")
+    with pytest.raises(UserError, match="is not Tiny Shakespeare"):
+        load_text(config_without_network(tmp_path, monkeypatch, "auto"))

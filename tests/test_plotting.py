@@ -1,0 +1,112 @@
+"""Figures show the numbers and the words that they were given, and the same bytes each time."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from plotting import COLOURS, curve, heatmap, save
+
+LINES = {"train": ([0, 1, 2], [3.0, 2.0, 1.5]), "validation": ([0, 2], [3.1, 2.2])}
+WORDS = {"title": "The loss falls", "xlabel": "step", "ylabel": "nats a token"}
+
+
+def image_of(values, **labels):
+    """The coloured image inside a heat map of `values`."""
+    return heatmap(values, **WORDS, **labels).axes[0].images[0]
+
+
+def draw_all():
+    return [curve(LINES, **WORDS, levels={"floor": 1.2}), heatmap([[0.0, 1.0], [2.0, -3]], **WORDS)]
+
+
+def test_the_same_numbers_give_the_same_bytes(tmp_path):
+    for i, (one, two) in enumerate(zip(draw_all(), draw_all(), strict=True)):
+        save(one, tmp_path / f"one{i}.png")
+        save(two, tmp_path / f"two{i}.png")
+        content = (tmp_path / f"one{i}.png").read_bytes()
+        assert content.startswith(b"\x89PNG") and content == (tmp_path / f"two{i}.png").read_bytes()
+
+
+@pytest.mark.parametrize("figure", draw_all())
+def test_a_figure_carries_its_title_and_the_names_of_its_axes(figure):
+    axes = figure.axes[0]
+    assert axes.get_title(loc="left") == WORDS["title"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == (WORDS["xlabel"], WORDS["ylabel"])
+
+
+def test_a_curve_draws_each_line_with_its_numbers_and_names_it():
+    axes = curve(LINES, **WORDS).axes[0]
+    for line, (name, (x, y)) in zip(axes.get_lines(), LINES.items(), strict=True):
+        assert line.get_label() == name
+        assert list(line.get_xdata()) == x and list(line.get_ydata()) == y
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(LINES)
+    assert len({line.get_color() for line in axes.get_lines()}) == len(LINES)
+
+
+@pytest.mark.parametrize("n_lines", [1, len(COLOURS), len(COLOURS) + 1])
+def test_no_line_is_left_out(n_lines):
+    figure = curve({f"line {i}": ([0, 1], [i, i]) for i in range(n_lines)}, **WORDS)
+    assert len(figure.axes[0].get_lines()) == n_lines
+
+
+def test_a_level_is_drawn_at_its_height_and_named():
+    axes = curve(LINES, **WORDS, levels={"floor": 1.25}).axes[0]
+    assert list(axes.get_lines()[-1].get_ydata()) == [1.25, 1.25]
+    assert [text.get_text() for text in axes.texts] == ["floor"]
+
+
+@pytest.mark.parametrize(("values", "limits"), [
+    ([[1.0, 2.0], [3.0, 4.0]], (0, 4)), ([[0.0, 0.5]], (0, 0.5)),
+    ([[1.0, -3.0], [2.0, 0.0]], (-3, 3)), ([[-1.0, -2.0]], (-2, 2)), ([[-1.0, 5.0]], (-5, 5)),
+])
+def test_colours_start_at_zero_or_lie_evenly_about_it(values, limits):
+    assert image_of(values).get_clim() == limits
+
+
+@pytest.mark.parametrize("values", [[[1.0, 2.0]], [[1.0, -3.0]]])
+def test_zero_is_nearly_white_and_the_largest_value_is_not(values):
+    image = image_of(values)
+    assert min(image.cmap(image.norm(0.0))[:3]) > 0.95
+    assert min(image.cmap(image.norm(image.get_clim()[1]))[:3]) < 0.5
+
+
+def test_opposite_signs_have_different_colours():
+    image = image_of([[1.0, -1.0]])
+    (red, _, blue, _), (red_below, _, blue_below, _) = (image.cmap(image.norm(v)) for v in (1, -1))
+    assert red > blue and red_below < blue_below
+
+
+def test_a_heat_map_shows_the_numbers_at_their_row_and_column():
+    values = torch.arange(6.0).view(2, 3)
+    labels = {"row_labels": ["a", "b"], "column_labels": ["x", "y", "z"]}
+    axes = heatmap(values, **WORDS, **labels).axes[0]
+    assert np.array_equal(axes.images[0].get_array(), values.numpy())
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b"]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["x", "y", "z"]
+    assert axes.images[0].origin == "upper"  # row 0 is at the top
+
+
+@pytest.mark.parametrize("hidden", [
+    np.array([[1.0, np.nan], [2.0, 3.0]]),
+    np.ma.masked_greater([[1.0, 99.0], [2.0, 3.0]], 50),
+])
+def test_nan_and_masked_cells_stay_blank_and_do_not_stretch_the_scale(hidden, tmp_path):
+    image = image_of(hidden)
+    assert image.get_clim() == (0, 3)
+    assert np.ma.getmaskarray(image.get_array()).tolist() == [[False, True], [False, False]]
+    save(image.figure, tmp_path / "figure.png")
+
+
+def test_drawing_needs_neither_a_window_nor_a_model(tmp_path):
+    program = ("import sys, plotting\n"
+               "figure = plotting.heatmap([[1.0]], title='', xlabel='', ylabel='')\n"
+               "plotting.save(figure, sys.argv[1])\n"
+               "print(sorted({'model', 'matplotlib.pyplot', 'tkinter'} & set(sys.modules)))")
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "figure.png"], cwd=root,
+                          capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n" and (tmp_path / "figure.png").exists()

@@ -1,0 +1,54 @@
+"""The roadmap's own claims: every block of code on the page prints what the page says."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "COURSE_ROADMAP.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```\n+```text\n(.*?)```", PAGE, flags=re.DOTALL)
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
+
+
+def agrees(printed, claimed):
+    """Equal words, numbers within 5 %; rounding errors, printed as 3e-08, within a factor 30."""
+    if NUMBER.sub("#", printed) != NUMBER.sub("#", claimed):
+        return False
+    for one, other in zip(NUMBER.findall(printed), NUMBER.findall(claimed), strict=True):
+        difference = abs(float(one) - float(other))
+        rounding_error = "e-" in other
+        allowed = 30 * float(other) if rounding_error else 0.05 * abs(float(other)) + 2e-3
+        if difference > allowed:
+            return False
+    return True
+
+
+def test_the_comparison_itself_can_fail():
+    assert agrees("loss 1.234, error 2e-08", "loss 1.230, error 3e-08")
+    assert not agrees("loss 1.434, error 2e-08", "loss 1.230, error 3e-08")
+    assert not agrees("loss 1.230, error 2e-06", "loss 1.230, error 3e-08")
+    assert not agrees("gain 1.230", "loss 1.230")
+
+
+def test_every_chapter_has_a_block_to_run():
+    chapters = re.split(r"^## \d+ · ", PAGE, flags=re.MULTILINE)[1:]
+    assert all("```python" in chapter and "```text" in chapter for chapter in chapters)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code, claimed", BLOCKS, ids=range(len(BLOCKS)))
+def test_a_block_prints_what_the_page_says(code, claimed, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    printed = run.stdout.splitlines()
+    assert len(printed) == len(claimed.splitlines()), run.stdout
+    for line, expected in zip(printed, claimed.splitlines(), strict=True):
+        assert agrees(line, expected), f"printed: {line}\nclaimed: {expected}"

@@ -1,0 +1,532 @@
+"""Training: the loop, what a run leaves behind, and that it can be stopped anywhere and goes on."""
+
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import TINY, tiny_model, tiny_tokens
+
+import corpus
+import train
+from checkpoint import load_checkpoint, load_model, read_metrics
+from config import Config, DataConfig, ModelConfig, TrainConfig
+from data import load_dataset
+from losses import cross_entropy
+from optim import AdamW, Muon, schedule
+from train import Diverged, Run, evaluate, fit, main, make_optimizers
+from utils import UserError, seeded_generator
+
+ROOT = Path(__file__).resolve().parent.parent
+FLAGS = ("--model.n_layers 1 --model.n_heads 2 --model.d_model 8 --model.n_ctx 8 "
+         "--train.max_steps 6 --train.eval_interval 3 --train.log_interval 2 --train.batch_size 4 "
+         "--train.device cpu").split()
+N_CTX = TINY["n_ctx"]
+
+
+def argv(folder, *flags):
+    """The flags of a tiny run in folder/outputs; later flags win."""
+    text = folder / "text.txt"
+    if not text.exists():
+        text.write_text(corpus.text(1500), encoding="utf-8")
+    return [*FLAGS, "--data.path", str(text), "--logging.out_dir", str(folder / "outputs"), *flags]
+
+
+def named(name, *flags):
+    return ["--logging.run_name", name, *flags]
+
+
+def run_of(folder, name):
+    return folder / "outputs" / name
+
+
+def final(folder, name):
+    """The checkpoint of a run, without its settings and its clock."""
+    state = load_checkpoint(run_of(folder, name) / "checkpoint.pt")
+    return {key: value for key, value in state.items() if key not in ("config", "seconds")}
+
+
+def same(one, other):
+    """Whether two nested values are equal, tensors bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def curve(folder, name, *columns):
+    rows = read_metrics(run_of(folder, name))
+    return [tuple(row.get(column) for column in ("step", *columns)) for row in rows]
+
+
+def quietly(monkeypatch):
+    """Leaves the figure and the sample out, which take most of a tiny run's time."""
+    monkeypatch.setattr(train, "finish", lambda run: None)
+
+
+def on_batch(monkeypatch, number, act):
+    """Calls act() while the batch of that number, counted from now, is drawn."""
+    count, draw = iter(range(1, 1000)), train.random_batch
+
+    def drawing(*args):
+        if next(count) == number:
+            act()
+        return draw(*args)
+
+    monkeypatch.setattr(train, "random_batch", drawing)
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+# The loop
+
+
+def random_batches(seed=0, batch=4):
+    generator = seeded_generator(seed)
+
+    def next_batch():
+        tokens = torch.randint(TINY["d_vocab"], (batch, N_CTX + 1), generator=generator)
+        return tokens[:, :-1], tokens[:, 1:]
+
+    return next_batch
+
+
+def weights_of(model):
+    return {name: weight.clone() for name, weight in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_model_can_learn_one_batch_by_heart(optimizer):
+    model, tokens = tiny_model(n_layers=1, d_model=24), tiny_tokens(batch=2, pos=N_CTX)
+    cfg = TrainConfig(max_steps=150, optimizer=optimizer, lr=0.02, weight_decay=0, warmup_steps=5)
+    losses = [step.loss for step in fit(model, lambda: (tokens[:, :-1], tokens[:, 1:]), cfg)]
+    assert losses[0] > 1 and losses[-1] < 0.01
+
+
+def test_fit_yields_each_step_with_its_share_of_the_rate():
+    cfg = TrainConfig(max_steps=7, warmup_steps=2)
+    steps = list(fit(tiny_model(), random_batches(), cfg))
+    assert [step.number for step in steps] == [1, 2, 3, 4, 5, 6, 7]
+    assert [step.share for step in steps] == [schedule(i, 7, 2) for i in range(7)]
+    assert all(step.seconds > 0 for step in steps)
+
+
+def test_fit_reports_the_loss_and_the_gradient_before_its_limit():
+    model, batch = tiny_model(), random_batches()
+    inputs, targets = random_batches()()
+    loss = cross_entropy(model(inputs), targets)
+    grads = torch.autograd.grad(loss, list(model.parameters()))
+    step = next(fit(model, batch, TrainConfig(max_steps=1, grad_clip=1e-3)))
+    assert step.loss == pytest.approx(loss.item())
+    assert step.grad_norm == pytest.approx(torch.cat([g.flatten() for g in grads]).norm().item())
+
+
+def test_fit_equals_the_naive_loop():
+    cfg = TrainConfig(max_steps=5, warmup_steps=2, optimizer="adamw", grad_clip=0.5)
+    # In float64: a bias of the keys has no gradient but rounding, which Adam would blow up.
+    model, naive = tiny_model(dtype=torch.float64), tiny_model(dtype=torch.float64)
+    decays = [{"params": [p for p in naive.parameters() if p.ndim > 1], "weight_decay": 0.05},
+              {"params": [p for p in naive.parameters() if p.ndim == 1], "weight_decay": 0.0}]
+    optimizer, batch = torch.optim.AdamW(decays, cfg.lr, (cfg.beta1, cfg.beta2)), random_batches()
+    for i in range(5):
+        for group in optimizer.param_groups:
+            group["lr"] = cfg.lr * schedule(i, 5, 2)
+        inputs, targets = batch()
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(naive(inputs).mT, targets).backward()
+        torch.nn.utils.clip_grad_norm_(naive.parameters(), 0.5)
+        optimizer.step()
+    list(fit(model, random_batches(), cfg))
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(weight, naive.state_dict()[name], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss_fn", [
+    lambda logits, targets: logits.sum() * math.nan,
+    lambda logits, targets: logits.sum() * math.inf,
+    lambda logits, targets: (logits * 0).sum().sqrt(),  # a finite loss of infinite slope
+])
+def test_a_loss_or_gradient_that_is_not_finite_stops_before_the_weights_move(loss_fn):
+    model = tiny_model()
+    before = weights_of(model)
+    with pytest.raises(Diverged, match=r"at step 1: loss .*--train\.lr"):
+        next(fit(model, random_batches(), TrainConfig(), loss_fn=loss_fn))
+    assert same(before, weights_of(model))
+
+
+@pytest.mark.parametrize("changes", [{}, {"attn_only": True}, {"tie_embeddings": True},
+                                     {"n_layers": 0}, {"attn_bias": False, "norm": "none"}])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_every_parameter_has_exactly_one_optimizer(optimizer, changes):
+    model = tiny_model(**changes)
+    optimizers = make_optimizers(model, TrainConfig(optimizer=optimizer))
+    theirs = [id(p) for one in optimizers for p in one.parameters]
+    assert sorted(theirs) == sorted(map(id, model.parameters()))
+
+
+def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest():
+    model, cfg = tiny_model(), TrainConfig(weight_decay=0.3, lr=0.1, muon_lr=0.2)
+    adamw, muon = make_optimizers(model, cfg)
+    assert isinstance(adamw, AdamW) and isinstance(muon, Muon)
+    matrices = {name: p for name, p in model.named_parameters()
+                if name.startswith("blocks.") and p.ndim == 2}
+    assert set(map(id, muon.parameters)) == set(map(id, matrices.values()))
+    for p, parts in zip(muon.parameters, muon.parts, strict=True):  # q, k and v are three
+        assert parts == (3 if p.shape == (12, 36) else 1)
+    assert (adamw.lr, muon.lr, adamw.weight_decay, muon.weight_decay) == (0.1, 0.2, 0.3, 0.3)
+    assert len(make_optimizers(model, TrainConfig(optimizer="adamw"))) == 1
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("n", [N_CTX + 1, 2 * N_CTX, 5 * N_CTX + 1, 5 * N_CTX + 4])
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_evaluating_equals_predicting_each_token_once(n, batch_size):
+    model, tokens = tiny_model(), tiny_tokens(batch=1, pos=n)[0]
+    surprises = []
+    for i in range(1, n):
+        start = (i - 1) // N_CTX * N_CTX  # windows that do not overlap
+        logits = model(tokens[None, start:i])[0, -1]
+        surprises.append(-logits.log_softmax(-1)[tokens[i]].item())
+    assert evaluate(model, tokens, batch_size) == pytest.approx(sum(surprises) / (n - 1), rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_evaluating_uses_no_dropout_and_leaves_the_mode(mode):
+    tokens = tiny_tokens(batch=1, pos=40)[0]
+    model = tiny_model(dropout=0.5).train(mode)
+    assert evaluate(model, tokens) == evaluate(tiny_model(), tokens)
+    assert model.training is mode
+
+
+# A run
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with the finished run `first` in its outputs."""
+    folder = tmp_path_factory.mktemp("runs")
+    main(argv(folder, *named("first")))
+    return folder
+
+
+def test_a_run_leaves_its_six_files(home):
+    names = {path.name for path in run_of(home, "first").iterdir()}
+    assert names == {"config.json", "checkpoint.pt", "best.pt", "metrics.jsonl", "loss.png",
+                     "sample.txt"}
+    assert (run_of(home, "first") / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert len((run_of(home, "first") / "sample.txt").read_text()) > 300
+
+
+def test_a_checkpoint_is_a_dict_with_all_that_is_promised(home):
+    state = load_checkpoint(run_of(home, "first") / "checkpoint.pt")
+    assert {"model", "optimizer", "step", "config", "tokenizer"} <= state.keys()
+    assert state["step"] == 6 and state["config"]["model"]["d_model"] == 8
+    assert all(isinstance(weight, torch.Tensor) for weight in state["model"].values())
+
+
+def test_config_json_says_what_was_asked_for(home):
+    told = json.loads((run_of(home, "first") / "config.json").read_text())
+    assert told["model"]["n_ctx"] == 8 and told["train"]["max_steps"] == 6
+    assert told["model"]["d_vocab"] == len(set((home / "text.txt").read_text()))
+    assert told["data"]["path"] == str(home / "text.txt")
+
+
+def test_the_metrics_are_one_json_object_a_line_and_steps_only_rise(home):
+    lines = (run_of(home, "first") / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["step"] for row in rows] == [0, 2, 3, 4, 6]
+    assert [row["step"] for row in rows if "val_loss" in row] == [0, 3, 6]
+    for row in rows[1:]:
+        assert {"step", "train_loss", "lr", "tokens_per_s", "seconds"} <= row.keys()
+        assert row["tokens_per_s"] > 0
+        assert row["lr"] == pytest.approx(5e-3 * schedule(row["step"] - 1, 6, 40))
+    seconds = [row["seconds"] for row in rows]
+    assert seconds == sorted(seconds)
+
+
+def test_the_last_validation_loss_is_that_of_the_checkpoint_over_the_whole_split(home):
+    model, tokenizer = load_model("first", home / "outputs")
+    text = (home / "text.txt").read_text()
+    val = text[len(text) - int(0.1 * len(text)):]
+    loss = evaluate(model, torch.tensor(tokenizer.encode(val)))
+    assert loss == pytest.approx(curve(home, "first", "val_loss")[-1][1], rel=1e-6)
+
+
+def test_the_best_checkpoint_is_the_one_of_the_lowest_validation_loss(tmp_path, monkeypatch):
+    quietly(monkeypatch)
+    val_losses = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(train, "evaluate", lambda *args: next(val_losses))
+    main(argv(tmp_path, *named("mine")))
+    best = load_checkpoint(run_of(tmp_path, "mine") / "best.pt")
+    assert (best["step"], best["best_loss"]) == (3, 1.0)
+    assert final(tmp_path, "mine")["step"] == 6
+
+
+def test_the_last_lines_say_the_result_and_how_to_get_more(capsys, tmp_path):
+    main(argv(tmp_path))
+    out = capsys.readouterr().out
+    assert f"validation loss {curve(tmp_path, 'run-001', 'val_loss')[-1][1]:.4f}" in out
+    assert "python generate.py --run_name run-001" in out
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(home, monkeypatch):
+    quietly(monkeypatch)
+    main(argv(home, *named("again")))
+    main(argv(home, *named("other", "--train.seed", "1")))
+    losses = {name: curve(home, name, "train_loss", "val_loss")
+              for name in ("first", "again", "other")}
+    assert losses["first"] == losses["again"]
+    assert same(final(home, "first"), final(home, "again"))
+    assert all(a != b for a, b in zip(losses["first"], losses["other"], strict=True))
+    assert not same(final(home, "first")["model"], final(home, "other")["model"])
+
+
+def test_the_seed_decides_the_first_weights_and_the_batches(home):
+    def beginning(seed):
+        cfg = Config(DataConfig(path=str(home / "text.txt")),
+                     ModelConfig(n_layers=0, n_ctx=8, d_vocab=99), TrainConfig(seed=seed))
+        run = Run(cfg, load_dataset(cfg.data, 8), torch.device("cpu"))
+        return run.model.W_E, run.next_batch()[0]
+
+    (weights, batch), same_one, (other_weights, other_batch) = map(beginning, (0, 0, 1))
+    assert torch.equal(weights, same_one[0]) and torch.equal(batch, same_one[1])
+    assert not torch.equal(weights, other_weights) and not torch.equal(batch, other_batch)
+
+
+def test_how_often_a_run_is_evaluated_does_not_change_what_it_learns(home, monkeypatch):
+    quietly(monkeypatch)
+    for name, every in (("seldom", "6"), ("often", "1")):
+        main(argv(home, *named(name, "--train.eval_interval", every, "--model.dropout", "0.2")))
+    assert same(final(home, "seldom")["model"], final(home, "often")["model"])
+
+
+# Names
+
+
+def test_runs_are_numbered_where_no_name_is_given(tmp_path, monkeypatch):
+    quietly(monkeypatch)
+    main(argv(tmp_path, "--train.max_steps", "1"))
+    main(argv(tmp_path, "--train.max_steps", "1"))
+    assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["run-001", "run-002"]
+
+
+def test_a_name_that_is_taken_needs_a_decision(home):
+    before = final(home, "first")
+    with pytest.raises(UserError, match=r"--resume.*--overwrite"):
+        main(argv(home, *named("first", "--train.seed", "5")))
+    assert same(final(home, "first"), before)
+
+
+def test_overwriting_starts_from_nothing(home, tmp_path, monkeypatch):
+    quietly(monkeypatch)
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    main(argv(tmp_path, *named("first", "--train.seed", "1", "--overwrite")))
+    main(argv(tmp_path, *named("fresh", "--train.seed", "1")))
+    assert same(final(tmp_path, "first"), final(tmp_path, "fresh"))
+    assert not (run_of(tmp_path, "first") / "loss.png").exists()
+
+
+# Stopping and going on
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("flags", [
+    ["--model.dropout", "0.2"], ["--train.optimizer", "adamw", "--train.schedule", "cosine"],
+])
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys, flags, stop_at):
+    quietly(monkeypatch)
+    main(argv(tmp_path, *named("whole"), *flags))
+    with monkeypatch.context() as patched:
+        on_batch(patched, stop_at, interrupt)
+        main(argv(tmp_path, *named("halves"), *flags))
+    assert final(tmp_path, "halves")["step"] == stop_at
+    assert f"stopped after step {stop_at}; to go on: python train.py --logging.run_name halves " \
+           "--resume" in capsys.readouterr().out
+    torch.manual_seed(99)  # whatever the new process drew before
+    main(argv(tmp_path, *named("halves", "--resume")))
+    assert same(final(tmp_path, "halves"), final(tmp_path, "whole"))
+    assert curve(tmp_path, "halves", "val_loss") == curve(tmp_path, "whole", "val_loss")
+
+
+def test_a_stop_does_not_show_in_the_training_loss(tmp_path, monkeypatch):
+    quietly(monkeypatch)
+    main(argv(tmp_path, *named("whole", "--train.log_interval", "5")))
+    with monkeypatch.context() as patched:
+        on_batch(patched, 4, interrupt)
+        main(argv(tmp_path, *named("halves", "--train.log_interval", "5")))
+    main(argv(tmp_path, *named("halves", "--train.log_interval", "5", "--resume")))
+    assert curve(tmp_path, "halves", "train_loss") == curve(tmp_path, "whole", "train_loss")
+
+
+def test_a_run_that_died_goes_on_from_its_checkpoint_and_drops_the_lines_beyond_it(
+    tmp_path, monkeypatch
+):
+    quietly(monkeypatch)
+    main(argv(tmp_path, *named("whole")))
+
+    def die():
+        raise MemoryError
+
+    with monkeypatch.context() as patched, pytest.raises(MemoryError):
+        on_batch(patched, 5, die)
+        main(argv(tmp_path, *named("halves")))
+    assert final(tmp_path, "halves")["step"] == 3
+    assert curve(tmp_path, "halves")[-1] == (4,)
+    main(argv(tmp_path, *named("halves", "--resume")))
+    assert same(final(tmp_path, "halves"), final(tmp_path, "whole"))
+    columns = "train_loss", "val_loss", "lr"
+    assert curve(tmp_path, "halves", *columns) == curve(tmp_path, "whole", *columns)
+
+
+def test_the_newest_run_goes_on_with_its_own_settings_where_none_are_given(
+    tmp_path, monkeypatch
+):
+    quietly(monkeypatch)
+    main(argv(tmp_path, *named("whole", "--train.seed", "7")))
+    with monkeypatch.context() as patched:
+        on_batch(patched, 2, interrupt)
+        main(argv(tmp_path, *named("halves", "--train.seed", "7")))
+    main(["--logging.out_dir", str(tmp_path / "outputs"), "--train.device", "cpu", "--resume"])
+    assert same(final(tmp_path, "halves"), final(tmp_path, "whole"))
+
+
+def test_resuming_a_finished_run_changes_nothing(home, monkeypatch):
+    quietly(monkeypatch)
+    before = final(home, "first"), curve(home, "first", "train_loss", "val_loss")
+    main(argv(home, *named("first", "--resume")))
+    assert same(list(before), [final(home, "first"),
+                               curve(home, "first", "train_loss", "val_loss")])
+
+
+def test_flags_that_contradict_the_run_are_all_named(home):
+    flags = ["--model.d_model", "16", "--train.lr", "0.5", "--train.max_steps", "60"]
+    with pytest.raises(UserError) as error:
+        main(argv(home, *named("first", "--resume"), *flags))
+    for difference in ("model.d_model was 8, not 16", "train.lr was 0.005, not 0.5",
+                       "train.max_steps was 6, not 60"):
+        assert difference in str(error.value)
+    assert "n_ctx" not in str(error.value)
+
+
+@pytest.mark.parametrize("change", [lambda text: text.replace("park", "kapr", 1),
+                                    lambda text: text + "a"], ids=["same letters", "longer"])
+def test_a_text_that_has_changed_is_not_gone_on_with(tmp_path, monkeypatch, change):
+    quietly(monkeypatch)
+    main(argv(tmp_path, *named("mine")))
+    text = tmp_path / "text.txt"
+    text.write_text(change(text.read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(UserError, match=r"the text is not the one that .*mine was trained on"):
+        main(argv(tmp_path, *named("mine", "--resume")))
+
+
+def test_with_nothing_to_resume_a_run_starts_afresh_and_says_so(tmp_path, monkeypatch, capsys):
+    quietly(monkeypatch)
+    main(argv(tmp_path, *named("mine", "--resume")))
+    assert "nothing to resume yet: starting afresh" in capsys.readouterr().out
+    assert final(tmp_path, "mine")["step"] == 6
+    main(argv(tmp_path, *named("yours", "--resume")))
+    assert "starting afresh" in capsys.readouterr().out
+    assert final(tmp_path, "yours")["step"] == 6
+
+
+def test_a_run_that_died_before_its_first_checkpoint_can_be_resumed(tmp_path, monkeypatch):
+    quietly(monkeypatch)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(train, "evaluate", lambda *args: interrupt())
+        main(argv(tmp_path, *named("mine")))
+    main(argv(tmp_path, *named("mine", "--resume")))
+    assert final(tmp_path, "mine")["step"] == 6
+
+
+# Divergence
+
+
+@pytest.mark.parametrize("intervals", [("3", "2"), ("3", "1"), ("1", "1")])
+def test_a_run_that_diverges_stops_and_names_its_last_good_checkpoint(tmp_path, intervals):
+    evaluate_every, log_every = intervals
+    flags = ["--train.lr", "1e30", "--train.muon_lr", "1e30", "--train.warmup_steps", "0",
+             "--train.eval_interval", evaluate_every, "--train.log_interval", log_every]
+    with pytest.raises(UserError, match=r"--train\.lr") as error:
+        main(argv(tmp_path, *named("wild"), *flags))
+    path, step = re.search(r"checkpoint is (\S+), of step (\d+)$", str(error.value)).groups()
+    assert Path(path) == run_of(tmp_path, "wild") / "checkpoint.pt"
+    assert load_checkpoint(path)["step"] == int(step)
+    model, _ = load_model("wild", tmp_path / "outputs")
+    assert all(weight.isfinite().all() for weight in model.state_dict().values())
+
+
+# Whole processes
+
+LONG = ["--train.max_steps", "1000", "--train.eval_interval", "50", "--train.threads", "1",
+        "--model.dropout", "0.1"]
+
+
+def start(folder, *flags):
+    """A process that trains; it writes into folder/outputs."""
+    return subprocess.Popen([sys.executable, str(ROOT / "train.py"), *argv(folder, *LONG, *flags)],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(folder, name, step, process):
+    """Waits until the run has passed the step; fails if it ended before."""
+    while process.poll() is None:
+        path = run_of(folder, name) / "metrics.jsonl"
+        if path.exists() and (rows := read_metrics(path.parent)) and rows[-1]["step"] >= step:
+            return
+        time.sleep(0.005)
+    pytest.fail(f"the run ended before step {step}: {process.communicate()}")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("long")
+    assert start(folder, *named("whole")).wait(timeout=100) == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_any_moment_goes_on_to_the_same_bits(uninterrupted):
+    chance = random.Random(0)
+    for step in (1, 300, 600):
+        process = start(uninterrupted, *named("killed", "--resume"))
+        wait_for_step(uninterrupted, "killed", step, process)
+        time.sleep(0.2 * chance.random())
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        load_model("killed", uninterrupted / "outputs")
+    assert start(uninterrupted, *named("killed", "--resume")).wait(timeout=100) == 0
+    assert same(final(uninterrupted, "killed"), final(uninterrupted, "whole"))
+    columns = "train_loss", "val_loss", "lr"
+    assert curve(uninterrupted, "killed", *columns) == curve(uninterrupted, "whole", *columns)
+
+
+@pytest.mark.slow
+def test_sigterm_stops_a_run_cleanly_and_says_how_to_go_on(uninterrupted):
+    name = "stopped"
+    process = start(uninterrupted, *named(name))
+    wait_for_step(uninterrupted, name, 100, process)
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and not err
+    assert f"to go on: python train.py --logging.run_name {name} --resume" in out
+    state = load_checkpoint(run_of(uninterrupted, name) / "checkpoint.pt")
+    assert f"stopped after step {state['step']:,};" in out and 100 <= state["step"] < 1000
+    assert start(uninterrupted, *named(name, "--resume")).wait(timeout=100) == 0
+    assert same(final(uninterrupted, name), final(uninterrupted, "whole"))

@@ -1,0 +1,230 @@
+"""Errors, files, progress, signals, devices and seeds."""
+
+import errno
+import io
+import itertools
+import json
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import utils
+from utils import (
+    Progress,
+    UserError,
+    atomic_write,
+    closest,
+    pick_device,
+    run_program,
+    seeded_generator,
+    stop_on_signal,
+    write_json,
+)
+
+HOOKS = ["hook_embed", "blocks.0.attn.hook_pattern", "blocks.0.hook_resid_pre"]
+
+
+def raiser(error):
+    def main():
+        raise error
+    return main
+
+
+def test_a_user_error_is_one_line_on_stderr_and_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as end:
+        run_program(raiser(UserError("lr=-1 is not possible")))
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and out == ""
+    assert err.endswith(": error: lr=-1 is not possible\n") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("bug", [ValueError("a bug"), RuntimeError("a bug"), OSError("a bug")])
+def test_a_real_bug_leaves_a_program_as_it_was_raised(bug):
+    with pytest.raises(type(bug)) as caught:
+        run_program(raiser(bug))
+    assert caught.value is bug
+
+
+def test_an_interrupted_program_exits_with_130_and_no_traceback(capsys):
+    with pytest.raises(SystemExit) as end:
+        run_program(raiser(KeyboardInterrupt()))
+    assert end.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_program_that_ends_well_raises_nothing():
+    called = []
+    run_program(lambda: called.append(1))
+    assert called == [1]
+
+
+@pytest.mark.parametrize("name", ["hook_patern", "blocks.0.attn.hook_patern", "attn.hook_patern"])
+def test_a_misspelt_name_finds_its_neighbour_in_full_or_by_its_last_part(name):
+    assert closest(name, HOOKS).startswith("; the closest: blocks.0.attn.hook_pattern")
+
+
+def test_nothing_is_proposed_where_nothing_is_near():
+    assert closest("zzzzzz", HOOKS) == "" == closest("hook_embed", [])
+
+
+def test_an_atomic_write_creates_folders_and_replaces_the_whole_file(tmp_path):
+    path = tmp_path / "new" / "folder" / "file"
+    for content in (b"a long first version", b"short"):
+        with atomic_write(path) as file:
+            file.write(content)
+        assert path.read_bytes() == content
+
+
+def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with atomic_write(path, "w") as file:
+        file.write("new")
+        file.flush()
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_writer_that_fails_leaves_the_old_file_and_no_other(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(error), atomic_write(path) as file:
+        file.write(b"half of the n")
+        raise error
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_is_a_user_error_that_leaves_the_old_file_and_no_other(
+        tmp_path, monkeypatch, call):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(utils.os, call, lambda *_: raiser(full)())
+    with pytest.raises(UserError, match=r"cannot write .*file: No space left"):
+        with atomic_write(path) as file:
+            file.write(b"new")
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_place_that_cannot_be_written_is_a_user_error_with_its_path(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UserError, match=r"cannot write .*file/below"):
+        with atomic_write(tmp_path / "file" / "below" / "it") as file:
+            file.write(b"")
+
+
+def test_json_is_read_back_as_it_was_written(tmp_path):
+    values = {"lr": 1e-3, "names": ["a", "é"], "none": None, "nested": {"yes": True}}
+    write_json(tmp_path / "values.json", values)
+    assert json.loads((tmp_path / "values.json").read_text(encoding="utf-8")) == values
+
+
+def test_values_that_json_cannot_hold_leave_the_old_file(tmp_path):
+    write_json(tmp_path / "values.json", {"old": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "values.json", {"new": torch.ones(1)})
+    assert json.loads((tmp_path / "values.json").read_text()) == {"old": 1}
+    assert os.listdir(tmp_path) == ["values.json"]
+
+
+def progress_output(monkeypatch, on_terminal, seconds_a_step, total=1000, steps=range(1, 101)):
+    """What a Progress writes to stderr while a fake clock ticks between the steps."""
+    clock, stderr = SimpleNamespace(now=0.0), io.StringIO()
+    stderr.isatty = lambda: on_terminal
+    monkeypatch.setattr(utils.sys, "stderr", stderr)
+    monkeypatch.setattr(utils, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    progress = Progress(total, " steps")
+    for step in steps:
+        clock.now += seconds_a_step
+        progress.show(step, "wide " * (100 // step))
+    progress.close()
+    return stderr.getvalue()
+
+
+def test_in_a_log_progress_is_a_whole_line_every_ten_seconds(monkeypatch):
+    written = progress_output(monkeypatch, on_terminal=False, seconds_a_step=0.5)  # 50 seconds
+    assert "\r" not in written and written.endswith("\n")
+    assert [line.split("/")[0] for line in written.splitlines()] == ["20", "40", "60", "80", "100"]
+
+
+def test_on_a_terminal_progress_is_one_line_that_covers_what_it_rewrites(monkeypatch):
+    written = progress_output(monkeypatch, on_terminal=True, seconds_a_step=0.5)
+    assert written.count("\n") == 1 and written.endswith("\n")
+    lines = written.rstrip("\n").split("\r")[1:]
+    assert len(lines) == 100
+    for before, after in itertools.pairwise(lines):
+        assert len(after) >= len(before.rstrip())
+
+
+def test_a_terminal_is_rewritten_ten_times_a_second_at_most(monkeypatch):
+    written = progress_output(monkeypatch, on_terminal=True, seconds_a_step=0.01)  # one second
+    assert 8 <= written.count("\r") <= 10
+
+
+def test_progress_tells_the_time_left_at_this_pace(monkeypatch):
+    written = progress_output(monkeypatch, False, seconds_a_step=20, total=10, steps=[1, 2, 4])
+    left = [line.split()[-3] for line in written.splitlines()]
+    assert left == ["180", "160", "90"]  # 20 s a step, then 60 s for 4 of them
+
+
+def test_the_last_step_is_always_shown(monkeypatch):
+    written = progress_output(monkeypatch, False, seconds_a_step=0, total=100)
+    assert written.count("\n") == 1 and written.startswith("100/100 steps")
+
+
+def test_work_done_before_does_not_count_for_the_pace(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(utils, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(utils.sys, "stderr", io.StringIO())
+    progress = Progress(100, done=90)
+    clock.now = 50.0
+    progress.show(95)
+    assert "50 s left" in utils.sys.stderr.getvalue()  # 10 s a step, 5 steps left
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_for_a_stop_and_a_second_one_stops_at_once(number):
+    with stop_on_signal() as stop:
+        assert not stop.requested
+        signal.raise_signal(number)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+
+
+def test_signal_handlers_are_put_back_even_after_an_error():
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(RuntimeError), stop_on_signal():
+        assert signal.getsignal(signal.SIGTERM) is not before[1]
+        raise RuntimeError
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_the_cpu_is_always_there_and_auto_takes_a_device_that_works():
+    assert pick_device("cpu") == torch.device("cpu")
+    assert torch.ones(2, device=pick_device("auto")).sum().item() == 2
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "cuda:x", "cuda:-1", "cpu:x", "cpu:", "", "0"])
+def test_a_device_that_is_not_there_is_a_user_error_with_the_choices(name):
+    with pytest.raises(UserError, match=f"device={name} is not on this machine; .*cpu"):
+        pick_device(name)
+
+
+def test_auto_prefers_cuda_to_mps_to_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("auto").type == "cuda" and pick_device("cuda:1").index == 1
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert pick_device("auto").type == "mps"
+
+
+def test_the_same_seed_draws_the_same_numbers_and_leaves_the_global_ones_alone():
+    state = torch.random.get_rng_state()
+    first, again, other = (torch.rand(9, generator=seeded_generator(s)) for s in (3, 3, 4))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(torch.random.get_rng_state(), state)
