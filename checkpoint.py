@@ -22,7 +22,7 @@ from model import GPT
 from tokenizer import CharTokenizer
 from utils import UserError, atomic_write
 
-CONTENTS = {"model", "optimizer", "step", "config", "tokenizer"}
+CONTENTS = {"config": dict, "model": dict, "optimizer": list, "step": int, "tokenizer": dict}
 FILES = ("config.json", "checkpoint.pt", "best.pt", "metrics.jsonl", "loss.png", "sample.txt")
 
 
@@ -38,16 +38,20 @@ def load_checkpoint(path):
     Only tensors and plain values are read: a file that asks to run code is refused.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        file = open(path, "rb")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
-    except Exception as error:  # a foreign file can fail anywhere inside the unpickler
-        raise UserError(f"{path} is truncated or not a checkpoint ({type(error).__name__}); "
-                        "train again, or use another file") from None
-    if not isinstance(state, dict) or not CONTENTS <= set(state):
-        missing = sorted(CONTENTS - set(state)) if isinstance(state, dict) else sorted(CONTENTS)
+    with file:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a foreign file can fail anywhere inside the unpickler
+            raise UserError(f"{path} is truncated or not a checkpoint ({type(error).__name__}); "
+                            "train again, or use another file") from None
+    values = state if isinstance(state, dict) else {}
+    wrong = [name for name, kind in CONTENTS.items() if not isinstance(values.get(name), kind)]
+    if wrong:
         raise UserError(f"{path} is not one of this project's checkpoints: it lacks "
-                        f"{', '.join(missing)}")
+                        f"{', '.join(wrong)}")
     return state
 
 

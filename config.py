@@ -13,6 +13,8 @@ from typing import Literal
 
 from utils import UserError, closest
 
+INFINITY = float("inf")
+
 
 def option(default, help):
     """A dataclass field with its help text."""
@@ -56,7 +58,7 @@ class ModelConfig:
     init_scale: float = option(0.02, "standard deviation of the initial weights")
 
     def __post_init__(self):
-        if self.d_mlp is None:  # resolved here, so that nobody downstream has to ask
+        if self.d_mlp is None:  # resolved once; a replace() of d_model wants d_mlp=None beside it
             object.__setattr__(self, "d_mlp", 4 * self.d_model)
         check_choices(self)
         check(self, "n_layers", lambda n: n >= 0, "0 or more")
@@ -64,7 +66,7 @@ class ModelConfig:
             check(self, name, lambda n: n >= 1, "1 or more")
         check(self, "d_vocab", lambda n: n is None or n >= 1, "1 or more")
         check(self, "dropout", lambda p: 0 <= p < 1, "at least 0 and less than 1")
-        check(self, "init_scale", lambda std: std > 0, "more than 0")
+        check(self, "init_scale", lambda std: 0 < std < INFINITY, "more than 0, and finite")
         if self.d_model % self.n_heads:
             divisors = [n for n in range(1, self.d_model + 1) if self.d_model % n == 0]
             near = sorted(divisors, key=lambda n: abs(n - self.n_heads))[:3]
@@ -107,12 +109,13 @@ class TrainConfig:
         check_choices(self)
         for name in ("max_steps", "batch_size", "eval_interval", "log_interval"):
             check(self, name, lambda n: n >= 1, "1 or more")
-        for name in ("warmup_steps", "weight_decay", "grad_clip", "seed"):
-            check(self, name, lambda n: n >= 0, "0 or more")
+        for name in ("warmup_steps", "weight_decay", "grad_clip"):
+            check(self, name, lambda n: 0 <= n < INFINITY, "0 or more, and finite")
+        check_seed(self)
         for name in ("beta1", "beta2"):
             check(self, name, lambda beta: 0 <= beta < 1, "at least 0 and less than 1")
         for name in ("lr", "muon_lr"):
-            check(self, name, lambda lr: 0 < lr < float("inf"), "more than 0")
+            check(self, name, lambda lr: 0 < lr < INFINITY, "more than 0, and finite")
         check(self, "final_lr_fraction", lambda share: 0 <= share <= 1, "from 0 to 1")
         check(self, "threads", lambda n: n is None or n >= 1, "1 or more")
 
@@ -147,7 +150,8 @@ class GenerateConfig:
 
     def __post_init__(self):
         check(self, "max_new_tokens", lambda n: n >= 0, "0 or more")
-        check(self, "temperature", lambda t: 0 < t < float("inf"), "more than 0 (greedy: top_k 1)")
+        check(self, "temperature", lambda t: 0 < t < INFINITY, "more than 0 (greedy: top_k 1)")
+        check_seed(self)
         check(self, "top_k", lambda k: k is None or k >= 1, "1 or more")
         check(self, "top_p", lambda p: p is None or 0 < p <= 1, "more than 0 and at most 1")
         if not self.prompt:
@@ -169,6 +173,11 @@ def check(config, name, holds, wanted):
     value = getattr(config, name)
     if not holds(value):
         raise UserError(f"{name}={value} is not possible; it must be {wanted}")
+
+
+def check_seed(config):
+    """Raises UserError unless the seed is one that a generator takes."""
+    check(config, "seed", lambda seed: 0 <= seed < 2**63, "from 0 to 2^63 - 1")
 
 
 def check_choices(config):
@@ -236,10 +245,21 @@ def flag_type(hint):
     """argparse's keywords for a field's type: a word from a set, a switch, or a value."""
     if typing.get_origin(hint) is Literal:
         return {"choices": typing.get_args(hint), "metavar": "|".join(typing.get_args(hint))}
-    plain = [kind for kind in typing.get_args(hint) if kind is not type(None)] or [hint]
-    if plain[0] is bool:
+    if hint is bool:
         return {"type": true_or_false, "nargs": "?", "const": True, "metavar": "true|false"}
-    return {"type": plain[0], "metavar": {int: "N", float: "X", str: "TEXT"}[plain[0]]}
+    plain = next((kind for kind in typing.get_args(hint) if kind is not type(None)), hint)
+    read = plain if plain is hint else none_or(plain)
+    return {"type": read, "metavar": {int: "N", float: "X", str: "TEXT"}[plain]}
+
+
+def none_or(kind):
+    """A reader of words that takes "none" for None, and else what `kind` reads."""
+
+    def read(word):
+        return None if word == "none" else kind(word)
+
+    read.__name__ = kind.__name__  # argparse names it where a word is refused
+    return read
 
 
 def true_or_false(word):

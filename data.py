@@ -114,7 +114,7 @@ def tiny_shakespeare(folder, mirrors=SHAKESPEARE_MIRRORS):
     return text
 
 
-def download(mirrors, sha256, remedy, attempts=2, pause=1.0):
+def download(mirrors, sha256, remedy, *, attempts=2, pause=1.0):
     """The bytes behind the first mirror whose content has that SHA-256.
 
     Each mirror is tried `attempts` times, `pause` seconds apart.
@@ -170,8 +170,9 @@ def windows_in_order(tokens, batch_size, n_ctx):
 
     The windows do not overlap; what is left at the end is a shorter one, and comes alone.
     """
-    starts = torch.arange(0, len(tokens) - n_ctx, n_ctx)  # of the windows that are full
-    for some in starts.split(batch_size):
+    starts = range(0, len(tokens) - n_ctx, n_ctx)  # of the windows that are full
+    for first in range(0, len(starts), batch_size):
+        some = torch.tensor(starts[first : first + batch_size])
         windows = tokens[some[:, None] + torch.arange(n_ctx + 1)]
         yield windows[:, :-1], windows[:, 1:]
     rest = tokens[len(starts) * n_ctx :]

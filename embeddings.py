@@ -25,7 +25,7 @@ def check_tokens(tokens, d_vocab):
 
     A negative id would otherwise pick a row from the table's end and say nothing.
     """
-    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
+    if tokens.ndim != 2 or tokens.dtype not in (torch.int64, torch.int32):
         raise UserError(f"tokens is {list(tokens.shape)} of {tokens.dtype}; "
                         "pass integer ids as [batch, pos]")
     if tokens.numel() == 0:

@@ -24,7 +24,8 @@ def token_probs(logits, temperature=1.0, top_k=None, top_p=None):
     then keeps the fewest likeliest whose probability adds up to p or more, at least one. What is
     left is scaled to sum to one.
     """
-    logits = logits.float() / temperature
+    logits = logits.float()
+    logits = (logits - logits.max(-1, keepdim=True).values) / temperature  # at most 0: no overflow
     if top_k is not None and top_k < logits.shape[-1]:
         last_kept = logits.topk(top_k).values[..., -1:]
         logits = logits.masked_fill(logits < last_kept, -torch.inf)

@@ -140,15 +140,15 @@ class HookedModule(nn.Module):
         with self.hooks([(matching(points, names_filter), keep)]):
             yield ActivationCache(tensors, {name: point.axes for name, point in points.items()})
 
-    def run_with_hooks(self, *args, fwd_hooks, **kwargs):
-        """`self(*args)` while `fwd_hooks` listen; returns what the forward returns."""
+    def run_with_hooks(self, tokens, fwd_hooks):
+        """`self(tokens)` while `fwd_hooks` listen, as in `hooks`."""
         with self.hooks(fwd_hooks):
-            return self(*args, **kwargs)
+            return self(tokens)
 
-    def run_with_cache(self, *args, names_filter=None, pos_slice=None, **kwargs):
-        """`(self(*args), cache)`; the filters are those of `caching`."""
+    def run_with_cache(self, tokens, names_filter=None, pos_slice=None):
+        """`(self(tokens), cache)`; the filters are those of `caching`."""
         with self.caching(names_filter, pos_slice) as cache:
-            return self(*args, **kwargs), cache
+            return self(tokens), cache
 
     def gradient_cache(self, tokens, metric_fn, names_filter=None):
         """The metric, the activations, and the metric's derivative by each of them.

@@ -67,13 +67,8 @@ class GPT(HookedModule):
         tokens: [batch, pos], integer ids. positions: [pos] or [batch, pos]; 0, 1, … unless given.
         Raises UserError for ids outside the vocabulary and positions outside the context.
         """
-        if positions is None:
-            check_length(tokens.shape[-1], self.cfg.n_ctx)
-            positions = torch.arange(tokens.shape[-1], device=tokens.device)
-        elif positions.min() < 0 or positions.max() >= self.cfg.n_ctx:
-            raise UserError(f"positions run from {int(positions.min())} to {int(positions.max())}; "
-                            f"this model has 0 to {self.cfg.n_ctx - 1}")
         resid = self.hook_embed(self.token_embedding(tokens))
+        positions = checked_positions(tokens, positions, self.cfg.n_ctx)
         if self.position_embedding is not None:
             where = self.position_embedding(positions).expand_as(resid)
             resid = resid + self.hook_pos_embed(where)
@@ -162,8 +157,22 @@ class GPT(HookedModule):
     b_out = stacked("mlp", "b_out", "d_model")
 
 
-def check_length(n_positions, n_ctx):
-    """Raises UserError for a text longer than the model's context."""
-    if n_positions > n_ctx:
-        raise UserError(f"{n_positions} tokens do not fit into n_ctx={n_ctx}; shorten the text or "
-                        "give the model a larger n_ctx")
+def checked_positions(tokens, positions, n_ctx):
+    """The positions of tokens [batch, pos], as [pos] or [batch, pos]; 0, 1, … if none are given.
+
+    Raises UserError for a text longer than the context, and for positions outside of it or of a
+    shape that is not that of the tokens.
+    """
+    n_tokens = tokens.shape[1]
+    if positions is None:
+        if n_tokens > n_ctx:
+            raise UserError(f"{n_tokens} tokens do not fit into n_ctx={n_ctx}; shorten the text, "
+                            "or train with a larger n_ctx")
+        return torch.arange(n_tokens, device=tokens.device)
+    if positions.shape not in (tokens.shape, tokens.shape[1:]):
+        raise UserError(f"positions is {list(positions.shape)} for tokens {list(tokens.shape)}; "
+                        f"pass [{n_tokens}] or {list(tokens.shape)}")
+    if positions.min() < 0 or positions.max() >= n_ctx:
+        raise UserError(f"positions run from {int(positions.min())} to {int(positions.max())}; "
+                        f"this model has 0 to {n_ctx - 1}")
+    return positions

@@ -52,7 +52,8 @@ class AdamW:
         size = torch._foreach_sqrt(self.v)
         torch._foreach_div_(size, math.sqrt(1 - beta2**self.step_count))
         torch._foreach_add_(size, self.eps)
-        torch._foreach_mul_(self.matrices, 1 - lr * self.weight_decay)
+        if self.matrices:
+            torch._foreach_mul_(self.matrices, 1 - lr * self.weight_decay)
         step_size = lr / (1 - beta1**self.step_count)
         torch._foreach_addcdiv_(self.parameters, self.m, size, -step_size)
 

@@ -8,6 +8,8 @@ Read before: utils.py; after: metrics.py
 Source: Tufte 1983 (data-ink); Okabe & Ito 2008 (colours)
 """
 
+import itertools
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -33,14 +35,14 @@ def bare_axes(figure, title, xlabel, ylabel):
 
 
 def curve(lines, *, title, xlabel, ylabel, levels=None):
-    """Lines over a common x axis, each named where it ends.
+    """Lines over a common x axis, named in a legend.
 
     lines: {name: (x, y)}, sequences of equal length; a short one is drawn with its points.
     levels: {name: y}, horizontal lines of reference. Returns a Figure.
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = bare_axes(figure, title, xlabel, ylabel)
-    for (name, (x, y)), colour in zip(lines.items(), COLOURS, strict=False):
+    for (name, (x, y)), colour in zip(lines.items(), itertools.cycle(COLOURS), strict=False):
         marker = "o" if len(x) <= 30 else None
         width = 1.8 if len(x) <= 30 else 1.0
         axes.plot(x, y, color=colour, label=name, marker=marker, markersize=4, linewidth=width)
@@ -55,12 +57,12 @@ def curve(lines, *, title, xlabel, ylabel, levels=None):
 def heatmap(values, *, title, xlabel, ylabel, row_labels=None, column_labels=None):
     """A matrix as colours. values: [rows, columns], not negative or of both signs.
 
-    Values of both signs get a scale that is symmetric about a white zero; masked or NaN cells stay
-    blank. Returns a Figure.
+    Values of both signs get a scale that is symmetric about a white zero; masked cells
+    and those that are not finite stay blank. Returns a Figure.
     """
-    values = np.asarray(values, dtype=float)
-    most = np.nanmax(np.abs(values))
-    signed = np.nanmin(values) < 0
+    values = np.ma.masked_invalid(np.ma.asarray(values, dtype=float))
+    most = np.abs(values).max() if values.count() else 1.0
+    signed = values.count() and values.min() < 0
     side = 1.6 + 0.19 * max(12, *values.shape)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = bare_axes(figure, title, xlabel, ylabel)

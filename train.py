@@ -153,6 +153,8 @@ class Run:
         torch.set_rng_state(state["rng"])
         for name in ("step", "seconds", "best_loss"):
             setattr(self, name, state[name])
+        self.recent = [Step(*values) for values in state["recent"]]
+        self.saved_step = self.step
         self.rows = [row for row in read_metrics(folder) if row["step"] <= self.step]
         with atomic_write(folder / "metrics.jsonl", "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in self.rows)
@@ -220,10 +222,12 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step, "seconds": self.seconds, "best_loss": self.best_loss,
+            "recent": [dataclasses.astuple(step) for step in self.recent],
             "sampler": self.sampler.get_state(), "rng": torch.get_rng_state(),
             "tokenizer": self.dataset.tokenizer.state_dict(),
             "config": dataclasses.asdict(self.cfg), "data_sha256": self.dataset.sha256,
         })
+        self.saved_step = self.step
 
 
 def draw_loss(rows, name, d_vocab):
@@ -282,10 +286,10 @@ def start_run(cfg, overwrite=False, resumed=None):
         raise UserError(f"the text is not the one that {resumed[0]} was trained on; put that one "
                         "back, or start another run")
     known = dataset.tokenizer.d_vocab
-    if cfg.model.d_vocab is not None and cfg.model.d_vocab < known:
-        raise UserError(f"d_vocab={cfg.model.d_vocab} is less than the text's {known} characters; "
-                        "leave --model.d_vocab out")
-    shape = dataclasses.replace(cfg.model, d_vocab=cfg.model.d_vocab or known)
+    if cfg.model.d_vocab not in (None, known):
+        raise UserError(f"d_vocab={cfg.model.d_vocab} is not the tokenizer's {known}; leave "
+                        "--model.d_vocab out")
+    shape = dataclasses.replace(cfg.model, d_vocab=known)
     run = Run(dataclasses.replace(cfg, model=shape), dataset, device)
     print(f"{dataset.name}: {len(dataset.train):,} characters to train on, {len(dataset.val):,} to "
           f"validate on, {known} of them distinct\n"
@@ -320,14 +324,16 @@ def main(argv=None):
     parser.add_argument("--overwrite", action="store_true", help="replace a run of that name")
     flags = vars(parser.parse_args(argv))
     resume, overwrite = flags.pop("resume", False), flags.pop("overwrite", False)
+    if resume and overwrite:
+        raise UserError("--resume goes on with a run and --overwrite replaces it; choose one")
     found = to_resume(nested(flags)) if resume else None
     *resumed, cfg = found or (config_from_dict(Config, nested(flags)),)
-    run = start_run(cfg, overwrite, resumed)
+    run = start_run(cfg, overwrite or resume, resumed)  # nothing to resume: nothing to lose
     try:
         finished = run.train()
     except Diverged as problem:
         raise UserError(f"{problem}; the last good checkpoint is {run.folder / 'checkpoint.pt'}, "
-                        f"of step {run.rows[-1]['step']}") from None
+                        f"of step {run.saved_step}") from None
     if finished:
         finish(run)
     else:

@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,13 +52,12 @@ def pick_device(name):
     Raises UserError where that device is not there.
     """
     n_cuda = torch.cuda.device_count()
-    there = {"cpu": True, "cuda": n_cuda > 0, "mps": torch.backends.mps.is_available()}
+    there = ["cuda"] * (n_cuda > 0) + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
     if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
-    kind, _, index = name.partition(":")
-    if not there.get(kind) or (index and index not in map(str, range(n_cuda))):
-        found = ", ".join(kind for kind in there if there[kind])
-        raise UserError(f"device={name} is not on this machine; choose auto or one of: {found}")
+        name = there[0]
+    there += [f"cuda:{index}" for index in range(n_cuda)]
+    if name not in there:
+        raise UserError(f"device={name} is not on this machine; choose auto, {', '.join(there)}")
     return torch.device(name)
 
 
@@ -71,23 +69,21 @@ def atomic_write(path, mode="wb"):
     cannot be written.
     """
     path = Path(path)
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        temporary = None
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; choose another folder or make room"
         ) from error
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # gone already where all went well
 
 
 def write_json(path, values):

@@ -1,4 +1,4 @@
-"""How fast it is, against what the machine can do, and against other libraries where they are there.
+"""How fast it is: against what the machine can do, and against other libraries.
 
     python experiments/benchmark.py             # several minutes, one thread
     python experiments/benchmark.py --quick     # seconds: that it runs, not how fast
@@ -22,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dataclasses
+import importlib
 import importlib.util
 import os
 import statistics
@@ -112,9 +113,8 @@ def our_step(cfg, batch, optimizer):
 
 def hugging_face_model(cfg):
     """Hugging Face's GPT-2 of that shape, without dropout."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    return GPT2LMHeadModel(GPT2Config(
+    library = importlib.import_module("transformers")
+    return library.GPT2LMHeadModel(library.GPT2Config(
         vocab_size=cfg.d_vocab, n_positions=cfg.n_ctx, n_embd=cfg.d_model, n_layer=cfg.n_layers,
         n_head=cfg.n_heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
     ))
@@ -141,7 +141,7 @@ def installed(package):
 
 
 def training_claims(cfg, progress):
-    """Training steps, as a share of the rate at which the machine multiplies 1024 x 1024 matrices."""
+    """Training steps, as a share of the rate at which 1024 x 1024 matrices are multiplied."""
     size = 128 if cfg.quick else 1024
     left, right = torch.randn(2, size, size, generator=seeded_generator(0))
     groups = [("nanoGPT's CPU shape, AdamW", NANO, 12, "adamw"),
@@ -204,9 +204,8 @@ def norm(resid, layer_norm):
 
 def lens_model(cfg):
     """TransformerLens's model of that shape."""
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-    return HookedTransformer(HookedTransformerConfig(
+    library = importlib.import_module("transformer_lens")
+    return library.HookedTransformer(library.HookedTransformerConfig(
         n_layers=cfg.n_layers, d_model=cfg.d_model, n_ctx=cfg.n_ctx, d_head=cfg.d_head,
         n_heads=cfg.n_heads, d_mlp=cfg.d_mlp, d_vocab=cfg.d_vocab, act_fn="gelu_new",
         normalization_type="LN", device="cpu",
@@ -290,7 +289,7 @@ def figure(claims):
 
 
 def main(argv=None):
-    """The program: measures, prints the table, writes outputs/benchmark, exits 1 on a missed mark."""
+    """The program: measures, prints the table, writes outputs/benchmark; a missed mark exits 1."""
     parser = flag_parser(BenchmarkConfig, "Measure the speed of the project.")
     cfg = config_from_dict(BenchmarkConfig, vars(parser.parse_args(argv)))
     result = run(cfg)
