@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from utils import atomic_write
 
+FEW = 30
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -37,15 +38,15 @@ def bare_axes(figure, title, xlabel, ylabel):
 def curve(lines, *, title, xlabel, ylabel, levels=None):
     """Lines over a common x axis, named in a legend.
 
-    lines: {name: (x, y)}, sequences of equal length; a short one is drawn with its points.
+    lines: {name: (x, y)}, sequences of equal length. A few values are drawn as points alone: what
+    lies between them was not measured.
     levels: {name: y}, horizontal lines of reference. Returns a Figure.
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = bare_axes(figure, title, xlabel, ylabel)
     for (name, (x, y)), colour in zip(lines.items(), itertools.cycle(COLOURS), strict=False):
-        marker = "o" if len(x) <= 30 else None
-        width = 1.8 if len(x) <= 30 else 1.0
-        axes.plot(x, y, color=colour, label=name, marker=marker, markersize=4, linewidth=width)
+        style = {"marker": "o", "linestyle": ""} if len(x) <= FEW else {"linewidth": 1.2}
+        axes.plot(x, y, color=colour, label=name, **style)
     for name, level in (levels or {}).items():
         axes.axhline(level, color="0.55", linewidth=1, linestyle="--")
         axes.annotate(name, (0.99, level), xycoords=("axes fraction", "data"), ha="right",
