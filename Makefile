@@ -1,6 +1,7 @@
 # make train   trains the default model (two to three minutes)
 # make test    runs the tests (about a minute)
-# Both make a virtual environment in .venv the first time, and install nothing after that.
+# make benchmark   measures the speed
+# Each makes a virtual environment in .venv the first time, and install nothing after that.
 
 PYTHON ?= python3
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 # busy machine everything stalls; asleep at once, two threads are slower than one. This is between.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: train test test-slow lint
+.PHONY: train test test-slow benchmark lint
 
 train: .venv/installed
 	.venv/bin/python train.py
@@ -18,6 +19,9 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	.venv/bin/python -m pytest -m slow
+
+benchmark: .venv/installed
+	.venv/bin/python experiments/benchmark.py
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check .

@@ -55,6 +55,23 @@ def curve(lines, *, title, xlabel, ylabel, levels=None):
     return figure
 
 
+def dot_rows(rows, *, title, xlabel):
+    """A row for each number, with its interval and what it is held against.
+
+    rows: {name: (value, low, high, mark)}. Returns a Figure.
+    """
+    figure = Figure(figsize=(9, 1.2 + 0.35 * len(rows)), layout="constrained")
+    axes = bare_axes(figure, title, xlabel, "")
+    for y, (value, low, high, mark) in enumerate(rows.values()):
+        axes.plot([low, high], [y, y], color=COLOURS[0], linewidth=2.5, alpha=0.5)
+        axes.plot(value, y, "o", color=COLOURS[0])
+        axes.plot(mark, y, "x", color=COLOURS[1])
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    return figure
+
+
 def heatmap(values, *, title, xlabel, ylabel, row_labels=None, column_labels=None):
     """A matrix as colours. values: [rows, columns], not negative or of both signs.
 

@@ -80,13 +80,14 @@ def take_turns(contestants, rounds, progress):
 def claim_of(text, values, at_most=None, at_least=None, **more):
     """A Claim on the median of `values`, one for each round, with a mark from above or below."""
     values = values.tolist()
-    median, mark = statistics.median(values), ""
-    holds = None
+    median = statistics.median(values)
+    verdict = {}
     if at_most is not None:
-        holds, mark = median <= at_most, f" (at most {at_most:g})"
+        verdict = {"holds": median <= at_most, "control": f"at most {at_most:g}", "mark": at_most}
     if at_least is not None:
-        holds, mark = median >= at_least, f" (at least {at_least:g})"
-    return Claim(text + mark, median, min(values), max(values), holds, **more)
+        verdict = {"holds": median >= at_least, "control": f"at least {at_least:g}",
+                   "mark": at_least}
+    return Claim(text, median, min(values), max(values), **verdict | more)
 
 
 def matmul_flops(cfg, batch):
@@ -159,7 +160,7 @@ def training_claims(cfg, progress):
         marked = shape is NANO and not cfg.quick
         claims.append(claim_of(f"training, {name}, batch {batch}: share of the matmul rate",
                                ideal / seconds[name], at_least=0.66 if marked else None,
-                               reported="nanoGPT .70, HF .55, TL .51" * (shape is NANO)))
+                               reported="nanoGPT .70, Hugging Face .55" * (shape is NANO)))
         if against_others:
             claims.append(claim_of(f"training, {name}: times as fast as Hugging Face's",
                                    seconds["Hugging Face"] / seconds[name],
@@ -280,11 +281,11 @@ def run(cfg):
 def figure(claims):
     """A Figure of the claims that have a mark: how far each is from it."""
     marked = [claim for claim in claims if claim.holds is not None]
+    rows = {f"{claim.claim} ({claim.control})": (claim.measured, claim.low, claim.high, claim.mark)
+            for claim in marked}
     return plotting.dot_rows(
-        [claim.claim for claim in marked], [claim.measured for claim in marked],
-        [(claim.low, claim.high) for claim in marked],
-        title=f"{sum(claim.holds for claim in marked)} of {len(marked)} marks are met",
-        xlabel="ratio, or seconds where it says so (line: all rounds)",
+        rows, title=f"{sum(claim.holds for claim in marked)} of {len(marked)} marks are met",
+        xlabel="dot: median, bar: all rounds, cross: the mark (ratios; seconds where it says so)",
     )
 
 

@@ -7,7 +7,7 @@ Source: the form of a claim is that of chapter 0
 
 from dataclasses import asdict, dataclass
 
-HEADINGS = ("claim", "reported", "measured", "interval", "null or control", "")
+HEADINGS = ("claim", "reported", "measured", "interval", "null, control or mark", "")
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class Claim:
 
     measured: the number, which `low` and `high` enclose. holds: whether it is what was claimed;
     None where it is only for information. reported: by whom and how much, elsewhere.
-    control: what the same measurement gives where the claim says nothing.
+    control: what the same measurement gives where the claim says nothing, or the mark that it is
+    held against; mark: that number, where there is one.
     """
 
     claim: str
@@ -26,6 +27,7 @@ class Claim:
     holds: bool | None = None
     reported: str = ""
     control: str = ""
+    mark: float | None = None
 
     @property
     def verdict(self):
