@@ -1,5 +1,5 @@
-# make train   trains the default model (two to three minutes)
-# make test    runs the tests (about a minute)
+# make train       trains the default model (two to three minutes)
+# make test        runs the tests (about a minute)
 # make benchmark   measures the speed
 # Each makes a virtual environment in .venv the first time, and install nothing after that.
 

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dataclasses
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import statistics
@@ -221,7 +222,7 @@ def forward_claims(cfg, progress):
     others = {}
     if installed("transformers"):
         others["Hugging Face"] = hugging_face_model(model_cfg).eval()
-    if installed("transformer_lens"):
+    if installed("transformer_lens") and importlib.metadata.version("transformer_lens") < "4":
         others["TransformerLens"] = lens_model(model_cfg)
         others["TransformerLens, caching"] = others["TransformerLens"].run_with_cache
     for batch in (1, 8):
