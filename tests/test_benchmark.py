@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import TINY, tiny_model, tiny_tokens
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import ModelConfig
 from experiments import benchmark
 from experiments.common import Claim, as_dicts, claims_table, exit_code
 from model import GPT
-from helpers import TINY, tiny_model, tiny_tokens
 from utils import Progress
 
 ROOT = Path(__file__).resolve().parent.parent
