@@ -30,12 +30,12 @@ def get_act_name(name, layer=None, module=None):
     name: a short name ("resid_post", "q", "pre", "scale", "embed", …) or already a full one.
     layer: the block, where the activation lies in one. module: "ln1" or "ln2" for "scale" and
     "normalized" in a block; without a layer these are the final LayerNorm's.
-    Raises UserError where a layer or a module is missing.
+    Raises UserError where a layer or a module is missing, or is given to a name that has none.
     """
-    if "hook_" in name:
-        return name
-    if name in OUTSIDE_BLOCKS:
-        return f"hook_{name}"
+    if "hook_" in name or name in OUTSIDE_BLOCKS:
+        if layer is not None:
+            raise UserError(f"{name!r} is one place and takes no layer; leave {layer} out")
+        return name if "hook_" in name else f"hook_{name}"
     if name in IN_LAYERNORM and layer is None:
         return f"ln_final.hook_{name}"
     if layer is None:
@@ -118,8 +118,11 @@ class ActivationCache(Mapping):
     def stack(self, name, module=None):
         """One activation of every layer: [layer, ...], in the order of the layers.
 
-        name: a short name, such as "pattern". Raises UnknownName where a layer was not kept.
+        name: a short name, such as "pattern". Raises UnknownName where a layer was not kept, or
+        there is none.
         """
+        if not self.n_layers:
+            raise UnknownName(f"this model has no layers, and so no {name!r} to stack")
         return torch.stack([self[name, layer, module] for layer in range(self.n_layers)])
 
     def slice(self, batch=None, pos=None, head=None):

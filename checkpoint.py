@@ -11,6 +11,7 @@ Source: PyTorch's notes on serialisation (weights_only: a checkpoint holds data,
 
 import contextlib
 import dataclasses
+import io
 import json
 import platform
 from pathlib import Path
@@ -28,8 +29,10 @@ FILES = ("config.json", "checkpoint.pt", "best.pt", "metrics.jsonl", "loss.png",
 
 def save_checkpoint(path, state):
     """Writes a dict of tensors and plain values; the old file stays until the new one is whole."""
+    content = io.BytesIO()  # torch's own writer reports a full disk as a bug of its file format
+    torch.save(state, content)
     with atomic_write(path) as file:
-        torch.save(state, file)
+        file.write(content.getbuffer())
 
 
 def load_checkpoint(path):

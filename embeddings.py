@@ -23,7 +23,7 @@ from utils import UserError
 def check_tokens(tokens, d_vocab):
     """Raises UserError unless tokens is [batch, pos] of ids from 0 to d_vocab - 1.
 
-    A negative id would otherwise pick a row from the table's end and say nothing.
+    torch itself would say only that an index is out of range, and on a GPU lose all that is there.
     """
     if tokens.ndim != 2 or tokens.dtype not in (torch.int64, torch.int32):
         raise UserError(f"tokens is {list(tokens.shape)} of {tokens.dtype}; "

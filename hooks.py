@@ -153,7 +153,8 @@ class HookedModule(nn.Module):
     def gradient_cache(self, tokens, metric_fn, names_filter=None):
         """The metric, the activations, and the metric's derivative by each of them.
 
-        tokens: [batch, pos]. metric_fn(logits): a scalar or [batch], whose sum is differentiated.
+        tokens: [batch, pos]. metric_fn(logits): a scalar or [batch], whose sum is differentiated;
+        what else it runs, this model included, is not captured.
         Returns (value, acts, grads): value is detached; acts and grads are ActivationCaches of the
         same names, with zeros where the metric does not reach. No weight's `.grad` is touched.
         """
@@ -168,11 +169,15 @@ class HookedModule(nn.Module):
             )
             return live[hook.name]
 
-        with torch.enable_grad(), self.hooks([(matching(points, names_filter), capture)]):
-            value = metric_fn(self(tokens))
-            gradients = torch.autograd.grad(
-                value.sum(), live.values(), allow_unused=True, materialize_grads=True
-            )
+        with torch.enable_grad():
+            with self.hooks([(matching(points, names_filter), capture)]):
+                logits = self(tokens)
+            value = metric_fn(logits)
+            gradients = [torch.zeros_like(tensor) for tensor in live.values()]
+            if value.requires_grad:  # a constant has no graph to go through
+                gradients = torch.autograd.grad(
+                    value.sum(), live.values(), allow_unused=True, materialize_grads=True
+                )
         axes = {name: point.axes for name, point in points.items()}
         acts = ActivationCache({name: tensor.detach() for name, tensor in live.items()}, axes)
         return value.detach(), acts, ActivationCache(dict(zip(live, gradients, strict=True)), axes)

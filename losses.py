@@ -41,4 +41,5 @@ def kl_divergence(p_logits, q_logits):
     Returns [...], 0 where they agree and never negative but for rounding.
     """
     p_log, q_log = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
-    return (p_log.exp() * (p_log - q_log)).sum(-1)
+    p = p_log.exp()
+    return (p * (p_log - q_log)).masked_fill(p == 0, 0.0).sum(-1)  # the impossible costs nothing

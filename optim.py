@@ -43,7 +43,7 @@ class AdamW:
         The operations run on lists of tensors (`torch._foreach_*`, as in torch's own optimisers):
         one call for all parameters instead of one for each.
         """
-        grads = [p.grad for p in self.parameters]
+        grads = gradients(self.parameters)
         lr, (beta1, beta2) = share * self.lr, self.betas
         self.step_count += 1
         torch._foreach_lerp_(self.m, grads, 1 - beta1)
@@ -67,6 +67,11 @@ class AdamW:
         torch._foreach_copy_(self.m, state["m"])
         torch._foreach_copy_(self.v, state["v"])
         self.step_count = state["step_count"]
+
+
+def gradients(parameters):
+    """The gradient of each; zero for what the loss did not reach."""
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
 
 
 def orthogonalise(matrices, steps=5):
@@ -116,7 +121,7 @@ class Muon:
     def step(self, share=1.0):
         """Moves every matrix once, by `share` of the learning rate."""
         lr = share * self.lr
-        grads = [p.grad for p in self.parameters]
+        grads = gradients(self.parameters)
         torch._foreach_mul_(self.m, self.momentum)
         torch._foreach_add_(self.m, grads)
         ahead = torch._foreach_add(grads, self.m, alpha=self.momentum)  # Nesterov's look ahead

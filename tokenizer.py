@@ -1,11 +1,30 @@
-"""Text to integers and back: one id a character.
+"""Text to integers and back: one id a character, or one for each frequent piece (byte-level BPE).
+
+Characters are simple and few, so a text is long. Whole words would make it short, but there is
+always another word. Byte-pair encoding lies between: it begins with the 256 bytes, which can write
+anything, and again and again makes the most frequent pair of neighbours one new token.
 
 Chapter: COURSE_ROADMAP.md, 2 (text with a known entropy)
 Read before: utils.py; after: data.py
-Source: Shannon 1951 (letters as the symbols of English)
+Source: Shannon 1951 (letters as symbols); Sennrich et al. 2016 (BPE); Radford et al. 2019 (bytes)
 """
 
+import functools
+import heapq
+import itertools
+import json
+import re
+import sys
+import unicodedata
+from collections import Counter, defaultdict
+from pathlib import Path
+
 from utils import UserError
+
+ENDOFTEXT = "<|endoftext|>"
+MOST_CACHED_WORDS = 1 << 18
+# Unicode's White_Space, spelled out: Python's \s has U+001C to U+001F besides.
+SPACES = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 
 
 class CharTokenizer:
@@ -42,11 +61,15 @@ class CharTokenizer:
 
     def decode(self, ids):
         """The text of ids, a sequence of int or a 1-D tensor. Raises UserError on unknown ids."""
-        ids = [int(i) for i in ids]
-        unknown = sorted({i for i in ids if not 0 <= i < self.d_vocab})
-        if unknown:
-            raise UserError(f"unknown ids {unknown[:10]}; they run from 0 to {self.d_vocab - 1}")
-        return "".join(self.characters[i] for i in ids)
+        return "".join(self.characters[i] for i in known_ids(ids, self.d_vocab))
+
+    def to_bytes(self, ids):
+        """The UTF-8 bytes of ids."""
+        return self.decode(ids).encode()
+
+    def to_str_tokens(self, text):
+        """The tokens of a text, or of its ids, as a list of str."""
+        return list(text if isinstance(text, str) else self.decode(text))
 
     def state_dict(self):
         """All that `load_state_dict` needs, in plain types."""
@@ -54,8 +77,276 @@ class CharTokenizer:
 
     def load_state_dict(self, state):
         """Becomes the tokenizer that `state_dict` came from; returns itself."""
-        if state.get("kind") != self.kind:
-            raise UserError(f"a {state.get('kind')!r} tokenizer cannot be loaded as {self.kind!r}")
+        check_kind(state, self.kind)
         self.characters = state["characters"]
         self.ids = {character: i for i, character in enumerate(self.characters)}
         return self
+
+
+class BPETokenizer:
+    """Byte-pair encoding on the bytes of UTF-8, GPT-2's way.
+
+    A text is cut into words first (`word_pattern`), so that no token spans two of them; a word
+    begins as its bytes, and the pair of neighbours that was merged first in training is merged
+    first again, until no known pair is left.
+
+    """
+
+    kind = "bpe"
+
+    def __init__(self):
+        self.set_([bytes([byte]) for byte in byte_characters()], [])
+
+    def set_(self, tokens, merges):
+        """Takes tokens (bytes, by id) and merges (pairs of bytes, first merged first) as its own.
+
+        Raises UserError where a byte or what a merge makes has no id.
+        """
+        self.tokens = tokens
+        self.ids = {token: i for i, token in enumerate(tokens)}
+        self.ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self.known_words = {}
+        needed = [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
+        missing = [token for token in needed if token not in self.ids]
+        if missing:
+            raise UserError(f"the vocabulary lacks {len(missing)} tokens that its merges make, such "
+                            f"as {missing[0]!r}; use two files of one tokenizer")
+
+    @property
+    def d_vocab(self):
+        """How many ids there are: 0 to d_vocab - 1."""
+        return len(self.tokens)
+
+    @property
+    def endoftext_id(self):
+        """The id of `<|endoftext|>`. Raises UserError where there is none."""
+        if ENDOFTEXT.encode() not in self.ids:
+            raise UserError(f"this tokenizer has no {ENDOFTEXT}; leave it out")
+        return self.ids[ENDOFTEXT.encode()]
+
+    def train(self, text, vocab_size):
+        """Learns merges from `text` until there are vocab_size tokens; returns itself.
+
+        It stops earlier if no pair occurs twice. Ties go to the pair that sorts first.
+        Raises UserError for fewer tokens than there are bytes.
+        """
+        if vocab_size < 256:
+            raise UserError(f"vocab_size={vocab_size} is less than the 256 bytes; choose more")
+        merges = learn_merges(Counter(split_words(text)), vocab_size - 256)
+        tokens = [bytes([byte]) for byte in byte_characters()]
+        self.set_(tokens + [left + right for left, right in merges], merges)
+        return self
+
+    @classmethod
+    def from_files(cls, vocab, merges):
+        """The tokenizer of GPT-2's files: encoder.json and vocab.bpe, or vocab.json and merges.txt.
+
+        Raises UserError where one is missing or not what it should be.
+        """
+        try:
+            ids = json.loads(Path(vocab).read_text(encoding="utf-8"))
+            lines = Path(merges).read_text(encoding="utf-8").split("\n")
+            pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+            if sorted(ids.values()) != list(range(len(ids))):
+                raise ValueError("the ids are not 0, 1, 2, …")
+            tokens = sorted(ids, key=ids.get)
+            state = {"kind": cls.kind, "tokens": tokens, "merges": pairs}
+            return cls().load_state_dict(state)
+        except OSError as error:
+            raise UserError(f"cannot read {error.filename}: {error.strerror}; GPT-2's tokenizer "
+                            "needs a vocabulary and a file of merges") from None
+        except UserError:
+            raise
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{vocab} and {merges} are not a tokenizer's files ({error}); download "
+                            "them again") from None
+
+    def encode(self, text, endoftext=False):
+        """The ids of a text, a list of int. Raises UserError on half a surrogate pair.
+
+        endoftext: read `<|endoftext|>` in it as that one token; else it is plain characters.
+        """
+        if endoftext:
+            first, *others = map(self.encode, text.split(ENDOFTEXT))
+            return first + [i for part in others for i in (self.endoftext_id, *part)]
+        ids = []
+        for word in split_words(text):
+            if word not in self.known_words:
+                if len(self.known_words) >= MOST_CACHED_WORDS:
+                    self.known_words.clear()
+                self.known_words[word] = [self.ids[piece] for piece in self.merge(word)]
+            ids += self.known_words[word]
+        return ids
+
+    def merge(self, word):
+        """The pieces of one word, a list of bytes."""
+        pieces = to_pieces(word)
+        while len(pieces) > 1:
+            known = [pair for pair in itertools.pairwise(pieces) if pair in self.ranks]
+            if not known:
+                break
+            pieces = join(pieces, min(known, key=self.ranks.get))
+        return pieces
+
+    def to_bytes(self, ids):
+        """The bytes of ids; they need not be whole characters."""
+        return b"".join(self.tokens[i] for i in known_ids(ids, self.d_vocab))
+
+    def decode(self, ids):
+        """The text of ids, a sequence of int or a 1-D tensor; U+FFFD where bytes are not UTF-8.
+
+        Raises UserError on unknown ids.
+        """
+        return self.to_bytes(ids).decode("utf-8", errors="replace")
+
+    def to_str_tokens(self, text):
+        """The tokens of a text, or of its ids, as a list of str."""
+        ids = self.encode(text) if isinstance(text, str) else text
+        return [self.decode([i]) for i in ids]
+
+    def state_dict(self):
+        """All that `load_state_dict` needs, in plain types: bytes as GPT-2's visible characters."""
+        merges = [[show(piece) for piece in pair] for pair in self.ranks]
+        return {"kind": self.kind, "tokens": [show(token) for token in self.tokens],
+                "merges": merges}
+
+    def load_state_dict(self, state):
+        """Becomes the tokenizer that `state_dict` came from; returns itself."""
+        check_kind(state, self.kind)
+        byte_of = {character: byte for byte, character in byte_characters().items()}
+
+        def hide(shown):
+            if any(character not in byte_of for character in shown):
+                raise UserError(f"the token {shown!r} is not written in GPT-2's visible bytes")
+            return bytes(byte_of[character] for character in shown)
+
+        pairs = [tuple(hide(piece) for piece in pair) for pair in state["merges"]]
+        if any(len(pair) != 2 for pair in pairs):
+            raise UserError("a line of the merges is not a pair; use the two files of a tokenizer")
+        self.set_([hide(token) for token in state["tokens"]], pairs)
+        return self
+
+
+TOKENIZERS = {kind.kind: kind for kind in (CharTokenizer, BPETokenizer)}
+
+
+def load_tokenizer(state):
+    """The tokenizer that a state_dict came from, of whichever kind."""
+    if state.get("kind") not in TOKENIZERS:
+        raise UserError(f"a {state.get('kind')!r} tokenizer is unknown; there are: "
+                        f"{', '.join(TOKENIZERS)}")
+    return TOKENIZERS[state["kind"]]().load_state_dict(state)
+
+
+def check_kind(state, kind):
+    """Raises UserError where a state_dict is another tokenizer's."""
+    if state.get("kind") != kind:
+        raise UserError(f"a {state.get('kind')!r} tokenizer cannot be loaded as {kind!r}")
+
+
+def known_ids(ids, d_vocab):
+    """The ids as a list of int. Raises UserError where some are not in the vocabulary."""
+    ids = [int(i) for i in ids]
+    unknown = sorted({i for i in ids if not 0 <= i < d_vocab})
+    if unknown:
+        raise UserError(f"unknown ids {unknown[:10]}; they run from 0 to {d_vocab - 1}")
+    return ids
+
+
+@functools.cache
+def byte_characters():
+    """{byte: a visible character for it}, in GPT-2's order: its files are text, bytes are not.
+
+    A byte that Latin-1 shows stands for itself; the others (space, controls) get U+0100 and on.
+    """
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    codes = {byte: byte for byte in visible} | {byte: 256 + i for i, byte in enumerate(hidden)}
+    return {byte: chr(code) for byte, code in codes.items()}
+
+
+def show(token):
+    """Bytes in GPT-2's visible characters: b" the" is "Ġthe"."""
+    return "".join(byte_characters()[byte] for byte in token)
+
+
+@functools.cache
+def word_pattern():
+    """GPT-2's rule for what a word is, compiled; a third of a second, once.
+
+    A word is an English ending ('s, 'll, …), letters, digits, or other signs, each with the one
+    space before it; or blanks, of which the last is left for the word that follows.
+    """
+    ranges = defaultdict(str)  # of all code points of a general category: L letters, N numbers
+    characters = map(chr, range(sys.maxunicode + 1))
+    for category, run in itertools.groupby(characters, lambda c: unicodedata.category(c)[0]):
+        run = "".join(run)
+        ranges[category] += f"{run[0]}-{run[-1]}"
+    letter, number = ranges["L"], ranges["N"]
+    return re.compile(
+        rf"'(?:[sdmt]|ll|ve|re)| ?[{letter}]+| ?[{number}]+| ?[^{SPACES}{letter}{number}]+"
+        rf"|[{SPACES}]+(?![^{SPACES}])|[{SPACES}]+"
+    )
+
+
+def split_words(text):
+    """A text's words, which put together are the text. Raises UserError on half a surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"character {error.start} is {text[error.start]!r}, half a surrogate pair, "
+                        "which is not text; leave it out") from None
+    return word_pattern().findall(text)
+
+
+def to_pieces(word):
+    """A word's bytes, one by one."""
+    return [bytes([byte]) for byte in word.encode()]
+
+
+def join(pieces, pair):
+    """The pieces with every occurrence of the pair, from the left, made one."""
+    joined, i = [], 0
+    while i < len(pieces):
+        found = i + 1 < len(pieces) and pieces[i] == pair[0] and pieces[i + 1] == pair[1]
+        joined.append(pieces[i] + pieces[i + 1] if found else pieces[i])
+        i += 2 if found else 1
+    return joined
+
+
+def learn_merges(word_counts, n_merges):
+    """The first n_merges pairs that BPE merges, in order: a list of (bytes, bytes).
+
+    word_counts: {word: how often}. Only the words in which a pair occurs are looked at when it is
+    merged; the heap may hold outdated counts, which are passed over when they come up.
+    """
+    words = [(to_pieces(word), count) for word, count in word_counts.items()]
+    counts, where = Counter(), defaultdict(set)
+    for index, (pieces, count) in enumerate(words):
+        for pair in itertools.pairwise(pieces):
+            counts[pair] += count
+            where[pair].add(index)
+    heap = [(-count, pair) for pair, count in counts.items()]
+    heapq.heapify(heap)
+    merges = []
+    while heap and len(merges) < n_merges:
+        negative, pair = heapq.heappop(heap)
+        if -negative != counts[pair]:
+            continue
+        if counts[pair] < 2:
+            break
+        merges.append(pair)
+        changed = set()
+        for index in where.pop(pair):
+            pieces, count = words[index]
+            for old in itertools.pairwise(pieces):
+                counts[old] -= count
+                changed.add(old)
+            pieces[:] = join(pieces, pair)
+            for new in itertools.pairwise(pieces):
+                counts[new] += count
+                where[new].add(index)
+                changed.add(new)
+        for other in changed:
+            heapq.heappush(heap, (-counts[other], other))
+    return merges

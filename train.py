@@ -73,7 +73,8 @@ def make_optimizers(model, cfg):
 
     With "muon", the matrices inside the blocks are Muon's; the rest, and with "adamw" all, AdamW's.
     """
-    hidden = {name: p for name, p in model.blocks.named_parameters() if p.ndim == 2}
+    hidden = {name: p for name, p in model.blocks.named_parameters()
+              if p.ndim == 2 and p.requires_grad}
     hidden = hidden if cfg.optimizer == "muon" else {}
     rest = [p for p in model.parameters() if not any(p is matrix for matrix in hidden.values())]
     adamw = AdamW(rest, cfg.lr, betas=(cfg.beta1, cfg.beta2), weight_decay=cfg.weight_decay)

@@ -132,8 +132,8 @@ def test_what_is_kept_is_detached():
 # Parts
 
 
-CHOICES = [(2, [2]), (-1, [6]), (-7, [0]), (slice(1, 4), [1, 2, 3]), (slice(-2, None), [5, 6]),
-           ([5, 0], [5, 0]), ([-1], [6])]
+CHOICES = [(0, [0]), (2, [2]), (-1, [6]), (-7, [0]), (slice(1, 4), [1, 2, 3]),
+           (slice(-2, None), [5, 6]), ([5, 0], [5, 0]), ([-1], [6])]
 
 
 @pytest.mark.parametrize("choice, positions", CHOICES, ids=str)
@@ -236,3 +236,16 @@ def test_decoding_further_changes_nothing_that_was_cached():
         one.k.mul_(2)  # even where the past itself is edited
     model.run_blocks(model.embed(tokens[:, 6:], torch.tensor([6])), past=past)
     assert all(torch.equal(cache[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("key", [("blocks.0.attn.hook_z", 1), ("hook_embed", 0), ("embed", 0)])
+def test_a_name_that_is_one_place_takes_no_layer(key):
+    with pytest.raises(UserError, match="takes no layer"):
+        tiny_cache()[key]
+    with pytest.raises(UserError, match="takes no layer"):
+        tiny_cache().stack(key[0])
+
+
+def test_without_layers_there_is_nothing_to_stack():
+    with pytest.raises(UnknownName, match="no layers"):
+        tiny_cache(n_layers=0).stack("resid_post")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pickle
+import resource
 
 import pytest
 import torch
@@ -205,15 +206,26 @@ def test_an_interrupted_save_leaves_the_old_checkpoint_and_no_litter(
 ):
     old, _ = save_run(tmp_path / "mine")
 
-    def half(state, file):
-        file.write(b"half a checkpoint")
+    def interrupted(file):
         raise interruption
 
-    monkeypatch.setattr(torch, "save", half)
+    monkeypatch.setattr(os, "fsync", interrupted)  # all is written, nothing is in its place yet
     files = sorted((tmp_path / "mine").iterdir())
     with pytest.raises((KeyboardInterrupt, UserError)):
         save_checkpoint(tmp_path / "mine/checkpoint.pt", {})
     assert sorted((tmp_path / "mine").iterdir()) == files
+    assert same_logits(load_model("mine", tmp_path)[0], old)
+
+
+def test_a_disk_that_is_full_is_said_in_one_line_and_the_old_checkpoint_stays(tmp_path):
+    old, _ = save_run(tmp_path / "mine")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(UserError, match="cannot write .*make room"):
+            save_checkpoint(tmp_path / "mine/checkpoint.pt", {"model": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert same_logits(load_model("mine", tmp_path)[0], old)
 
 

@@ -448,3 +448,23 @@ def test_an_edit_made_outside_is_part_of_what_is_differentiated():
     assert torch.equal(acts[Z], 2 * model.run_with_cache(tokens, names_filter=Z)[1][Z])
     by_hand = model.run_with_cache(tokens)[1]["pattern", 0].mT @ (2 * grads[Z]).transpose(1, 2)
     torch.testing.assert_close(grads["v", 0], by_hand.transpose(1, 2), rtol=0, atol=1e-12)
+
+
+def test_what_the_metric_runs_besides_is_not_captured():
+    model, tokens = tiny_model(), tiny_tokens()
+    clean = model(tiny_tokens(seed=3)).detach()
+
+    def distance(baseline):
+        return lambda logits: (logits - baseline()).pow(2).sum((1, 2))
+
+    here = model.gradient_cache(tokens, distance(lambda: clean), everything)
+    inside = model.gradient_cache(
+        tokens, distance(lambda: model(tiny_tokens(seed=3)).detach()), everything)
+    for one, other in zip(here[1:], inside[1:], strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_metric_that_reaches_nothing_has_zero_gradients_everywhere():
+    model, tokens = tiny_model(), tiny_tokens()
+    value, _, grads = model.gradient_cache(tokens, lambda logits: torch.tensor(3.0), everything)
+    assert value == 3 and not any(gradient.any() for gradient in grads.values())

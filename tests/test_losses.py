@@ -112,3 +112,11 @@ def test_a_certain_and_right_prediction_costs_nothing_and_a_wrong_one_its_logit(
     logits = torch.tensor([[1000.0, 0.0]])
     assert per_token_loss(logits, torch.tensor([0])).item() == 0
     assert per_token_loss(logits, torch.tensor([1])).item() == 1000
+
+
+def test_what_p_thinks_impossible_costs_nothing():
+    p = torch.tensor([1.0, 2.0, -math.inf])
+    assert kl_divergence(p, p) == 0
+    q = torch.tensor([0.5, 0.1, 0.3])
+    assert_close(kl_divergence(p, q), (p.softmax(-1)[:2] * (p[:2].log_softmax(-1)
+                                                            - q.log_softmax(-1)[:2])).sum())

@@ -9,8 +9,8 @@ from mlp import gelu, gelu_by_definition
 from utils import seeded_generator
 
 
-def noise(*shape):
-    return torch.randn(*shape, generator=seeded_generator(3))
+def noise(*shape, seed=3):
+    return torch.randn(*shape, generator=seeded_generator(seed))
 
 
 def wide_range():
@@ -45,6 +45,17 @@ def test_gelu_leaves_its_input_and_the_incoming_gradient_as_they_are():
     before = x.detach().clone(), incoming.clone()
     gelu(x).backward(incoming)
     assert torch.equal(x, before[0]) and torch.equal(incoming, before[1])
+
+
+def test_gelu_s_first_and_second_derivatives_are_those_of_its_definition():
+    x = noise(40).double().requires_grad_()
+    incoming, outgoing = noise(40, seed=4).double(), noise(40, seed=5).double()
+
+    def derivatives(function):
+        first, = torch.autograd.grad(function(x), x, incoming, create_graph=True)
+        return first, torch.autograd.grad(first, x, outgoing)[0]
+
+    torch.testing.assert_close(derivatives(gelu), derivatives(gelu_by_definition))
 
 
 def test_gelu_of_extreme_inputs_is_the_input_or_zero_and_so_is_its_slope():

@@ -298,3 +298,12 @@ def test_zero_gradients_stay_zero():
     parameters = with_gradients(0.0)
     assert clip_gradients_(parameters, 1.0).item() == 0
     assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in parameters)
+
+
+@pytest.mark.parametrize("kind", [AdamW, Muon])
+def test_what_the_loss_does_not_reach_has_a_zero_gradient(kind):
+    reached, left = (torch.full((4, 4), value, requires_grad=True) for value in (1.0, 2.0))
+    reached.grad = torch.eye(4)
+    kind([reached, left], lr=0.1, weight_decay=0.0).step()
+    assert torch.equal(left, torch.full((4, 4), 2.0))
+    assert not torch.equal(reached, torch.ones(4, 4))
