@@ -94,7 +94,10 @@ class Attention(nn.Module):
             z = F.dropout(pattern, self.dropout, self.training) @ v
         else:
             square = q.shape[2] == k.shape[2] and key_mask is None
-            visible = None if square else causal_mask(q.shape[2], k.shape[2], key_mask, q.device)
+            sees_all = q.shape[2] == 1 and key_mask is None  # the last position, while decoding
+            visible = None
+            if not (square or sees_all):
+                visible = causal_mask(q.shape[2], k.shape[2], key_mask, q.device)
             dropout = self.dropout if self.training else 0.0
             z = F.scaled_dot_product_attention(q, k, v, visible, dropout, is_causal=square)
         return z.transpose(1, 2)

@@ -31,9 +31,14 @@ class DataConfig:
     path: str | None = option(None, "train on this UTF-8 text file instead")
     folder: str = option("data", "where downloads are kept")
     val_fraction: float = option(0.1, "share of the text, at its end, kept to validate on")
+    tokenizer: Literal["char", "bpe"] = option(
+        "char", "an id for each character, or for each frequent piece of the training text"
+    )
+    vocab_size: int = option(1024, "how many tokens bpe learns, 256 bytes among them")
 
     def __post_init__(self):
         check_choices(self)
+        check(self, "vocab_size", lambda n: n >= 256, "256 or more")
         check(self, "val_fraction", lambda share: 0 < share < 1, "more than 0 and less than 1")
 
 
@@ -135,27 +140,57 @@ class LoggingConfig:
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
-    """What generate.py writes, and how it chooses."""
+class SamplingConfig:
+    """How the next token is chosen, and how many."""
 
-    run_name: str | None = option(None, "a run in out_dir, or a run's folder (none: the newest)")
-    out_dir: str = option("outputs", "the folder of all runs")
-    prompt: str = option("\n", "the text to go on from")
-    max_new_tokens: int = option(500, "how many tokens to add")
+    max_new_tokens: int | None = option(
+        None, "how many tokens to add (none: 500, or what fits into the context)"
+    )
+    sliding: bool = option(False, "go on beyond the context, which then forgets its beginning")
+    greedy: bool = option(False, "always take the likeliest token")
     temperature: float = option(0.8, "divides the logits: below 1 bolder, above 1 wilder")
-    top_k: int | None = option(None, "choose among the k likeliest tokens (1: no chance)")
+    top_k: int | None = option(None, "choose among the k likeliest tokens")
     top_p: float | None = option(None, "choose among the likeliest of joint probability p")
+    repetition_penalty: float = option(1.0, "above 1: what was there before becomes less likely")
     seed: int = option(0, "of the choices")
-    device: str = option("cpu", "auto, cpu, cuda or mps")
 
     def __post_init__(self):
-        check(self, "max_new_tokens", lambda n: n >= 0, "0 or more")
-        check(self, "temperature", lambda t: 0 < t < INFINITY, "more than 0 (greedy: top_k 1)")
-        check_seed(self)
+        check(self, "max_new_tokens", lambda n: n is None or n >= 0, "0 or more")
+        check(self, "temperature", lambda t: 0 < t < INFINITY, "more than 0 (or --greedy)")
         check(self, "top_k", lambda k: k is None or k >= 1, "1 or more")
         check(self, "top_p", lambda p: p is None or 0 < p <= 1, "more than 0 and at most 1")
-        if not self.prompt:
-            raise UserError("prompt='' is empty; give at least one character to go on from")
+        check(self, "repetition_penalty", lambda r: 0 < r < INFINITY, "more than 0 (1: none)")
+        check_seed(self)
+
+
+@dataclass(frozen=True)
+class GenerateConfig(SamplingConfig):
+    """What generate.py writes, with which model."""
+
+    run_name: str | None = option(None, "a run in out_dir, or a run's folder (none: the newest)")
+    model: str | None = option(None, "in place of a run: gpt2, gpt2-medium, gpt2-large, gpt2-xl, "
+                               "distilgpt2, or a folder in Hugging Face's layout")
+    out_dir: str = option("outputs", "the folder of all runs")
+    cache_dir: str | None = option(None, "where downloads are kept (none: below ~/.cache)")
+    device: str = option("cpu", "auto, cpu, cuda or mps")
+    prompt: str = option("\n", "the text to go on from")
+    stop: str | None = option(None, "end before this text, which must be one token")
+    steer: str | None = option(None, "push the stream towards what it is after this text")
+    steer_away: str | None = option(None, "and away from what it is after this one")
+    steer_at: str | None = option(
+        None, "the hook where it is pushed (none: the middle block's hook_resid_post)"
+    )
+    steer_scale: float = option(4.0, "how far, in differences between the two texts")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.run_name is not None and self.model is not None:
+            raise UserError(f"run_name={self.run_name!r} and model={self.model!r} are both given; "
+                            "choose one")
+        check(self, "steer_scale", lambda scale: -INFINITY < scale < INFINITY, "finite")
+        for name in ("prompt", "steer", "steer_away", "stop"):
+            if getattr(self, name) == "":
+                raise UserError(f"{name}='' is empty; give at least one character")
 
 
 @dataclass(frozen=True)

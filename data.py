@@ -6,6 +6,7 @@ Source: Tiny Shakespeare is the text of Karpathy's char-rnn (2015)
 """
 
 import hashlib
+import io
 import sys
 import time
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ import requests
 import torch
 
 import corpus
-from tokenizer import CharTokenizer
-from utils import Progress, UserError, atomic_write
+from tokenizer import BPETokenizer, CharTokenizer
+from utils import NoNetwork, UserError, atomic_write, fetch_into
 
 SHAKESPEARE_FILE = "tiny_shakespeare.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -27,23 +28,21 @@ SHAKESPEARE_MIRRORS = (
 BUILTIN_CHARACTERS = 1_000_000
 
 
-class NoNetwork(UserError):
-    """No mirror could be reached."""
-
-
 @dataclass(frozen=True)
 class Dataset:
     """A tokenised text, split where training ends and validation begins.
 
     train, val: [n], int64 ids. name: for people. sha256: of the text, so that a run can say what it
-    was trained on.
+    was trained on. val_characters: how long the validation text is, so that losses can be compared
+    between tokenizers.
     """
 
     train: torch.Tensor
     val: torch.Tensor
-    tokenizer: CharTokenizer
+    tokenizer: CharTokenizer | BPETokenizer
     name: str
     sha256: str
+    val_characters: int
 
 
 def load_dataset(cfg, n_ctx, tokenizer=None):
@@ -53,17 +52,18 @@ def load_dataset(cfg, n_ctx, tokenizer=None):
     Raises UserError for a text that is missing, empty, not UTF-8, or too short for one window.
     """
     text, name = load_text(cfg)
+    n_train = len(text) - int(len(text) * cfg.val_fraction)
+    if tokenizer is None and cfg.tokenizer == "bpe":  # what the validation part is made of is news
+        tokenizer = BPETokenizer().train(text[:n_train], cfg.vocab_size)
     tokenizer = tokenizer or CharTokenizer().fit(text)
-    tokens = torch.tensor(tokenizer.encode(text))
-    n_val = int(len(tokens) * cfg.val_fraction)
-    train, val = tokens[: len(tokens) - n_val], tokens[len(tokens) - n_val :]
+    train, val = (torch.tensor(tokenizer.encode(part)) for part in (text[:n_train], text[n_train:]))
     for part, name_of_part in ((train, "training"), (val, "validation")):
         if len(part) <= n_ctx:
             raise UserError(
                 f"{name}: the {name_of_part} part has {len(part)} tokens, and one window of "
                 f"n_ctx={n_ctx} needs {n_ctx + 1}; use a longer text or a smaller --model.n_ctx"
             )
-    return Dataset(train, val, tokenizer, name, sha256_of(text.encode()))
+    return Dataset(train, val, tokenizer, name, sha256_of(text.encode()), len(text) - n_train)
 
 
 def load_text(cfg):
@@ -139,15 +139,9 @@ def download(mirrors, sha256, remedy, *, attempts=2, pause=1.0):
 
 def fetch(address):
     """The bytes at an address, with a progress line. Raises requests.RequestException."""
-    with requests.get(address, stream=True, timeout=(5, 30)) as response:
-        response.raise_for_status()
-        total = int(response.headers.get("Content-Length", 0))
-        progress, content = Progress(total, " bytes"), bytearray()
-        for piece in response.iter_content(1 << 16):
-            content += piece
-            progress.show(len(content), f"from {address.split('/')[2]}")
-        progress.close()
-    return bytes(content)
+    content = io.BytesIO()
+    fetch_into(content, address)
+    return content.getvalue()
 
 
 def sha256_of(content):

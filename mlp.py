@@ -56,8 +56,8 @@ class GELU(torch.autograd.Function):
             s = gate(x)
             slope = TWO_SQRT_2_OVER_PI * (1 + 3 * CUBIC * x * x)
             return grad * (s + x * s * (1 - s) * slope)
-        slope = (x * x).mul_(3 * CUBIC).add_(1).mul_(TWO_SQRT_2_OVER_PI)
-        return slope.mul_(x).mul_(1 - s).add_(1).mul_(s).mul_(grad)
+        slope = (x * x).mul_(3 * CUBIC).add_(1).mul_(TWO_SQRT_2_OVER_PI).mul_(x)  # x (2u)'
+        return slope.addcmul_(slope, s, value=-1).add_(1).mul_(s).mul_(grad)
 
 
 def gelu(x):

@@ -49,12 +49,13 @@ class AdamW:
         torch._foreach_lerp_(self.m, grads, 1 - beta1)
         torch._foreach_mul_(self.v, beta2)
         torch._foreach_addcmul_(self.v, grads, grads, 1 - beta2)
-        size = torch._foreach_sqrt(self.v)
-        torch._foreach_div_(size, math.sqrt(1 - beta2**self.step_count))
-        torch._foreach_add_(size, self.eps)
         if self.matrices:
             torch._foreach_mul_(self.matrices, 1 - lr * self.weight_decay)
-        step_size = lr / (1 - beta1**self.step_count)
+        # m' / (sqrt(v') + eps), the corrections drawn out of the lists: numbers instead of passes
+        root = math.sqrt(1 - beta2**self.step_count)
+        size = torch._foreach_sqrt(self.v)
+        torch._foreach_add_(size, self.eps * root)
+        step_size = lr * root / (1 - beta1**self.step_count)
         torch._foreach_addcdiv_(self.parameters, self.m, size, -step_size)
 
     def state_dict(self):

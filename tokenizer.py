@@ -109,8 +109,8 @@ class BPETokenizer:
         needed = [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
         missing = [token for token in needed if token not in self.ids]
         if missing:
-            raise UserError(f"the vocabulary lacks {len(missing)} tokens that its merges make, such "
-                            f"as {missing[0]!r}; use two files of one tokenizer")
+            raise UserError(f"the vocabulary lacks {missing[0]!r}, which its merges make; use two "
+                            "files of one tokenizer")
 
     @property
     def d_vocab(self):
@@ -150,8 +150,7 @@ class BPETokenizer:
             if sorted(ids.values()) != list(range(len(ids))):
                 raise ValueError("the ids are not 0, 1, 2, …")
             tokens = sorted(ids, key=ids.get)
-            state = {"kind": cls.kind, "tokens": tokens, "merges": pairs}
-            return cls().load_state_dict(state)
+            return cls().load_state_dict({"kind": cls.kind, "tokens": tokens, "merges": pairs})
         except OSError as error:
             raise UserError(f"cannot read {error.filename}: {error.strerror}; GPT-2's tokenizer "
                             "needs a vocabulary and a file of merges") from None
@@ -163,7 +162,6 @@ class BPETokenizer:
 
     def encode(self, text, endoftext=False):
         """The ids of a text, a list of int. Raises UserError on half a surrogate pair.
-
         endoftext: read `<|endoftext|>` in it as that one token; else it is plain characters.
         """
         if endoftext:
@@ -239,7 +237,7 @@ def load_tokenizer(state):
 
 
 def check_kind(state, kind):
-    """Raises UserError where a state_dict is another tokenizer's."""
+    """Raises UserError where a state is another kind's."""
     if state.get("kind") != kind:
         raise UserError(f"a {state.get('kind')!r} tokenizer cannot be loaded as {kind!r}")
 

@@ -15,11 +15,16 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import requests
 import torch
 
 
 class UserError(ValueError):
     """Something that the caller can mend; the message is one line: what, the values, the remedy."""
+
+
+class NoNetwork(UserError):
+    """What was asked for is elsewhere, and could not be reached."""
 
 
 def closest(name, known):
@@ -93,6 +98,19 @@ def write_json(path, values):
         file.write("\n")
 
 
+def read_json(path):
+    """The object in a JSON file. Raises UserError where there is none."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error}); mend it or download it again") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a JSON object; mend it or download it again")
+    return values
+
+
 class Progress:
     """One line on stderr: rewritten in place on a terminal, repeated every ten seconds in a log."""
 
@@ -121,6 +139,29 @@ class Progress:
         """Leaves the line, so that what follows starts on a new one."""
         if sys.stderr.isatty() and self.width:
             print(file=sys.stderr, flush=True)
+
+
+def fetch_into(file, address):
+    """Appends what lies at an address to an open binary file, from where the file ends.
+
+    A server that can't go on in the middle sends all of it, and the file is emptied first. Returns
+    the response, for its headers. Raises requests.RequestException; what came by then stays.
+    """
+    start = file.seek(0, os.SEEK_END)
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    with requests.get(address, stream=True, timeout=(5, 30), headers=headers) as response:
+        if start and response.status_code != requests.codes.partial_content:
+            start = file.seek(0)
+            file.truncate()
+            if response.status_code == requests.codes.requested_range_not_satisfiable:
+                return fetch_into(file, address)  # there is nothing after what we have: begin again
+        response.raise_for_status()
+        progress = Progress(start + int(response.headers.get("Content-Length", 0)), " bytes", start)
+        for piece in response.iter_content(1 << 16):
+            file.write(piece)
+            progress.show(file.tell(), f"from {address.split('/')[2]}")
+        progress.close()
+    return response
 
 
 @contextlib.contextmanager
