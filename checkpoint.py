@@ -20,10 +20,12 @@ import torch
 
 from config import Config, config_from_dict
 from model import GPT
-from tokenizer import CharTokenizer
-from utils import UserError, atomic_write
+from pretrained import NAMES, pretrained_folder
+from tokenizer import BPETokenizer, load_tokenizer
+from utils import UserError, atomic_write, closest
 
 CONTENTS = {"config": dict, "model": dict, "optimizer": list, "step": int, "tokenizer": dict}
+GPT2_BPE = Path("data/gpt2_bpe")
 FILES = ("config.json", "checkpoint.pt", "best.pt", "metrics.jsonl", "loss.png", "sample.txt")
 
 
@@ -58,18 +60,48 @@ def load_checkpoint(path):
     return state
 
 
-def load_model(run=None, out_dir="outputs", device="cpu", file="checkpoint.pt"):
-    """(model, tokenizer) of a run, the model in evaluation mode.
+def load_model(run=None, out_dir="outputs", device="cpu", *, file="checkpoint.pt", cache_dir=None):
+    """(model, tokenizer) of a run or of a pretrained model, the model in evaluation mode.
 
-    run: its name in out_dir, its folder, or None for the newest run in out_dir. file:
-    "checkpoint.pt", the last state, or "best.pt", the one of the lowest validation loss.
-    Raises UserError for a run that is not there and weights that do not fit its config.
+    run: a run's name in out_dir, its folder, or None for the newest run in out_dir; else what
+    `GPT.from_pretrained` takes. file: "checkpoint.pt", a run's last state, or "best.pt", the one of
+    the lowest validation loss. cache_dir: where downloads are kept.
+    Raises UserError for what is not there and weights that do not fit their config.
     """
+    if run is not None and not is_run(run, out_dir) and is_pretrained(run):
+        return load_pretrained(run, device, cache_dir=cache_dir)
     path = find_run(run, out_dir) / file
     state = load_checkpoint(path)
-    model = GPT(config_of(state, path).model)
-    load_weights_(model, state["model"], path)
-    return model.to(device).eval(), CharTokenizer().load_state_dict(state["tokenizer"])
+    model = GPT(config_of(state, path).model, seed=None)
+    model.load_weights_(state["model"], path)
+    return model.to(device).eval(), load_tokenizer(state["tokenizer"])
+
+
+def load_pretrained(name_or_folder, device="cpu", *, cache_dir=None):
+    """(model, tokenizer) of a published GPT-2; see `GPT.from_pretrained`.
+
+    The tokenizer's two files lie beside the weights or, for GPT-2's vocabulary, in data/gpt2_bpe.
+    """
+    folder = pretrained_folder(name_or_folder, cache_dir)
+    model = GPT.from_pretrained(folder)
+    for place in (folder, GPT2_BPE):
+        for vocab, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+            if (place / vocab).exists() and (place / merges).exists():
+                tokenizer = BPETokenizer.from_files(place / vocab, place / merges)
+                if tokenizer.d_vocab == model.cfg.d_vocab:
+                    return model.to(device), tokenizer
+    raise UserError(f"neither {folder} nor {GPT2_BPE} has a vocab.json and merges.txt of "
+                    f"{model.cfg.d_vocab:,} tokens; put the tokenizer's files beside the weights")
+
+
+def is_pretrained(name_or_folder):
+    """Whether `GPT.from_pretrained` would look there: a known name, or a folder with a config."""
+    return name_or_folder in NAMES or (Path(name_or_folder) / "config.json").exists()
+
+
+def is_run(run, out_dir):
+    """Whether there is a run of that name in out_dir, or in that folder."""
+    return any((Path(place) / "checkpoint.pt").exists() for place in (Path(out_dir) / run, run))
 
 
 def config_of(state, path):
@@ -78,20 +110,6 @@ def config_of(state, path):
         return config_from_dict(Config, state["config"])
     except (UserError, TypeError, AttributeError) as error:
         raise UserError(f"{path} has no usable config ({error}); train again") from None
-
-
-def load_weights_(model, weights, path):
-    """Copies weights into the model. Raises UserError naming what is missing, unknown, or of
-    another shape; then nothing has been copied."""
-    own = model.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in weights]
-    wrong += [f"{name} is unknown" for name in weights if name not in own]
-    wrong += [f"{name} is {list(weights[name].shape)} in place of {list(own[name].shape)}"
-              for name in own if name in weights and weights[name].shape != own[name].shape]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(f"{path} is from another architecture: {'; '.join(wrong[:3])}{more}")
-    model.load_state_dict(weights)
 
 
 def describe(cfg, dataset):
@@ -121,7 +139,8 @@ def find_run(run, out_dir):
         if (folder / "checkpoint.pt").exists():
             return folder
     there = ", ".join(folder.name for folder in runs[-8:]) or "none"
-    raise UserError(f"no run {run!r} in {out_dir}; there: {there}")
+    near = closest(str(run), [*(folder.name for folder in runs), *NAMES])
+    raise UserError(f"no run {run!r} in {out_dir}; there: {there}{near}")
 
 
 def new_run_folder(out_dir, run_name=None, overwrite=False):

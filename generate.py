@@ -1,78 +1,220 @@
 """Writes text with a trained model, one token at a time.
 
     python generate.py                                    # the newest run
-    python generate.py --run_name mine --prompt "ROMEO:" --temperature 0.7 --top_k 20 --seed 1
+    python generate.py --run_name mine --prompt "ROMEO:" --temperature 0.7 --top_k 20 --sliding
+    python generate.py --model gpt2 --prompt "The house of the painter" --stop "."
+    python generate.py --model gpt2 --prompt "I think dogs are" --steer " I love them" \
+        --steer_away " I hate them" --steer_at blocks.6.hook_resid_post
+
+The keys and values of what was read are kept, so each step computes one position alone. Hooks that
+are open while it runs act at every step: that is all that steering is.
 
 Chapter: COURSE_ROADMAP.md, 6 (learn and sample)
 Read before: model.py, checkpoint.py; after: train.py
-Source: Fan et al. 2018 (top-k); Holtzman et al. 2020 (top-p, "nucleus")
+Source: Fan et al. 2018 (top-k); Holtzman et al. 2020 (top-p, "nucleus"); Keskar et al. 2019
+    (repetition penalty); Turner et al. 2023 (steering by a difference of activations)
 """
 
+import codecs
+import contextlib
 import sys
 
 import torch
 
-from checkpoint import load_model
+from attention import GrowingPast
+from checkpoint import load_model, load_pretrained
 from config import GenerateConfig, config_from_dict, flag_parser
-from utils import pick_device, run_program, seeded_generator
+from tokenizer import ENDOFTEXT
+from utils import UserError, pick_device, run_program, seeded_generator
+
+DEFAULT_NEW_TOKENS = 500
 
 
 def token_probs(logits, temperature=1.0, top_k=None, top_p=None):
-    """The distribution that the next token is drawn from, [batch, d_vocab].
+    """The distribution that the next token is drawn from, [batch, d_vocab], in float64.
 
     logits: [batch, d_vocab]. temperature divides them. top_k keeps the k likeliest tokens; top_p
-    then keeps the fewest likeliest whose probability adds up to p or more, at least one. What is
-    left is scaled to sum to one.
+    then keeps the fewest likeliest whose probability adds up to p or more, at least one; of equal
+    ones the first. What is left is scaled to sum to one.
     """
-    logits = logits.float()
+    logits = logits.double()
     logits = (logits - logits.max(-1, keepdim=True).values) / temperature  # at most 0: no overflow
-    if top_k is not None and top_k < logits.shape[-1]:
-        last_kept = logits.topk(top_k).values[..., -1:]
-        logits = logits.masked_fill(logits < last_kept, -torch.inf)
-    probs = logits.softmax(-1)
-    if top_p is not None:
-        descending, order = probs.sort(descending=True, stable=True)
-        likelier = descending.cumsum(-1) - descending  # the probability of all before it
-        kept = descending.masked_fill(likelier >= top_p, 0.0)
-        kept = torch.zeros_like(probs).scatter(-1, order, kept)
-        probs = kept / kept.sum(-1, keepdim=True)
-    return probs
+    if top_k is None and (top_p is None or top_p == 1):
+        return logits.softmax(-1)
+    descending, order = logits.sort(descending=True, stable=True)
+    probs = descending[:, :top_k].softmax(-1)
+    if top_p is not None and top_p < 1:
+        likelier = probs.cumsum(-1) - probs  # the probability of all before it
+        probs = probs.masked_fill(likelier >= top_p - 1e-12, 0.0)
+        probs = probs / probs.sum(-1, keepdim=True)
+    return torch.zeros_like(logits).scatter(-1, order[:, :top_k], probs)
+
+
+def penalise_repetition(logits, tokens, known, penalty):
+    """Logits with those of tokens that were there before divided by the penalty, or, where they are
+    negative, multiplied: either way less likely for a penalty above 1.
+
+    logits: [batch, d_vocab]. tokens, known: [batch, pos]; where known is False is padding.
+    """
+    if penalty == 1:
+        return logits
+    times_seen = torch.zeros_like(logits).scatter_add(1, tokens, known.to(logits.dtype))
+    punished = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(times_seen > 0, punished, logits)
+
+
+def pad_left(prompts, device=None):
+    """(tokens, known), each [batch, pos]: prompts of any lengths that end together.
+
+    prompts: [batch, pos] of ids, or a list of lists of ids. known is False where there is padding.
+    Raises UserError where a prompt is empty.
+    """
+    if isinstance(prompts, torch.Tensor):
+        return prompts, torch.ones_like(prompts, dtype=torch.bool)
+    lengths = [len(prompt) for prompt in prompts]
+    if not lengths or min(lengths) == 0:
+        raise UserError("a prompt is empty; give each at least one token")
+    longest = max(lengths)
+    tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    known = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
+    return tokens, known.to(tokens.device)
+
+
+def n_new_tokens(cfg, n_prompt, n_ctx):
+    """How many tokens to add. Raises UserError where so many do not fit and may not slide."""
+    fit = max(0, n_ctx - n_prompt)
+    if cfg.max_new_tokens is None:
+        return DEFAULT_NEW_TOKENS if cfg.sliding else min(DEFAULT_NEW_TOKENS, fit)
+    if cfg.max_new_tokens > fit and not cfg.sliding:
+        raise UserError(f"{n_prompt} tokens of prompt and {cfg.max_new_tokens} new ones do not fit "
+                        f"into n_ctx={n_ctx}; ask for at most {fit}, or use --sliding")
+    return cfg.max_new_tokens
 
 
 @torch.no_grad()
-def generate(model, tokens, max_new_tokens, *, generator, temperature=1.0, top_k=None, top_p=None):
+def generate(model, prompts, cfg, *, stop_ids=(), cached=True):
     """Yields the tokens that the model adds to each row, one [batch, 1] at a time.
 
-    tokens: [batch, pos], at least one position. generator: a CPU torch.Generator. Each token is
-    drawn given the last n_ctx before it; what lies further back is forgotten.
+    prompts: [batch, pos] of ids, or a list of lists of ids whose lengths may differ; a row goes on
+    as it would alone. cfg: a SamplingConfig. stop_ids: ends when every row has had one of these; a
+    row that has repeats it. cached: keep keys and values; without, each step reads all again, to
+    the same result. With cfg.sliding each token is drawn given the last n_ctx before it.
+    Raises UserError for an empty prompt, and where the text does not fit into the context.
     """
-    for _ in range(max_new_tokens):
-        visible = tokens[:, -model.cfg.n_ctx :]
-        resid = model.run_blocks(model.embed(visible))
+    tokens, known = pad_left(prompts, model.W_E.device)
+    n_ctx = model.cfg.n_ctx
+    n_new = n_new_tokens(cfg, tokens.shape[1], n_ctx)
+    room = min(tokens.shape[1] + n_new, n_ctx)
+    generator = seeded_generator(cfg.seed)
+    stops = torch.tensor([*stop_ids], dtype=tokens.dtype, device=tokens.device)
+    done, past = torch.zeros_like(known[:, :1]), None
+    for _ in range(n_new):
+        window, seen = tokens[:, -n_ctx:], known[:, -n_ctx:]
+        unread = window[:, -1:]
+        if past is None or not cached or tokens.shape[1] > n_ctx:  # beyond, all positions move
+            past, unread = new_past(model, seen, room), window
+        positions = (seen.cumsum(1) - 1).clamp(min=0)[:, -unread.shape[1] :]
+        resid = model.run_blocks(model.embed(unread, positions), past=past)
         logits = model.unembed(resid[:, -1:])[:, 0]  # [batch, d_vocab], of the last position alone
-        probs = token_probs(logits, temperature, top_k, top_p)
-        new = torch.multinomial(probs.cpu(), 1, generator=generator).to(tokens.device)
+        logits = penalise_repetition(logits, tokens, known, cfg.repetition_penalty)
+        new = torch.where(done, tokens[:, -1:], choose(logits, cfg, generator))
+        done = done | torch.isin(new, stops)
         tokens = torch.cat([tokens, new], 1)
+        known = torch.cat([known, torch.ones_like(done)], 1)
         yield new
+        if done.all():
+            return
+
+
+def new_past(model, seen, room):
+    """An empty past for each layer, with room for that many positions; seen [batch, pos] is False
+    where there is padding, which nobody may look at."""
+    mask = None
+    if not seen.all():
+        mask = torch.cat([seen, seen.new_ones(len(seen), room - seen.shape[1])], 1)
+    return [GrowingPast(room, mask) for _ in model.blocks]
+
+
+def choose(logits, cfg, generator):
+    """The next token of each row, [batch, 1]: drawn, or the likeliest. logits: [batch, d_vocab]."""
+    if cfg.greedy:
+        return logits.argmax(-1, keepdim=True)
+    probs = token_probs(logits, cfg.temperature, cfg.top_k, cfg.top_p)
+    return torch.multinomial(probs.cpu(), 1, generator=generator).to(logits.device)
+
+
+def steering_vector(model, tokenizer, towards, away, *, at):
+    """What sets two texts apart in the stream at their last token, [d_model].
+
+    at: the hook to read, of shape [batch, pos, d_model]. Give texts of at least two tokens: GPT-2's
+    stream at the first position is unlike all others. Raises UserError for another hook.
+    """
+    def last(text):
+        tokens = torch.tensor([tokenizer.encode(text)], device=model.W_E.device)
+        _, cache = model.run_with_cache(tokens, at, pos_slice=-1)
+        if cache.axes[at] != "batch pos d_model":
+            raise UserError(f"{at} holds [{cache.axes[at].replace(' ', ', ')}], not the stream; "
+                            "steer at a hook_resid_pre, _mid or _post")
+        return cache[at][0, 0]
+
+    with torch.no_grad():
+        return last(towards) - last(away)
+
+
+def steering(model, tokenizer, cfg):
+    """The context in which the model is pushed as a GenerateConfig says, at every position that it
+    computes; one that does nothing where it does not say so."""
+    if (cfg.steer is None) != (cfg.steer_away is None):
+        raise UserError("steer and steer_away go together: a direction is the difference between "
+                        "two texts; give both")
+    if cfg.steer is None:
+        return contextlib.nullcontext()
+    if not model.cfg.n_layers and cfg.steer_at is None:
+        raise UserError("this model has no blocks to steer at; name a hook with --steer_at")
+    at = cfg.steer_at or f"blocks.{model.cfg.n_layers // 2}.hook_resid_post"
+    push = cfg.steer_scale * steering_vector(model, tokenizer, cfg.steer, cfg.steer_away, at=at)
+    return model.hooks([(at, lambda resid, hook: resid + push)])
+
+
+def stop_tokens(tokenizer, text):
+    """The ids at which to stop, none or one. Raises UserError for a text of several tokens."""
+    if text is None:
+        return []
+    named = hasattr(tokenizer, "endoftext_id") and text == ENDOFTEXT
+    ids = [tokenizer.endoftext_id] if named else tokenizer.encode(text)
+    if len(ids) != 1:
+        raise UserError(f"stop={text!r} is {len(ids)} tokens, {tokenizer.to_str_tokens(ids)}; "
+                        "choose a text of one")
+    return ids
 
 
 def generate_text(model, tokenizer, cfg):
-    """Yields the continuation of cfg.prompt piece by piece, as a GenerateConfig asks for it."""
-    tokens = torch.tensor([tokenizer.encode(cfg.prompt)], device=model.W_E.device)
-    for new in generate(
-        model, tokens, cfg.max_new_tokens, generator=seeded_generator(cfg.seed),
-        temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p,
-    ):
-        yield tokenizer.decode(new[0])
+    """Yields the continuation of cfg.prompt piece by piece, as a GenerateConfig asks for it.
+
+    A character whose bytes come in several tokens is yielded when it is whole.
+    """
+    prompt, stop_ids = tokenizer.encode(cfg.prompt), stop_tokens(tokenizer, cfg.stop)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    with steering(model, tokenizer, cfg):
+        for new in generate(model, [prompt], cfg, stop_ids=stop_ids):
+            if new.item() in stop_ids:
+                break
+            yield decoder.decode(tokenizer.to_bytes(new[0]))
+    yield decoder.decode(b"", final=True)
 
 
 def main(argv=None):
     """The program: prints the prompt and what follows, as it comes."""
     parser = flag_parser(GenerateConfig, "Write text with a trained model.")
     cfg = config_from_dict(GenerateConfig, vars(parser.parse_args(argv)))
-    model, tokenizer = load_model(cfg.run_name, cfg.out_dir, pick_device(cfg.device))
+    device = pick_device(cfg.device)
+    if cfg.model is not None:
+        model, tokenizer = load_pretrained(cfg.model, device, cache_dir=cfg.cache_dir)
+    else:
+        model, tokenizer = load_model(cfg.run_name, cfg.out_dir, device)
     pieces = generate_text(model, tokenizer, cfg)
-    sys.stdout.write(cfg.prompt.lstrip("\n"))
+    first = next(pieces, "")  # what is wrong is said before anything is printed
+    sys.stdout.write(cfg.prompt.lstrip("\n") + first)
     for piece in pieces:
         sys.stdout.write(piece)
         sys.stdout.flush()

@@ -18,6 +18,7 @@ import math
 import torch
 from torch import nn
 
+import pretrained
 from embeddings import PositionEmbedding, TokenEmbedding, Unembedding
 from hooks import HookedModule, HookPoint
 from transformer_block import Block, make_norm
@@ -36,8 +37,8 @@ def stacked(part, name, axes):
 class GPT(HookedModule):
     """A decoder-only transformer in GPT-2's form.
 
-    cfg: a ModelConfig with d_vocab set. seed: of the initial weights, drawn on the CPU.
-    Raises UserError where d_vocab is missing.
+    cfg: a ModelConfig with d_vocab set. seed: of the initial weights, drawn on the CPU; None leaves
+    them as memory was, for who loads others. Raises UserError where d_vocab is missing.
     """
 
     def __init__(self, cfg, seed=0):
@@ -55,7 +56,53 @@ class GPT(HookedModule):
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
         self.ln_final = make_norm(cfg)
         self.unembedding = Unembedding(cfg)
-        self.init_weights_(seeded_generator(seed))
+        if seed is not None:
+            self.init_weights_(seeded_generator(seed))
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder, cache_dir=None):
+        """A published GPT-2, on the CPU in float32 and in evaluation mode, dropout 0.
+
+        name_or_folder: gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2 (downloaded once, to
+        cache_dir), or a folder with config.json and the weights in Hugging Face's layout.
+        Raises UserError for another name or architecture and broken files, NoNetwork where a
+        download can't be finished.
+        """
+        folder = pretrained.pretrained_folder(name_or_folder, cache_dir)
+        cfg, tensors = pretrained.read_pretrained(folder)
+        model = cls(cfg, seed=None)
+        model.load_weights_(tensors, folder)
+        return model.eval()
+
+    def load_weights_(self, weights, origin):
+        """Copies {name: tensor} into the model, all of its weights and no others.
+
+        origin: where they come from, for the UserError that names what is missing, unknown, or of
+        another shape; then nothing has been copied.
+        """
+        own = self.state_dict()
+        wrong = [f"{name} is missing" for name in own if name not in weights]
+        wrong += [f"{name} is unknown" for name in weights if name not in own]
+        wrong += [f"{name} is {list(weights[name].shape)} in place of {list(own[name].shape)}"
+                  for name in own if name in weights and weights[name].shape != own[name].shape]
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise UserError(f"{origin} is from another architecture: {'; '.join(wrong[:3])}{more}")
+        self.load_state_dict(weights)
+
+    def to_hf_state_dict(self):
+        """{Hugging Face's name: tensor}, as its GPT2LMHeadModel loads it.
+
+        Raises UserError for a model that GPT-2's format can't hold (attn_only, no norm, b_U).
+        """
+        tensors = self.state_dict()
+        if self.position_embedding is not None:
+            tensors["position_embedding.W_pos"] = self.W_pos  # a fixed table is no parameter
+        return pretrained.to_hugging_face(self.cfg, tensors)
+
+    def save_pretrained(self, folder):
+        """Writes config.json and model.safetensors into a folder, as Hugging Face reads them."""
+        pretrained.write_pretrained(folder, self.cfg, self.to_hf_state_dict())
 
     def forward(self, tokens):
         """tokens [batch, pos] -> logits [batch, pos, d_vocab]."""

@@ -61,9 +61,6 @@ def name_table(n_layers):
     return OUTSIDE | blocks
 
 
-# From a name to a folder
-
-
 def pretrained_folder(name_or_folder, cache_dir=None):
     """The folder of a model in Hugging Face's layout: the one that is given, or a download.
 
@@ -126,9 +123,6 @@ def content_matches(path, response):
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest() == tag
-
-
-# From a folder to a config and tensors
 
 
 def read_pretrained(folder):
@@ -218,9 +212,6 @@ def read_bin(path):
     if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
         raise UserError(f"{path} is not a dict of tensors; download it again")
     return tensors
-
-
-# And back
 
 
 def to_hugging_face(cfg, tensors):

@@ -33,7 +33,7 @@ class CharTokenizer:
     The order depends on the characters alone, so the same text gives the same ids everywhere.
     """
 
-    kind = "char"
+    kind, unit = "char", "character"
 
     def __init__(self):
         self.characters = ""
@@ -92,7 +92,7 @@ class BPETokenizer:
 
     """
 
-    kind = "bpe"
+    kind, unit = "bpe", "token"
 
     def __init__(self):
         self.set_([bytes([byte]) for byte in byte_characters()], [])

@@ -26,7 +26,6 @@ from checkpoint import (
     find_run,
     list_runs,
     load_checkpoint,
-    load_weights_,
     new_run_folder,
     read_metrics,
     save_checkpoint,
@@ -37,11 +36,12 @@ from generate import generate_text
 from losses import cross_entropy, per_token_loss
 from model import GPT
 from optim import AdamW, Muon, clip_gradients_, schedule
-from tokenizer import CharTokenizer
+from tokenizer import load_tokenizer
 from utils import (
     Progress,
     UserError,
     atomic_write,
+    closest,
     pick_device,
     run_program,
     seeded_generator,
@@ -147,7 +147,7 @@ class Run:
     def resume(self, folder, state):
         """Takes over all that the next step depends on; lines that lie ahead of it are dropped."""
         self.folder = folder
-        load_weights_(self.model, state["model"], folder / "checkpoint.pt")
+        self.model.load_weights_(state["model"], folder / "checkpoint.pt")
         for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
             optimizer.load_state_dict(saved)
         self.sampler.set_state(state["sampler"])
@@ -231,18 +231,16 @@ class Run:
         self.saved_step = self.step
 
 
-def draw_loss(rows, name, d_vocab):
-    """The Figure of loss.png: both losses over the steps, and what a uniform guess would cost.
-
-    rows: the lines of metrics.jsonl. name: of the text.
-    """
+def draw_loss(rows, name, d_vocab, unit):
+    """The Figure of loss.png: both losses, and what a uniform guess would cost.
+    rows: the lines of metrics.jsonl. name: of the text. unit: what a token is."""
     lines = {}
     for label, key in (("training", "train_loss"), ("validation", "val_loss")):
         with_it = [row for row in rows if key in row]
         lines[label] = [row["step"] for row in with_it], [row[key] for row in with_it]
     return plotting.curve(
-        lines, title=f"{name}: {rows[-1]['val_loss']:.3f} nats/character on unseen text",
-        xlabel="step", ylabel="loss (nats/character)",
+        lines, title=f"{name}: {rows[-1]['val_loss']:.3f} nats/{unit} on unseen text",
+        xlabel="step", ylabel=f"loss (nats/{unit})",
         levels={f"uniform guess, ln {d_vocab} = {math.log(d_vocab):.2f}": math.log(d_vocab)},
     )
 
@@ -256,6 +254,8 @@ def to_resume(given):
     logging = config_from_dict(LoggingConfig, given.get("logging", {}))
     names = [folder.name for folder in list_runs(logging.out_dir)]
     if not names or logging.run_name not in (None, *names):
+        if near := closest(logging.run_name or "", names):
+            raise UserError(f"no run {logging.run_name!r} to resume{near}")
         print("nothing to resume yet: starting afresh")
         return None
     folder = find_run(logging.run_name, logging.out_dir)
@@ -281,7 +281,7 @@ def start_run(cfg, overwrite=False, resumed=None):
     if cfg.train.threads is not None:
         torch.set_num_threads(cfg.train.threads)
     device = pick_device(cfg.train.device)
-    tokenizer = CharTokenizer().load_state_dict(resumed[1]["tokenizer"]) if resumed else None
+    tokenizer = load_tokenizer(resumed[1]["tokenizer"]) if resumed else None
     dataset = load_dataset(cfg.data, cfg.model.n_ctx, tokenizer)
     if resumed and dataset.sha256 != resumed[1]["data_sha256"]:
         raise UserError(f"the text is not the one that {resumed[0]} was trained on; put that one "
@@ -292,8 +292,8 @@ def start_run(cfg, overwrite=False, resumed=None):
                         "--model.d_vocab out")
     shape = dataclasses.replace(cfg.model, d_vocab=known)
     run = Run(dataclasses.replace(cfg, model=shape), dataset, device)
-    print(f"{dataset.name}: {len(dataset.train):,} characters to train on, {len(dataset.val):,} to "
-          f"validate on, {known} of them distinct\n"
+    print(f"{dataset.name}: {len(dataset.train):,} {dataset.tokenizer.unit}s to train on, "
+          f"{len(dataset.val):,} to validate on, {known:,} of them distinct\n"
           f"model: {shape.n_layers} layers of {shape.n_heads} heads, d_model {shape.d_model}, "
           f"{run.model.n_parameters:,} parameters; {device}, {torch.get_num_threads()} threads")
     run.resume(*resumed) if resumed else run.begin(overwrite)
@@ -304,18 +304,22 @@ def start_run(cfg, overwrite=False, resumed=None):
 def finish(run):
     """Draws the curve, writes the sample, and says what came out."""
     d_vocab, tokenizer = run.cfg.model.d_vocab, run.dataset.tokenizer
-    plotting.save(draw_loss(run.rows, run.dataset.name, d_vocab), run.folder / "loss.png")
-    prompt = "\n" if "\n" in tokenizer.ids else tokenizer.decode(run.dataset.train[:1])
-    pieces = generate_text(run.model.eval(), tokenizer, GenerateConfig(prompt=prompt))
+    unit, loss = tokenizer.unit, run.rows[-1]["val_loss"]
+    plotting.save(draw_loss(run.rows, run.dataset.name, d_vocab, unit), run.folder / "loss.png")
+    prompt = tokenizer.decode(run.dataset.train[:1])
+    prompt = "\n" if unit == "token" or "\n" in tokenizer.ids else prompt
+    cfg = GenerateConfig(prompt=prompt, max_new_tokens=500, sliding=True)
+    pieces = generate_text(run.model.eval(), tokenizer, cfg)
     sample = (prompt + "".join(pieces)).strip()
     with atomic_write(run.folder / "sample.txt", "w") as file:
         file.write(sample + "\n")
+    share = (len(run.dataset.val) - 1) / run.dataset.val_characters
+    per_character = f", {loss * share:.4f} nats/character," * (unit != "character")
     print(f"\n{sample}\n\n"
-          f"validation loss {run.rows[-1]['val_loss']:.4f} nats/character over the whole split, "
-          f"after {run.step:,} steps in {run.seconds:.0f} s (a uniform guess: "
-          f"{math.log(d_vocab):.4f})\n"
+          f"validation loss {loss:.4f} nats/{unit}{per_character} over the whole split, after "
+          f"{run.step:,} steps in {run.seconds:.0f} s (a uniform guess: {math.log(d_vocab):.4f})\n"
           f"the curve: {run.folder / 'loss.png'}\n"
-          f'more text: python generate.py --run_name {run.folder.name} --prompt "..."')
+          f'more text: python generate.py --run_name {run.folder.name} --sliding --prompt "..."')
 
 
 def main(argv=None):

@@ -208,7 +208,8 @@ def test_a_wish_that_cannot_be_met(tmp_path, capsys, flags, told):
 
 def test_a_temperature_next_to_nothing_is_greedy_or_refused(tmp_path, capsys):
     save_run(tmp_path / "mine")
-    flags = ["--out_dir", str(tmp_path), "--prompt", "a", "--max_new_tokens", "20"]
+    flags = ["--out_dir", str(tmp_path), "--prompt", "a", "--max_new_tokens", "20",
+             "--sliding"]
     generate.main([*flags, "--top_k", "1"])
     greedy = capsys.readouterr().out
     try:

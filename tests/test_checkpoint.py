@@ -17,7 +17,6 @@ from checkpoint import (
     list_runs,
     load_checkpoint,
     load_model,
-    load_weights_,
     new_run_folder,
     read_metrics,
     save_checkpoint,
@@ -187,13 +186,13 @@ def test_weights_of_another_architecture_are_named_and_not_one_is_copied(changes
     model = tiny_model()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     with pytest.raises(UserError, match=rf"that\.pt is from another architecture: .*{problem}"):
-        load_weights_(model, tiny_model(seed=2, **changes).state_dict(), "that.pt")
+        model.load_weights_(tiny_model(seed=2, **changes).state_dict(), "that.pt")
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
 
 
 def test_weights_that_fit_are_copied():
     model, other = tiny_model(seed=1), tiny_model(seed=2)
-    load_weights_(model, other.state_dict(), "that.pt")
+    model.load_weights_(other.state_dict(), "that.pt")
     assert same_logits(model, other)
 
 
@@ -222,7 +221,7 @@ def test_a_disk_that_is_full_is_said_in_one_line_and_the_old_checkpoint_stays(tm
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(UserError, match="cannot write .*make room"):
+        with pytest.raises(UserError, match=r"cannot write .*make room"):
             save_checkpoint(tmp_path / "mine/checkpoint.pt", {"model": torch.zeros(10_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

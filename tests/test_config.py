@@ -14,6 +14,7 @@ from config import (
     GenerateConfig,
     LoggingConfig,
     ModelConfig,
+    SamplingConfig,
     TrainConfig,
     config_from_dict,
     flag_parser,
@@ -63,7 +64,9 @@ def help_of(kind, capsys):
 
 def test_every_config_is_reached_by_the_two_programs():
     kinds = {k for k in vars(config).values() if is_dataclass(k)}
-    assert kinds == {Config, DataConfig, ModelConfig, TrainConfig, LoggingConfig, GenerateConfig}
+    assert kinds == {Config, DataConfig, ModelConfig, TrainConfig, LoggingConfig, SamplingConfig,
+                     GenerateConfig}
+    assert issubclass(GenerateConfig, SamplingConfig)
 
 
 @each_setting
