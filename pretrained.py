@@ -48,7 +48,7 @@ OUTSIDE = {
     "ln_f.weight": "ln_final.w", "ln_f.bias": "ln_final.b",
 }
 HEAD, W_U = "lm_head.weight", "unembedding.W_U"  # [d_vocab, d_model] there, transposed here
-MASKS = ("attn.bias", "attn.masked_bias")  # constants that old files carry along
+MASKS = (".attn.bias", ".attn.masked_bias")  # constants that old files carry along
 ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}
 FIXED = {"layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "add_cross_attention": False,
          "scale_attn_by_inverse_layer_idx": False}
