@@ -34,8 +34,17 @@ import torch
 import torch.nn.functional as F
 
 import plotting
-from config import ModelConfig, TrainConfig, check, config_from_dict, flag_parser, option
+from config import (
+    ModelConfig,
+    SamplingConfig,
+    TrainConfig,
+    check,
+    config_from_dict,
+    flag_parser,
+    option,
+)
 from experiments.common import Claim, as_dicts, claims_table, exit_code
+from generate import generate
 from losses import cross_entropy
 from mlp import gelu
 from model import GPT
@@ -252,6 +261,36 @@ def forward_claims(cfg, progress):
     return claims
 
 
+@torch.no_grad()
+def decoding_claims(cfg, progress):
+    """Text from GPT-2 small's shape, one token at a time, as a share of the rate at which its
+    weights can be read: each must be, for each token."""
+    model = GPT(ModelConfig(**QUICK if cfg.quick else GPT2_SMALL)).eval()
+    n_prompt, n_new = (8, 16) if cfg.quick else (32, 128)
+    tokens = random_tokens(model.cfg, 1, n_prompt)
+    sampling = SamplingConfig(max_new_tokens=n_new, greedy=True)
+    contestants = {
+        "reading the weights": lambda: [weight.sum() for weight in model.parameters()],
+        "decoding": lambda: list(generate(model, tokens, sampling)),
+    }
+    if installed("transformers"):
+        other = hugging_face_model(model.cfg).eval()
+        other.load_state_dict(model.to_hf_state_dict())
+        limits = {"max_new_tokens": n_new, "min_new_tokens": n_new, "pad_token_id": 0}
+        contestants["Hugging Face"] = lambda: other.generate(
+            tokens, attention_mask=torch.ones_like(tokens), do_sample=False, use_cache=True, **limits)
+    seconds = take_turns(contestants, min(cfg.rounds, 5), progress)
+    name = f"decoding, {n_prompt} tokens of prompt and {n_new} new ones"
+    claims = [claim_of(f"{name}: tokens a second", n_new / seconds["decoding"]),
+              claim_of(f"{name}: share of the rate at which the weights can be read",
+                       n_new * seconds["reading the weights"] / seconds["decoding"])]
+    if "Hugging Face" in contestants:
+        claims.append(claim_of(f"{name}: times as fast as Hugging Face's generate",
+                               seconds["Hugging Face"] / seconds["decoding"],
+                               at_least=None if cfg.quick else 1.0))
+    return claims
+
+
 def start_claims(cfg, progress):
     """From the start of Python to the first logits, over the start of Python and torch alone."""
     logits = ("import torch; from config import ModelConfig; from model import GPT; "
@@ -275,7 +314,8 @@ def run(cfg):
     cfg = dataclasses.replace(cfg, rounds=1) if cfg.quick else cfg
     progress = Progress(cfg.rounds, " rounds")
     try:
-        claims = [claim for part in (training_claims, forward_claims, start_claims)
+        claims = [claim for part in (training_claims, forward_claims, decoding_claims,
+                                           start_claims)
                   for claim in part(cfg, progress)]
     finally:
         torch.set_num_threads(before)
