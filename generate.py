@@ -16,7 +16,6 @@ Source: Fan et al. 2018 (top-k); Holtzman et al. 2020 (top-p, "nucleus"); Keskar
 """
 
 import codecs
-import contextlib
 import sys
 
 import torch
@@ -82,13 +81,13 @@ def pad_left(prompts, device=None):
 
 def n_new_tokens(cfg, n_prompt, n_ctx):
     """How many tokens to add. Raises UserError where so many do not fit and may not slide."""
-    fit = max(0, n_ctx - n_prompt)
-    if cfg.max_new_tokens is None:
-        return DEFAULT_NEW_TOKENS if cfg.sliding else min(DEFAULT_NEW_TOKENS, fit)
-    if cfg.max_new_tokens > fit and not cfg.sliding:
-        raise UserError(f"{n_prompt} tokens of prompt and {cfg.max_new_tokens} new ones do not fit "
-                        f"into n_ctx={n_ctx}; ask for at most {fit}, or use --sliding")
-    return cfg.max_new_tokens
+    fit, wanted = n_ctx - n_prompt, cfg.max_new_tokens
+    if wanted is None:
+        wanted = DEFAULT_NEW_TOKENS if cfg.sliding else max(0, min(DEFAULT_NEW_TOKENS, fit))
+    if wanted > fit and not cfg.sliding:
+        raise UserError(f"{n_prompt} tokens of prompt and {wanted} new ones do not fit into "
+                        f"n_ctx={n_ctx}; ask for at most {max(0, fit)}, or use --sliding")
+    return wanted
 
 
 @torch.no_grad()
@@ -161,27 +160,27 @@ def steering_vector(model, tokenizer, towards, away, *, at):
         return last(towards) - last(away)
 
 
-def steering(model, tokenizer, cfg):
-    """The context in which the model is pushed as a GenerateConfig says, at every position that it
-    computes; one that does nothing where it does not say so."""
+def steering_hooks(model, tokenizer, cfg):
+    """The hooks that push the model as a GenerateConfig says, at every position that it computes;
+    none where it does not say so. Raises UserError where it says only half."""
     if (cfg.steer is None) != (cfg.steer_away is None):
         raise UserError("steer and steer_away go together: a direction is the difference between "
                         "two texts; give both")
     if cfg.steer is None:
-        return contextlib.nullcontext()
+        return []
     if not model.cfg.n_layers and cfg.steer_at is None:
         raise UserError("this model has no blocks to steer at; name a hook with --steer_at")
     at = cfg.steer_at or f"blocks.{model.cfg.n_layers // 2}.hook_resid_post"
     push = cfg.steer_scale * steering_vector(model, tokenizer, cfg.steer, cfg.steer_away, at=at)
-    return model.hooks([(at, lambda resid, hook: resid + push)])
+    return [(at, lambda resid, hook: resid + push)]
 
 
 def stop_tokens(tokenizer, text):
     """The ids at which to stop, none or one. Raises UserError for a text of several tokens."""
     if text is None:
         return []
-    named = hasattr(tokenizer, "endoftext_id") and text == ENDOFTEXT
-    ids = [tokenizer.endoftext_id] if named else tokenizer.encode(text)
+    is_endoftext = text == ENDOFTEXT and tokenizer.kind == "bpe"
+    ids = [tokenizer.endoftext_id] if is_endoftext else tokenizer.encode(text)
     if len(ids) != 1:
         raise UserError(f"stop={text!r} is {len(ids)} tokens, {tokenizer.to_str_tokens(ids)}; "
                         "choose a text of one")
@@ -195,11 +194,14 @@ def generate_text(model, tokenizer, cfg):
     """
     prompt, stop_ids = tokenizer.encode(cfg.prompt), stop_tokens(tokenizer, cfg.stop)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    with steering(model, tokenizer, cfg):
-        for new in generate(model, [prompt], cfg, stop_ids=stop_ids):
-            if new.item() in stop_ids:
-                break
-            yield decoder.decode(tokenizer.to_bytes(new[0]))
+    hooks = steering_hooks(model, tokenizer, cfg)
+    steps = generate(model, [prompt], cfg, stop_ids=stop_ids)
+    while True:
+        with model.hooks(hooks):  # closed whenever the caller has a piece in hand
+            new = next(steps, None)
+        if new is None or new.item() in stop_ids:
+            break
+        yield decoder.decode(tokenizer.to_bytes(new[0]))
     yield decoder.decode(b"", final=True)
 
 

@@ -14,6 +14,7 @@ import json
 import math
 import mmap
 import os
+import zipfile
 from pathlib import Path
 
 import requests
@@ -56,9 +57,8 @@ FIXED = {"layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "add_cross_atte
 
 def name_table(n_layers):
     """{Hugging Face's name: our name} for a model of that many layers, the head left out."""
-    blocks = {f"h.{layer}.{theirs}": f"blocks.{layer}.{ours}"
-              for layer in range(n_layers) for theirs, ours in BLOCK.items()}
-    return OUTSIDE | blocks
+    return OUTSIDE | {f"h.{layer}.{theirs}": f"blocks.{layer}.{ours}"
+                      for layer in range(n_layers) for theirs, ours in BLOCK.items()}
 
 
 def pretrained_folder(name_or_folder, cache_dir=None):
@@ -81,10 +81,7 @@ def pretrained_folder(name_or_folder, cache_dir=None):
 
 def download(address, path, attempts=3):
     """Fetches a file, going on where an earlier attempt stopped, and checks it before it counts.
-
-    Raises NoNetwork where it can't be reached, UserError where the content is not what the server's
-    own checksum says or the disk is full.
-    """
+    Raises NoNetwork, or UserError where the server's own checksum disagrees or the disk is full."""
     part = path.with_name(path.name + ".part")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -129,8 +126,7 @@ def read_pretrained(folder):
     """(ModelConfig, {our name: tensor}) of a folder in Hugging Face's layout.
 
     The tensors may be views of a memory-mapped file: copy them. Raises UserError for another
-    architecture, broken files, and tensors that are missing (all are named), unknown, or of a
-    shape that is not the config's.
+    architecture, broken files, and tensors that are missing (all are named) or unknown.
     """
     folder = Path(folder)
     cfg = read_config(folder / "config.json")
@@ -161,13 +157,15 @@ def read_config(path):
     if values.get("model_type") != "gpt2":
         raise UserError(f"{path}: model_type={values.get('model_type')!r} is not supported; "
                         f"GPT-2 and what has its form are: {', '.join(NAMES)}")
-    if missing := [name for name in needed if not isinstance(values.get(name), int)]:
-        raise UserError(f"{path} lacks {', '.join(missing)}; download it again")
+    if missing := [name for name in needed if type(values.get(name)) is not int]:
+        raise UserError(f"{path} lacks whole numbers for {', '.join(missing)}; download it again")
+    if type(values.get("n_inner")) not in (int, type(None)):
+        raise UserError(f"{path}: n_inner={values['n_inner']!r} is not a whole number or null")
     for name, value in FIXED.items():
         if values.get(name, value) != value:
             raise UserError(f"{path}: {name}={values[name]} is not supported; GPT-2 has {value}")
     activation = values.get("activation_function", "gelu_new")
-    if activation not in ACTIVATIONS:
+    if activation not in list(ACTIVATIONS):
         raise UserError(f"{path}: activation_function={activation!r} is not supported; "
                         f"choose from: {', '.join(ACTIVATIONS)}")
     return ModelConfig(
@@ -203,13 +201,16 @@ def read_shards(index, read):
 
 
 def read_bin(path):
-    """The tensors of a pytorch_model.bin; a file that asks to run code is refused."""
+    """The tensors of a pytorch_model.bin; one that asks to run code is refused."""
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        in_pages = zipfile.is_zipfile(path)  # what torch wrote before 1.6 can't be mapped
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=in_pages)
     except Exception as error:  # a foreign file can fail anywhere inside the unpickler
         raise UserError(f"{path} is truncated or not a file of weights ({type(error).__name__}); "
                         "download it again") from None
-    if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in tensors.items()
+    ):
         raise UserError(f"{path} is not a dict of tensors; download it again")
     return tensors
 
@@ -294,12 +295,13 @@ def checked_entries(header, n_bytes):
     gap or overlap to the file's end. Raises ValueError naming the tensor that is wrong."""
     entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
     for name, entry in entries:
-        if not isinstance(entry, dict) or entry.get("dtype") not in DTYPES:
-            found = entry.get("dtype") if isinstance(entry, dict) else entry
+        found = entry.get("dtype") if isinstance(entry, dict) else entry
+        if not isinstance(entry, dict) or found not in list(DTYPES):  # a list: found may be one too
             raise ValueError(f"{name} has dtype {found!r}, not one of {', '.join(DTYPES)}")
         for field in ("shape", "data_offsets"):
             numbers = entry.get(field)
-            if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
+            if not isinstance(numbers, list) or any(
+                    type(n) is not int or not 0 <= n < 2**48 for n in numbers):
                 raise ValueError(f"{name} has {field} {numbers!r}")
         if len(entry["data_offsets"]) != 2:
             raise ValueError(f"{name} has data_offsets {entry['data_offsets']}")
@@ -333,6 +335,8 @@ def tensor_at(content, name, entry, start):
 def write_safetensors(path, tensors):
     """Writes {name: tensor of float32, float16 or bfloat16} in the safetensors format."""
     codes = {dtype: code for code, dtype in DTYPES.items()}
+    if others := {tensor.dtype for tensor in tensors.values()} - set(codes):
+        raise UserError(f"cannot write {', '.join(map(str, others))}; make the model float32 first")
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, tensor in tensors.items():
         first, end = end, end + tensor.numel() * tensor.itemsize

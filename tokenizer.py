@@ -126,7 +126,6 @@ class BPETokenizer:
 
     def train(self, text, vocab_size):
         """Learns merges from `text` until there are vocab_size tokens; returns itself.
-
         It stops earlier if no pair occurs twice. Ties go to the pair that sorts first.
         Raises UserError for fewer tokens than there are bytes.
         """
@@ -156,7 +155,7 @@ class BPETokenizer:
                             "needs a vocabulary and a file of merges") from None
         except UserError:
             raise
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{vocab} and {merges} are not a tokenizer's files ({error}); download "
                             "them again") from None
 
@@ -230,14 +229,17 @@ TOKENIZERS = {kind.kind: kind for kind in (CharTokenizer, BPETokenizer)}
 
 def load_tokenizer(state):
     """The tokenizer that a state_dict came from, of whichever kind."""
-    if state.get("kind") not in TOKENIZERS:
+    if state.get("kind") not in list(TOKENIZERS):
         raise UserError(f"a {state.get('kind')!r} tokenizer is unknown; there are: "
                         f"{', '.join(TOKENIZERS)}")
-    return TOKENIZERS[state["kind"]]().load_state_dict(state)
+    try:
+        return TOKENIZERS[state["kind"]]().load_state_dict(state)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"this is not the state of a tokenizer ({error!r})") from None
 
 
 def check_kind(state, kind):
-    """Raises UserError where a state is another kind's."""
+    """Raises UserError for a state of another kind."""
     if state.get("kind") != kind:
         raise UserError(f"a {state.get('kind')!r} tokenizer cannot be loaded as {kind!r}")
 
@@ -270,11 +272,9 @@ def show(token):
 
 @functools.cache
 def word_pattern():
-    """GPT-2's rule for what a word is, compiled; a third of a second, once.
-
-    A word is an English ending ('s, 'll, …), letters, digits, or other signs, each with the one
-    space before it; or blanks, of which the last is left for the word that follows.
-    """
+    """GPT-2's rule for what a word is, compiled (a third of a second, once): an English ending ('s,
+    'll, …); letters, digits or other signs, each with the one space before it; or blanks, of which
+    the last is left for the word that follows."""
     ranges = defaultdict(str)  # of all code points of a general category: L letters, N numbers
     characters = map(chr, range(sys.maxunicode + 1))
     for category, run in itertools.groupby(characters, lambda c: unicodedata.category(c)[0]):

@@ -150,12 +150,14 @@ def fetch_into(file, address):
     start = file.seek(0, os.SEEK_END)
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     with requests.get(address, stream=True, timeout=(5, 30), headers=headers) as response:
+        nothing_more = response.status_code == requests.codes.requested_range_not_satisfiable
+        if not nothing_more:
+            response.raise_for_status()
         if start and response.status_code != requests.codes.partial_content:
             start = file.seek(0)
             file.truncate()
-            if response.status_code == requests.codes.requested_range_not_satisfiable:
-                return fetch_into(file, address)  # there is nothing after what we have: begin again
-        response.raise_for_status()
+        if nothing_more:  # the file is longer than what lies there: begin again
+            return fetch_into(file, address)
         progress = Progress(start + int(response.headers.get("Content-Length", 0)), " bytes", start)
         for piece in response.iter_content(1 << 16):
             file.write(piece)

@@ -137,6 +137,11 @@ def drift(old, new):
     """The Drift between two models of the same vocabulary, on two random texts."""
     n_tokens = min(old.cfg.n_ctx, 64)
     tokens = torch.randint(old.cfg.d_vocab, (2, n_tokens), generator=seeded_generator(0))
-    before, after = (model(tokens.to(model.W_E.device)) for model in (old, new))
+    logits = []
+    for model in (old, new):
+        was_training = model.training  # dropout would drown what is measured
+        logits.append(model.eval()(tokens.to(model.W_E.device)))
+        model.train(was_training)
+    before, after = logits
     return Drift((before.log_softmax(-1) - after.log_softmax(-1)).abs().max().item(),
                  (before - after).abs().max().item())

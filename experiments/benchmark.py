@@ -263,8 +263,7 @@ def forward_claims(cfg, progress):
 
 @torch.no_grad()
 def decoding_claims(cfg, progress):
-    """Text from GPT-2 small's shape, one token at a time, as a share of the rate at which its
-    weights can be read: each must be, for each token."""
+    """Text from GPT-2 small's shape; each token takes at least the time to read all weights."""
     model = GPT(ModelConfig(**QUICK if cfg.quick else GPT2_SMALL)).eval()
     n_prompt, n_new = (8, 16) if cfg.quick else (32, 128)
     tokens = random_tokens(model.cfg, 1, n_prompt)
@@ -276,9 +275,9 @@ def decoding_claims(cfg, progress):
     if installed("transformers"):
         other = hugging_face_model(model.cfg).eval()
         other.load_state_dict(model.to_hf_state_dict())
-        limits = {"max_new_tokens": n_new, "min_new_tokens": n_new, "pad_token_id": 0}
+        limits = {"max_new_tokens": n_new, "min_new_tokens": n_new, "use_cache": True}
         contestants["Hugging Face"] = lambda: other.generate(
-            tokens, attention_mask=torch.ones_like(tokens), do_sample=False, use_cache=True, **limits)
+            tokens, attention_mask=torch.ones_like(tokens), do_sample=False, **limits)
     seconds = take_turns(contestants, min(cfg.rounds, 5), progress)
     name = f"decoding, {n_prompt} tokens of prompt and {n_new} new ones"
     claims = [claim_of(f"{name}: tokens a second", n_new / seconds["decoding"]),

@@ -24,8 +24,10 @@ def complaint(main, flags, capsys):
     """The one line that the program leaves on stderr as it gives up."""
     with pytest.raises(SystemExit) as exit_:
         run_program(lambda: main(flags))
-    lines = capsys.readouterr().err.splitlines()
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
     assert exit_.value.code == 2
+    assert not out or main is train.main  # nothing is written before it is known to be possible
     assert len(lines) == 1 and ": error: " in lines[0]
     return lines[0]
 
@@ -84,6 +86,11 @@ def test_a_file_in_place_of_tiny_shakespeare(tmp_path, capsys):
     ("--model.dropout 1", "dropout=1.0"),
     ("--model.init_scale 0", "init_scale=0.0"),
     ("--data.val_fraction 1.5", "val_fraction=1.5"),
+    ("--data.tokenizer words", "invalid choice: 'words'"),
+    ("--data.tokenizer bpe --data.vocab_size 255", "vocab_size=255"),
+    ("--data.vocab_size -1", "vocab_size=-1 is not possible; it must be 256 or more"),
+    ("--data.vocab_size many", "invalid int value: 'many'"),
+    ("--data.tokenizer bpe --data.vocab_size 300 --model.d_vocab 65", "d_vocab=65 is not the"),
     ("--train.max_steps 0", "max_steps=0"),
     ("--train.batch_size -4", "batch_size=-4"),
     ("--train.lr 0", "lr=0.0"),
@@ -199,7 +206,28 @@ def test_a_checkpoint_that_is_not_one(tmp_path, capsys, monkeypatch, spoil, told
     (["--max_new_tokens", "-1"], "max_new_tokens=-1"),
     (["--device", "cuda:99"], "device=cuda:99 is not on this machine"),
     (["--run_name", "yours"], "no run 'yours'"),
+    (["--model", "gpt3"], "'gpt3' is neither a folder with a config.json nor one of: gpt2, "),
+    (["--model", "gpt2", "--run_name", "mine"], "choose one"),
     (["--temprature", "1"], "unknown flag --temprature; the closest: --temperature"),
+    (["--prompt", "bad", "--max_new_tokens", "7"], "do not fit into n_ctx=9; ask for at most 6"),
+    (["--greedy", "perhaps"], "'perhaps' is neither true nor false"),
+    (["--repetition_penalty", "0"], "repetition_penalty=0.0 is not possible"),
+    (["--repetition_penalty", "nan"], "repetition_penalty=nan"),
+    (["--seed", "-1"], "seed=-1"),
+    (["--stop", ""], "stop='' is empty"),
+    (["--stop", "ab"], "stop='ab' is 2 tokens"),
+    (["--stop", "z"], "unknown characters 'z'"),
+    (["--steer", "ab"], "steer and steer_away go together"),
+    (["--steer_away", "ab"], "steer and steer_away go together"),
+    (["--steer", "ab", "--steer_away", ""], "steer_away='' is empty"),
+    (["--steer", "z", "--steer_away", "a"], "unknown characters 'z'"),
+    (["--steer", "bad cab ab", "--steer_away", "a"], "10 tokens do not fit into n_ctx=9"),
+    (["--steer", "a", "--steer_away", "b", "--steer_at", "blocks.0.attn.hook_z"], "not the stream"),
+    (["--steer", "a", "--steer_away", "b", "--steer_at", "blocks.9.hook_resid_post"],
+     "blocks.9.hook_resid_post is not a hook of this model; the closest: "),
+    (["--steer", "a", "--steer_away", "b", "--steer_scale", "inf"], "steer_scale=inf"),
+    (["--run_name", "mine", "--model", "gpt2"], "are both given; choose one"),
+    (["--model", "no/such/folder"], "no/such/folder"),
 ])
 def test_a_wish_that_cannot_be_met(tmp_path, capsys, flags, told):
     save_run(tmp_path / "mine")

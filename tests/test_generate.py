@@ -1,4 +1,7 @@
-"""Sampling: the distribution that is drawn from, and that the draws follow it."""
+"""Sampling: the distribution that is drawn from, and that the draws follow it; a cache, padding,
+stops and hooks, which must do what a loop over the whole text does; the program."""
+
+import json
 
 import pytest
 import torch
@@ -6,10 +9,25 @@ from helpers import TINY, tiny_model, tiny_tokens
 from test_checkpoint import TOKENIZER, save_run
 
 from config import GenerateConfig, SamplingConfig
-from generate import generate, generate_text, main, token_probs
-from utils import seeded_generator
+from generate import (
+    choose,
+    generate,
+    generate_text,
+    main,
+    n_new_tokens,
+    pad_left,
+    penalise_repetition,
+    steering_vector,
+    token_probs,
+)
+from tokenizer import BPETokenizer
+from utils import UserError, seeded_generator
 
 N_CTX = TINY["n_ctx"]
+KINDS = [{}, {"n_layers": 0}, {"n_layers": 1}, {"attn_bias": False}, {"attn_only": True},
+         {"positions": "none"}, {"positions": "sinusoidal"},
+         {"tie_embeddings": True, "unembed_bias": True}]
+each_kind = pytest.mark.parametrize("changes", KINDS, ids=str)
 
 
 def some_logits(batch=20, d_vocab=11, seed=3):
@@ -20,6 +38,24 @@ def drawn(model, prompts, n, *, stop_ids=(), cached=True, **how):
     """The n tokens that are added to each row, [batch, n], sliding where they do not fit."""
     cfg = SamplingConfig(**{"max_new_tokens": n, "temperature": 1.0, "sliding": True} | how)
     return torch.cat(list(generate(model, prompts, cfg, stop_ids=stop_ids, cached=cached)), 1)
+
+
+def steps(model, prompts, n, **how):
+    """(the tokens that are added [batch, n], the logits they are drawn by [batch, n, d_vocab])."""
+    logits = []
+
+    def watched(of_step, *rest):
+        logits.append(of_step)
+        return choose(of_step, *rest)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("generate.choose", watched)
+        tokens = drawn(model, prompts, n, **how)
+    return tokens, torch.stack(logits, 1)
+
+
+def assert_close(got, wanted):
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
 
 # The distribution
@@ -168,6 +204,394 @@ def test_no_new_tokens_are_none():
     assert not list(generate(tiny_model(), tiny_tokens(), SamplingConfig(max_new_tokens=0)))
 
 
+# The cache, padding, the penalty
+
+
+@each_kind
+def test_the_logits_of_each_step_are_those_of_the_whole_text(changes):
+    model, tokens = tiny_model(**changes), tiny_tokens(batch=3, pos=4)
+    new, logits = steps(model, tokens, 2 * N_CTX)  # far beyond the context
+    rows = torch.cat([tokens, new], 1)
+    for i in range(2 * N_CTX):
+        whole = model(rows[:, : 4 + i][:, -N_CTX:])
+        assert_close(logits[:, i], whole[:, -1].detach())
+
+
+@each_kind
+def test_keeping_keys_and_values_changes_neither_logits_nor_tokens(changes):
+    model, tokens = tiny_model(**changes), tiny_tokens(batch=3, pos=4)
+    for seed in range(4):
+        kept, logits = steps(model, tokens, 2 * N_CTX, seed=seed)
+        again, all_logits = steps(model, tokens, 2 * N_CTX, seed=seed, cached=False)
+        assert torch.equal(kept, again)
+        assert_close(logits, all_logits)
+
+
+def test_the_seed_and_not_the_cache_decides_the_tokens():
+    model, tokens = tiny_model(), tiny_tokens(batch=1, pos=2)
+    how = {"temperature": 1.5, "top_p": 0.9, "repetition_penalty": 1.3}
+    texts = [drawn(model, tokens, 14, seed=seed, **how) for seed in range(12)]
+    for seed, text in enumerate(texts):
+        assert torch.equal(text, drawn(model, tokens, 14, seed=seed, cached=False, **how))
+    assert len({tuple(text[0].tolist()) for text in texts}) == 12
+
+
+def ragged(*lengths):
+    rows = tiny_tokens(batch=len(lengths), pos=max(lengths))
+    return [row[:n].tolist() for row, n in zip(rows, lengths, strict=True)]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@each_kind
+def test_each_prompt_of_a_batch_goes_on_as_it_would_alone(changes, cached):
+    model, prompts = tiny_model(**changes), ragged(2, 7, 1, 5)
+    how = {"greedy": True, "repetition_penalty": 1.5, "cached": cached}
+    together, logits = steps(model, prompts, 2 * N_CTX, **how)
+    for row, prompt in enumerate(prompts):
+        alone, its_logits = steps(model, [prompt], 2 * N_CTX, **how)
+        assert torch.equal(together[row], alone[0])
+        assert_close(logits[row], its_logits[0])
+    assert len(set(map(tuple, together.tolist()))) > 1
+
+
+def test_a_prompt_beside_one_longer_than_the_context_goes_on_as_it_would_alone():
+    model, prompts = tiny_model(), ragged(3, N_CTX + 4, N_CTX)
+    together, logits = steps(model, prompts, 12, greedy=True)
+    for row, prompt in enumerate(prompts):
+        alone, its_logits = steps(model, [prompt], 12, greedy=True)
+        assert torch.equal(together[row], alone[0])
+        assert_close(logits[row], its_logits[0])
+
+
+def test_prompts_are_padded_on_the_left_and_a_tensor_not_at_all():
+    tokens, known = pad_left([[5], [1, 2, 3]])
+    assert known.tolist() == [[False, False, True], [True] * 3]
+    assert tokens[known].tolist() == [5, 1, 2, 3]
+    tokens = tiny_tokens()
+    assert pad_left(tokens)[0] is tokens and pad_left(tokens)[1].all()
+
+
+def test_what_the_padding_holds_never_matters(monkeypatch):
+    model, prompts = tiny_model(), ragged(2, 7, 5)
+    how = {"greedy": True, "repetition_penalty": 3.0}
+    usual, logits = steps(model, prompts, 2 * N_CTX, **how)
+
+    def pad_with_anything(prompts, device=None):
+        tokens, known = pad_left(prompts, device)
+        return torch.where(known, tokens, tiny_tokens(*tokens.shape, seed=8)), known
+
+    monkeypatch.setattr("generate.pad_left", pad_with_anything)
+    others, other_logits = steps(model, prompts, 2 * N_CTX, **how)
+    assert torch.equal(usual, others)
+    assert_close(logits, other_logits)
+
+
+def test_the_repetition_penalty_by_hand():
+    """Tokens 0, 1 (twice) and 3 were there; 2 and 4 are padding, 5 is new."""
+    tokens, known = torch.tensor([[2, 4, 0, 1, 1, 3]]), torch.tensor([[False] * 2 + [True] * 4])
+    logits = torch.tensor([[4.0, -4.0, 3.0, 0.0, -3.0, 1.0]])
+    assert penalise_repetition(logits, tokens, known, 2.0).tolist() == [[2, -8, 3, 0, -3, 1]]
+    assert penalise_repetition(logits, tokens, known, 0.5).tolist() == [[8, -2, 3, 0, -3, 1]]
+    assert torch.equal(penalise_repetition(logits, tokens, known, 1), logits)
+
+
+def test_each_row_is_punished_for_its_own_tokens():
+    tokens = torch.tensor([[0, 0], [1, 2]])
+    punished = penalise_repetition(torch.full((2, 4), 6.0), tokens, tokens >= 0, 3.0)
+    assert punished.tolist() == [[2, 6, 6, 6], [6, 2, 2, 6]]
+
+
+def test_the_penalty_is_for_all_that_was_there_however_far_back():
+    model, tokens = tiny_model(), tiny_tokens(batch=2, pos=3)
+    new, logits = steps(model, tokens, 2 * N_CTX, repetition_penalty=1.7)
+    rows = torch.cat([tokens, new], 1)
+    for row in range(2):
+        for i in range(2 * N_CTX):
+            before = rows[row, : 3 + i]
+            wanted = model(before[None, -N_CTX:])[0, -1].detach()
+            for token in set(before.tolist()):
+                wanted[token] *= 1 / 1.7 if wanted[token] > 0 else 1.7
+            assert_close(logits[row, i], wanted)
+
+
+def test_under_a_huge_penalty_every_token_comes_once():
+    positive = tiny_model(unembed_bias=True)
+    with torch.no_grad():
+        positive.unembedding.b_U += 50  # all logits are positive
+    tokens = drawn(positive, [[4]], 10, repetition_penalty=1e9, greedy=True)
+    assert sorted([4, *tokens[0].tolist()]) == list(range(11))
+
+
+# Where it ends
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_row_that_stops_repeats_its_stop_and_the_others_go_on(cached):
+    model, tokens = tiny_model(), tiny_tokens(batch=5, pos=4)
+    free = drawn(model, tokens, 40, seed=3, temperature=2.0, cached=cached)
+    stop_ids = [2, 7]
+    stopped = drawn(model, tokens, 40, seed=3, temperature=2.0, cached=cached, stop_ids=stop_ids)
+    ends = [next(i for i, token in enumerate(row) if token in stop_ids) for row in free.tolist()]
+    for row, its_free, end in zip(stopped.tolist(), free.tolist(), ends, strict=True):
+        assert row == its_free[: end + 1] + [its_free[end]] * (max(ends) - end)
+    assert len(set(ends)) > 2 and max(ends) < 39
+    assert {stopped[row, -1].item() for row in range(5)} == {2, 7}
+
+
+def test_a_batch_that_stops_at_different_times_is_what_its_rows_are_alone():
+    model, prompts = tiny_model(), ragged(2, 7, 4, 1)
+    how = {"greedy": True, "repetition_penalty": 2.0, "stop_ids": [3, 8]}
+    together = drawn(model, prompts, 30, **how)
+    alone = [drawn(model, [prompt], 30, **how)[0].tolist() for prompt in prompts]
+    assert len({len(row) for row in alone}) > 1
+    for row, its in zip(together.tolist(), alone, strict=True):
+        assert row == its + its[-1:] * (together.shape[1] - len(its))
+
+
+def test_a_stop_in_the_prompt_does_not_stop():
+    model = tiny_model()
+    free = drawn(model, [[2, 2]], 30, temperature=2.0)[0].tolist()
+    stopped = drawn(model, [[2, 2]], 30, temperature=2.0, stop_ids=[2])[0].tolist()
+    assert stopped == free[: free.index(2) + 1] and len(stopped) > 1
+
+
+def test_without_a_number_it_adds_what_fits_or_500():
+    def n_added(n_prompt, n_ctx, **how):
+        model = tiny_model(n_layers=0, n_ctx=n_ctx)
+        return len(list(generate(model, tiny_tokens(1, n_prompt), SamplingConfig(**how))))
+
+    assert n_added(4, N_CTX) == N_CTX - 4
+    assert n_added(N_CTX, N_CTX) == 0
+    assert n_added(4, 700) == n_added(200, 700) == 500 == n_added(4, N_CTX, sliding=True)
+    assert n_added(300, 700) == 400
+    assert len(list(generate(tiny_model(), ragged(2, 6), SamplingConfig()))) == N_CTX - 6
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_computed():
+    model, computed = tiny_model(), []
+    with model.hooks([("hook_embed", lambda resid, hook: computed.append(resid))]):
+        with pytest.raises(UserError, match=r"4 tokens.* 6 new.*n_ctx=9.*at most 5.*--sliding"):
+            next(generate(model, tiny_tokens(pos=4), SamplingConfig(max_new_tokens=6)))
+        assert not computed
+        fits = list(generate(model, tiny_tokens(pos=4), SamplingConfig(max_new_tokens=5)))
+    assert len(fits) == 5 == len(computed)
+    with pytest.raises(UserError, match="at most 0"):
+        n_new_tokens(SamplingConfig(max_new_tokens=1), 20, N_CTX)
+
+
+@pytest.mark.parametrize("prompts", [[], [[]], [[1], []], torch.zeros(1, 0, dtype=torch.long)],
+                         ids=str)
+def test_an_empty_prompt_is_refused(prompts):
+    with pytest.raises(UserError, match="empty"):
+        next(generate(tiny_model(), prompts, SamplingConfig()))
+
+
+# Hooks and steering
+
+
+def push_by(vector):
+    return lambda resid, hook: resid + vector
+
+
+def listeners(model):
+    return [name for name, point in model.hook_points().items() if point.listeners]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("at", ["blocks.0.hook_resid_post", "blocks.1.hook_resid_mid",
+                                "hook_embed"])
+def test_a_hook_that_is_open_acts_at_every_step(at, cached):
+    model, tokens = tiny_model(), tiny_tokens(batch=2, pos=4)
+    hooks = [(at, push_by(2 * torch.randn(12, generator=seeded_generator(6))))]
+    with model.hooks(hooks):
+        new, logits = steps(model, tokens, 2 * N_CTX, cached=cached)
+    rows = torch.cat([tokens, new], 1)
+    for i in range(2 * N_CTX):
+        window = rows[:, : 4 + i][:, -N_CTX:]
+        assert_close(logits[:, i], model.run_with_hooks(window, hooks)[:, -1].detach())
+    assert not torch.equal(new, drawn(model, tokens, 2 * N_CTX))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_with_a_cache_hooks_see_the_new_position_alone_and_patterns_all_keys(cached):
+    model, seen = tiny_model(), {}
+    points = ["blocks.0.hook_resid_pre", "blocks.1.attn.hook_k", "blocks.1.attn.hook_pattern",
+              "ln_final.hook_normalized"]
+    with model.hooks([(points, lambda t, hook: seen.setdefault(hook.name, []).append(t.shape))]):
+        drawn(model, tiny_tokens(batch=2, pos=6), 5, cached=cached)
+    keys = [6, 7, 8, 9, 9]  # at the last the window slides, and all positions move
+    new = [6, 1, 1, 1, 9] if cached else keys
+    resid, k, pattern, normalized = (seen[name] for name in points)
+    assert resid == [(2, n, 12) for n in new]
+    assert k == [(2, n, 3, 4) for n in new]
+    assert pattern == [(2, 3, n, n_keys) for n, n_keys in zip(new, keys, strict=True)]
+    assert normalized == [(2, 1, 12)] * 5  # read out at the last position only
+
+
+LETTERS = {"max_new_tokens": 20, "prompt": "bad cab", "sliding": True}
+LEANING = {"steer": "bad", "steer_away": "ice", "steer_at": "blocks.0.hook_resid_mid"}
+
+
+def config(**changes):
+    return GenerateConfig(**LETTERS | changes)
+
+
+def written(model, cfg):
+    return "".join(generate_text(model, TOKENIZER, cfg))
+
+
+@pytest.mark.parametrize("at", ["hook_embed", "blocks.0.hook_resid_mid", "blocks.1.hook_mlp_out"])
+def test_a_steering_vector_is_the_difference_of_the_streams_at_the_last_tokens(at):
+    model = tiny_model()
+    streams = [model.run_with_cache(torch.tensor([TOKENIZER.encode(text)]))[1][at][0, -1]
+               for text in ("bad egg", "ice")]
+    vector = steering_vector(model, TOKENIZER, "bad egg", "ice", at=at)
+    assert vector.shape == (12,) and not vector.requires_grad
+    assert_close(vector, streams[0].detach() - streams[1].detach())
+    back = steering_vector(model, TOKENIZER, "ice", "bad egg", at=at)
+    assert torch.equal(back, -vector)
+    assert not listeners(model)
+
+
+@pytest.mark.parametrize("at, layers, where", [
+    ("blocks.0.hook_resid_mid", 2, "blocks.0.hook_resid_mid"),
+    ("hook_embed", 0, "hook_embed"),
+    (None, 3, "blocks.1.hook_resid_post"), (None, 1, "blocks.0.hook_resid_post"),
+])
+def test_steering_is_a_hook_that_adds_the_vector_to_every_position(at, layers, where):
+    model = tiny_model(n_layers=layers)
+    cfg = config(greedy=True, steer_scale=-2.5, **LEANING | {"steer_at": at})
+    push = -2.5 * steering_vector(model, TOKENIZER, "bad", "ice", at=where)
+    rows = torch.tensor([TOKENIZER.encode("bad cab")])
+    for _ in range(20):
+        logits = model.run_with_hooks(rows[:, -N_CTX:], [(where, push_by(push))])
+        rows = torch.cat([rows, logits[:, -1:].argmax(-1)], 1)
+    assert written(model, cfg) == TOKENIZER.decode(rows[0, 7:])
+
+
+def test_how_far_it_is_pushed_is_in_differences_four_by_default():
+    model = tiny_model()
+    for seed in range(3):
+        plain, asked = config(seed=seed), config(seed=seed, steer_scale=4.0, **LEANING)
+        unmoved = config(seed=seed, steer_scale=0.0, **LEANING)
+        assert written(model, unmoved) == written(model, plain)
+        assert written(model, config(seed=seed, **LEANING)) == written(model, asked)
+        assert written(model, asked) != written(model, plain)
+
+
+def test_the_push_ends_with_the_text_however_it_ends():
+    model, plain, cfg = tiny_model(), tiny_model(), config(**LEANING)
+    pieces = generate_text(model, TOKENIZER, cfg)
+    assert not listeners(model)  # nothing has begun
+    next(pieces)
+    pieces.close()
+    assert not listeners(model)
+    list(generate_text(model, TOKENIZER, cfg))
+    assert not listeners(model)
+    with pytest.raises(UserError, match="do not fit"):
+        list(generate_text(model, TOKENIZER, config(sliding=False, **LEANING)))
+    assert not listeners(model)
+    assert torch.equal(model(tiny_tokens()), plain(tiny_tokens()))
+
+
+def test_steering_leaves_the_hooks_of_others_in_their_place():
+    model, seen = tiny_model(), []
+    with model.hooks([("hook_embed", lambda resid, hook: seen.append(1))]):
+        list(generate_text(model, TOKENIZER, config(**LEANING)))
+        assert listeners(model) == ["hook_embed"]
+    assert len(seen) == 20 + 2  # the two texts are read once each
+
+
+@pytest.mark.parametrize("changes, told", [
+    ({"steer_away": None}, "steer and steer_away go together"),
+    ({"steer": None}, "steer and steer_away go together"),
+    ({"steer_at": "blocks.0.attn.hook_z"}, r"hook_z holds \[batch, pos, head, d_head\]"),
+    ({"steer_at": "blocks.0.attn.hook_result"}, r"\[batch, pos, head, d_model\].*resid_pre"),
+    ({"steer_at": "blocks.0.attn.hook_pattern"}, r"\[batch, head, query_pos, key_pos\]"),
+    ({"steer_at": "ln_final.hook_scale"}, "not the stream"),
+    ({"steer_at": "blocks.0.hook_resid_pots"}, r"closest: .*blocks\.0\.hook_resid_post"),
+    ({"steer_at": "blocks.2.hook_resid_post"}, "not a hook of this model"),
+    ({"steer": "bad cab bad"}, "11 tokens do not fit into n_ctx=9"),
+    ({"steer": "xyz"}, "unknown characters"),
+], ids=str)
+def test_a_push_that_is_not_possible_is_refused(changes, told):
+    with pytest.raises(UserError, match=told):
+        next(generate_text(tiny_model(), TOKENIZER, config(**LEANING | changes)))
+
+
+def test_a_model_without_blocks_is_steered_where_one_says():
+    with pytest.raises(UserError, match=r"no blocks to steer at; .*--steer_at"):
+        next(generate_text(tiny_model(n_layers=0), TOKENIZER,
+                           config(steer="bad", steer_away="ice")))
+
+
+# Text
+
+
+BYTES = BPETokenizer().train("", 256)  # a token a byte
+
+
+def pieces_of(monkeypatch, text_bytes, **how):
+    """What generate_text yields where the model says these bytes."""
+    ids = [BYTES.ids[bytes([byte])] for byte in text_bytes]
+    said = (torch.tensor([[i]]) for i in ids)
+    monkeypatch.setattr("generate.generate", lambda *args, **kwargs: said)
+    return list(generate_text(tiny_model(d_vocab=256), BYTES, GenerateConfig(prompt="é", **how)))
+
+
+def test_a_character_of_several_tokens_comes_when_it_is_whole(monkeypatch):
+    pieces = pieces_of(monkeypatch, "aé😀b".encode())
+    assert pieces == ["a", "", "é", "", "", "", "😀", "b", ""]
+
+
+@pytest.mark.parametrize("broken, text", [
+    (b"a\xc3b", "a\ufffdb"), (b"\xff", "\ufffd"), (b"a\xf0\x9f\x98", "a\ufffd"),
+    (b"\x80\xc3\xa9", "\ufffdé"),
+])
+def test_bytes_that_are_no_character_become_the_replacement_character(monkeypatch, broken, text):
+    assert "".join(pieces_of(monkeypatch, broken)) == text
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_pieces_of_any_bytes_are_the_text_of_all_of_them(seed):
+    model = tiny_model(d_vocab=256)
+    cfg = GenerateConfig(prompt="é", max_new_tokens=100, sliding=True, temperature=5.0, seed=seed)
+    tokens = drawn(model, [BYTES.encode("é")], 100, temperature=5.0, seed=seed)
+    pieces = list(generate_text(model, BYTES, cfg))
+    assert len(pieces) == 101 and "\ufffd" in "".join(pieces)
+    assert "".join(pieces) == BYTES.decode(tokens[0])
+
+
+def test_the_text_ends_before_its_stop():
+    model = tiny_model()
+    free = written(model, config(temperature=2.0, max_new_tokens=40))
+    assert "e" in free
+    cfg = config(temperature=2.0, max_new_tokens=40, stop="e")
+    assert written(model, cfg) == free[: free.index("e")]
+
+
+def test_a_stop_named_endoftext_is_that_token():
+    state = BYTES.state_dict()
+    state["tokens"].append("<|endoftext|>")
+    tokenizer = BPETokenizer().load_state_dict(state)
+    model = tiny_model(d_vocab=257)
+    with torch.no_grad():
+        model.W_E[:] = 0  # whatever was there, the same comes next
+        model.unembedding.W_U[:, 256] = 50 * model.ln_final(model.W_pos)[3]
+    how = {"prompt": "abc", "max_new_tokens": 30, "sliding": True, "greedy": True}
+    free = list(generate_text(model, tokenizer, GenerateConfig(**how)))
+    stopped = list(generate_text(model, tokenizer, GenerateConfig(stop="<|endoftext|>", **how)))
+    assert "<|endoftext|>" in free
+    assert "".join(stopped) == "".join(free[: free.index("<|endoftext|>")])
+
+
+@pytest.mark.parametrize("stop, told", [("ab", r"stop='ab' is 2 tokens, \['a', 'b'\]"),
+                                        ("x", "unknown characters 'x'")])
+def test_a_stop_that_is_not_one_token_is_refused(stop, told):
+    with pytest.raises(UserError, match=told):
+        next(generate_text(tiny_model(), TOKENIZER, config(stop=stop)))
+
+
 def text_of(model, seed=0, n=40):
     cfg = GenerateConfig(prompt="bad cab", max_new_tokens=n, seed=seed, sliding=True)
     return "".join(generate_text(model, TOKENIZER, cfg))
@@ -206,3 +630,74 @@ def test_the_program_s_sampling_flags_act(tmp_path, capsys):
     main(["--out_dir", str(tmp_path), "--prompt", "a", "--max_new_tokens", "30", "--sliding",
           "--top_p", "1e-9", "--temperature", "3"])
     assert capsys.readouterr().out == f"a{greedy}\n"
+
+
+def test_the_program_s_other_flags_act(tmp_path, capsys):
+    model, _ = save_run(tmp_path / "mine")
+    given = ["--out_dir", str(tmp_path), "--prompt", "bad cab", "--max_new_tokens", "20"]
+
+    def printed(*flags):
+        main([*given, *flags])
+        return capsys.readouterr().out.removeprefix("bad cab").removesuffix("\n")
+
+    greedy = printed("--sliding", "--greedy")
+    assert greedy == written(model, config(greedy=True)) == printed("--sliding", "--top_k", "1")
+    text = printed("--sliding")
+    assert printed("--sliding", "--stop", text[5]) == text[: text.index(text[5])]
+    penalty = ["--sliding", "--greedy", "--repetition_penalty", "3"]
+    assert printed(*penalty) == written(model, config(greedy=True, repetition_penalty=3.0))
+    assert printed(*penalty) != greedy
+    steer = [f"--{name}={value}" for name, value in LEANING.items()]
+    pushed = written(model, config(steer_scale=9.0, **LEANING))
+    assert printed("--sliding", *steer, "--steer_scale", "9") == pushed != text
+    given = given[:-2]
+    assert printed() == text[:2]  # what fits into n_ctx=9
+
+
+def test_the_program_writes_with_a_folder_of_weights(tmp_path, capsys):
+    model = tiny_model(n_layers=1, d_vocab=256, tie_embeddings=True)
+    model.save_pretrained(tmp_path)
+    state = BYTES.state_dict()
+    vocab = {token: i for i, token in enumerate(state["tokens"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    main(["--model", str(tmp_path), "--prompt", "é", "--sliding", "--max_new_tokens", "30"])
+    cfg = GenerateConfig(prompt="é", sliding=True, max_new_tokens=30)
+    assert capsys.readouterr().out == "é" + "".join(generate_text(model, BYTES, cfg)) + "\n"
+
+
+def test_the_program_looks_for_a_model_where_downloads_are_kept(monkeypatch, capsys):
+    asked = []
+
+    def pretrained(name, device, cache_dir=None):
+        asked.append((name, device, cache_dir))
+        return tiny_model(), TOKENIZER
+
+    monkeypatch.setattr("generate.load_pretrained", pretrained)
+    main(["--model", "gpt2", "--cache_dir", "there", "--prompt", "bad", "--max_new_tokens", "2"])
+    assert asked == [("gpt2", torch.device("cpu"), "there")]
+    assert capsys.readouterr().out.startswith("bad")
+
+
+def test_a_run_and_a_model_at_once_are_refused():
+    with pytest.raises(UserError, match=r"run_name='mine' and model='gpt2' are both given"):
+        main(["--run_name", "mine", "--model", "gpt2"])
+
+
+def test_a_stop_of_a_tokenizer_without_endoftext_is_that_token():
+    cfg = GenerateConfig(prompt="a", max_new_tokens=5, stop="e")
+    assert "e" not in "".join(generate_text(tiny_model(d_vocab=256), BYTES, cfg))
+
+
+def test_two_texts_at_once_do_not_disturb_each_other():
+    model, plain = tiny_model(), config(greedy=True)
+    pushed = config(greedy=True, steer_scale=20.0, **LEANING)
+    alone = written(model, plain), written(model, pushed)
+    both = zip(generate_text(model, TOKENIZER, plain), generate_text(model, TOKENIZER, pushed),
+               strict=True)
+    assert tuple(map("".join, zip(*both, strict=True))) == alone
+
+
+def test_a_prompt_longer_than_the_context_is_refused_without_sliding():
+    with pytest.raises(UserError, match="12 tokens of prompt"):
+        next(generate(tiny_model(), tiny_tokens(1, 12), SamplingConfig()))

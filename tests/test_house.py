@@ -1,6 +1,7 @@
 """The house rules, read from the source by `ast` alone: floors, budgets, headers, and the pages."""
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,9 @@ import pytest
 
 import corpus
 import train
+from config import ModelConfig
+from model import GPT
+from tokenizer import BPETokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [  # imports point to an earlier row, never up and never sideways
@@ -237,15 +241,38 @@ def test_the_requirements_are_the_five_packages_pinned():
     assert all(re.fullmatch(r"[a-z]+==[\d.]+", line) for line in lines)
 
 
+def readme_code(heading):
+    """The first block of Python below a heading of the README."""
+    section = re.split(rf"^#+ .*{heading}.*$", page("README.md"), flags=re.MULTILINE)[1]
+    return re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+
+
+def output_of(code, folder):
+    """What a program prints, run in a folder."""
+    ran = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True,
+                         env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=100)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
 def test_the_readme_s_look_inside_runs_on_the_newest_run(tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text("".join(map(chr, range(32, 127))) + corpus.text(1500), encoding="utf-8")
+    text = tmp_path / "data" / "tiny_shakespeare.txt"
+    text.parent.mkdir()
+    text.write_text("".join(map(chr, range(32, 127))) + corpus.text(15_000), encoding="utf-8")
     train.main(["--data.path", str(text), "--logging.out_dir", str(tmp_path / "outputs"),
                 "--train.max_steps", "2", "--train.batch_size", "2", "--train.device", "cpu",
                 "--model.d_model", "24"])
-    section = re.split(r"^#+ .*Look inside.*$", page("README.md"), flags=re.MULTILINE)[1]
-    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
-    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
-                         env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=100)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.strip()
+    lines = output_of(readme_code("Look inside"), tmp_path).splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        f"head {layer}.{head}" for layer in range(3) for head in range(3)]
+
+
+def test_the_readme_s_gpt2_runs_on_a_folder_of_that_form(tmp_path):
+    cfg = ModelConfig(n_layers=7, n_heads=1, d_model=8, n_ctx=64, d_vocab=256, tie_embeddings=True)
+    GPT(cfg).save_pretrained(tmp_path)
+    tokens = BPETokenizer().state_dict()["tokens"]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    code = readme_code("GPT-2 itself")
+    assert len(code.splitlines()) < 15 and code.count('"gpt2"') == 1
+    assert output_of(code.replace('"gpt2"', repr(str(tmp_path))), tmp_path)

@@ -1,14 +1,29 @@
 """Characters to ids and back."""
 
+import contextlib
+import itertools
 import json
 import random
+import unicodedata
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
+from test_train import argv, final, interrupt, named, on_batch, quietly, run_of, same
 
-from tokenizer import CharTokenizer
+import corpus
+import tokenizer as tokenizer_module
+import train
+from checkpoint import load_checkpoint, load_model
+from config import DataConfig
+from data import load_dataset
+from tokenizer import BPETokenizer, CharTokenizer, load_tokenizer, split_words
 from utils import UserError
 
+GPT2_FILES = Path(__file__).resolve().parent.parent / "data/gpt2_bpe"
+needs_gpt2_files = pytest.mark.skipif(not (GPT2_FILES / "encoder.json").exists(),
+                                      reason="data/gpt2_bpe has no files")
 TEXT = "Zoë läuft, läuft…\n\t'😀' 42"
 
 
@@ -74,3 +89,463 @@ def test_a_fresh_tokenizer_becomes_the_one_whose_state_it_loads_even_through_jso
 def test_the_state_of_another_tokenizer_is_refused(state):
     with pytest.raises(UserError, match="'char'"):
         CharTokenizer().load_state_dict(state)
+
+
+# Byte-pair encoding: by hand
+
+# low occurs 4 times, " low" 3 times, " lowe" twice; l-o and o-w tie, and l-o sorts first.
+LOW = "low lower lowest low"
+LOW_MERGES = [(b"l", b"o"), (b"lo", b"w"), (b" ", b"low"), (b" low", b"e")]
+SPACE = 220  # the 33rd of the bytes that Latin-1 does not show, after the 188 that it does
+
+
+def bpe_of(*merges, extra=()):
+    """A tokenizer of the bytes, the merges, given as "left right", and some more tokens."""
+    tokens = BPETokenizer().state_dict()["tokens"]
+    made = [merge.replace(" ", "") for merge in merges]
+    return load_tokenizer({"kind": "bpe", "tokens": [*tokens, *made, *extra],
+                           "merges": [merge.split(" ") for merge in merges]})
+
+
+def merges_of(tokenizer):
+    return list(tokenizer.ranks)
+
+
+def byte(character):
+    """GPT-2's id of a visible ASCII character: "!" (33) is the first."""
+    return ord(character) - 33
+
+
+def test_merges_worked_by_hand_are_learned_until_no_pair_occurs_twice():
+    tokenizer = BPETokenizer().train(LOW, 1000)
+    assert merges_of(tokenizer) == LOW_MERGES and tokenizer.d_vocab == 260
+    assert tokenizer.tokens[256:] == [b"lo", b"low", b" low", b" lowe"]
+
+
+@pytest.mark.parametrize(("text", "ids"), [
+    ("low", [257]), (" low", [258]), (" lower", [259, byte("r")]), ("lo lo", [256, SPACE, 256]),
+    ("slow", [byte("s"), 257]), ("lolow", [256, 257]), ("  low", [SPACE, 258]), ("", []),
+    ("we", [byte("w"), byte("e")]), ("ol\nlow", [byte("o"), byte("l"), 198, 257]),
+])
+def test_text_is_encoded_as_by_hand(text, ids):
+    assert BPETokenizer().train(LOW, 260).encode(text) == ids
+
+
+@pytest.mark.parametrize(("merges", "text", "pieces"), [
+    (["b c", "a b", "ab c"], "abc", ["a", "bc"]),  # what was merged first, not what comes first
+    (["a b", "b c", "ab c"], "abcbc", ["abc", "bc"]),
+    (["a b", "c d", "ab cd"], "abcdab", ["abcd", "ab"]),
+    (["a a", "aa a"], "aaaaa", ["aa", "aaa"]),  # from the left
+    (["b c", "a bc"], "ab", ["a", "b"]),  # a half of a merge is none
+])
+def test_pairs_are_merged_in_the_order_of_the_table(merges, text, pieces):
+    assert bpe_of(*merges).to_str_tokens(text) == pieces
+
+
+def test_the_bytes_have_gpt_2_s_ids():
+    """Those that Latin-1 shows come first, in their order; then the others, in theirs."""
+    tokenizer = BPETokenizer()
+    assert tokenizer.encode("!~ \n\0") == [0, 93, 220, 198, 188]
+    assert tokenizer.encode("\x7f") == [221]  # after 33 controls and space: 188 + 33
+    assert tokenizer.to_bytes([94, 255, 105, 106, 187]) == b"\xa1\xad\xac\xae\xff"
+    assert sorted(tokenizer.to_bytes(range(256))) == list(range(256))
+
+
+# Byte-pair encoding: against slow and simple ways
+
+
+SPACE_CODES = [9, 10, 11, 12, 13, 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029,
+               0x202F, 0x205F, 0x3000]
+DIFFICULT = [
+    " \n\t a'sdmtlrev", " \n\r\u3000\xa0\u2028\x1c\x1f\x85\u200b!x1", "'''st re ll d x",
+    "aé\u0301ßж中ǅʰªº 1٣²½Ⅷ᠐", "🙂👩\u200d👩\ufe0f\U0001f3fd\U00020000\U0010ffff\u0378 a1\0",
+    "".join(map(chr, SPACE_CODES)) + "a1!",
+]
+
+
+def kind_of(character):
+    if ord(character) in SPACE_CODES:
+        return "space"
+    return {"L": "letter", "N": "number"}.get(unicodedata.category(character)[0], "other")
+
+
+def scanned(text):
+    """GPT-2's words by a scanner: what the rule says, from left to right, without backtracking."""
+    words, start = [], 0
+    while start < len(text):
+        kinds = [kind_of(character) for character in text[start:]]
+        ending = next((e for e in ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
+                       if text.startswith(e, start)), None)
+        lead = text[start] == " " and kinds[1:2] not in ([], ["space"])
+        length = lead + 1
+        while length < len(kinds) and kinds[length] == kinds[lead]:
+            length += 1
+        if ending:
+            length = len(ending)
+        elif kinds[lead] == "space" and length < len(kinds) and length > 1:
+            length -= 1  # the last blank goes to the word that follows
+        words.append(text[start : start + length])
+        start += length
+    return words
+
+
+def difficult_texts(n, seed=0):
+    draw = random.Random(seed)
+    return ["".join(draw.choices(pool, k=draw.randrange(14)))
+            for pool in [*DIFFICULT, "".join(DIFFICULT)] for _ in range(n)]
+
+
+def test_words_are_those_of_a_scanner_written_by_hand():
+    for text in difficult_texts(1000):
+        words = split_words(text)
+        assert words == scanned(text), repr(text)
+        assert "".join(words) == text
+
+
+def test_every_character_is_of_the_class_that_unicode_gives_it():
+    """Between two letters a letter joins them, a number and a sign part them in their own ways."""
+    shapes = {"letter": [3], "number": [1, 1, 1], "other": [1, 1, 1], "space": [1, 1, 1]}
+    for code in [*range(0x3200), *range(0xF900, 0x11000, 7), *range(0x1F000, 0x1FB00, 5)]:
+        if not 0xD800 <= code < 0xE000 and code != 0x20:  # a space goes with the word
+            kind, text = kind_of(chr(code)), f"x{chr(code)}x"
+            assert [len(word) for word in split_words(text)] == shapes[kind], hex(code)
+            twins = {"number": f"{chr(code)}1", "other": f"{chr(code)}!"}.get(kind, "a")
+            assert split_words(twins) == [twins], hex(code)
+
+
+def joined(pieces, pair):
+    if len(pieces) < 2:
+        return pieces
+    if (pieces[0], pieces[1]) == pair:
+        return [pieces[0] + pieces[1], *joined(pieces[2:], pair)]
+    return [pieces[0], *joined(pieces[1:], pair)]
+
+
+def naive_merges(text, n_merges):
+    """Counts all pairs of all words anew before each merge."""
+    words = [[word.encode()[i : i + 1] for i in range(len(word.encode()))]
+             for word in scanned(text)]
+    merges = []
+    while len(merges) < n_merges:
+        pairs = Counter(pair for word in words for pair in itertools.pairwise(word))
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair), default=None)
+        if best is None or pairs[best] < 2:
+            break
+        merges.append(best)
+        words = [joined(word, best) for word in words]
+    return merges
+
+
+def naive_ids(tokenizer, merges, text):
+    """Goes through the whole table in its order, for each word."""
+    ids = []
+    for word in scanned(text):
+        pieces = [bytes([value]) for value in word.encode()]
+        for pair in merges:
+            pieces = joined(pieces, pair)
+        ids += [tokenizer.tokens.index(piece) for piece in pieces]
+    return ids
+
+
+def letters(seed, alphabet="aab ", n=300):
+    return "".join(random.Random(seed).choices(alphabet, k=n))
+
+
+@pytest.mark.parametrize("text", [
+    *(letters(seed) for seed in range(6)), letters(6, "ab"), letters(7, "aaaaaab "),
+    letters(8, "äöß 中国", 150), "a" * 64, corpus.text(1200), "".join(difficult_texts(6, seed=9)),
+    "", "a", "ab", "abab", "aaa aaa",
+], ids=lambda text: f"{len(text)} characters")
+def test_training_and_encoding_equal_the_naive_ways(text):
+    tokenizer, merges = BPETokenizer().train(text, 256 + 60), naive_merges(text, 60)
+    assert merges_of(tokenizer) == merges
+    assert tokenizer.tokens[256:] == [left + right for left, right in merges]
+    other = text[::-1][:200] + text[:100]
+    assert tokenizer.encode(other) == naive_ids(tokenizer, merges, other)
+
+
+@pytest.mark.parametrize("vocab_size", [256, 257, 259, 260, 261, 10**9])
+def test_the_vocabulary_is_as_large_as_asked_for_while_pairs_occur_twice(vocab_size):
+    tokenizer = BPETokenizer().train(LOW, vocab_size)
+    assert tokenizer.d_vocab == min(vocab_size, 260)
+    assert merges_of(tokenizer) == LOW_MERGES[: vocab_size - 256]
+
+
+@pytest.mark.parametrize("vocab_size", [255, 0, -1])
+def test_fewer_tokens_than_bytes_are_refused(vocab_size):
+    with pytest.raises(UserError, match=rf"vocab_size={vocab_size} is less than the 256 bytes"):
+        BPETokenizer().train(LOW, vocab_size)
+
+
+def test_training_again_forgets_the_first_text():
+    tokenizer = BPETokenizer().train(LOW, 300)
+    tokenizer.encode(LOW)
+    tokenizer.train("xyxyxy", 257)
+    assert tokenizer.encode("low xy") == [*map(byte, "low"), SPACE, 256]
+
+
+# Byte-pair encoding: there and back
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return BPETokenizer().train(corpus.text(3000) + "中国 🙂🙂 é\u0301é\u0301", 400)
+
+
+def test_any_text_comes_back(bpe):
+    draw = random.Random(0)
+    codes = [code for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    anything = ["".join(map(chr, draw.choices(codes, k=20))) for _ in range(200)]
+    fixed = ["\0", "\x1c \x1d", "\xa0", "\u3000 \u3000", "👩\u200d👩\u200d👧", "e\u0301", "\ufeff",
+             "\r\n\r\n", "\uffff\ufffe", "<|endoftext|>"]
+    for text in [*fixed, *anything, *difficult_texts(50, seed=1)]:
+        assert bpe.decode(bpe.encode(text)) == text
+        assert bpe.to_bytes(bpe.encode(text)) == text.encode()
+
+
+def test_any_ids_decode_as_python_decodes_their_bytes(bpe):
+    draw = random.Random(0)
+    table = [bpe.to_bytes([i]) for i in range(bpe.d_vocab)]
+    for _ in range(300):
+        ids = draw.choices(range(bpe.d_vocab), k=8)
+        expected = b"".join(table[i] for i in ids)
+        assert bpe.decode(ids) == expected.decode(errors="replace")
+        assert bpe.decode(torch.tensor(ids)) == bpe.decode(ids)
+
+
+@pytest.mark.parametrize("text", [
+    b"\xff", b"a\xc3", b"\xf0\x9f\x99", b"\xe2\x82!", b"\xed\xa0\x80", b"\xc0\x80", b"\x80\x80"])
+def test_bytes_that_are_no_text_become_replacement_characters(text):
+    tokenizer = BPETokenizer()
+    ids = [tokenizer.tokens.index(bytes([value])) for value in text]
+    assert tokenizer.decode(ids) == text.decode(errors="replace") and "\ufffd" in text.decode(
+        errors="replace")
+    assert tokenizer.to_bytes(ids) == text
+
+
+@pytest.mark.parametrize(("text", "where"), [("\ud800", 0), ("ab\udfff", 2), ("é\ud83d\ude42", 1)])
+def test_half_a_surrogate_pair_is_refused(bpe, text, where):
+    for act in (bpe.encode, bpe.to_str_tokens, lambda text: BPETokenizer().train(text, 300)):
+        with pytest.raises(UserError, match=rf"^character {where} is '\\ud.*half a surrogate"):
+            act(text)
+
+
+def test_tokens_as_text_put_together_are_the_text(bpe):
+    text = corpus.text(200)
+    assert "".join(bpe.to_str_tokens(text)) == text
+    assert bpe.to_str_tokens(bpe.encode(text)) == bpe.to_str_tokens(text)
+    assert bpe.to_str_tokens(torch.tensor(bpe.encode(text))) == bpe.to_str_tokens(text)
+    assert BPETokenizer().train(LOW, 260).to_str_tokens(" lowé") == [" low", "\ufffd", "\ufffd"]
+
+
+@pytest.mark.parametrize("unknown", [400, -1, 10**6])
+def test_bpe_names_unknown_ids(bpe, unknown):
+    for act in (bpe.decode, bpe.to_bytes):
+        with pytest.raises(UserError, match=rf"unknown ids \[{unknown}\]; they run from 0 to 399"):
+            act([0, unknown])
+
+
+def test_endoftext_is_one_token_only_when_asked_for():
+    tokenizer = bpe_of("a b", extra=["<|endoftext|>"])
+    end, text = 257, "<|endoftext|>ab<|endoftext|><|endoftext|> ab"
+    assert tokenizer.endoftext_id == end
+    assert tokenizer.encode(text, endoftext=True) == [end, 256, end, end, SPACE, 256]
+    plain = tokenizer.encode(text)
+    assert end not in plain and len(plain) == 3 * 13 + 3
+    assert tokenizer.decode(plain) == tokenizer.decode([end, 256, end, end, SPACE, 256]) == text
+    assert tokenizer.encode("ab", endoftext=True) == [256]
+
+
+def test_who_lacks_endoftext_says_so_and_reads_other_text_all_the_same(bpe):
+    assert bpe.encode("ab", endoftext=True) == bpe.encode("ab")
+    for act in (lambda: bpe.endoftext_id, lambda: bpe.encode("a<|endoftext|>", endoftext=True)):
+        with pytest.raises(UserError, match=r"has no <\|endoftext\|>; leave it out"):
+            act()
+
+
+def test_the_limit_on_known_words_changes_no_ids(bpe, monkeypatch):
+    text = corpus.text(2000) + "".join(difficult_texts(20, seed=2))
+    expected = bpe.encode(text)
+    for most in (0, 1, 3):
+        monkeypatch.setattr(tokenizer_module, "MOST_CACHED_WORDS", most)
+        fresh = load_tokenizer(bpe.state_dict())
+        assert fresh.encode(text) == fresh.encode(text) == expected
+        assert len(fresh.known_words) <= max(most, 1)
+
+
+def test_ids_that_a_caller_changes_stay_out_of_the_next_answer(bpe):
+    expected = list(bpe.encode("the"))
+    bpe.encode("the").append(-1)
+    assert bpe.encode("the") == expected
+
+
+# Byte-pair encoding: on disk
+
+
+@pytest.mark.parametrize("through", ["json", "torch"])
+def test_a_bpe_state_comes_back_from_disk(bpe, tmp_path, through):
+    if through == "json":
+        state = json.loads(json.dumps(bpe.state_dict()))
+    else:
+        torch.save(bpe.state_dict(), tmp_path / "state.pt")
+        state = torch.load(tmp_path / "state.pt", weights_only=True)
+    again, text = load_tokenizer(state), corpus.text(500) + "🙂\0"
+    assert isinstance(again, BPETokenizer) and again.tokens == bpe.tokens
+    assert merges_of(again) == merges_of(bpe) and again.encode(text) == bpe.encode(text)
+    assert again.state_dict() == bpe.state_dict()
+
+
+def test_a_state_gives_the_tokenizer_of_its_kind():
+    for tokenizer in (CharTokenizer().fit("ab"), BPETokenizer().train("abab", 257)):
+        again = load_tokenizer(tokenizer.state_dict())
+        assert type(again) is type(tokenizer) and again.encode("ab") == tokenizer.encode("ab")
+    for state in ({}, {"kind": "words"}, {"kind": None}):
+        with pytest.raises(UserError, match=r"tokenizer is unknown; there are: char, bpe"):
+            load_tokenizer(state)
+    with pytest.raises(UserError, match=r"'char' tokenizer cannot be loaded as 'bpe'"):
+        BPETokenizer().load_state_dict(CharTokenizer().fit("ab").state_dict())
+
+
+@pytest.mark.parametrize("state", [
+    {"kind": "char"}, {"kind": "bpe"}, {"kind": "bpe", "tokens": []}])
+def test_a_state_that_is_not_whole_is_a_user_error(state):
+    with pytest.raises(UserError):
+        load_tokenizer(state)
+
+
+def write_files(folder, merges="#version: 0.2\nl o\nlo w\nĠ low\nĠlow e\n"):
+    """The two files of the tokenizer that LOW trains, with <|endoftext|> as the last token."""
+    names = BPETokenizer().state_dict()["tokens"]
+    names = [*names, "lo", "low", "Ġlow", "Ġlowe", "<|endoftext|>"]
+    vocab = {name: i for i, name in enumerate(names)}
+    (folder / "vocab.json").write_text(json.dumps(dict(reversed(vocab.items()))))
+    (folder / "merges.txt").write_text(merges, encoding="utf-8")
+    return folder / "vocab.json", folder / "merges.txt"
+
+
+@pytest.mark.parametrize("merges", [
+    "#version: 0.2\nl o\nlo w\nĠ low\nĠlow e\n", "l o\nlo w\nĠ low\nĠlow e",
+    "#version: 0.2\r\nl o\r\nlo w\r\nĠ low\r\nĠlow e\r\n"])
+def test_the_two_files_make_the_tokenizer_that_training_made(tmp_path, merges):
+    tokenizer = BPETokenizer.from_files(*write_files(tmp_path, merges))
+    assert merges_of(tokenizer) == LOW_MERGES and tokenizer.endoftext_id == 260
+    assert tokenizer.encode(LOW) == BPETokenizer().train(LOW, 300).encode(LOW)
+
+
+@pytest.mark.parametrize("file", [0, 1])
+@pytest.mark.parametrize("spoil", ["missing", "folder", "binary"])
+def test_a_file_of_the_tokenizer_that_cannot_be_read_is_a_user_error(tmp_path, file, spoil):
+    paths = write_files(tmp_path)
+    if spoil == "binary":
+        paths[file].write_bytes(b"\xff\xfe\x00")
+    else:
+        paths[file].unlink()
+        _ = paths[file].mkdir() if spoil == "folder" else None
+    with pytest.raises(UserError, match=paths[file].name) as caught:
+        BPETokenizer.from_files(*paths)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_two_files_swapped_are_a_user_error(tmp_path):
+    with pytest.raises(UserError, match=r"are not a tokenizer's files .*; download them again"):
+        BPETokenizer.from_files(*reversed(write_files(tmp_path)))
+
+
+@pytest.mark.parametrize(("vocab", "told"), [
+    ("", r"not a tokenizer's files"), ("[]", r"not a tokenizer's files"),
+    ("{}", r"lacks b'\\x00'"), ('{"a": 1}', r"the ids are not 0, 1, 2"),
+    ('{"a": 0, "b": 0}', r"the ids are not 0"), ('{"a": "0"}', r"not a tokenizer's files"),
+    ('{"a": null, "b": 1}', r"not a tokenizer's files"), ('{"a": 0', r"not a tokenizer's files"),
+    ("[" * 100_000, r"not a tokenizer's files"),
+    ('{"a b": 0}', r"'a b' is not written in GPT-2's visible bytes"),
+])
+def test_a_vocabulary_that_is_none_is_a_user_error(tmp_path, vocab, told):
+    paths = write_files(tmp_path, merges="")
+    paths[0].write_text(vocab)
+    with pytest.raises(UserError, match=told) as caught:
+        BPETokenizer.from_files(*paths)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("merges", "told"), [
+    ("l o w", "not a pair"), ("low", "not a pair"), ("l  o", "not a pair"),
+    ("l o\n中 w", "'中' is not written"), ("q x", r"lacks b'qx', which its merges make"),
+    ("w lo", r"lacks b'wlo'"),
+])
+def test_merges_that_do_not_fit_the_vocabulary_are_a_user_error(tmp_path, merges, told):
+    with pytest.raises(UserError, match=told):
+        BPETokenizer.from_files(*write_files(tmp_path, merges))
+
+
+# GPT-2's own files
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return BPETokenizer.from_files(GPT2_FILES / "encoder.json", GPT2_FILES / "vocab.bpe")
+
+
+@needs_gpt2_files
+def test_gpt_2_s_ids_are_those_that_are_known(gpt2):
+    assert gpt2.d_vocab == 50257 and gpt2.endoftext_id == 50256
+    assert gpt2.encode(" the") == [262] and gpt2.encode("Hello world") == [15496, 995]
+    assert gpt2.encode("Hello, world!") == [15496, 11, 995, 0]
+    assert gpt2.encode("<|endoftext|>", endoftext=True) == [50256]
+    assert 50256 not in gpt2.encode("<|endoftext|>")
+
+
+@needs_gpt2_files
+def test_gpt_2_s_vocabulary_is_its_bytes_its_merges_and_the_end(gpt2):
+    merged = [left + right for left, right in merges_of(gpt2)]
+    assert gpt2.tokens == [*BPETokenizer().tokens, *merged, b"<|endoftext|>"]
+
+
+@needs_gpt2_files
+def test_gpt_2_s_tokenizer_gives_any_text_back_even_after_a_load(gpt2):
+    for text in [*difficult_texts(20, seed=3), corpus.text(500)]:
+        assert gpt2.decode(gpt2.encode(text)) == text
+    again = load_tokenizer(json.loads(json.dumps(gpt2.state_dict())))
+    assert again.encode(corpus.text(500)) == gpt2.encode(corpus.text(500))
+
+
+@needs_gpt2_files
+@pytest.mark.parametrize("files", [("vocab.bpe", "encoder.json"), ("encoder.json", "encoder.json"),
+                                   ("vocab.bpe", "vocab.bpe")])
+def test_gpt_2_s_files_swapped_are_a_user_error(files):
+    with pytest.raises(UserError) as caught:
+        BPETokenizer.from_files(*(GPT2_FILES / file for file in files))
+    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+
+
+# A run with byte-pair encoding
+
+
+def test_the_validation_text_teaches_no_merges(tmp_path):
+    (tmp_path / "text.txt").write_text("ab " * 300 + "xy " * 100, encoding="utf-8")
+    cfg = DataConfig(path=str(tmp_path / "text.txt"), tokenizer="bpe", vocab_size=300,
+                     val_fraction=0.25)
+    dataset = load_dataset(cfg, 8)
+    expected = BPETokenizer().train("ab " * 300, 300)
+    assert dataset.tokenizer.state_dict() == expected.state_dict()
+    assert not any(b"x" in token for token in dataset.tokenizer.tokens[256:])
+    assert dataset.train.tolist() == expected.encode("ab " * 300)
+    assert dataset.val.tolist() == expected.encode("xy " * 100) and dataset.val_characters == 300
+
+
+def test_a_run_with_bpe_resumes_as_if_it_had_not_stopped_and_loads(tmp_path, monkeypatch):
+    quietly(monkeypatch)
+    flags = ["--data.tokenizer", "bpe", "--data.vocab_size", "300"]
+    train.main(argv(tmp_path, *named("whole", *flags)))
+    with monkeypatch.context() as context:
+        on_batch(context, 3, interrupt)
+        with contextlib.suppress(SystemExit):
+            train.main(argv(tmp_path, *named("parts", *flags)))
+    assert load_checkpoint(run_of(tmp_path, "parts") / "checkpoint.pt")["step"] < 6
+    train.main(argv(tmp_path, *named("parts"), "--resume"))
+    assert same(final(tmp_path, "whole"), final(tmp_path, "parts"))
+    model, tokenizer = load_model("parts", tmp_path / "outputs")
+    assert isinstance(tokenizer, BPETokenizer)
+    assert tokenizer.d_vocab == model.cfg.d_vocab == 300
+    text = (tmp_path / "text.txt").read_text(encoding="utf-8")
+    assert merges_of(tokenizer) == naive_merges(text[: len(text) - len(text) // 10], 44)
+    assert tokenizer.decode(tokenizer.encode(text)) == text

@@ -1,5 +1,6 @@
 """Training: the loop, what a run leaves behind, and that it can be stopped anywhere and goes on."""
 
+import dataclasses
 import json
 import math
 import os
@@ -19,8 +20,9 @@ from helpers import TINY, tiny_model, tiny_tokens
 import corpus
 import train
 from checkpoint import load_checkpoint, load_model, read_metrics
-from config import Config, DataConfig, ModelConfig, TrainConfig
+from config import Config, DataConfig, GenerateConfig, ModelConfig, TrainConfig
 from data import load_dataset
+from generate import generate_text
 from losses import cross_entropy
 from optim import AdamW, Muon, schedule
 from train import Diverged, Run, evaluate, fit, main, make_optimizers
@@ -179,7 +181,8 @@ def test_every_parameter_has_exactly_one_optimizer(optimizer, changes):
 
 
 def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest():
-    model, cfg = tiny_model(), TrainConfig(weight_decay=0.3, lr=0.1, muon_lr=0.2)
+    model = tiny_model()
+    cfg = TrainConfig(weight_decay=0.3, lr=0.1, muon_lr=0.2, beta1=0.7, beta2=0.8)
     adamw, muon = make_optimizers(model, cfg)
     assert isinstance(adamw, AdamW) and isinstance(muon, Muon)
     matrices = {name: p for name, p in model.named_parameters()
@@ -188,6 +191,8 @@ def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest():
     for p, parts in zip(muon.parameters, muon.parts, strict=True):  # q, k and v are three
         assert parts == (3 if p.shape == (12, 36) else 1)
     assert (adamw.lr, muon.lr, adamw.weight_decay, muon.weight_decay) == (0.1, 0.2, 0.3, 0.3)
+    assert adamw.betas == (0.7, 0.8)
+    assert muon.momentum == 0.95  # Jordan's
     assert len(make_optimizers(model, TrainConfig(optimizer="adamw"))) == 1
 
 
@@ -276,6 +281,61 @@ def test_the_best_checkpoint_is_the_one_of_the_lowest_validation_loss(tmp_path, 
     best = load_checkpoint(run_of(tmp_path, "mine") / "best.pt")
     assert (best["step"], best["best_loss"]) == (3, 1.0)
     assert final(tmp_path, "mine")["step"] == 6
+
+
+def test_of_two_equally_good_checkpoints_the_first_is_kept(tmp_path, monkeypatch):
+    quietly(monkeypatch)
+    val_losses = iter([3.0, 1.0, 1.0])
+    monkeypatch.setattr(train, "evaluate", lambda *args: next(val_losses))
+    main(argv(tmp_path, *named("mine")))
+    assert load_checkpoint(run_of(tmp_path, "mine") / "best.pt")["step"] == 3
+
+
+def test_a_resumed_run_knows_its_best_checkpoint(tmp_path, monkeypatch):
+    quietly(monkeypatch)
+    val_losses = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(train, "evaluate", lambda *args: next(val_losses))
+    with monkeypatch.context() as patched:
+        on_batch(patched, 4, interrupt)
+        main(argv(tmp_path, *named("mine")))
+    main(argv(tmp_path, *named("mine", "--resume")))
+    best = load_checkpoint(run_of(tmp_path, "mine") / "best.pt")
+    assert (best["step"], best["best_loss"]) == (3, 1.0)
+    assert final(tmp_path, "mine")["best_loss"] == 1.0
+
+
+def test_a_line_of_metrics_is_the_mean_over_the_steps_since_the_last_one(tmp_path, monkeypatch):
+    quietly(monkeypatch)
+    taken = []
+
+    def timed(*args, **kwargs):  # step n takes n seconds
+        for step in fit(*args, **kwargs):
+            taken.append(dataclasses.replace(step, seconds=float(step.number)))
+            yield taken[-1]
+
+    monkeypatch.setattr(train, "fit", timed)
+    main(argv(tmp_path, *named("mine")))
+    since = {2: taken[:2], 3: taken[2:3], 4: taken[3:4], 6: taken[4:]}
+    rows = read_metrics(run_of(tmp_path, "mine"))
+    assert [row["seconds"] for row in rows] == [0, 3, 6, 10, 21]
+    for row in rows[1:]:
+        steps = since[row["step"]]
+        seconds = sum(step.number for step in steps)
+        assert row["tokens_per_s"] == pytest.approx(len(steps) * 4 * 8 / seconds)
+        assert row["train_loss"] == pytest.approx(sum(s.loss for s in steps) / len(steps))
+        assert row["grad_norm"] == pytest.approx(sum(s.grad_norm for s in steps) / len(steps))
+        assert row["lr"] == pytest.approx(5e-3 * steps[-1].share)
+
+
+def test_the_sample_is_written_without_dropout(tmp_path):
+    main(argv(tmp_path, *named("mine", "--model.dropout", "0.5", "--train.max_steps", "1")))
+    model, tokenizer = load_model("mine", tmp_path / "outputs")
+    cfg = GenerateConfig(prompt="\n", max_new_tokens=500, sliding=True)
+    text = "".join(generate_text(model, tokenizer, cfg)).strip()
+    written = (run_of(tmp_path, "mine") / "sample.txt").read_text(encoding="utf-8")
+    assert written.strip() == text
+    noisy = "".join(generate_text(model.train(), tokenizer, cfg)).strip()
+    assert noisy != text
 
 
 def test_the_last_lines_say_the_result_and_how_to_get_more(capsys, tmp_path):

@@ -1,0 +1,899 @@
+"""Published weights: read from files made here by hand, refused when broken, fetched from a server.
+
+Hugging Face's libraries are not asked: the files are written byte by byte, and the logits are
+those of a GPT-2 of a dozen lines that uses their names.
+"""
+
+import hashlib
+import http.server
+import json
+import math
+import socket
+import struct
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_model, tiny_tokens
+from test_checkpoint import Attack
+
+import checkpoint
+import generate
+import pretrained
+from checkpoint import load_model, load_pretrained
+from model import GPT
+from pretrained import pretrained_folder, read_pretrained, read_safetensors, write_safetensors
+from tokenizer import BPETokenizer
+from utils import NoNetwork, UserError, seeded_generator
+
+N_LAYERS, N_HEADS, D_MODEL, N_CTX, D_VOCAB = 2, 3, 12, 9, 11
+CONFIG = {"model_type": "gpt2", "n_layer": N_LAYERS, "n_head": N_HEADS, "n_embd": D_MODEL,
+          "n_positions": N_CTX, "vocab_size": D_VOCAB, "activation_function": "gelu_new",
+          "layer_norm_epsilon": 1e-5, "n_inner": None, "resid_pdrop": 0.1}
+
+
+# A checkpoint, its files, and its logits, all by hand
+
+
+def published(d_mlp=4 * D_MODEL, d_vocab=D_VOCAB, seed=0):
+    """{Hugging Face's name: tensor}, all of ordinary size, LayerNorms and biases too; no head."""
+    generator = seeded_generator(seed)
+
+    def draw(*shape, around=0.0):
+        return around + 0.4 * torch.randn(shape, generator=generator)
+
+    named = {"wte.weight": draw(d_vocab, D_MODEL), "wpe.weight": draw(N_CTX, D_MODEL)}
+    for h in range(N_LAYERS):
+        named |= {
+            f"h.{h}.ln_1.weight": draw(D_MODEL, around=1), f"h.{h}.ln_1.bias": draw(D_MODEL),
+            f"h.{h}.attn.c_attn.weight": draw(D_MODEL, 3 * D_MODEL),
+            f"h.{h}.attn.c_attn.bias": draw(3 * D_MODEL),
+            f"h.{h}.attn.c_proj.weight": draw(D_MODEL, D_MODEL),
+            f"h.{h}.attn.c_proj.bias": draw(D_MODEL),
+            f"h.{h}.ln_2.weight": draw(D_MODEL, around=1), f"h.{h}.ln_2.bias": draw(D_MODEL),
+            f"h.{h}.mlp.c_fc.weight": draw(D_MODEL, d_mlp), f"h.{h}.mlp.c_fc.bias": draw(d_mlp),
+            f"h.{h}.mlp.c_proj.weight": draw(d_mlp, D_MODEL),
+            f"h.{h}.mlp.c_proj.bias": draw(D_MODEL),
+        }
+    return named | {"ln_f.weight": draw(D_MODEL, around=1), "ln_f.bias": draw(D_MODEL)}
+
+
+def head_of(named, seed=5):
+    return 0.4 * torch.randn(named["wte.weight"].shape, generator=seeded_generator(seed))
+
+
+def prefixed(named):
+    return {name if name == "lm_head.weight" else f"transformer.{name}": tensor
+            for name, tensor in named.items()}
+
+
+def masks(n_ctx=N_CTX):
+    """The constants that old files carry along."""
+    ones = torch.ones(1, 1, n_ctx, n_ctx).tril()
+    return {f"h.{h}.attn.{name}": value for h in range(N_LAYERS)
+            for name, value in (("bias", ones), ("masked_bias", torch.tensor(-1e4)))}
+
+
+def gpt2_logits(named, tokens, relu=False):
+    """GPT-2 from Hugging Face's names, in float64; tied unless there is an lm_head.weight."""
+    w = {name.removeprefix("transformer."): tensor.double() for name, tensor in named.items()}
+
+    def norm(x, at):
+        mean = x.mean(-1, keepdim=True)
+        variance = ((x - mean) ** 2).mean(-1, keepdim=True)
+        return (x - mean) / (variance + 1e-5).sqrt() * w[f"{at}.weight"] + w[f"{at}.bias"]
+
+    def linear(x, at):
+        return x @ w[f"{at}.weight"] + w[f"{at}.bias"]
+
+    def act(x):
+        cubic = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+        return x.clamp(min=0) if relu else 0.5 * x * (1 + cubic.tanh())
+
+    n, d_head = tokens.shape[1], D_MODEL // N_HEADS
+    x = w["wte.weight"][tokens] + w["wpe.weight"][:n]
+    for h in range(1 + max(int(name.split(".")[1]) for name in w if name.startswith("h."))):
+        qkv = linear(norm(x, f"h.{h}.ln_1"), f"h.{h}.attn.c_attn")
+        z = []
+        for head in range(N_HEADS):
+            q, k, v = (part[..., head * d_head : (head + 1) * d_head]
+                       for part in qkv.split(D_MODEL, -1))
+            scores = (q @ k.transpose(1, 2) / math.sqrt(d_head)).exp().tril()
+            z.append(scores / scores.sum(-1, keepdim=True) @ v)
+        x = x + linear(torch.cat(z, -1), f"h.{h}.attn.c_proj")
+        hidden = act(linear(norm(x, f"h.{h}.ln_2"), f"h.{h}.mlp.c_fc"))
+        x = x + linear(hidden, f"h.{h}.mlp.c_proj")
+    return norm(x, "ln_f") @ w.get("lm_head.weight", w["wte.weight"]).T
+
+
+def raw(tensor, dtype):
+    """A tensor's numbers as little-endian bytes. bfloat16 is the upper half of float32."""
+    numbers = tensor.contiguous().numpy().astype("<f4")
+    if dtype == "BF16":
+        return (numbers.view("<u4") >> 16).astype("<u2").tobytes()
+    return numbers.astype({"F32": "<f4", "F16": "<f2"}[dtype]).tobytes()
+
+
+def header_and(body, header):
+    """A safetensors file of a header, an object or its text, and the bytes that it describes."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def safetensors(named, dtype="F32"):
+    header, body = {"__metadata__": {"format": "pt"}}, b""
+    for name, tensor in named.items():
+        numbers = raw(tensor, dtype)
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape),
+                        "data_offsets": [len(body), len(body) + len(numbers)]}
+        body += numbers
+    text = json.dumps(header).encode()
+    return header_and(body, text + b" " * (-len(text) % 8))
+
+
+def parsed(content):
+    """{name: numpy array} of a safetensors file of float32, and its other entries."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header, body = json.loads(content[8 : 8 + length]), content[8 + length :]
+    metadata, end = header.pop("__metadata__", None), 0
+    for entry in header.values():
+        assert entry["data_offsets"][0] == end and entry["dtype"] == "F32"
+        end = entry["data_offsets"][1]
+    assert end == len(body) and (8 + length) % 8 == 0
+    return {name: np.frombuffer(body[slice(*entry["data_offsets"])], "<f4").reshape(entry["shape"])
+            for name, entry in header.items()}, metadata
+
+
+def halves(named):
+    """The names in two files, dealt out in turn."""
+    names = list(named)
+    return {"part-1": names[::2], "part-2": names[1::2]}
+
+
+def write_folder(folder, named, form="model.safetensors", dtype="F32", **config):
+    """A checkpoint folder; form: the name of its file, or `sharded` before it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG | config))
+    sharded, _, file = form.rpartition(" ")
+
+    def write(path, tensors):
+        if file.endswith(".bin"):
+            torch.save(tensors, path)
+        else:
+            path.write_bytes(safetensors(tensors, dtype))
+
+    if sharded:
+        for part, names in halves(named).items():
+            write(folder / part, {name: named[name] for name in names})
+        places = {name: part for part, names in halves(named).items() for name in names}
+        index = {"metadata": {"total_size": 1}, "weight_map": places}
+        (folder / f"{file}.index.json").write_text(json.dumps(index))
+    else:
+        write(folder / file, named)
+    return folder
+
+
+def close(ours, theirs):
+    return (ours.double() - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+def refusal(act, *told, kind=UserError):
+    """The one line of the UserError that act() raises, in which all of `told` occur."""
+    with pytest.raises(kind) as caught:
+        act()
+    message = str(caught.value)
+    assert "\n" not in message and all(str(part) in message for part in told), message
+    return message
+
+
+# What is read
+
+
+FORMS = ["model.safetensors", "sharded model.safetensors", "pytorch_model.bin",
+         "sharded pytorch_model.bin"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("prefix", [True, False], ids=["prefix", "bare"])
+def test_logits_are_gpt_2_s_whatever_form_the_weights_have(tmp_path, form, tied, prefix):
+    named = published()
+    if not tied:
+        named["lm_head.weight"] = head_of(named)
+    elif prefix:
+        named["lm_head.weight"] = named["wte.weight"]
+    expected = gpt2_logits(named, tiny_tokens())
+    named |= masks() if prefix else {}
+    named = prefixed(named) if prefix else named
+    model = GPT.from_pretrained(write_folder(tmp_path, named, form, tie_word_embeddings=tied))
+    assert close(model(tiny_tokens()), expected)
+    assert not model.training and model.cfg.tie_embeddings is tied and model.cfg.dropout == 0
+    assert {weight.dtype for weight in model.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("changes", [
+    {"activation_function": "relu"}, {"activation_function": "gelu_pytorch_tanh"}, {"n_inner": 20},
+    {"n_inner": 20, "activation_function": "relu"}])
+def test_the_config_s_activation_and_width_are_built(tmp_path, changes):
+    named = published(d_mlp=changes.get("n_inner") or 4 * D_MODEL)
+    model = GPT.from_pretrained(write_folder(tmp_path, named, **changes))
+    relu = changes.get("activation_function") == "relu"
+    assert close(model(tiny_tokens()), gpt2_logits(named, tiny_tokens(), relu))
+    assert not close(model(tiny_tokens()), gpt2_logits(named, tiny_tokens(), not relu))
+
+
+def test_what_a_config_does_not_say_is_as_in_gpt_2(tmp_path):
+    named = published()
+    write_folder(tmp_path, named)
+    kept = ("model_type", "n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
+    (tmp_path / "config.json").write_text(json.dumps({name: CONFIG[name] for name in kept}))
+    assert close(GPT.from_pretrained(tmp_path)(tiny_tokens()), gpt2_logits(named, tiny_tokens()))
+
+
+def test_each_weight_is_found_under_our_name(tmp_path):
+    named = published() | {"lm_head.weight": head_of(published())}
+    model = GPT.from_pretrained(write_folder(tmp_path, named, tie_word_embeddings=False))
+    heads = (D_MODEL, 3, N_HEADS, D_MODEL // N_HEADS)
+    for h, block in enumerate(model.blocks):
+        theirs = {name.removeprefix(f"h.{h}."): named[name] for name in named
+                  if name.startswith(f"h.{h}.")}
+        for i, ours in enumerate((block.attn.W_Q, block.attn.W_K, block.attn.W_V)):
+            split = theirs["attn.c_attn.weight"].reshape(heads)[:, i].transpose(0, 1)
+            assert torch.equal(ours, split)
+        for i, ours in enumerate((block.attn.b_Q, block.attn.b_K, block.attn.b_V)):
+            assert torch.equal(ours, theirs["attn.c_attn.bias"].reshape(heads[1:])[i])
+        merged = theirs["attn.c_proj.weight"].reshape(N_HEADS, D_MODEL // N_HEADS, D_MODEL)
+        assert torch.equal(block.attn.W_O, merged)
+        assert torch.equal(block.attn.b_O, theirs["attn.c_proj.bias"])
+        assert torch.equal(block.mlp.W_in, theirs["mlp.c_fc.weight"])
+        assert torch.equal(block.mlp.b_in, theirs["mlp.c_fc.bias"])
+        assert torch.equal(block.mlp.W_out, theirs["mlp.c_proj.weight"])
+        assert torch.equal(block.mlp.b_out, theirs["mlp.c_proj.bias"])
+        for ours, ln in ((block.ln1, "ln_1"), (block.ln2, "ln_2")):
+            assert torch.equal(ours.w, theirs[f"{ln}.weight"])
+            assert torch.equal(ours.b, theirs[f"{ln}.bias"])
+    assert torch.equal(model.W_E, named["wte.weight"])
+    assert torch.equal(model.W_pos, named["wpe.weight"])
+    assert torch.equal(model.ln_final.w, named["ln_f.weight"])
+    assert torch.equal(model.ln_final.b, named["ln_f.bias"])
+    assert torch.equal(model.W_U, named["lm_head.weight"].T)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_each_number_is_read_to_the_bit(tmp_path, dtype):
+    tensors = published() | {"scalar": torch.tensor(-2.5), "empty": torch.zeros(0, 3)}
+    (tmp_path / "x").write_bytes(safetensors(tensors, dtype))
+    found = read_safetensors(tmp_path / "x")
+    assert found.keys() == tensors.keys()
+    kind = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[dtype]
+    for name, tensor in tensors.items():
+        assert found[name].dtype == kind and found[name].shape == tensor.shape
+        bits = (raw(tensor, dtype), "<u4" if dtype == "F32" else "<u2")
+        expected = np.frombuffer(*bits).astype("<u4") << (16 if dtype == "BF16" else 0)
+        value = (np.frombuffer(bits[0], "<f2").astype("<f4") if dtype == "F16"
+                 else expected.astype("<u4").view("<f4"))
+        assert found[name].float().flatten().tolist() == value.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_halves_become_float32_logits(tmp_path, dtype):
+    named = published()
+    model = GPT.from_pretrained(write_folder(tmp_path, named, dtype=dtype))
+    kind = torch.float16 if dtype == "F16" else torch.bfloat16
+    cut = {name: tensor.to(kind) if dtype == "F16"  # BF16 above drops the lower half
+           else (tensor.view(torch.int32) >> 16 << 16).view(torch.float32)
+           for name, tensor in named.items()}
+    assert model(tiny_tokens()).dtype == torch.float32
+    assert close(model(tiny_tokens()), gpt2_logits(cut, tiny_tokens()))
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_numbers_that_are_not_aligned_are_read_all_the_same(tmp_path, shift):
+    values = torch.arange(6.0).reshape(2, 3)
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}})
+    (tmp_path / "x").write_bytes(header_and(raw(values, "F32"), header.encode() + b" " * shift))
+    assert torch.equal(read_safetensors(tmp_path / "x")["a"], values)
+
+
+def test_tensors_lie_where_the_header_says_in_whatever_order_it_names_them(tmp_path):
+    header = {"b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
+              "none": {"dtype": "F32", "shape": [0], "data_offsets": [4, 4]},
+              "a": {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}}
+    (tmp_path / "x").write_bytes(header_and(struct.pack("<eef", 1, 2, 3), header))
+    found = {name: tensor.tolist() for name, tensor in read_safetensors(tmp_path / "x").items()}
+    assert found == {"a": [1, 2], "b": [3], "none": []}
+
+
+def test_what_is_written_to_the_tensors_leaves_its_file_alone(tmp_path):
+    path = write_folder(tmp_path, published()) / "model.safetensors"
+    before = path.read_bytes()
+    with torch.no_grad():
+        for tensor in read_pretrained(tmp_path)[1].values():
+            tensor.zero_()
+        GPT.from_pretrained(tmp_path).W_E.zero_()
+    assert path.read_bytes() == before
+
+
+def test_safetensors_come_before_a_bin_file_beside_them(tmp_path):
+    right, wrong = published(seed=0), published(seed=1)
+    for form in FORMS[1:]:
+        write_folder(tmp_path, wrong, form)
+    write_folder(tmp_path, right)
+    assert torch.equal(GPT.from_pretrained(tmp_path).W_E, right["wte.weight"])
+
+
+def test_a_bin_file_in_pytorch_s_old_format_is_read(tmp_path):
+    """The hub's pytorch_model.bin of GPT-2 is from 2019, before PyTorch's files were zip files."""
+    write_folder(tmp_path, {}, "pytorch_model.bin")
+    torch.save(published(), tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    logits = GPT.from_pretrained(tmp_path)(tiny_tokens())
+    assert close(logits, gpt2_logits(published(), tiny_tokens()))
+
+
+# What is written
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"tie_embeddings": True}, {"activation": "relu", "d_mlp": 20}, {"n_layers": 0},
+    {"dropout": 0.3}])
+def test_a_model_comes_back_bit_for_bit(tmp_path, changes):
+    model = tiny_model(**changes)
+    model.save_pretrained(tmp_path)
+    again = GPT.from_pretrained(tmp_path)
+    assert torch.equal(again(tiny_tokens()), model(tiny_tokens()))
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(again.state_dict()[name], w) for name, w in model.state_dict().items())
+
+
+@pytest.mark.parametrize("changes", [
+    {"attn_bias": False}, {"positions": "sinusoidal"}, {"positions": "none"},
+    {"attn_bias": False, "positions": "none", "tie_embeddings": True}])
+def test_a_model_with_less_than_gpt_2_has_comes_back_with_its_logits(tmp_path, changes):
+    model = tiny_model(**changes)
+    model.save_pretrained(tmp_path)
+    logits = GPT.from_pretrained(tmp_path)(tiny_tokens())
+    assert close(logits, model(tiny_tokens()).double())
+    assert close(logits, gpt2_logits(model.to_hf_state_dict(), tiny_tokens()))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_names_written_are_gpt_2_s_and_mean_the_same(tied):
+    model = tiny_model(tie_embeddings=tied)
+    named = model.to_hf_state_dict()
+    assert set(named) == {*prefixed(published()), "lm_head.weight"}
+    shapes = prefixed(published()) | {"lm_head.weight": published()["wte.weight"]}
+    assert all(named[name].shape == shapes[name].shape for name in named)
+    assert close(model(tiny_tokens()), gpt2_logits(named, tiny_tokens()))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_file_written_says_the_same_to_another_reader(tmp_path, tied):
+    model = tiny_model(tie_embeddings=tied)
+    model.save_pretrained(tmp_path / "new/folder")
+    arrays, metadata = parsed((tmp_path / "new/folder/model.safetensors").read_bytes())
+    named = model.to_hf_state_dict()
+    assert metadata == {"format": "pt"} and ("lm_head.weight" in arrays) is not tied
+    assert arrays.keys() | {"lm_head.weight"} == named.keys()
+    assert all((arrays[name] == named[name].detach().numpy()).all() for name in arrays)
+    config = json.loads((tmp_path / "new/folder/config.json").read_text())
+    assert config["architectures"] == ["GPT2LMHeadModel"] and config["n_inner"] == 48
+    names = CONFIG.keys() - {"n_inner", "resid_pdrop"}
+    assert {name: config[name] for name in names} == {name: CONFIG[name] for name in names}
+    assert config["tie_word_embeddings"] is tied
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_any_tensors_come_back_from_a_file_of_ours(tmp_path, dtype):
+    draw = torch.randn(3, 5, generator=seeded_generator(0)).to(dtype)
+    tensors = {"a": draw, "turned": draw.T, "one": draw[0, 0], "none": draw[:0], "é": draw[::2, 1:]}
+    write_safetensors(tmp_path / "x", tensors)
+    found = read_safetensors(tmp_path / "x")
+    assert list(found) == list(tensors)
+    assert all(found[name].dtype == dtype and torch.equal(found[name], tensors[name])
+               for name in tensors)
+
+
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"attn_only": True}, "attn_only=True"), ({"norm": "none"}, "norm='none'"),
+    ({"unembed_bias": True}, "unembed_bias=True")])
+def test_a_model_that_gpt_2_s_format_cannot_hold_is_refused(tmp_path, changes, told):
+    model = tiny_model(**changes)
+    refusal(model.to_hf_state_dict, told, "no b_U")
+    refusal(lambda: model.save_pretrained(tmp_path / "new"), told)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_model_of_doubles_is_refused_in_one_line(tmp_path):
+    model = tiny_model(dtype=torch.float64)
+    refusal(lambda: model.save_pretrained(tmp_path), "float64")
+
+
+# Broken files
+
+
+A = '"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}'
+BAD_HEADERS = {  # text of the header, bytes after it, what is told
+    "not JSON": ("{nonsense", 8, "Expecting"),
+    "nothing": ("", 8, "Expecting value"),
+    "not UTF-8": (b"\xff\xfe{}", 8, "codec"),
+    "a list": (f"[{{{A}}}]", 8, "not an object"),
+    "nested without end": ("[" * 100_000, 8, "recursion"),
+    "an entry that is a number": ('{"a": 3}', 8, "a has dtype 3"),
+    "no dtype": ('{"a": {"shape": [2], "data_offsets": [0, 8]}}', 8, "a has dtype None"),
+    "unknown dtype": (A.replace("F32", "I64"), 8, "'I64', not one of F32, F16, BF16"),
+    "dtype in lower case": (A.replace("F32", "f32"), 8, "'f32'"),
+    "dtype that is a list": (A.replace('"F32"', "[1]"), 8, "a has dtype [1]"),
+    "no shape": ('{"a": {"dtype": "F32", "data_offsets": [0, 8]}}', 8, "a has shape None"),
+    "shape that is a number": (A.replace("[2]", "2"), 8, "a has shape 2"),
+    "negative shape": (A.replace("[2]", "[-2]"), 8, "a has shape [-2]"),
+    "two negatives in a shape": (A.replace("[2]", "[-1, -2]"), 8, "a has shape [-1, -2]"),
+    "shape of floats": (A.replace("[2]", "[2.0]"), 8, "a has shape [2.0]"),
+    "shape of booleans": (A.replace("[2]", "[true, 2]"), 8, "a has shape [True, 2]"),
+    "shape of text": (A.replace("[2]", '["2"]'), 8, "a has shape ['2']"),
+    "shape beyond all memory": (A.replace("[2]", f"[{2**70}]"), 8, f"a has shape [{2**70}]"),
+    "shape beyond all numbers, of nothing":
+        (A.replace("[2]", f"[{2**70}, 0]").replace("8]", "0]"), 0, "a"),
+    "no offsets": ('{"a": {"dtype": "F32", "shape": [2]}}', 8, "a has data_offsets None"),
+    "one offset": (A.replace("[0, 8]", "[8]"), 8, "a has data_offsets [8]"),
+    "three offsets": (A.replace("[0, 8]", "[0, 8, 8]"), 8, "a has data_offsets [0, 8, 8]"),
+    "no offset": (A.replace("[0, 8]", "[]"), 8, "a has data_offsets []"),
+    "offsets of floats": (A.replace("[0, 8]", "[0, 8.0]"), 8, "data_offsets [0, 8.0]"),
+    "offsets of booleans": (A.replace("[0, 8]", "[false, 8]"), 8, "data_offsets [False, 8]"),
+    "negative offsets": (A.replace("[0, 8]", "[-8, 0]"), 8, "data_offsets [-8, 0]"),
+    "reversed offsets": (A.replace("[0, 8]", "[8, 0]"), 8, "at 8 to 0 of 8"),
+    "fewer bytes than the shape": (A.replace("[2]", "[3]"), 8, "a, 12 bytes, is said to lie"),
+    "more bytes than the shape": (A.replace("[2]", "[1]"), 8, "a, 4 bytes, is said to lie"),
+    "bytes of another dtype": (A.replace("F32", "BF16"), 8, "a, 4 bytes, is said to lie"),
+    "beyond the end": (A, 4, "at 0 to 8 of 4"),
+    "nothing after the header": (A, 0, "at 0 to 8 of 0"),
+    "not from the start": (A.replace("[0, 8]", "[4, 12]"), 12, "at 4 to 12 of 12, where 0 is next"),
+    "an overlap": (f'{{{A}, {A.replace(chr(97), "b", 1).replace("[0, 8]", "[4, 12]")}}}', 12,
+                   "b, 8 bytes, is said to lie at 4 to 12 of 12, where 8 is next"),
+    "the same place twice": (f'{{{A}, "b": {A[5:]}}}', 8, "b, 8 bytes"),
+    "a gap": (f'{{{A}, "b": {A[5:].replace("[0, 8]", "[12, 20]")}}}', 20, "where 8 is next"),
+    "bytes at the end": (A, 12, "4 bytes belong to no tensor"),
+    "no tensor for the bytes": ("{}", 8, "8 bytes belong to no tensor"),
+    "a name twice": (f"{{{A}, {A}}}", 8, "a name comes twice"),
+    "a field twice": (A.replace('"dtype"', '"dtype": "F32", "dtype"'), 8, "a name comes twice"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_HEADERS)
+def test_a_header_that_does_not_describe_its_file(tmp_path, name):
+    text, n_bytes, told = BAD_HEADERS[name]
+    text = f"{{{text}}}" if text == A or str(text).startswith('"a"') else text
+    text = text if isinstance(text, bytes) else text.encode()
+    (tmp_path / "x").write_bytes(header_and(bytes(n_bytes), text))
+    refusal(lambda: read_safetensors(tmp_path / "x"), f"{tmp_path / 'x'} is not a whole", told)
+
+
+def test_the_header_that_the_bad_ones_are_made_from_is_good(tmp_path):
+    (tmp_path / "x").write_bytes(header_and(struct.pack("<ff", 1, 2), f"{{{A}}}".encode()))
+    assert read_safetensors(tmp_path / "x")["a"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(("content", "told"), [
+    (b"", "is empty"), (b"\x01", "a header of 1 bytes in a file of 1"),
+    (bytes(7), "in a file of 7"), (bytes(8), "Expecting value"),
+    (struct.pack("<Q", 3) + b"{}", "a header of 3 bytes in a file of 10"),
+    (b"\xff" * 8 + b"{}", "a header of 18,446,744,073,709,551,615 bytes in a file of 10"),
+    (b"<!DOCTYPE html><html>not found</html>", "in a file of 37")])
+def test_a_file_without_a_whole_header(tmp_path, content, told):
+    (tmp_path / "x").write_bytes(content)
+    refusal(lambda: read_safetensors(tmp_path / "x"), tmp_path / "x", told, "download it again")
+
+
+def test_a_file_cut_anywhere_is_refused(tmp_path):
+    whole = safetensors({"a": torch.arange(3.0), "b": torch.arange(2.0)})
+    for length in range(len(whole)):
+        (tmp_path / "x").write_bytes(whole[:length])
+        refusal(lambda: read_safetensors(tmp_path / "x"), tmp_path / "x")
+
+
+def test_a_file_that_cannot_be_opened(tmp_path):
+    refusal(lambda: read_safetensors(tmp_path / "x"), "cannot read", "No such file")
+    refusal(lambda: read_safetensors(tmp_path), "cannot read", "Is a directory")
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"hello", [torch.ones(2)], {"wte.weight": 3}, torch.ones(2),
+    {0: torch.ones(2)}],
+    ids=["empty", "text", "list", "dict of numbers", "tensor", "names that are numbers"])
+def test_a_bin_file_that_holds_no_weights(tmp_path, content):
+    path = write_folder(tmp_path, {}, "pytorch_model.bin") / "pytorch_model.bin"
+    _ = path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    refusal(lambda: read_pretrained(tmp_path), path)
+
+
+def test_a_bin_file_that_asks_to_run_code_is_refused_before_it_runs(tmp_path):
+    write_folder(tmp_path, {}, "pytorch_model.bin")
+    torch.save(Attack(tmp_path / "victim"), tmp_path / "pytorch_model.bin")
+    refusal(lambda: read_pretrained(tmp_path), tmp_path / "pytorch_model.bin")
+    assert not (tmp_path / "victim").exists()
+
+
+@pytest.mark.parametrize(("index", "told"), [
+    ("{", "is not JSON"), ("[]", "is not a JSON object"), ("{}", "has no weight_map"),
+    ({"weight_map": None}, "has no weight_map"), ({"weight_map": ["part-1"]}, "has no weight_map"),
+    ({"weight_map": {"wte.weight": "../x"}}, "has no weight_map of names to file names"),
+    ({"weight_map": {"wte.weight": "/etc/passwd"}}, "has no weight_map of names to file names"),
+    ({"weight_map": {"wte.weight": "below/x"}}, "has no weight_map of names to file names"),
+    ({"weight_map": {"wte.weight": 3}}, "has no weight_map"),
+    ({"weight_map": {"wte.weight": ".."}}, ""), ({"weight_map": {"wte.weight": ""}}, ""),
+    ({"weight_map": {"wte.weight": "part-3"}}, "part-3: No such file"),
+    ({"weight_map": {"wte.weight": "part-2", "more": "part-1", "wpe.weight": "part-2"}},
+     "promises tensors that its files lack: wte.weight, more"),
+])
+def test_an_index_that_promises_what_is_not_there(tmp_path, index, told):
+    (tmp_path / "x").write_bytes(safetensors(published()))
+    folder = write_folder(tmp_path / "f", published(), "sharded model.safetensors")
+    text = index if isinstance(index, str) else json.dumps(index)
+    (folder / "model.safetensors.index.json").write_text(text)
+    refusal(lambda: read_pretrained(folder), folder, told)
+
+
+# Another architecture
+
+
+def test_all_missing_and_all_unknown_tensors_are_named(tmp_path):
+    named = published()
+    lost = ["h.0.ln_1.bias", "h.1.mlp.c_fc.weight", "ln_f.weight", "wpe.weight", "wte.weight"]
+    kept = {name: tensor for name, tensor in named.items() if name not in lost}
+    strange = ["h.0.attn.rotary", "h.2.ln_1.bias", "score.weight"]
+    write_folder(tmp_path, prefixed(kept | {name: torch.ones(2) for name in strange}))
+    message = refusal(lambda: GPT.from_pretrained(tmp_path), tmp_path)
+    assert f"lacks: {', '.join(lost)}; " in message
+    assert message.endswith(f"not GPT-2's: {', '.join(strange)}")
+
+
+@pytest.mark.parametrize("change", ["more", "less"])
+def test_one_tensor_too_many_or_too_few_is_enough(tmp_path, change):
+    named = published()
+    if change == "more":
+        write_folder(tmp_path, named | {"h.2.ln_1.bias": torch.ones(D_MODEL)})
+        told = f"{tmp_path} has tensors that are not GPT-2's: h.2.ln_1.bias"
+    else:
+        write_folder(tmp_path, {name: named[name] for name in named if name != "h.1.ln_2.bias"})
+        told = f"{tmp_path} lacks: h.1.ln_2.bias"
+    assert refusal(lambda: GPT.from_pretrained(tmp_path)) == told
+
+
+def test_a_folder_without_tensors_lacks_them_all(tmp_path):
+    write_folder(tmp_path, {})
+    refusal(lambda: GPT.from_pretrained(tmp_path), f"lacks: {', '.join(sorted(published()))}")
+
+
+@pytest.mark.parametrize("name", published())
+def test_a_tensor_of_another_shape_is_named(tmp_path, name):
+    named = published()
+    named[name] = torch.cat([named[name], named[name][:1]])
+    write_folder(tmp_path, named)
+    refusal(lambda: GPT.from_pretrained(tmp_path), tmp_path, f"{list(named[name].shape)} in place")
+
+
+def test_matrices_laid_out_the_other_way_are_refused(tmp_path):
+    named = published()
+    named["h.0.mlp.c_fc.weight"] = named["h.0.mlp.c_fc.weight"].T
+    write_folder(tmp_path, named)
+    refusal(lambda: GPT.from_pretrained(tmp_path), "[48, 12] in place of [12, 48]")
+
+
+def test_a_head_that_is_missing_or_contradicts_the_config_is_refused(tmp_path):
+    named = published()
+    write_folder(tmp_path, named, tie_word_embeddings=False)
+    refusal(lambda: GPT.from_pretrained(tmp_path), "lacks: lm_head.weight")
+    for head in (head_of(named), named["wte.weight"][:-1]):
+        write_folder(tmp_path, named | {"lm_head.weight": head})
+        refusal(lambda: GPT.from_pretrained(tmp_path), '"tie_word_embeddings": false')
+
+
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"model_type": "llama"}, "model_type='llama' is not supported"),
+    ({"model_type": None}, "model_type=None"),
+    ({"activation_function": "gelu"}, "activation_function='gelu' is not supported"),
+    ({"activation_function": "silu"}, "choose from: gelu_new, gelu_pytorch_tanh, relu"),
+    ({"activation_function": None}, "activation_function=None"),
+    ({"activation_function": []}, "activation_function=[]"),
+    ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon=1e-06 is not supported; GPT-2 has 1e-05"),
+    ({"scale_attn_weights": False}, "scale_attn_weights=False"),
+    ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
+    ({"add_cross_attention": True}, "add_cross_attention=True"),
+    ({"n_layer": None, "n_embd": "12", "vocab_size": 11.0},
+     "lacks whole numbers for n_layer, n_embd, vocab_size"),
+    ({"n_head": 5}, "n_heads=5 does not divide d_model=12"),
+    ({"n_head": 0}, "n_heads=0"), ({"n_layer": -1}, "n_layers=-1"), ({"n_inner": 0}, "d_mlp=0"),
+    ({"n_positions": 0}, "n_ctx=0"),
+    ({"n_inner": "48"}, "n_inner='48' is not a whole number"),
+])
+def test_a_config_of_something_else(tmp_path, changes, told):
+    write_folder(tmp_path, published(), **changes)
+    refusal(lambda: GPT.from_pretrained(tmp_path), told)
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("", "is not JSON"), ("{", "is not JSON"), ("[1]", "is not a JSON object"),
+    ("null", "is not a JSON object"), ("[" * 100_000, "is not JSON"), ("{}", "model_type=None")])
+def test_a_config_that_is_none(tmp_path, text, told):
+    write_folder(tmp_path, published())
+    (tmp_path / "config.json").write_text(text)
+    refusal(lambda: GPT.from_pretrained(tmp_path), tmp_path / "config.json", told)
+
+
+def test_a_folder_without_config_or_weights_and_a_name_that_is_none(tmp_path):
+    for name in (tmp_path, tmp_path / "nowhere", "gpt3", "", "openai-community/gpt2"):
+        refusal(lambda name=name: GPT.from_pretrained(name), "neither a folder with a config.json",
+                "gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    refusal(lambda: GPT.from_pretrained(tmp_path), "neither model.safetensors nor pytorch_model")
+    refusal(lambda: read_pretrained(tmp_path / "nowhere"), "cannot read")
+
+
+# The tokenizer beside the weights
+
+
+VOCABULARY = [*BPETokenizer().state_dict()["tokens"], "he", "<|endoftext|>"]
+VOCAB_JSON = json.dumps({token: i for i, token in enumerate(VOCABULARY)}).encode()
+MERGES_TXT = b"#version: 0.2\nh e\n"
+
+
+@pytest.mark.parametrize("names", [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")])
+def test_a_folder_gives_its_model_and_its_tokenizer(tmp_path, names):
+    write_folder(tmp_path, published(d_vocab=258), vocab_size=258)
+    for name, content in zip(names, (VOCAB_JSON, MERGES_TXT), strict=True):
+        (tmp_path / name).write_bytes(content)
+    for load in (load_pretrained, load_model):
+        model, tokenizer = load(tmp_path)
+        assert isinstance(tokenizer, BPETokenizer) and model.cfg.d_vocab == tokenizer.d_vocab == 258
+        assert tokenizer.encode("he") == [256] and not model.training
+
+
+@pytest.mark.parametrize("place", ["mine", "gpt2_bpe"])
+def test_a_folder_without_a_tokenizer_of_its_size_is_refused(tmp_path, monkeypatch, place):
+    """Whether there is none or one of 258 tokens, beside the weights or where GPT-2's lies."""
+    monkeypatch.setattr(checkpoint, "GPT2_BPE", tmp_path / "gpt2_bpe")
+    folder = write_folder(tmp_path / "mine", published())
+    told = folder, tmp_path / "gpt2_bpe", "of 11 tokens", "put the tokenizer's files beside"
+    refusal(lambda: load_pretrained(folder), *told)
+    (tmp_path / place).mkdir(exist_ok=True)
+    (tmp_path / place / "vocab.json").write_bytes(VOCAB_JSON)
+    refusal(lambda: load_pretrained(folder), *told)
+    (tmp_path / place / "merges.txt").write_bytes(MERGES_TXT)
+    refusal(lambda: load_model(folder), *told)
+    write_folder(folder, published(d_vocab=258), vocab_size=258)
+    assert load_model(folder)[1].encode("he") == [256]
+
+
+# Downloads
+
+
+PREFIX = "/openai-community/gpt2/resolve/main/"
+WEIGHTS = "/cdn/weights"
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Small files with git's SHA-1 as their tag; the weights behind a redirect that has SHA-256."""
+
+    def do_GET(self):
+        hub = self.server.hub
+        asked = self.headers.get("Range")
+        hub.requested.append((self.path.removeprefix(PREFIX), asked))
+        status = hub.statuses.pop(0) if hub.statuses and self.path == WEIGHTS else None
+        if status:
+            self.answer(status, b"no", {})
+        elif self.path == PREFIX + "model.safetensors":
+            tag = hub.tag or hashlib.sha256(hub.files["model.safetensors"]).hexdigest()
+            place = {"Location": WEIGHTS, "X-Linked-ETag": f'"{tag}"', "ETag": '"' + "0" * 40 + '"'}
+            self.answer(302, b"moved to another place", place)
+        elif self.path == WEIGHTS:  # its own tag is no checksum of the file
+            self.send_file(hub.files["model.safetensors"], {"ETag": '"' + "1" * 64 + '"'}, asked)
+        else:
+            content = hub.files[self.path.removeprefix(PREFIX)]
+            tag = hashlib.sha1(b"blob %d\0%s" % (len(content), content)).hexdigest()
+            self.send_file(content, {"ETag": f'{hub.weak}"{hub.small_tag or tag}"'}, asked)
+
+    def send_file(self, content, headers, asked):
+        hub, start = self.server.hub, 0
+        if asked and hub.ranges:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(content):
+                return self.answer(416, b"beyond", {"Content-Range": f"bytes */{len(content)}"})
+            headers |= {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
+        cut = hub.cuts.pop(0) if hub.cuts and self.path == WEIGHTS else None
+        if cut != 0:  # else it hangs up without a word
+            self.answer(206 if start else 200, content[start:], headers, cut)
+
+    def answer(self, status, body, headers, cut=None):
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body[:cut])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub on this machine with one small GPT-2, and a home of its own.
+
+    cuts: after how many bytes it hangs up, answer by answer; statuses: what it answers in place of
+    the weights; tag: a wrong checksum.
+    """
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    monkeypatch.setattr(pretrained, "HUB", f"http://127.0.0.1:{server.server_port}")
+    config = json.dumps(CONFIG | {"vocab_size": 258}).encode()
+    weights = safetensors(prefixed(published(d_vocab=258)) | masks(256))  # several pieces
+    server.hub = SimpleNamespace(
+        requested=[], cuts=[], statuses=[], ranges=True, tag=None, small_tag=None, weak="",
+        files={"config.json": config, "vocab.json": VOCAB_JSON, "merges.txt": MERGES_TXT,
+               "model.safetensors": weights})
+    threading.Thread(target=server.serve_forever, args=(0.005,), daemon=True).start()
+    yield server.hub
+    server.shutdown()
+    server.server_close()
+
+
+def of_weights(hub):
+    """What was asked for of the weights themselves: the ranges, None for all."""
+    return [asked for path, asked in hub.requested if path == WEIGHTS]
+
+
+def went_on(asked, stops):
+    """Whether each request but the first asked for what is missing after a stop; of what came in
+    the last piece before it, up to 64 KiB, nothing need be kept."""
+    starts = [int(ranges.removeprefix("bytes=").removesuffix("-")) for ranges in asked[1:]]
+    came = [start + sent for start, sent in zip([0, *starts], stops, strict=False)]
+    return asked[0] is None and len(starts) == len(stops) and all(
+        stop - 2**16 < start <= stop for start, stop in zip(starts, came, strict=True))
+
+
+def part_of(folder):
+    return folder / "gpt2/model.safetensors.part"
+
+
+def all_there(hub, folder):
+    """Whether the files are the hub's, and nothing else lies there."""
+    found = {path.name: path.read_bytes() for path in (folder / "gpt2").iterdir()}
+    return found == hub.files
+
+
+def test_a_model_is_downloaded_once_into_the_folder_given(hub, tmp_path):
+    model = GPT.from_pretrained("gpt2", tmp_path / "new/cache")
+    expected = gpt2_logits(published(d_vocab=258), tiny_tokens())
+    assert close(model(tiny_tokens()), expected)
+    assert all_there(hub, tmp_path / "new/cache")
+    asked = len(hub.requested)
+    assert asked == 5 and {ranges for _, ranges in hub.requested} == {None}
+    model, tokenizer = load_model("gpt2", cache_dir=tmp_path / "new/cache")
+    assert len(hub.requested) == asked
+    assert close(model(tiny_tokens()), expected) and tokenizer.encode("he") == [256]
+
+
+def test_without_a_folder_downloads_go_below_the_home(hub, tmp_path):
+    cache = tmp_path / "home/.cache/gpt2-from-scratch"
+    assert pretrained_folder("gpt2") == cache / "gpt2" and all_there(hub, cache)
+
+
+def test_the_program_downloads_to_its_cache_dir(hub, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--model", "gpt2", "--cache_dir", "mine", "--prompt", "he", "--max_new_tokens", "2"]
+    generate.main(flags)
+    assert all_there(hub, tmp_path / "mine") and capsys.readouterr().out.startswith("he")
+
+
+def test_each_name_asks_for_its_own_repository(hub, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(pretrained, "download", lambda address, path: asked.append(address))
+    for name in ("gpt2-xl", "distilgpt2"):
+        assert pretrained_folder(name, tmp_path) == tmp_path / name
+    places = [address.removeprefix(pretrained.HUB) for address in asked]
+    assert places[3] == "/openai-community/gpt2-xl/resolve/main/model.safetensors"
+    assert places[4] == "/distilbert/distilgpt2/resolve/main/config.json" and len(places) == 8
+
+
+def test_a_download_that_is_cut_goes_on_where_it_stopped(hub, tmp_path):
+    hub.cuts = [200_000, 100_000]
+    pretrained_folder("gpt2", tmp_path)
+    assert went_on(of_weights(hub), [200_000, 100_000]) and all_there(hub, tmp_path)
+
+
+def test_a_server_that_ignores_ranges_sends_all_of_it_again(hub, tmp_path):
+    hub.cuts, hub.ranges = [200_000], False
+    pretrained_folder("gpt2", tmp_path)
+    assert went_on(of_weights(hub), [200_000]) and all_there(hub, tmp_path)
+
+
+def test_what_was_whole_already_or_too_long_is_fetched_again(hub, tmp_path):
+    path, whole = tmp_path / "model.safetensors", hub.files["model.safetensors"]
+    for content in (whole, whole + b"more"):
+        (tmp_path / "model.safetensors.part").write_bytes(content)
+        hub.requested.clear()
+        pretrained.download(f"{pretrained.HUB}{PREFIX}{path.name}", path, attempts=1)
+        assert of_weights(hub) == [f"bytes={len(content)}-", None]
+        assert path.read_bytes() == whole and not path.with_name(f"{path.name}.part").exists()
+
+
+def assert_has_the_beginning(hub, folder):
+    """Of the first 200,000 bytes all but what came in the last piece, up to 64 KiB."""
+    part, whole = part_of(folder).read_bytes(), hub.files["model.safetensors"]
+    assert 200_000 - 2**16 < len(part) <= 200_000 and part == whole[: len(part)]
+
+
+def test_no_network_keeps_what_came_and_the_next_call_goes_on(hub, tmp_path):
+    hub.cuts = [200_000, 0, 0]
+    with pytest.raises(NoNetwork, match=r"no network: .*/model\.safetensors did not answer \("):
+        pretrained_folder("gpt2", tmp_path)
+    assert_has_the_beginning(hub, tmp_path)
+    assert not (tmp_path / "gpt2/model.safetensors").exists()
+    asked = of_weights(hub)[:1]
+    hub.requested.clear()
+    assert close(GPT.from_pretrained("gpt2", tmp_path)(tiny_tokens()),
+                 gpt2_logits(published(d_vocab=258), tiny_tokens()))
+    assert went_on(asked + of_weights(hub), [200_000]) and len(hub.requested) == 2
+
+
+@pytest.mark.parametrize("status", [500, 503, 429, 404])
+def test_a_server_in_trouble_takes_nothing_away_from_what_came(hub, tmp_path, status):
+    hub.cuts, hub.statuses = [200_000], [None, status, status]
+    with pytest.raises(NoNetwork, match=r"did not answer \(HTTPError\); what came is kept"):
+        pretrained_folder("gpt2", tmp_path)
+    assert_has_the_beginning(hub, tmp_path)
+
+
+def test_nobody_there_is_no_network_in_one_line(tmp_path, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(pretrained, "HUB", f"http://127.0.0.1:{free.getsockname()[1]}")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    told = ("no network: ", "config.json did not answer", tmp_path / "gpt2/config.json")
+    refusal(lambda: pretrained_folder("gpt2", tmp_path), *told, kind=NoNetwork)
+
+
+@pytest.mark.parametrize(("where", "file"), [
+    ({"tag": "ab" * 32}, "model.safetensors"), ({"small_tag": "ab" * 20}, "config.json")])
+def test_content_with_another_checksum_is_refused_and_deleted(hub, tmp_path, where, file):
+    vars(hub).update(where)
+    address = f"{pretrained.HUB}{PREFIX}{file}"
+    with pytest.raises(UserError, match="its checksum") as caught:
+        pretrained_folder("gpt2", tmp_path)
+    assert address in str(caught.value) and not isinstance(caught.value, NoNetwork)
+    assert [path for path, _ in hub.requested].count(file) == 1  # the same would come again
+    assert not list((tmp_path / "gpt2").glob(f"{file}*"))
+
+
+def test_a_part_of_another_file_is_noticed_and_thrown_away(hub, tmp_path):
+    part_of(tmp_path).parent.mkdir()
+    part_of(tmp_path).write_bytes(b"something else")
+    refusal(lambda: pretrained_folder("gpt2", tmp_path), "checksum", "try again")
+    assert not part_of(tmp_path).exists()
+    pretrained_folder("gpt2", tmp_path)
+    assert all_there(hub, tmp_path)
+
+
+@pytest.mark.parametrize(("small_tag", "weak"), [(None, "W/"), ("no-checksum", "")])
+def test_weak_tags_are_checksums_too_and_other_tags_are_none(hub, tmp_path, small_tag, weak):
+    hub.small_tag, hub.weak = small_tag, weak
+    pretrained_folder("gpt2", tmp_path)
+    assert all_there(hub, tmp_path)
+
+
+def test_a_weak_tag_that_is_wrong_is_refused(hub, tmp_path):
+    hub.small_tag, hub.weak = "ab" * 20, "W/"
+    refusal(lambda: pretrained_folder("gpt2", tmp_path), "checksum")
+
+
+def test_a_cache_dir_that_cannot_be_written_is_a_user_error(hub, tmp_path):
+    (tmp_path / "file").write_text("")
+    refusal(lambda: pretrained_folder("gpt2", tmp_path / "file"), "cannot write", "--cache_dir")
+    assert not hub.requested
+
+
+def test_a_local_folder_comes_before_the_hub(hub, tmp_path, monkeypatch):
+    write_folder(tmp_path / "gpt2", published())
+    monkeypatch.chdir(tmp_path)
+    assert GPT.from_pretrained("gpt2").cfg.d_vocab == D_VOCAB and not hub.requested
