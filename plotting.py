@@ -9,6 +9,7 @@ Source: Tufte 1983 (data-ink); Okabe & Ito 2008 (colours)
 """
 
 import itertools
+import textwrap
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -60,13 +61,13 @@ def dot_rows(rows, *, title, xlabel):
 
     rows: {name: (value, low, high, mark)}. Returns a Figure.
     """
-    figure = Figure(figsize=(9, 1.2 + 0.35 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(9, 1.2 + 0.45 * len(rows)), layout="constrained")
     axes = bare_axes(figure, title, xlabel, "")
     for y, (value, low, high, mark) in enumerate(rows.values()):
         axes.plot([low, high], [y, y], color=COLOURS[0], linewidth=2.5, alpha=0.5)
         axes.plot(value, y, "o", color=COLOURS[0])
         axes.plot(mark, y, "x", color=COLOURS[1])
-    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.set_yticks(range(len(rows)), [textwrap.fill(name, 52) for name in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     return figure

@@ -328,7 +328,7 @@ def figure(claims):
             for claim in marked}
     return plotting.dot_rows(
         rows, title=f"{sum(claim.holds for claim in marked)} of {len(marked)} marks are met",
-        xlabel="dot: median, bar: all rounds, cross: the mark (ratios; seconds where it says so)",
+        xlabel="ratio, or seconds (dot: median, bar: all rounds, cross: mark)",
     )
 
 

@@ -42,8 +42,10 @@ class Claim:
 
 
 def claims_table(claims):
-    """The claims as a Markdown table, aligned to be read as it is."""
-    rows = [HEADINGS, *(claim.cells() for claim in claims)]
+    """The claims as a Markdown table, aligned to be read as it is; a column that would be empty is
+    left out."""
+    columns = zip(HEADINGS, *(claim.cells() for claim in claims), strict=True)
+    rows = list(zip(*(column for column in columns if any(column[1:])), strict=True))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
              + " |" for row in rows]
