@@ -14,6 +14,7 @@ import dataclasses
 import io
 import json
 import platform
+import sys
 from pathlib import Path
 
 import torch
@@ -22,10 +23,11 @@ from config import Config, config_from_dict
 from model import GPT
 from pretrained import NAMES, pretrained_folder
 from tokenizer import BPETokenizer, load_tokenizer
-from utils import UserError, atomic_write, closest
+from utils import UserError, atomic_write, closest, write_json
 
 CONTENTS = {"config": dict, "model": dict, "optimizer": list, "step": int, "tokenizer": dict}
-GPT2_BPE = Path("data/gpt2_bpe")
+GPT2_BPE, GPT2_TOKENS = Path("data/gpt2_bpe"), 50257
+VERSION_LINE = "#version: 0.2"  # how a file of merges begins
 FILES = ("config.json", "checkpoint.pt", "best.pt", "metrics.jsonl", "loss.png", "sample.txt")
 
 
@@ -80,18 +82,50 @@ def load_model(run=None, out_dir="outputs", device="cpu", *, file="checkpoint.pt
 def load_pretrained(name_or_folder, device="cpu", *, cache_dir=None):
     """(model, tokenizer) of a published GPT-2; see `GPT.from_pretrained`.
 
-    The tokenizer's two files lie beside the weights or, for GPT-2's vocabulary, in data/gpt2_bpe.
+    The tokenizer's two files lie beside the weights; where there are none, a model of GPT-2's
+    50,257 tokens gets those in data/gpt2_bpe, and it is said. Raises UserError where there are none
+    at all, or of more tokens than the model knows.
     """
     folder = pretrained_folder(name_or_folder, cache_dir)
+    if (folder / "metrics.jsonl").exists():  # a run has a config.json too, of another kind
+        raise UserError(f"{folder} is a run, not a model in Hugging Face's layout; load it as one, "
+                        "with --run_name in generate.py")
     model = GPT.from_pretrained(folder)
-    for place in (folder, GPT2_BPE):
-        for vocab, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
-            if (place / vocab).exists() and (place / merges).exists():
-                tokenizer = BPETokenizer.from_files(place / vocab, place / merges)
-                if tokenizer.d_vocab == model.cfg.d_vocab:
-                    return model.to(device), tokenizer
-    raise UserError(f"neither {folder} nor {GPT2_BPE} has a vocab.json and merges.txt of "
-                    f"{model.cfg.d_vocab:,} tokens; put the tokenizer's files beside the weights")
+    d_vocab = model.cfg.d_vocab
+    files = tokenizer_files(folder)
+    if files is None and d_vocab == GPT2_TOKENS and (files := tokenizer_files(GPT2_BPE)):
+        print(f"{folder} has no tokenizer; taking GPT-2's from {GPT2_BPE}", file=sys.stderr)
+    if files is None:
+        raise UserError(f"{folder} has no vocab.json and merges.txt; put them there, or load the "
+                        "model alone with GPT.from_pretrained")
+    tokenizer = BPETokenizer.from_files(*files)
+    if tokenizer.d_vocab > d_vocab:
+        raise UserError(f"{files[0]} has {tokenizer.d_vocab:,} tokens and the model {d_vocab:,}; "
+                        "put the model's own there")
+    return model.to(device), tokenizer
+
+
+def tokenizer_files(folder):
+    """The two files of a tokenizer in a folder, under either of their names; None without them."""
+    for vocab, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+        if (folder / vocab).exists() and (folder / merges).exists():
+            return folder / vocab, folder / merges
+    return None
+
+
+def export_pretrained(folder, model, tokenizer):
+    """Writes a model and its BPE tokenizer as Hugging Face and `load_model` read them.
+
+    Raises UserError for another kind of tokenizer, and as `GPT.save_pretrained`.
+    """
+    if tokenizer.kind != "bpe":
+        raise UserError(f"a {tokenizer.kind!r} tokenizer has no place in GPT-2's format; write the "
+                        "model alone with model.save_pretrained")
+    model.save_pretrained(folder)
+    state = tokenizer.state_dict()
+    write_json(Path(folder) / "vocab.json", {token: i for i, token in enumerate(state["tokens"])})
+    with atomic_write(Path(folder) / "merges.txt", "w") as file:
+        file.writelines([f"{VERSION_LINE}\n"] + [f"{' '.join(pair)}\n" for pair in state["merges"]])
 
 
 def is_pretrained(name_or_folder):

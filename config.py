@@ -31,8 +31,8 @@ class DataConfig:
     path: str | None = option(None, "train on this UTF-8 text file instead")
     folder: str = option("data", "where downloads are kept")
     val_fraction: float = option(0.1, "share of the text, at its end, kept to validate on")
-    tokenizer: Literal["char", "bpe"] = option(
-        "char", "an id for each character, or for each frequent piece of the training text"
+    tokenizer: Literal["char", "word", "bpe"] = option(
+        "char", "an id for each character, word, or frequent piece of the training text"
     )
     vocab_size: int = option(1024, "how many tokens bpe learns, 256 bytes among them")
 

@@ -1,116 +1,196 @@
 """A little language whose entropy is known: every word is drawn with a probability that is kept.
 
 What comes next depends on the visible text alone (the source is *unifilar*): whoever has read the
-sentence so far knows which rule is being followed, and so the probability with which each word is
-drawn **is** the best possible prediction. The mean of -log p over a text is then the floor that no
+story so far knows which words can follow and how likely each is, so the probability with which a
+word is drawn **is** the best possible prediction. The mean of -log p is then the floor that no
 model can pass, except by luck or by having seen the text before.
 
-    When Ola and Leo went to the park, Leo gave a kite to Ola.
-    Ivo sings: ri sa do mu, again: ri sa do mu.
-    The old cat sleeps near a red boat.
+    When Ola and Leo went to the park, Leo gave a kite to Ola. What has Ola? A kite.
+    Ivo sings ri sa do mu, again ri sa do mu. Mia is at the lake. Where is Mia? At the lake.
+
+Each word has a category, the ability that it takes: `syntax` (the rule leaves one word), `choice`
+(chance among some), `duplicate` (one of the two who were just named), `indirect object` (the other
+one), `copying` (the song again), `recall` (what was said of somebody earlier in the story).
 
 Chapter: COURSE_ROADMAP.md, 2 (text with a known entropy)
 Read before: losses.py; after: data.py
 Source: Shannon 1951; Crutchfield & Young 1989 (unifilar sources)
 """
 
+import itertools
 import math
 import random
+from dataclasses import dataclass, field
 
 NAMES = ["Ada", "Ben", "Eve", "Ivo", "Leo", "Mia", "Noa", "Ola"]
-PLACES = ["park", "shop", "lake", "farm", "school", "market"]
-THINGS = ["kite", "book", "drum", "apple", "lamp", "boat"]
-ANIMALS = ["cat", "dog", "fox", "owl", "hen", "goat"]
-LOOKS = ["old", "small", "red", "quiet", "happy", "brown"]
-VERBS = ["sleeps", "waits", "plays", "hides", "sings"]
-WHERE = ["near", "behind", "under"]
+PLACES = ["park", "shop", "lake", "farm", "bridge", "market"]
+THINGS = ["kite", "book", "drum", "coin", "lamp", "ring"]
+ANIMALS = ["cat", "dog", "fox", "hen"]
+LOOKS = ["old", "small", "red", "quiet"]
+VERBS = ["sleeps", "waits", "plays", "hides"]
 SYLLABLES = ["ri", "sa", "do", "mu", "la", "fe", "to", "ni"]
-KINDS = ["gift", "song", "scene"]  # the first word tells them apart: When, a name, or The
+SONG = 4  # syllables
+MARKS = (",", ".", "?")
+END = "\n"  # of a story; the next begins after it
+FEWEST, MOST = 2, 5  # sentences in a story
+CHARACTERS_A_STORY = 122  # on average
+CATEGORIES = ("syntax", "choice", "duplicate", "indirect object", "copying", "recall")
 
 
-class Source:
-    """Draws words and keeps the log-probability of each."""
+@dataclass
+class Sample:
+    """Words, and for each: its log-probability in nats, its category, and {word: probability} of
+    all that could have stood there."""
+
+    words: list = field(default_factory=list)
+    log_probs: list = field(default_factory=list)
+    categories: list = field(default_factory=list)
+    options: list = field(default_factory=list)
+
+
+class Storyteller:
+    """Draws stories word by word, and keeps for each word how likely it was and what it takes."""
 
     def __init__(self, seed):
         self.random = random.Random(seed)
-        self.words, self.log_probs = [], []
+        self.sample = Sample()
+        self.place_of, self.thing_of = {}, {}
 
-    def say(self, *words, log_prob=0.0):
-        """Appends words that could not have been others (or whose log-probability is given)."""
-        for word in words:
-            self.words.append(word)
-            self.log_probs.append(log_prob)
-
-    def draw(self, choices, log_prob=0.0):
-        """Appends one of `choices`, all equally likely, and returns it.
-
-        log_prob: of what the word reveals besides, such as the kind of sentence that it opens.
-        """
-        word = choices[int(self.random.random() * len(choices))]
-        self.say(word, log_prob=log_prob - math.log(len(choices)))
+    def draw(self, options, category="choice"):
+        """Appends one of {word: probability}, or of equally likely words, and returns it."""
+        if not isinstance(options, dict):
+            options = {word: 1 / len(options) for word in options}
+        word = self.random.choices(list(options), list(options.values()))[0]
+        self.sample.words.append(word)
+        self.sample.log_probs.append(math.log(options[word]))
+        self.sample.categories.append(category)
+        self.sample.options.append(options)
         return word
 
-    def sentence(self):
-        """Appends one sentence and the end of its line."""
-        kind = KINDS[int(self.random.random() * len(KINDS))]
-        opening = -math.log(len(KINDS))  # paid by the first word, which shows the kind
-        getattr(self, kind)(opening)
-        self.say(".", "\n")
+    def say(self, *words, category="syntax"):
+        """Appends words that could not have been others."""
+        for word in words:
+            self.draw({word: 1.0}, category)
 
-    def gift(self, opening):
-        """Two people, one place; who gives and who gets are both people that were named."""
-        self.say("When", log_prob=opening)
+    def story(self):
+        """Appends a story, at least FEWEST and at most MOST sentences, and its end."""
+        self.place_of, self.thing_of = {}, {}
+        n_sentences = 0
+        while True:
+            first = self.draw(self.openings(n_sentences))
+            if first == END:
+                return
+            self.sentence(first)
+            n_sentences += 1
+
+    def openings(self, n_sentences):
+        """{first word: probability} after that many sentences; a question needs an answer that was
+        given. It tells what kind of sentence follows, but for a name, after which the verb does."""
+        weights = {"When": 2.0, "The": 1.0} | {name: 4.0 / len(NAMES) for name in NAMES}
+        if self.place_of:
+            weights["Where"] = 2.0
+        if self.thing_of:
+            weights["What"] = 2.0
+        end = 0.0 if n_sentences < FEWEST else 1.0 if n_sentences == MOST else 1 / 3
+        total = sum(weights.values())
+        options = {word: (1 - end) * weight / total for word, weight in weights.items()}
+        return {word: p for word, p in (options | {END: end}).items() if p}
+
+    def sentence(self, first):
+        """Appends the rest of a sentence that begins with `first`, and its full stop."""
+        if first == "When":
+            self.gift()
+        elif first == "The":
+            self.scene()
+        elif first == "Where":
+            self.question("is", self.place_of, "At", "the")
+        elif first == "What":
+            self.question("has", self.thing_of, "A")
+        elif self.draw(["sings", "is"]) == "sings":
+            song = [self.draw(SYLLABLES) for _ in range(SONG)]
+            self.say(",", "again")
+            self.say(*song, category="copying")
+        else:
+            self.say("at", "the")
+            self.place_of[first] = self.draw(PLACES)
+        self.say(".")
+
+    def gift(self):
+        """Two people and a place; who gives and who gets are the two."""
         one = self.draw(NAMES)
         self.say("and")
         two = self.draw([name for name in NAMES if name != one])
         self.say("went", "to", "the")
-        self.draw(PLACES)
+        self.place_of[one] = self.place_of[two] = self.draw(PLACES)
         self.say(",")
-        giver = self.draw([one, two])
+        giver = self.draw([one, two], "duplicate")
         self.say("gave", "a")
-        self.draw(THINGS)
-        self.say("to", two if giver == one else one)
+        thing = self.draw(THINGS)
+        self.say("to")
+        receiver = two if giver == one else one
+        self.say(receiver, category="indirect object")
+        self.thing_of[receiver] = thing
 
-    def song(self, opening):
-        """Four syllables, and the same four again: after `again` nothing is left to chance."""
-        self.draw(NAMES, log_prob=opening)
-        self.say("sings", ":")
-        song = [self.draw(SYLLABLES) for _ in range(4)]
-        self.say(",", "again", ":", *song)
+    def scene(self):
+        """An animal does something."""
+        for words in (LOOKS, ANIMALS, VERBS):
+            self.draw(words)
 
-    def scene(self, opening):
-        """An animal does something somewhere."""
-        self.say("The", log_prob=opening)
-        self.draw(LOOKS)
-        self.draw(ANIMALS)
-        self.draw(VERBS)
-        self.draw(WHERE)
-        self.say("a")
-        self.draw(LOOKS)
-        self.draw(THINGS)
+    def question(self, verb, known, *answer):
+        """Asks after somebody of whom it is known, and answers. known: {name: word}."""
+        self.say(verb)
+        name = self.draw(list(known))
+        self.say("?", *answer)
+        self.say(known[name], category="recall")
 
 
-def sample(n_sentences, seed):
-    """(words, log_probs) of that many sentences: lists of str and of float, in nats.
+def sample(n_stories, seed):
+    """A Sample of that many stories; a longer one begins like a shorter one."""
+    teller = Storyteller(seed)
+    for _ in range(n_stories):
+        teller.story()
+    return teller.sample
 
-    The text of the words shows each of them, so -sum(log_probs) / len(text) is also the floor of a
-    model of its characters.
+
+def spelled(before, word):
+    """A word as characters: a space in front, but none before a mark or around a story's end."""
+    return word if word in (*MARKS, END) or before == END else f" {word}"
+
+
+def characters(sample):
+    """(log_probs, categories) of a Sample's text, a value a character: its log-probability in nats,
+    exactly, and the category of its word.
+
+    Of the words that can follow, those that begin with the characters seen so far are still
+    possible: p(next character) is the share of their probability that goes on with it (a walk down
+    the trie of these words). No word that can follow is the beginning of another, so the
+    characters of a word cost together what the word costs.
     """
-    source = Source(seed)
-    for _ in range(n_sentences):
-        source.sentence()
-    return source.words, source.log_probs
+    log_probs, categories, before = [], [], END
+    columns = sample.words, sample.categories, sample.options
+    for word, category, options in zip(*columns, strict=True):
+        whole, possible = spelled(before, word), options
+        for end in range(1, len(whole) + 1):
+            total, seen = sum(possible.values()), whole[:end]
+            if len(possible) > 1:
+                possible = {other: p for other, p in possible.items()
+                            if spelled(before, other).startswith(seen)}
+            log_probs.append(math.log(sum(possible.values()) / total))
+        categories += [category] * len(whole)
+        before = word
+    return log_probs, categories
+
+
+def sample_of_length(n_characters, seed=0):
+    """A Sample of about that many characters (whole stories, at least one)."""
+    return sample(max(1, n_characters // CHARACTERS_A_STORY), seed)
 
 
 def spell(words):
-    """The words as text: a space between two, none before punctuation or around a line's end."""
-    text = " ".join(words)
-    for mark in (",", ":", "."):
-        text = text.replace(f" {mark}", mark)
-    return text.replace(" \n", "\n").replace("\n ", "\n")
+    """Words as text."""
+    return "".join(spelled(before, word) for before, word in itertools.pairwise([END, *words]))
 
 
 def text(n_characters, seed=0):
-    """A text of about that many characters (whole sentences, at least one)."""
-    words, _ = sample(max(1, n_characters // 45), seed)  # a sentence is about 45 characters long
-    return spell(words)
+    """The text of `sample_of_length`."""
+    return spell(sample_of_length(n_characters, seed).words)

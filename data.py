@@ -5,6 +5,7 @@ Read before: tokenizer.py, corpus.py; after: embeddings.py
 Source: Tiny Shakespeare is the text of Karpathy's char-rnn (2015)
 """
 
+import bisect
 import hashlib
 import io
 import sys
@@ -14,9 +15,11 @@ from pathlib import Path
 
 import requests
 import torch
+import torch.nn.functional as F
 
 import corpus
-from tokenizer import BPETokenizer, CharTokenizer
+from config import DataConfig
+from tokenizer import TOKENIZERS, BPETokenizer, CharTokenizer
 from utils import NoNetwork, UserError, atomic_write, fetch_into
 
 SHAKESPEARE_FILE = "tiny_shakespeare.txt"
@@ -29,12 +32,31 @@ BUILTIN_CHARACTERS = 1_000_000
 
 
 @dataclass(frozen=True)
+class Floor:
+    """The best possible prediction of a text: log_probs [n], in nats, the category of each token,
+    and where stories begin (`starts`, positions of the ends before them)."""
+
+    log_probs: torch.Tensor
+    categories: list
+    starts: list
+
+    def above(self, losses):
+        """{category: nats} by which losses [n - 1], of the tokens after the first, lie above the
+        floor on average; "all" comes first, the others as in corpus.CATEGORIES."""
+        excess = losses + self.log_probs[1:]
+        kinds = {kind: [other == kind for other in self.categories[1:]]
+                 for kind in corpus.CATEGORIES}
+        return {"all": excess.mean().item()} | {
+            kind: excess[torch.tensor(mask)].mean().item() for kind, mask in kinds.items()}
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A tokenised text, split where training ends and validation begins.
 
     train, val: [n], int64 ids. name: for people. sha256: of the text, so that a run can say what it
     was trained on. val_characters: how long the validation text is, so that losses can be compared
-    between tokenizers.
+    between tokenizers. floor: what each token of `val` costs at best, where that is known.
     """
 
     train: torch.Tensor
@@ -43,6 +65,7 @@ class Dataset:
     name: str
     sha256: str
     val_characters: int
+    floor: "Floor | None" = None
 
 
 def load_dataset(cfg, n_ctx, tokenizer=None):
@@ -51,11 +74,16 @@ def load_dataset(cfg, n_ctx, tokenizer=None):
     n_ctx: the context that its windows must fill. tokenizer: one to use as it is (resuming).
     Raises UserError for a text that is missing, empty, not UTF-8, or too short for one window.
     """
-    text, name = load_text(cfg)
+    if cfg.tokenizer != "bpe" and cfg.vocab_size != DataConfig().vocab_size:
+        raise UserError(f"vocab_size={cfg.vocab_size} does nothing with tokenizer="
+                        f"{cfg.tokenizer!r}; leave it out, or use --data.tokenizer bpe")
+    text, name, sample = load_text(cfg)
     n_train = len(text) - int(len(text) * cfg.val_fraction)
+    if sample is not None:
+        n_train = text.rfind(corpus.END, 0, n_train)  # so that validation begins with a whole story
     if tokenizer is None and cfg.tokenizer == "bpe":  # what the validation part is made of is news
         tokenizer = BPETokenizer().train(text[:n_train], cfg.vocab_size)
-    tokenizer = tokenizer or CharTokenizer().fit(text)
+    tokenizer = tokenizer or TOKENIZERS[cfg.tokenizer]().fit(text)
     train, val = (torch.tensor(tokenizer.encode(part)) for part in (text[:n_train], text[n_train:]))
     for part, name_of_part in ((train, "training"), (val, "validation")):
         if len(part) <= n_ctx:
@@ -63,22 +91,39 @@ def load_dataset(cfg, n_ctx, tokenizer=None):
                 f"{name}: the {name_of_part} part has {len(part)} tokens, and one window of "
                 f"n_ctx={n_ctx} needs {n_ctx + 1}; use a longer text or a smaller --model.n_ctx"
             )
-    return Dataset(train, val, tokenizer, name, sha256_of(text.encode()), len(text) - n_train)
+    return Dataset(train, val, tokenizer, name, sha256_of(text.encode()), len(text) - n_train,
+                   floor_of(sample, tokenizer, len(val)))
+
+
+def floor_of(sample, tokenizer, n_tokens):
+    """The Floor of the last n_tokens of a corpus.Sample; None where it is not known, which is for
+    any other text, and for pieces of words."""
+    if sample is None or tokenizer.kind == "bpe":
+        return None
+    log_probs, categories = sample.log_probs, sample.categories
+    ends = [word == corpus.END for word in sample.words]
+    if tokenizer.kind == "char":
+        log_probs, categories = corpus.characters(sample)
+        ends = [character == corpus.END for character in corpus.spell(sample.words)]
+    starts = [i for i, is_end in enumerate(ends[-n_tokens:]) if is_end]
+    return Floor(torch.tensor(log_probs[-n_tokens:]), categories[-n_tokens:], starts)
 
 
 def load_text(cfg):
-    """(text, name) of the file at `path`, of Tiny Shakespeare, or of the built-in corpus."""
+    """(text, name, sample) of the file at `path`, of Tiny Shakespeare, or of the built-in corpus,
+    which alone has a corpus.Sample."""
     if cfg.path is not None:
-        return read_text(Path(cfg.path)), Path(cfg.path).name
+        return read_text(Path(cfg.path)), Path(cfg.path).name, None
     if cfg.dataset != "builtin":
         try:
-            return tiny_shakespeare(Path(cfg.folder)), "Tiny Shakespeare"
+            return tiny_shakespeare(Path(cfg.folder)), "Tiny Shakespeare", None
         except NoNetwork as problem:
             if cfg.dataset == "tiny_shakespeare":
                 raise
             print(f"WARNING: {problem}\nWARNING: training on the built-in corpus instead, a little "
-                  "language of gifts, songs and scenes", file=sys.stderr)
-    return corpus.text(BUILTIN_CHARACTERS), "built-in corpus"
+                  "language of gifts, songs and questions", file=sys.stderr)
+    sample = corpus.sample_of_length(BUILTIN_CHARACTERS)
+    return corpus.spell(sample.words), "built-in corpus", sample
 
 
 def read_text(path):
@@ -159,16 +204,20 @@ def random_batch(tokens, batch_size, n_ctx, generator):
     return windows[:, :-1], windows[:, 1:]
 
 
-def windows_in_order(tokens, batch_size, n_ctx):
-    """Yields (inputs, targets), each [batch, pos], that predict every token after the first once.
+def windows_in_order(tokens, batch_size, n_ctx, starts=None):
+    """Yields (inputs, targets, counted), each [batch, pos], which predict every token after the
+    first once: where `counted`. What is not is padding, or belongs to the next window.
 
-    The windows do not overlap; what is left at the end is a shorter one, and comes alone.
+    starts: where a window should begin, such as at stories, if it can (it is n_ctx long at most);
+    without, one begins where the last one ends.
     """
-    starts = range(0, len(tokens) - n_ctx, n_ctx)  # of the windows that are full
-    for first in range(0, len(starts), batch_size):
-        some = torch.tensor(starts[first : first + batch_size])
-        windows = tokens[some[:, None] + torch.arange(n_ctx + 1)]
-        yield windows[:, :-1], windows[:, 1:]
-    rest = tokens[len(starts) * n_ctx :]
-    if len(rest) > 1:
-        yield rest[None, :-1], rest[None, 1:]
+    begins = [0]
+    while (limit := begins[-1] + n_ctx) < len(tokens) - 1:
+        last = bisect.bisect_right(starts, limit) - 1 if starts else -1
+        begins.append(starts[last] if last >= 0 and starts[last] > begins[-1] else limit)
+    begins = torch.tensor(begins)
+    lengths = torch.diff(begins, append=torch.tensor([len(tokens) - 1]))
+    padded, offsets = F.pad(tokens, (0, n_ctx)), torch.arange(n_ctx + 1)
+    for some in torch.arange(len(begins)).split(batch_size):
+        windows = padded[begins[some, None] + offsets]
+        yield windows[:, :-1], windows[:, 1:], offsets[:-1] < lengths[some, None]

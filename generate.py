@@ -23,6 +23,7 @@ import torch
 from attention import GrowingPast
 from checkpoint import load_model, load_pretrained
 from config import GenerateConfig, config_from_dict, flag_parser
+from embeddings import check_tokens
 from tokenizer import ENDOFTEXT
 from utils import UserError, pick_device, run_program, seeded_generator
 
@@ -68,8 +69,10 @@ def pad_left(prompts, device=None):
     prompts: [batch, pos] of ids, or a list of lists of ids. known is False where there is padding.
     Raises UserError where a prompt is empty.
     """
-    if isinstance(prompts, torch.Tensor):
+    if isinstance(prompts, torch.Tensor) and prompts.ndim == 2:
         return prompts, torch.ones_like(prompts, dtype=torch.bool)
+    if isinstance(prompts, torch.Tensor) or any(isinstance(prompt, int) for prompt in prompts):
+        raise UserError("prompts is one row of ids; give a list of rows, or [batch, pos]")
     lengths = [len(prompt) for prompt in prompts]
     if not lengths or min(lengths) == 0:
         raise UserError("a prompt is empty; give each at least one token")
@@ -85,8 +88,9 @@ def n_new_tokens(cfg, n_prompt, n_ctx):
     if wanted is None:
         wanted = DEFAULT_NEW_TOKENS if cfg.sliding else max(0, min(DEFAULT_NEW_TOKENS, fit))
     if wanted > fit and not cfg.sliding:
+        remedy = f"ask for at most {fit}" if fit > 0 else "shorten the prompt"
         raise UserError(f"{n_prompt} tokens of prompt and {wanted} new ones do not fit into "
-                        f"n_ctx={n_ctx}; ask for at most {max(0, fit)}, or use --sliding")
+                        f"n_ctx={n_ctx}; {remedy}, or use --sliding")
     return wanted
 
 
@@ -101,6 +105,7 @@ def generate(model, prompts, cfg, *, stop_ids=(), cached=True):
     Raises UserError for an empty prompt, and where the text does not fit into the context.
     """
     tokens, known = pad_left(prompts, model.W_E.device)
+    check_tokens(tokens, model.cfg.d_vocab)
     n_ctx = model.cfg.n_ctx
     n_new = n_new_tokens(cfg, tokens.shape[1], n_ctx)
     room = min(tokens.shape[1] + n_new, n_ctx)
@@ -167,6 +172,10 @@ def steering_hooks(model, tokenizer, cfg):
         raise UserError("steer and steer_away go together: a direction is the difference between "
                         "two texts; give both")
     if cfg.steer is None:
+        plain = GenerateConfig()
+        if (cfg.steer_at, cfg.steer_scale) != (plain.steer_at, plain.steer_scale):
+            raise UserError("steer_at and steer_scale do nothing without steer; give --steer and "
+                            "--steer_away, or leave them out")
         return []
     if not model.cfg.n_layers and cfg.steer_at is None:
         raise UserError("this model has no blocks to steer at; name a hook with --steer_at")

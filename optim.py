@@ -153,6 +153,22 @@ class Muon:
         torch._foreach_copy_(self.m, state["m"])
 
 
+def make_optimizers(model, cfg):
+    """The optimisers of a TrainConfig, which together move every parameter once.
+
+    With "muon", the matrices inside the blocks are Muon's; the rest, and with "adamw" all, AdamW's.
+    """
+    hidden = {name: p for name, p in model.blocks.named_parameters()
+              if p.ndim == 2 and p.requires_grad}
+    hidden = hidden if cfg.optimizer == "muon" else {}
+    rest = [p for p in model.parameters() if not any(p is matrix for matrix in hidden.values())]
+    adamw = AdamW(rest, cfg.lr, betas=(cfg.beta1, cfg.beta2), weight_decay=cfg.weight_decay)
+    if not hidden:
+        return [adamw]
+    parts = [3 if name.endswith("W_QKV") else 1 for name in hidden]  # q, k and v apart
+    return [adamw, Muon(hidden.values(), cfg.muon_lr, parts=parts, weight_decay=cfg.weight_decay)]
+
+
 def schedule(step, max_steps, warmup_steps=0, *, shape="linear", final_fraction=0.0):
     """The share of the full learning rate at step 0, 1, …, max_steps - 1.
 

@@ -26,9 +26,8 @@ def save(figure, path):
         figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
 
 
-def bare_axes(figure, title, xlabel, ylabel):
-    """One pair of axes with a title and labels, without the upper and right frame."""
-    axes = figure.subplots()
+def bare_axes(axes, title, xlabel, ylabel):
+    """The axes with a title and labels, without the upper and right frame."""
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
@@ -36,23 +35,62 @@ def bare_axes(figure, title, xlabel, ylabel):
     return axes
 
 
-def curve(lines, *, title, xlabel, ylabel, levels=None):
-    """Lines over a common x axis, named in a legend.
-
-    lines: {name: (x, y)}, sequences of equal length. A few values are drawn as points alone: what
-    lies between them was not measured.
-    levels: {name: y}, horizontal lines of reference. Returns a Figure.
-    """
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = bare_axes(figure, title, xlabel, ylabel)
+def draw_lines(axes, lines, levels):
+    """Draws {name: (x, y)}, a few values as points: what lies between was not measured; and
+    {name: y} as horizontal lines of reference."""
     for (name, (x, y)), colour in zip(lines.items(), itertools.cycle(COLOURS), strict=False):
-        style = {"marker": "o", "linestyle": ""} if len(x) <= FEW else {"linewidth": 1.2}
+        few = {"marker": "o", "markersize": 4, "linestyle": ":", "linewidth": 0.8}
+        style = few if len(x) <= FEW else {"linewidth": 1.2}
         axes.plot(x, y, color=colour, label=name, **style)
-    for name, level in (levels or {}).items():
+    for name, level in levels.items():
         axes.axhline(level, color="0.55", linewidth=1, linestyle="--")
         axes.annotate(name, (0.99, level), xycoords=("axes fraction", "data"), ha="right",
                       va="bottom", color="0.35", fontsize=9)
-    axes.legend(frameon=False)
+    if len(lines) > 1:
+        axes.legend(frameon=False, fontsize=9)
+
+
+def curve(lines, *, title, xlabel, ylabel, levels=None):
+    """Lines over a common x axis, named in a legend where there are several.
+
+    lines: {name: (x, y)}, sequences of equal length. levels: {name: y}, horizontal lines of
+    reference. Returns a Figure.
+    """
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    draw_lines(bare_axes(figure.subplots(), title, xlabel, ylabel), lines, levels or {})
+    return figure
+
+
+def training_curves(rows, *, name, unit, levels):
+    """The Figure of a run: the losses; where it is known, how far each kind of word lies above its
+    floor; and below, smaller, the learning rate and the gradient's norm.
+
+    rows: a run's lines, dicts with some of train_loss, val_loss, above_floor ({category: nats}), lr
+    and grad_norm. name: of the text. unit: what a token is. levels: {name: nats} to compare with.
+    """
+    def over_steps(key, read=lambda value: value):
+        having = [row for row in rows if key in row]
+        return [row["step"] for row in having], [read(row[key]) for row in having]
+
+    above = [row["above_floor"] for row in rows if "above_floor" in row]
+    kinds = [kind for kind in above[0] if kind != "all"] if above else []
+    parts = [({"training": over_steps("train_loss"), "validation": over_steps("val_loss")},
+              f"loss (nats/{unit})", levels)]
+    if above:
+        lines = {kind: over_steps("above_floor", lambda value, kind=kind: value[kind])
+                 for kind in kinds}
+        trained = {kind: (x[1:], y[1:]) for kind, (x, y) in lines.items()}  # not what chance gives
+        parts.append((trained, f"above the floor (nats/{unit})", {"the floor": 0.0}))
+    small = [({"": over_steps("lr")}, "learning rate", {}),
+             ({"": over_steps("grad_norm")}, "gradient norm", {})]
+    heights = [3] * len(parts) + [1] * len(small)
+    figure = Figure(figsize=(7, 1.3 * sum(heights)), layout="constrained")
+    rows_of_axes = figure.subplots(len(heights), sharex=True, height_ratios=heights)
+    for axes, (lines, ylabel, marks) in zip(rows_of_axes, parts + small, strict=True):
+        draw_lines(bare_axes(axes, "", "", ylabel), lines, marks)
+    figure.axes[-1].set_xlabel("step")
+    figure.axes[0].set_title(f"{name}: {rows[-1]['val_loss']:.3f} nats/{unit} on unseen text",
+                             loc="left", fontsize=11)
     return figure
 
 
@@ -62,7 +100,7 @@ def dot_rows(rows, *, title, xlabel):
     rows: {name: (value, low, high, mark)}. Returns a Figure.
     """
     figure = Figure(figsize=(9, 1.2 + 0.45 * len(rows)), layout="constrained")
-    axes = bare_axes(figure, title, xlabel, "")
+    axes = bare_axes(figure.subplots(), title, xlabel, "")
     for y, (value, low, high, mark) in enumerate(rows.values()):
         axes.plot([low, high], [y, y], color=COLOURS[0], linewidth=2.5, alpha=0.5)
         axes.plot(value, y, "o", color=COLOURS[0])
@@ -84,7 +122,7 @@ def heatmap(values, *, title, xlabel, ylabel, row_labels=None, column_labels=Non
     signed = values.count() and values.min() < 0
     side = 1.6 + 0.19 * max(12, *values.shape)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = bare_axes(figure, title, xlabel, ylabel)
+    axes = bare_axes(figure.subplots(), title, xlabel, ylabel)
     image = axes.imshow(values, cmap="RdBu_r" if signed else "Blues",
                         vmin=-most if signed else 0, vmax=most)
     if column_labels is not None:

@@ -33,7 +33,8 @@ NAMES = {
 }
 CACHE = "~/.cache/gpt2-from-scratch"
 FILES = ("config.json", "vocab.json", "merges.txt", "model.safetensors")
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+          "U8": torch.uint8, "BOOL": torch.bool}  # these two for masks, which are left out
 
 # Hugging Face's name of each tensor in a block, and ours; both lay matrices out as [in, out].
 BLOCK = {
@@ -63,7 +64,6 @@ def name_table(n_layers):
 
 def pretrained_folder(name_or_folder, cache_dir=None):
     """The folder of a model in Hugging Face's layout: the one that is given, or a download.
-
     Raises UserError where there is neither such a folder nor such a name, NoNetwork where the
     download stops (the next call goes on from there).
     """

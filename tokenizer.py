@@ -36,60 +36,80 @@ class CharTokenizer:
     kind, unit = "char", "character"
 
     def __init__(self):
-        self.characters = ""
-        self.ids = {}
+        self.symbols, self.ids = [], {}
 
     @property
     def d_vocab(self):
         """How many ids there are: 0 to d_vocab - 1."""
-        return len(self.characters)
+        return len(self.symbols)
+
+    def split(self, text):
+        """The symbols of a text."""
+        return list(text)
+
+    def join(self, symbols):
+        """The text of symbols."""
+        return "".join(symbols)
 
     def fit(self, text):
-        """Takes the characters of `text` as the vocabulary; returns itself."""
-        return self.load_state_dict({"kind": self.kind, "characters": "".join(sorted(set(text)))})
+        """Takes the symbols of `text` as the vocabulary; returns itself."""
+        symbols = sorted(set(self.split(text)))
+        return self.load_state_dict({"kind": self.kind, "symbols": symbols})
 
     def encode(self, text):
-        """The ids of a text, a list of int. Raises UserError naming the characters it lacks."""
-        try:
-            return [self.ids[character] for character in text]
-        except KeyError:
-            unknown = sorted(set(text) - set(self.ids))
-            raise UserError(
-                f"unknown characters {' '.join(map(repr, unknown[:10]))}; "
-                f"this tokenizer knows {self.d_vocab}: {self.characters!r}"
-            ) from None
+        """The ids of a text, a list of int. Raises UserError naming the symbols it lacks."""
+        symbols = self.split(text)
+        if unknown := sorted(set(symbols) - set(self.ids)):
+            known = "".join(self.symbols) if self.d_vocab < 300 else "…"
+            raise UserError(f"unknown {self.unit}s {' '.join(map(repr, unknown[:10]))}; "
+                            f"this tokenizer knows {self.d_vocab}: {known!r}")
+        return [self.ids[symbol] for symbol in symbols]
 
     def decode(self, ids):
         """The text of ids, a sequence of int or a 1-D tensor. Raises UserError on unknown ids."""
-        return "".join(self.characters[i] for i in known_ids(ids, self.d_vocab))
+        return self.join(self.to_str_tokens(ids))
 
     def to_bytes(self, ids):
         """The UTF-8 bytes of ids."""
         return self.decode(ids).encode()
 
     def to_str_tokens(self, text):
-        """The tokens of a text, or of its ids, as a list of str."""
-        return list(text if isinstance(text, str) else self.decode(text))
+        """The tokens of a text, or of its ids, as a list of str. UserError on unknown ones."""
+        ids = self.encode(text) if isinstance(text, str) else text
+        return [self.symbols[i] for i in known_ids(ids, self.d_vocab)]
 
     def state_dict(self):
         """All that `load_state_dict` needs, in plain types."""
-        return {"kind": self.kind, "characters": self.characters}
+        return {"kind": self.kind, "symbols": self.symbols}
 
     def load_state_dict(self, state):
         """Becomes the tokenizer that `state_dict` came from; returns itself."""
         check_kind(state, self.kind)
-        self.characters = state["characters"]
-        self.ids = {character: i for i, character in enumerate(self.characters)}
+        self.symbols = list(state["symbols"])
+        self.ids = {symbol: i for i, symbol in enumerate(self.symbols)}
         return self
 
 
-class BPETokenizer:
+class WordTokenizer(CharTokenizer):
+    """One id for each distinct word, mark and end of line; spaces are understood, not kept."""
+
+    kind, unit = "word", "word"
+
+    def split(self, text):
+        """The words, marks and ends of lines of a text."""
+        return re.findall(r"\w+|[^\w\s]|\n", text)
+
+    def join(self, symbols):
+        """The text of words: a space before each, but none before a mark or around a line's end."""
+        return re.sub(r" ([^\w\s])| ?(\n) ?", r"\1\2", " ".join(symbols))
+
+
+class BPETokenizer(CharTokenizer):
     """Byte-pair encoding on the bytes of UTF-8, GPT-2's way.
 
     A text is cut into words first (`word_pattern`), so that no token spans two of them; a word
     begins as its bytes, and the pair of neighbours that was merged first in training is merged
     first again, until no known pair is left.
-
     """
 
     kind, unit = "bpe", "token"
@@ -102,7 +122,7 @@ class BPETokenizer:
 
         Raises UserError where a byte or what a merge makes has no id.
         """
-        self.tokens = tokens
+        self.symbols = tokens
         self.ids = {token: i for i, token in enumerate(tokens)}
         self.ranks = {pair: rank for rank, pair in enumerate(merges)}
         self.known_words = {}
@@ -113,11 +133,6 @@ class BPETokenizer:
                             "files of one tokenizer")
 
     @property
-    def d_vocab(self):
-        """How many ids there are: 0 to d_vocab - 1."""
-        return len(self.tokens)
-
-    @property
     def endoftext_id(self):
         """The id of `<|endoftext|>`. Raises UserError where there is none."""
         if ENDOFTEXT.encode() not in self.ids:
@@ -125,10 +140,8 @@ class BPETokenizer:
         return self.ids[ENDOFTEXT.encode()]
 
     def train(self, text, vocab_size):
-        """Learns merges from `text` until there are vocab_size tokens; returns itself.
-        It stops earlier if no pair occurs twice. Ties go to the pair that sorts first.
-        Raises UserError for fewer tokens than there are bytes.
-        """
+        """Learns merges from `text` until there are vocab_size tokens or no pair occurs twice; ties
+        go to the pair that sorts first. Returns itself. UserError for fewer than 256 tokens."""
         if vocab_size < 256:
             raise UserError(f"vocab_size={vocab_size} is less than the 256 bytes; choose more")
         merges = learn_merges(Counter(split_words(text)), vocab_size - 256)
@@ -148,16 +161,14 @@ class BPETokenizer:
             pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
             if sorted(ids.values()) != list(range(len(ids))):
                 raise ValueError("the ids are not 0, 1, 2, …")
-            tokens = sorted(ids, key=ids.get)
-            return cls().load_state_dict({"kind": cls.kind, "tokens": tokens, "merges": pairs})
         except OSError as error:
             raise UserError(f"cannot read {error.filename}: {error.strerror}; GPT-2's tokenizer "
                             "needs a vocabulary and a file of merges") from None
-        except UserError:
-            raise
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{vocab} and {merges} are not a tokenizer's files ({error}); download "
                             "them again") from None
+        tokens = sorted(ids, key=ids.get)
+        return cls().load_state_dict({"kind": cls.kind, "tokens": tokens, "merges": pairs})
 
     def encode(self, text, endoftext=False):
         """The ids of a text, a list of int. Raises UserError on half a surrogate pair.
@@ -177,7 +188,7 @@ class BPETokenizer:
 
     def merge(self, word):
         """The pieces of one word, a list of bytes."""
-        pieces = to_pieces(word)
+        pieces = [bytes([byte]) for byte in word.encode()]
         while len(pieces) > 1:
             known = [pair for pair in itertools.pairwise(pieces) if pair in self.ranks]
             if not known:
@@ -187,13 +198,10 @@ class BPETokenizer:
 
     def to_bytes(self, ids):
         """The bytes of ids; they need not be whole characters."""
-        return b"".join(self.tokens[i] for i in known_ids(ids, self.d_vocab))
+        return b"".join(self.symbols[i] for i in known_ids(ids, self.d_vocab))
 
     def decode(self, ids):
-        """The text of ids, a sequence of int or a 1-D tensor; U+FFFD where bytes are not UTF-8.
-
-        Raises UserError on unknown ids.
-        """
+        """The text of ids, a sequence of int or a 1-D tensor; U+FFFD where bytes are not UTF-8."""
         return self.to_bytes(ids).decode("utf-8", errors="replace")
 
     def to_str_tokens(self, text):
@@ -204,8 +212,7 @@ class BPETokenizer:
     def state_dict(self):
         """All that `load_state_dict` needs, in plain types: bytes as GPT-2's visible characters."""
         merges = [[show(piece) for piece in pair] for pair in self.ranks]
-        return {"kind": self.kind, "tokens": [show(token) for token in self.tokens],
-                "merges": merges}
+        return {"kind": self.kind, "tokens": [*map(show, self.symbols)], "merges": merges}
 
     def load_state_dict(self, state):
         """Becomes the tokenizer that `state_dict` came from; returns itself."""
@@ -224,16 +231,16 @@ class BPETokenizer:
         return self
 
 
-TOKENIZERS = {kind.kind: kind for kind in (CharTokenizer, BPETokenizer)}
+TOKENIZERS = {kind.kind: kind for kind in (CharTokenizer, WordTokenizer, BPETokenizer)}
 
 
 def load_tokenizer(state):
     """The tokenizer that a state_dict came from, of whichever kind."""
-    if state.get("kind") not in list(TOKENIZERS):
-        raise UserError(f"a {state.get('kind')!r} tokenizer is unknown; there are: "
-                        f"{', '.join(TOKENIZERS)}")
+    kind = state.get("kind")
+    if kind not in list(TOKENIZERS):
+        raise UserError(f"a {kind!r} tokenizer is unknown; there are: {', '.join(TOKENIZERS)}")
     try:
-        return TOKENIZERS[state["kind"]]().load_state_dict(state)
+        return TOKENIZERS[kind]().load_state_dict(state)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"this is not the state of a tokenizer ({error!r})") from None
 
@@ -255,10 +262,8 @@ def known_ids(ids, d_vocab):
 
 @functools.cache
 def byte_characters():
-    """{byte: a visible character for it}, in GPT-2's order: its files are text, bytes are not.
-
-    A byte that Latin-1 shows stands for itself; the others (space, controls) get U+0100 and on.
-    """
+    """{byte: a visible character}, in GPT-2's order, since its files are text: a byte that Latin-1
+    shows stands for itself, the others (space, controls) are U+0100 and on."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in visible]
     codes = {byte: byte for byte in visible} | {byte: 256 + i for i, byte in enumerate(hidden)}
@@ -297,11 +302,6 @@ def split_words(text):
     return word_pattern().findall(text)
 
 
-def to_pieces(word):
-    """A word's bytes, one by one."""
-    return [bytes([byte]) for byte in word.encode()]
-
-
 def join(pieces, pair):
     """The pieces with every occurrence of the pair, from the left, made one."""
     joined, i = [], 0
@@ -315,10 +315,10 @@ def join(pieces, pair):
 def learn_merges(word_counts, n_merges):
     """The first n_merges pairs that BPE merges, in order: a list of (bytes, bytes).
 
-    word_counts: {word: how often}. Only the words in which a pair occurs are looked at when it is
-    merged; the heap may hold outdated counts, which are passed over when they come up.
+    word_counts: {word: how often}. When a pair is merged, only words that have it are looked at;
+    the heap may hold outdated counts, which are passed over when they come up.
     """
-    words = [(to_pieces(word), count) for word, count in word_counts.items()]
+    words = [([bytes([byte]) for byte in word.encode()], n) for word, n in word_counts.items()]
     counts, where = Counter(), defaultdict(set)
     for index, (pieces, count) in enumerate(words):
         for pair in itertools.pairwise(pieces):

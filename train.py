@@ -35,7 +35,7 @@ from data import load_dataset, random_batch, windows_in_order
 from generate import generate_text
 from losses import cross_entropy, per_token_loss
 from model import GPT
-from optim import AdamW, Muon, clip_gradients_, schedule
+from optim import clip_gradients_, make_optimizers, schedule
 from tokenizer import load_tokenizer
 from utils import (
     Progress,
@@ -68,22 +68,6 @@ class Step:
     seconds: float
 
 
-def make_optimizers(model, cfg):
-    """The optimisers of a TrainConfig, which together move every parameter once.
-
-    With "muon", the matrices inside the blocks are Muon's; the rest, and with "adamw" all, AdamW's.
-    """
-    hidden = {name: p for name, p in model.blocks.named_parameters()
-              if p.ndim == 2 and p.requires_grad}
-    hidden = hidden if cfg.optimizer == "muon" else {}
-    rest = [p for p in model.parameters() if not any(p is matrix for matrix in hidden.values())]
-    adamw = AdamW(rest, cfg.lr, betas=(cfg.beta1, cfg.beta2), weight_decay=cfg.weight_decay)
-    if not hidden:
-        return [adamw]
-    parts = [3 if name.endswith("W_QKV") else 1 for name in hidden]  # q, k and v apart
-    return [adamw, Muon(hidden.values(), cfg.muon_lr, parts=parts, weight_decay=cfg.weight_decay)]
-
-
 def fit(model, next_batch, cfg, *, optimizers=None, start=0, loss_fn=cross_entropy):
     """Trains the model in place and yields a Step after each one: the loop itself.
 
@@ -110,19 +94,24 @@ def fit(model, next_batch, cfg, *, optimizers=None, start=0, loss_fn=cross_entro
 
 
 @torch.no_grad()
-def evaluate(model, tokens, batch_size=16):
-    """The mean loss over a text, in nats a token: a float.
+def token_losses(model, tokens, batch_size=16, starts=None):
+    """The loss of every token of a text but the first, in nats: [n - 1], float64, on the CPU.
 
-    tokens: [n]; windows of n_ctx that do not overlap predict every token after the first once.
+    tokens: [n], predicted in windows of n_ctx, as `windows_in_order` cuts them.
     Leaves the model in the mode, training or evaluation, in which it was.
     """
     was_training, losses = model.training, []
     model.eval()
-    tokens = tokens.to(model.W_E.device)
-    for inputs, targets in windows_in_order(tokens, batch_size, model.cfg.n_ctx):
-        losses.append(per_token_loss(model(inputs), targets).flatten())
+    for window in windows_in_order(tokens, batch_size, model.cfg.n_ctx, starts):
+        inputs, targets, counted = (part.to(model.W_E.device) for part in window)
+        losses.append(per_token_loss(model(inputs), targets)[counted])
     model.train(was_training)
-    return torch.cat(losses).cpu().double().mean().item()
+    return torch.cat(losses).cpu().double()
+
+
+def evaluate(model, tokens, batch_size=16):
+    """The mean of `token_losses`, in nats a token: a float."""
+    return token_losses(model, tokens, batch_size).mean().item()
 
 
 class Run:
@@ -194,11 +183,14 @@ class Run:
 
     def validate(self):
         """Evaluates on the whole validation split, and writes the checkpoints."""
-        val_loss = evaluate(self.model, self.dataset.val, self.cfg.train.batch_size)
+        floor, size = self.dataset.floor, self.cfg.train.batch_size
+        losses = token_losses(self.model, self.dataset.val, size, floor and floor.starts)
+        val_loss = losses.mean().item()
+        above = {"above_floor": floor.above(losses)} if floor else {}
         if not math.isfinite(val_loss):
             raise Diverged(f"the validation loss is {val_loss} at step {self.step}; try a smaller "
                            "--train.lr")
-        self.log(val_loss=val_loss)
+        self.log(val_loss=val_loss, **above)
         if val_loss < self.best_loss:
             self.best_loss = val_loss
             self.save("best.pt")
@@ -231,18 +223,15 @@ class Run:
         self.saved_step = self.step
 
 
-def draw_loss(rows, name, d_vocab, unit):
-    """The Figure of loss.png: both losses, and what a uniform guess would cost.
-    rows: the lines of metrics.jsonl. name: of the text. unit: what a token is."""
-    lines = {}
-    for label, key in (("training", "train_loss"), ("validation", "val_loss")):
-        with_it = [row for row in rows if key in row]
-        lines[label] = [row["step"] for row in with_it], [row[key] for row in with_it]
-    return plotting.curve(
-        lines, title=f"{name}: {rows[-1]['val_loss']:.3f} nats/{unit} on unseen text",
-        xlabel="step", ylabel=f"loss (nats/{unit})",
-        levels={f"uniform guess, ln {d_vocab} = {math.log(d_vocab):.2f}": math.log(d_vocab)},
-    )
+def figure_of(run):
+    """The Figure of loss.png."""
+    d_vocab, floor = run.cfg.model.d_vocab, run.dataset.floor
+    levels = {f"uniform guess, ln {d_vocab} = {math.log(d_vocab):.2f}": math.log(d_vocab)}
+    if floor:
+        best = -floor.log_probs[1:].mean().item()
+        levels[f"the floor, {best:.3f}"] = best
+    return plotting.training_curves(run.rows, name=run.dataset.name, levels=levels,
+                                    unit=run.dataset.tokenizer.unit)
 
 
 def to_resume(given):
@@ -301,11 +290,17 @@ def start_run(cfg, overwrite=False, resumed=None):
     return run
 
 
+def above_the_floor(row):
+    """How far above the best possible loss a row of metrics.jsonl is: a line, or nothing."""
+    above = [f"{nats:.3f} ({kind})" for kind, nats in row.get("above_floor", {}).items()]
+    return f"nats/token above the floor: {', '.join(above)}\n" * bool(above)
+
+
 def finish(run):
     """Draws the curve, writes the sample, and says what came out."""
     d_vocab, tokenizer = run.cfg.model.d_vocab, run.dataset.tokenizer
     unit, loss = tokenizer.unit, run.rows[-1]["val_loss"]
-    plotting.save(draw_loss(run.rows, run.dataset.name, d_vocab, unit), run.folder / "loss.png")
+    plotting.save(figure_of(run), run.folder / "loss.png")
     prompt = tokenizer.decode(run.dataset.train[:1])
     prompt = "\n" if unit == "token" or "\n" in tokenizer.ids else prompt
     cfg = GenerateConfig(prompt=prompt, max_new_tokens=500, sliding=True)
@@ -318,7 +313,7 @@ def finish(run):
     print(f"\n{sample}\n\n"
           f"validation loss {loss:.4f} nats/{unit}{per_character} over the whole split, after "
           f"{run.step:,} steps in {run.seconds:.0f} s (a uniform guess: {math.log(d_vocab):.4f})\n"
-          f"the curve: {run.folder / 'loss.png'}\n"
+          f"{above_the_floor(run.rows[-1])}the curve: {run.folder / 'loss.png'}\n"
           f'more text: python generate.py --run_name {run.folder.name} --sliding --prompt "..."')
 
 

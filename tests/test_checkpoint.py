@@ -11,8 +11,10 @@ import torch
 from helpers import tiny_model, tiny_tokens
 
 import checkpoint
+import corpus
 from checkpoint import (
     describe,
+    export_pretrained,
     find_run,
     list_runs,
     load_checkpoint,
@@ -23,7 +25,7 @@ from checkpoint import (
 )
 from config import Config, DataConfig, ModelConfig, config_from_dict
 from data import load_dataset
-from tokenizer import CharTokenizer
+from tokenizer import BPETokenizer, CharTokenizer
 from utils import UserError
 
 TOKENIZER = CharTokenizer().fit("\n abcdefghi")  # as many characters as the tiny model's d_vocab
@@ -270,3 +272,58 @@ def test_the_description_gives_the_settings_back_and_says_which_text(tmp_path):
     assert told["versions"]["torch"] == torch.__version__
     sections = {section: told[section] for section in ("data", "model", "train", "logging")}
     assert config_from_dict(Config, sections) == cfg
+
+
+# A tokenizer beside published weights
+
+
+def bpe_model(folder, vocab_size=300, d_vocab=300):
+    """A folder with a model of d_vocab tokens and a tokenizer of vocab_size; both, too."""
+    tokenizer = BPETokenizer().train(corpus.text(5000), vocab_size)
+    model = tiny_model(d_vocab=d_vocab, tie_embeddings=True)
+    export_pretrained(folder, model, tokenizer)
+    return model, tokenizer
+
+
+def test_an_exported_model_and_its_tokenizer_come_back(tmp_path):
+    model, tokenizer = bpe_model(tmp_path)
+    again, its_tokenizer = load_model(str(tmp_path))
+    assert same_logits(again, model)
+    assert its_tokenizer.state_dict() == tokenizer.state_dict()
+
+
+def test_a_tokenizer_of_fewer_tokens_than_the_model_is_used_and_one_of_more_refused(tmp_path):
+    bpe_model(tmp_path / "more", d_vocab=301)
+    assert load_model(str(tmp_path / "more"))[1].d_vocab == 300
+    bpe_model(tmp_path / "fewer", d_vocab=299)
+    with pytest.raises(UserError, match="300 tokens and the model 299"):
+        load_model(str(tmp_path / "fewer"))
+
+
+def test_a_model_of_another_kind_of_tokenizer_is_not_exported(tmp_path):
+    with pytest.raises(UserError, match="'char' tokenizer has no place"):
+        export_pretrained(tmp_path / "x", tiny_model(), TOKENIZER)
+    assert not (tmp_path / "x").exists()
+
+
+def test_gpt2_s_tokenizer_is_taken_only_where_there_is_none_and_it_is_said(
+        tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint, "GPT2_TOKENS", 300)
+    monkeypatch.setattr(checkpoint, "GPT2_BPE", tmp_path / "gpt2_bpe")
+    model, _ = bpe_model(tmp_path / "gpt2_bpe")
+    model.save_pretrained(tmp_path / "bare")
+    assert load_model(str(tmp_path / "bare"))[1].d_vocab == 300
+    assert "taking GPT-2's" in capsys.readouterr().err
+    bpe_model(tmp_path / "own", vocab_size=280)
+    assert load_model(str(tmp_path / "own"))[1].d_vocab == 280
+    tiny_model(d_vocab=299).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match=r"has no vocab\.json and merges\.txt"):
+        load_model(str(tmp_path / "other"))
+
+
+def test_a_run_is_not_taken_for_published_weights(tmp_path):
+    save_run(tmp_path / "mine")
+    (tmp_path / "mine" / "metrics.jsonl").write_text("")
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="is a run"):
+        checkpoint.load_pretrained(tmp_path / "mine")

@@ -1,143 +1,187 @@
-"""The built-in language against its grammar, written out a second time as lists of sentences."""
+"""The built-in language: its probabilities against a second reading of the text, word by word."""
 
 import itertools
 import math
 import re
+from collections import Counter, defaultdict
 from functools import cache
 
 import pytest
 
 import corpus
-from corpus import ANIMALS, LOOKS, NAMES, PLACES, SYLLABLES, THINGS, VERBS, WHERE
+from corpus import ANIMALS, END, LOOKS, NAMES, PLACES, SONG, SYLLABLES, THINGS, VERBS
+from tokenizer import WordTokenizer
 
-N = 3000  # sentences in the samples that are counted
-PATTERN = r"[A-Za-z]+|[,:.\n]"  # what a word of the language looks like in a text
-
-
-@cache
-def sample(n_sentences=N, seed=0):
-    return corpus.sample(n_sentences, seed)
-
-
-def sentences(words, values):
-    """Both lists cut after each end of line: [(words of a sentence, its values), ...]."""
-    ends = [i + 1 for i, word in enumerate(words) if word == "\n"]
-    return [(tuple(words[a:b]), values[a:b]) for a, b in itertools.pairwise([0, *ends])]
+N = 1500  # stories in the sample that is counted
 
 
 @cache
-def language():
-    """{kind: every sentence of that kind}, straight from the examples and the lists of words."""
-    gifts = [
-        f"When {a} and {b} went to the {place} , {giver} gave a {thing} to {taker} . \n"
-        for a, b in itertools.permutations(NAMES, 2) for giver, taker in ((a, b), (b, a))
-        for place in PLACES for thing in THINGS
-    ]
-    songs = [f"{name} sings : {song} , again : {song} . \n" for name in NAMES
-             for song in map(" ".join, itertools.product(SYLLABLES, repeat=4))]
-    scenes = [f"The {look} {animal} {verb} {where} a {other} {thing} . \n"
-              for look, animal, verb, where, other, thing
-              in itertools.product(LOOKS, ANIMALS, VERBS, WHERE, LOOKS, THINGS)]
-    return {name: [tuple(s.split(" ")) for s in all_of_them] for name, all_of_them
-            in (("gift", gifts), ("song", songs), ("scene", scenes))}
+def sample(n_stories=N, seed=0):
+    return corpus.sample(n_stories, seed)
 
 
-def kind_of(words):
-    return {"When": "gift", "The": "scene"}.get(words[0], "song")
+def stories(seed=0):
+    """The words of each story, without its end."""
+    words = sample(seed=seed).words
+    ends = [i for i, word in enumerate(words) if word == END]
+    return [words[a:b] for a, b in zip([0, *(e + 1 for e in ends[:-1])], ends, strict=True)]
+
+
+def expected_cost(story):
+    """A story's -log p, worked out again from its sentences by the rules of the language."""
+    cost, place_of, thing_of = 0.0, {}, {}
+    sentences = [s.split() for s in re.findall(r"[^.]+\.", " ".join(story).replace("? ", ""))]
+    for number, words in enumerate(sentences):
+        weight = 7 + 2 * bool(place_of) + 2 * bool(thing_of)
+        kind = {"When": 2, "The": 1, "Where": 2, "What": 2}.get(words[0], 4 / len(NAMES))
+        going_on = {0: 1, 1: 1, 5: 0}.get(number, 2 / 3)
+        cost -= math.log(going_on * kind / weight)
+        if words[0] == "When":
+            _, one, _, two, _, _, _, place, _, giver, _, _, thing, _, receiver, _ = words
+            cost += math.log(8 * 7 * len(PLACES) * 2 * len(THINGS))
+            assert {giver, receiver} == {one, two} and one != two
+            place_of |= {one: place, two: place}
+            thing_of[receiver] = thing
+        elif words[0] == "The":
+            cost += math.log(len(LOOKS) * len(ANIMALS) * len(VERBS))
+        elif words[0] == "Where":
+            cost += math.log(len(place_of))
+            assert words[5] == place_of[words[2]]
+        elif words[0] == "What":
+            cost += math.log(len(thing_of))
+            assert words[4] == thing_of[words[2]]
+        elif words[1] == "sings":
+            cost += math.log(2 * len(SYLLABLES) ** SONG)
+            assert words[2 : 2 + SONG] == words[4 + SONG : 4 + 2 * SONG]
+        else:
+            cost += math.log(2 * len(PLACES))
+            place_of[words[0]] = words[4]
+    return cost - math.log({5: 1}.get(len(sentences), 1 / 3))
+
+
+def test_a_story_costs_what_its_sentences_cost_by_the_rules():
+    costs, log_probs = [], iter(sample().log_probs)
+    for story in stories():
+        costs.append(-sum(itertools.islice(log_probs, len(story) + 1)))
+        assert costs[-1] == pytest.approx(expected_cost(story), abs=1e-9)
+    assert len(set(map(round, costs))) > 20
+
+
+def test_each_word_was_drawn_with_the_probability_that_is_kept():
+    """Among all draws of one probability, that share came out as the first of their options."""
+    drawn = sample()
+    hits, chances, spread = 0.0, 0.0, 0.0
+    for word, options in zip(drawn.words, drawn.options, strict=True):
+        first, p = next(iter(options.items()))
+        assert sum(options.values()) == pytest.approx(1) and word in options
+        hits, chances, spread = hits + (word == first), chances + p, spread + p * (1 - p)
+    assert abs(hits - chances) < 4 * math.sqrt(spread)
+    choices = Counter(w for w, o in zip(drawn.words, drawn.options, strict=True)
+                      if set(o) == set(SYLLABLES))
+    n = choices.total()
+    chi2 = sum((choices[s] - n / 8) ** 2 / (n / 8) for s in SYLLABLES)
+    assert chi2 < 24.3  # 7 degrees of freedom, one in a thousand
+
+
+def test_the_probabilities_depend_on_the_visible_text_alone():
+    """The source is unifilar: the same story so far, the same options, whatever the seed."""
+    seen = {}
+    for seed in range(20):
+        drawn, begun = corpus.sample(100, seed), ()
+        for word, options in zip(drawn.words, drawn.options, strict=True):
+            assert seen.setdefault(begun, options) == options
+            begun = () if word == END else (*begun, word)
+    assert len(seen) > 5_000
+
+
+def test_categories_tell_what_each_word_takes():
+    drawn, by_kind = sample(), defaultdict(list)
+    for word, p, kind in zip(drawn.words, drawn.log_probs, drawn.categories, strict=True):
+        by_kind[kind].append((word, p))
+    assert set(by_kind) == set(corpus.CATEGORIES)
+    for kind in ("syntax", "indirect object", "copying", "recall"):
+        assert all(p == 0 for _, p in by_kind[kind]), kind
+    assert all(p == pytest.approx(-math.log(2)) for _, p in by_kind["duplicate"])
+    assert {w for w, _ in by_kind["copying"]} == set(SYLLABLES)
+    assert {w for w, _ in by_kind["recall"]} == set(PLACES + THINGS)
+    assert {w for w, _ in by_kind["indirect object"]} == set(NAMES)
+
+
+def test_a_story_has_two_to_five_sentences():
+    lengths = Counter(story.count(".") for story in stories())
+    assert set(lengths) == {2, 3, 4, 5}
+    assert lengths[2] / N == pytest.approx(1 / 3, abs=4 * math.sqrt(2 / 9 / N))
 
 
 def test_the_same_seed_gives_the_same_words_and_another_seed_others():
     assert corpus.sample(20, 5) == corpus.sample(20, 5)
-    assert corpus.sample(20, 5)[0] != corpus.sample(20, 6)[0]
+    assert corpus.sample(20, 5).words != corpus.sample(20, 6).words
     assert corpus.text(2000) == corpus.text(2000, seed=0) != corpus.text(2000, seed=1)
 
 
 def test_a_longer_sample_begins_like_a_shorter_one():
-    words, log_probs = corpus.sample(10, 3)
-    longer, longer_log_probs = corpus.sample(20, 3)
-    assert longer[: len(words)] == words and longer_log_probs[: len(words)] == log_probs
+    short, long = corpus.sample(10, 3), corpus.sample(20, 3)
+    for name in ("words", "log_probs", "categories", "options"):
+        assert getattr(long, name)[: len(short.words)] == getattr(short, name)
 
 
-def test_a_text_spells_each_word_so_that_all_can_be_read_back():
-    words, _ = sample()
-    text = corpus.spell(words)
-    assert re.findall(PATTERN, text) == words
-    assert re.sub(PATTERN, "", text).strip(" ") == ""  # nothing else is in it but spaces
+# Characters
+
+
+def test_no_word_that_can_follow_is_the_beginning_of_another():
+    before = END
+    for word, options in zip(sample().words, sample().options, strict=True):
+        spelled = sorted(corpus.spelled(before, other) for other in options)
+        assert not any(b.startswith(a) for a, b in itertools.pairwise(spelled))
+        before = word
+
+
+def test_the_characters_of_a_word_cost_what_the_word_costs():
+    drawn = sample()
+    log_probs, categories = corpus.characters(drawn)
+    costs, kinds, before = iter(log_probs), iter(categories), END
+    for word, p, kind in zip(drawn.words, drawn.log_probs, drawn.categories, strict=True):
+        n = len(corpus.spelled(before, word))
+        assert sum(itertools.islice(costs, n)) == pytest.approx(p, abs=1e-9)
+        assert set(itertools.islice(kinds, n)) == {kind}
+        before = word
+    assert next(costs, None) is None
+
+
+def test_each_character_has_the_probability_that_counting_continuations_gives():
+    """The next character, from the words that can follow, listed out and summed."""
+    drawn = corpus.sample(60, 4)
+    log_probs, before, at = corpus.characters(drawn)[0], END, 0
+    for word, options in zip(drawn.words, drawn.options, strict=True):
+        whole = corpus.spelled(before, word)
+        for i in range(len(whole)):
+            going = {corpus.spelled(before, w): p for w, p in options.items()
+                     if corpus.spelled(before, w)[:i] == whole[:i]}
+            wanted = sum(p for w, p in going.items() if w[i] == whole[i]) / sum(going.values())
+            assert math.exp(log_probs[at]) == pytest.approx(wanted)
+            at += 1
+        before = word
+    assert at == len(corpus.spell(drawn.words))
 
 
 def test_spelling_is_ordinary_english():
-    words = "When Ola and Leo went to the park , Leo gave a kite to Ola . \n Ivo sings : ri . \n"
+    words = "When Ola and Leo went to the park , Leo gave a kite to Ola . \n Where is Ola ?"
     assert corpus.spell(words.split(" ")) == (
-        "When Ola and Leo went to the park, Leo gave a kite to Ola.\nIvo sings: ri.\n")
+        "When Ola and Leo went to the park, Leo gave a kite to Ola.\nWhere is Ola?")
+
+
+def test_a_text_spells_each_word_so_that_all_can_be_read_back():
+    text = corpus.spell(sample().words)
+    tokenizer = WordTokenizer().fit(text)
+    assert tokenizer.to_str_tokens(text) == sample().words
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @pytest.mark.parametrize("n_characters", [10_000, 100_000])
-def test_a_text_is_about_as_long_as_asked_and_ends_with_a_sentence(n_characters):
+def test_a_text_is_about_as_long_as_asked_and_ends_with_a_story(n_characters):
     text = corpus.text(n_characters)
-    assert abs(len(text) / n_characters - 1) < 0.1 and text.endswith(".\n")
+    assert abs(len(text) / n_characters - 1) < 0.1 and text.endswith(f".{END}")
 
 
-def test_the_shortest_text_is_one_sentence():
-    assert corpus.text(1).count("\n") == 1
-
-
-def test_no_sentence_can_be_made_in_two_ways():
-    everything = [sentence for kind in language().values() for sentence in kind]
-    assert len(set(everything)) == len(everything)
-
-
-@pytest.mark.parametrize("kind", corpus.KINDS)
-def test_the_sentences_of_a_kind_are_equally_likely_and_sum_to_one_third(kind):
-    possible = set(language()[kind])
-    drawn = [s for s in sentences(*sample()) if kind_of(s[0]) == kind]
-    assert len(drawn) > 100
-    for words, log_probs in drawn:
-        assert words in possible
-        assert math.isclose(math.exp(sum(log_probs)) * len(possible), 1 / 3, rel_tol=1e-9)
-
-
-@pytest.mark.parametrize("kind", corpus.KINDS)
-def test_each_kept_probability_is_that_of_the_word_after_the_visible_ones(kind):
-    weighted = [(s, 1 / (3 * len(all_of_them))) for all_of_them in language().values()
-                for s in all_of_them]
-    words, log_probs = next(s for s in sentences(*sample()) if kind_of(s[0]) == kind)
-    for i, (word, log_prob) in enumerate(zip(words, log_probs, strict=True)):
-        before = sum(weight for _, weight in weighted)
-        weighted = [(s, weight) for s, weight in weighted if s[i] == word]  # those it leaves
-        wanted = sum(weight for _, weight in weighted) / before
-        assert math.isclose(math.exp(log_prob), wanted, rel_tol=1e-9), (i, word)
-
-
-def test_the_mean_surprise_of_a_sentence_approaches_the_entropy():
-    costs = [-sum(log_probs) for _, log_probs in sentences(*sample())]
-    entropy = math.log(3) + sum(math.log(len(kind)) for kind in language().values()) / 3
-    mean = sum(costs) / N
-    error = math.sqrt(sum((cost - mean) ** 2 for cost in costs) / (N - 1) / N)
-    assert abs(mean - entropy) < 4 * error and error < 0.02
-
-
-def test_words_occur_as_often_as_their_probability_says():
-    drawn = [words for words, _ in sentences(*sample())]
-    chances = {"When": 1 / 3, "The": 1 / 3, **dict.fromkeys(NAMES, 1 / 24)}
-    gifts, scenes = ([w for w in drawn if w[0] == first] for first in ("When", "The"))
-    tallies = [(w[0], p, drawn, 0) for w, p in (((k,), v) for k, v in chances.items())]
-    tallies += [(name, 1 / 8, gifts, place) for name in NAMES for place in (1, 3, 9)]
-    tallies += [(verb, 1 / 5, scenes, 3) for verb in VERBS]
-    for word, chance, among, place in tallies:
-        n = sum(words[place] == word for words in among)
-        error = math.sqrt(chance * (1 - chance) * len(among))
-        assert abs(n - chance * len(among)) < 4 * error, (word, place)
-
-
-def test_each_of_the_two_gives_half_of_the_time():
-    gifts = [words for words, _ in sentences(*sample()) if words[0] == "When"]
-    n_first = sum(words[9] == words[1] for words in gifts)
-    assert abs(n_first - len(gifts) / 2) < 4 * math.sqrt(len(gifts)) / 2
-
-
-def test_the_repeated_half_of_a_song_costs_nothing_and_the_first_half_all():
-    for words, log_probs in sentences(*sample()):
-        if kind_of(words) == "song":
-            again = words.index("again")
-            assert not any(log_probs[again - 1:]) and words[3:7] == words[again + 2: again + 6]
-            assert all(math.isclose(p, -math.log(8)) for p in log_probs[3:7])
+def test_the_shortest_text_is_one_story():
+    assert corpus.text(1).count(END) == 1

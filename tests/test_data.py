@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import re
 import socket
 import threading
 from collections import Counter
@@ -32,28 +33,31 @@ REMEDY = "do something else"
 # Windows
 
 
-@pytest.mark.parametrize("n_tokens", [6, 7, 8, 9, 10, 12, 13, 21, 22, 24, 25, 26, 31])
+@pytest.mark.parametrize("n_tokens", [2, 4, 5, 6, 7, 8, 9, 10, 12, 13, 21, 26, 31])
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_windows_in_order_predict_each_token_after_the_first_once(n_tokens, batch_size):
+@pytest.mark.parametrize("starts", [None, [0], [0, 3, 5, 11, 12, 14], [1, 6, 19], [2, 9, 30]])
+def test_windows_in_order_predict_each_token_after_the_first_once(n_tokens, batch_size, starts):
     tokens, targets = torch.arange(n_tokens), []
-    for inputs, wanted in windows_in_order(tokens, batch_size, 5):
-        assert torch.equal(inputs + 1, wanted)  # each target is the token after its input
-        assert 1 <= len(inputs) <= batch_size and 1 <= inputs.shape[1] <= 5
-        assert torch.equal(inputs, inputs[:, :1] + torch.arange(inputs.shape[1]))  # contiguous
-        targets.append(wanted.flatten())
+    for inputs, wanted, counted in windows_in_order(tokens, batch_size, 5, starts):
+        assert 1 <= len(inputs) <= batch_size and inputs.shape[1] == 5
+        assert torch.equal(inputs[counted] + 1, wanted[counted])  # a target follows its input
+        assert torch.equal(counted.long().cummin(1).values, counted.long())  # first, then no more
+        rows = inputs[:, :1] + torch.arange(5)
+        assert torch.equal(inputs[counted], rows[counted])  # contiguous
+        targets.append(wanted[counted])
     assert torch.equal(torch.cat(targets), tokens[1:])
 
 
-@pytest.mark.parametrize("n_tokens", [2, 4, 5])
-def test_a_text_of_less_than_a_window_is_one_short_window(n_tokens):
-    tokens = torch.arange(n_tokens)
-    [(inputs, targets)] = windows_in_order(tokens, 3, 5)
-    assert torch.equal(inputs, tokens[None, :-1]) and torch.equal(targets, tokens[None, 1:])
+def test_windows_are_full_but_the_last():
+    counts = [counted.sum().item() for *_, counted in windows_in_order(torch.arange(20), 1, 5)]
+    assert counts == [5, 5, 5, 4]
 
 
-def test_all_windows_in_order_are_full_but_the_last():
-    lengths = [inputs.shape[1] for inputs, _ in windows_in_order(torch.arange(20), 1, 5)]
-    assert lengths == [5, 5, 5, 4]
+def test_a_window_begins_at_a_story_wherever_it_can():
+    """Stories at 0, 3, 5, 11: two fit into the first window, the one of six not into any."""
+    begins = [inputs[0, 0].item() for inputs, *_ in
+              windows_in_order(torch.arange(18), 1, 5, starts=[0, 3, 5, 11])]
+    assert begins == [0, 5, 10, 11, 16]
 
 
 def test_a_random_batch_is_contiguous_and_its_targets_are_one_token_later():
@@ -141,14 +145,14 @@ def test_a_missing_file_and_a_folder_are_user_errors_with_their_path(tmp_path):
 
 
 def test_a_file_is_read_to_the_byte(tmp_path):
-    text, _ = load_text(file_config(tmp_path, "ä\r\nb\tc\r".encode()))
+    text, _, _ = load_text(file_config(tmp_path, "ä\r\nb\tc\r".encode()))
     assert text == "ä\r\nb\tc\r"
 
 
 def test_the_built_in_corpus_needs_no_network(monkeypatch):
     monkeypatch.setattr(data, "BUILTIN_CHARACTERS", 5000)
     monkeypatch.setattr(data, "tiny_shakespeare", None)
-    text, name = load_text(DataConfig(dataset="builtin"))
+    text, name, _ = load_text(DataConfig(dataset="builtin"))
     assert text == corpus.text(5000) and "built-in" in name
 
 
@@ -264,7 +268,7 @@ def config_without_network(tmp_path, monkeypatch, dataset):
 
 def test_auto_without_a_network_says_that_it_takes_the_built_in_corpus(
         server, tmp_path, monkeypatch, capsys):
-    text, name = load_text(config_without_network(tmp_path, monkeypatch, "auto"))
+    text, name, _ = load_text(config_without_network(tmp_path, monkeypatch, "auto"))
     assert text == corpus.text(5000) and "built-in" in name
     err = capsys.readouterr().err
     assert "WARNING: no network" in err and "built-in corpus instead" in err
@@ -278,7 +282,7 @@ def test_whoever_asks_for_shakespeare_gets_no_other_text(server, tmp_path, monke
 @pytest.mark.parametrize("dataset", ["auto", "tiny_shakespeare"])
 def test_a_text_on_disk_is_taken_without_a_network(server, tmp_path, monkeypatch, dataset, capsys):
     (tmp_path / "tiny_shakespeare.txt").write_bytes(GOOD)
-    text, name = load_text(config_without_network(tmp_path, monkeypatch, dataset))
+    text, name, _ = load_text(config_without_network(tmp_path, monkeypatch, dataset))
     assert text == GOOD.decode() and name == "Tiny Shakespeare" and capsys.readouterr().err == ""
 
 
@@ -286,3 +290,42 @@ def test_auto_does_not_hide_a_wrong_file_behind_the_built_in_corpus(server, tmp_
     (tmp_path / "tiny_shakespeare.txt").write_text("edited")
     with pytest.raises(UserError, match="is not Tiny Shakespeare"):
         load_text(config_without_network(tmp_path, monkeypatch, "auto"))
+
+
+# The floor
+
+
+@pytest.mark.parametrize("kind", ["char", "word"])
+def test_the_floor_is_that_of_the_validation_tokens_one_by_one(monkeypatch, kind):
+    monkeypatch.setattr(data, "BUILTIN_CHARACTERS", 30_000)
+    dataset = load_dataset(DataConfig(dataset="builtin", tokenizer=kind), 16)
+    floor, text = dataset.floor, dataset.tokenizer.decode(dataset.val)
+    assert len(floor.log_probs) == len(floor.categories) == len(dataset.val)
+    assert text.startswith("\n")
+    assert [i for i, token in enumerate(dataset.val.tolist())
+            if dataset.tokenizer.decode([token]) == "\n"] == floor.starts
+    sung = [dataset.tokenizer.decode([token]) for token, category
+            in zip(dataset.val.tolist(), floor.categories, strict=True) if category == "copying"]
+    songs = re.findall(r"again((?: \w\w){4})", text)
+    wanted = "".join(songs) if kind == "char" else "".join(songs).split()
+    assert list(sung) == list(wanted)
+    certain = [p == 0 for p, category in zip(floor.log_probs, floor.categories, strict=True)
+               if category == "syntax"]
+    assert all(certain)
+
+
+def test_losses_at_the_floor_lie_nowhere_above_it(monkeypatch):
+    monkeypatch.setattr(data, "BUILTIN_CHARACTERS", 30_000)
+    floor = load_dataset(DataConfig(dataset="builtin"), 16).floor
+    at_best = -floor.log_probs[1:].double()
+    assert floor.above(at_best) == {kind: pytest.approx(0) for kind in ("all", *corpus.CATEGORIES)}
+    worse = at_best + torch.tensor([category == "recall" for category in floor.categories[1:]])
+    above = floor.above(worse)
+    assert above.pop("recall") == pytest.approx(1) and 0 < above.pop("all") < 0.1
+    assert all(nats == pytest.approx(0) for nats in above.values())
+
+
+def test_a_text_of_unknown_entropy_and_pieces_of_words_have_no_floor(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "BUILTIN_CHARACTERS", 30_000)
+    assert load_dataset(file_config(tmp_path, b"ab" * 30), 5).floor is None
+    assert load_dataset(DataConfig(dataset="builtin", tokenizer="bpe"), 16).floor is None

@@ -375,7 +375,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed():
         assert not computed
         fits = list(generate(model, tiny_tokens(pos=4), SamplingConfig(max_new_tokens=5)))
     assert len(fits) == 5 == len(computed)
-    with pytest.raises(UserError, match="at most 0"):
+    with pytest.raises(UserError, match="shorten the prompt"):
         n_new_tokens(SamplingConfig(max_new_tokens=1), 20, N_CTX)
 
 

@@ -276,7 +276,7 @@ def test_the_last_validation_loss_is_that_of_the_checkpoint_over_the_whole_split
 def test_the_best_checkpoint_is_the_one_of_the_lowest_validation_loss(tmp_path, monkeypatch):
     quietly(monkeypatch)
     val_losses = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(train, "evaluate", lambda *args: next(val_losses))
+    monkeypatch.setattr(train, "token_losses", lambda *args: torch.tensor([next(val_losses)]))
     main(argv(tmp_path, *named("mine")))
     best = load_checkpoint(run_of(tmp_path, "mine") / "best.pt")
     assert (best["step"], best["best_loss"]) == (3, 1.0)
@@ -286,7 +286,7 @@ def test_the_best_checkpoint_is_the_one_of_the_lowest_validation_loss(tmp_path, 
 def test_of_two_equally_good_checkpoints_the_first_is_kept(tmp_path, monkeypatch):
     quietly(monkeypatch)
     val_losses = iter([3.0, 1.0, 1.0])
-    monkeypatch.setattr(train, "evaluate", lambda *args: next(val_losses))
+    monkeypatch.setattr(train, "token_losses", lambda *args: torch.tensor([next(val_losses)]))
     main(argv(tmp_path, *named("mine")))
     assert load_checkpoint(run_of(tmp_path, "mine") / "best.pt")["step"] == 3
 
@@ -294,7 +294,7 @@ def test_of_two_equally_good_checkpoints_the_first_is_kept(tmp_path, monkeypatch
 def test_a_resumed_run_knows_its_best_checkpoint(tmp_path, monkeypatch):
     quietly(monkeypatch)
     val_losses = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(train, "evaluate", lambda *args: next(val_losses))
+    monkeypatch.setattr(train, "token_losses", lambda *args: torch.tensor([next(val_losses)]))
     with monkeypatch.context() as patched:
         on_batch(patched, 4, interrupt)
         main(argv(tmp_path, *named("mine")))
@@ -508,7 +508,7 @@ def test_with_nothing_to_resume_a_run_starts_afresh_and_says_so(tmp_path, monkey
 def test_a_run_that_died_before_its_first_checkpoint_can_be_resumed(tmp_path, monkeypatch):
     quietly(monkeypatch)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(train, "evaluate", lambda *args: interrupt())
+        patched.setattr(train, "token_losses", lambda *args: interrupt())
         main(argv(tmp_path, *named("mine")))
     main(argv(tmp_path, *named("mine", "--resume")))
     assert final(tmp_path, "mine")["step"] == 6
