@@ -29,11 +29,11 @@ ANIMALS = ["cat", "dog", "fox", "hen"]
 LOOKS = ["old", "small", "red", "quiet"]
 VERBS = ["sleeps", "waits", "plays", "hides"]
 SYLLABLES = ["ri", "sa", "do", "mu", "la", "fe", "to", "ni"]
-SONG = 4  # syllables
+SHORTEST, LONGEST = 3, 6  # songs, in syllables
 MARKS = (",", ".", "?")
 END = "\n"  # of a story; the next begins after it
 FEWEST, MOST = 2, 5  # sentences in a story
-CHARACTERS_A_STORY = 122  # on average
+CHARACTERS_A_STORY = 125  # on average
 CATEGORIES = ("syntax", "choice", "duplicate", "indirect object", "copying", "recall")
 
 
@@ -107,9 +107,8 @@ class Storyteller:
         elif first == "What":
             self.question("has", self.thing_of, "A")
         elif self.draw(["sings", "is"]) == "sings":
-            song = [self.draw(SYLLABLES) for _ in range(SONG)]
-            self.say(",", "again")
-            self.say(*song, category="copying")
+            self.song()
+            return
         else:
             self.say("at", "the")
             self.place_of[first] = self.draw(PLACES)
@@ -130,6 +129,21 @@ class Storyteller:
         receiver = two if giver == one else one
         self.say(receiver, category="indirect object")
         self.thing_of[receiver] = thing
+
+    def song(self):
+        """Three to six syllables, and the same again. How far back the first one lies is different
+        each time: to copy, one must find where one is in the song."""
+        song = []
+        while (syllable := self.draw(self.going_on(len(song)))) != ",":
+            song.append(syllable)
+        self.say("again")
+        self.say(*song, ".", category="copying")
+
+    def going_on(self, n_syllables):
+        """{word: probability} after that many syllables: every length of a song is as likely."""
+        end = 1 / (1 + LONGEST - n_syllables) if n_syllables >= SHORTEST else 0.0
+        options = {",": end} | {other: (1 - end) / len(SYLLABLES) for other in SYLLABLES}
+        return {word: p for word, p in options.items() if p}
 
     def scene(self):
         """An animal does something."""
