@@ -70,7 +70,7 @@ def load_model(run=None, out_dir="outputs", device="cpu", *, file="checkpoint.pt
     the lowest validation loss. cache_dir: where downloads are kept.
     Raises UserError for what is not there and weights that do not fit their config.
     """
-    if run is not None and not is_run(run, out_dir) and is_pretrained(run):
+    if run is not None and folder_of_run(run, out_dir) is None and is_pretrained(run):
         return load_pretrained(run, device, cache_dir=cache_dir)
     path = find_run(run, out_dir) / file
     state = load_checkpoint(path)
@@ -133,11 +133,6 @@ def is_pretrained(name_or_folder):
     return name_or_folder in NAMES or (Path(name_or_folder) / "config.json").exists()
 
 
-def is_run(run, out_dir):
-    """Whether there is a run of that name in out_dir, or in that folder."""
-    return any((Path(place) / "checkpoint.pt").exists() for place in (Path(out_dir) / run, run))
-
-
 def config_of(state, path):
     """The Config in a checkpoint; `path` is for the error that is raised where it has none."""
     try:
@@ -161,6 +156,12 @@ def list_runs(out_dir):
     return [path.parent for path in sorted(checkpoints, key=lambda path: path.stat().st_mtime_ns)]
 
 
+def folder_of_run(run, out_dir):
+    """The folder of a run by its name in out_dir, or by its path; None where there is none."""
+    places = (Path(out_dir) / run, Path(run))
+    return next((folder for folder in places if (folder / "checkpoint.pt").exists()), None)
+
+
 def find_run(run, out_dir):
     """The folder of a run by name, by path, or (None) the newest. Raises UserError listing those
     that are there."""
@@ -169,9 +170,8 @@ def find_run(run, out_dir):
         if not runs:
             raise UserError(f"no run in {out_dir} yet; make one with: python train.py")
         return runs[-1]
-    for folder in (Path(out_dir) / run, Path(run)):
-        if (folder / "checkpoint.pt").exists():
-            return folder
+    if folder := folder_of_run(run, out_dir):
+        return folder
     there = ", ".join(folder.name for folder in runs[-8:]) or "none"
     near = closest(str(run), [*(folder.name for folder in runs), *NAMES])
     raise UserError(f"no run {run!r} in {out_dir}; there: {there}{near}")

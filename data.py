@@ -65,7 +65,7 @@ class Dataset:
     name: str
     sha256: str
     val_characters: int
-    floor: "Floor | None" = None
+    floor: Floor | None = None
 
 
 def load_dataset(cfg, n_ctx, tokenizer=None):
@@ -92,21 +92,19 @@ def load_dataset(cfg, n_ctx, tokenizer=None):
                 f"n_ctx={n_ctx} needs {n_ctx + 1}; use a longer text or a smaller --model.n_ctx"
             )
     return Dataset(train, val, tokenizer, name, sha256_of(text.encode()), len(text) - n_train,
-                   floor_of(sample, tokenizer, len(val)))
+                   floor_of(sample, tokenizer, val))
 
 
-def floor_of(sample, tokenizer, n_tokens):
-    """The Floor of the last n_tokens of a corpus.Sample; None where it is not known, which is for
-    any other text, and for pieces of words."""
+def floor_of(sample, tokenizer, val):
+    """The Floor of val [n], the last tokens of a corpus.Sample; None where it is not known, which
+    is for any other text, and for pieces of words."""
     if sample is None or tokenizer.kind == "bpe":
         return None
     log_probs, categories = sample.log_probs, sample.categories
-    ends = [word == corpus.END for word in sample.words]
     if tokenizer.kind == "char":
         log_probs, categories = corpus.characters(sample)
-        ends = [character == corpus.END for character in corpus.spell(sample.words)]
-    starts = [i for i, is_end in enumerate(ends[-n_tokens:]) if is_end]
-    return Floor(torch.tensor(log_probs[-n_tokens:]), categories[-n_tokens:], starts)
+    starts = (val == tokenizer.ids[corpus.END]).nonzero().flatten().tolist()
+    return Floor(torch.tensor(log_probs[-len(val):]), categories[-len(val):], starts)
 
 
 def load_text(cfg):

@@ -68,19 +68,17 @@ def training_curves(rows, *, name, unit, levels):
     rows: a run's lines, dicts with some of train_loss, val_loss, above_floor ({category: nats}), lr
     and grad_norm. name: of the text. unit: what a token is. levels: {name: nats} to compare with.
     """
-    def over_steps(key, read=lambda value: value):
+    def over_steps(key):
         having = [row for row in rows if key in row]
-        return [row["step"] for row in having], [read(row[key]) for row in having]
+        return [row["step"] for row in having], [row[key] for row in having]
 
-    above = [row["above_floor"] for row in rows if "above_floor" in row]
-    kinds = [kind for kind in above[0] if kind != "all"] if above else []
     parts = [({"training": over_steps("train_loss"), "validation": over_steps("val_loss")},
               f"loss (nats/{unit})", levels)]
+    steps, above = over_steps("above_floor")
     if above:
-        lines = {kind: over_steps("above_floor", lambda value, kind=kind: value[kind])
-                 for kind in kinds}
-        trained = {kind: (x[1:], y[1:]) for kind, (x, y) in lines.items()}  # not what chance gives
-        parts.append((trained, f"above the floor (nats/{unit})", {"the floor": 0.0}))
+        lines = {kind: (steps[1:], [nats[kind] for nats in above[1:]])  # not what chance gives
+                 for kind in above[0] if kind != "all"}
+        parts.append((lines, f"above the floor (nats/{unit})", {"the floor": 0.0}))
     small = [({"": over_steps("lr")}, "learning rate", {}),
              ({"": over_steps("grad_norm")}, "gradient norm", {})]
     heights = [3] * len(parts) + [1] * len(small)

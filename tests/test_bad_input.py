@@ -149,6 +149,7 @@ def test_a_run_that_diverges_at_once_does_not_block_its_name(tmp_path, capsys, m
     flags = argv(tmp_path, *named("mine"))
     complaint(train.main, [*flags, "--model.init_scale", "1e38", "--model.norm", "none"], capsys)
     train.main([*flags, "--resume"])
+    assert (tmp_path / "outputs/mine/checkpoint.pt").exists()
 
 
 # The checkpoint
