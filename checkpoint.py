@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from config import Config, config_from_dict
+from config import Config, LoggingConfig, config_from_dict
 from model import GPT
 from pretrained import NAMES, pretrained_folder
 from tokenizer import BPETokenizer, load_tokenizer
@@ -28,6 +28,7 @@ from utils import UserError, atomic_write, closest, write_json
 CONTENTS = {"config": dict, "model": dict, "optimizer": list, "step": int, "tokenizer": dict}
 GPT2_BPE, GPT2_TOKENS = Path("data/gpt2_bpe"), 50257
 VERSION_LINE = "#version: 0.2"  # how a file of merges begins
+FREE_TO_CHANGE = {"device", "threads"}  # on resuming: these say where, not what
 FILES = ("config.json", "checkpoint.pt", "best.pt", "metrics.jsonl", "loss.png", "sample.txt")
 
 
@@ -141,12 +142,12 @@ def config_of(state, path):
         raise UserError(f"{path} has no usable config ({error}); train again") from None
 
 
-def describe(cfg, dataset):
+def describe(cfg, dataset, model):
     """What config.json holds: the settings, and what else the numbers depend on."""
     return dataclasses.asdict(cfg) | {
         "text": {"name": dataset.name, "sha256": dataset.sha256},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads(), "device": str(model.W_E.device),
     }
 
 
@@ -175,6 +176,34 @@ def find_run(run, out_dir):
     there = ", ".join(folder.name for folder in runs[-8:]) or "none"
     near = closest(str(run), [*(folder.name for folder in runs), *NAMES])
     raise UserError(f"no run {run!r} in {out_dir}; there: {there}{near}")
+
+
+def to_resume(given):
+    """(folder, state, Config) of the run that `--resume` asks for; None where there is none yet.
+
+    given: the flags, nested; what they leave out is as it was in the run.
+    Raises UserError naming every flag that contradicts it.
+    """
+    logging = config_from_dict(LoggingConfig, given.get("logging", {}))
+    names = [folder.name for folder in list_runs(logging.out_dir)]
+    if not names or logging.run_name not in (None, *names):
+        if near := closest(logging.run_name or "", names):
+            raise UserError(f"no run {logging.run_name!r} to resume{near}")
+        print("nothing to resume yet: starting afresh")
+        return None
+    folder = find_run(logging.run_name, logging.out_dir)
+    state = load_checkpoint(folder / "checkpoint.pt")
+    saved = dataclasses.asdict(config_of(state, folder / "checkpoint.pt"))
+    different = [
+        f"{section}.{name} was {saved[section][name]}, not {value}"
+        for section in ("data", "model", "train") for name, value in given.get(section, {}).items()
+        if value != saved[section].get(name) and name not in FREE_TO_CHANGE
+    ]
+    if different:
+        raise UserError(f"{folder} was made with other settings: {'; '.join(different)}; leave "
+                        "these flags out, or start another run")
+    merged = {section: saved[section] | given.get(section, {}) for section in saved}
+    return folder, state, config_from_dict(Config, merged)
 
 
 def new_run_folder(out_dir, run_name=None, overwrite=False):

@@ -35,9 +35,11 @@ class DataConfig:
         "char", "an id for each character, word, or frequent piece of the training text"
     )
     vocab_size: int = option(1024, "how many tokens bpe learns, 256 bytes among them")
+    repeats: float = option(0.0, "share of the windows that are random tokens, repeated")
 
     def __post_init__(self):
         check_choices(self)
+        check(self, "repeats", lambda share: 0 <= share < 1, "at least 0 and less than 1")
         check(self, "vocab_size", lambda n: n >= 256, "256 or more")
         check(self, "val_fraction", lambda share: 0 < share < 1, "more than 0 and less than 1")
 
@@ -201,6 +203,16 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def __post_init__(self):
+        if self.data.repeats and not self.n_repeats:
+            raise UserError(f"repeats={self.data.repeats} of batch_size={self.train.batch_size} is "
+                            f"no window; give {1 / self.train.batch_size:.2g} or more")
+
+    @property
+    def n_repeats(self):
+        """How many windows of a batch are random tokens, repeated."""
+        return round(self.data.repeats * self.train.batch_size)
 
 
 def check(config, name, holds, wanted):

@@ -202,6 +202,20 @@ def random_batch(tokens, batch_size, n_ctx, generator):
     return windows[:, :-1], windows[:, 1:]
 
 
+def repeated_batch(d_vocab, batch_size, n_ctx, generator):
+    """(inputs, targets), each [batch, pos]: random tokens, repeated from the period on, which is
+    another one in each row, from 4 to half of the window.
+
+    Nothing in them can be known but what the same tokens were followed by before: what an induction
+    head does (Olsson et al. 2022). With one period for all, looking that far back would do.
+    """
+    drawn = torch.randint(d_vocab, (batch_size, n_ctx + 1), generator=generator)
+    longest = max(4, (n_ctx + 1) // 2)
+    periods = torch.randint(4, longest + 1, (batch_size, 1), generator=generator)
+    windows = drawn.gather(1, torch.arange(n_ctx + 1) % periods)
+    return windows[:, :-1], windows[:, 1:]
+
+
 def windows_in_order(tokens, batch_size, n_ctx, starts=None):
     """Yields (inputs, targets, counted), each [batch, pos], which predict every token after the
     first once: where `counted`. What is not is padding, or belongs to the next window.

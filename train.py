@@ -20,18 +20,9 @@ from dataclasses import dataclass
 import torch
 
 import plotting
-from checkpoint import (
-    config_of,
-    describe,
-    find_run,
-    list_runs,
-    load_checkpoint,
-    new_run_folder,
-    read_metrics,
-    save_checkpoint,
-)
-from config import Config, GenerateConfig, LoggingConfig, config_from_dict, flag_parser, nested
-from data import load_dataset, random_batch, windows_in_order
+from checkpoint import describe, new_run_folder, read_metrics, save_checkpoint, to_resume
+from config import Config, GenerateConfig, config_from_dict, flag_parser, nested
+from data import load_dataset, random_batch, repeated_batch, windows_in_order
 from generate import generate_text
 from losses import cross_entropy, per_token_loss
 from model import GPT
@@ -41,7 +32,6 @@ from utils import (
     Progress,
     UserError,
     atomic_write,
-    closest,
     pick_device,
     run_program,
     seeded_generator,
@@ -49,11 +39,11 @@ from utils import (
     write_json,
 )
 
-FREE_TO_CHANGE = {"device", "threads"}  # on resuming: these say where, not what
+PATIENCE = 100  # steps whose loss may be above that of the untrained model, in a row
 
 
 class Diverged(UserError):
-    """The loss or its gradient is no longer a finite number."""
+    """The loss or its gradient is no longer a finite number, or training made things worse."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +114,14 @@ class Run:
         self.sampler = seeded_generator(cfg.train.seed)
         torch.manual_seed(cfg.train.seed)  # for dropout, the only draw that takes no generator
         self.step, self.seconds, self.best_loss = 0, 0.0, math.inf
+        self.lost = 0  # steps in a row whose loss was above that of the untrained model
         self.rows, self.recent = [], []  # the lines of metrics.jsonl; the steps since the last one
 
     def begin(self, overwrite=False):
         """Makes the run's folder and its first checkpoint: whatever happens now, there is one."""
         logging = self.cfg.logging
         self.folder = new_run_folder(logging.out_dir, logging.run_name, overwrite)
-        write_json(self.folder / "config.json", describe(self.cfg, self.dataset))
+        write_json(self.folder / "config.json", describe(self.cfg, self.dataset, self.model))
         self.validate()
 
     def resume(self, folder, state):
@@ -141,7 +132,7 @@ class Run:
             optimizer.load_state_dict(saved)
         self.sampler.set_state(state["sampler"])
         torch.set_rng_state(state["rng"])
-        for name in ("step", "seconds", "best_loss"):
+        for name in ("step", "seconds", "best_loss", "lost"):
             setattr(self, name, state[name])
         self.recent = [Step(*values) for values in state["recent"]]
         self.saved_step = self.step
@@ -150,9 +141,12 @@ class Run:
             file.writelines(json.dumps(row) + "\n" for row in self.rows)
 
     def next_batch(self):
-        """(inputs, targets): windows from anywhere in the training part."""
-        size, n_ctx = self.cfg.train.batch_size, self.cfg.model.n_ctx
-        batch = random_batch(self.dataset.train, size, n_ctx, self.sampler)
+        """(inputs, targets): windows from anywhere in the training part, and the repeats."""
+        size, n_ctx, n_repeats = self.cfg.train.batch_size, self.cfg.model.n_ctx, self.cfg.n_repeats
+        batch = random_batch(self.dataset.train, size - n_repeats, n_ctx, self.sampler)
+        if n_repeats:
+            more = repeated_batch(self.cfg.model.d_vocab, n_repeats, n_ctx, self.sampler)
+            batch = map(torch.cat, zip(batch, more, strict=True))
         return [tokens.to(self.model.W_E.device) for tokens in batch]
 
     def train(self):
@@ -164,6 +158,7 @@ class Run:
             for step in steps:
                 self.step, self.seconds = step.number, self.seconds + step.seconds
                 self.recent.append(step)
+                self.check(step)
                 if self.step % cfg.eval_interval == 0 or self.step == cfg.max_steps:
                     self.validate()
                 elif self.step % cfg.log_interval == 0:
@@ -175,6 +170,16 @@ class Run:
                     break
         progress.close()
         return self.step == cfg.max_steps
+
+    def check(self, step):
+        """Raises Diverged where training has made things worse for long."""
+        untrained = self.rows[0]["val_loss"]
+        worse = step.loss > 1.02 * untrained  # one that has learned nothing may vary by less
+        self.lost = self.lost + 1 if worse else 0
+        if self.lost == PATIENCE:
+            raise Diverged(f"the loss was above the untrained model's {untrained:.4g} for "
+                           f"{PATIENCE} steps, {step.loss:.4g} at step {self.step}; try a smaller "
+                           "--train.lr or --train.muon_lr")
 
     def tokens_per_s(self, *steps):
         """The speed over some steps."""
@@ -194,7 +199,8 @@ class Run:
         if val_loss < self.best_loss:
             self.best_loss = val_loss
             self.save("best.pt")
-        self.save("checkpoint.pt")
+        if not self.lost or self.step == self.cfg.train.max_steps:  # the last good one stays
+            self.save("checkpoint.pt")
 
     def log(self, **more):
         """Adds a line to metrics.jsonl: means over the steps since the last one, and `more`."""
@@ -215,12 +221,14 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step, "seconds": self.seconds, "best_loss": self.best_loss,
+            "lost": self.lost,
             "recent": [dataclasses.astuple(step) for step in self.recent],
             "sampler": self.sampler.get_state(), "rng": torch.get_rng_state(),
             "tokenizer": self.dataset.tokenizer.state_dict(),
             "config": dataclasses.asdict(self.cfg), "data_sha256": self.dataset.sha256,
         })
-        self.saved_step = self.step
+        if name == "checkpoint.pt":
+            self.saved_step = self.step
 
 
 def figure_of(run):
@@ -232,34 +240,6 @@ def figure_of(run):
         levels[f"the floor, {best:.3f}"] = best
     return plotting.training_curves(run.rows, name=run.dataset.name, levels=levels,
                                     unit=run.dataset.tokenizer.unit)
-
-
-def to_resume(given):
-    """(folder, state, Config) of the run that `--resume` asks for; None where there is none yet.
-
-    given: the flags, nested; what they leave out is as it was in the run.
-    Raises UserError naming every flag that contradicts it.
-    """
-    logging = config_from_dict(LoggingConfig, given.get("logging", {}))
-    names = [folder.name for folder in list_runs(logging.out_dir)]
-    if not names or logging.run_name not in (None, *names):
-        if near := closest(logging.run_name or "", names):
-            raise UserError(f"no run {logging.run_name!r} to resume{near}")
-        print("nothing to resume yet: starting afresh")
-        return None
-    folder = find_run(logging.run_name, logging.out_dir)
-    state = load_checkpoint(folder / "checkpoint.pt")
-    saved = dataclasses.asdict(config_of(state, folder / "checkpoint.pt"))
-    different = [
-        f"{section}.{name} was {saved[section][name]}, not {value}"
-        for section in ("data", "model", "train") for name, value in given.get(section, {}).items()
-        if value != saved[section].get(name) and name not in FREE_TO_CHANGE
-    ]
-    if different:
-        raise UserError(f"{folder} was made with other settings: {'; '.join(different)}; leave "
-                        "these flags out, or start another run")
-    merged = {section: saved[section] | given.get(section, {}) for section in saved}
-    return folder, state, config_from_dict(Config, merged)
 
 
 def start_run(cfg, overwrite=False, resumed=None):

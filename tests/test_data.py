@@ -19,6 +19,7 @@ from data import (
     load_dataset,
     load_text,
     random_batch,
+    repeated_batch,
     sha256_of,
     tiny_shakespeare,
     windows_in_order,
@@ -58,6 +59,22 @@ def test_a_window_begins_at_a_story_wherever_it_can():
     begins = [inputs[0, 0].item() for inputs, *_ in
               windows_in_order(torch.arange(18), 1, 5, starts=[0, 3, 5, 11])]
     assert begins == [0, 5, 10, 11, 16]
+
+
+def test_a_repeated_window_is_random_once_and_from_then_on_known():
+    inputs, targets = repeated_batch(1000, 64, 40, seeded_generator(0))
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    windows = torch.cat([inputs[:, :1], targets], 1)
+    periods = [next(p for p in range(1, 41) if torch.equal(row[p:], row[:-p])) for row in windows]
+    assert min(periods) >= 4 and max(periods) <= 20 and len(set(periods)) > 10
+    assert all(len(set(row[:p].tolist())) > 0.7 * p for row, p in zip(windows, periods,
+                                                                       strict=True))
+
+
+@pytest.mark.parametrize("n_ctx", [1, 2, 7, 8])
+def test_a_window_that_is_too_short_to_repeat_is_random(n_ctx):
+    inputs, targets = repeated_batch(3, 5, n_ctx, seeded_generator(0))
+    assert inputs.shape == targets.shape == (5, n_ctx)
 
 
 def test_a_random_batch_is_contiguous_and_its_targets_are_one_token_later():

@@ -33,6 +33,7 @@ FLAGS = ("--model.n_layers 1 --model.n_heads 2 --model.d_model 8 --model.n_ctx 8
          "--train.max_steps 6 --train.eval_interval 3 --train.log_interval 2 --train.batch_size 4 "
          "--train.device cpu").split()
 N_CTX = TINY["n_ctx"]
+TINY_SHAPE = ModelConfig(n_layers=1, n_heads=2, d_model=8, n_ctx=32, d_vocab=99)
 
 
 def argv(folder, *flags):
@@ -529,6 +530,59 @@ def test_a_run_that_diverges_stops_and_names_its_last_good_checkpoint(tmp_path, 
     assert load_checkpoint(path)["step"] == int(step)
     model, _ = load_model("wild", tmp_path / "outputs")
     assert all(weight.isfinite().all() for weight in model.state_dict().values())
+
+
+def test_a_run_that_only_makes_things_worse_stops_with_its_last_good_checkpoint(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train, "PATIENCE", 4)
+    flags = ["--train.max_steps", "50", "--train.eval_interval", "2"]
+    real = train.fit
+
+    def worsening(*args, **more):
+        for step in real(*args, **more):
+            yield dataclasses.replace(step, loss=9.0 if step.number > 5 else step.loss)
+
+    monkeypatch.setattr(train, "fit", worsening)
+    with pytest.raises(UserError, match=r"4 steps, 9 at step 9; .*--train\.lr.*of step 4$"):
+        main(argv(tmp_path, *named("worse"), *flags))
+    assert final(tmp_path, "worse")["step"] == 4
+
+
+def test_one_bad_batch_does_not_stop_a_run(tmp_path, monkeypatch):
+    quietly(monkeypatch)
+    monkeypatch.setattr(train, "PATIENCE", 2)
+    real = train.fit
+
+    def uneven(*args, **more):
+        for step in real(*args, **more):
+            yield dataclasses.replace(step, loss=9.0 if step.number % 2 else step.loss)
+
+    monkeypatch.setattr(train, "fit", uneven)
+    main(argv(tmp_path, *named("uneven"), "--train.max_steps", "7"))
+    assert final(tmp_path, "uneven")["step"] == 7
+
+
+# Repeats
+
+
+def test_of_each_batch_the_share_that_was_asked_for_is_repeats(tmp_path):
+    def batch(share):
+        text = str(tmp_path / "text.txt")
+        cfg = Config(DataConfig(path=text, repeats=share), TINY_SHAPE, TrainConfig(batch_size=10))
+        return Run(cfg, load_dataset(cfg.data, 32), torch.device("cpu")).next_batch()
+
+    (tmp_path / "text.txt").write_text(corpus.text(1500), encoding="utf-8")
+    for share, expected in ((0.0, 0), (0.2, 2), (0.9, 9)):
+        inputs, targets = batch(share)
+        assert inputs.shape == targets.shape == (10, 32)
+        periodic = [any(torch.equal(row[p:], row[:-p]) for p in range(4, 17)) for row in inputs]
+        assert periodic == [False] * (10 - expected) + [True] * expected
+
+
+def test_repeats_that_would_be_no_window_are_refused():
+    with pytest.raises(UserError, match=r"repeats=0\.01 of batch_size=16 .*0\.062 or more"):
+        Config(DataConfig(repeats=0.01))
 
 
 # Whole processes
