@@ -1,0 +1,52 @@
+"""The race: every contestant takes all its steps, in turns, and is judged by its own marks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import race
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def curves(nano, mine):
+    """What `race` returns, where each contestant ends at (seconds, loss)."""
+    return {race.NANO: [(1.0, 3.0), nano]} | {
+        name: [(0.5, 3.0), mine] for name in list(race.contestants(65, 0))[1:]}
+
+
+def test_a_contestant_is_held_against_its_own_time_and_loss():
+    field = race.contestants(65, 0)
+    verdicts = {}
+    for loss in (1.6, 1.5, 1.4):
+        races = [curves((100.0, 1.9), (seconds, loss)) for seconds in (90.0, 110.0)]
+        verdicts[loss] = {claim.claim.split(" (")[0] + claim.claim.split("): ")[1][:4]: claim.holds
+                          for claim in race.claims_of(field, races)}
+    assert [verdicts[loss]["python train.pyvali"] for loss in (1.6, 1.5, 1.4)] == [
+        False, True, True]
+    assert [verdicts[loss]["five timesvali"] for loss in (1.6, 1.5, 1.4)] == [False, False, True]
+    assert verdicts[1.6]["a third of itvali"] and not verdicts[1.6]["a third of ittime"]
+    assert verdicts[1.6]["python train.pytime"] and verdicts[1.6]["nanoGPT's recipetime"] is None
+
+
+def test_the_default_run_is_in_the_race_as_it_is():
+    mine = race.contestants(65, 0)["python train.py"]
+    assert mine.model == race.ModelConfig(d_vocab=65) and mine.train == race.TrainConfig()
+
+
+@pytest.mark.slow
+def test_a_quick_race_writes_what_it_measured(tmp_path):
+    run = subprocess.run(
+        [sys.executable, ROOT / "experiments" / "race.py", "--quick", "--out_dir", tmp_path],
+        capture_output=True, text=True, cwd=tmp_path, timeout=240,
+    )
+    assert run.returncode == 0, run.stderr
+    result = json.loads((tmp_path / "race" / "results.json").read_text())
+    for name, points in result["races"][0].items():
+        seconds, losses = zip(*points, strict=True)
+        assert len(points) == race.LOOKS and list(seconds) == sorted(seconds), name
+        assert losses[-1] < losses[0] < 3.7, name
+    assert (tmp_path / "race" / "race.png").stat().st_size > 10_000
