@@ -49,10 +49,10 @@ class ModelConfig:
     """The shape of the model: a pre-LayerNorm GPT-2."""
 
     n_layers: int = option(3, "blocks; 0 leaves embedding and unembedding")
-    n_heads: int = option(3, "attention heads a block; must divide d_model")
-    d_model: int = option(96, "width of the residual stream")
+    n_heads: int = option(4, "attention heads a block; must divide d_model")
+    d_model: int = option(80, "width of the residual stream")
     d_mlp: int | None = option(None, "hidden neurons of an MLP (none: 4 x d_model)")
-    n_ctx: int = option(64, "the most tokens that the model reads at once")
+    n_ctx: int = option(96, "the most tokens that the model reads at once")
     d_vocab: int | None = option(None, "size of the vocabulary (none: the tokenizer's)")
     attn_only: bool = option(False, "leave the MLPs out")
     norm: Literal["layernorm", "none"] = option("layernorm", "normalise what each part reads")
@@ -92,17 +92,17 @@ class ModelConfig:
 class TrainConfig:
     """How to train."""
 
-    max_steps: int = option(2200, "steps of the optimiser")
-    batch_size: int = option(16, "windows a step")
+    max_steps: int = option(2900, "steps of the optimiser")
+    batch_size: int = option(12, "windows a step")
     optimizer: Literal["muon", "adamw"] = option(
         "muon", "muon: on the blocks' matrices, and AdamW on the rest; adamw: on all"
     )
     lr: float = option(5e-3, "AdamW's highest learning rate")
-    muon_lr: float = option(0.012, "Muon's highest learning rate")
+    muon_lr: float = option(0.016, "Muon's highest learning rate")
     schedule: Literal["linear", "cosine", "trapezoid"] = option("linear", "how the rates fall")
     final_lr_fraction: float = option(0.0, "the schedule ends at this share of the highest rate")
     warmup_steps: int = option(40, "steps over which the rates rise before they fall")
-    weight_decay: float = option(0.05, "decoupled decay, on matrices only")
+    weight_decay: float = option(0.1, "decoupled decay, on matrices only")
     beta1: float = option(0.9, "AdamW's memory of the gradient, a share a step")
     beta2: float = option(0.98, "AdamW's memory of its square")
     grad_clip: float = option(1.0, "the most that the gradient's norm may be (0: no limit)")

@@ -159,7 +159,7 @@ def training_claims(cfg, progress):
     size = 128 if cfg.quick else 1024
     left, right = torch.randn(2, size, size, generator=seeded_generator(0))
     groups = [("nanoGPT's CPU shape, AdamW", NANO, 12, "adamw"),
-              ("the default shape, Muon", DEFAULT, 16, "muon"),
+              ("the default shape, Muon", DEFAULT, 12, "muon"),
               ("6 layers of 384, context 256, Muon", LARGE, 4, "muon")]
     claims = []
     for name, shape, batch, optimizer in groups:

@@ -54,6 +54,7 @@ class RaceConfig:
     """Which data, how often, with what patience."""
 
     seeds: int = option(3, "how many times the race is run")
+    first_seed: int = option(0, "of these times; the others follow")
     threads: int = option(1, "CPU threads")
     quick: bool = option(False, "tiny shapes on the built-in corpus, no marks")
     folder: str = option("data", "where Tiny Shakespeare is kept")
@@ -88,12 +89,16 @@ def contestants(d_vocab, seed):
                     seed=seed),
     )
     shape, how = ModelConfig(d_vocab=d_vocab), TrainConfig(seed=seed)
+    larger = dataclasses.replace(shape, d_model=96, d_mlp=None, n_heads=3, n_ctx=128)
+    largest = dataclasses.replace(shape, n_layers=4, d_model=96, d_mlp=None, n_ctx=192)
     return {
         NANO: nano,
-        "a third of it": Contestant(shape, dataclasses.replace(how, max_steps=700), 0.35),
+        "a third of it": Contestant(shape, dataclasses.replace(how, max_steps=900), 0.35),
         "python train.py": Contestant(shape, how, 1.0, 1.58),
-        "twice": Contestant(shape, dataclasses.replace(how, max_steps=3750), 2.0, 1.53),
-        "five times": Contestant(shape, dataclasses.replace(how, max_steps=9000), 5.0, 1.47),
+        "twice": Contestant(larger, dataclasses.replace(how, max_steps=3600, batch_size=10,
+                                                        muon_lr=0.012), 2.0, 1.53),
+        "five times": Contestant(largest, dataclasses.replace(how, max_steps=6000, batch_size=8,
+                                                              muon_lr=0.012), 5.0, 1.47),
     }
 
 
@@ -182,7 +187,7 @@ def run(cfg):
     if cfg.quick:
         dataset = dataclasses.replace(dataset, val=dataset.val[:2000])
     try:
-        for seed in range(1 if cfg.quick else cfg.seeds):
+        for seed in range(cfg.first_seed, cfg.first_seed + (1 if cfg.quick else cfg.seeds)):
             field = contestants(dataset.tokenizer.d_vocab, seed)
             if cfg.quick:
                 field = {name: quick(each) for name, each in field.items()}

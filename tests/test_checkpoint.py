@@ -167,7 +167,7 @@ def test_a_value_that_is_not_a_dict_is_refused(tmp_path, value):
 
 
 @pytest.mark.parametrize("config, problem", [
-    ({"model": {"n_layer": 2}}, "n_layers"), ({"model": {"n_heads": 5}}, "does not divide"),
+    ({"model": {"n_layer": 2}}, "n_layers"), ({"model": {"n_heads": 7}}, "does not divide"),
     ({"model": 3}, "config"), (None, "config"), ({"model": {"n_layers": "two"}}, "config"),
 ])
 def test_a_config_that_makes_no_model_is_refused(tmp_path, config, problem):

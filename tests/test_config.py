@@ -207,7 +207,7 @@ def test_a_config_survives_dictionaries_and_json(cfg):
     (ModelConfig, {"n_layer": 2}, "ModelConfig has no field 'n_layer'; .*n_layers"),
     (Config, {"train": {"learning": 1}}, "TrainConfig has no field 'learning'"),
     (Config, {"modle": {}}, "Config has no field 'modle'; the closest: model"),
-    (Config, {"model": {"n_heads": 5}}, "n_heads=5 does not divide"),
+    (Config, {"model": {"n_heads": 7}}, "n_heads=7 does not divide"),
 ])
 def test_a_dictionary_is_checked_like_a_command_line(kind, values, message):
     with pytest.raises(UserError, match=message):

@@ -258,13 +258,13 @@ def output_of(code, folder):
 def test_the_readme_s_look_inside_runs_on_the_newest_run(tmp_path):
     text = tmp_path / "data" / "tiny_shakespeare.txt"
     text.parent.mkdir()
-    text.write_text("".join(map(chr, range(32, 127))) + corpus.text(15_000), encoding="utf-8")
+    text.write_text("".join(map(chr, range(32, 127))) + corpus.text(25_000), encoding="utf-8")
     train.main(["--data.path", str(text), "--logging.out_dir", str(tmp_path / "outputs"),
                 "--train.max_steps", "2", "--train.batch_size", "2", "--train.device", "cpu",
                 "--model.d_model", "24"])
     lines = output_of(readme_code("Look inside"), tmp_path).splitlines()
     assert [line.split(":")[0] for line in lines] == [
-        f"head {layer}.{head}" for layer in range(3) for head in range(3)]
+        f"head {layer}.{head}" for layer in range(3) for head in range(4)]
 
 
 def test_the_readme_s_gpt2_runs_on_a_folder_of_that_form(tmp_path):

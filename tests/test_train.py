@@ -142,8 +142,10 @@ def test_fit_equals_the_naive_loop():
     cfg = TrainConfig(max_steps=5, warmup_steps=2, optimizer="adamw", grad_clip=0.5)
     # In float64: a bias of the keys has no gradient but rounding, which Adam would blow up.
     model, naive = tiny_model(dtype=torch.float64), tiny_model(dtype=torch.float64)
-    decays = [{"params": [p for p in naive.parameters() if p.ndim > 1], "weight_decay": 0.05},
-              {"params": [p for p in naive.parameters() if p.ndim == 1], "weight_decay": 0.0}]
+    matrices, vectors = ([p for p in naive.parameters() if (p.ndim > 1) is many]
+                         for many in (True, False))
+    decays = [{"params": matrices, "weight_decay": cfg.weight_decay},
+              {"params": vectors, "weight_decay": 0.0}]
     optimizer, batch = torch.optim.AdamW(decays, cfg.lr, (cfg.beta1, cfg.beta2)), random_batches()
     for i in range(5):
         for group in optimizer.param_groups:
@@ -581,7 +583,7 @@ def test_of_each_batch_the_share_that_was_asked_for_is_repeats(tmp_path):
 
 
 def test_repeats_that_would_be_no_window_are_refused():
-    with pytest.raises(UserError, match=r"repeats=0\.01 of batch_size=16 .*0\.062 or more"):
+    with pytest.raises(UserError, match=r"repeats=0\.01 of batch_size=12 .*0\.083 or more"):
         Config(DataConfig(repeats=0.01))
 
 
