@@ -1,4 +1,4 @@
-# make train       trains the default model (two to three minutes)
+# make train       trains the default model (one to two minutes)
 # make test        runs the tests (about a minute)
 # make benchmark   measures the speed
 # Each makes a virtual environment in .venv the first time, and installs nothing after that.

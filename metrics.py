@@ -1,11 +1,101 @@
-"""What an analysis reports: numbers that say how well a head fits a description.
+"""What an analysis reports: differences of logits, ranks, scores of heads, and how sure one is.
 
-Chapter: COURSE_ROADMAP.md, 4 (QK and OV)
-Read before: attention.py; after: README.md, "Look inside"
-Source: Elhage et al. 2021 (previous-token heads); Olsson et al. 2022 (prefix matching)
+Metrics of logits map [..., batch, pos, d_vocab] to [..., batch], leading axes being a sweep's
+cells, and to one number with reduction="mean". Scores of patterns map [..., query_pos, key_pos] to
+[...].
+
+Chapter: COURSE_ROADMAP.md, 8 (read)
+Read before: losses.py, attention.py; after: residual_stream_analysis.py
+Source: Elhage et al. 2021 (previous-token heads); Olsson et al. 2022 (prefix matching); Wang et al.
+2022 (logit difference); Xiao et al. 2024 (attention sinks)
 """
 
-from utils import UserError
+import torch
+
+import losses
+from utils import UserError, seeded_generator
+
+REDUCTIONS = ("mean", "none")
+
+
+def token_ids(tokens, n_rows, d_vocab, *, tokenizer=None):
+    """Tokens as ids, [batch]: an id or a text for all rows, or one for each.
+
+    Texts need a tokenizer, for which they must be one token each. Raises UserError otherwise, and
+    for ids outside of the vocabulary.
+    """
+    listed = tokens if isinstance(tokens, (list, tuple)) else [tokens]
+    if any(isinstance(token, str) for token in listed):
+        if tokenizer is None:
+            raise UserError(f"{tokens!r} is text where ids are needed; pass tokenizer=, or "
+                            "tokenizer.encode(text)")
+        pieces = [tokenizer.encode(token) for token in listed]
+        for token, ids in zip(listed, pieces, strict=True):
+            if len(ids) != 1:
+                raise UserError(f"{token!r} is {len(ids)} tokens, not one; choose another text")
+        tokens = [ids[0] for ids in pieces]
+        tokens = tokens[0] if len(tokens) == 1 else tokens
+    ids = torch.as_tensor(tokens)
+    if ids.is_floating_point() or ids.ndim > 1 or (ids.ndim == 1 and len(ids) != n_rows):
+        raise UserError(f"token ids are {list(ids.shape)} {ids.dtype}; pass one, or one for each "
+                        f"of the {n_rows} rows")
+    if ids.min() < 0 or ids.max() >= d_vocab:
+        raise UserError(f"token id {int(ids.max() if ids.min() >= 0 else ids.min())} is outside of "
+                        f"the vocabulary of {d_vocab}")
+    return ids.expand(n_rows)
+
+
+def reduced(values, reduction):
+    """values [..., batch] as they are ("none"), or their mean over the batch ("mean")."""
+    if reduction not in REDUCTIONS:
+        raise UserError(f"reduction={reduction!r} is unknown; choose from: {', '.join(REDUCTIONS)}")
+    return values if reduction == "none" else values.mean(-1)
+
+
+def chosen_logits(logits, tokens, pos, tokenizer=None):
+    """The logits of one token a row at one position, [..., batch]."""
+    n_rows, d_vocab = logits.shape[-3], logits.shape[-1]
+    ids = token_ids(tokens, n_rows, d_vocab, tokenizer=tokenizer).to(logits.device)
+    return logits[..., pos, :].gather(-1, ids[:, None].expand(*logits.shape[:-2], 1)).squeeze(-1)
+
+
+def logit_diff(logits, correct, wrong, *, pos=-1, reduction="mean", tokenizer=None):
+    """The logit of `correct` less that of `wrong`, in nats: ln of how many times likelier it is.
+
+    logits: [..., batch, pos, d_vocab]; correct, wrong: an id (or text, with a tokenizer) for all
+    rows, or one for each. Returns [...], or with reduction="none" [..., batch].
+    """
+    difference = (chosen_logits(logits, correct, pos, tokenizer)
+                  - chosen_logits(logits, wrong, pos, tokenizer))
+    return reduced(difference, reduction)
+
+
+def target_rank(logits, target, *, pos=-1, reduction="none", tokenizer=None):
+    """How many tokens have a higher logit than `target`: 0 where it is the likeliest.
+
+    logits: [..., batch, pos, d_vocab]. Returns [..., batch], int64, or the mean over the batch.
+    """
+    own = chosen_logits(logits, target, pos, tokenizer)
+    rank = (logits[..., pos, :] > own[..., None]).sum(-1)
+    return reduced(rank if reduction == "none" else rank.float(), reduction)
+
+
+def kl_divergence(logits, reference, *, pos=-1, reduction="mean"):
+    """KL(reference || logits) of the predictions at one position, in nats.
+
+    logits: [..., batch, pos, d_vocab]; reference: what broadcasts to it, such as the clean run's.
+    Returns [...], or with reduction="none" [..., batch].
+    """
+    return reduced(losses.kl_divergence(reference[..., pos, :], logits[..., pos, :]), reduction)
+
+
+def per_token_loss(logits, tokens, *, reduction="mean"):
+    """The mean surprise of a text at itself, in nats a token; the last position predicts nothing.
+
+    logits: [..., batch, pos, d_vocab]; tokens: [batch, pos]. Returns [...], or [..., batch].
+    """
+    targets = tokens[:, 1:].expand(*logits.shape[:-3], -1, -1)
+    return reduced(losses.per_token_loss(logits[..., :-1, :], targets).mean(-1), reduction)
 
 
 def prev_token_score(pattern):
@@ -32,3 +122,84 @@ def induction_score(pattern, tokens):
     after = earlier.roll(1, dims=-1)  # the last key is nobody's past, so none comes round
     n_queries = earlier.any(-1).sum(-1)  # [batch]
     return (pattern * after[:, None]).sum((-2, -1)) / n_queries[:, None]
+
+
+def duplicate_token_score(pattern, tokens):
+    """The attention that a token which was there before pays to its earlier occurrences, summed;
+    the mean over such queries. Shapes and NaN as in `induction_score`."""
+    earlier = (tokens[:, :, None] == tokens[:, None, :]).tril(-1)
+    n_queries = earlier.any(-1).sum(-1)
+    return (pattern * earlier[:, None]).sum((-2, -1)) / n_queries[:, None]
+
+
+def sink_score(pattern):
+    """The mean attention that each position, from the second on, pays to the first.
+
+    pattern: [..., query_pos, key_pos]. Returns [...], from 0 to 1 (Xiao et al. 2024).
+    """
+    return pattern[..., 1:, 0].mean(-1)
+
+
+def attention_entropy(pattern):
+    """How spread out attention is: the mean entropy of its rows, in nats, 0 for one key alone.
+
+    pattern: [..., query_pos, key_pos]. Returns [...]; uniform attention has the mean of ln 1, …,
+    ln n.
+    """
+    return torch.special.entr(pattern).sum(-1).mean(-1)
+
+
+def copying_score(OV_eigenvalues):
+    """sum(re) / sum(abs) of the eigenvalues of W_E OV W_U: 1 where every direction of the
+    vocabulary raises itself, -1 where each suppresses itself (Elhage et al. 2021).
+
+    OV_eigenvalues: [..., d_head], complex or real. Returns [...].
+    """
+    return OV_eigenvalues.real.sum(-1) / OV_eigenvalues.abs().sum(-1)
+
+
+def spearman(one, other):
+    """The correlation of two rankings along the last axis, from -1 to 1; ties share their mean
+    rank. one, other: [..., n]. Returns [...]; NaN where one of them is constant."""
+    ranks = [mean_ranks(values.double()) for values in (one, other)]
+    centred = [rank - rank.mean(-1, keepdim=True) for rank in ranks]
+    a, b = (rank / rank.norm(dim=-1, keepdim=True) for rank in centred)
+    return (a * b).sum(-1)
+
+
+def mean_ranks(values):
+    """The rank of each value among [..., n], from 0; equal values share the mean of theirs."""
+    below = (values[..., None, :] < values[..., :, None]).sum(-1)
+    equal = (values[..., None, :] == values[..., :, None]).sum(-1)
+    return below.to(values) + (equal - 1).to(values) / 2
+
+
+def bootstrap_ci(values, *, level=0.95, n_draws=2000, seed=0):
+    """An interval for the mean of `values`, [n] or [n, ...], by drawing n of them again and again.
+
+    Draw rows that belong together (a clean and a corrupted prompt) as their difference: paired.
+    Returns (low, high), each [...], between which the middle `level` of the drawn means lie.
+    Raises UserError for fewer than two values.
+    """
+    values = torch.as_tensor(values).double()
+    if len(values) < 2:
+        raise UserError(f"{len(values)} value has no spread; give two or more")
+    draws = torch.randint(len(values), (n_draws, len(values)), generator=seeded_generator(seed))
+    means = torch.stack([values[draw].mean(0) for draw in draws])
+    low, high = means.quantile(torch.tensor([0.5 - level / 2, 0.5 + level / 2]).double(), dim=0)
+    return low, high
+
+
+def permutation_pvalue(observed, null):
+    """How often chance does as well: (1 + draws that reach `observed`) / (1 + draws).
+
+    observed: a number, or [head] (any shape). null: [draw], or [draw, head]; with heads, each draw
+    counts by its largest head, so that scanning many heads is paid for (max over heads).
+    Returns a p-value of observed's shape, never 0. Raises UserError for an empty null.
+    """
+    observed, null = torch.as_tensor(observed).double(), torch.as_tensor(null).double()
+    if not len(null):
+        raise UserError("the null has no draws; give some")
+    largest = null.flatten(1).max(1).values if null.ndim > 1 else null  # [draw]
+    reached = (largest >= observed[..., None]).sum(-1)
+    return (1 + reached) / (1 + len(largest))

@@ -1,6 +1,6 @@
 """Trains a small GPT-2 on a text: the main program.
 
-    python train.py                                        # Tiny Shakespeare, two to three minutes
+    python train.py                                        # Tiny Shakespeare, one to two minutes
     python train.py --data.path my.txt --model.n_layers 2 --logging.run_name mine
     python train.py --logging.run_name mine --resume       # go on where it stopped
 

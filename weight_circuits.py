@@ -1,4 +1,8 @@
-"""The same function in other weights: exact re-parameterisations that make circuits easier to read.
+"""Circuits in the weights alone: what a head could do, before any text; and the freedoms they have.
+
+A head reads and writes through products of two matrices of rank d_head: W_Q W_K^T says which source
+a destination attends to, W_V W_O what is then moved (`qk_circuit`, `ov_circuit`). They stay
+factored: all that one asks of them needs only the small sides.
 
 Many weights give the same predictions. LayerNorm's gain can live in the matrices that read after
 it; what is constant along the stream is invisible to every LayerNorm; a constant added to all
@@ -7,10 +11,11 @@ here moves such a freedom to where it does no harm, returns a **new** model, and
 its predictions drifted, which should be rounding.
 
     folded, drift = fold_layer_norm(model)
+    scores = composition_scores(model, "K")             # who could read what whom wrote
 
-Chapter: COURSE_ROADMAP.md, 5 (the whole model)
-Read before: model.py; after: attribution of what each part says, in later chapters
-Source: Elhage et al. 2021 (which degrees of freedom a circuit has); names of TransformerLens
+Chapter: COURSE_ROADMAP.md, 5 (the whole model) and 8 (read)
+Read before: model.py; after: residual_stream_analysis.py
+Source: Elhage et al. 2021 (circuits, composition, freedoms); names of TransformerLens
 """
 
 import dataclasses
@@ -18,6 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
+from metrics import copying_score
 from model import GPT
 from utils import UserError, seeded_generator
 
@@ -145,3 +151,183 @@ def drift(old, new):
     before, after = logits
     return Drift((before.log_softmax(-1) - after.log_softmax(-1)).abs().max().item(),
                  (before - after).abs().max().item())
+
+
+# Circuits
+
+
+class FactoredMatrix:
+    """A product A B that is never multiplied out: A [..., rows, rank], B [..., rank, columns]."""
+
+    def __init__(self, A, B):
+        self.A, self.B = A, B
+
+    @property
+    def AB(self):
+        """The product itself, [..., rows, columns]."""
+        return self.A @ self.B
+
+    @property
+    def T(self):
+        """The transposed product."""
+        return FactoredMatrix(self.B.mT, self.A.mT)
+
+    @property
+    def shape(self):
+        """Of the product."""
+        batch = torch.broadcast_shapes(self.A.shape[:-2], self.B.shape[:-2])
+        return (*batch, self.A.shape[-2], self.B.shape[-1])
+
+    def __matmul__(self, other):
+        """(A B) @ a tensor or another FactoredMatrix, factored."""
+        if isinstance(other, FactoredMatrix):
+            return FactoredMatrix(self.A @ (self.B @ other.A), other.B)
+        return FactoredMatrix(self.A, self.B @ other)
+
+    def __rmatmul__(self, other):
+        """A tensor @ (A B), factored."""
+        return FactoredMatrix(other @ self.A, self.B)
+
+    def core(self):
+        """(Q_A, small, Q_B) with A B = Q_A small Q_B^T and orthonormal columns in both Q."""
+        (Q_A, R_A), (Q_B, R_B) = torch.linalg.qr(self.A), torch.linalg.qr(self.B.mT)
+        return Q_A, R_A @ R_B.mT, Q_B
+
+    def svd(self):
+        """(U, S, V) with A B = U diag(S) V^T; S [..., rank], the largest first."""
+        Q_A, small, Q_B = self.core()
+        U, S, Vh = torch.linalg.svd(small, full_matrices=False)
+        return Q_A @ U, S, Q_B @ Vh.mT
+
+    def norm(self):
+        """The Frobenius norm, [...]."""
+        return self.core()[1].norm(dim=(-2, -1))
+
+    def eigenvalues(self):
+        """Those that can differ from zero, [..., rank], complex: A B x = l x exactly where
+        B A (B x) = l (B x). Needs a square product."""
+        return torch.linalg.eigvals(self.B @ self.A)
+
+
+def read_through(norm, W):
+    """W [..., d_model, out] as it acts on the normalised stream: LayerNorm's weights multiplied in,
+    and without the mean, which a normalised stream has not got."""
+    if not hasattr(norm, "w"):
+        return W
+    weighted = norm.w[:, None] * W
+    return weighted - weighted.mean(-2, keepdim=True)
+
+
+@torch.no_grad()
+def qk_circuits(model, layer):
+    """W_Q W_K^T of all heads of a layer, [head, d_model, d_model]: how much a destination (row)
+    with one direction in its normalised stream attends to a source (column) with another, times
+    sqrt(d_head). A FactoredMatrix. Raises UserError for a layer that is not there."""
+    block = block_of(model, layer)
+    return FactoredMatrix(read_through(block.ln1, block.attn.W_Q),
+                          read_through(block.ln1, block.attn.W_K).mT)
+
+
+@torch.no_grad()
+def ov_circuits(model, layer):
+    """W_V W_O of all heads of a layer, [head, d_model, d_model]: what is written where a source
+    with one direction in its normalised stream is attended to. A FactoredMatrix."""
+    block = block_of(model, layer)
+    return FactoredMatrix(read_through(block.ln1, block.attn.W_V), block.attn.W_O)
+
+
+def qk_circuit(model, layer, head):
+    """`qk_circuits` of one head, [d_model, d_model]; W_E @ it @ W_E.T asks it about tokens."""
+    return of_head(qk_circuits(model, layer), head)
+
+
+def ov_circuit(model, layer, head):
+    """`ov_circuits` of one head, [d_model, d_model]; `W_E @ it @ read_through(ln_final, W_U)` says
+    which tokens each token raises."""
+    return of_head(ov_circuits(model, layer), head)
+
+
+def of_head(circuits, head):
+    """One head of a layer's circuits. Raises UserError for one that is not there."""
+    n_heads = len(circuits.A)
+    if not 0 <= head < n_heads:
+        raise UserError(f"head={head} is not there; choose 0 to {n_heads - 1}")
+    return FactoredMatrix(circuits.A[head], circuits.B[head])
+
+
+def block_of(model, layer):
+    """A block. Raises UserError for one that is not there."""
+    if not 0 <= layer < model.cfg.n_layers:
+        raise UserError(f"layer={layer} is not there; this model has {model.cfg.n_layers} layers")
+    return model.blocks[layer]
+
+
+@torch.no_grad()
+def ov_eigenvalue_score(model):
+    """How much each head copies, [layer, head], from -1 to 1: `copying_score` of the eigenvalues of
+    W_E OV W_U, whose positive ones are directions of the vocabulary that raise themselves."""
+    W_U = read_through(model.ln_final, model.W_U)
+    return torch.stack([copying_score((model.W_E @ ov_circuits(model, layer) @ W_U).eigenvalues())
+                        for layer in range(model.cfg.n_layers)])
+
+
+@dataclass(frozen=True)
+class Composition:
+    """scores and z, each [layer, head, later layer, later head], 0 unless the later one is later.
+    z: by how many standard deviations a score lies above that of random matrices."""
+
+    scores: torch.Tensor
+    z: torch.Tensor
+
+
+@torch.no_grad()
+def composition_scores(model, kind, *, n_draws=300, seed=0):
+    """How much of what a head writes a later head reads with its Q, K or V: a Composition.
+
+    |W_A W_B| / (|W_A| |W_B|), norms of Frobenius: W_A is the earlier head's OV, W_B the later one's
+    QK ("Q"), QK^T ("K") or OV ("V"). The random factors have the shapes of the heads' and
+    independent normal entries; for them the mean of the square is 1 / d_model.
+    Raises UserError for another kind.
+    """
+    if kind not in ("Q", "K", "V"):
+        raise UserError(f"kind={kind!r} is unknown; choose from: Q, K, V")
+    cfg = model.cfg
+    generator = seeded_generator(seed)
+    shape = (n_draws, cfg.d_model, cfg.d_head)
+    random = [torch.randn(shape, generator=generator) for _ in range(4)]
+    null = ratio(FactoredMatrix(random[0], random[1].mT), FactoredMatrix(random[2], random[3].mT))
+    scores = torch.zeros(cfg.n_layers, cfg.n_heads, cfg.n_layers, cfg.n_heads).to(model.W_E)
+    z = scores.clone()
+    for later in range(cfg.n_layers):
+        reads = ov_circuits(model, later) if kind == "V" else qk_circuits(model, later)
+        reads = reads.T if kind == "K" else reads
+        for layer in range(later):
+            writes = ov_circuits(model, layer)
+            pairs = FactoredMatrix(writes.A[:, None], writes.B[:, None])  # [head, later head, …]
+            scores[layer, :, later] = ratio(pairs, reads)
+            z[layer, :, later] = (scores[layer, :, later] - null.mean()) / null.std()
+    return Composition(scores, z)
+
+
+def ratio(one, other):
+    """|one other| / (|one| |other|) of two FactoredMatrix."""
+    return (one @ other).norm() / (one.norm() * other.norm())
+
+
+@torch.no_grad()
+def svd_vocab(model, layer, head, tokenizer, *, n_directions=4, top_k=8):
+    """What a head's strongest directions mean in tokens: a list of (strength, read, written).
+
+    strength: the singular value of OV. read: the tokens whose embedding has most of the direction
+    that is read, written: those whose logits rise most; the sign, which is free, is the one for
+    which the largest change of a logit is a rise.
+    """
+    U, S, V = ov_circuit(model, layer, head).svd()
+    read, written = model.W_E @ U, V.mT @ read_through(model.ln_final, model.W_U)
+    found = []
+    for i in range(min(n_directions, len(S))):
+        sign = written[i, written[i].abs().argmax()].sign()
+        tops = [(sign * values).topk(min(top_k, len(values))).indices.tolist()
+                for values in (read[:, i], written[i])]
+        found.append((S[i].item(), *([tokenizer.decode([token]) for token in top] for top in tops)))
+    return found

@@ -7,7 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from metrics import induction_score, prev_token_score
+from metrics import (
+    attention_entropy,
+    bootstrap_ci,
+    copying_score,
+    duplicate_token_score,
+    induction_score,
+    kl_divergence,
+    logit_diff,
+    per_token_loss,
+    permutation_pvalue,
+    prev_token_score,
+    sink_score,
+    spearman,
+    target_rank,
+)
 from utils import UserError, seeded_generator
 
 
@@ -65,14 +79,14 @@ def test_a_perfect_induction_head_scores_one_and_one_that_is_shifted_by_one_scor
     for shift, expected in ((1, 1.0), (0, 0.0), (2, 0.0)):
         keys = (pos - 5 + shift).clamp(min=0)
         pattern = F.one_hot(keys, 15).float().expand(3, 2, 15, 15)
-        torch.testing.assert_close(induction_score(pattern, tokens), torch.full((3, 2), expected))
+        assert_close(induction_score(pattern, tokens), torch.full((3, 2), expected))
 
 
 def test_attention_spread_evenly_scores_the_share_of_keys_that_follow_an_earlier_occurrence():
     uniform = torch.ones(15, 15).tril()
     uniform = (uniform / uniform.sum(-1, keepdim=True)).expand(3, 1, 15, 15)
     expected = sum((1 if query < 10 else 2) / (query + 1) for query in range(5, 15)) / 10
-    torch.testing.assert_close(induction_score(uniform, repeats()), torch.full((3, 1), expected))
+    assert_close(induction_score(uniform, repeats()), torch.full((3, 1), expected))
 
 
 def test_the_induction_score_equals_the_naive_loop():
@@ -87,9 +101,135 @@ def test_the_induction_score_equals_the_naive_loop():
             if earlier:
                 paid.append(sum(pattern[:, row, :, query, k + 1] for k in earlier))
         expected = torch.stack(paid).mean(0)
-        torch.testing.assert_close(induction_score(pattern, tokens)[:, row], expected)
+        assert_close(induction_score(pattern, tokens)[:, row], expected)
 
 
 def test_where_no_token_comes_twice_there_is_no_induction_score():
     pattern = torch.eye(4).expand(1, 1, 4, 4)
     assert induction_score(pattern, torch.arange(4)[None]).isnan().all()
+
+
+def test_the_duplicate_score_counts_the_earlier_occurrences_and_the_sink_score_the_first_position():
+    tokens, pos = repeats(), torch.arange(15)
+    pattern = F.one_hot((pos - 5).clamp(min=0), 15).float().expand(3, 2, 15, 15)
+    assert_close(duplicate_token_score(pattern, tokens), torch.ones(3, 2))
+    shifted = F.one_hot((pos - 4).clamp(min=0), 15).float().expand(3, 2, 15, 15)
+    assert_close(duplicate_token_score(shifted, tokens), torch.zeros(3, 2))
+    assert_close(sink_score(F.one_hot(torch.zeros(15, dtype=torch.long), 15).float()),
+                 torch.tensor(1.0))
+    uniform = torch.ones(15, 15).tril() / torch.arange(1, 16)[:, None]
+    assert_close(sink_score(uniform), (1 / torch.arange(2, 16)).mean())
+
+
+def test_the_entropy_of_attention_is_nothing_for_one_key_and_its_logarithm_for_n():
+    assert attention_entropy(torch.eye(6)).item() == 0
+    uniform = torch.ones(6, 6).tril() / torch.arange(1, 7)[:, None]
+    assert_close(attention_entropy(uniform), torch.arange(1, 7).log().mean())
+
+
+# Logits
+
+CORRECT, WRONG = torch.tensor([1, 4, 0]), torch.tensor([2, 2, 5])
+
+
+def cells(seed=0):
+    """[cell, cell, batch, pos, d_vocab]."""
+    return torch.randn(2, 5, 3, 4, 6, generator=seeded_generator(seed)).double()
+
+
+def test_metrics_keep_the_cells_of_a_sweep_and_the_mean_is_over_the_batch():
+    logits, clean = cells(), cells(1)[0, 0]
+    tokens = torch.randint(6, (3, 4), generator=seeded_generator(2))
+    for metric in (lambda logits, how: logit_diff(logits, CORRECT, WRONG, reduction=how),
+                   lambda logits, how: target_rank(logits, CORRECT, reduction=how).double(),
+                   lambda logits, how: kl_divergence(logits, clean, reduction=how),
+                   lambda logits, how: per_token_loss(logits, tokens, reduction=how)):
+        values = metric(logits, "none")
+        assert values.shape == (2, 5, 3)
+        assert_close(values[1, 3], metric(logits[1, 3], "none"))
+        assert_close(metric(logits, "mean"), values.mean(-1), check_dtype=False, atol=1e-6, rtol=0)
+
+
+def test_the_logit_difference_is_antisymmetric_and_knows_no_shift():
+    logits = cells()
+    one = logit_diff(logits, CORRECT, WRONG, reduction="none")
+    assert_close(one, -logit_diff(logits, WRONG, CORRECT, reduction="none"))
+    assert_close(one, logit_diff(logits + 3, CORRECT, WRONG, reduction="none"))
+    assert_close(one[1, 2], logits[1, 2, torch.arange(3), -1, CORRECT]
+                 - logits[1, 2, torch.arange(3), -1, WRONG])
+    log_probs = logits[0, 0].log_softmax(-1)
+    assert_close(logit_diff(logits[0, 0], 3, 1, pos=2, reduction="none"),
+                 log_probs[:, 2, 3] - log_probs[:, 2, 1])
+
+
+def test_the_rank_is_that_in_the_sorted_logits():
+    logits = cells()[0, 0]
+    order = logits[:, -1].argsort(-1, descending=True)
+    expected = (order == CORRECT[:, None]).int().argmax(-1)
+    assert torch.equal(target_rank(logits, CORRECT), expected)
+
+
+def test_kl_of_a_run_from_itself_is_nothing_and_from_another_what_the_sum_says():
+    logits, other = cells()[0, 0], cells(1)[0, 0]
+    assert_close(kl_divergence(logits, logits, reduction="none"), torch.zeros(3).double())
+    p, q = other[:, -1].softmax(-1), logits[:, -1].softmax(-1)
+    assert_close(kl_divergence(logits, other, reduction="none"), (p * (p / q).log()).sum(-1))
+
+
+def test_an_unknown_reduction_is_refused():
+    with pytest.raises(UserError, match="reduction='sum' is unknown; choose from: mean, none"):
+        logit_diff(cells(), 1, 2, reduction="sum")
+
+
+# Rankings and how sure one is
+
+
+def test_rank_correlation_is_that_of_the_ranks_with_ties_shared():
+    one = torch.tensor([10.0, 20.0, 20.0, 5.0])  # ranks 1, 2.5, 2.5, 0
+    other = torch.tensor([1.0, 3.0, 2.0, 0.0])  # ranks 1, 3, 2, 0
+    ranks = torch.tensor([[1, 2.5, 2.5, 0], [1, 3, 2, 0]], dtype=torch.float64)
+    expected = torch.corrcoef(ranks)[0, 1].double()
+    assert_close(spearman(one, other), expected)
+    assert_close(spearman(one, one.exp()).item(), 1.0)
+    assert_close(spearman(one, -one).item(), -1.0)
+    assert spearman(one, torch.ones(4)).isnan()
+
+
+def test_an_interval_covers_the_true_mean_about_as_often_as_it_says():
+    generator = seeded_generator(0)
+    samples = torch.randn(300, 40, generator=generator) + 2
+    inside = [low <= 2 <= high for low, high in
+              (bootstrap_ci(sample, n_draws=400) for sample in samples)]
+    assert 0.89 <= sum(inside) / 300 <= 0.98  # 95 %, a little less for 40 values
+    low, high = bootstrap_ci(samples[:2].T)
+    assert low.shape == high.shape == (2,) and (low < high).all()
+    assert all(map(torch.equal, bootstrap_ci(samples[0]), bootstrap_ci(samples[0])))
+
+
+def test_a_pvalue_counts_the_draws_that_do_as_well_and_scanning_heads_is_paid_for():
+    null = torch.arange(99.0)
+    assert_close(permutation_pvalue(95.0, null).item(), 5 / 100)
+    assert_close(permutation_pvalue(1000.0, null).item(), 1 / 100)
+    by_head = torch.stack([null, null.flip(0), torch.full((99,), 90.0)], 1)
+    expected = (1 + sum(max(i, 98 - i, 90) >= 95 for i in range(99))) / 100
+    observed = torch.tensor([95.0, 10.0, 99.0])
+    assert_close(permutation_pvalue(observed, by_head).tolist(), [expected, 1.0, 0.01])
+
+
+def test_under_the_null_small_pvalues_are_rare():
+    draws = torch.randn(400, 100, 8, generator=seeded_generator(0))
+    least = torch.stack([permutation_pvalue(each[0], each[1:]).min() for each in draws])
+    assert (least <= 0.05).float().mean() < 0.09
+
+
+def test_a_copying_head_scores_one_and_a_suppressing_one_minus_one():
+    assert copying_score(torch.tensor([1.0, 2.0, 3.0])).item() == 1
+    assert copying_score(torch.tensor([-1.0, -2.0])).item() == -1
+    assert_close(copying_score(torch.tensor([3 + 4j, 3 - 4j])).item(), 0.6)
+
+
+def test_one_value_has_no_interval_and_no_draws_no_pvalue():
+    with pytest.raises(UserError, match="give two or more"):
+        bootstrap_ci([1.0])
+    with pytest.raises(UserError, match="no draws"):
+        permutation_pvalue(1.0, [])

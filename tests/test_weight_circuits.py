@@ -2,19 +2,31 @@
 what was promised of them."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
 from helpers import TINY, tiny_model, tiny_tokens
+from torch.testing import assert_close
 
+from config import ModelConfig
+from model import GPT
+from tokenizer import CharTokenizer
 from utils import UserError, seeded_generator
 from weight_circuits import (
     Drift,
+    FactoredMatrix,
     centre_unembed,
     centre_writing_weights,
+    composition_scores,
     drift,
     fold_layer_norm,
     fold_value_biases,
+    ov_circuit,
+    ov_eigenvalue_score,
+    qk_circuit,
+    read_through,
+    svd_vocab,
 )
 
 ALL = [fold_layer_norm, centre_writing_weights, centre_unembed, fold_value_biases]
@@ -331,3 +343,127 @@ def test_the_drift_is_measured_without_dropout_and_the_mode_stays():
     model = tiny_model(dropout=0.5).train()
     new, found = fold_value_biases(model)
     assert found.log_probs < 1e-5 and model.training and new.training
+
+
+# Circuits
+
+
+def factored(seed=0, rank=3, batch=()):
+    generator = seeded_generator(seed)
+    A, B = (torch.randn(*batch, *shape, generator=generator).double()
+            for shape in ((6, rank), (rank, 6)))
+    return FactoredMatrix(A, B), A @ B
+
+
+@pytest.mark.parametrize("batch", [(), (4,)])
+def test_a_factored_matrix_is_its_product(batch):
+    (one, dense), (other, dense_other) = factored(0, 3, batch), factored(1, 2, batch)
+    vector = torch.randn(5, 6, generator=seeded_generator(2)).double()
+    assert_close(one.AB, dense)
+    assert one.shape == dense.shape and other.T.shape == dense.shape
+    assert_close(one.T.AB, dense.mT)
+    assert_close((one @ other).AB, dense @ dense_other)
+    assert_close((one @ vector.T).AB, dense @ vector.T)
+    assert_close((vector @ one).AB, vector @ dense)
+    assert_close(one.norm(), dense.norm(dim=(-2, -1)))
+    U, S, V = one.svd()
+    assert_close(U @ torch.diag_embed(S) @ V.mT, dense)
+    assert_close(S, torch.linalg.svdvals(dense)[..., :3])
+    assert_close(U.mT @ U, torch.eye(3).double().expand(*batch, 3, 3))
+
+
+def test_factored_eigenvalues_are_the_dense_ones_that_are_not_zero():
+    one, dense = factored()
+    expected = sorted(torch.linalg.eigvals(dense).tolist(), key=abs)[-3:]
+    found = sorted(one.eigenvalues().tolist(), key=abs)
+    for a, b in zip(sorted(found, key=str), sorted(expected, key=str), strict=True):
+        assert abs(abs(a) - abs(b)) < 1e-9
+    assert_close(sum(found), sum(expected))
+
+
+def test_the_qk_circuit_gives_the_scores_and_the_ov_circuit_what_is_moved():
+    model = tiny_model(dtype=torch.float64, attn_bias=False)
+    for block in model.blocks:
+        block.ln1.b.data.zero_()
+    names = ["blocks.1.ln1.hook_normalized", "blocks.1.attn.hook_attn_scores",
+             "blocks.1.attn.hook_pattern", "blocks.1.attn.hook_result"]
+    with torch.no_grad():
+        cache = model.run_with_cache(tiny_tokens(), names)[1]
+    normalized = cache["normalized", 1, "ln1"]
+    for head in range(3):
+        scores = normalized @ qk_circuit(model, 1, head).AB @ normalized.mT / 2
+        visible = torch.ones(7, 7).tril().bool()
+        assert_close(scores[:, visible], cache["attn_scores", 1][:, head, visible])
+        moved = cache["pattern", 1][:, head] @ normalized @ ov_circuit(model, 1, head).AB
+        assert_close(moved, cache["result", 1][:, :, head])
+
+
+@torch.no_grad()
+def test_composition_is_that_of_the_dense_products_and_nothing_without_a_later_layer():
+    model = tiny_model(dtype=torch.float64, n_layers=3)
+    for kind in "QKV":
+        scores = composition_scores(model, kind, n_draws=20).scores
+        for l1, h1, l2, h2 in itertools.product(range(3), range(3), range(3), range(3)):
+            ov = ov_circuit(model, l1, h1).AB
+            qk = qk_circuit(model, l2, h2).AB
+            reads = {"Q": qk, "K": qk.T, "V": ov_circuit(model, l2, h2).AB}[kind]
+            expected = (ov @ reads).norm() / ov.norm() / reads.norm() if l1 < l2 else 0.0
+            assert scores[l1, h1, l2, h2].item() == pytest.approx(float(expected))
+
+
+def test_composition_does_not_depend_on_the_basis_inside_a_head():
+    model = tiny_model(dtype=torch.float64)
+    before = [composition_scores(model, kind) for kind in "QKV"]
+    R = torch.randn(4, 4, generator=seeded_generator(0)).double() + 2 * torch.eye(4).double()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.W_Q[1] = block.attn.W_Q[1] @ R
+            block.attn.W_K[1] = block.attn.W_K[1] @ torch.linalg.inv(R).T
+            block.attn.W_V[2] = block.attn.W_V[2] @ R
+            block.attn.W_O[2] = torch.linalg.inv(R) @ block.attn.W_O[2]
+    for kind, old in zip("QKV", before, strict=True):
+        assert_close(composition_scores(model, kind).scores, old.scores)
+
+
+def test_random_heads_compose_like_random_matrices():
+    cfg = ModelConfig(n_layers=2, n_heads=8, d_model=64, d_vocab=11)
+    for kind in "QKV":
+        found = composition_scores(GPT(cfg), kind)
+        assert_close(found.scores[0, :, 1].pow(2).mean(), torch.tensor(1 / 64), rtol=0.05, atol=0)
+        assert found.z[0, :, 1].abs().mean() < 1.5
+        assert found.z[1].abs().max() == 0 and found.z[:, :, 0].abs().max() == 0
+
+
+def test_a_head_that_copies_scores_one_and_one_that_suppresses_minus_one():
+    model = tiny_model(dtype=torch.float64, n_heads=1, d_vocab=11, norm="none", n_layers=1)
+    with torch.no_grad():
+        W_E = model.W_E
+        model.unembedding.W_U.copy_(W_E.T)
+        attn = model.blocks[0].attn
+        attn.W_V[0] = torch.eye(12)
+        for sign in (1, -1):
+            attn.W_O[0] = sign * torch.eye(12)
+            assert ov_eigenvalue_score(model)[0, 0].item() == pytest.approx(sign)
+
+
+def test_singular_directions_in_tokens_are_those_of_the_dense_circuit():
+    model, tokenizer = tiny_model(dtype=torch.float64), CharTokenizer().fit("abcdefghijk")
+    with torch.no_grad():
+        U, S, V = torch.linalg.svd(ov_circuit(model, 1, 2).AB)
+        logits = V @ read_through(model.ln_final, model.W_U)
+    for i, (strength, read, written) in enumerate(svd_vocab(model, 1, 2, tokenizer, top_k=3)):
+        sign = logits[i, logits[i].abs().argmax()].sign()
+        assert strength == pytest.approx(S[i].item())
+        assert written == [tokenizer.decode([t]) for t in (sign * logits[i]).topk(3).indices]
+        wanted = (sign * model.W_E.detach() @ U[:, i]).topk(3).indices
+        assert read == [tokenizer.decode([t]) for t in wanted]
+
+
+@pytest.mark.parametrize("call, problem", [
+    (lambda model: qk_circuit(model, 2, 0), "layer=2 is not there; this model has 2"),
+    (lambda model: ov_circuit(model, 0, 3), "head=3 is not there; choose 0 to 2"),
+    (lambda model: composition_scores(model, "q"), "choose from: Q, K, V"),
+])
+def test_circuits_that_are_not_there_are_named(call, problem):
+    with pytest.raises(UserError, match=problem):
+        call(tiny_model())

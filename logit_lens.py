@@ -1,0 +1,173 @@
+"""What the model would say already here: the unembedding, applied to every stream on the way.
+
+    result = logit_lens(model, cache, targets=answer)
+    result.rank            # [row, batch, pos]: how many tokens are likelier than the answer
+    result.kl              # nats from here to what the model says in the end; 0 in the last row
+
+Each row has its own mean and scale in the final LayerNorm: the scale of the last stream would make
+early rows look more certain than they are. Early streams are written in another basis than the
+last one is read in, so the plain lens shows less than is there; the tuned lens learns an affine map
+for each row that makes up for it, and nothing else.
+
+Chapter: COURSE_ROADMAP.md, 8 (read)
+Read before: residual_stream_analysis.py; after: attribution.py
+Source: nostalgebraist 2020 (logit lens); Belrose et al. 2023 (tuned lens)
+"""
+
+import io
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from losses import kl_divergence
+from metrics import token_ids
+from optim import AdamW, schedule
+from residual_stream_analysis import accumulated_resid
+from utils import UserError, atomic_write, seeded_generator
+
+LOGITS_AT_ONCE = 2**24  # 64 MB
+
+
+@dataclass(frozen=True)
+class LensResult:
+    """What each row says, [row, batch, pos, …], and the rows' labels.
+
+    entropy: of its prediction, in nats. kl: KL(final || row), in nats. logits: [..., d_vocab],
+    where no top_k was asked for; else top_tokens and top_probs, [..., k], the likeliest first.
+    rank: how many tokens are likelier than the target, where one was given.
+    """
+
+    labels: list
+    entropy: torch.Tensor
+    kl: torch.Tensor
+    logits: torch.Tensor | None = None
+    top_tokens: torch.Tensor | None = None
+    top_probs: torch.Tensor | None = None
+    rank: torch.Tensor | None = None
+
+
+@torch.no_grad()
+def logit_lens(model, cache, incl_mid=False, positions=None, *, lens=None, top_k=None,
+               targets=None, tokenizer=None):
+    """The LensResult of every stream before a block (and, with incl_mid, inside it) and the last.
+
+    cache: of `model`, with the streams. positions: int, slice or list; all by default. lens: a
+    TunedLens. top_k: keep that many tokens and no logits: GPT-2's would take 2.6 MB a position.
+    targets: ids [batch, pos], one a row, or one (or text, with a tokenizer) for all.
+    Raises UserError for a top_k or a position that is not there, a lens of another model.
+    """
+    d_vocab = model.cfg.d_vocab
+    if top_k is not None and not 1 <= top_k <= d_vocab:
+        raise UserError(f"top_k={top_k} is not possible; choose 1 to {d_vocab}")
+    kept = cache if positions is None else cache.slice(pos=positions)
+    stack, labels = accumulated_resid(model, kept, incl_mid=incl_mid)
+    n_rows, n_batch, n_pos = stack.shape[:3]
+    if lens is not None:
+        stack = torch.stack([lens.translate(row, label)
+                             for row, label in zip(stack, labels, strict=True)])
+    wanted = None
+    if targets is not None:
+        wanted = targets
+        if not isinstance(targets, torch.Tensor) or targets.ndim < 2:
+            wanted = token_ids(targets, n_batch, d_vocab, tokenizer=tokenizer)[:, None]
+        wanted = wanted.to(stack.device).expand(n_batch, n_pos).flatten()
+    points = stack.flatten(1, 2)  # [row, point, d_model]
+    found = []
+    for some in torch.arange(n_batch * n_pos).split(max(1, LOGITS_AT_ONCE // (n_rows * d_vocab))):
+        found.append(read(model.unembed(points[:, some]), top_k, wanted, some))
+    columns = {name: torch.cat([each[name] for each in found], 1).unflatten(1, (n_batch, n_pos))
+               for name in found[0]}
+    return LensResult(labels, **columns)
+
+
+def read(logits, top_k, wanted, some):
+    """The columns of a LensResult for some points, [row, point, …]. logits: [row, point, d_vocab];
+    the last row is what the model says."""
+    probs = logits.softmax(-1)
+    columns = {"entropy": torch.special.entr(probs).sum(-1),
+               "kl": kl_divergence(logits[-1:], logits)}
+    if top_k is None:
+        columns["logits"] = logits
+    else:
+        columns["top_probs"], columns["top_tokens"] = probs.topk(top_k)
+    if wanted is not None:
+        own = logits.gather(-1, wanted[some].expand(len(logits), -1)[..., None])
+        columns["rank"] = (logits > own).sum(-1)
+    return columns
+
+
+class TunedLens(nn.Module):
+    """An affine map for each stream before the last: h + h A + b, at first h itself.
+
+    d_model: of the model. labels: of the streams, as `accumulated_resid` gives them.
+    """
+
+    def __init__(self, d_model, labels):
+        super().__init__()
+        self.labels = list(labels)
+        self.A = nn.Parameter(torch.zeros(len(self.labels), d_model, d_model))
+        self.b = nn.Parameter(torch.zeros(len(self.labels), d_model))
+
+    def translate(self, resid, label):
+        """resid [..., d_model] of that label in the basis of the last stream; the last as it is.
+
+        Raises UserError for a label or a width that the lens was not fitted for.
+        """
+        if label == "final_post":
+            return resid
+        if label not in self.labels or resid.shape[-1] != self.b.shape[-1]:
+            raise UserError(f"the lens knows {', '.join(self.labels)} of width {self.b.shape[-1]}, "
+                            f"not {label} of {resid.shape[-1]}; fit one for this model")
+        row = self.labels.index(label)
+        return resid + resid @ self.A[row] + self.b[row]
+
+    def save(self, path):
+        """Writes the lens to a file, whole or not at all."""
+        content = io.BytesIO()
+        torch.save({"labels": self.labels, "A": self.A.detach(), "b": self.b.detach()}, content)
+        with atomic_write(path) as file:
+            file.write(content.getbuffer())
+
+    @classmethod
+    def load(cls, path):
+        """The lens in a file that `save` wrote. Raises UserError where it is not one."""
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            lens = cls(state["A"].shape[-1], state["labels"])
+            lens.load_state_dict({"A": state["A"], "b": state["b"]})
+        except Exception as error:  # a foreign file can fail anywhere inside the unpickler
+            raise UserError(f"{path} is not a tuned lens ({type(error).__name__}); fit one with "
+                            "fit_tuned_lens") from None
+        return lens
+
+
+def fit_tuned_lens(model, tokens, *, steps=300, batch_size=16, lr=2e-3, seed=0):
+    """A TunedLens whose rows say, as nearly as an affine map can, what the model says in the end.
+
+    It minimises KL(final || row), summed over rows (each has weights of its own). The model is left
+    as it is. tokens: [n, pos], texts like those that it will read; hold some back to judge by.
+    Raises UserError for a model without layers, whose only stream is the last.
+    """
+    if not model.cfg.n_layers:
+        raise UserError("n_layers=0: the only stream is the last one; there is nothing to tune")
+    n_layers, mid = model.cfg.n_layers, not model.cfg.attn_only
+    names = ["hook_embed", "hook_pos_embed"][: 1 + (model.position_embedding is not None)]
+    names += [f"blocks.{layer}.hook_resid_{where}" for layer in range(n_layers)
+              for where in ("pre", "mid", "post") if mid or where != "mid"]
+    lens, generator = None, seeded_generator(seed)
+    for step in range(steps):
+        rows = tokens[torch.randint(len(tokens), (batch_size,), generator=generator)]
+        with torch.no_grad():
+            logits, cache = model.run_with_cache(rows.to(model.W_E.device), names)
+            stack, labels = accumulated_resid(model, cache, incl_mid=mid)
+        if lens is None:
+            lens = TunedLens(model.cfg.d_model, labels[:-1]).to(stack)
+            optimizer = AdamW(lens.parameters(), lr, weight_decay=0.0)
+        said = model.unembed(torch.stack([lens.translate(row, label) for row, label
+                                          in zip(stack[:-1], labels[:-1], strict=True)]))
+        lens.zero_grad()
+        loss = kl_divergence(logits, said).mean((1, 2)).sum()
+        loss.backward(inputs=list(lens.parameters()))  # and nothing for the model's own
+        optimizer.step(schedule(step, steps, warmup_steps=10))
+    return lens

@@ -1,0 +1,274 @@
+"""The stream as a sum of what was written to it: every part, every head, every neuron.
+
+The last stream is the embedding plus what each part wrote, so whatever reads it linearly can be
+split among the writers, exactly. The final LayerNorm is no obstacle: given its scale, which the
+cache holds, it is linear too.
+
+    stack, labels = decompose_resid(model, cache)             # [component, batch, pos, d_model]
+    stack, labels = decomposition(model, cache, unit="neuron", onto=direction)  # their readings
+
+Chapter: COURSE_ROADMAP.md, 8 (read)
+Read before: model.py, activation_cache.py; after: attribution.py, logit_lens.py
+Source: Elhage et al. 2021 (the stream as a sum); names of TransformerLens (Nanda & Bloom 2022)
+"""
+
+import torch
+import torch.nn.functional as F
+
+from utils import UserError
+
+UNITS = ("component", "head", "neuron")
+
+
+def decompose_resid(model, cache, layer=-1, mlp_input=False, *, apply_ln=False):
+    """What each part has written to the stream that block `layer` reads: (stack, labels).
+
+    cache: an ActivationCache of `model`, LayerNorm unfolded or not. layer: 0 is the embedding
+    alone; -1 or n_layers, all that the unembedding reads. mlp_input: what the block has written
+    with its attention too. apply_ln: as the LayerNorm there reads it (`apply_ln_to_stack`).
+    Returns [component, batch, pos, d_model], which sums to the stream, and a label for each:
+    "embed", "pos_embed", "0_attn_out", "0_mlp_out", …
+    Raises UserError for a layer that is not there and a cache of another model.
+    """
+    stack, labels = decomposition(model, cache, layer, mlp_input=mlp_input)
+    if apply_ln:
+        return apply_ln_to_stack(model, cache, stack, labels, layer=layer, mlp_input=mlp_input)
+    return stack, labels
+
+
+def full_decomposition(model, cache, layer=-1, mlp_input=False, *, expand_neurons=True, onto=None):
+    """`decompose_resid` with each head apart, each neuron too unless told otherwise, and the biases
+    of what was taken apart in one row, "biases". onto: as in `decomposition`, and wise: the neurons
+    of GPT-2 small at 64 tokens would else take 7 GB."""
+    unit = "neuron" if expand_neurons else "head"
+    return decomposition(model, cache, layer, unit=unit, mlp_input=mlp_input, onto=onto)
+
+
+def decomposition(model, cache, layer=-1, *, unit="component", mlp_input=False, onto=None):
+    """The writes to the stream before block `layer`, taken apart down to `unit`: (stack, labels).
+
+    unit: "component", "head" (the rest as components), or "neuron" (heads too).
+    onto: [batch, pos, d_model], or what broadcasts to it: what each write is multiplied with; the
+    writes themselves are then never built. Returns [component, batch, pos, d_model], or with
+    `onto` [component, batch, pos]. Raises as `decompose_resid`, and for an unknown unit.
+    """
+    if unit not in UNITS:
+        raise UserError(f"unit={unit!r} is unknown; choose from: {', '.join(UNITS)}")
+    layer = checked_layer(model, cache, layer, mlp_input)
+    rows, labels = [whole(cache["embed"], onto)], ["embed"]
+    biases = torch.zeros_like(cache["embed"])
+    if model.position_embedding is not None:
+        rows.append(whole(cache["pos_embed"], onto))
+        labels.append("pos_embed")
+    for index, block in enumerate(model.blocks[: layer + mlp_input]):
+        if unit == "component":
+            rows.append(whole(cache["attn_out", index], onto))
+            labels.append(f"{index}_attn_out")
+        else:
+            rows.append(of_heads(cache["z", index], block.attn.W_O.detach(), onto))
+            labels += [f"L{index}H{head}" for head in range(model.cfg.n_heads)]
+            biases = biases + block.attn.b_O.detach()
+        if model.cfg.attn_only or index == layer:
+            continue
+        if unit == "neuron":
+            rows.append(of_neurons(cache["post", index], block.mlp.W_out.detach(), onto))
+            labels += [f"L{index}N{neuron}" for neuron in range(model.cfg.d_mlp)]
+            biases = biases + block.mlp.b_out.detach()
+        else:
+            rows.append(whole(cache["mlp_out", index], onto))
+            labels.append(f"{index}_mlp_out")
+    if unit != "component":
+        rows.append(whole(biases, onto))
+        labels.append("biases")
+    return torch.cat(rows), labels
+
+
+def whole(write, onto):
+    """A write [batch, pos, d_model] as one row, or its product with `onto`."""
+    return (write if onto is None else (write * onto).sum(-1))[None]
+
+
+def of_heads(z, W_O, onto):
+    """What each head writes, z [batch, pos, head, d_head] @ W_O [head, d_head, d_model]: a row
+    each."""
+    if onto is None:
+        return torch.einsum("bphd,hdm->hbpm", z, W_O)
+    reads = torch.einsum("...m,hdm->...hd", onto, W_O)  # what each head's z counts for
+    return (z * reads).sum(-1).movedim(-1, 0)
+
+
+def of_neurons(post, W_out, onto):
+    """What each neuron writes, post [batch, pos, d_mlp] times its row of W_out: a row each."""
+    if onto is None:
+        return torch.einsum("bpn,nm->nbpm", post, W_out)
+    return (post * (onto @ W_out.T)).movedim(-1, 0)
+
+
+def accumulated_resid(model, cache, layer=-1, *, incl_mid=False, apply_ln=False):
+    """The stream before each block up to `layer`, the last one after it all: (stack, labels).
+
+    incl_mid: between attention and MLP too. apply_ln: each row as the LayerNorm before block
+    `layer` would read it, each with its own mean and scale (what a logit lens does).
+    Returns [row, batch, pos, d_model], labels "0_pre", "0_mid", …, "final_post".
+    """
+    layer = checked_layer(model, cache, layer)
+    rows, labels = [], []
+    for index in range(layer):
+        rows.append(cache["resid_pre", index])
+        labels.append(f"{index}_pre")
+        if incl_mid and not model.cfg.attn_only:
+            rows.append(cache["resid_mid", index])
+            labels.append(f"{index}_mid")
+    rows.append(stream_before(model, cache, layer))
+    labels.append("final_post" if layer == model.cfg.n_layers else f"{layer}_pre")
+    stack = torch.stack(rows)
+    if apply_ln:
+        stack = norm_before(model, layer).fused(stack).detach()
+    return stack, labels
+
+
+def stack_head_results(model, cache, layer=-1, *, onto=None):
+    """What each head of the blocks before `layer` has written, without b_O: (stack, labels).
+
+    Returns [head, batch, pos, d_model] ("L0H0", "L0H1", …), or with `onto` their products with it.
+    """
+    return of_kind("H", *decomposition(model, cache, layer, unit="head", onto=onto))
+
+
+def stack_neuron_results(model, cache, layer=-1, *, project_onto=None):
+    """What each neuron of the blocks before `layer` has written, without b_out: (stack, labels).
+
+    project_onto: as `onto` in `decomposition`; the products are taken before anything is expanded,
+    so that a neuron costs one number a position and not d_model. Returns [neuron, batch, pos
+    (, d_model)], labels "L0N0", … Raises UserError for a model without MLPs.
+    """
+    if model.cfg.attn_only:
+        raise UserError("attn_only=True: this model has no neurons; use stack_head_results")
+    return of_kind("N", *decomposition(model, cache, layer, unit="neuron", onto=project_onto))
+
+
+def of_kind(letter, stack, labels):
+    """The rows of a decomposition whose label is a layer, that letter and a number."""
+    chosen = [row for row, label in enumerate(labels) if label[0] == "L" and letter in label]
+    return stack[chosen], [labels[row] for row in chosen]
+
+
+def apply_ln_to_stack(model, cache, stack, labels, *, layer=-1, mlp_input=False, affine=True):
+    """Each row as the LayerNorm before block `layer` reads it, with the whole stream's scale.
+
+    stack: [row, batch, pos, d_model], which need not be all that was written. affine: multiply by
+    the LayerNorm's weights, and append its bias as a row, "ln_bias": the rows of a whole
+    decomposition then sum to its output. Returns (stack, labels). Without LayerNorms, as it was.
+    """
+    layer = checked_layer(model, cache, layer, mlp_input)
+    norm = norm_before(model, layer, mlp_input)
+    if model.cfg.norm == "none":
+        return stack, list(labels)
+    stack = (stack - stack.mean(-1, keepdim=True)) / scale_before(model, cache, layer, mlp_input)
+    if not affine:
+        return stack, list(labels)
+    stack = stack * norm.w.detach()
+    return torch.cat([stack, norm.b.detach().expand_as(stack[:1])]), [*labels, "ln_bias"]
+
+
+def before_layer_norm(model, cache, direction, layer=-1, *, mlp_input=False):
+    """The direction in the stream itself whose readings are those of `direction` after LayerNorm.
+
+    For a write c: <(c - mean(c)) / scale * w, direction> = <c, (d - mean(d)) / scale>, where
+    d = w * direction. LayerNorm's bias adds <b, direction> once. direction: [..., d_model], what
+    broadcasts to [batch, pos, d_model]. Returns [batch, pos, d_model].
+    """
+    layer = checked_layer(model, cache, layer, mlp_input)
+    if model.cfg.norm == "none":
+        return direction.expand_as(cache["embed"])
+    weighted = direction * norm_before(model, layer, mlp_input).w.detach()
+    centred = weighted - weighted.mean(-1, keepdim=True)
+    return centred / scale_before(model, cache, layer, mlp_input)
+
+
+def norm_before(model, layer, mlp_input=False):
+    """The LayerNorm that reads the stream there."""
+    if layer == model.cfg.n_layers:
+        return model.ln_final
+    return model.blocks[layer].ln2 if mlp_input else model.blocks[layer].ln1
+
+
+def scale_before(model, cache, layer, mlp_input=False):
+    """What that LayerNorm divides by, [batch, pos, 1]."""
+    if layer == model.cfg.n_layers:
+        return cache["scale", None]
+    return cache["scale", layer, "ln2" if mlp_input else "ln1"]
+
+
+def stream_before(model, cache, layer):
+    """The stream that block `layer` reads, or the unembedding, [batch, pos, d_model]."""
+    if layer < model.cfg.n_layers:
+        return cache["resid_pre", layer]
+    if layer:
+        return cache["resid_post", layer - 1]
+    embed = cache["embed"]
+    return embed if model.position_embedding is None else embed + cache["pos_embed"]
+
+
+def checked_layer(model, cache, layer, mlp_input=False):
+    """layer with -1 as n_layers; raises UserError for others that are not there, for an MLP's input
+    where there is no MLP, and for a cache whose shapes are not the model's."""
+    n_layers, d_model = model.cfg.n_layers, model.cfg.d_model
+    found = cache["embed"].shape[-1] if "hook_embed" in cache else d_model
+    if cache.n_layers != n_layers or found != d_model:
+        raise UserError(f"the cache is of {cache.n_layers} layers of {found}, the model has "
+                        f"{n_layers} of {d_model}; take the cache from this model")
+    if not -1 <= layer <= n_layers:
+        raise UserError(f"layer={layer} is not there; choose 0 to {n_layers}, or -1 for all")
+    layer = n_layers if layer == -1 else layer
+    if mlp_input and (layer == n_layers or model.cfg.attn_only):
+        raise UserError(f"mlp_input=True: layer={layer} of this model has no MLP; leave it out")
+    return layer
+
+
+# Numbers about the stream
+
+
+def norm_budget(model, cache, layer=-1):
+    """The share of each component in the stream's squared length: (shares, labels).
+
+    <c, r> / |r|^2, [component, batch, pos]: they sum to 1; a part that writes against the stream
+    has a negative one.
+    """
+    resid = stream_before(model, cache, checked_layer(model, cache, layer))
+    shares, labels = decomposition(model, cache, layer, onto=resid)
+    return shares / resid.pow(2).sum(-1), labels
+
+
+def resid_norms(model, cache, *, incl_mid=False):
+    """The length of the stream before each block and at the end: ([row, batch, pos], labels)."""
+    stack, labels = accumulated_resid(model, cache, incl_mid=incl_mid)
+    return stack.norm(dim=-1), labels
+
+
+def cosine_by_layer(model, cache, *, incl_mid=False):
+    """How alike the streams before any two blocks are: the cosine, averaged over batch and
+    positions, ([row, row], labels); 1 on the diagonal."""
+    stack, labels = accumulated_resid(model, cache, incl_mid=incl_mid)
+    unit = F.normalize(stack, dim=-1)
+    return torch.einsum("ibpm,jbpm->ij", unit, unit) / unit[0, ..., 0].numel(), labels
+
+
+def effective_rank(matrix):
+    """exp of the entropy of the singular values' shares: how many directions are in use.
+
+    matrix: [..., rows, columns], not all zero. Returns [...], from 1 to the rank; equal singular
+    values give the rank itself (Roy & Vetterli 2007).
+    """
+    singular = torch.linalg.svdvals(matrix)
+    shares = singular / singular.sum(-1, keepdim=True)
+    return torch.special.entr(shares).sum(-1).exp()
+
+
+def participation_ratio(matrix):
+    """(sum s^2)^2 / sum s^4 of the singular values s: the same question, asked of the variance.
+
+    matrix: [..., rows, columns], not all zero. Returns [...], from 1 to the rank.
+    """
+    power = torch.linalg.svdvals(matrix).pow(2)
+    return power.sum(-1).pow(2) / power.pow(2).sum(-1)

@@ -1,0 +1,126 @@
+"""The lens: its last row is the model, and tuning changes the lens and nothing else."""
+
+import pytest
+import torch
+from helpers import tiny_model, tiny_tokens
+from torch.testing import assert_close
+
+import logit_lens as module
+from logit_lens import TunedLens, fit_tuned_lens, logit_lens
+from losses import kl_divergence
+from utils import UserError, seeded_generator
+
+SHAPES = [{}, {"tie_embeddings": True}, {"attn_only": True}, {"norm": "none"},
+          {"positions": "none"}, {"unembed_bias": True}, {"n_layers": 0}]
+
+
+def cached(**changes):
+    model = tiny_model(**changes)
+    with torch.no_grad():
+        return model, *model.run_with_cache(tiny_tokens())
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+@pytest.mark.parametrize("incl_mid", [False, True])
+def test_the_last_row_is_what_the_model_says(changes, incl_mid):
+    model, logits, cache = cached(**changes)
+    result = logit_lens(model, cache, incl_mid)
+    assert_close(result.logits[-1], logits)
+    assert_close(result.kl[-1], torch.zeros(2, 7), atol=1e-6, rtol=0)
+    assert result.labels[-1] == "final_post" and len(result.labels) == len(result.logits)
+
+
+def test_each_row_is_the_unembedding_of_its_stream():
+    model, logits, cache = cached()
+    result = logit_lens(model, cache, incl_mid=True)
+    names = [("resid_pre", 0), ("resid_mid", 0), ("resid_pre", 1), ("resid_mid", 1)]
+    with torch.no_grad():
+        for row, name in enumerate(names):
+            expected = model.unembed(cache[name])
+            assert_close(result.logits[row], expected)
+            assert_close(result.kl[row], kl_divergence(logits, expected))
+            log_probs = expected.log_softmax(-1)
+            assert_close(result.entropy[row], -(log_probs.exp() * log_probs).sum(-1))
+
+
+def test_top_tokens_and_ranks_are_those_of_the_logits():
+    model, _, cache = cached()
+    whole, targets = logit_lens(model, cache), tiny_tokens(seed=5)
+    result = logit_lens(model, cache, top_k=3, targets=targets)
+    assert result.logits is None
+    order = whole.logits.argsort(-1, descending=True)
+    assert torch.equal(result.top_tokens, order[..., :3])
+    assert_close(result.top_probs, whole.logits.softmax(-1).gather(-1, order[..., :3]))
+    assert torch.equal(result.rank, (order == targets[..., None]).int().argmax(-1))
+    first = logit_lens(model, cache, targets=targets[:, 0]).rank
+    assert torch.equal(first, (order == targets[:, :1, None]).int().argmax(-1))
+
+
+@pytest.mark.parametrize("positions", [-1, 3, slice(2, 5), [0, 6]])
+def test_some_positions_are_those_of_all(positions):
+    model, _, cache = cached()
+    some, whole = logit_lens(model, cache, positions=positions), logit_lens(model, cache)
+    chosen = [positions] if isinstance(positions, int) else positions
+    assert_close(some.logits, whole.logits[:, :, chosen])
+    assert_close(some.kl, whole.kl[:, :, chosen])
+
+
+def test_a_few_logits_at_a_time_give_the_same(monkeypatch):
+    model, _, cache = cached()
+    whole = logit_lens(model, cache, targets=3)
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 1)
+    piecewise = logit_lens(model, cache, targets=3)
+    for name in ("logits", "kl", "entropy", "rank"):
+        assert_close(getattr(piecewise, name), getattr(whole, name))
+
+
+@pytest.mark.parametrize("changes", SHAPES[:-1], ids=str)
+def test_an_untrained_tuned_lens_is_the_logit_lens(changes):
+    model, _, cache = cached(**changes)
+    plain = logit_lens(model, cache, incl_mid=True)
+    tuned = logit_lens(model, cache, incl_mid=True, lens=TunedLens(12, plain.labels[:-1]))
+    assert_close(tuned.logits, plain.logits)
+
+
+@pytest.mark.parametrize("changes", [{}, {"attn_only": True}, {"tie_embeddings": True}], ids=str)
+def test_a_tuned_lens_is_nearer_to_the_end_at_every_row_before_it_on_unseen_text(changes):
+    model = tiny_model(**changes)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    texts = torch.randint(11, (300, 9), generator=seeded_generator(3))
+    lens = fit_tuned_lens(model, texts[:200], steps=150, lr=1e-2)
+    with torch.no_grad():
+        cache = model.run_with_cache(texts[200:])[1]
+    plain = logit_lens(model, cache, incl_mid=True)
+    tuned = logit_lens(model, cache, incl_mid=True, lens=lens)
+    assert (tuned.kl[:-1].mean((1, 2)) < plain.kl[:-1].mean((1, 2))).all()
+    assert_close(tuned.logits[-1], plain.logits[-1])
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert all(weight.grad is None for weight in model.parameters())
+    again = fit_tuned_lens(model, texts[:200], steps=150, lr=1e-2)
+    assert torch.equal(again.A, lens.A)
+
+
+def test_a_lens_comes_back_from_its_file(tmp_path):
+    lens = TunedLens(12, ["0_pre", "0_mid"])
+    with torch.no_grad():
+        lens.A.normal_(generator=seeded_generator(0))
+    lens.save(tmp_path / "lens.pt")
+    again = TunedLens.load(tmp_path / "lens.pt")
+    assert torch.equal(lens.A, again.A) and lens.labels == again.labels
+    (tmp_path / "other.pt").write_text("no")
+    with pytest.raises(UserError, match="not a tuned lens"):
+        TunedLens.load(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("call, problem", [
+    (lambda model, cache: logit_lens(model, cache, top_k=12), "top_k=12 .* 1 to 11"),
+    (lambda model, cache: logit_lens(model, cache, positions=7), "pos=7 is outside of the 7"),
+    (lambda model, cache: logit_lens(model, cache, targets="a"), "text where ids are needed"),
+    (lambda model, cache: logit_lens(model, cache, lens=TunedLens(12, ["0_pre"])), "not 1_pre"),
+    (lambda model, cache: logit_lens(model, cache, lens=TunedLens(9, ["0_pre"])), "of width 9"),
+    (lambda model, cache: fit_tuned_lens(tiny_model(n_layers=0), tiny_tokens()), "nothing to tune"),
+])
+def test_what_is_not_possible_is_said(call, problem):
+    model, _, cache = cached()
+    with pytest.raises(UserError, match=problem):
+        call(model, cache)

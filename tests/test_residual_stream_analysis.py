@@ -1,0 +1,207 @@
+"""The stream as a sum: every decomposition adds up to it, at every layer, whatever the weights."""
+
+import math
+
+import pytest
+import torch
+from helpers import tiny_model, tiny_tokens
+from torch.testing import assert_close
+
+from residual_stream_analysis import (
+    accumulated_resid,
+    apply_ln_to_stack,
+    before_layer_norm,
+    cosine_by_layer,
+    decompose_resid,
+    decomposition,
+    effective_rank,
+    full_decomposition,
+    norm_budget,
+    participation_ratio,
+    resid_norms,
+    stack_head_results,
+    stack_neuron_results,
+)
+from utils import UserError, seeded_generator
+
+SHAPES = [{}, {"tie_embeddings": True}, {"attn_only": True}, {"norm": "none"},
+          {"positions": "none"}, {"attn_bias": False}, {"n_layers": 0}]
+
+
+def cached(**changes):
+    model = tiny_model(dtype=torch.float64, **changes)
+    with torch.no_grad():
+        return model, model.run_with_cache(tiny_tokens())[1]
+
+
+def stream(model, cache, layer, mlp_input=False):
+    """What block `layer` reads, or its MLP, straight from the cache."""
+    if mlp_input:
+        return cache["resid_mid", layer]
+    if layer == 0:
+        where = cache["pos_embed"] if model.cfg.positions != "none" else 0
+        return cache["embed"] + where
+    return cache["resid_post", layer - 1]
+
+
+def places(model):
+    """(layer, mlp_input) of every LayerNorm."""
+    n_layers = model.cfg.n_layers
+    inside = [] if model.cfg.attn_only else [(layer, True) for layer in range(n_layers)]
+    return [(layer, False) for layer in range(n_layers + 1)] + inside
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+@pytest.mark.parametrize("unit", ["component", "head", "neuron"])
+def test_the_writes_sum_to_the_stream_at_every_layer(changes, unit):
+    model, cache = cached(**changes)
+    for layer, mlp_input in places(model):
+        stack, labels = decomposition(model, cache, layer, unit=unit, mlp_input=mlp_input)
+        assert len(stack) == len(labels) == len(set(labels))
+        assert_close(stack.sum(0), stream(model, cache, layer, mlp_input))
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+def test_the_writes_read_through_a_layer_norm_sum_to_its_output(changes):
+    model, cache = cached(**changes)
+    for layer, mlp_input in places(model):
+        stack, labels = decompose_resid(model, cache, layer, mlp_input, apply_ln=True)
+        block = model.blocks[layer] if layer < model.cfg.n_layers else None
+        norm = model.ln_final if block is None else block.ln2 if mlp_input else block.ln1
+        assert_close(stack.sum(0), norm(stream(model, cache, layer, mlp_input)).detach())
+        assert (labels[-1] == "ln_bias") is (model.cfg.norm == "layernorm")
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+@pytest.mark.parametrize("unit", ["component", "head", "neuron"])
+def test_projecting_before_expanding_equals_expanding_before_projecting(changes, unit):
+    model, cache = cached(**changes)
+    for direction in (torch.randn(12).double(), torch.randn(2, 7, 12).double()):
+        onto, labels = decomposition(model, cache, unit=unit, onto=direction)
+        stack, same = decomposition(model, cache, unit=unit)
+        assert_close(onto, (stack * direction).sum(-1))
+        assert labels == same
+
+
+def test_a_direction_before_layer_norm_reads_what_it_reads_after_it():
+    model, cache = cached()
+    direction = torch.randn(12).double()
+    for layer, mlp_input in places(model):
+        stack, labels = decompose_resid(model, cache, layer, mlp_input)
+        read, _ = apply_ln_to_stack(model, cache, stack, labels, layer=layer, mlp_input=mlp_input)
+        before = before_layer_norm(model, cache, direction, layer, mlp_input=mlp_input)
+        assert_close((stack * before).sum(-1), (read[:-1] * direction).sum(-1))
+
+
+def test_without_the_affine_the_rows_sum_to_the_normalised_stream():
+    model, cache = cached()
+    stack, labels = decompose_resid(model, cache)
+    read, same = apply_ln_to_stack(model, cache, stack, labels, affine=False)
+    assert_close(read.sum(0), cache["normalized", None])
+    assert same == labels
+
+
+def test_labels_name_the_writers_in_the_order_of_the_writing():
+    model, cache = cached()
+    assert decompose_resid(model, cache)[1] == [
+        "embed", "pos_embed", "0_attn_out", "0_mlp_out", "1_attn_out", "1_mlp_out"]
+    assert decompose_resid(model, cache, 0)[1] == ["embed", "pos_embed"]
+    assert decompose_resid(model, cache, 1, True)[1][-1] == "1_attn_out"
+    assert full_decomposition(model, cache, 1, expand_neurons=False)[1] == [
+        "embed", "pos_embed", "L0H0", "L0H1", "L0H2", "0_mlp_out", "biases"]
+    assert full_decomposition(model, cache, 1)[1][5:7] == ["L0N0", "L0N1"]
+
+
+def test_heads_and_neurons_with_their_biases_are_what_their_parts_wrote():
+    model, cache = cached()
+    heads, labels = stack_head_results(model, cache)
+    assert labels == [f"L{layer}H{head}" for layer in range(2) for head in range(3)]
+    neurons, names = stack_neuron_results(model, cache)
+    assert names == [f"L{layer}N{neuron}" for layer in range(2) for neuron in range(48)]
+    for layer, block in enumerate(model.blocks):
+        written = heads[3 * layer : 3 * layer + 3].sum(0) + block.attn.b_O.detach()
+        assert_close(written, cache["attn_out", layer])
+        written = neurons[48 * layer : 48 * layer + 48].sum(0) + block.mlp.b_out.detach()
+        assert_close(written, cache["mlp_out", layer])
+    model.run_with_cache(tiny_tokens(), "blocks.1.attn.hook_result")
+    result = model.run_with_cache(tiny_tokens(), "blocks.1.attn.hook_result")[1]["result", 1]
+    assert_close(heads[3:], result.movedim(2, 0))
+
+
+def test_accumulated_rows_are_the_streams_themselves():
+    model, cache = cached()
+    stack, labels = accumulated_resid(model, cache, incl_mid=True)
+    assert labels == ["0_pre", "0_mid", "1_pre", "1_mid", "final_post"]
+    names = [("resid_pre", 0), ("resid_mid", 0), ("resid_pre", 1), ("resid_mid", 1),
+             ("resid_post", 1)]
+    assert all(torch.equal(row, cache[name]) for row, name in zip(stack, names, strict=True))
+    assert accumulated_resid(model, cache, 1)[1] == ["0_pre", "1_pre"]
+    assert torch.equal(accumulated_resid(model, cache, 1)[0][-1], cache["resid_post", 0])
+
+
+def test_accumulated_rows_through_the_final_layer_norm_end_in_the_logits():
+    model, cache = cached()
+    stack, _ = accumulated_resid(model, cache, apply_ln=True)
+    with torch.no_grad():
+        assert_close(stack[-1] @ model.W_U + model.b_U, model(tiny_tokens()))
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+def test_the_norm_budget_sums_to_one(changes):
+    model, cache = cached(**changes)
+    for layer in range(model.cfg.n_layers + 1):
+        shares, labels = norm_budget(model, cache, layer)
+        assert_close(shares.sum(0), torch.ones(2, 7).double())
+        assert len(labels) == len(shares)
+
+
+def test_norms_and_cosines_equal_the_naive_loop():
+    model, cache = cached()
+    norms, labels = resid_norms(model, cache)
+    cosines, same = cosine_by_layer(model, cache)
+    streams = [cache["resid_pre", 0], cache["resid_pre", 1], cache["resid_post", 1]]
+    assert labels == same == ["0_pre", "1_pre", "final_post"]
+    for i, one in enumerate(streams):
+        assert_close(norms[i], one.pow(2).sum(-1).sqrt())
+        for j, other in enumerate(streams):
+            expected = torch.cosine_similarity(one, other, dim=-1).mean()
+            assert_close(cosines[i, j], expected)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 6])
+def test_a_projector_has_the_rank_it_projects_onto(rank):
+    basis = torch.linalg.qr(torch.randn(8, 8, generator=seeded_generator(0)).double())[0][:, :rank]
+    assert_close(effective_rank(basis @ basis.T).item(), float(rank))
+    assert_close(participation_ratio(basis @ basis.T).item(), float(rank))
+
+
+def test_ranks_of_a_known_spectrum():
+    matrix = torch.diag(torch.tensor([2.0, 1.0, 1.0])).expand(4, 3, 3)
+    entropy = 0.5 * math.log(2) + 2 * 0.25 * math.log(4)
+    assert_close(effective_rank(matrix), torch.full((4,), math.exp(entropy)))
+    assert_close(participation_ratio(matrix), torch.full((4,), 36 / 18))
+
+
+@pytest.mark.parametrize("call, problem", [
+    (lambda model, cache: decompose_resid(model, cache, 3), "layer=3 is not there; choose 0 to 2"),
+    (lambda model, cache: decompose_resid(model, cache, -2), "layer=-2"),
+    (lambda model, cache: decompose_resid(model, cache, 2, True), "has no MLP"),
+    (lambda model, cache: decomposition(model, cache, unit="nueron"), "choose from: component"),
+    (lambda model, cache: decompose_resid(tiny_model(n_layers=3), cache), "cache is of 2 layers"),
+    (lambda model, cache: decompose_resid(tiny_model(d_model=24), cache), "of 12, the model"),
+])
+def test_what_is_not_there_is_named(call, problem):
+    with pytest.raises(UserError, match=problem):
+        call(*cached())
+
+
+def test_without_mlps_there_are_no_neurons():
+    with pytest.raises(UserError, match="no neurons"):
+        stack_neuron_results(*cached(attn_only=True))
+
+
+def test_an_activation_that_was_not_kept_is_asked_for():
+    model = tiny_model()
+    _, cache = model.run_with_cache(tiny_tokens(), lambda name: "mlp_out" not in name)
+    with pytest.raises(UserError, match=r"blocks\.0\.hook_mlp_out was not kept; name it in"):
+        decompose_resid(model, cache)
