@@ -1,0 +1,266 @@
+"""Is it in there: what a linear probe can decode, what that is worth, and whether it is used.
+
+    probe = fit_probe(X, y, groups)              # held-out accuracy: no group is on both sides
+    selectivity(X, y, tokens)                    # and on labels that mean nothing?
+    untrained_accuracy(model, tokens, y, at=at)  # and without any training of the model?
+    concept_erasure(model, tokens, metric, probe, at=at)    # and does the model need it?
+
+A high accuracy alone says that a probe could find it, not that the model looks for it.
+
+Chapter: COURSE_ROADMAP.md, 13 (decodable is not used)
+Read before: model.py, metrics.py; after: logit_lens.py
+Source: Hewitt & Liang 2019 (control tasks); Voita & Titov 2020 (description length)
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from model import GPT
+from utils import UserError, seeded_generator
+
+BLOCKS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier: logits = (x - mean) / scale @ W + b.
+
+    accuracies: on each fold, of a probe that was fitted without it. classes: what the columns of W
+    [d, class] stand for; W, b, mean and scale are fitted on all of the data.
+    """
+
+    classes: torch.Tensor
+    mean: torch.Tensor
+    scale: torch.Tensor
+    W: torch.Tensor
+    b: torch.Tensor
+    accuracies: torch.Tensor
+
+    @property
+    def accuracy(self):
+        """The mean over the folds: a share of examples that the probe had not seen."""
+        return self.accuracies.mean().item()
+
+    @property
+    def directions(self):
+        """[d, rank]: an orthonormal basis of what the probe reads, in X's own space."""
+        contrasts = (self.W - self.W.mean(1, keepdim=True)) / self.scale[:, None]
+        U, S, _ = torch.linalg.svd(contrasts, full_matrices=False)
+        return U[:, S > 1e-6 * S[0]]
+
+    def logits(self, X):
+        """X [n, d] -> [n, class]."""
+        return (X - self.mean) / self.scale @ self.W + self.b
+
+    def predict(self, X):
+        """X [n, d] -> labels [n]."""
+        return self.classes[self.logits(X).argmax(-1)]
+
+
+def fit_probe(X, y, groups=None, l2=1e-3, *, n_folds=5, seed=0):
+    """A multinomial logistic regression of y on X, judged on what it has not seen: a Probe.
+
+    X: [n, d]. y: [n], integer labels. groups: [n]; examples of one group (of one text, say) are
+    never on both sides. l2: the penalty l2 / 2 |W|^2 beside the mean loss in nats. Features are
+    standardised, by the training side's mean and scale. The folds are drawn by the seed.
+    Raises UserError for one class only, more folds than groups, values that are not finite.
+    """
+    X, y = checked(X, y)
+    folds = folds_of(groups, len(y), n_folds, seed)
+    accuracies = []
+    for fold in range(n_folds):
+        held_out = folds == fold
+        parts = fit(X[~held_out], y[~held_out], l2)
+        probe = Probe(*parts, accuracies=torch.zeros(0))
+        accuracies.append((probe.predict(X[held_out]) == y[held_out]).float().mean())
+    return Probe(*fit(X, y, l2), accuracies=torch.stack(accuracies))
+
+
+def checked(X, y):
+    """X as float64 and y, on the CPU; raises UserError where a probe makes no sense of them."""
+    X, y = torch.as_tensor(X).detach().cpu().double(), torch.as_tensor(y).cpu()
+    if X.ndim != 2 or y.shape != X.shape[:1]:
+        raise UserError(f"X is {list(X.shape)} and y {list(y.shape)}; pass [n, d] and [n]")
+    if not X.isfinite().all():
+        raise UserError(f"X has {int((~X.isfinite()).sum())} values that are not finite; mask them")
+    if len(y.unique()) < 2:
+        raise UserError("y has one class only; a probe needs two or more")
+    return X, y
+
+
+def folds_of(groups, n, n_folds, seed):
+    """The fold of each example, [n]; those of one group share theirs."""
+    groups = torch.arange(n) if groups is None else torch.as_tensor(groups).cpu()
+    if groups.shape != (n,):
+        raise UserError(f"groups is {list(groups.shape)} for {n} examples; pass one for each")
+    names, index = groups.unique(return_inverse=True)
+    if not 2 <= n_folds <= len(names):
+        raise UserError(f"n_folds={n_folds} is not possible with {len(names)} groups; choose from "
+                        "2 to that many")
+    order = torch.randperm(len(names), generator=seeded_generator(seed))
+    return (order % n_folds)[index]
+
+
+def fit(X, y, l2):
+    """(classes, mean, scale, W, b) of the penalised maximum likelihood, by L-BFGS from zero."""
+    classes, target = y.unique(return_inverse=True)
+    mean, scale = X.mean(0), X.std(0, correction=0)
+    scale = torch.where(scale > 1e-12, scale, torch.ones_like(scale))  # a constant says nothing
+    inputs = (X - mean) / scale
+    W = torch.zeros(X.shape[1], len(classes), dtype=X.dtype, requires_grad=True)
+    b = torch.zeros(len(classes), dtype=X.dtype, requires_grad=True)
+    optimizer = torch.optim.LBFGS([W, b], max_iter=200, tolerance_grad=1e-6,
+                                  line_search_fn="strong_wolfe")
+
+    def objective():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(inputs @ W + b, target) + l2 / 2 * W.pow(2).sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(objective)
+    return classes, mean, scale, W.detach(), b.detach()
+
+
+def control_task_labels(tokens, n_classes, *, seed=0):
+    """A random label for each token type, the same wherever it stands: labels of tokens' shape.
+
+    They can be learned by heart from the types alone; nothing in the model can be about them.
+    """
+    types, index = tokens.unique(return_inverse=True)
+    labels = torch.randint(n_classes, (len(types),), generator=seeded_generator(seed))
+    return labels.to(tokens.device)[index]
+
+
+@dataclass(frozen=True)
+class Selectivity:
+    """Held-out accuracies on the task and on a control task, and their difference."""
+
+    task: float
+    control: float
+
+    @property
+    def selectivity(self):
+        """task - control: what the probe did not just learn by heart."""
+        return self.task - self.control
+
+
+def selectivity(X, y, tokens, groups=None, *, l2=1e-3, n_folds=5, seed=0):
+    """The Selectivity of a probe: its accuracy on y less that on `control_task_labels`.
+
+    tokens: [n], the type of each example; the rest as in `fit_probe`.
+    """
+    y = torch.as_tensor(y)
+    control = control_task_labels(torch.as_tensor(tokens), len(y.unique()), seed=seed)
+    how = {"l2": l2, "n_folds": n_folds, "seed": seed}
+    task = fit_probe(X, y, groups, **how).accuracy
+    return Selectivity(task, fit_probe(X, control, groups, **how).accuracy)
+
+
+@dataclass(frozen=True)
+class DescriptionLength:
+    """Bits to send the labels with the help of X, and without it."""
+
+    bits: float
+    uniform_bits: float
+
+    @property
+    def compression(self):
+        """How many times shorter the message is: 1 where X says nothing."""
+        return self.uniform_bits / self.bits
+
+
+def mdl_online(X, y, *, blocks=BLOCKS, l2=1e-3, seed=0):
+    """The online code length of y given X (Voita & Titov 2020): a DescriptionLength.
+
+    The examples, shuffled, are sent in blocks that end at the given shares of them: the first as it
+    is, each other with a probe that was fitted on all before it. Easily decoded labels are cheap
+    early, which an accuracy at the end does not show.
+    """
+    X, y = checked(X, y)
+    order = torch.randperm(len(y), generator=seeded_generator(seed))
+    X, (classes, target) = X[order], y[order].unique(return_inverse=True)
+    n, n_classes = len(y), len(classes)
+    ends = sorted({min(n, max(n_classes, math.ceil(share * n))) for share in blocks} | {n})
+    bits = ends[0] * math.log2(n_classes)
+    for start, end in itertools.pairwise(ends):
+        seen, mean, scale, W, b = fit(X[:start], target[:start], l2)
+        found = ((X[start:end] - mean) / scale @ W + b).log_softmax(-1)
+        log_probs = torch.full((end - start, n_classes), -math.inf, dtype=X.dtype)
+        log_probs[:, seen] = found
+        share = n_classes / (start + n_classes)  # of a uniform guess: classes not seen yet
+        mixed = torch.logaddexp(log_probs + math.log1p(-share),
+                                torch.full_like(log_probs, math.log(share / n_classes)))
+        bits -= mixed.gather(1, target[start:end, None]).sum().item() / math.log(2)
+    return DescriptionLength(bits, n * math.log2(n_classes))
+
+
+def layer_sweep(cache, y, *, name="resid_post", l2=1e-3, n_folds=5, seed=0):
+    """The Probe of each layer: {"0_resid_post": Probe, …}.
+
+    cache: with `name` of every layer, [batch, pos, d]. y: [batch, pos]. The texts of the batch are
+    the groups, so that what two positions of one text share can't help.
+    """
+    y = torch.as_tensor(y)
+    groups = torch.arange(len(y))[:, None].expand_as(y).flatten()
+    return {f"{layer}_{name}": fit_probe(cache[name, layer].flatten(0, 1), y.flatten(), groups, l2,
+                                         n_folds=n_folds, seed=seed)
+            for layer in range(cache.n_layers)}
+
+
+def untrained_accuracy(model, tokens, y, *, at, l2=1e-3, n_folds=5, seed=0):
+    """The held-out accuracy of the same probe on the same model before training: the baseline.
+
+    tokens, y: [batch, pos]; at: the name of an activation [batch, pos, d]. Texts are the groups.
+    """
+    fresh = GPT(model.cfg, seed).to(model.W_E).eval()
+    with torch.no_grad():
+        _, cache = fresh.run_with_cache(tokens, at)
+    groups = torch.arange(len(y))[:, None].expand_as(y).flatten()
+    return fit_probe(cache[at].flatten(0, 1), y.flatten(), groups, l2, n_folds=n_folds,
+                     seed=seed).accuracy
+
+
+def erasing(directions, mean):
+    """A hook that takes directions [d, rank], orthonormal, out of an activation [..., d]: what it
+    has along them becomes what `mean` [d] has."""
+
+    def erase(activation, hook):
+        along = (activation - mean.to(activation)) @ directions.to(activation)
+        return activation - along @ directions.to(activation).mT
+
+    return erase
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """A metric as it is, without the probe's directions, and without random ones [draw]."""
+
+    clean: float
+    erased: float
+    random: torch.Tensor
+
+
+@torch.no_grad()
+def concept_erasure(model, tokens, metric, probe, *, at, n_random=20, seed=0):
+    """What a metric loses when a probe's directions are taken out of an activation: an Erasure.
+
+    metric(logits) -> a number. at: the hook name that the probe was fitted at. The control: as many
+    random directions, n_random times; a probe can read what no later layer does.
+    """
+    generator = seeded_generator(seed)
+    shape = probe.directions.shape
+
+    def without(directions):
+        hook = erasing(directions, probe.mean)
+        return float(metric(model.run_with_hooks(tokens, [(at, hook)])))
+
+    draws = [torch.linalg.qr(torch.randn(shape, generator=generator, dtype=probe.W.dtype))[0]
+             for _ in range(n_random)]
+    return Erasure(float(metric(model(tokens))), without(probe.directions),
+                   torch.tensor([without(directions) for directions in draws]))

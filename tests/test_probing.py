@@ -1,0 +1,199 @@
+"""Probes: certain where there is something, at chance where there is nothing, and never a peek."""
+
+import math
+
+import pytest
+import torch
+from helpers import tiny_model, tiny_tokens
+from torch.testing import assert_close
+
+import probing
+from probing import (
+    concept_erasure,
+    control_task_labels,
+    erasing,
+    fit_probe,
+    layer_sweep,
+    mdl_online,
+    selectivity,
+    untrained_accuracy,
+)
+from utils import UserError, seeded_generator
+
+
+def clusters(n=300, n_classes=3, d=5, apart=20.0, seed=0):
+    """X [n, d] around a corner for each class, and y [n]."""
+    generator = seeded_generator(seed)
+    y = torch.randint(n_classes, (n,), generator=generator)
+    corners = apart * torch.eye(d)[:n_classes]
+    return corners[y] + torch.randn(n, d, generator=generator), y
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [7, 3, 11]])
+def test_what_is_separable_is_found_every_time(labels):
+    X, y = clusters(n_classes=len(labels))
+    y = torch.tensor(labels)[y]
+    probe = fit_probe(X, y)
+    assert probe.accuracy == 1.0 and len(probe.accuracies) == 5
+    assert torch.equal(probe.predict(X.double()), y)
+
+
+def test_shuffled_labels_are_at_chance():
+    X, y = clusters(n=900)
+    shuffled = y[torch.randperm(900, generator=seeded_generator(1))]
+    most = 3 * math.sqrt(1 / 3 * 2 / 3 / 900)  # three standard errors of a binomial
+    assert abs(fit_probe(X, shuffled).accuracy - 1 / 3) < most
+
+
+def test_the_fit_is_where_the_gradient_of_the_objective_vanishes():
+    X, y = clusters(apart=1.0)
+    probe = fit_probe(X, y, l2=0.1)
+    inputs = (X.double() - probe.mean) / probe.scale
+    error = (inputs @ probe.W + probe.b).softmax(-1) - torch.nn.functional.one_hot(y, 3)
+    assert_close(inputs.T @ error / len(y) + 0.1 * probe.W, torch.zeros(5, 3).double(), atol=1e-5,
+                 rtol=0)
+    assert_close(error.mean(0), torch.zeros(3).double(), atol=1e-5, rtol=0)
+
+
+def test_no_group_is_on_both_sides(monkeypatch):
+    X, groups = torch.randn(120, 4, generator=seeded_generator(0)), torch.arange(120) // 6
+    seen, fit = [], probing.fit
+
+    def watched(X, y, l2):
+        seen.append({tuple(row) for row in X.tolist()})
+        return fit(X, y, l2)
+
+    monkeypatch.setattr(probing, "fit", watched)
+    fit_probe(X, torch.arange(120) % 2, groups)
+    rows = [tuple(row) for row in X.double().tolist()]
+    for training in seen[:5]:
+        sides = {(int(group), row in training) for group, row in zip(groups, rows, strict=True)}
+        assert len(sides) == 20 and len({group for group, inside in sides if not inside}) == 4
+
+
+def test_a_label_that_only_the_group_knows_is_not_found_in_other_groups():
+    generator = seeded_generator(0)
+    groups = torch.arange(600) // 10
+    signature = torch.randn(60, 40, generator=generator)[groups]
+    y = torch.randint(2, (60,), generator=generator)[groups]
+    X = signature + 0.1 * torch.randn(600, 40, generator=generator)
+    assert fit_probe(X, y).accuracy > 0.9  # the same group is on both sides
+    assert fit_probe(X, y, groups).accuracy < 0.7
+
+
+def test_features_are_standardised_by_the_training_side_alone(monkeypatch):
+    X, y = clusters(n=100)
+    seen, fit = [], probing.fit
+    monkeypatch.setattr(probing, "fit", lambda *parts: seen.append((parts[0], fit(*parts)))
+                        or seen[-1][1])
+    fit_probe(X, y)
+    for training, (_, mean, scale, _, _) in seen:
+        assert_close(mean, training.mean(0))
+        assert_close(scale, training.std(0, correction=0))
+
+
+def test_control_labels_are_a_function_of_the_type():
+    tokens = torch.randint(30, (40, 9), generator=seeded_generator(0))
+    labels = control_task_labels(tokens, 4)
+    assert labels.shape == tokens.shape and set(labels.flatten().tolist()) == {0, 1, 2, 3}
+    assert all(len(labels[tokens == token].unique()) == 1 for token in tokens.unique())
+    assert torch.equal(labels, control_task_labels(tokens, 4))
+    assert not torch.equal(labels, control_task_labels(tokens, 4, seed=1))
+
+
+def test_a_probe_on_types_learns_any_labels_of_types_and_is_not_selective():
+    tokens = torch.randint(12, (600,), generator=seeded_generator(0))
+    one_hot = torch.eye(12)[tokens]
+    found = selectivity(one_hot, tokens % 2, tokens)
+    assert found.task == 1.0 and found.control == 1.0 and found.selectivity == 0.0
+
+
+def test_a_probe_on_what_is_not_in_the_type_is_selective():
+    X, y = clusters(n=600, n_classes=2)
+    tokens = torch.randint(100, (600,), generator=seeded_generator(5))
+    found = selectivity(X, y, tokens)
+    assert found.task == 1.0 and found.selectivity > 0.3
+
+
+def test_labels_that_are_easily_decoded_take_few_bits_and_random_ones_all():
+    X, y = clusters(n=2000, n_classes=2)
+    easy = mdl_online(X, y)
+    assert easy.uniform_bits == 2000 and easy.compression > 15
+    random = torch.randint(2, (2000,), generator=seeded_generator(2))
+    assert 0.9 < mdl_online(X, random).compression <= 1.01
+
+
+def test_the_description_length_is_the_sum_over_the_blocks():
+    X, y = clusters(n=40, n_classes=2, apart=1.0)
+    order = torch.randperm(40, generator=seeded_generator(0))
+    X, y = X[order].double(), y[order]
+    bits = 10.0
+    _, mean, scale, W, b = probing.fit(X[:10], y[:10], 1e-3)
+    probs = ((X[10:] - mean) / scale @ W + b).softmax(-1) * 10 / 12 + 1 / 12
+    bits -= probs[torch.arange(30), y[10:]].log2().sum().item()
+    X, y = clusters(n=40, n_classes=2, apart=1.0)
+    assert mdl_online(X, y, blocks=(0.25, 1.0)).bits == pytest.approx(bits)
+
+
+def test_a_planted_bit_is_found_in_the_layers_that_have_it():
+    model, tokens = tiny_model(), tiny_tokens(batch=60, pos=8)
+    bit = torch.randint(2, tokens.shape, generator=seeded_generator(3))
+    plant = torch.randn(12, generator=seeded_generator(4))
+
+    def add(resid, hook):
+        return resid + 30 * bit[..., None] * plant
+
+    with torch.no_grad(), model.hooks([("blocks.1.hook_resid_post", add)]):
+        _, cache = model.run_with_cache(tokens)
+    probes = layer_sweep(cache, bit)
+    assert list(probes) == ["0_resid_post", "1_resid_post"]
+    assert probes["0_resid_post"].accuracy < 0.65 and probes["1_resid_post"].accuracy > 0.99
+
+
+def test_the_untrained_baseline_probes_the_same_shape_with_fresh_weights():
+    model, tokens = tiny_model(), tiny_tokens(batch=60, pos=8)
+    at = "blocks.0.hook_resid_pre"
+    assert untrained_accuracy(model, tokens, tokens % 2, at=at) > 0.9  # a token's embedding is it
+    bit = torch.randint(2, tokens.shape, generator=seeded_generator(3))
+    assert untrained_accuracy(model, tokens, bit, at=at) < 0.65
+
+
+def test_what_is_erased_can_no_longer_be_decoded_and_the_rest_stays():
+    X, y = clusters(n_classes=2)
+    probe = fit_probe(X, y)
+    assert probe.directions.shape == (5, 1)
+    erased = erasing(probe.directions, probe.mean)(X, None)
+    after = (erased - X).double()
+    assert_close(after - after @ probe.directions @ probe.directions.mT, torch.zeros_like(after),
+                 atol=1e-4, rtol=0)
+    assert_close((erased.double() - probe.mean) @ probe.directions, torch.zeros(300, 1).double(),
+                 atol=1e-4, rtol=0)
+    assert (fit_probe(X, y).predict(erased.double()) == y).float().mean() < 0.65
+
+
+def test_erasing_is_measured_as_by_a_hook_beside_as_many_random_directions():
+    model, tokens = tiny_model(n_layers=0), tiny_tokens(batch=60, pos=8)
+    y, at = (tokens % 2), "hook_embed"
+    with torch.no_grad():
+        embed = model.run_with_cache(tokens, at)[1]["embed"]
+    probe = fit_probe(embed.flatten(0, 1), y.flatten())
+    found = concept_erasure(model, tokens, lambda logits: logits.var(), probe, at=at)
+    with torch.no_grad():
+        assert found.clean == pytest.approx(model(tokens).var().item())
+        hook = erasing(probe.directions, probe.mean)
+        without = model.run_with_hooks(tokens, [(at, hook)])
+        assert found.erased == pytest.approx(without.var().item())
+    assert len(found.random) == 20 and len(found.random.unique()) == 20
+
+
+@pytest.mark.parametrize("X, y, more, problem", [
+    (torch.ones(6, 2), torch.zeros(6), {}, "one class only"),
+    (torch.full((6, 2), math.nan), torch.arange(6), {}, "12 values that are not finite"),
+    (torch.ones(6, 2), torch.arange(5), {}, r"X is \[6, 2\] and y \[5\]"),
+    (torch.randn(6, 2), torch.arange(6) % 2, {"groups": torch.arange(6) // 2},
+     "n_folds=5 is not possible with 3 groups"),
+    (torch.randn(6, 2), torch.arange(6) % 2, {"groups": torch.arange(5)}, r"groups is \[5\] for 6"),
+])
+def test_what_makes_no_probe_is_refused(X, y, more, problem):
+    with pytest.raises(UserError, match=problem):
+        fit_probe(X, y, **more)
