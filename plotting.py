@@ -109,23 +109,130 @@ def dot_rows(rows, *, title, xlabel):
     return figure
 
 
+def colour_scale(values):
+    """(values masked where they are not finite, imshow's keywords): a white zero in the middle of a
+    symmetric scale where there are both signs, else at its end."""
+    values = np.ma.masked_invalid(np.ma.asarray(values, dtype=float))
+    most = np.abs(values).max() if values.count() else 1.0
+    signed = values.count() and values.min() < 0
+    return values, {"cmap": "RdBu_r" if signed else "Blues", "vmin": -most if signed else 0,
+                    "vmax": most}
+
+
 def heatmap(values, *, title, xlabel, ylabel, row_labels=None, column_labels=None):
     """A matrix as colours. values: [rows, columns], not negative or of both signs.
 
     Values of both signs get a scale that is symmetric about a white zero; masked cells
     and those that are not finite stay blank. Returns a Figure.
     """
-    values = np.ma.masked_invalid(np.ma.asarray(values, dtype=float))
-    most = np.abs(values).max() if values.count() else 1.0
-    signed = values.count() and values.min() < 0
+    values, scale = colour_scale(values)
     side = 1.6 + 0.19 * max(12, *values.shape)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = bare_axes(figure.subplots(), title, xlabel, ylabel)
-    image = axes.imshow(values, cmap="RdBu_r" if signed else "Blues",
-                        vmin=-most if signed else 0, vmax=most)
+    image = axes.imshow(values, **scale)
     if column_labels is not None:
         axes.set_xticks(range(values.shape[1]), column_labels, fontsize=8)
     if row_labels is not None:
         axes.set_yticks(range(values.shape[0]), row_labels, fontsize=8)
     figure.colorbar(image, ax=axes, shrink=0.8)
+    return figure
+
+
+def write_cells(axes, values, texts, scale):
+    """Writes texts [row][column] into the cells of an image, light on dark."""
+    for (row, column), value in np.ndenumerate(np.ma.filled(values, 0.0)):
+        dark = abs(value) > 0.6 * scale["vmax"]
+        axes.text(column, row, texts[row][column], ha="center", va="center", fontsize=7,
+                  color="white" if dark else "0.2")
+
+
+def head_grid(values, *, title, unit):
+    """A number for each head, layers downwards. values: [layer, head]. unit: what they are, for the
+    colour bar. Returns a Figure."""
+    values, scale = colour_scale(values)
+    n_layers, n_heads = values.shape
+    figure = Figure(figsize=(2.6 + 0.62 * n_heads, 1.6 + 0.5 * n_layers), layout="constrained")
+    axes = bare_axes(figure.subplots(), title, "head", "layer")
+    image = axes.imshow(values, **scale, aspect="auto")
+    write_cells(axes, values, [[f"{value:.2f}" for value in row] for row in values.filled(0.0)],
+                scale)
+    axes.set_xticks(range(n_heads))
+    axes.set_yticks(range(n_layers))
+    figure.colorbar(image, ax=axes, label=unit)
+    return figure
+
+
+def dla_bar(values, labels, *, title, xlabel, low=None, high=None, most=20):
+    """What each writer adds, the largest at the top, as bars from zero.
+
+    values, low, high: [row], low and high as whiskers. most: rows to show; the others, summed, are
+    one bar more, so that the bars still add up to the whole. Returns a Figure.
+    """
+    values = np.asarray(values, dtype=float)
+    order = np.argsort(-np.abs(values), kind="stable")
+    shown = sorted(order[:most], key=lambda row: -values[row])
+    names, lengths = [labels[row] for row in shown], [values[row] for row in shown]
+    if len(order) > most:
+        names.append(f"{len(order) - most} others")
+        lengths.append(values[order[most:]].sum())
+    figure = Figure(figsize=(7, 1.2 + 0.26 * len(names)), layout="constrained")
+    axes = bare_axes(figure.subplots(), title, xlabel, "")
+    colours = [COLOURS[0] if length >= 0 else COLOURS[1] for length in lengths]
+    axes.barh(range(len(names)), lengths, color=colours, height=0.7)
+    if low is not None:
+        for y, row in enumerate(shown):
+            axes.plot([low[row], high[row]], [y, y], color="0.2", linewidth=1)
+    axes.axvline(0, color="0.2", linewidth=0.8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    return figure
+
+
+def lens_table(probs, tokens, *, title, row_labels, column_labels):
+    """What each row would say at each position: its first token, coloured by its probability.
+
+    probs: [row, pos]; tokens: [row][pos], texts; column_labels: the text that was read. The last
+    row, what the model says, is at the top. Returns a Figure.
+    """
+    values, scale = colour_scale(np.asarray(probs, dtype=float)[::-1])
+    scale["vmax"] = 1.0
+    n_rows, n_pos = values.shape
+    figure = Figure(figsize=(1.8 + 0.62 * n_pos, 1.4 + 0.36 * n_rows), layout="constrained")
+    axes = bare_axes(figure.subplots(), title, "the text so far, token by token", "stream")
+    image = axes.imshow(values, **scale, aspect="auto")
+    write_cells(axes, values, [[visible(token) for token in row] for row in tokens[::-1]], scale)
+    axes.set_xticks(range(n_pos), [visible(token) for token in column_labels], fontsize=8)
+    axes.set_yticks(range(n_rows), row_labels[::-1], fontsize=8)
+    figure.colorbar(image, ax=axes, label="probability of the token shown")
+    return figure
+
+
+def visible(token):
+    """A token as text in which spaces and line ends can be seen."""
+    return token.replace("\n", "↵").replace(" ", "·")
+
+
+def attention_grid(patterns, *, title, labels, tokens=None):
+    """Attention patterns side by side, [pattern, query_pos, key_pos] on one scale from 0 to 1; what
+    a query can't see stays blank. labels: one a pattern. tokens: texts. Returns a Figure."""
+    patterns = np.asarray(patterns, dtype=float)
+    future = np.triu(np.ones(patterns.shape[1:], dtype=bool), 1)
+    columns = min(4, len(patterns))
+    rows = -(-len(patterns) // columns)
+    figure = Figure(figsize=(1 + 2.3 * columns, 1 + 2.3 * rows), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes, pattern, label in itertools.zip_longest(grid.flat, patterns, labels):
+        if pattern is None:
+            axes.set_visible(False)
+            continue
+        image = bare_axes(axes, label, "", "").imshow(np.ma.masked_array(pattern, future),
+                                                      cmap="Blues", vmin=0, vmax=1)
+        if tokens is not None:
+            texts = [visible(token) for token in tokens]
+            axes.set_xticks(range(len(texts)), texts, fontsize=6, rotation=90)
+            axes.set_yticks(range(len(texts)), texts, fontsize=6)
+    figure.supxlabel("key (what is looked at)", fontsize=9)
+    figure.supylabel("query (who looks)", fontsize=9)
+    figure.colorbar(image, ax=grid, shrink=0.6, label="attention")
     return figure

@@ -241,10 +241,10 @@ def test_the_requirements_are_the_five_packages_pinned():
     assert all(re.fullmatch(r"[a-z]+==[\d.]+", line) for line in lines)
 
 
-def readme_code(heading):
-    """The first block of Python below a heading of the README."""
+def readme_code(heading, n_blocks=1):
+    """The first blocks of Python below a heading of the README, one after another."""
     section = re.split(rf"^#+ .*{heading}.*$", page("README.md"), flags=re.MULTILINE)[1]
-    return re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+    return "".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[:n_blocks])
 
 
 def output_of(code, folder):
@@ -262,9 +262,11 @@ def test_the_readme_s_look_inside_runs_on_the_newest_run(tmp_path):
     train.main(["--data.path", str(text), "--logging.out_dir", str(tmp_path / "outputs"),
                 "--train.max_steps", "2", "--train.batch_size", "2", "--train.device", "cpu",
                 "--model.d_model", "24"])
-    lines = output_of(readme_code("Look inside"), tmp_path).splitlines()
+    lines = output_of(readme_code("Look inside", n_blocks=2), tmp_path).splitlines()
     assert [line.split(":")[0] for line in lines] == [
         f"head {layer}.{head}" for layer in range(3) for head in range(4)]
+    figures = ("heads.png", "attribution.png", "lens.png")
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in figures)
 
 
 def test_the_readme_s_gpt2_runs_on_a_folder_of_that_form(tmp_path):

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from plotting import COLOURS, curve, heatmap, save
+from plotting import (
+    COLOURS,
+    attention_grid,
+    curve,
+    dla_bar,
+    head_grid,
+    heatmap,
+    lens_table,
+    save,
+)
 
 LINES = {"train": ([0, 1, 2], [3.0, 2.0, 1.5]), "validation": ([0, 2], [3.1, 2.2])}
 WORDS = {"title": "The loss falls", "xlabel": "step", "ylabel": "nats a token"}
@@ -23,8 +32,20 @@ def draw_all():
     return [curve(LINES, **WORDS, levels={"floor": 1.2}), heatmap([[0.0, 1.0], [2.0, -3]], **WORDS)]
 
 
+def draw_the_tools_figures():
+    return [head_grid([[0.1, -0.5], [2.0, 0.0]], title="A head", unit="nats"),
+            dla_bar([1.0, -2.0, 0.5], ["a", "b", "c"], title="A bar", xlabel="nats",
+                    low=[0.8, -2.5, 0.4], high=[1.2, -1.5, 0.6]),
+            lens_table([[0.1, 0.2], [0.9, 0.8]], [["a", " b"], ["c", "\n"]], title="A lens",
+                       row_labels=["0_pre", "final"], column_labels=["x", " y"]),
+            attention_grid(np.full((5, 3, 3), 0.4), title="Patterns", labels=list("abcde"),
+                           tokens=["x", " y", "z"])]
+
+
 def test_the_same_numbers_give_the_same_bytes(tmp_path):
-    for i, (one, two) in enumerate(zip(draw_all(), draw_all(), strict=True)):
+    for i, (one, two) in enumerate(zip(
+            draw_all() + draw_the_tools_figures(), draw_all() + draw_the_tools_figures(),
+            strict=True)):
         save(one, tmp_path / f"one{i}.png")
         save(two, tmp_path / f"two{i}.png")
         content = (tmp_path / f"one{i}.png").read_bytes()
@@ -110,3 +131,46 @@ def test_drawing_needs_neither_a_window_nor_a_model(tmp_path):
     done = subprocess.run([sys.executable, "-c", program, tmp_path / "figure.png"], cwd=root,
                           capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n" and (tmp_path / "figure.png").exists()
+
+
+def test_a_grid_of_heads_shows_each_number_in_its_cell():
+    axes = head_grid([[0.1, -0.5], [2.0, 0.0]], title="A head", unit="nats").axes[0]
+    assert [text.get_text() for text in axes.texts] == ["0.10", "-0.50", "2.00", "0.00"]
+    assert axes.images[0].get_clim() == (-2, 2)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("head", "layer")
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 9])
+def test_the_bars_of_an_attribution_add_up_to_the_whole(most):
+    values, labels = [1.0, -2.0, 0.5, 0.25], list("abcd")
+    axes = dla_bar(values, labels, title="", xlabel="nats", most=most).axes[0]
+    assert sum(bar.get_width() for bar in axes.patches) == pytest.approx(sum(values))
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert "b" in names and (f"{4 - most} others" in names) is (most < 4)
+    shown = [bar.get_width() for bar in axes.patches][: min(most, 4)]
+    assert shown == sorted(shown, reverse=True)
+
+
+def test_whiskers_stand_at_their_own_bar():
+    figure = dla_bar([1.0, -2.0], ["a", "b"], title="", xlabel="", low=[0.5, -3], high=[1.5, -1])
+    lines = figure.axes[0].get_lines()
+    whiskers = [(list(line.get_xdata()), line.get_ydata()[0]) for line in lines]
+    assert whiskers[:2] == [([0.5, 1.5], 0), ([-3, -1], 1)]
+
+
+def test_a_lens_table_has_the_last_row_on_top_and_shows_spaces_and_line_ends():
+    figure = lens_table([[0.1, 0.2], [0.9, 0.8]], [["a", " b"], ["c", "\n"]], title="",
+                        row_labels=["0_pre", "final"], column_labels=["x", " y"])
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.texts] == ["c", "↵", "a", "·b"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["final", "0_pre"]
+    assert axes.images[0].get_clim() == (0, 1)
+
+
+def test_attention_to_the_future_stays_blank_and_all_patterns_share_a_scale():
+    patterns = np.stack([np.tril(np.full((3, 3), 0.3)), np.eye(3)])
+    figure = attention_grid(patterns, title="", labels=["L0H0", "L0H1"])
+    for axes, label in zip(figure.axes[:2], ["L0H0", "L0H1"], strict=True):
+        assert axes.get_title(loc="left") == label and axes.images[0].get_clim() == (0, 1)
+        hidden = np.ma.getmaskarray(axes.images[0].get_array())
+        assert hidden.tolist() == [[False, True, True], [False, False, True], [False] * 3]
