@@ -42,10 +42,11 @@ def draw_lines(axes, lines, levels):
         few = {"marker": "o", "markersize": 4, "linestyle": ":", "linewidth": 0.8}
         style = few if len(x) <= FEW else {"linewidth": 1.2}
         axes.plot(x, y, color=colour, label=name, **style)
+    lowest = min((value for _, y in lines.values() for value in y), default=0.0)
     for name, level in levels.items():
         axes.axhline(level, color="0.55", linewidth=1, linestyle="--")
         axes.annotate(name, (0.99, level), xycoords=("axes fraction", "data"), ha="right",
-                      va="bottom", color="0.35", fontsize=9)
+                      va="top" if level < lowest else "bottom", color="0.35", fontsize=9)
     if len(lines) > 1:
         axes.legend(frameon=False, fontsize=9)
 

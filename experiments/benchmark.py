@@ -3,13 +3,13 @@
     python experiments/benchmark.py             # several minutes, one thread
     python experiments/benchmark.py --quick     # seconds: that it runs, not how fast
 
-Claim: to be able to read and edit every activation costs nothing while nobody does, little while
-somebody does, and a run takes the time of its matrix products.
+Claim: that every activation can be read and edited costs nothing while nobody does it, little while
+somebody does, and a run takes the time of its products.
 Expected: every mark is met and the exit code is 0; a missed mark exits with 1.
 
 All contestants of a group take turns in one process, round after round, so a drift of the machine
 hits them alike. A ratio is taken within each round; its median over the rounds is given with the
-lowest and the highest. Seconds mean little on a shared machine, ratios more.
+lowest and the highest. Seconds mean little on a shared machine.
 
 Chapter: COURSE_ROADMAP.md, 7 (instrument)
 Read before: model.py, train.py; after: nothing
@@ -25,15 +25,14 @@ import dataclasses
 import importlib
 import importlib.util
 import os
-import statistics
 import subprocess
-import time
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 import plotting
+from attribution import direct_logit_attribution
 from config import (
     ModelConfig,
     SamplingConfig,
@@ -43,8 +42,9 @@ from config import (
     flag_parser,
     option,
 )
-from experiments.common import Claim, as_dicts, claims_table, exit_code
+from experiments.common import as_dicts, claim_of, claims_table, exit_code, take_turns
 from generate import generate
+from logit_lens import logit_lens
 from losses import cross_entropy
 from mlp import gelu
 from model import GPT
@@ -72,35 +72,6 @@ class BenchmarkConfig:
     def __post_init__(self):
         for name in ("threads", "rounds"):
             check(self, name, lambda n: n >= 1, "1 or more")
-
-
-def take_turns(contestants, rounds, progress):
-    """{name: seconds of each round}: all run once unmeasured, then in turn, round after round.
-
-    contestants: {name: function without arguments}.
-    """
-    seconds = {name: [] for name in contestants}
-    for number in range(rounds + 1):
-        for name, run in contestants.items():
-            began = time.perf_counter()
-            run()
-            if number:
-                seconds[name].append(time.perf_counter() - began)
-        progress.show(number, " against ".join(contestants))
-    return {name: torch.tensor(each) for name, each in seconds.items()}
-
-
-def claim_of(text, values, at_most=None, at_least=None, **more):
-    """A Claim on the median of `values`, one for each round, with a mark from above or below."""
-    values = values.tolist()
-    median = statistics.median(values)
-    verdict = {}
-    if at_most is not None:
-        verdict = {"holds": median <= at_most, "control": f"at most {at_most:g}", "mark": at_most}
-    if at_least is not None:
-        verdict = {"holds": median >= at_least, "control": f"at least {at_least:g}",
-                   "mark": at_least}
-    return Claim(text, median, min(values), max(values), **verdict | more)
 
 
 def matmul_flops(cfg, batch):
@@ -290,6 +261,36 @@ def decoding_claims(cfg, progress):
     return claims
 
 
+@torch.no_grad()
+def reading_claims(cfg, progress):
+    """What it costs to read a run at GPT-2 small's shape: one prompt of 64 tokens."""
+    import resource  # not on every system
+    model = GPT(ModelConfig(**QUICK if cfg.quick else GPT2_SMALL)).eval()
+    tokens, half = random_tokens(model.cfg, 1, 64), (model.cfg.n_layers + 1) // 2
+    _, cache = model.run_with_cache(tokens)
+    contestants = {
+        "forward": lambda: model(tokens),
+        "half of the blocks": lambda: model.run_blocks(model.embed(tokens), stop=half),
+        "the lens at one position": lambda: logit_lens(model, cache, positions=-1, top_k=5),
+        "every neuron": lambda: direct_logit_attribution(model, cache, 0, unit="neuron"),
+    }
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    contestants["every neuron"]()
+    added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 2**20
+    claims = [claim_of("reading 1 x 64: GB that every neuron's attribution adds to the peak",
+                       torch.tensor([added]), at_most=None if cfg.quick else 1.0)]
+    seconds = take_turns(contestants, cfg.rounds, progress)
+    for name in list(contestants)[1:]:
+        most = 2.0 if "lens" in name and not cfg.quick else None
+        claims.append(claim_of(f"reading 1 x 64: time of {name} over forward",
+                               seconds[name] / seconds["forward"], at_most=most))
+    for name, filters in (("the streams", {"names_filter": lambda n: "resid_post" in n}),
+                          ("one position", {"pos_slice": -1})):
+        share = torch.tensor([model.run_with_cache(tokens, **filters)[1].nbytes / cache.nbytes])
+        claims.append(claim_of(f"reading 1 x 64: share of a full cache, {name}", share))
+    return claims
+
+
 def start_claims(cfg, progress):
     """From the start of Python to the first logits, over the start of Python and torch alone."""
     logits = ("import torch; from config import ModelConfig; from model import GPT; "
@@ -313,9 +314,8 @@ def run(cfg):
     cfg = dataclasses.replace(cfg, rounds=1) if cfg.quick else cfg
     progress = Progress(cfg.rounds, " rounds")
     try:
-        claims = [claim for part in (training_claims, forward_claims, decoding_claims,
-                                           start_claims)
-                  for claim in part(cfg, progress)]
+        parts = (training_claims, forward_claims, decoding_claims, reading_claims, start_claims)
+        claims = [claim for part in parts for claim in part(cfg, progress)]
     finally:
         torch.set_num_threads(before)
     return {"claims": claims, "settings": dataclasses.asdict(cfg), "torch": torch.__version__}

@@ -5,7 +5,11 @@ Read before: any experiment; after: experiments/benchmark.py
 Source: the form of a claim is that of chapter 0
 """
 
+import statistics
+import time
 from dataclasses import asdict, dataclass
+
+import torch
 
 HEADINGS = ("claim", "reported", "measured", "interval", "null, control or mark", "")
 
@@ -61,3 +65,32 @@ def as_dicts(claims):
 def exit_code(claims):
     """0 where no claim fails, else 1."""
     return int(any(claim.holds is False for claim in claims))
+
+
+def take_turns(contestants, rounds, progress):
+    """{name: seconds of each round}: all run once unmeasured, then in turn, round after round.
+
+    contestants: {name: function without arguments}.
+    """
+    seconds = {name: [] for name in contestants}
+    for number in range(rounds + 1):
+        for name, run in contestants.items():
+            began = time.perf_counter()
+            run()
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+        progress.show(number, " against ".join(contestants))
+    return {name: torch.tensor(each) for name, each in seconds.items()}
+
+
+def claim_of(text, values, at_most=None, at_least=None, **more):
+    """A Claim on the median of `values`, one for each round, with a mark from above or below."""
+    values = values.tolist()
+    median = statistics.median(values)
+    verdict = {}
+    if at_most is not None:
+        verdict = {"holds": median <= at_most, "control": f"at most {at_most:g}", "mark": at_most}
+    if at_least is not None:
+        verdict = {"holds": median >= at_least, "control": f"at least {at_least:g}",
+                   "mark": at_least}
+    return Claim(text, median, min(values), max(values), **verdict | more)

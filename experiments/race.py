@@ -167,7 +167,8 @@ def figure(races):
     return plotting.curve(
         lines, xlabel="time (in that of nanoGPT's recipe, same core)",
         ylabel="loss on the whole validation split (nats/character)",
-        title=f"In the time of nanoGPT's recipe: {end['python train.py']:.2f}, not {end[NANO]:.2f}",
+        title=(f"In the time of nanoGPT's recipe: {end['python train.py']:.2f} nats/character, "
+               f"not {end[NANO]:.2f}"),
     )
 
 
