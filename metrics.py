@@ -118,18 +118,27 @@ def induction_score(pattern, tokens):
     pattern: [..., batch, head, query_pos, key_pos], rows summing to one; tokens: [batch, pos].
     Returns [..., batch, head], from 0 to 1; NaN for a row in which no token comes twice.
     """
-    earlier = (tokens[:, :, None] == tokens[:, None, :]).tril(-1)  # [batch, query_pos, key_pos]
+    earlier = earlier_occurrences(tokens)
     after = earlier.roll(1, dims=-1)  # the last key is nobody's past, so none comes round
-    n_queries = earlier.any(-1).sum(-1)  # [batch]
-    return (pattern * after[:, None]).sum((-2, -1)) / n_queries[:, None]
+    return attention_paid(pattern, after)
 
 
 def duplicate_token_score(pattern, tokens):
     """The attention that a token which was there before pays to its earlier occurrences, summed;
     the mean over such queries. Shapes and NaN as in `induction_score`."""
-    earlier = (tokens[:, :, None] == tokens[:, None, :]).tril(-1)
-    n_queries = earlier.any(-1).sum(-1)
-    return (pattern * earlier[:, None]).sum((-2, -1)) / n_queries[:, None]
+    return attention_paid(pattern, earlier_occurrences(tokens))
+
+
+def earlier_occurrences(tokens):
+    """[batch, query_pos, key_pos]: True where the key is the query's token, earlier."""
+    return (tokens[:, :, None] == tokens[:, None, :]).tril(-1)
+
+
+def attention_paid(pattern, keys):
+    """The attention paid to `keys` [batch, query_pos, key_pos], True where it counts, summed; the
+    mean over the queries that have any. pattern: [..., batch, head, query_pos, key_pos]."""
+    n_queries = keys.any(-1).sum(-1)  # [batch]
+    return (pattern * keys[:, None]).sum((-2, -1)) / n_queries[:, None]
 
 
 def sink_score(pattern):

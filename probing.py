@@ -38,7 +38,7 @@ class Probe:
     scale: torch.Tensor
     W: torch.Tensor
     b: torch.Tensor
-    accuracies: torch.Tensor
+    accuracies: torch.Tensor | None = None
 
     @property
     def accuracy(self):
@@ -74,8 +74,7 @@ def fit_probe(X, y, groups=None, l2=1e-3, *, n_folds=5, seed=0):
     accuracies = []
     for fold in range(n_folds):
         held_out = folds == fold
-        parts = fit(X[~held_out], y[~held_out], l2)
-        probe = Probe(*parts, accuracies=torch.zeros(0))
+        probe = Probe(*fit(X[~held_out], y[~held_out], l2))
         accuracies.append((probe.predict(X[held_out]) == y[held_out]).float().mean())
     return Probe(*fit(X, y, l2), accuracies=torch.stack(accuracies))
 
@@ -189,10 +188,9 @@ def mdl_online(X, y, *, blocks=BLOCKS, l2=1e-3, seed=0):
     ends = sorted({min(n, max(n_classes, math.ceil(share * n))) for share in blocks} | {n})
     bits = ends[0] * math.log2(n_classes)
     for start, end in itertools.pairwise(ends):
-        seen, mean, scale, W, b = fit(X[:start], target[:start], l2)
-        found = ((X[start:end] - mean) / scale @ W + b).log_softmax(-1)
+        probe = Probe(*fit(X[:start], target[:start], l2))
         log_probs = torch.full((end - start, n_classes), -math.inf, dtype=X.dtype)
-        log_probs[:, seen] = found
+        log_probs[:, probe.classes] = probe.logits(X[start:end]).log_softmax(-1)
         share = n_classes / (start + n_classes)  # of a uniform guess: classes not seen yet
         mixed = torch.logaddexp(log_probs + math.log1p(-share),
                                 torch.full_like(log_probs, math.log(share / n_classes)))
@@ -206,11 +204,16 @@ def layer_sweep(cache, y, *, name="resid_post", l2=1e-3, n_folds=5, seed=0):
     cache: with `name` of every layer, [batch, pos, d]. y: [batch, pos]. The texts of the batch are
     the groups, so that what two positions of one text share can't help.
     """
+    how = {"l2": l2, "n_folds": n_folds, "seed": seed}
+    return {f"{layer}_{name}": fit_on_texts(cache[name, layer], y, **how)
+            for layer in range(cache.n_layers)}
+
+
+def fit_on_texts(X, y, **how):
+    """`fit_probe` on X [batch, pos, d] and y [batch, pos], with a group for each text."""
     y = torch.as_tensor(y)
     groups = torch.arange(len(y))[:, None].expand_as(y).flatten()
-    return {f"{layer}_{name}": fit_probe(cache[name, layer].flatten(0, 1), y.flatten(), groups, l2,
-                                         n_folds=n_folds, seed=seed)
-            for layer in range(cache.n_layers)}
+    return fit_probe(X.flatten(0, 1), y.flatten(), groups, **how)
 
 
 def untrained_accuracy(model, tokens, y, *, at, l2=1e-3, n_folds=5, seed=0):
@@ -221,9 +224,7 @@ def untrained_accuracy(model, tokens, y, *, at, l2=1e-3, n_folds=5, seed=0):
     fresh = GPT(model.cfg, seed).to(model.W_E).eval()
     with torch.no_grad():
         _, cache = fresh.run_with_cache(tokens, at)
-    groups = torch.arange(len(y))[:, None].expand_as(y).flatten()
-    return fit_probe(cache[at].flatten(0, 1), y.flatten(), groups, l2, n_folds=n_folds,
-                     seed=seed).accuracy
+    return fit_on_texts(cache[at], y, l2=l2, n_folds=n_folds, seed=seed).accuracy
 
 
 def erasing(directions, mean):
@@ -253,14 +254,13 @@ def concept_erasure(model, tokens, metric, probe, *, at, n_random=20, seed=0):
     metric(logits) -> a number. at: the hook name that the probe was fitted at. The control: as many
     random directions, n_random times; a probe can read what no later layer does.
     """
-    generator = seeded_generator(seed)
-    shape = probe.directions.shape
+    generator, read = seeded_generator(seed), probe.directions
 
     def without(directions):
         hook = erasing(directions, probe.mean)
         return float(metric(model.run_with_hooks(tokens, [(at, hook)])))
 
-    draws = [torch.linalg.qr(torch.randn(shape, generator=generator, dtype=probe.W.dtype))[0]
+    draws = [torch.linalg.qr(torch.randn(read.shape, generator=generator, dtype=probe.W.dtype))[0]
              for _ in range(n_random)]
-    return Erasure(float(metric(model(tokens))), without(probe.directions),
+    return Erasure(float(metric(model(tokens))), without(read),
                    torch.tensor([without(directions) for directions in draws]))

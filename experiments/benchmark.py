@@ -42,14 +42,14 @@ from config import (
     flag_parser,
     option,
 )
-from experiments.common import as_dicts, claim_of, claims_table, exit_code, take_turns
+from experiments.common import claim_of, conclude, take_turns
 from generate import generate
 from logit_lens import logit_lens
 from losses import cross_entropy
 from mlp import gelu
 from model import GPT
 from train import fit
-from utils import Progress, run_program, seeded_generator, write_json
+from utils import Progress, run_program, seeded_generator
 
 ROOT = Path(__file__).resolve().parent.parent
 NANO = {"n_layers": 4, "n_heads": 4, "d_model": 128, "n_ctx": 64, "d_vocab": 65}
@@ -337,13 +337,8 @@ def main(argv=None):
     parser = flag_parser(BenchmarkConfig, "Measure the speed of the project.")
     cfg = config_from_dict(BenchmarkConfig, vars(parser.parse_args(argv)))
     result = run(cfg)
-    folder = Path(cfg.out_dir) / "benchmark"
-    write_json(folder / "results.json", result | {"claims": as_dicts(result["claims"])})
-    if not cfg.quick:
-        plotting.save(figure(result["claims"]), folder / "benchmark.png")
-    print(claims_table(result["claims"]))
-    print(f"\nwritten to {folder}")
-    raise SystemExit(exit_code(result["claims"]))
+    conclude(result, Path(cfg.out_dir) / "benchmark",
+             None if cfg.quick else figure(result["claims"]))
 
 
 if __name__ == "__main__":

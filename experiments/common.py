@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+import plotting
+from utils import write_json
+
 HEADINGS = ("claim", "reported", "measured", "interval", "null, control or mark", "")
 
 
@@ -65,6 +68,17 @@ def as_dicts(claims):
 def exit_code(claims):
     """0 where no claim fails, else 1."""
     return int(any(claim.holds is False for claim in claims))
+
+
+def conclude(result, folder, figure=None):
+    """Writes results.json, and the figure as a PNG of the folder's name, prints the table, and ends
+    the program: a failed claim exits with 1. result: {"claims": list of Claim, plain values}."""
+    write_json(folder / "results.json", result | {"claims": as_dicts(result["claims"])})
+    if figure is not None:
+        plotting.save(figure, folder / f"{folder.name}.png")
+    print(claims_table(result["claims"]))
+    print(f"\nwritten to {folder}")
+    raise SystemExit(exit_code(result["claims"]))
 
 
 def take_turns(contestants, rounds, progress):

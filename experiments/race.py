@@ -40,10 +40,10 @@ from config import (
     option,
 )
 from data import load_dataset, random_batch
-from experiments.common import Claim, as_dicts, claims_table, exit_code
+from experiments.common import Claim, conclude
 from model import GPT
 from train import evaluate, fit
-from utils import Progress, run_program, seeded_generator, write_json
+from utils import Progress, run_program, seeded_generator
 
 TURNS = 100
 LOOKS = 10  # evaluations of each contestant
@@ -205,12 +205,7 @@ def main(argv=None):
     parser = flag_parser(RaceConfig, "Race train.py against nanoGPT's recipe.")
     cfg = config_from_dict(RaceConfig, vars(parser.parse_args(argv)))
     result = run(cfg)
-    folder = Path(cfg.out_dir) / "race"
-    write_json(folder / "results.json", result | {"claims": as_dicts(result["claims"])})
-    plotting.save(figure(result["races"]), folder / "race.png")
-    print(claims_table(result["claims"]))
-    print(f"\nwritten to {folder}")
-    raise SystemExit(exit_code(result["claims"]))
+    conclude(result, Path(cfg.out_dir) / "race", figure(result["races"]))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,10 @@
 """Small models whose every weight matters, and a small text."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import torch
 
 from config import ModelConfig
@@ -31,3 +36,12 @@ def tiny_model(seed=1, dtype=torch.float32, **changes):
 def tiny_tokens(batch=2, pos=7, seed=2, d_vocab=TINY["d_vocab"]):
     """Random token ids, [batch, pos]."""
     return torch.randint(d_vocab, (batch, pos), generator=seeded_generator(seed))
+
+
+def quick_run(name, folder):
+    """(what it printed, its results.json) of an experiment, run with --quick in a folder."""
+    program = Path(__file__).resolve().parent.parent / "experiments" / f"{name}.py"
+    run = subprocess.run([sys.executable, program, "--quick", "--out_dir", folder],
+                         capture_output=True, text=True, cwd=folder, timeout=240)
+    assert run.returncode == 0, run.stderr
+    return run.stdout, json.loads((folder / name / "results.json").read_text())

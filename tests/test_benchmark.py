@@ -1,13 +1,8 @@
 """The benchmark measures what it says: whose turn it is, which operations count, what passes."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from helpers import TINY, tiny_model, tiny_tokens
+from helpers import TINY, quick_run, tiny_model, tiny_tokens
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import ModelConfig
@@ -15,8 +10,6 @@ from experiments import benchmark
 from experiments.common import Claim, as_dicts, claims_table, exit_code
 from model import GPT
 from utils import Progress
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_contestants_take_turns_and_the_first_round_is_not_measured():
@@ -74,13 +67,8 @@ def test_a_failed_claim_is_seen_in_the_table_and_in_the_exit_code():
 
 @pytest.mark.slow
 def test_a_quick_run_writes_what_it_measured(tmp_path):
-    run = subprocess.run(
-        [sys.executable, ROOT / "experiments" / "benchmark.py", "--quick", "--out_dir", tmp_path],
-        capture_output=True, text=True, cwd=tmp_path, timeout=240,
-    )
-    assert run.returncode == 0, run.stderr
-    result = json.loads((tmp_path / "benchmark" / "results.json").read_text())
+    printed, result = quick_run("benchmark", tmp_path)
     assert result["settings"]["threads"] == 1
     assert all(0 < claim["low"] <= claim["measured"] <= claim["high"] for claim in result["claims"]
                if claim["claim"].startswith(("training", "1 x 64", "8 x 64")))
-    assert all(claim["claim"] in run.stdout for claim in result["claims"])
+    assert all(claim["claim"] in printed for claim in result["claims"])

@@ -1,15 +1,9 @@
 """The race: every contestant takes all its steps, in turns, and is judged by its own marks."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from helpers import quick_run
 
 from experiments import race
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def curves(nano, mine):
@@ -39,12 +33,7 @@ def test_the_default_run_is_in_the_race_as_it_is():
 
 @pytest.mark.slow
 def test_a_quick_race_writes_what_it_measured(tmp_path):
-    run = subprocess.run(
-        [sys.executable, ROOT / "experiments" / "race.py", "--quick", "--out_dir", tmp_path],
-        capture_output=True, text=True, cwd=tmp_path, timeout=240,
-    )
-    assert run.returncode == 0, run.stderr
-    result = json.loads((tmp_path / "race" / "results.json").read_text())
+    _, result = quick_run("race", tmp_path)
     for name, points in result["races"][0].items():
         seconds, losses = zip(*points, strict=True)
         assert len(points) == race.LOOKS and list(seconds) == sorted(seconds), name

@@ -123,7 +123,6 @@ def test_heads_and_neurons_with_their_biases_are_what_their_parts_wrote():
         assert_close(written, cache["attn_out", layer])
         written = neurons[48 * layer : 48 * layer + 48].sum(0) + block.mlp.b_out.detach()
         assert_close(written, cache["mlp_out", layer])
-    model.run_with_cache(tiny_tokens(), "blocks.1.attn.hook_result")
     result = model.run_with_cache(tiny_tokens(), "blocks.1.attn.hook_result")[1]["result", 1]
     assert_close(heads[3:], result.movedim(2, 0))
 
