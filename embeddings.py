@@ -95,6 +95,14 @@ class Unembedding(nn.Module):
         """W_U [d_model, d_vocab]; W_E [d_vocab, d_model] is what it is tied to, where it is."""
         return W_E.T if self.W_U is None else self.W_U
 
-    def forward(self, resid, W_E):
-        """resid [..., d_model] -> logits [..., d_vocab]."""
-        return F.linear(resid, self.weight(W_E).T, self.b_U)  # resid @ W_U + b_U in one kernel
+    def forward(self, resid, W_E, tokens=None):
+        """resid [..., d_model] -> logits [..., d_vocab], or of the tokens alone (GPT.unembed)."""
+        rows = self.weight(W_E).T  # [d_vocab, d_model]
+        if tokens is None:
+            return F.linear(resid, rows, self.b_U)  # resid @ W_U + b_U in one kernel
+        tokens = torch.as_tensor(tokens, device=resid.device)
+        logits = resid @ F.embedding(tokens, rows).mT  # [..., pos, n]
+        if self.b_U is None:
+            return logits
+        bias = self.b_U[tokens]
+        return logits + (bias if bias.ndim == 1 else bias[:, None])

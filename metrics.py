@@ -10,12 +10,72 @@ Source: Elhage et al. 2021 (previous-token heads); Olsson et al. 2022 (prefix ma
 2022 (logit difference); Xiao et al. 2024 (attention sinks)
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 
 import losses
 from utils import UserError, seeded_generator
 
 REDUCTIONS = ("mean", "none")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric that says which logits it needs, so that a sweep computes no others.
+
+    fn: logits [..., batch, pos, token] -> [..., batch]; it gets the chosen positions and tokens
+    alone, with all axes kept. pos: an int, a slice or a list of positions (None: all). tokens: ids,
+    [n] for all rows or [batch, n] with each row's own (None: the whole vocabulary).
+
+        Metric(lambda logits: logits[..., 0, 0] - logits[..., 0, 1], pos=-1, tokens=[right, wrong])
+    """
+
+    fn: Callable
+    pos: int | slice | list | None = None
+    tokens: torch.Tensor | list | None = None
+
+    @classmethod
+    def logit_diff(cls, correct, wrong, *, pos=-1):
+        """The logit of `correct` less that of `wrong`, ids for all rows or one for each, in nats;
+        [..., batch]."""
+        pair = torch.stack(torch.broadcast_tensors(*map(torch.as_tensor, (correct, wrong))), -1)
+        return cls(lambda logits: logits[..., 0, 0] - logits[..., 0, 1], pos, pair)
+
+    def positions(self, n_pos):
+        """Its positions among n_pos, [n], counted from 0. Raises UserError for one outside."""
+        if self.pos is None or isinstance(self.pos, slice):
+            return torch.arange(n_pos)[self.pos or slice(None)]
+        chosen = torch.as_tensor([self.pos] if isinstance(self.pos, int) else self.pos)
+        if chosen.min() < -n_pos or chosen.max() >= n_pos:
+            raise UserError(f"pos={self.pos} is outside of the {n_pos} positions")
+        return chosen % n_pos
+
+    def of(self, chosen):
+        """fn of the chosen logits [..., batch, pos, token], its shape checked: [..., batch].
+
+        Raises UserError for a metric that does not return a number for each row."""
+        values = self.fn(chosen)
+        if not isinstance(values, torch.Tensor) or values.shape != chosen.shape[:-2]:
+            found = list(getattr(values, "shape", [type(values).__name__]))
+            raise UserError(f"the metric returned {found} for logits {list(chosen.shape)}; return "
+                            f'{list(chosen.shape[:-2])}, [..., batch], as with reduction="none"')
+        return values
+
+    def __call__(self, logits):
+        """Of whole logits, [..., batch, pos, d_vocab] -> [..., batch]."""
+        logits = logits[..., self.positions(logits.shape[-2]).to(logits.device), :]
+        if self.tokens is not None:
+            ids = torch.as_tensor(self.tokens, device=logits.device)
+            ids = ids if ids.ndim == 1 else ids[:, None]  # [batch, 1, n]: the same at each position
+            logits = logits.gather(-1, ids.expand(*logits.shape[:-1], ids.shape[-1]))
+        return self.of(logits)
+
+
+def as_metric(metric):
+    """A Metric as it is; a function of whole logits, [..., batch, pos, d_vocab], as one."""
+    return metric if isinstance(metric, Metric) else Metric(metric)
 
 
 def token_ids(tokens, n_rows, d_vocab, *, tokenizer=None):

@@ -135,9 +135,13 @@ class GPT(HookedModule):
             resid = self.blocks[layer](resid, None if past is None else past[layer])
         return resid
 
-    def unembed(self, resid):
-        """resid [..., pos, d_model] after the last block -> logits [..., pos, d_vocab]."""
-        return self.unembedding(self.ln_final(resid), self.W_E)
+    def unembed(self, resid, tokens=None):
+        """resid [..., pos, d_model] after the last block -> logits [..., pos, d_vocab].
+
+        tokens: ids whose logits alone are computed, [n], or [batch, n] with each row's own; then
+        resid [..., batch, pos, d_model] -> [..., batch, pos, n].
+        """
+        return self.unembedding(self.ln_final(resid), self.W_E, tokens)
 
     @torch.no_grad()
     def init_weights_(self, generator):

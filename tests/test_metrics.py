@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from metrics import (
+    Metric,
+    as_metric,
     attention_entropy,
     bootstrap_ci,
     copying_score,
@@ -233,3 +235,38 @@ def test_one_value_has_no_interval_and_no_draws_no_pvalue():
         bootstrap_ci([1.0])
     with pytest.raises(UserError, match="no draws"):
         permutation_pvalue(1.0, [])
+
+
+# A metric that says what it needs
+
+
+def test_a_metric_gets_the_positions_and_tokens_that_it_names_with_all_axes_kept():
+    logits = torch.randn(4, 2, 5, 7, generator=seeded_generator(0))
+    seen = Metric(lambda chosen: chosen.sum((-2, -1)), pos=[1, -1], tokens=[3, 0, 6])
+    by_hand = logits[:, :, [1, 4]][..., [3, 0, 6]].sum((-2, -1))
+    torch.testing.assert_close(seen(logits), by_hand)
+
+
+def test_a_metric_s_tokens_can_differ_from_row_to_row():
+    logits = torch.randn(3, 2, 5, 7, generator=seeded_generator(0))
+    right, wrong = torch.tensor([1, 4]), torch.tensor([0, 6])
+    assert torch.equal(Metric.logit_diff(right, wrong)(logits),
+                       logit_diff(logits, right, wrong, reduction="none"))
+
+
+def test_a_plain_function_as_a_metric_gets_all_logits():
+    logits = torch.randn(2, 5, 7, generator=seeded_generator(0))
+    assert torch.equal(as_metric(lambda all_of_them: all_of_them.sum((-2, -1)))(logits),
+                       logits.sum((-2, -1)))
+
+
+@pytest.mark.parametrize("fn", [
+    lambda logits: logits.mean(), lambda logits: logits, lambda logits: 1.0])
+def test_a_metric_that_is_no_number_for_each_row_is_refused(fn):
+    with pytest.raises(UserError, match="reduction"):
+        as_metric(fn)(torch.zeros(2, 5, 7))
+
+
+def test_a_metric_at_a_position_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="pos=5"):
+        Metric(lambda chosen: chosen[..., 0, 0], pos=5)(torch.zeros(2, 5, 7))

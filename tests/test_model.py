@@ -330,3 +330,13 @@ def test_the_longest_text_that_fits_is_read():
 def test_a_model_without_a_vocabulary_raises():
     with pytest.raises(UserError, match="d_vocab"):
         GPT(ModelConfig())
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True}, {"unembed_bias": True}])
+@pytest.mark.parametrize("tokens", [[3, 0, 3], [[1, 2], [10, 0]]])
+def test_some_logits_alone_are_those_of_all(changes, tokens):
+    model = tiny_model(**changes)
+    resid = torch.randn(4, 2, 5, model.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor(tokens)
+    ids = (ids if ids.ndim == 1 else ids[:, None]).expand(4, 2, 5, -1)
+    torch.testing.assert_close(model.unembed(resid, tokens), model.unembed(resid).gather(-1, ids))
