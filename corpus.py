@@ -22,6 +22,8 @@ import math
 import random
 from dataclasses import dataclass, field
 
+import torch
+
 NAMES = ["Ada", "Ben", "Eve", "Ivo", "Leo", "Mia", "Noa", "Ola"]
 PLACES = ["park", "shop", "lake", "farm", "bridge", "market"]
 THINGS = ["kite", "book", "drum", "coin", "lamp", "ring"]
@@ -46,6 +48,25 @@ class Sample:
     log_probs: list = field(default_factory=list)
     categories: list = field(default_factory=list)
     options: list = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The best possible prediction of a text: log_probs [n], in nats, the category of each token,
+    and where stories begin (`starts`, positions of the ends before them)."""
+
+    log_probs: torch.Tensor
+    categories: list
+    starts: list
+
+    def above(self, losses):
+        """{category: nats} by which losses [n - 1], of the tokens after the first, lie above the
+        floor on average; "all" comes first, the others as in CATEGORIES."""
+        excess = losses + self.log_probs[1:]
+        kinds = {kind: [other == kind for other in self.categories[1:]]
+                 for kind in CATEGORIES}
+        return {"all": excess.mean().item()} | {
+            kind: excess[torch.tensor(mask)].mean().item() for kind, mask in kinds.items()}
 
 
 class Storyteller:
@@ -193,6 +214,18 @@ def characters(sample):
         categories += [category] * len(whole)
         before = word
     return log_probs, categories
+
+
+def floor_of(sample, tokenizer, val):
+    """The Floor of val [n], the last tokens of a Sample; None where it is not known, which
+    is for any other text, and for pieces of words."""
+    if sample is None or tokenizer.kind == "bpe":
+        return None
+    log_probs, categories = sample.log_probs, sample.categories
+    if tokenizer.kind == "char":
+        log_probs, categories = characters(sample)
+    starts = (val == tokenizer.ids[END]).nonzero().flatten().tolist()
+    return Floor(torch.tensor(log_probs[-len(val):]), categories[-len(val):], starts)
 
 
 def sample_of_length(n_characters, seed=0):

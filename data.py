@@ -1,5 +1,8 @@
 """From a text to batches: find it, split it, and cut windows out of it.
 
+    python data.py prepare FILE… --tokenizer bpe --out data/mine     # more than fits into memory
+    python train.py --data.path data/mine
+
 Chapter: COURSE_ROADMAP.md, 2 (text with a known entropy)
 Read before: tokenizer.py, corpus.py; after: embeddings.py
 Source: Tiny Shakespeare is the text of Karpathy's char-rnn (2015)
@@ -7,20 +10,30 @@ Source: Tiny Shakespeare is the text of Karpathy's char-rnn (2015)
 
 import bisect
 import hashlib
-import io
+import itertools
+import json
+import os
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import requests
+import numpy as np
 import torch
-import torch.nn.functional as F
 
 import corpus
-from config import DataConfig
-from tokenizer import TOKENIZERS, BPETokenizer, CharTokenizer
-from utils import NoNetwork, UserError, atomic_write, fetch_into
+from config import DataConfig, config_from_dict, flag_parser, option
+from tokenizer import TOKENIZERS, BPETokenizer, CharTokenizer, load_tokenizer, split_words
+from utils import (
+    NoNetwork,
+    UserError,
+    atomic_write,
+    download,
+    read_text,
+    run_program,
+    sha256_of,
+    text_pieces,
+)
 
 SHAKESPEARE_FILE = "tiny_shakespeare.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -29,43 +42,27 @@ SHAKESPEARE_MIRRORS = (
     "https://storage.googleapis.com/download.tensorflow.org/data/shakespeare.txt",
 )
 BUILTIN_CHARACTERS = 1_000_000
-
-
-@dataclass(frozen=True)
-class Floor:
-    """The best possible prediction of a text: log_probs [n], in nats, the category of each token,
-    and where stories begin (`starts`, positions of the ends before them)."""
-
-    log_probs: torch.Tensor
-    categories: list
-    starts: list
-
-    def above(self, losses):
-        """{category: nats} by which losses [n - 1], of the tokens after the first, lie above the
-        floor on average; "all" comes first, the others as in corpus.CATEGORIES."""
-        excess = losses + self.log_probs[1:]
-        kinds = {kind: [other == kind for other in self.categories[1:]]
-                 for kind in corpus.CATEGORIES}
-        return {"all": excess.mean().item()} | {
-            kind: excess[torch.tensor(mask)].mean().item() for kind, mask in kinds.items()}
+TOKENS_FILE = "tokens.bin"  # a line of JSON, then the ids
+PIECE, SAMPLE = 1 << 18, 1 << 21  # how many bytes or ids at once; and bytes for bpe to learn from
 
 
 @dataclass(frozen=True)
 class Dataset:
     """A tokenised text, split where training ends and validation begins.
 
-    train, val: [n], int64 ids. name: for people. sha256: of the text, so that a run can say what it
-    was trained on. val_characters: how long the validation text is, so that losses can be compared
-    between tokenizers. floor: what each token of `val` costs at best, where that is known.
+    train, val: [n], int64 ids, in memory or a TokenFile. name: for people. sha256: of the text, or
+    of a TokenFile's ids, so that a run can say what it was trained on. val_characters: how long the
+    validation text is, so that losses can be compared between tokenizers. floor: what each token of
+    `val` costs at best, where that is known.
     """
 
-    train: torch.Tensor
-    val: torch.Tensor
+    train: "torch.Tensor | TokenFile"
+    val: "torch.Tensor | TokenFile"
     tokenizer: CharTokenizer | BPETokenizer
     name: str
     sha256: str
     val_characters: int
-    floor: Floor | None = None
+    floor: corpus.Floor | None = None
 
 
 def load_dataset(cfg, n_ctx, tokenizer=None):
@@ -77,6 +74,18 @@ def load_dataset(cfg, n_ctx, tokenizer=None):
     if cfg.tokenizer != "bpe" and cfg.vocab_size != DataConfig().vocab_size:
         raise UserError(f"vocab_size={cfg.vocab_size} does nothing with tokenizer="
                         f"{cfg.tokenizer!r}; leave it out, or use --data.tokenizer bpe")
+    prepared = cfg.path is not None and (Path(cfg.path) / TOKENS_FILE).exists()
+    dataset = (prepared_dataset if prepared else text_dataset)(cfg, tokenizer)
+    for part, name_of_part in ((dataset.train, "training"), (dataset.val, "validation")):
+        if len(part) <= n_ctx:
+            raise UserError(f"{dataset.name}: the {name_of_part} part has {len(part)} tokens, and "
+                            f"one window of n_ctx={n_ctx} needs {n_ctx + 1}; use a longer text or "
+                            "a smaller --model.n_ctx")
+    return dataset
+
+
+def text_dataset(cfg, tokenizer=None):
+    """The Dataset of a text that is read as a whole; arguments as in `load_dataset`."""
     text, name, sample = load_text(cfg)
     n_train = len(text) - int(len(text) * cfg.val_fraction)
     if sample is not None:
@@ -85,26 +94,8 @@ def load_dataset(cfg, n_ctx, tokenizer=None):
         tokenizer = BPETokenizer().train(text[:n_train], cfg.vocab_size)
     tokenizer = tokenizer or TOKENIZERS[cfg.tokenizer]().fit(text)
     train, val = (torch.tensor(tokenizer.encode(part)) for part in (text[:n_train], text[n_train:]))
-    for part, name_of_part in ((train, "training"), (val, "validation")):
-        if len(part) <= n_ctx:
-            raise UserError(
-                f"{name}: the {name_of_part} part has {len(part)} tokens, and one window of "
-                f"n_ctx={n_ctx} needs {n_ctx + 1}; use a longer text or a smaller --model.n_ctx"
-            )
     return Dataset(train, val, tokenizer, name, sha256_of(text.encode()), len(text) - n_train,
-                   floor_of(sample, tokenizer, val))
-
-
-def floor_of(sample, tokenizer, val):
-    """The Floor of val [n], the last tokens of a corpus.Sample; None where it is not known, which
-    is for any other text, and for pieces of words."""
-    if sample is None or tokenizer.kind == "bpe":
-        return None
-    log_probs, categories = sample.log_probs, sample.categories
-    if tokenizer.kind == "char":
-        log_probs, categories = corpus.characters(sample)
-    starts = (val == tokenizer.ids[corpus.END]).nonzero().flatten().tolist()
-    return Floor(torch.tensor(log_probs[-len(val):]), categories[-len(val):], starts)
+                   corpus.floor_of(sample, tokenizer, val))
 
 
 def load_text(cfg):
@@ -124,20 +115,6 @@ def load_text(cfg):
     return corpus.spell(sample.words), "built-in corpus", sample
 
 
-def read_text(path):
-    """A UTF-8 file's text. Raises UserError where it is missing, empty, or something else."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start} is "
-                        f"{error.object[error.start]:#04x}); save it as UTF-8 first") from None
-    if not text:
-        raise UserError(f"{path} is empty; give a file with text in it")
-    return text
-
-
 def tiny_shakespeare(folder, mirrors=SHAKESPEARE_MIRRORS):
     """The text of Tiny Shakespeare, from `folder` or, the first time, from a mirror.
 
@@ -155,41 +132,6 @@ def tiny_shakespeare(folder, mirrors=SHAKESPEARE_MIRRORS):
                         f"{SHAKESPEARE_SHA256[:12]}…; delete it to download it again, or pass "
                         "your own text with --data.path")
     return text
-
-
-def download(mirrors, sha256, remedy, *, attempts=2, pause=1.0):
-    """The bytes behind the first mirror whose content has that SHA-256.
-
-    Each mirror is tried `attempts` times, `pause` seconds apart.
-    Raises UserError if only wrong content came, NoNetwork if nothing came.
-    """
-    wrong, failure = None, None
-    for attempt in range(attempts):
-        time.sleep(pause if attempt else 0)
-        for address in mirrors:
-            try:
-                content = fetch(address)
-            except requests.RequestException as error:
-                failure = type(error).__name__
-                continue
-            if (found := sha256_of(content)) == sha256:
-                return content
-            wrong = f"{address} sent {len(content):,} bytes with SHA-256 {found[:12]}…"
-    if wrong:
-        raise UserError(f"{wrong}, expected {sha256[:12]}…; {remedy}")
-    raise NoNetwork(f"no network: {len(mirrors)} mirrors did not answer ({failure}); {remedy}")
-
-
-def fetch(address):
-    """The bytes at an address, with a progress line. Raises requests.RequestException."""
-    content = io.BytesIO()
-    fetch_into(content, address)
-    return content.getvalue()
-
-
-def sha256_of(content):
-    """The SHA-256 of bytes, in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def random_batch(tokens, batch_size, n_ctx, generator):
@@ -223,13 +165,184 @@ def windows_in_order(tokens, batch_size, n_ctx, starts=None):
     starts: where a window should begin, such as at stories, if it can (it is n_ctx long at most);
     without, one begins where the last one ends.
     """
-    begins = [0]
-    while (limit := begins[-1] + n_ctx) < len(tokens) - 1:
-        last = bisect.bisect_right(starts, limit) - 1 if starts else -1
-        begins.append(starts[last] if last >= 0 and starts[last] > begins[-1] else limit)
-    begins = torch.tensor(begins)
-    lengths = torch.diff(begins, append=torch.tensor([len(tokens) - 1]))
-    padded, offsets = F.pad(tokens, (0, n_ctx)), torch.arange(n_ctx + 1)
-    for some in torch.arange(len(begins)).split(batch_size):
-        windows = padded[begins[some, None] + offsets]
-        yield windows[:, :-1], windows[:, 1:], offsets[:-1] < lengths[some, None]
+    last, offsets = len(tokens) - 1, torch.arange(n_ctx + 1)
+    bounds = window_bounds(last, n_ctx, starts)
+    while some := list(itertools.islice(bounds, batch_size)):
+        begins, ends = torch.tensor(some).T[..., None]  # [batch, 1]
+        windows = tokens[(begins + offsets).clamp(max=last)]
+        yield windows[:, :-1], windows[:, 1:], begins + offsets[:-1] < ends
+
+
+def window_bounds(last, n_ctx, starts):
+    """Yields (begin, end) of windows that lie end to begin from 0 to the position `last`."""
+    begin = 0
+    while begin < last:
+        end = min(begin + n_ctx, last)
+        if starts and end < last:
+            story = starts[bisect.bisect_right(starts, end) - 1]
+            end = story if begin < story <= end else end
+        yield begin, end
+        begin = end
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """Ids on the disk, [n]: what is indexed is read, as int64; nothing else is kept in memory.
+
+    dtype: uint16 or uint32. offset: where the first one begins, in bytes.
+    """
+
+    path: Path
+    dtype: str
+    offset: int
+    n_tokens: int
+
+    def __len__(self):
+        return self.n_tokens
+
+    def __getitem__(self, where):
+        # Mapped anew each time: pages once read count as ours until their map is closed.
+        ids = np.memmap(self.path, self.dtype, "r", self.offset, (self.n_tokens,))
+        return torch.from_numpy(ids[where].astype(np.int64))
+
+    def split(self, n_first):
+        """Two of them: the first n_first ids, and the others."""
+        later = self.offset + n_first * np.dtype(self.dtype).itemsize
+        return (TokenFile(self.path, self.dtype, self.offset, n_first),
+                TokenFile(self.path, self.dtype, later, self.n_tokens - n_first))
+
+
+def prepared_dataset(cfg, tokenizer=None):
+    """The Dataset in the folder cfg.path, which `prepare` made; arguments as in `load_dataset`.
+
+    Raises UserError for a file that is damaged, or of another tokenizer than was asked for.
+    """
+    path = Path(cfg.path) / TOKENS_FILE
+    ids, found, sha256 = read_token_file(path)
+    if cfg.tokenizer not in (DataConfig().tokenizer, found.kind):
+        raise UserError(f"{path} was made with --tokenizer {found.kind}; leave --data.tokenizer "
+                        f"{cfg.tokenizer} out, or prepare the text again")
+    if tokenizer is not None and tokenizer.state_dict() != found.state_dict():
+        raise UserError(f"{path} is of another tokenizer than the run; put that one back")
+    train, val = ids.split(len(ids) - int(len(ids) * cfg.val_fraction))
+    n_characters = 0 if found.kind == "bpe" else len(val)
+    for start in range(0, len(val), PIECE) if found.kind == "bpe" else ():
+        text = np.frombuffer(found.to_bytes(val[start : start + PIECE].tolist()), np.uint8)
+        n_characters += int((text & 0xC0 != 0x80).sum())  # the bytes that begin a character
+    return Dataset(train, val, found, Path(cfg.path).name, sha256, n_characters)
+
+
+def read_token_file(path):
+    """(TokenFile, tokenizer, SHA-256 of the ids) of a file that `prepare` wrote; all of it is read
+    once, piece by piece. Raises UserError where it is cut off, changed, or something else."""
+    again, highest, sha256 = "make it again with: python data.py prepare", 0, hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            line = file.readline(1 << 26)
+            header = json.loads(line)
+            tokenizer, n_tokens = load_tokenizer(header["tokenizer"]), int(header["n_tokens"])
+            ids = TokenFile(path, header["dtype"], len(line), n_tokens)
+            while len(piece := np.fromfile(file, ids.dtype, PIECE)):
+                highest = max(highest, piece.max().item())
+                sha256.update(piece)
+            there = (file.seek(0, 2) - len(line)) / np.dtype(ids.dtype).itemsize
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is cut off or not a token file ({error}); {again}") from None
+    if there != n_tokens:
+        raise UserError(f"{path} has {there:,.0f} ids in place of {n_tokens:,}; {again}")
+    if highest >= tokenizer.d_vocab:
+        raise UserError(f"{path} has the id {highest}, and its tokenizer knows 0 to "
+                        f"{tokenizer.d_vocab - 1}; {again}")
+    if sha256.hexdigest() != header["sha256"]:
+        raise UserError(f"{path} has changed since it was made; {again}")
+    return ids, tokenizer, header["sha256"]
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """How texts of any size become a token file."""
+
+    tokenizer: Literal["char", "bpe"] = option("char", "an id for each character or frequent piece")
+    vocab_size: int = option(1024, "how many tokens bpe learns, 256 bytes among them")
+    gpt2: str | None = option(None, "take bpe from this folder of GPT-2's two files instead")
+    out: str = option("data/prepared", f"the folder that {TOKENS_FILE} is written to")
+
+
+def prepare(paths, cfg, size=PIECE):
+    """Writes the ids of texts, joined, into the folder cfg.out, `size` bytes of text at a time.
+
+    cfg: a PrepareConfig. Returns (how many ids, their tokenizer).
+    """
+    tokenizer, sha256, n_tokens = fitted_tokenizer(paths, cfg), hashlib.sha256(), 0
+    dtype = "uint16" if tokenizer.d_vocab <= 1 << 16 else "uint32"
+
+    def header():  # as long now as when all is known
+        known = {"dtype": dtype, "n_tokens": f"{n_tokens:20}", "sha256": sha256.hexdigest()}
+        return json.dumps(known | {"tokenizer": tokenizer.state_dict()}).encode() + b"\n"
+
+    with atomic_write(Path(cfg.out) / TOKENS_FILE) as file:
+        file.write(header())
+        for ids in encoded_in_order(text_pieces(paths, size, "made tokens"), tokenizer):
+            piece = np.array(ids, dtype).tobytes()
+            file.write(piece)
+            sha256.update(piece)
+            n_tokens += len(ids)
+        if not n_tokens:
+            raise UserError(f"{', '.join(paths)}: nothing in it; give files with text in them")
+        file.seek(0)
+        file.write(header())
+    return n_tokens, tokenizer
+
+
+def fitted_tokenizer(paths, cfg):
+    """The tokenizer that a PrepareConfig asks for; bpe learns from the beginning of the text."""
+    if cfg.gpt2 is not None:
+        published = Path(cfg.gpt2, "encoder.json"), Path(cfg.gpt2, "vocab.bpe")
+        renamed = Path(cfg.gpt2, "vocab.json"), Path(cfg.gpt2, "merges.txt")
+        return BPETokenizer.from_files(*(renamed if renamed[0].exists() else published))
+    if cfg.tokenizer == "bpe":
+        sample = "".join(itertools.islice(text_pieces(paths), SAMPLE // PIECE))
+        half = sum(map(os.path.getsize, paths)) // 2  # the end is there to validate on
+        return BPETokenizer().train(sample[:half], cfg.vocab_size)
+    characters = set()
+    for piece in text_pieces(paths, what="read for their characters"):
+        characters |= set(piece)
+    return CharTokenizer().fit(characters)
+
+
+def encoded_in_order(pieces, tokenizer):
+    """Yields the ids of a text that comes in pieces: those of the whole text, wherever it is cut.
+
+    Two words are kept until more is there ("'l" is two, and "'ll" one), and blanks before them,
+    of which the last one belongs to what follows.
+    """
+    kept = ""
+    for piece in pieces:
+        text = kept + piece
+        words = split_words(text) if tokenizer.kind == "bpe" else []
+        end = max(0, len(words) - 2)
+        while end and words[end - 1].isspace():
+            end -= 1
+        kept = "".join(words[end:])
+        yield tokenizer.encode(text[: len(text) - len(kept)])
+    yield tokenizer.encode(kept)
+
+
+def main(argv=None):
+    """The program: makes a token file of texts."""
+    parser = flag_parser(PrepareConfig, "Turn texts of any size into ids that train.py reads.")
+    parser.add_argument("command", choices=["prepare"], help="the one thing there is to do")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="UTF-8 texts, joined as they are")
+    flags = vars(parser.parse_args(argv))
+    files = flags.pop("files")
+    del flags["command"]
+    cfg = config_from_dict(PrepareConfig, flags)
+    n_tokens, tokenizer = prepare(files, cfg)
+    print(f"{n_tokens:,} {tokenizer.unit}s, {tokenizer.d_vocab:,} of them distinct; to train on "
+          f"them: python train.py --data.path {cfg.out}")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,12 +1,15 @@
-"""What every program needs and no lesson is about: errors, seeds, devices, files, progress.
+"""What every program needs and no lesson is about: errors, seeds, devices, ranks, files, progress.
 
 Chapter: COURSE_ROADMAP.md, 0 (what counts as evidence: the same seed gives the same bits)
 Read before: nothing; after: config.py
 Source: torch's notes on reproducibility
 """
 
+import codecs
 import contextlib
 import difflib
+import hashlib
+import io
 import json
 import os
 import signal
@@ -25,6 +28,10 @@ class UserError(ValueError):
 
 class NoNetwork(UserError):
     """What was asked for is elsewhere, and could not be reached."""
+
+
+class RankLost(UserError):
+    """Another process of the same run is gone, and this one can't go on alone."""
 
 
 def closest(name, known):
@@ -54,16 +61,85 @@ def seeded_generator(seed):
 def pick_device(name):
     """The `torch.device` for "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:1" or "mps".
 
+    Of the processes that torchrun started, each gets a GPU of its own; MPS can't be shared.
     Raises UserError where that device is not there.
     """
-    n_cuda = torch.cuda.device_count()
-    there = ["cuda"] * (n_cuda > 0) + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    together = "LOCAL_RANK" in os.environ
+    n_cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available() and not together
+    there = ["cuda"] * (n_cuda > 0) + ["mps"] * mps + ["cpu"]
     if name == "auto":
         name = there[0]
+    if name == "cuda" and together:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     there += [f"cuda:{index}" for index in range(n_cuda)]
     if name not in there:
         raise UserError(f"device={name} is not on this machine; choose auto, {', '.join(there)}")
     return torch.device(name)
+
+
+def rank():
+    """Which of the processes that torchrun started together this is; 0 where it is alone."""
+    return int(os.environ.get("RANK", 0))
+
+
+def n_ranks():
+    """How many processes `joined_ranks` has joined; 1 outside of it."""
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if there else 1
+
+
+@contextlib.contextmanager
+def joined_ranks(device):
+    """Yields the `torch.device` of that name. While open, the processes that torchrun started can
+    average, and only the first one prints; a process that is alone stays as it is.
+
+    Raises UserError where the device is not there, and RankLost where one of the others is gone.
+    """
+    device = pick_device(device)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield device
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        torch.distributed.barrier()  # whoever gives up now is missed in a place that expects it
+        with contextlib.redirect_stdout(None if rank() else sys.stdout):
+            yield device
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and "gloo/" not in str(error):
+            raise
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, until this has been said
+        raise RankLost("another rank of this run has stopped; the last checkpoint is whole: go on "
+                       "from it with --resume") from None
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def mean_over_ranks(number):
+    """The mean of a number over all ranks, the same bits on each; itself where there is one."""
+    if n_ranks() == 1:
+        return number
+    where = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    total = torch.tensor(number, dtype=torch.float64, device=where)
+    torch.distributed.all_reduce(total)
+    return total.item() / n_ranks()
+
+
+def from_first_rank(make):
+    """What `make()` returns, or its UserError; rank 0 alone calls it, and every rank gets it."""
+    if n_ranks() == 1:
+        return make()
+    result = [None]
+    if rank() == 0:
+        try:
+            result = [make()]
+        except UserError as error:
+            result = [error]
+    torch.distributed.broadcast_object_list(result)
+    if isinstance(result[0], UserError):
+        raise result[0]
+    return result[0]
 
 
 @contextlib.contextmanager
@@ -111,6 +187,40 @@ def read_json(path):
     return values
 
 
+def read_text(path):
+    """A UTF-8 file's text. Raises UserError where it is missing, empty, or something else."""
+    text = "".join(text_pieces([path]))
+    if not text:
+        raise UserError(f"{path} is empty; give a file with text in it")
+    return text
+
+
+def text_pieces(paths, size=1 << 18, what=None):
+    """Yields the text of UTF-8 files, one after another, `size` bytes at a time.
+
+    what: for a progress line, what is done with them. Raises UserError where one of them can't be
+    read, before anything is, or is something else.
+    """
+    try:
+        progress, done = Progress(sum(map(os.path.getsize, paths)), " bytes"), 0
+        for path in paths:
+            decoder, begin = codecs.getincrementaldecoder("utf-8")(), done
+            with open(path, "rb") as file:
+                while piece := file.read(size):
+                    done += len(piece)
+                    yield decoder.decode(piece)
+                    if what:
+                        progress.show(done, what)
+                decoder.decode(b"", final=True)  # raises where the last character is cut off
+        progress.close()
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}; check the path") from None
+    except UnicodeDecodeError as error:
+        position = done - begin - len(error.object) + error.start
+        raise UserError(f"{path} is not UTF-8 (byte {position} is "
+                        f"{error.object[error.start]:#04x}); save it as UTF-8 first") from None
+
+
 class Progress:
     """One line on stderr: rewritten in place on a terminal, repeated every ten seconds in a log."""
 
@@ -121,6 +231,8 @@ class Progress:
 
     def show(self, done, text=""):
         """Shows how much of the total is done, `text`, and the time left at this pace."""
+        if rank():
+            return
         now = time.monotonic()
         on_terminal = sys.stderr.isatty()
         finished = 0 < self.total <= done
@@ -166,6 +278,41 @@ def fetch_into(file, address):
     return response
 
 
+def download(mirrors, sha256, remedy, *, attempts=2, pause=1.0):
+    """The bytes behind the first mirror whose content has that SHA-256.
+
+    Each mirror is tried `attempts` times, `pause` seconds apart.
+    Raises UserError if only wrong content came, NoNetwork if nothing came.
+    """
+    wrong, failure = None, None
+    for attempt in range(attempts):
+        time.sleep(pause if attempt else 0)
+        for address in mirrors:
+            try:
+                content = fetch(address)
+            except requests.RequestException as error:
+                failure = type(error).__name__
+                continue
+            if (found := sha256_of(content)) == sha256:
+                return content
+            wrong = f"{address} sent {len(content):,} bytes with SHA-256 {found[:12]}…"
+    if wrong:
+        raise UserError(f"{wrong}, expected {sha256[:12]}…; {remedy}")
+    raise NoNetwork(f"no network: {len(mirrors)} mirrors did not answer ({failure}); {remedy}")
+
+
+def fetch(address):
+    """The bytes at an address, with a progress line. Raises requests.RequestException."""
+    content = io.BytesIO()
+    fetch_into(content, address)
+    return content.getvalue()
+
+
+def sha256_of(content):
+    """The SHA-256 of bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
 @contextlib.contextmanager
 def stop_on_signal():
     """While open, Ctrl-C and SIGTERM set `.requested` on what it yields, so that no step is cut in
@@ -191,6 +338,8 @@ def run_program(main):
     try:
         main()
     except UserError as error:
+        if rank() and not isinstance(error, RankLost):
+            time.sleep(2)  # rank 0 says the same, and torchrun ends this one; if not, it is news
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

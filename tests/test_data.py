@@ -2,31 +2,45 @@
 
 import functools
 import http.server
+import json
+import random
 import re
 import socket
+import subprocess
+import sys
 import threading
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import corpus
 import data
+import utils
 from config import DataConfig
 from data import (
+    TOKENS_FILE,
     NoNetwork,
+    PrepareConfig,
+    TokenFile,
     download,
+    encoded_in_order,
     load_dataset,
     load_text,
+    prepare,
     random_batch,
+    read_token_file,
     repeated_batch,
     sha256_of,
     tiny_shakespeare,
     windows_in_order,
 )
-from tokenizer import CharTokenizer
-from utils import UserError, seeded_generator
+from tokenizer import BPETokenizer, CharTokenizer
+from utils import UserError, run_program, seeded_generator, text_pieces
 
+ROOT = Path(__file__).resolve().parent.parent
 GOOD = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 2000  # several pieces
 REMEDY = "do something else"
 
@@ -250,7 +264,7 @@ def test_no_content_anywhere_is_a_missing_network(server, paths):
 
 def test_a_mirror_is_tried_again_after_a_pause(server, monkeypatch):
     pauses = []
-    monkeypatch.setattr(data.time, "sleep", pauses.append)
+    monkeypatch.setattr(utils.time, "sleep", pauses.append)
     assert download([server.url + "/busy"], sha256_of(GOOD), REMEDY, pause=3.0) == GOOD
     assert [pause for pause in pauses if pause] == [3.0]
 
@@ -346,3 +360,261 @@ def test_a_text_of_unknown_entropy_and_pieces_of_words_have_no_floor(tmp_path, m
     monkeypatch.setattr(data, "BUILTIN_CHARACTERS", 30_000)
     assert load_dataset(file_config(tmp_path, b"ab" * 30), 5).floor is None
     assert load_dataset(DataConfig(dataset="builtin", tokenizer="bpe"), 16).floor is None
+
+
+# Token files
+
+AWKWARD = "I'll say: we've  seen\n\n  thé 日本語'll   🙂🙂 at 1234 'x'' don't\t\r\n" * 4
+
+
+def texts(folder, *contents):
+    """Paths of files with these texts."""
+    paths = [folder / f"part-{i}.txt" for i in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content.encode())
+    return list(map(str, paths))
+
+
+def prepared(folder, *contents, **how):
+    """A DataConfig of the token file that is made of these texts, in folder/tokens."""
+    prepare(texts(folder, *contents), PrepareConfig(out=str(folder / "tokens"), **how))
+    return DataConfig(path=str(folder / "tokens"))
+
+
+def all_ids(folder):
+    return read_token_file(folder / TOKENS_FILE)[0][:].tolist()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 1 << 20])
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_prepared_ids_are_those_of_the_whole_text_wherever_it_is_cut(tmp_path, kind, size):
+    cfg = PrepareConfig(kind, vocab_size=300, out=str(tmp_path))
+    n_tokens, tokenizer = prepare(texts(tmp_path, AWKWARD, "", "'ll " + AWKWARD), cfg, size)
+    whole = tokenizer.encode(AWKWARD + "'ll " + AWKWARD)
+    assert all_ids(tmp_path) == whole and len(whole) == n_tokens
+    if kind == "char":
+        assert tokenizer.symbols == CharTokenizer().fit(AWKWARD).symbols
+
+
+def test_any_text_in_any_pieces_has_the_ids_of_the_whole():
+    chance = random.Random(0)
+    tokenizer = BPETokenizer().train(AWKWARD + "'ll 'll 've 've l'l l'l  '  ' " * 9, 330)
+    for _ in range(3000):
+        text = "".join(chance.choices("'lvesx1é \n\t.", k=chance.randint(0, 12)))
+        cuts = sorted(chance.choices(range(len(text) + 1), k=chance.randint(0, 5)))
+        pieces = [text[i:j] for i, j in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        found = [i for ids in encoded_in_order(pieces, tokenizer) for i in ids]
+        assert found == tokenizer.encode(text), pieces
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_a_text_comes_in_pieces_that_put_together_are_the_text(tmp_path, size):
+    paths = texts(tmp_path, AWKWARD, "", "é")
+    assert "".join(text_pieces(paths, size)) == AWKWARD + "é"
+
+
+@pytest.mark.parametrize("size", [1, 2, 64])
+@pytest.mark.parametrize(("content", "told"), [
+    (b"ab\xff", r"byte 2 is 0xff"), ("aé".encode() + b"\xc3", r"byte 3 is 0xc3"),
+    ("日本".encode()[:-1] + b" ", r"byte 3 is 0xe6"),
+])
+def test_what_is_not_utf_8_is_told_by_its_place_in_its_file(tmp_path, size, content, told):
+    (tmp_path / "bad.txt").write_bytes(content)
+    with pytest.raises(UserError, match=rf"bad\.txt is not UTF-8 \({told}\)"):
+        list(text_pieces([*texts(tmp_path, "fine"), str(tmp_path / "bad.txt")], size))
+
+
+def test_a_dataset_from_a_token_file_is_the_one_from_the_text(tmp_path):
+    text = corpus.text(3000)
+    whole = load_dataset(DataConfig(path=texts(tmp_path, text)[0], val_fraction=0.2), 8)
+    cfg = prepared(tmp_path, text)
+    parts = load_dataset(DataConfig(path=cfg.path, val_fraction=0.2), 8)
+    for one, other in ((parts.train, whole.train), (parts.val, whole.val)):
+        assert isinstance(one, TokenFile) and len(one) == len(other)
+        assert torch.equal(one[:], other) and one[:].dtype == torch.int64
+        for ids, again in zip(random_batch(one, 9, 5, seeded_generator(1)),
+                              random_batch(other, 9, 5, seeded_generator(1)), strict=True):
+            assert torch.equal(ids, again)
+        for window, again in zip(windows_in_order(one, 7, 5), windows_in_order(other, 7, 5),
+                                 strict=True):
+            assert all(map(torch.equal, window, again))
+    assert parts.tokenizer.state_dict() == whole.tokenizer.state_dict()
+    assert parts.val_characters == whole.val_characters and parts.floor is None
+
+
+def test_the_characters_of_a_validation_part_are_counted_whatever_its_tokens(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "PIECE", 5)  # ids at once, so that characters are cut
+    cfg = prepared(tmp_path, AWKWARD * 3, tokenizer="bpe", vocab_size=260)
+    dataset = load_dataset(cfg, 8)
+    begins = [byte & 0xC0 != 0x80 for byte in dataset.tokenizer.to_bytes(dataset.val[:])]
+    assert dataset.val_characters == sum(begins) < len(begins)
+
+
+def test_many_symbols_take_four_bytes_each_and_few_take_two(tmp_path):
+    many = "".join(map(chr, range(0x10000, 0x10000 + 70_000)))
+    for text, size, dtype in ((many, 4, "uint32"), (many[: 1 << 16], 2, "uint16")):
+        path = Path(prepared(tmp_path, text).path) / TOKENS_FILE
+        header = path.read_bytes().split(b"\n")[0]
+        assert json.loads(header)["dtype"] == dtype
+        assert path.stat().st_size == len(header) + 1 + size * len(text)
+        assert all_ids(path.parent) == list(range(len(text)))
+
+
+@pytest.mark.parametrize("names", [("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")])
+def test_published_files_are_taken_from_their_folder(tmp_path, names):
+    state = BPETokenizer().train(AWKWARD, 280).state_dict()
+    ids = {token: i for i, token in enumerate(state["tokens"])}
+    (tmp_path / names[0]).write_text(json.dumps(ids), encoding="utf-8")
+    merges = "\n".join(map(" ".join, state["merges"]))
+    (tmp_path / names[1]).write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+    cfg = prepared(tmp_path, AWKWARD, gpt2=str(tmp_path))
+    assert load_dataset(cfg, 8).tokenizer.state_dict() == state
+    with pytest.raises(UserError, match=r"cannot read .*nowhere"):
+        prepared(tmp_path, AWKWARD, gpt2=str(tmp_path / "nowhere"))
+
+
+def test_bpe_learns_from_the_beginning_and_never_from_what_validates(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "SAMPLE", 4 * data.PIECE)
+    half = "abab" * 100
+    cfg = prepared(tmp_path, half + "xyxy" * 100, tokenizer="bpe", vocab_size=300)
+    learned = load_dataset(cfg, 8).tokenizer.symbols[256:]
+    assert learned and not any(b"x" in token for token in learned)
+
+
+def test_the_program_says_how_to_go_on(tmp_path, capsys):
+    data.main(["prepare", *texts(tmp_path, "ab" * 50), "--out", str(tmp_path / "mine")])
+    out, err = capsys.readouterr()
+    assert out.startswith("100 characters, 2 of them distinct; ")
+    assert out.endswith(f"python train.py --data.path {tmp_path / 'mine'}\n")
+    assert "100/100 bytes  made tokens" in err
+
+
+@pytest.mark.parametrize(("flags", "told"), [
+    (["prepare", "missing.txt"], "cannot read missing.txt: No such file"),
+    (["prepare", "part-0.txt", "missing.txt", "--tokenizer", "bpe"], "cannot read missing.txt"),
+    (["prepare", "part-1.txt"], "part-1.txt: nothing in it"),
+    (["prepare", "bad.txt"], "bad.txt is not UTF-8 (byte 1 is 0xff)"),
+    (["prepare", "."], "cannot read .: Is a directory"),
+    (["prepare"], "required: FILE"), (["squeeze", "part-0.txt"], "invalid choice: 'squeeze'"),
+    (["prepare", "part-0.txt", "--tokenizer", "words"], "invalid choice: 'words'"),
+    (["prepare", "part-0.txt", "--tokenizer", "bpe", "--vocab_size", "9"], "vocab_size=9 is less"),
+    (["prepare", "part-0.txt", "--gpt2", "nowhere"], "cannot read nowhere/encoder.json"),
+    (["prepare", "part-0.txt", "--tokeniser", "bpe"], "the closest: --tokenizer"),
+    (["prepare", "part-0.txt", "--out", "part-0.txt"], "cannot write part-0.txt"),
+])
+def test_what_cannot_be_prepared_is_one_line_and_leaves_nothing(tmp_path, capsys, monkeypatch,
+                                                                flags, told):
+    monkeypatch.chdir(tmp_path)
+    texts(tmp_path, "ab" * 50, "")
+    (tmp_path / "bad.txt").write_bytes(b"a\xff")
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as exit_:
+        run_program(lambda: data.main([*flags, *([] if "--out" in flags else ["--out", "mine"])]))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "bytes  " not in line]
+    assert exit_.value.code == 2 and len(lines) == 1 and told in lines[0]
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_an_interrupted_preparation_leaves_the_old_file(tmp_path, monkeypatch):
+    cfg = prepared(tmp_path, "ab" * 50)
+    before = all_ids(Path(cfg.path))
+    monkeypatch.setattr(data, "encoded_in_order", lambda *args: iter([[0], 1 / 0]))
+    with pytest.raises(ZeroDivisionError):
+        prepared(tmp_path, "cd" * 50)
+    monkeypatch.undo()
+    assert all_ids(Path(cfg.path)) == before and len(list(Path(cfg.path).iterdir())) == 1
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def lengthen(path):
+    path.write_bytes(path.read_bytes() + b"\0\0")
+
+
+def overflow(path):
+    path.write_bytes(path.read_bytes()[:-2] + np.uint16(2).tobytes())  # of 0 and 1
+
+
+def change(path):
+    path.write_bytes(path.read_bytes()[:-2] + np.uint16(0).tobytes())  # it was 1
+
+
+def without_tokenizer(path):
+    line, _, ids = path.read_bytes().partition(b"\n")
+    header = json.loads(line) | {"tokenizer": "gpt2"}
+    path.write_bytes(json.dumps(header).encode() + b"\n" + ids)
+
+
+def another_tokenizer(path):
+    """The header of another text's, which has fewer symbols, before the same ids."""
+    line, _, ids = path.read_bytes().partition(b"\n")
+    header = json.loads(line) | {"tokenizer": CharTokenizer().fit("a").state_dict()}
+    path.write_bytes(json.dumps(header).encode() + b"\n" + ids)
+
+
+DAMAGE = [
+    (cut, "has 98 ids in place of 100|has 98.5 ids|has 98 ids"), (cut_short, "is cut off or not"),
+    (lengthen, "has 101 ids in place of 100"), (overflow, "has the id 2, and .* knows 0 to 1"),
+    (change, "has changed since it was made"), (without_tokenizer, "is cut off or not"),
+    (another_tokenizer, "has the id 1, and its tokenizer knows 0 to 0"),
+    (lambda path: path.write_text("hello"), "is cut off or not a token file"),
+    (lambda path: path.write_bytes(b""), "is cut off or not a token file"),
+    (lambda path: path.write_text("[1, 2]\n"), "is cut off or not a token file"),
+]
+
+
+@pytest.mark.parametrize(("damage", "told"), DAMAGE)
+def test_a_damaged_token_file_is_a_user_error_that_says_how(tmp_path, damage, told):
+    cfg = prepared(tmp_path, "ab" * 50)
+    damage(Path(cfg.path) / TOKENS_FILE)
+    with pytest.raises(UserError, match=f"tokens.bin ({told}).*data.py prepare"):
+        load_dataset(cfg, 4)
+
+
+def test_another_tokenizer_than_the_flag_s_or_the_run_s_is_refused(tmp_path):
+    path = prepared(tmp_path, "ab" * 50).path
+    with pytest.raises(UserError, match=r"made with --tokenizer char; leave --data\.tokenizer bpe"):
+        load_dataset(DataConfig(path=path, tokenizer="bpe"), 4)
+    assert load_dataset(DataConfig(path=path), 4, CharTokenizer().fit("ab"))
+    with pytest.raises(UserError, match="of another tokenizer than the run"):
+        load_dataset(DataConfig(path=path), 4, CharTokenizer().fit("abc"))
+
+
+def test_a_token_file_that_is_too_short_is_told_as_a_text_is(tmp_path):
+    with pytest.raises(UserError, match=r"tokens: the validation part has 10 tokens, .*needs 11"):
+        load_dataset(prepared(tmp_path, "ab" * 50), 10)
+
+
+MEASURED = """
+import sys
+import data, train
+
+def peak():
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
+
+before = peak()
+(data if sys.argv[1] == "prepare" else train).main(sys.argv[1:])
+print("added MB:", peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux")
+def test_a_text_of_50_megabytes_adds_less_than_100_to_the_memory(tmp_path):
+    """Measured in a process of its own, from what importing everything takes."""
+    (tmp_path / "text.txt").write_text(corpus.text(1_000_000) * 50, encoding="utf-8")
+    assert (tmp_path / "text.txt").stat().st_size > 49e6
+    tiny = ("--model.n_layers 1 --model.n_heads 2 --model.d_model 8 --model.n_ctx 32 "
+            "--train.max_steps 300 --train.device cpu --train.threads 1 --data.val_fraction 0.001")
+    for flags in (["prepare", "text.txt", "--out", "tokens"],
+                  ["--data.path", "tokens", *tiny.split()]):
+        ran = subprocess.run([sys.executable, "-c", MEASURED, *flags], cwd=tmp_path, text=True,
+                             capture_output=True, env={"PYTHONPATH": str(ROOT)}, timeout=200)
+        assert ran.returncode == 0, ran.stderr
+        assert float(ran.stdout.split("added MB:")[1]) < 100
