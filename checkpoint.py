@@ -23,17 +23,20 @@ from config import Config, LoggingConfig, config_from_dict
 from model import GPT
 from pretrained import NAMES, pretrained_folder
 from tokenizer import BPETokenizer, load_tokenizer
-from utils import UserError, atomic_write, closest, write_json
+from utils import UserError, atomic_write, closest, n_ranks, rank, write_json
 
 CONTENTS = {"config": dict, "model": dict, "optimizer": list, "step": int, "tokenizer": dict}
 GPT2_BPE, GPT2_TOKENS = Path("data/gpt2_bpe"), 50257
 VERSION_LINE = "#version: 0.2"  # how a file of merges begins
-FREE_TO_CHANGE = {"device", "threads"}  # on resuming: these say where, not what
+FREE_TO_CHANGE = {"device", "threads", "compile", "accumulate"}  # on resuming: how, not what
 FILES = ("config.json", "checkpoint.pt", "best.pt", "metrics.jsonl", "loss.png", "sample.txt")
 
 
 def save_checkpoint(path, state):
-    """Writes a dict of tensors and plain values; the old file stays until the new one is whole."""
+    """Writes a dict of tensors and plain values; the old file stays until the new one is whole.
+    Of several ranks, which all have the same, the first one writes."""
+    if rank():
+        return
     content = io.BytesIO()  # torch's own writer reports a full disk as a bug of its file format
     torch.save(state, content)
     with atomic_write(path) as file:
@@ -142,13 +145,15 @@ def config_of(state, path):
         raise UserError(f"{path} has no usable config ({error}); train again") from None
 
 
-def describe(cfg, dataset, model):
-    """What config.json holds: the settings, and what else the numbers depend on."""
-    return dataclasses.asdict(cfg) | {
-        "text": {"name": dataset.name, "sha256": dataset.sha256},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "threads": torch.get_num_threads(), "device": str(model.W_E.device),
-    }
+def describe(folder, cfg, dataset, model):
+    """Writes a run's config.json, on rank 0: the settings, and what else the numbers depend on."""
+    if rank() == 0:
+        write_json(folder / "config.json", dataclasses.asdict(cfg) | {
+            "text": {"name": dataset.name, "sha256": dataset.sha256},
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "threads": torch.get_num_threads(), "device": str(model.W_E.device),
+            "ranks": n_ranks(),
+        })
 
 
 def list_runs(out_dir):
@@ -229,6 +234,16 @@ def new_run_folder(out_dir, run_name=None, overwrite=False):
         raise UserError(f"cannot write to {out_dir}: {error.strerror}; choose another "
                         "--logging.out_dir") from error
     return folder
+
+
+def add_rows(folder, rows, afresh=False):
+    """Adds dicts to a run's metrics.jsonl, or puts them in its place; of several ranks, the first
+    one does."""
+    if rank():
+        return
+    path = folder / "metrics.jsonl"
+    with atomic_write(path, "w") if afresh else open(path, "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def read_metrics(folder):

@@ -14,6 +14,8 @@ from typing import Literal
 from utils import UserError, closest
 
 INFINITY = float("inf")
+PRESETS = {"gpt2": {"n_layers": 12, "n_heads": 12, "d_model": 768, "n_ctx": 1024,
+                    "tie_embeddings": True}}
 
 
 def option(default, help):
@@ -28,7 +30,7 @@ class DataConfig:
     dataset: Literal["auto", "tiny_shakespeare", "builtin"] = option(
         "auto", "auto: Tiny Shakespeare, or the built-in corpus without a network"
     )
-    path: str | None = option(None, "train on this UTF-8 text file instead")
+    path: str | None = option(None, "train on this UTF-8 text, or what data.py prepared, instead")
     folder: str = option("data", "where downloads are kept")
     val_fraction: float = option(0.1, "share of the text, at its end, kept to validate on")
     tokenizer: Literal["char", "word", "bpe"] = option(
@@ -87,13 +89,24 @@ class ModelConfig:
         """Width of one head: the heads share the stream's width between them."""
         return self.d_model // self.n_heads
 
+    @property
+    def activation_bytes(self):
+        """What training keeps of each token until the backward pass, in float32, without dropout:
+        the inputs of products, norms, GELU and attention, and the loss's probabilities."""
+        norm = self.d_model + 2 if self.norm == "layernorm" else 0  # what it gives, mean, variance
+        hidden = (3 if self.activation == "gelu" else 1) * self.d_mlp
+        mlp = 0 if self.attn_only else self.d_model + norm + hidden
+        block = 5 * self.d_model + norm + self.n_heads + mlp  # stream, q, k, v, z; a sum a head
+        return 4 * (self.n_layers * block + self.d_model + norm + self.d_vocab + 2)
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train."""
 
     max_steps: int = option(2900, "steps of the optimiser")
-    batch_size: int = option(12, "windows a step")
+    batch_size: int = option(12, "windows a step, on all devices together")
+    accumulate: int = option(1, "go through a device's windows in so many parts, to save memory")
     optimizer: Literal["muon", "adamw"] = option(
         "muon", "muon: on the blocks' matrices, and AdamW on the rest; adamw: on all"
     )
@@ -110,21 +123,33 @@ class TrainConfig:
     log_interval: int = option(10, "steps between lines of metrics.jsonl")
     seed: int = option(0, "of the initial weights and of the batches")
     device: str = option("auto", "auto, cpu, cuda or mps")
+    precision: Literal["float32", "bfloat16"] = option("float32", "of what training multiplies")
+    compile: bool = option(False, "compile the model with torch.compile")
     threads: int | None = option(None, "CPU threads (none: torch's choice, a thread a core)")
 
     def __post_init__(self):
         check_choices(self)
-        for name in ("max_steps", "batch_size", "eval_interval", "log_interval"):
+        for name in ("max_steps", "batch_size", "accumulate", "eval_interval", "log_interval"):
             check(self, name, lambda n: n >= 1, "1 or more")
+        self.windows_at_once()
         for name in ("warmup_steps", "weight_decay", "grad_clip"):
             check(self, name, lambda n: 0 <= n < INFINITY, "0 or more, and finite")
-        check_seed(self)
+        check(self, "seed", lambda seed: 0 <= seed < 2**63, "from 0 to 2^63 - 1")
         for name in ("beta1", "beta2"):
             check(self, name, lambda beta: 0 <= beta < 1, "at least 0 and less than 1")
         for name in ("lr", "muon_lr"):
             check(self, name, lambda lr: 0 < lr < INFINITY, "more than 0, and finite")
         check(self, "final_lr_fraction", lambda share: 0 <= share <= 1, "from 0 to 1")
         check(self, "threads", lambda n: n is None or n >= 1, "1 or more")
+
+
+    def windows_at_once(self, n_ranks=1):
+        """How many windows each of n_ranks devices goes through at once. UserError for a part."""
+        parts = n_ranks * self.accumulate
+        if self.batch_size % parts:
+            raise UserError(f"batch_size={self.batch_size} does not divide into {n_ranks} ranks x "
+                            f"accumulate={self.accumulate}; choose a multiple of {parts}")
+        return self.batch_size // parts
 
 
 @dataclass(frozen=True)
@@ -162,7 +187,7 @@ class SamplingConfig:
         check(self, "top_k", lambda k: k is None or k >= 1, "1 or more")
         check(self, "top_p", lambda p: p is None or 0 < p <= 1, "more than 0 and at most 1")
         check(self, "repetition_penalty", lambda r: 0 < r < INFINITY, "more than 0 (1: none)")
-        check_seed(self)
+        check(self, "seed", lambda seed: 0 <= seed < 2**63, "from 0 to 2^63 - 1")
 
 
 @dataclass(frozen=True)
@@ -220,11 +245,6 @@ def check(config, name, holds, wanted):
     value = getattr(config, name)
     if not holds(value):
         raise UserError(f"{name}={value} is not possible; it must be {wanted}")
-
-
-def check_seed(config):
-    """Raises UserError unless the seed is one that a generator takes."""
-    check(config, "seed", lambda seed: 0 <= seed < 2**63, "from 0 to 2^63 - 1")
 
 
 def check_choices(config):
@@ -318,9 +338,13 @@ def true_or_false(word):
 
 
 def nested(flags):
-    """{"model.n_layers": 2} as {"model": {"n_layers": 2}}, which `config_from_dict` reads."""
-    values = {}
-    for name, value in flags.items():
+    """{"model.n_layers": 2} as {"model": {"n_layers": 2}}, which `config_from_dict` reads.
+
+    "model.preset" stands for the flags of that shape, except for those that are there themselves.
+    """
+    preset, values = PRESETS.get(flags.get("model.preset"), {}), {}
+    for name, value in ({f"model.{name}": size for name, size in preset.items()} | flags).items():
         section, _, leaf = name.rpartition(".")
-        (values.setdefault(section, {}) if section else values)[leaf] = value
+        if name != "model.preset":
+            (values.setdefault(section, {}) if section else values)[leaf] = value
     return values

@@ -3,6 +3,7 @@
     python train.py                                        # Tiny Shakespeare, one to two minutes
     python train.py --data.path my.txt --model.n_layers 2 --logging.run_name mine
     python train.py --logging.run_name mine --resume       # go on where it stopped
+    torchrun --standalone --nproc_per_node 2 train.py      # the same run, on two devices
 
 Writes outputs/<run>/: config.json, checkpoint.pt, best.pt, metrics.jsonl, loss.png, sample.txt.
 
@@ -12,16 +13,18 @@ Source: Radford et al. 2019; Jordan et al. 2024 (the optimiser)
 """
 
 import dataclasses
-import json
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 import plotting
-from checkpoint import describe, new_run_folder, read_metrics, save_checkpoint, to_resume
-from config import Config, GenerateConfig, config_from_dict, flag_parser, nested
+from checkpoint import add_rows, describe, new_run_folder, read_metrics, save_checkpoint, to_resume
+from config import PRESETS, Config, GenerateConfig, config_from_dict, flag_parser, nested
 from data import load_dataset, random_batch, repeated_batch, windows_in_order
 from generate import generate_text
 from losses import cross_entropy, per_token_loss
@@ -32,11 +35,14 @@ from utils import (
     Progress,
     UserError,
     atomic_write,
-    pick_device,
+    from_first_rank,
+    joined_ranks,
+    mean_over_ranks,
+    n_ranks,
+    rank,
     run_program,
     seeded_generator,
     stop_on_signal,
-    write_json,
 )
 
 PATIENCE = 100  # steps whose loss may be above that of the untrained model, in a row
@@ -68,40 +74,55 @@ def fit(model, next_batch, cfg, *, optimizers=None, start=0, loss_fn=cross_entro
     optimizers = make_optimizers(model, cfg) if optimizers is None else optimizers
     for number in range(start + 1, cfg.max_steps + 1):
         began = time.perf_counter()
-        inputs, targets = next_batch()
-        loss = loss_fn(model(inputs), targets)
-        model.zero_grad()
-        loss.backward()
+        loss = backward_(model, next_batch(), cfg, loss_fn)
         grad_norm = clip_gradients_(model.parameters(), cfg.grad_clip).item()
-        if not (math.isfinite(loss.item()) and math.isfinite(grad_norm)):
-            raise Diverged(f"training diverged at step {number}: loss {loss.item():.4g}, gradient "
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise Diverged(f"training diverged at step {number}: loss {loss:.4g}, gradient "
                            f"norm {grad_norm:.4g}; try a smaller --train.lr")
         share = schedule(number - 1, cfg.max_steps, cfg.warmup_steps, shape=cfg.schedule,
                          final_fraction=cfg.final_lr_fraction)
         for optimizer in optimizers:
             optimizer.step(share)
-        yield Step(number, loss.item(), share, grad_norm, time.perf_counter() - began)
+        yield Step(number, loss, share, grad_norm, time.perf_counter() - began)
+
+
+def backward_(model, batch, cfg, loss_fn=cross_entropy):
+    """Leaves the gradient of a batch's loss in `.grad` and returns the loss; arguments as in `fit`.
+
+    The batch goes through in cfg.accumulate parts, whose gradients add up: only the activations of
+    one are there at a time. DistributedDataParallel averages over the ranks, after the last part.
+    """
+    model.zero_grad()
+    total, dtype = 0.0, next(model.parameters()).dtype
+    parts = list(zip(*(tokens.chunk(cfg.accumulate) for tokens in batch), strict=True))
+    for number, (inputs, targets) in enumerate(parts, 1):
+        apart = getattr(model, "no_sync", nullcontext) if number < len(parts) else nullcontext
+        with apart():
+            with torch.autocast(inputs.device.type, torch.bfloat16, cfg.precision == "bfloat16"):
+                loss = loss_fn(model(inputs).to(dtype), targets) * (len(inputs) / len(batch[0]))
+            loss.backward()
+        total += loss.detach()
+    return mean_over_ranks(total.item())
 
 
 @torch.no_grad()
 def token_losses(model, tokens, batch_size=16, starts=None):
-    """The loss of every token of a text but the first, in nats: [n - 1], float64, on the CPU.
+    """Yields the loss of each token of a text but the first, in nats: floats, batch after batch.
 
     tokens: [n], predicted in windows of n_ctx, as `windows_in_order` cuts them.
     Leaves the model in the mode, training or evaluation, in which it was.
     """
-    was_training, losses = model.training, []
+    was_training = model.training
     model.eval()
     for window in windows_in_order(tokens, batch_size, model.cfg.n_ctx, starts):
         inputs, targets, counted = (part.to(model.W_E.device) for part in window)
-        losses.append(per_token_loss(model(inputs), targets)[counted])
+        yield from per_token_loss(model(inputs), targets)[counted].tolist()
     model.train(was_training)
-    return torch.cat(losses).cpu().double()
 
 
 def evaluate(model, tokens, batch_size=16):
     """The mean of `token_losses`, in nats a token: a float."""
-    return token_losses(model, tokens, batch_size).mean().item()
+    return fmean(token_losses(model, tokens, batch_size))
 
 
 class Run:
@@ -110,6 +131,9 @@ class Run:
     def __init__(self, cfg, dataset, device):
         self.cfg, self.dataset = cfg, dataset
         self.model = GPT(cfg.model, cfg.train.seed).to(device)
+        self.learner = torch.compile(self.model) if cfg.train.compile else self.model
+        if n_ranks() > 1:
+            self.learner = DistributedDataParallel(self.learner)
         self.optimizers = make_optimizers(self.model, cfg.train)
         self.sampler = seeded_generator(cfg.train.seed)
         torch.manual_seed(cfg.train.seed)  # for dropout, the only draw that takes no generator
@@ -119,9 +143,9 @@ class Run:
 
     def begin(self, overwrite=False):
         """Makes the run's folder and its first checkpoint: whatever happens now, there is one."""
-        logging = self.cfg.logging
-        self.folder = new_run_folder(logging.out_dir, logging.run_name, overwrite)
-        write_json(self.folder / "config.json", describe(self.cfg, self.dataset, self.model))
+        where = self.cfg.logging.out_dir, self.cfg.logging.run_name, overwrite
+        self.folder = from_first_rank(lambda: new_run_folder(*where))
+        describe(self.folder, self.cfg, self.dataset, self.model)
         self.validate()
 
     def resume(self, folder, state):
@@ -137,23 +161,25 @@ class Run:
         self.recent = [Step(*values) for values in state["recent"]]
         self.saved_step = self.step
         self.rows = [row for row in read_metrics(folder) if row["step"] <= self.step]
-        with atomic_write(folder / "metrics.jsonl", "w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in self.rows)
+        add_rows(folder, self.rows, afresh=True)
 
     def next_batch(self):
-        """(inputs, targets): windows from anywhere in the training part, and the repeats."""
+        """(inputs, targets): a rank's share of windows from anywhere in the training part, and of
+        the repeats; every rank draws them all."""
+        if rank() or self.model.W_E.is_cuda:  # dropout that no checkpoint's "rng" would bring back
+            torch.manual_seed(hash((self.cfg.train.seed, self.step, rank())))
         size, n_ctx, n_repeats = self.cfg.train.batch_size, self.cfg.model.n_ctx, self.cfg.n_repeats
         batch = random_batch(self.dataset.train, size - n_repeats, n_ctx, self.sampler)
         if n_repeats:
             more = repeated_batch(self.cfg.model.d_vocab, n_repeats, n_ctx, self.sampler)
             batch = map(torch.cat, zip(batch, more, strict=True))
-        return [tokens.to(self.model.W_E.device) for tokens in batch]
+        return [tokens.chunk(n_ranks())[rank()].to(self.model.W_E.device) for tokens in batch]
 
     def train(self):
         """Steps until max_steps, or until a signal asks to stop. Returns whether it got there."""
         cfg = self.cfg.train
         progress = Progress(cfg.max_steps, " steps", done=self.step)
-        steps = fit(self.model, self.next_batch, cfg, optimizers=self.optimizers, start=self.step)
+        steps = fit(self.learner, self.next_batch, cfg, optimizers=self.optimizers, start=self.step)
         with stop_on_signal() as stop:
             for step in steps:
                 self.step, self.seconds = step.number, self.seconds + step.seconds
@@ -165,7 +191,7 @@ class Run:
                     self.log()
                 progress.show(self.step, f"loss {step.loss:.3f}  {self.tokens_per_s(step):,.0f} "
                               "tokens/s")
-                if stop.requested:
+                if mean_over_ranks(stop.requested):  # whichever of them was asked
                     self.save("checkpoint.pt")
                     break
         progress.close()
@@ -188,10 +214,11 @@ class Run:
 
     def validate(self):
         """Evaluates on the whole validation split, and writes the checkpoints."""
-        floor, size = self.dataset.floor, self.cfg.train.batch_size
+        floor, size = self.dataset.floor, self.cfg.train.windows_at_once(n_ranks())
         losses = token_losses(self.model, self.dataset.val, size, floor and floor.starts)
-        val_loss = losses.mean().item()
-        above = {"above_floor": floor.above(losses)} if floor else {}
+        losses = list(losses) if floor else losses
+        val_loss = fmean(losses)
+        above = {"above_floor": floor.above(torch.tensor(losses).double())} if floor else {}
         if not math.isfinite(val_loss):
             raise Diverged(f"the validation loss is {val_loss} at step {self.step}; try a smaller "
                            "--train.lr")
@@ -212,8 +239,7 @@ class Run:
             row["tokens_per_s"] = self.tokens_per_s(*recent)
         self.rows.append(row | more)
         self.recent = []
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(self.rows[-1]) + "\n")
+        add_rows(self.folder, self.rows[-1:])
 
     def save(self, name):
         """Writes a checkpoint of all that the next step depends on."""
@@ -221,8 +247,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step, "seconds": self.seconds, "best_loss": self.best_loss,
-            "lost": self.lost,
-            "recent": [dataclasses.astuple(step) for step in self.recent],
+            "lost": self.lost, "recent": [dataclasses.astuple(step) for step in self.recent],
             "sampler": self.sampler.get_state(), "rng": torch.get_rng_state(),
             "tokenizer": self.dataset.tokenizer.state_dict(),
             "config": dataclasses.asdict(self.cfg), "data_sha256": self.dataset.sha256,
@@ -242,20 +267,19 @@ def figure_of(run):
                                     unit=run.dataset.tokenizer.unit)
 
 
-def start_run(cfg, overwrite=False, resumed=None):
+def start_run(cfg, device, overwrite=False, resumed=None):
     """A Run that is ready to train: a new one, or the (folder, state) to go on with.
 
     All is checked before anything is written; what is wrong is raised as UserError.
     """
     if cfg.train.threads is not None:
         torch.set_num_threads(cfg.train.threads)
-    device = pick_device(cfg.train.device)
     tokenizer = load_tokenizer(resumed[1]["tokenizer"]) if resumed else None
     dataset = load_dataset(cfg.data, cfg.model.n_ctx, tokenizer)
     if resumed and dataset.sha256 != resumed[1]["data_sha256"]:
         raise UserError(f"the text is not the one that {resumed[0]} was trained on; put that one "
                         "back, or start another run")
-    known = dataset.tokenizer.d_vocab
+    at_once, known = cfg.train.windows_at_once(n_ranks()), dataset.tokenizer.d_vocab
     if cfg.model.d_vocab not in (None, known):
         raise UserError(f"d_vocab={cfg.model.d_vocab} is not the tokenizer's {known}; leave "
                         "--model.d_vocab out")
@@ -264,16 +288,12 @@ def start_run(cfg, overwrite=False, resumed=None):
     print(f"{dataset.name}: {len(dataset.train):,} {dataset.tokenizer.unit}s to train on, "
           f"{len(dataset.val):,} to validate on, {known:,} of them distinct\n"
           f"model: {shape.n_layers} layers of {shape.n_heads} heads, d_model {shape.d_model}, "
-          f"{run.model.n_parameters:,} parameters; {device}, {torch.get_num_threads()} threads")
+          f"{run.model.n_parameters:,} parameters; {device}, {torch.get_num_threads()} threads, "
+          f"{n_ranks()} x {at_once * shape.n_ctx * shape.activation_bytes / 1e6:,.1f} MB of "
+          "activations")
     run.resume(*resumed) if resumed else run.begin(overwrite)
     print(f"writing to {run.folder}" + (f", going on after step {run.step:,}" if resumed else ""))
     return run
-
-
-def above_the_floor(row):
-    """How far above the best possible loss a row of metrics.jsonl is: a line, or nothing."""
-    above = [f"{nats:.3f} ({kind})" for kind, nats in row.get("above_floor", {}).items()]
-    return f"nats/token above the floor: {', '.join(above)}\n" * bool(above)
 
 
 def finish(run):
@@ -290,16 +310,19 @@ def finish(run):
         file.write(sample + "\n")
     share = (len(run.dataset.val) - 1) / run.dataset.val_characters
     per_character = f", {loss * share:.4f} nats/character," * (unit != "character")
+    above = [f"{nats:.3f} ({kind})" for kind, nats in run.rows[-1].get("above_floor", {}).items()]
     print(f"\n{sample}\n\n"
           f"validation loss {loss:.4f} nats/{unit}{per_character} over the whole split, after "
           f"{run.step:,} steps in {run.seconds:.0f} s (a uniform guess: {math.log(d_vocab):.4f})\n"
-          f"{above_the_floor(run.rows[-1])}the curve: {run.folder / 'loss.png'}\n"
+          + f"nats/token above the floor: {', '.join(above)}\n" * bool(above) +
+          f"the curve: {run.folder / 'loss.png'}\n"
           f'more text: python generate.py --run_name {run.folder.name} --sliding --prompt "..."')
 
 
 def main(argv=None):
     """The program: trains, evaluates, draws the curve, writes a sample."""
     parser = flag_parser(Config, "Train a small GPT-2 on a text.")
+    parser.add_argument("--model.preset", choices=PRESETS, help="the shape of a published model")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace a run of that name")
     flags = vars(parser.parse_args(argv))
@@ -308,17 +331,18 @@ def main(argv=None):
         raise UserError("--resume goes on with a run and --overwrite replaces it; choose one")
     found = to_resume(nested(flags)) if resume else None
     *resumed, cfg = found or (config_from_dict(Config, nested(flags)),)
-    run = start_run(cfg, overwrite or resume, resumed)  # nothing to resume: nothing to lose
-    try:
-        finished = run.train()
-    except Diverged as problem:
-        raise UserError(f"{problem}; the last good checkpoint is {run.folder / 'checkpoint.pt'}, "
-                        f"of step {run.saved_step}") from None
-    if finished:
-        finish(run)
-    else:
-        print(f"stopped after step {run.step:,}; to go on: python train.py --logging.run_name "
-              f"{run.folder.name} --resume")
+    with joined_ranks(cfg.train.device) as device:
+        run = start_run(cfg, device, overwrite or resume, resumed)  # none to resume: none to lose
+        try:
+            finished = run.train()
+        except Diverged as problem:
+            raise UserError(f"{problem}; the last good checkpoint is "
+                            f"{run.folder / 'checkpoint.pt'}, of step {run.saved_step}") from None
+        if not finished:
+            print(f"stopped after step {run.step:,}; to go on: python train.py --logging.run_name "
+                  f"{run.folder.name} --resume")
+        elif rank() == 0:
+            finish(run)
 
 
 if __name__ == "__main__":

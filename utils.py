@@ -339,7 +339,7 @@ def run_program(main):
         main()
     except UserError as error:
         if rank() and not isinstance(error, RankLost):
-            time.sleep(2)  # rank 0 says the same, and torchrun ends this one; if not, it is news
+            time.sleep(10)  # rank 0 says the same, and torchrun ends this one; if not, it is news
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

@@ -268,10 +268,12 @@ def test_a_line_of_the_metrics_that_was_cut_off_is_passed_over(tmp_path):
 def test_the_description_gives_the_settings_back_and_says_which_text(tmp_path):
     (tmp_path / "text.txt").write_text("abc " * 100)
     cfg = Config(DataConfig(path=str(tmp_path / "text.txt")), ModelConfig(n_ctx=8, d_vocab=4))
-    told = json.loads(json.dumps(describe(cfg, load_dataset(cfg.data, 8), GPT(cfg.model))))
+    describe(tmp_path, cfg, load_dataset(cfg.data, 8), GPT(cfg.model))
+    told = json.loads((tmp_path / "config.json").read_text())
     assert told["text"]["name"] == "text.txt" and len(told["text"]["sha256"]) == 64
     assert told["versions"]["torch"] == torch.__version__
     assert told["device"] == "cpu" and told["threads"] == torch.get_num_threads()
+    assert told["ranks"] == 1
     sections = {section: told[section] for section in ("data", "model", "train", "logging")}
     assert config_from_dict(Config, sections) == cfg
 

@@ -6,9 +6,11 @@ import typing
 from dataclasses import asdict, is_dataclass
 
 import pytest
+import torch
 
 import config
 from config import (
+    PRESETS,
     Config,
     DataConfig,
     GenerateConfig,
@@ -20,6 +22,7 @@ from config import (
     flag_parser,
     nested,
 )
+from model import GPT
 from utils import UserError
 
 
@@ -144,6 +147,7 @@ NONSENSE = [
     *[(TrainConfig, name, -1) for name in ("seed", "warmup_steps")],
     *[(TrainConfig, name, v) for name in ("beta1", "beta2") for v in (1.0, -0.1, NAN)],
     *[(TrainConfig, "final_lr_fraction", v) for v in (1.5, -0.1, NAN)],
+    (TrainConfig, "accumulate", 0), (TrainConfig, "precision", "float64"),
     *[(TrainConfig, name, "unknown") for name in ("optimizer", "schedule")],
     *[(LoggingConfig, "run_name", v) for v in ("", "a/b", "..", ".hidden", "a\\b")],
     *[(GenerateConfig, "temperature", v) for v in (0.0, -1.0, NAN, INF)],
@@ -192,6 +196,33 @@ def test_a_config_cannot_be_changed(kind):
     cfg = kind()
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(cfg, dataclasses.fields(kind)[0].name, 1)
+
+
+@pytest.mark.parametrize("flags", [
+    {"model.preset": "gpt2", "model.n_ctx": 64}, {"model.n_ctx": 64, "model.preset": "gpt2"}])
+def test_a_preset_stands_for_its_flags_and_those_given_win(flags):
+    assert nested(flags) == {"model": PRESETS["gpt2"] | {"n_ctx": 64}}
+    assert nested({"model.n_ctx": 64}) == {"model": {"n_ctx": 64}}
+
+
+def test_the_preset_gpt2_has_as_many_parameters_as_gpt2():
+    with torch.device("meta"):
+        assert GPT(ModelConfig(**PRESETS["gpt2"], d_vocab=50257), None).n_parameters == 124_439_808
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate", "n_ranks", "windows"), [
+    (12, 1, 1, 12), (12, 3, 1, 4), (12, 3, 2, 2), (12, 1, 12, 1)])
+def test_the_windows_of_a_batch_are_shared_by_ranks_and_parts(batch_size, accumulate, n_ranks,
+                                                              windows):
+    cfg = TrainConfig(batch_size=batch_size, accumulate=accumulate)
+    assert cfg.windows_at_once(n_ranks) == windows
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate", "n_ranks"), [(12, 3, 8), (10, 2, 3)])
+def test_windows_that_cannot_be_shared_are_refused_with_what_could(batch_size, accumulate, n_ranks):
+    cfg = TrainConfig(batch_size=batch_size, accumulate=accumulate)
+    with pytest.raises(UserError, match=f"choose a multiple of {n_ranks * accumulate}"):
+        cfg.windows_at_once(n_ranks)
 
 
 @pytest.mark.parametrize("cfg", [

@@ -21,7 +21,7 @@ import corpus
 import train
 from checkpoint import load_checkpoint, load_model, read_metrics
 from config import Config, DataConfig, GenerateConfig, ModelConfig, TrainConfig
-from data import load_dataset
+from data import PrepareConfig, load_dataset, prepare
 from generate import generate_text
 from losses import cross_entropy
 from optim import AdamW, Muon, schedule
@@ -160,6 +160,70 @@ def test_fit_equals_the_naive_loop():
         torch.testing.assert_close(weight, naive.state_dict()[name], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("parts", [2, 3, 4, 8])  # 3 parts of 8 windows: 3, 3 and 2
+def test_accumulating_gives_the_weights_and_losses_of_one_large_batch(parts):
+    ends = []
+    for cfg in (TrainConfig(max_steps=4, batch_size=24),
+                TrainConfig(max_steps=4, batch_size=24, accumulate=parts)):
+        model = tiny_model(dtype=torch.float64)
+        steps = list(fit(model, random_batches(batch=8), cfg))
+        ends.append((weights_of(model), [(step.loss, step.grad_norm) for step in steps]))
+    torch.testing.assert_close(*(weights for weights, _ in ends), atol=1e-9, rtol=1e-9)
+    assert ends[0][1] == [pytest.approx(numbers) for numbers in ends[1][1]]
+
+
+def test_accumulating_has_one_part_s_activations_at_a_time():
+    model, rows = tiny_model(), []
+    with model.hooks([("hook_embed", lambda resid, hook: rows.append(len(resid)))]):
+        next(fit(model, random_batches(batch=8), TrainConfig(accumulate=4)))
+    assert rows == [2, 2, 2, 2]
+
+
+def test_in_bfloat16_the_products_are_short_and_weights_and_loss_are_not():
+    kinds, losses = {}, {}
+    for precision in ("float32", "bfloat16"):
+        model, loss_kinds = tiny_model(), []
+
+        def loss_fn(logits, targets, seen=loss_kinds):
+            seen.append(logits.dtype)
+            return cross_entropy(logits, targets)
+
+        def look(q, hook, precision=precision):
+            kinds[precision] = q.dtype
+
+        with model.hooks([("blocks.1.attn.hook_q", look)]):
+            steps = fit(model, random_batches(), TrainConfig(precision=precision, max_steps=5),
+                        loss_fn=loss_fn)
+            losses[precision] = [step.loss for step in steps]
+        assert {weight.dtype for weight in model.state_dict().values()} == {torch.float32}
+        assert set(loss_kinds) == {torch.float32}
+    assert kinds == {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+    assert losses["bfloat16"] != losses["float32"]
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"attn_only": True}, {"norm": "none"}, {"activation": "relu"}, {"n_layers": 0},
+    {"tie_embeddings": True}, {"d_mlp": 20, "n_heads": 2},
+])
+def test_activation_bytes_are_what_training_keeps_for_its_backward_pass(changes):
+    model, tokens = tiny_model(**changes), tiny_tokens(batch=4, pos=N_CTX + 1)
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept = {}  # {address: tensor}: what lives on keeps its address for itself
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = cross_entropy(model.train()(tokens[:, :-1]), tokens[:, 1:])
+    found = sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items()
+                if address not in weights)
+    positions = 8 * N_CTX  # the table's indices, which are there once
+    assert loss.requires_grad and found - positions == pytest.approx(
+        4 * N_CTX * model.cfg.activation_bytes, rel=0.01)
+
+
 @pytest.mark.parametrize("loss_fn", [
     lambda logits, targets: logits.sum() * math.nan,
     lambda logits, targets: logits.sum() * math.inf,
@@ -279,7 +343,7 @@ def test_the_last_validation_loss_is_that_of_the_checkpoint_over_the_whole_split
 def test_the_best_checkpoint_is_the_one_of_the_lowest_validation_loss(tmp_path, monkeypatch):
     quietly(monkeypatch)
     val_losses = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(train, "token_losses", lambda *args: torch.tensor([next(val_losses)]))
+    monkeypatch.setattr(train, "token_losses", lambda *args: [next(val_losses)])
     main(argv(tmp_path, *named("mine")))
     best = load_checkpoint(run_of(tmp_path, "mine") / "best.pt")
     assert (best["step"], best["best_loss"]) == (3, 1.0)
@@ -289,7 +353,7 @@ def test_the_best_checkpoint_is_the_one_of_the_lowest_validation_loss(tmp_path, 
 def test_of_two_equally_good_checkpoints_the_first_is_kept(tmp_path, monkeypatch):
     quietly(monkeypatch)
     val_losses = iter([3.0, 1.0, 1.0])
-    monkeypatch.setattr(train, "token_losses", lambda *args: torch.tensor([next(val_losses)]))
+    monkeypatch.setattr(train, "token_losses", lambda *args: [next(val_losses)])
     main(argv(tmp_path, *named("mine")))
     assert load_checkpoint(run_of(tmp_path, "mine") / "best.pt")["step"] == 3
 
@@ -297,7 +361,7 @@ def test_of_two_equally_good_checkpoints_the_first_is_kept(tmp_path, monkeypatch
 def test_a_resumed_run_knows_its_best_checkpoint(tmp_path, monkeypatch):
     quietly(monkeypatch)
     val_losses = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(train, "token_losses", lambda *args: torch.tensor([next(val_losses)]))
+    monkeypatch.setattr(train, "token_losses", lambda *args: [next(val_losses)])
     with monkeypatch.context() as patched:
         on_batch(patched, 4, interrupt)
         main(argv(tmp_path, *named("mine")))
@@ -565,6 +629,97 @@ def test_one_bad_batch_does_not_stop_a_run(tmp_path, monkeypatch):
     assert final(tmp_path, "uneven")["step"] == 7
 
 
+# Scale
+
+
+def test_a_token_file_trains_to_the_bits_of_its_text(home, monkeypatch):
+    quietly(monkeypatch)
+    prepare([str(home / "text.txt")], PrepareConfig(out=str(home / "tokens")))
+    main(argv(home, *named("prepared"), "--data.path", str(home / "tokens")))
+    assert same(final(home, "prepared")["model"], final(home, "first")["model"])
+    columns = "train_loss", "val_loss"
+    assert curve(home, "prepared", *columns) == curve(home, "first", *columns)
+
+
+def test_a_token_file_of_another_tokenizer_is_not_gone_on_with(tmp_path, monkeypatch):
+    quietly(monkeypatch)
+    argv(tmp_path)  # writes the text
+    text, folder = [str(tmp_path / "text.txt")], str(tmp_path / "tokens")
+    prepare(text, PrepareConfig(out=folder))
+    main(argv(tmp_path, *named("mine"), "--data.path", folder))
+    prepare(text, PrepareConfig("bpe", vocab_size=260, out=folder))
+    with pytest.raises(UserError, match="of another tokenizer than the run"):
+        main(argv(tmp_path, *named("mine", "--resume"), "--data.path", folder))
+
+
+def test_a_preset_gives_its_shape_but_for_what_is_said(tmp_path, monkeypatch):
+    quietly(monkeypatch)
+    flags = argv(tmp_path, *named("mine"), "--train.max_steps", "1")
+    flags = [*flags[flags.index("--train.max_steps"):], "--model.preset", "gpt2"]
+    small = ["--model.d_model", "24", "--model.n_ctx", "16", "--model.n_layers", "1"]
+    main([*small[:2], *flags, *small[2:]])
+    shape = final_config(tmp_path, "mine")["model"]
+    assert [shape[f"n_{what}"] for what in ("layers", "heads", "ctx")] == [1, 12, 16]
+    assert shape["d_model"] == 24
+    assert shape["tie_embeddings"] is True and "preset" not in shape
+    main([*small, *flags, "--resume"])  # the same flags contradict nothing
+
+
+def final_config(folder, name):
+    return json.loads((run_of(folder, name) / "config.json").read_text())
+
+
+def test_a_compiled_model_is_what_is_trained_and_the_plain_one_is_saved(tmp_path, monkeypatch):
+    quietly(monkeypatch)
+    calls = []
+
+    class Compiled(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, tokens):
+            calls.append(self.training)
+            return self.model(tokens)
+
+    monkeypatch.setattr(torch, "compile", Compiled)
+    main(argv(tmp_path, *named("mine"), "--train.compile"))
+    assert calls == [True] * 6
+    load_model("mine", tmp_path / "outputs")
+
+
+def test_what_a_step_keeps_in_memory_is_said(tmp_path, monkeypatch, capsys):
+    quietly(monkeypatch)
+    main(argv(tmp_path, "--model.d_model", "64", "--train.accumulate", "2"))
+    cfg = final_config(tmp_path, "run-001")["model"]
+    bytes_ = 2 * 8 * ModelConfig(**cfg).activation_bytes
+    assert f"1 x {bytes_ / 1e6:.1f} MB of activations" in capsys.readouterr().out
+
+
+def test_ranks_that_cannot_share_a_batch_are_told_what_they_could(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "n_ranks", lambda: 3)
+    with pytest.raises(UserError, match=r"batch_size=4 .* 3 ranks x accumulate=2; .* of 6"):
+        main(argv(tmp_path, "--train.accumulate", "2"))
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_every_rank_takes_its_share_of_one_draw(home, monkeypatch):
+    def batch_of(number, n_ranks):
+        cfg = Config(DataConfig(path=str(home / "text.txt"), repeats=0.3),
+                     dataclasses.replace(TINY_SHAPE, n_ctx=8), TrainConfig())
+        run = Run(cfg, load_dataset(cfg.data, 8), torch.device("cpu"))
+        with monkeypatch.context() as patched:
+            patched.setattr(train, "rank", lambda: number)
+            patched.setattr(train, "n_ranks", lambda: n_ranks)
+            return [run.next_batch() for _ in range(2)][1]
+
+    whole = batch_of(0, 1)
+    for n_ranks in (2, 3):
+        shares = [batch_of(number, n_ranks) for number in range(n_ranks)]
+        assert all(len(inputs) == 12 // n_ranks for inputs, _ in shares)
+        assert all(map(torch.equal, map(torch.cat, zip(*shares, strict=True)), whole))
+
+
 # Repeats
 
 
@@ -646,3 +801,85 @@ def test_sigterm_stops_a_run_cleanly_and_says_how_to_go_on(uninterrupted):
     assert f"stopped after step {state['step']:,};" in out and 100 <= state["step"] < 1000
     assert start(uninterrupted, *named(name, "--resume")).wait(timeout=100) == 0
     assert same(final(uninterrupted, name), final(uninterrupted, "whole"))
+
+
+# Several processes
+
+WATCHED = """
+import hashlib, os, signal, sys
+import train
+from utils import rank, run_program
+
+real, (victim, at, out) = train.fit, sys.argv[1:4]
+
+def watched(model, *args, **more):
+    for step in real(model, *args, **more):
+        weights = b"".join(weight.detach().numpy().tobytes() for weight in model.parameters())
+        with open(f"{out}-{rank()}", "a") as file:
+            print(step.number, step.loss, hashlib.sha256(weights).hexdigest(), file=file)
+        if (rank(), step.number) == (int(victim), int(at)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield step
+
+train.fit = watched
+run_program(lambda: train.main(sys.argv[4:]))
+"""
+SHORT = ["--train.max_steps", "40", "--train.eval_interval", "10", "--train.log_interval", "1",
+         "--train.threads", "1"]
+
+
+def together(folder, name, *flags, victim=-1, at=0):
+    """Two ranks that train, of which one may be killed after a step: (exit code, complaints, the
+    finished process)."""
+    program = folder / "ranks.py"
+    program.write_text(WATCHED)
+    ran = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         str(program), str(victim), str(at), str(folder / name),
+         *argv(folder, *SHORT, *named(name), *flags)],
+        capture_output=True, text=True, timeout=200, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    return ran.returncode, [line for line in ran.stderr.splitlines() if "error: " in line], ran
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [
+    [], ["--train.accumulate", "2", "--train.optimizer", "adamw", "--train.grad_clip", "0.1"],
+], ids=["muon", "accumulating"])
+def test_two_ranks_have_one_process_s_loss_curve_and_equal_weights(tmp_path, monkeypatch, flags):
+    quietly(monkeypatch)
+    main(argv(tmp_path, *SHORT, *named("one"), *flags))
+    code, _, ran = together(tmp_path, "two", *flags)
+    assert code == 0, ran.stderr
+    assert ran.stdout.count("validation loss") == 1  # the others are silent
+    logs = [(tmp_path / f"two-{rank}").read_text().splitlines() for rank in (0, 1)]
+    assert len(logs[0]) == 40 and logs[0] == logs[1]
+    for column in ("train_loss", "val_loss", "grad_norm"):
+        one, two = (curve(tmp_path, name, column) for name in ("one", "two"))
+        assert [step for step, _ in one] == [step for step, _ in two] == list(range(41))
+        differences = [abs(a - b) for (_, a), (_, b) in zip(one, two, strict=True) if a is not None]
+        assert len(differences) > 4 and max(differences) < 1e-4
+    assert curve(tmp_path, "one", "train_loss")[-1][1] < curve(tmp_path, "one", "train_loss")[1][1]
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_stops_the_others_and_they_go_on_from_the_last_checkpoint(tmp_path):
+    dropout = ["--model.dropout", "0.2"]
+    assert together(tmp_path, "whole", *dropout)[0] == 0
+    for victim, name in ((0, "first"), (1, "second")):
+        code, errors, ran = together(tmp_path, name, *dropout, victim=victim, at=17)
+        assert code != 0 and "exitcode  : -9" in ran.stderr
+        assert errors == ["ranks.py: error: another rank of this run has stopped; the last "
+                          "checkpoint is whole: go on from it with --resume"]
+        assert final(tmp_path, name)["step"] == 10
+    assert together(tmp_path, "first", *dropout, "--resume")[0] == 0
+    assert same(final(tmp_path, "first"), final(tmp_path, "whole"))
+
+
+@pytest.mark.slow
+def test_what_is_wrong_on_all_ranks_is_said_once(tmp_path):
+    code, errors, _ = together(tmp_path, "mine", "--train.batch_size", "5")
+    assert code != 0 and len(errors) == 1 and "batch_size=5" in errors[0]
+    assert not (tmp_path / "outputs").exists()
+    (tmp_path / "outputs/mine").mkdir(parents=True)
+    code, errors, _ = together(tmp_path, "mine")
+    assert code != 0 and len(errors) == 1 and "run 'mine' is in" in errors[0]

@@ -14,10 +14,16 @@ import torch
 import utils
 from utils import (
     Progress,
+    RankLost,
     UserError,
     atomic_write,
     closest,
+    from_first_rank,
+    joined_ranks,
+    mean_over_ranks,
+    n_ranks,
     pick_device,
+    rank,
     run_program,
     seeded_generator,
     stop_on_signal,
@@ -228,3 +234,57 @@ def test_the_same_seed_draws_the_same_numbers_and_leaves_the_global_ones_alone()
     first, again, other = (torch.rand(9, generator=seeded_generator(s)) for s in (3, 3, 4))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+# Ranks (that several processes work is shown in test_train.py)
+
+
+def test_a_process_that_is_alone_is_all_there_is(capsys):
+    assert (rank(), n_ranks(), mean_over_ranks(2.5), from_first_rank(lambda: 3)) == (0, 1, 2.5, 3)
+    with joined_ranks("cpu") as device:
+        assert device == torch.device("cpu") and n_ranks() == 1
+        print("heard")
+    assert capsys.readouterr().out == "heard\n"
+
+
+def test_an_error_in_a_process_that_is_alone_is_raised_as_it_is():
+    with pytest.raises(RuntimeError, match="a bug in gloo/"), joined_ranks("cpu"):
+        raise RuntimeError("a bug in gloo/")
+
+
+def test_each_process_that_torchrun_started_gets_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto").index is None
+    for number in (0, 1):
+        monkeypatch.setenv("LOCAL_RANK", str(number))
+        assert pick_device("auto") == pick_device("cuda") == torch.device("cuda", number)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="device=cuda:2 is not on this machine"):
+        pick_device("auto")
+
+
+def test_what_cannot_be_shared_is_not_chosen_for_several_processes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert pick_device("auto").type == "cpu"
+    with pytest.raises(UserError, match="device=mps is not on this machine; choose auto, cpu"):
+        pick_device("mps")
+
+
+def test_the_first_rank_alone_shows_progress(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert progress_output(monkeypatch, False, seconds_a_step=20) == ""
+
+
+@pytest.mark.parametrize(("number", "error", "pauses"), [
+    ("0", UserError("x=1"), 0), ("1", UserError("x=1"), 1), ("1", RankLost("x=1"), 0)])
+def test_other_ranks_let_the_first_one_speak_but_for_what_it_cannot_say(
+        monkeypatch, capsys, number, error, pauses):
+    slept = []
+    monkeypatch.setenv("RANK", number)
+    monkeypatch.setattr(utils.time, "sleep", slept.append)
+    with pytest.raises(SystemExit) as end:
+        run_program(raiser(error))
+    assert end.value.code == 2 and len(slept) == pauses
+    assert capsys.readouterr().err.count("error: x=1") == 1
