@@ -11,6 +11,7 @@ Source: PyTorch's notes on serialisation (weights_only: a checkpoint holds data,
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import platform
@@ -211,6 +212,27 @@ def to_resume(given):
     return folder, state, config_from_dict(Config, merged)
 
 
+def on_first_rank(function):
+    """The function, called by rank 0 alone: every rank gets what it returned, or its UserError."""
+
+    @functools.wraps(function)
+    def shared(*args, **named):
+        result = [None]
+        if rank() == 0:
+            try:
+                result = [function(*args, **named)]
+            except UserError as error:
+                result = [error]
+        if n_ranks() > 1:
+            torch.distributed.broadcast_object_list(result)
+        if isinstance(result[0], UserError):
+            raise result[0]
+        return result[0]
+
+    return shared
+
+
+@on_first_rank
 def new_run_folder(out_dir, run_name=None, overwrite=False):
     """A new run's folder: out_dir/run_name, or out_dir/run-001 and so on where no name is given.
 

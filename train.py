@@ -35,7 +35,6 @@ from utils import (
     Progress,
     UserError,
     atomic_write,
-    from_first_rank,
     joined_ranks,
     mean_over_ranks,
     n_ranks,
@@ -143,8 +142,8 @@ class Run:
 
     def begin(self, overwrite=False):
         """Makes the run's folder and its first checkpoint: whatever happens now, there is one."""
-        where = self.cfg.logging.out_dir, self.cfg.logging.run_name, overwrite
-        self.folder = from_first_rank(lambda: new_run_folder(*where))
+        logging = self.cfg.logging
+        self.folder = new_run_folder(logging.out_dir, logging.run_name, overwrite)
         describe(self.folder, self.cfg, self.dataset, self.model)
         self.validate()
 
@@ -274,6 +273,8 @@ def start_run(cfg, device, overwrite=False, resumed=None):
     """
     if cfg.train.threads is not None:
         torch.set_num_threads(cfg.train.threads)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32: products of ten bits, sums of 23
     tokenizer = load_tokenizer(resumed[1]["tokenizer"]) if resumed else None
     dataset = load_dataset(cfg.data, cfg.model.n_ctx, tokenizer)
     if resumed and dataset.sha256 != resumed[1]["data_sha256"]:

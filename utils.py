@@ -64,13 +64,13 @@ def pick_device(name):
     Of the processes that torchrun started, each gets a GPU of its own; MPS can't be shared.
     Raises UserError where that device is not there.
     """
-    together = "LOCAL_RANK" in os.environ
-    n_cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available() and not together
+    n_cuda, number = torch.cuda.device_count(), os.environ.get("LOCAL_RANK")
+    mps = torch.backends.mps.is_available() and number is None
     there = ["cuda"] * (n_cuda > 0) + ["mps"] * mps + ["cpu"]
     if name == "auto":
         name = there[0]
-    if name == "cuda" and together:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    if name == "cuda" and number is not None:
+        name = f"cuda:{number}"
     there += [f"cuda:{index}" for index in range(n_cuda)]
     if name not in there:
         raise UserError(f"device={name} is not on this machine; choose auto, {', '.join(there)}")
@@ -91,10 +91,7 @@ def n_ranks():
 @contextlib.contextmanager
 def joined_ranks(device):
     """Yields the `torch.device` of that name. While open, the processes that torchrun started can
-    average, and only the first one prints; a process that is alone stays as it is.
-
-    Raises UserError where the device is not there, and RankLost where one of the others is gone.
-    """
+    average, and the first alone prints. Raises RankLost where one of the others is gone."""
     device = pick_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield device
@@ -124,22 +121,6 @@ def mean_over_ranks(number):
     total = torch.tensor(number, dtype=torch.float64, device=where)
     torch.distributed.all_reduce(total)
     return total.item() / n_ranks()
-
-
-def from_first_rank(make):
-    """What `make()` returns, or its UserError; rank 0 alone calls it, and every rank gets it."""
-    if n_ranks() == 1:
-        return make()
-    result = [None]
-    if rank() == 0:
-        try:
-            result = [make()]
-        except UserError as error:
-            result = [error]
-    torch.distributed.broadcast_object_list(result)
-    if isinstance(result[0], UserError):
-        raise result[0]
-    return result[0]
 
 
 @contextlib.contextmanager
@@ -196,10 +177,8 @@ def read_text(path):
 
 
 def text_pieces(paths, size=1 << 18, what=None):
-    """Yields the text of UTF-8 files, one after another, `size` bytes at a time.
-
-    what: for a progress line, what is done with them. Raises UserError where one of them can't be
-    read, before anything is, or is something else.
+    """Yields the text of UTF-8 files, one after another, `size` bytes at a time; with a progress
+    line that says `what` is done. Raises UserError where one can't be read, or is something else.
     """
     try:
         progress, done = Progress(sum(map(os.path.getsize, paths)), " bytes"), 0
@@ -288,24 +267,19 @@ def download(mirrors, sha256, remedy, *, attempts=2, pause=1.0):
     for attempt in range(attempts):
         time.sleep(pause if attempt else 0)
         for address in mirrors:
+            content = io.BytesIO()
             try:
-                content = fetch(address)
+                fetch_into(content, address)
             except requests.RequestException as error:
                 failure = type(error).__name__
                 continue
+            content = content.getvalue()
             if (found := sha256_of(content)) == sha256:
                 return content
             wrong = f"{address} sent {len(content):,} bytes with SHA-256 {found[:12]}…"
     if wrong:
         raise UserError(f"{wrong}, expected {sha256[:12]}…; {remedy}")
     raise NoNetwork(f"no network: {len(mirrors)} mirrors did not answer ({failure}); {remedy}")
-
-
-def fetch(address):
-    """The bytes at an address, with a progress line. Raises requests.RequestException."""
-    content = io.BytesIO()
-    fetch_into(content, address)
-    return content.getvalue()
 
 
 def sha256_of(content):
@@ -339,7 +313,7 @@ def run_program(main):
         main()
     except UserError as error:
         if rank() and not isinstance(error, RankLost):
-            time.sleep(10)  # rank 0 says the same, and torchrun ends this one; if not, it is news
+            time.sleep(30)  # rank 0 says the same, and torchrun ends this one; if not, it is news
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
