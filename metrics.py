@@ -52,6 +52,16 @@ class Metric:
             raise UserError(f"pos={self.pos} is outside of the {n_pos} positions")
         return chosen % n_pos
 
+    def ids(self, n_rows, device=None):
+        """Its tokens for n_rows, [n] or [batch, n], or None. UserError for another batch's."""
+        if self.tokens is None:
+            return None
+        ids = torch.as_tensor(self.tokens, device=device)
+        if ids.ndim == 2 and len(ids) != n_rows:
+            raise UserError(f"the metric has tokens for {len(ids)} rows, the run has {n_rows}; take "
+                            "as many of both")
+        return ids
+
     def of(self, chosen):
         """fn of the chosen logits [..., batch, pos, token], its shape checked: [..., batch].
 
@@ -66,8 +76,8 @@ class Metric:
     def __call__(self, logits):
         """Of whole logits, [..., batch, pos, d_vocab] -> [..., batch]."""
         logits = logits[..., self.positions(logits.shape[-2]).to(logits.device), :]
-        if self.tokens is not None:
-            ids = torch.as_tensor(self.tokens, device=logits.device)
+        ids = self.ids(logits.shape[-3], logits.device)
+        if ids is not None:
             ids = ids if ids.ndim == 1 else ids[:, None]  # [batch, 1, n]: the same at each position
             logits = logits.gather(-1, ids.expand(*logits.shape[:-1], ids.shape[-1]))
         return self.of(logits)

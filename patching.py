@@ -1,0 +1,327 @@
+"""Patching: put an activation of one run into another, and see what it brings along.
+
+Two prompts differ in what matters, and the model answers each rightly: "When Ann and Bob went to
+the park, Ann gave a kite to" (clean), and the same with "Bob gave" (corrupted). Run one of them,
+and on the way replace one activation, the *cell*, by its value in the other run, the *source*; what
+comes after is computed anew. If the answer moves, the cell carried it.
+
+    denoising   clean activations into the corrupted run: is the cell enough to restore the answer?
+    noising     corrupted activations into the clean run: is the cell needed for the answer?
+
+These differ: of two heads either of which would do, denoising finds both and noising neither.
+
+    _, clean_cache = model.run_with_cache(clean_tokens)
+    metric = Metric.logit_diff(right, wrong)                      # at the last position
+    result = get_act_patch_resid_pre(model, corrupted_tokens, clean_cache, metric)
+    result.normalized()                     # [layer, pos]: 0 as corrupted, 1 as clean
+
+A sweep asks this of every cell of a grid; rerun.py makes it exact and fast. *Path patching* asks
+along which way: only the chosen receivers see the sender's other value.
+
+Chapter: COURSE_ROADMAP.md, 9 (intervene)
+Read before: rerun.py, metrics.py; after: head_ablation.py
+Source: Vig et al. 2020; Meng et al. 2022; Wang et al. 2022 (path patching); Heimersheim & Nanda
+2024 (denoising, noising); the sweeps have the names of TransformerLens (Nanda & Bloom 2022)
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from activation_cache import get_act_name
+from metrics import bootstrap_ci
+from rerun import Run
+from utils import UserError, closest
+
+DIRECTIONS = ("denoising", "noising")
+FROZEN = {"heads": ("hook_z",), "all": ("hook_z", "hook_mlp_out"), None: ()}
+ORDER = ("q_input", "k_input", "v_input", "z", "attn_out", "mlp_in", "mlp_out")
+
+
+@dataclass(frozen=True)
+class PatchResult:
+    """What the metric was in each cell of a sweep.
+
+    values: [*axes, batch], of the patched run. baseline: [batch], of the run as it is. target:
+    [batch], of the run that the source is from; None where its cache lacks the last stream.
+    axes: the names of the cells' axes. direction: "denoising" (clean activations into the corrupted
+    run) or "noising" (corrupted ones into the clean run).
+    """
+
+    values: torch.Tensor
+    baseline: torch.Tensor
+    target: torch.Tensor | None
+    axes: tuple
+    direction: str
+
+    @property
+    def mean(self):
+        """The metric in each cell, averaged over prompts: [*axes]."""
+        return self.values.mean(-1)
+
+    @property
+    def effect(self):
+        """By how much patching moves it, averaged over prompts: [*axes]."""
+        return (self.values - self.baseline).mean(-1)
+
+    def normalized(self):
+        """The effect as a share of what separates the two runs: [*axes], 1 where the metric becomes
+        the source's. Raises UserError without a target, and where nothing separates them."""
+        if self.target is None:
+            raise UserError("the source cache lacks the last stream, so its metric is unknown; "
+                            "cache it without a filter")
+        gap = (self.target - self.baseline).mean()
+        if gap.abs() < 1e-6:
+            raise UserError(f"both runs have the metric {self.baseline.mean().item():.4g}: effects "
+                            "are undefined; take prompts that it tells apart")
+        return self.effect / gap
+
+    def ci(self, level=0.95, seed=0):
+        """(low, high), each [*axes]: an interval of the effect, each prompt with its own baseline.
+        Raises UserError for a single prompt."""
+        effects = (self.values - self.baseline).movedim(-1, 0)
+        return bootstrap_ci(effects, level=level, seed=seed)
+
+
+@torch.no_grad()
+def activation_patch(model, tokens, source_cache, metric, act_name, axes, *,
+                     direction="denoising", batch_cells=None):
+    """The metric of `tokens` with one cell from `source_cache`, for every cell: a PatchResult.
+
+    tokens: [batch, pos], of the run that is patched: the corrupted one when denoising, the clean
+    one when noising. source_cache: an ActivationCache of the other run, of the same shapes.
+    metric: a Metric, or a function of logits [..., batch, pos, d_vocab] -> [..., batch].
+    act_name: a short name ("resid_pre", "z", "post", …) of all layers if "layer" is an axis, else a
+    full one. axes: of the cells, "layer" first, then any that the hook point has, such as "pos" or
+    "head"; what is not among them is patched whole. batch_cells: how many at once (None: what 1 GB
+    holds). Raises UserError for names, axes, shapes and metrics that do not fit, while hooks are
+    open (a sweep would run past them), and in training with dropout.
+    """
+    if direction not in DIRECTIONS:
+        raise UserError(f"direction={direction!r} is unknown; choose from: {', '.join(DIRECTIONS)}")
+    by_layer = "layer" in axes
+    if by_layer and axes[0] != "layer":
+        raise UserError(f"axes={axes} has the layer in another place; put it first")
+    layers = range(model.cfg.n_layers) if by_layer else [None]
+    names = [get_act_name(act_name, layer) for layer in layers]
+    run = Run(model, tokens, metric, [*source_cache, *names])  # kept alike: equal to the bit
+    swept = [sweep(run, name, source_cache[name], axes[by_layer:], batch_cells) for name in names]
+    values = torch.stack(swept) if by_layer else swept[0]
+    return PatchResult(values, run.baseline, run.metric_of(source_cache), tuple(axes), direction)
+
+
+def sweep(run, name, source, axes, batch_cells=None):
+    """The metric with each cell of one activation taken from `source`: [*axes, batch]."""
+    own, dims = run.cache[name], run.cache.axes[name].split()
+    if own.shape != source.shape:
+        raise UserError(f"{name} is {list(source.shape)} in the source, {list(own.shape)} in the "
+                        "run; take prompts of one length, and as many of both")
+    axes = ["query_pos" if axis == "pos" and "pos" not in dims else axis for axis in axes]
+    for axis in axes:
+        if axis not in dims[1:]:
+            raise UserError(f"{name} has no axis {axis!r}; choose from: {', '.join(dims[1:])}")
+    sizes = [own.shape[dims.index(axis)] for axis in axes]
+    values = []
+    for cells in torch.arange(math.prod(sizes)).split(batch_cells or run.cells_at_once()):
+        chosen = torch.ones(len(cells), *[1] * own.ndim, dtype=torch.bool)
+        for axis, index in zip(axes, torch.unravel_index(cells, sizes), strict=True):
+            dim = 1 + dims.index(axis)
+            here = index[:, None] == torch.arange(own.shape[dim - 1])  # [cell, axis]
+            chosen = chosen & here.view([len(cells) if d == 0 else -1 if d == dim else 1
+                                         for d in range(chosen.ndim)])
+        values.append(run.patched(name, torch.where(chosen.to(own.device), source, own)))
+    return torch.cat(values).view(*sizes, -1)
+
+
+# The family, by TransformerLens's names
+
+
+def sweep_of(act_name, *axes):
+    """A function that sweeps one activation along these axes."""
+
+    def swept(model, corrupted_tokens, clean_cache, metric, **more):
+        return activation_patch(model, corrupted_tokens, clean_cache, metric, act_name, axes,
+                                **more)
+
+    swept.__doc__ = (f"Denoising: patches each {act_name} of the clean run into the corrupted one; "
+                     f"a PatchResult with the cells [{', '.join(axes)}]. As `activation_patch`.")
+    return swept
+
+
+get_act_patch_resid_pre = sweep_of("resid_pre", "layer", "pos")
+get_act_patch_resid_mid = sweep_of("resid_mid", "layer", "pos")
+get_act_patch_attn_out = sweep_of("attn_out", "layer", "pos")
+get_act_patch_mlp_out = sweep_of("mlp_out", "layer", "pos")
+get_act_patch_attn_head_out_all_pos = sweep_of("z", "layer", "head")
+get_act_patch_attn_head_q_all_pos = sweep_of("q", "layer", "head")
+get_act_patch_attn_head_k_all_pos = sweep_of("k", "layer", "head")
+get_act_patch_attn_head_v_all_pos = sweep_of("v", "layer", "head")
+get_act_patch_attn_head_pattern_all_pos = sweep_of("pattern", "layer", "head")
+get_act_patch_attn_head_out_by_pos = sweep_of("z", "layer", "pos", "head")
+get_act_patch_attn_head_q_by_pos = sweep_of("q", "layer", "pos", "head")
+get_act_patch_attn_head_k_by_pos = sweep_of("k", "layer", "pos", "head")
+get_act_patch_attn_head_v_by_pos = sweep_of("v", "layer", "pos", "head")
+get_act_patch_attn_head_pattern_by_pos = sweep_of("pattern", "layer", "pos", "head")
+get_act_patch_attn_head_pattern_dest_src_pos = sweep_of(
+    "pattern", "layer", "head", "query_pos", "key_pos")
+
+
+def every(*sweeps):
+    """A function that runs several sweeps of the same cells."""
+
+    def all_of_them(model, corrupted_tokens, clean_cache, metric, **more):
+        results = [one(model, corrupted_tokens, clean_cache, metric, **more) for one in sweeps]
+        return replace(results[0], values=torch.stack([result.values for result in results]),
+                       axes=("what", *results[0].axes))
+
+    names = ", ".join(one.__doc__.split()[3] for one in sweeps)
+    all_of_them.__doc__ = f"Denoising: the sweeps of {names}, stacked: a PatchResult of all."
+    return all_of_them
+
+
+get_act_patch_block_every = every(
+    get_act_patch_resid_pre, get_act_patch_attn_out, get_act_patch_mlp_out)
+get_act_patch_attn_head_all_pos_every = every(
+    get_act_patch_attn_head_out_all_pos, get_act_patch_attn_head_q_all_pos,
+    get_act_patch_attn_head_k_all_pos, get_act_patch_attn_head_v_all_pos,
+    get_act_patch_attn_head_pattern_all_pos)
+get_act_patch_attn_head_by_pos_every = every(
+    get_act_patch_attn_head_out_by_pos, get_act_patch_attn_head_q_by_pos,
+    get_act_patch_attn_head_k_by_pos, get_act_patch_attn_head_v_by_pos,
+    get_act_patch_attn_head_pattern_by_pos)
+
+
+# Paths
+
+
+def path_patch(model, clean, corrupt, senders, receivers, metric, freeze="heads"):
+    """Noising along chosen paths: the metric of `clean` when the receivers alone see what the
+    senders are in `corrupt`; a PatchResult without axes.
+
+    clean, corrupt: [batch, pos] of one shape; clean is the run that is disturbed. senders: hook
+    names of what is written, `hook_embed`, `hook_pos_embed`, or a block's `attn.hook_z`,
+    `hook_attn_out`, `hook_mlp_out`; receivers: of what reads, a block's `hook_q_input`,
+    `hook_k_input`, `hook_v_input`, `hook_mlp_in`, or "logits". Those with a head axis may be
+    (name, head). Two runs: in the first, on `clean`, the senders have their corrupt values and what
+    the receivers read is kept; in the second, on `clean`, that is what they read.
+    freeze: what else keeps its clean value in the first: "heads" (so that MLPs and LayerNorms alone
+    pass the change on), "all" (MLPs too: the direct path), or None.
+    Raises UserError for names that are no sender or receiver, and a sender above its receiver.
+    """
+    to_send, to_receive = by_name(model, senders), by_name(model, receivers)
+    check_order(model, to_send, to_receive)
+    check_same_shape(clean, corrupt)
+    if freeze not in FROZEN:
+        raise UserError(f"freeze={freeze!r} is unknown; choose from: 'heads', 'all', None")
+    run, source = Run(model, clean, metric), Run(model, corrupt, metric, list(to_send))
+    edits = [(name, put(own)) for name, own in run.cache.items() if name.endswith(FROZEN[freeze])]
+    edits += [(name, put(source.cache[name], heads)) for name, heads in to_send.items()]
+    values = run.baseline
+    if to_receive:
+        with torch.no_grad(), model.hooks(edits), model.caching(list(to_receive)) as seen:
+            model(clean)
+        received = [(name, put(seen[name], heads)) for name, heads in to_receive.items()]
+        with torch.no_grad():
+            values = run.metric(model.run_with_hooks(clean, received))
+    return PatchResult(values, run.baseline, source.baseline, (), "noising")
+
+
+def put(value, heads=None):
+    """A hook that puts `value` in place of the activation, or of some of its heads."""
+
+    def replaced(own, hook):
+        if heads is None:
+            return value
+        return own.index_copy(2, torch.tensor(heads, device=own.device), value[:, :, heads])
+
+    return replaced
+
+
+def by_name(model, places):
+    """{hook name: list of heads, or None for all} of names and (name, head) pairs."""
+    points, found = model.hook_points(), {}
+    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    for place in [places] if isinstance(places, str) else places:
+        name, head = (place, None) if isinstance(place, str) else place
+        name = last if name == "logits" else name
+        if name not in points:
+            raise UserError(f"{name} is not a hook of this model{closest(name, points)}")
+        if head is not None and not ("head" in points[name].axes.split()
+                                     and 0 <= head < model.cfg.n_heads):
+            raise UserError(f"{name} has no head {head}; this model has {model.cfg.n_heads} heads "
+                            "in q_input, k_input, v_input and z")
+        whole = head is None or found.get(name, []) is None
+        found[name] = None if whole else [*found.get(name, []), head]
+    return found
+
+
+def depth(name, last):
+    """Where on the way through the model a hook lies: a number that grows; `last` is the end."""
+    if name == last:
+        return math.inf
+    _, layer, short = ["", 0, name] if "." not in name else [*name.split(".")[:2], name]
+    short = short.rpartition("hook_")[2]
+    return int(layer) * len(ORDER) + ORDER.index(short) if short in ORDER else -1
+
+
+def check_order(model, senders, receivers):
+    """Raises UserError for what is no sender or no receiver, a sender above all receivers, and a
+    receiver below all senders."""
+    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    for name in senders:
+        if not name.endswith(("embed", "attn.hook_z", "hook_attn_out", "hook_mlp_out")):
+            raise UserError(f"{name} does not write to the stream; send from attn.hook_z, "
+                            "hook_attn_out, hook_mlp_out, hook_embed or hook_pos_embed")
+    for name in receivers:
+        if name != last and not name.endswith(("_input", "hook_mlp_in")):
+            raise UserError(f"{name} does not read the stream; receive at hook_q_input, "
+                            'hook_k_input, hook_v_input, hook_mlp_in or "logits"')
+    at = {name: depth(name, last) for name in [*senders, *receivers]}
+    for one, others, above in [*((s, receivers, False) for s in senders),
+                               *((r, senders, True) for r in receivers)]:
+        blind = [at[one] <= at[other] if above else at[one] >= at[other] for other in others]
+        if others and all(blind):
+            low, high = (one, next(iter(others))) if above else (next(iter(others)), one)
+            raise UserError(f"{high} lies above {low}, which can't see it; receive further on")
+
+
+@torch.no_grad()
+def path_patch_matrix(model, clean, corrupt, metric, *, receiver="v", freeze="heads"):
+    """Noising along every path from a head to a later head's queries, keys or values: a PatchResult
+    with the cells [layer, head, later layer, later head]; where the later one is not later, the
+    baseline. As `path_patch` for each pair; receiver: "q", "k" or "v".
+    """
+    if receiver not in ("q", "k", "v") or freeze not in FROZEN:
+        raise UserError(f"receiver={receiver!r}, freeze={freeze!r}; choose from 'q', 'k', 'v', and "
+                        "from 'heads', 'all', None")
+    check_same_shape(clean, corrupt)
+    run, source = Run(model, clean, metric), Run(model, corrupt, metric)
+    n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
+    values = run.baseline.repeat(n_layers, n_heads, n_layers, n_heads, 1)
+    own_head = torch.eye(n_heads, dtype=torch.bool, device=clean.device)[:, None, None, :, None]
+    for layer in range(n_layers - 1):
+        sent = torch.where(own_head, source.cache["z", layer], run.cache["z", layer])
+        edits = [(name, put(own.repeat(n_heads, *[1] * (own.ndim - 1))))
+                 for name, own in run.cache.items() if name.endswith(FROZEN[freeze])]
+        edits.append((get_act_name("z", layer), put(sent.flatten(0, 1))))
+        start = run.cache["resid_pre", layer].repeat(n_heads, 1, 1)
+        with model.hooks(edits), model.caching(lambda name: "resid_pre" in name) as seen:
+            model.run_blocks(start, layer)
+        for later in range(layer + 1, n_layers):
+            block = model.blocks[later]
+            normalized = block.ln1.fused(seen["resid_pre", later])
+            reads = block.attn.project(normalized, normalized, normalized)["qkv".index(receiver)]
+            z = run.z_of(later, receiver, reads.unflatten(0, (n_heads, -1)))
+            for head in range(n_heads):
+                edited = torch.where(own_head, z[head], run.cache["z", later])
+                values[layer, head, later] = run.patched(get_act_name("z", later), edited)
+    axes = ("layer", "head", "later layer", "later head")
+    return PatchResult(values, run.baseline, source.baseline, axes, "noising")
+
+
+def check_same_shape(clean, corrupt):
+    """Raises UserError for runs that can't be laid side by side."""
+    if clean.shape != corrupt.shape:
+        raise UserError(f"clean is {list(clean.shape)} and corrupt {list(corrupt.shape)}; take "
+                        "prompts of one length, and as many of both")
