@@ -13,6 +13,7 @@ Source: Elhage et al. 2021 (previous-token heads); Olsson et al. 2022 (prefix ma
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 import losses
@@ -58,8 +59,8 @@ class Metric:
             return None
         ids = torch.as_tensor(self.tokens, device=device)
         if ids.ndim == 2 and len(ids) != n_rows:
-            raise UserError(f"the metric has tokens for {len(ids)} rows, the run has {n_rows}; take "
-                            "as many of both")
+            raise UserError(f"the metric has tokens for {len(ids)} rows, the run has {n_rows}; "
+                            "take as many of both")
         return ids
 
     def of(self, chosen):
@@ -81,6 +82,23 @@ class Metric:
             ids = ids if ids.ndim == 1 else ids[:, None]  # [batch, 1, n]: the same at each position
             logits = logits.gather(-1, ids.expand(*logits.shape[:-1], ids.shape[-1]))
         return self.of(logits)
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Effects on a metric, kept for each prompt: values [..., batch], in the metric's unit."""
+
+    values: torch.Tensor
+
+    @property
+    def mean(self):
+        """Averaged over prompts: [...]."""
+        return self.values.mean(-1)
+
+    def ci(self, level=0.95, seed=0):
+        """(low, high), each [...]: an interval of the mean, by drawing prompts again and again.
+        Raises UserError for a single prompt."""
+        return bootstrap_ci(self.values.movedim(-1, 0), level=level, seed=seed)
 
 
 def as_metric(metric):
@@ -265,7 +283,8 @@ def bootstrap_ci(values, *, level=0.95, n_draws=2000, seed=0):
         raise UserError(f"{len(values)} value has no spread; give two or more")
     draws = torch.randint(len(values), (n_draws, len(values)), generator=seeded_generator(seed))
     means = torch.stack([values[draw].mean(0) for draw in draws])
-    low, high = means.quantile(torch.tensor([0.5 - level / 2, 0.5 + level / 2]).double(), dim=0)
+    ends = np.quantile(means.cpu().numpy(), [0.5 - level / 2, 0.5 + level / 2], axis=0)
+    low, high = torch.from_numpy(ends)  # torch's own quantile takes no more than 16 million numbers
     return low, high
 
 

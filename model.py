@@ -157,6 +157,11 @@ class GPT(HookedModule):
             scale = std / math.sqrt(2 * self.cfg.n_layers) if writes else std
             weight.copy_(torch.empty(weight.shape).normal_(0.0, scale, generator=generator))
 
+    def need_no_dropout(self):
+        """Raises UserError where dropout is on, which would drown what is measured."""
+        if self.training and self.cfg.dropout:
+            raise UserError("the model drops activations at random; call model.eval() first")
+
     @property
     def n_parameters(self):
         """How many numbers are learned; tied ones count once."""

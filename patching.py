@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from activation_cache import get_act_name
-from metrics import bootstrap_ci
+from metrics import Effects
 from rerun import Run
 from utils import UserError, closest
 
@@ -40,7 +40,7 @@ ORDER = ("q_input", "k_input", "v_input", "z", "attn_out", "mlp_in", "mlp_out")
 
 
 @dataclass(frozen=True)
-class PatchResult:
+class PatchResult(Effects):
     """What the metric was in each cell of a sweep.
 
     values: [*axes, batch], of the patched run. baseline: [batch], of the run as it is. target:
@@ -49,16 +49,10 @@ class PatchResult:
     run) or "noising" (corrupted ones into the clean run).
     """
 
-    values: torch.Tensor
     baseline: torch.Tensor
     target: torch.Tensor | None
     axes: tuple
     direction: str
-
-    @property
-    def mean(self):
-        """The metric in each cell, averaged over prompts: [*axes]."""
-        return self.values.mean(-1)
 
     @property
     def effect(self):
@@ -80,8 +74,7 @@ class PatchResult:
     def ci(self, level=0.95, seed=0):
         """(low, high), each [*axes]: an interval of the effect, each prompt with its own baseline.
         Raises UserError for a single prompt."""
-        effects = (self.values - self.baseline).movedim(-1, 0)
-        return bootstrap_ci(effects, level=level, seed=seed)
+        return Effects(self.values - self.baseline).ci(level, seed)
 
 
 @torch.no_grad()
@@ -106,12 +99,13 @@ def activation_patch(model, tokens, source_cache, metric, act_name, axes, *,
     layers = range(model.cfg.n_layers) if by_layer else [None]
     names = [get_act_name(act_name, layer) for layer in layers]
     run = Run(model, tokens, metric, [*source_cache, *names])  # kept alike: equal to the bit
-    swept = [sweep(run, name, source_cache[name], axes[by_layer:], batch_cells) for name in names]
+    swept = [sweep(run, name, source_cache[name], axes[by_layer:], batch_cells=batch_cells)
+             for name in names]
     values = torch.stack(swept) if by_layer else swept[0]
     return PatchResult(values, run.baseline, run.metric_of(source_cache), tuple(axes), direction)
 
 
-def sweep(run, name, source, axes, batch_cells=None):
+def sweep(run, name, source, axes, *, batch_cells=None):
     """The metric with each cell of one activation taken from `source`: [*axes, batch]."""
     own, dims = run.cache[name], run.cache.axes[name].split()
     if own.shape != source.shape:

@@ -45,8 +45,7 @@ class Run:
         if heard:
             raise UserError(f"hooks are open at {', '.join(heard[:3])}, which this would run past; "
                             "close them first, or write their edit into a copy of the weights")
-        if model.training and model.cfg.dropout:
-            raise UserError("the model drops activations at random; call model.eval() first")
+        model.need_no_dropout()
         self.model, self.tokens, self.metric = model, tokens, as_metric(metric)
         _, self.cache = model.run_with_cache(tokens, lambda name: name in names or kept(name))
         self.positions = self.metric.positions(tokens.shape[1]).to(tokens.device)
