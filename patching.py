@@ -99,33 +99,46 @@ def activation_patch(model, tokens, source_cache, metric, act_name, axes, *,
     layers = range(model.cfg.n_layers) if by_layer else [None]
     names = [get_act_name(act_name, layer) for layer in layers]
     run = Run(model, tokens, metric, [*source_cache, *names])  # kept alike: equal to the bit
-    swept = [sweep(run, name, source_cache[name], axes[by_layer:], batch_cells=batch_cells)
-             for name in names]
-    values = torch.stack(swept) if by_layer else swept[0]
-    return PatchResult(values, run.baseline, run.metric_of(source_cache), tuple(axes), direction)
+    shape, dims = run.cache[names[0]].shape, run.cache.axes[names[0]].split()
+    alias = {} if "pos" in dims else {"pos": "query_pos"}
+    inner = [alias.get(axis, axis) for axis in axes[by_layer:]]
+    check_cells(run.cache, source_cache, names, inner)
+    sizes, parts = [shape[dims.index(axis)] for axis in inner], []
+    for cells in torch.arange(math.prod(sizes)).split(batch_cells or run.cells_at_once(len(names))):
+        chosen = cells_of(shape, dims, inner, cells).to(tokens.device)
+        edits = ((name, torch.where(chosen, source_cache[name], run.cache[name])) for name in names)
+        parts.append(torch.stack(run.patched(edits)))
+    values = torch.cat(parts, 1).unflatten(1, sizes or [1])  # [layer, ..., batch]
+    values = values.squeeze(1) if not sizes else values
+    return PatchResult(values if by_layer else values[0], run.baseline,
+                       run.metric_of(source_cache), tuple(axes), direction)
 
 
-def sweep(run, name, source, axes, *, batch_cells=None):
-    """The metric with each cell of one activation taken from `source`: [*axes, batch]."""
-    own, dims = run.cache[name], run.cache.axes[name].split()
-    if own.shape != source.shape:
-        raise UserError(f"{name} is {list(source.shape)} in the source, {list(own.shape)} in the "
-                        "run; take prompts of one length, and as many of both")
-    axes = ["query_pos" if axis == "pos" and "pos" not in dims else axis for axis in axes]
+def check_cells(own, source, names, axes):
+    """Raises UserError for a source of another shape, and for axes that the activation lacks."""
+    for name in names:
+        if own[name].shape != source[name].shape:
+            raise UserError(f"{name} is {list(source[name].shape)} in the source, "
+                            f"{list(own[name].shape)} in the run; take prompts of one length, and "
+                            "as many of both")
+    dims = own.axes[names[0]].split()[1:]
     for axis in axes:
-        if axis not in dims[1:]:
-            raise UserError(f"{name} has no axis {axis!r}; choose from: {', '.join(dims[1:])}")
-    sizes = [own.shape[dims.index(axis)] for axis in axes]
-    values = []
-    for cells in torch.arange(math.prod(sizes)).split(batch_cells or run.cells_at_once()):
-        chosen = torch.ones(len(cells), *[1] * own.ndim, dtype=torch.bool)
-        for axis, index in zip(axes, torch.unravel_index(cells, sizes), strict=True):
-            dim = 1 + dims.index(axis)
-            here = index[:, None] == torch.arange(own.shape[dim - 1])  # [cell, axis]
-            chosen = chosen & here.view([len(cells) if d == 0 else -1 if d == dim else 1
-                                         for d in range(chosen.ndim)])
-        values.append(run.patched(name, torch.where(chosen.to(own.device), source, own)))
-    return torch.cat(values).view(*sizes, -1)
+        if axis not in dims:
+            raise UserError(f"{names[0]} has no axis {axis!r}; choose from: {', '.join(dims)}")
+
+
+def cells_of(shape, dims, axes, cells):
+    """Which part of an activation each of some cells is: [cell, *shape], broadcast.
+
+    shape, dims: of the activation, batch first. axes: of the cells; cells: their numbers, [cell].
+    """
+    sizes = [shape[dims.index(axis)] for axis in axes]
+    chosen = torch.ones(len(cells), *[1] * len(shape), dtype=torch.bool)
+    for axis, index in zip(axes, torch.unravel_index(cells, sizes), strict=True):
+        dim = dims.index(axis)
+        here = index[:, None] == torch.arange(shape[dim])  # [cell, axis]
+        chosen = chosen & here.view(len(cells), *[-1 if d == dim else 1 for d in range(len(shape))])
+    return chosen
 
 
 # The family, by TransformerLens's names
@@ -309,7 +322,8 @@ def path_patch_matrix(model, clean, corrupt, metric, *, receiver="v", freeze="he
             z = run.z_of(later, receiver, reads.unflatten(0, (n_heads, -1)))
             for head in range(n_heads):
                 edited = torch.where(own_head, z[head], run.cache["z", later])
-                values[layer, head, later] = run.patched(get_act_name("z", later), edited)
+                place = get_act_name("z", later)
+                values[layer, head, later] = run.patched([(place, edited)])[0]
     axes = ("layer", "head", "later layer", "later head")
     return PatchResult(values, run.baseline, source.baseline, axes, "noising")
 

@@ -1,7 +1,7 @@
 """A run taken up again where one activation of it was edited: what patching and ablation rest on.
 
     run = Run(model, tokens, metric)
-    values = run.patched("blocks.1.attn.hook_z", edited)     # [cell, batch], for many edits at once
+    values, = run.patched([("blocks.1.attn.hook_z", edited)])     # [cell, batch], one of many edits
 
 An edit changes nothing before its block, so the run is taken up there. Attention is causal, so it
 changes nothing before its position either: of each edit, a *cell*, only the *rows* (the positions
@@ -18,6 +18,7 @@ Source: causality of attention (Vaswani et al. 2017); the same numbers as the lo
 """
 
 import re
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -67,20 +68,33 @@ class Run:
             return None
         return self.metric.of(self.unembed(stream_before(self.model, cache, n_layers)))
 
-    def cells_at_once(self):
-        """How many cells take MEMORY bytes, if each changes all positions."""
+    def cells_at_once(self, n_edits=1):
+        """How many cells of each of n_edits take MEMORY bytes, if they change all positions."""
         cfg, (n_rows, n_pos) = self.model.cfg, self.tokens.shape
         per_token = 12 * cfg.d_model + 3 * cfg.d_mlp + cfg.n_heads * n_pos
         numbers = n_rows * (n_pos * per_token + 3 * self.logits[0].numel())
-        return max(1, MEMORY // (self.logits.element_size() * numbers))
+        return max(1, MEMORY // (self.logits.element_size() * numbers * n_edits))
 
     @torch.no_grad()
-    def patched(self, name, edited):
-        """The metric with one activation replaced: edited [cell, batch, ...] -> [cell, batch]."""
-        found = IN_BLOCK.fullmatch(name)
-        if found and found[2] in ON_THE_WAY:
-            return self.rerun(int(found[1]), found[2], edited)
-        return self.run_with(name, edited)
+    def patched(self, edits):
+        """The metric of each edit, as a list of [cell, batch].
+
+        edits: (hook name, edited) pairs of one activation each; edited [cell, batch, ...]. They may
+        come one by one: nothing of them is kept but the rows that change.
+        """
+        values, entering = [], {}
+        for name, edited in edits:
+            found = IN_BLOCK.fullmatch(name)
+            if not found or found[2] not in ON_THE_WAY:
+                values.append(self.run_with(name, edited))
+                continue
+            start, rows = self.entry(int(found[1]), found[2], edited)
+            rows.cell += sum(map(len, values))  # counted through all edits
+            entering.setdefault(start, []).append(rows)
+            values.append(self.baseline.expand(len(edited), -1))
+        if entering:
+            self.fill(values, self.onward(entering))
+        return values
 
     def run_with(self, name, edited):
         """The same through the model itself, by a hook: for what has no short cut."""
@@ -95,34 +109,35 @@ class Run:
             logits = model.unembed(model.run_blocks(resid, start))
         return self.metric(logits.unflatten(0, (n_cells, -1)))
 
-    def rerun(self, layer, site, edited):
-        """The same by the rows that change, from the place where the block was edited."""
+    def entry(self, layer, site, edited):
+        """The block that an edit enters, and the Rows that it has there: block `layer` for an edit
+        of what it reads; the one after it for all others, whose way through this one is run here.
+        """
         block, cache = self.model.blocks[layer], self.cache
         if site in ATTENTION:
             site, edited = "z", self.z_of(layer, site, edited)
+        start = layer + (site != "resid_pre")
         dirty = (edited != cache[site, layer]).flatten(3).any(-1)  # [cell, batch, pos]
-        if layer + 1 == self.model.cfg.n_layers and site != "resid_pre":
+        if start == self.model.cfg.n_layers:
             dirty[..., ~self.looked_at] = False  # nobody reads the last stream elsewhere
-        cell, row = dirty.any(-1).nonzero(as_tuple=True)  # a job is a prompt of a cell that changes
-        dirty = dirty[cell, row]
+        cell, prompt = dirty.any(-1).nonzero(as_tuple=True)  # a job is a prompt that a cell changes
+        dirty = dirty[cell, prompt]
         job, pos = dirty.nonzero(as_tuple=True)
-        value, prompt = edited[cell[job], row[job], pos][None], row[job]  # [1, changed row, ...]
+        value = edited[cell[job], prompt[job], pos][None]  # [1, row, ...]
+        here = prompt[job], pos
         if site == "z":
             site, value = "attn_out", block.attn.write(value)
         if site == "attn_out":
-            site, value = "resid_mid", cache["resid_pre", layer][prompt, pos] + value
+            site, value = "resid_mid", cache["resid_pre", layer][here] + value
         if site == "mlp_out":
-            value = cache["resid_mid", layer][prompt, pos] + value
+            value = cache["resid_mid", layer][here] + value
         if site == "resid_mid" and not block.attn_only:
             value = value + block.mlp(block.ln2.fused(value))
-        start = layer + (site != "resid_pre")
-        stream = stream_before(self.model, cache, start)[row]
+        stream = stream_before(self.model, cache, start)[prompt]  # [job, pos, d_model], a copy
         stream[job, pos] = value[0]
-        job, pos, last = self.onward(start, stream, dirty, row)
-        logits = self.logits.expand(len(edited), *self.logits.shape).clone()
-        seen, place = (pos[:, None] == self.positions).nonzero(as_tuple=True)
-        logits[cell[job[seen]], row[job[seen]], place] = self.logits_of(last, row[job])[seen]
-        return self.metric.of(logits)
+        if start < self.model.cfg.n_layers:  # attention may change all that comes later
+            job, pos = (dirty.cumsum(-1) > 0).nonzero(as_tuple=True)
+        return start, Rows(stream[job, pos][None], job, pos, dirty[job, pos], cell, prompt)
 
     def z_of(self, layer, site, edited):
         """z [cell, batch, pos, head, d_head] with q, k, v or the pattern edited; of heads and rows
@@ -140,40 +155,79 @@ class Run:
             z = attn.attend(*(part.flatten(0, 1) for part in parts)).unflatten(0, edited.shape[:2])
         return torch.where(touched[..., None], z, self.cache["z", layer])
 
-    def onward(self, start, stream, dirty, row):
-        """Through the blocks from `start` on: (job, pos, resid) of the changed rows of the last
-        stream that the metric looks at.
+    def onward(self, entering):
+        """The Rows of the last stream. entering: {block: list of the Rows that enter there}."""
+        rows = []
+        for layer in range(self.model.cfg.n_layers):
+            rows += entering.get(layer, [])
+            if rows:
+                rows = [self.through(layer, joined(rows))]
+        return joined(rows + entering.get(self.model.cfg.n_layers, []))
 
-        stream: [job, pos, d_model] before block `start`, dirty [job, pos] where it changed; row:
-        [job], the prompt of each. From the first changed position on, attention may change all.
+    def through(self, layer, rows):
+        """Rows through one block; of the last block, those that the metric looks at."""
+        block = self.model.blocks[layer]
+        job, pos = rows.job[rows.moved], rows.pos[rows.moved]
+        normalized = block.ln1.fused(rows.resid[:, rows.moved])
+        everywhere = [self.cache[part, layer][rows.prompt] for part in ("q", "k", "v")]
+        changed = block.attn.project(normalized, normalized, normalized)
+        for whole, new in zip(everywhere, changed, strict=True):
+            whole[job, pos] = new[0]  # [job, pos, head, d_head]
+        if layer + 1 == self.model.cfg.n_layers:
+            rows = rows.at(self.looked_at[rows.pos])
+        z = block.attn.attend(*everywhere)[rows.job, rows.pos]
+        resid = rows.resid + block.attn.write(z[None])
+        if not block.attn_only:
+            resid = resid + block.mlp(block.ln2.fused(resid))
+        return replace(rows, resid=resid, moved=torch.ones_like(rows.moved))
+
+    def fill(self, values, rows):
+        """Puts the metric of the cells that have rows of the last stream into `values`, in place.
         """
-        blocks = self.model.blocks[start:]
-        if len(blocks):
-            dirty = dirty.cumsum(-1) > 0
-        job, pos = dirty.nonzero(as_tuple=True)
-        looked_at = self.looked_at[pos]
-        resid = stream[job, pos][None]  # [1, row, d_model]: the rows of all jobs, one after another
-        if not len(blocks):
-            return job[looked_at], pos[looked_at], resid[0, looked_at]
-        for layer, block in enumerate(blocks, start):
-            normalized = block.ln1.fused(resid)
-            q, k, v = block.attn.project(normalized, normalized, normalized)
-            everywhere = [self.cache[part, layer][row] for part in ("q", "k", "v")]
-            for whole, changed in zip(everywhere, (q, k, v), strict=True):
-                whole[job, pos] = changed[0]  # [job, pos, head, d_head]
-            if layer == start + len(blocks) - 1:
-                job, pos, resid = job[looked_at], pos[looked_at], resid[:, looked_at]
-            z = block.attn.attend(*everywhere)[job, pos]
-            resid = resid + block.attn.write(z[None])
-            if not block.attn_only:
-                resid = resid + block.mlp(block.ln2.fused(resid))
-        return job, pos, resid[0]
+        sizes = [len(each) for each in values]
+        logits = self.logits.expand(sum(sizes), *self.logits.shape).clone()
+        seen, place = (rows.pos[:, None] == self.positions).nonzero(as_tuple=True)
+        job = rows.job[seen]
+        cell, prompt = rows.cell[job], rows.prompt[job]
+        own = self.ids is not None and self.ids.ndim == 2  # each prompt's own tokens
+        ids = self.ids[prompt] if own else self.ids
+        logits[cell, prompt, place] = self.model.unembed(rows.resid[0, seen, None], ids)[:, 0]
+        for index, each in enumerate(self.metric.of(logits).split(sizes)):
+            values[index] = each
 
-    def logits_of(self, resid, row):
-        """Of rows [row, d_model] of the last stream, from the prompts `row`, the logits that the
-        metric wants: [row, token]."""
-        own = self.ids is not None and self.ids.ndim == 2
-        return self.model.unembed(resid[:, None], self.ids[row] if own else self.ids)[:, 0]
+
+@dataclass
+class Rows:
+    """The positions of edited runs that may have changed, those of all of them one after another.
+
+    resid: [1, row, d_model], the stream there. job, pos: [row], whose they are, and where. moved:
+    [row], whether the stream has changed there yet. cell, prompt: [job], the edit and the row of
+    tokens that each job is.
+    """
+
+    resid: torch.Tensor
+    job: torch.Tensor
+    pos: torch.Tensor
+    moved: torch.Tensor
+    cell: torch.Tensor
+    prompt: torch.Tensor
+
+    def at(self, chosen):
+        """Some of the rows, chosen [row]."""
+        return replace(self, resid=self.resid[:, chosen], job=self.job[chosen],
+                       pos=self.pos[chosen], moved=self.moved[chosen])
+
+
+def joined(parts):
+    """Several Rows as one."""
+    if len(parts) == 1:
+        return parts[0]
+    before = torch.tensor([0, *(len(part.cell) for part in parts)]).cumsum(0)
+    jobs = [part.job + int(n) for part, n in zip(parts, before, strict=False)]
+    resid = torch.cat([part.resid for part in parts], 1)
+    pos, moved, cell, prompt = (torch.cat([getattr(part, name) for part in parts])
+                                for name in ("pos", "moved", "cell", "prompt"))
+    return Rows(resid, torch.cat(jobs), pos, moved, cell, prompt)
 
 
 def kept(name):
