@@ -80,7 +80,7 @@ def reading_claims(cfg, progress):
     return claims
 
 
-def loop_over_cells(model, tokens, source, metric, activation):
+def loop_over_cells(model, tokens, source, *, metric, activation):
     """A function that runs CELLS cells by the plain loop: one whole forward pass each."""
     def put(own, hook):
         return source[hook.name]
@@ -136,7 +136,8 @@ def patching_claims(cfg, progress):
         run, activation, _, _, mark = sweep
         contestants = {
             "sweep": lambda run=run: run(model, corrupted, cache, metric),
-            "loop": loop_over_cells(model, corrupted, cache, metric, activation)}
+            "loop": loop_over_cells(model, corrupted, cache, metric=metric,
+                                    activation=activation)}
         if bridge is not None:
             contestants["TransformerLens"] = lens_sweep(bridge, corrupted, clean, sweep, target)
         n_cells = contestants["sweep"]().values.numel()
