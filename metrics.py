@@ -266,9 +266,10 @@ def spearman(one, other):
 
 def mean_ranks(values):
     """The rank of each value among [..., n], from 0; equal values share the mean of theirs."""
-    below = (values[..., None, :] < values[..., :, None]).sum(-1)
-    equal = (values[..., None, :] == values[..., :, None]).sum(-1)
-    return below.to(values) + (equal - 1).to(values) / 2
+    ordered = values.sort(-1).values.contiguous()
+    first, after = (torch.searchsorted(ordered, values.contiguous(), right=right)
+                    for right in (False, True))
+    return ((first + after - 1) / 2).to(values)
 
 
 def bootstrap_ci(values, *, level=0.95, n_draws=2000, seed=0):

@@ -53,12 +53,9 @@ class Run:
         self.looked_at = torch.zeros_like(tokens[0], dtype=torch.bool)
         self.looked_at[self.positions] = True
         self.ids = self.metric.ids(len(tokens), tokens.device)
-        self.logits = self.unembed(stream_before(model, self.cache, model.cfg.n_layers))
+        last = stream_before(model, self.cache, model.cfg.n_layers)
+        self.logits = logits_for(self.metric, model, last)
         self.baseline = self.metric.of(self.logits)
-
-    def unembed(self, stream):
-        """Of a last stream [..., pos, d_model], the logits that the metric looks at."""
-        return self.model.unembed(stream[..., self.positions, :], self.ids)
 
     def metric_of(self, cache):
         """The metric of another run, [batch]; None where its cache lacks the last stream."""
@@ -66,7 +63,7 @@ class Run:
         last = f"blocks.{n_layers - 1}.hook_resid_post" if n_layers else "hook_embed"
         if last not in cache:
             return None
-        return self.metric.of(self.unembed(stream_before(self.model, cache, n_layers)))
+        return measured(self.metric, self.model, stream_before(self.model, cache, n_layers))
 
     def cells_at_once(self, n_edits=1):
         """How many cells of each of n_edits take MEMORY bytes, if they change all positions."""
@@ -194,6 +191,18 @@ class Run:
         logits[cell, prompt, place] = self.model.unembed(rows.resid[0, seen, None], ids)[:, 0]
         for index, each in enumerate(self.metric.of(logits).split(sizes)):
             values[index] = each
+
+
+def logits_for(metric, model, last):
+    """Of a last stream [batch, pos, d_model], the logits that a Metric needs, [batch, pos, token].
+    """
+    at = metric.positions(last.shape[1]).to(last.device)
+    return model.unembed(last[:, at], metric.ids(len(last), last.device))
+
+
+def measured(metric, model, last):
+    """A Metric of a last stream [batch, pos, d_model], from the logits that it needs: [batch]."""
+    return metric.of(logits_for(metric, model, last))
 
 
 @dataclass
