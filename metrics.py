@@ -45,13 +45,8 @@ class Metric:
         return cls(lambda logits: logits[..., 0, 0] - logits[..., 0, 1], pos, pair)
 
     def positions(self, n_pos):
-        """Its positions among n_pos, [n], counted from 0. Raises UserError for one outside."""
-        if self.pos is None or isinstance(self.pos, slice):
-            return torch.arange(n_pos)[self.pos or slice(None)]
-        chosen = torch.as_tensor([self.pos] if isinstance(self.pos, int) else self.pos)
-        if chosen.min() < -n_pos or chosen.max() >= n_pos:
-            raise UserError(f"pos={self.pos} is outside of the {n_pos} positions")
-        return chosen % n_pos
+        """Its positions among n_pos, [n], as `chosen_positions`."""
+        return chosen_positions(self.pos, n_pos)
 
     def ids(self, n_rows, device=None):
         """Its tokens for n_rows, [n] or [batch, n], or None. UserError for another batch's."""
@@ -82,6 +77,18 @@ class Metric:
             ids = ids if ids.ndim == 1 else ids[:, None]  # [batch, 1, n]: the same at each position
             logits = logits.gather(-1, ids.expand(*logits.shape[:-1], ids.shape[-1]))
         return self.of(logits)
+
+
+def chosen_positions(pos, n_pos):
+    """An int, a slice, a list of positions, or None for all, as positions from 0: [n]. Raises
+    UserError for one outside of n_pos, and for none."""
+    if pos is None or isinstance(pos, slice):
+        chosen = torch.arange(n_pos)[pos or slice(None)]
+    else:
+        chosen = torch.as_tensor([pos] if isinstance(pos, int) else pos)
+    if not len(chosen) or chosen.min() < -n_pos or chosen.max() >= n_pos:
+        raise UserError(f"pos={pos} is outside of the {n_pos} positions")
+    return chosen % n_pos
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def lens_bridge(model, folder):
     return library.TransformerBridge.boot_transformers(str(folder))
 
 
-def lens_sweep(bridge, tokens, clean, sweep, target):
+def lens_sweep(bridge, tokens, clean, *, sweep, target):
     """A function that runs CELLS cells of TransformerLens's own sweep; target: two token ids."""
     library = importlib.import_module("transformer_lens.patching")
     library.tqdm = lambda rows: rows  # its progress bar
@@ -139,7 +139,8 @@ def patching_claims(cfg, progress):
             "loop": loop_over_cells(model, corrupted, cache, metric=metric,
                                     activation=activation)}
         if bridge is not None:
-            contestants["TransformerLens"] = lens_sweep(bridge, corrupted, clean, sweep, target)
+            contestants["TransformerLens"] = lens_sweep(bridge, corrupted, clean, sweep=sweep,
+                                                        target=target)
         n_cells = contestants["sweep"]().values.numel()
         seconds = take_turns(contestants, min(cfg.rounds, 3 if n_cells > 1000 else 5), progress)
         for other in list(contestants)[1:]:
