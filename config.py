@@ -92,7 +92,7 @@ class ModelConfig:
 class TrainConfig:
     """How to train."""
 
-    max_steps: int = option(2800, "steps of the optimiser")
+    max_steps: int = option(2700, "steps of the optimiser")
     batch_size: int = option(12, "windows a step")
     optimizer: Literal["muon", "adamw"] = option(
         "muon", "muon: on the blocks' matrices, and AdamW on the rest; adamw: on all"
