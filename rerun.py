@@ -1,4 +1,4 @@
-"""A run taken up again where one activation of it was edited: what patching and ablation rest on.
+"""A run taken up again where one activation of it was edited: what makes patching fast.
 
     run = Run(model, tokens, metric)
     values, = run.patched([("blocks.1.attn.hook_z", edited)])     # [cell, batch], one of many edits
@@ -10,10 +10,10 @@ of all cells form one list, so that each weight is read once for all. The last b
 unembedding compute what the metric looks at, and no more. What stays as it was is not computed: the
 effect of an edit that edits nothing is exactly 0.
 
-The lines of `onward` are those of Block.forward, on rows in place of whole texts.
+The lines of `through` are those of Block.forward, on rows in place of whole texts.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
-Read before: model.py, residual_stream_analysis.py; after: patching.py, head_ablation.py
+Read before: model.py, residual_stream_analysis.py; after: patching.py
 Source: causality of attention (Vaswani et al. 2017); the same numbers as the loop over hooks
 """
 
