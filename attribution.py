@@ -31,7 +31,7 @@ import torch
 
 from activation_cache import OUTSIDE_BLOCKS, get_act_name
 from hooks import matching
-from metrics import Effects, as_metric, token_ids
+from metrics import Effects, differentiable, token_ids
 from residual_stream_analysis import before_layer_norm, decomposition
 from utils import UserError
 
@@ -102,6 +102,8 @@ def attribution_patching(model, tokens, source_cache, metric, *, names=None,
     known("fix", fixes, FIXES)
     nodes = nodes_of(model, names, axes)
     places = [place for of_name, *_ in nodes.values() for place in of_name]
+    if "qk" in fixes and "d_head" in axes:
+        raise UserError("the fix 'qk' is of a whole query or key; leave the axis 'd_head' out")
     fixed = [p for p in places if "qk" in fixes and p.endswith((".hook_q", ".hook_k"))]
     beside = [place[:-1] + part for place in fixed for part in SOFTMAX]
 
@@ -254,14 +256,7 @@ def nodes_of(model, names, axes):
 def gradients(model, tokens, metric, names):
     """`gradient_cache` for a metric that must have a gradient, in a model that is not random."""
     model.need_no_dropout()
-
-    def differentiable(logits):
-        values = as_metric(metric)(logits)
-        if logits.requires_grad and not values.requires_grad:
-            raise UserError("the metric has no gradient; take one that moves with the logits")
-        return values
-
-    return model.gradient_cache(tokens, differentiable, names)
+    return model.gradient_cache(tokens, differentiable(metric), names)
 
 
 def differences(acts, source_cache, names):
@@ -274,7 +269,7 @@ def differences(acts, source_cache, names):
             raise UserError(f"{name} is {list(source.shape)} in the source, {list(own.shape)} in "
                             "the run; take prompts of one length, and as many of both")
         moves[name] = (source - own).masked_fill(source == own, 0)  # -inf - -inf would be NaN
-    half = torch.finfo(own.dtype).eps ** 0.5
+    half = min(1e-3, torch.finfo(own.dtype).eps ** 0.5)
     if all(move.norm() <= half * acts[name].nan_to_num(neginf=0).norm()
            for name, move in moves.items()):
         raise UserError(f"in {', '.join(list(names)[:3])} the source equals the run, so effects "

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from metrics import as_metric, spearman
+from metrics import as_metric, differentiable, spearman
 from rerun import measured
 from utils import UserError, closest, seeded_generator
 
@@ -104,7 +104,7 @@ class Circuit:
         or lead from or to one, a node. As a reader, "0.1" is all three inputs of that head. Raises
         UserError for a part that the model lacks."""
         mask, names = torch.zeros_like(self.exists), [*self.writers, *self.readers]
-        for part in parts:
+        for part in [parts] if isinstance(parts, str) else parts:
             ends = (part,) if isinstance(part, str) else part[:2]
             rows = torch.tensor([name == ends[0] for name in self.writers])[:, None]
             columns = torch.tensor([ends[-1] in (name, node_of(name)) for name in self.readers])
@@ -138,7 +138,7 @@ class EdgeScores:
     def top(self, n):
         """[(writer, reader, mean)] of the n largest means, whatever their sign, largest first."""
         edges, mean, order = self.edges(), self.mean, self.mean.abs().argsort(descending=True)
-        return [(*edges[i], mean[i].item()) for i in order[:n].tolist()]
+        return [(*edges[i], mean[i].item()) for i in order[: max(n, 0)].tolist()]
 
     def circuit(self, n):
         """The circuit of these n edges."""
@@ -162,7 +162,8 @@ def eap(model, clean_tokens, corrupt_tokens, metric, *, ig_steps=1):
     for step in range(ig_steps):
         towards = step / ig_steps * difference[0]
         with model.hooks([("hook_embed", lambda embed, hook, towards=towards: embed + towards)]):
-            grads = model.gradient_cache(clean_tokens, run.metric, list(full.read_points))[2]
+            grads = model.gradient_cache(
+                clean_tokens, differentiable(metric), list(full.read_points))[2]
         gradients = gradients + torch.cat([by_node(grads[name]) for name in full.read_points])
     scores = torch.einsum("wbpm,rbpm->rwb", difference, gradients / ig_steps)
     return EdgeScores(full, scores[full.mask.T.to(scores.device)])
@@ -188,9 +189,10 @@ class CircuitRun:
             raise UserError(f"ablation={ablation!r} is unknown; choose from {', '.join(ABLATIONS)}")
         model.need_no_dropout()
         axes = slice(ablation == "mean", None)  # a mean may be over other prompts
-        if ablation != "zero" and clean.shape[axes] != corrupt.shape[axes]:
-            raise UserError(f"clean is {list(clean.shape)}, corrupt is {list(corrupt.shape)}; make "
-                            "them match position by position")
+        shape = None if corrupt is None else corrupt.shape
+        if ablation != "zero" and (shape is None or clean.shape[axes] != shape[axes]):
+            raise UserError(f"clean is {list(clean.shape)}, corrupt is {shape and list(shape)}; "
+                            "make them match position by position")
         if ablation == "corrupt" and torch.equal(clean, corrupt):
             raise UserError("clean and corrupt are the same, so no edge has an effect; change one")
         self.model, self.metric, self.full = model, as_metric(metric), Circuit.of(model)
@@ -286,12 +288,12 @@ def faithfulness(circuit, model, clean, corrupt, *, metric, ablation="corrupt", 
     run = CircuitRun(model, clean, corrupt, metric, ablation=ablation)
     empty, whole = run.value(run.full.only([])), run.value(run.full)
     kept, gap, interval = run.value(circuit) - empty, whole - empty, None
-    if gap.mean().abs() < 1e-6:
+    if gap.mean().abs() <= 1e-6 * whole.abs().mean():
         raise UserError(f"the metric is {whole.mean().item():.4g} with all edges and with none, so "
                         "there is nothing to keep; take prompts that it tells apart")
     if len(gap) > 1:
         draws = torch.randint(len(gap), (2000, len(gap)), generator=seeded_generator(seed))
-        ratios = kept.cpu()[draws].mean(1) / gap.cpu()[draws].mean(1)
+        ratios = kept.cpu().double()[draws].mean(1) / gap.cpu().double()[draws].mean(1)
         interval = tuple(ratios.quantile(ratios.new_tensor([0.025, 0.975])).tolist())
     return Faithfulness(kept / gap, (kept.mean() / gap.mean()).item(), interval)
 
@@ -303,7 +305,7 @@ def completeness(circuit, model, clean, corrupt, *, metric, subsets, ablation="c
     run = CircuitRun(model, clean, corrupt, metric, ablation=ablation)
     gaps = [run.value(circuit.without(subset)) - run.value(run.full.without(subset))
             for subset in subsets]
-    return torch.stack(gaps).mean(1).abs()
+    return torch.stack(gaps).mean(1).abs() if gaps else torch.zeros(0)
 
 
 def minimality(circuit, model, clean, corrupt, *, metric, parts=None, removed=(),

@@ -28,9 +28,9 @@ import torch
 import torch.nn.functional as F
 
 from activation_cache import ActivationCache, get_act_name
-from metrics import Effects, Metric, as_metric, chosen_positions, per_token_loss
+from metrics import Effects, Metric, as_metric, differentiable, per_token_loss
 from rerun import measured
-from utils import UserError
+from utils import UserError, chosen_positions, whole_numbers
 
 MODES = ("zero", "mean", "mean_pos", "resample")
 
@@ -74,7 +74,7 @@ class Replacement:
         kept = self.reference[name]  # [row, pos, unit, ...]
         if self.mode != "resample":
             return kept.mean((0, 1) if self.mode == "mean" else 0, keepdim=True)
-        rows = torch.as_tensor(self.source, device=kept.device)
+        rows = whole_numbers(self.source, "source").to(kept.device)
         if rows.min() < 0 or rows.max() >= len(kept):
             raise UserError(f"source runs from {int(rows.min())} to {int(rows.max())}; the "
                             f"reference has rows 0 to {len(kept) - 1}")
@@ -130,6 +130,8 @@ def ablate_neurons(model, neurons, mode="zero", **how):
     neurons: (layer, neuron) pairs. how: reference (which holds "post"), source and pos, as in
     `ablate_heads`. Raises UserError as it does, and for a model without MLPs.
     """
+    if model.cfg.attn_only:
+        raise UserError("attn_only=True: this model has no neurons; use ablate_heads")
     chosen = chosen_units(neurons, model.cfg.n_layers, model.cfg.d_mlp, "neuron")
     return ablating(model, "post", chosen, Replacement(mode, **how))
 
@@ -141,14 +143,18 @@ def ablate_layers(model, layers, part="attn", mode="zero", **how):
     part: "attn" or "mlp". how: reference (which holds "attn_out" or "mlp_out"), source and pos, as
     in `ablate_heads`. Raises UserError as it does, and for a part that is not there.
     """
+    if part not in ("attn", "mlp")[: 2 - model.cfg.attn_only]:
+        raise UserError(f"part={part!r} is not in this model; choose 'attn', or 'mlp' where there "
+                        "is one")
     chosen = chosen_units([(layer, 0) for layer in layers], model.cfg.n_layers, 1, part)
     return ablating(model, f"{part}_out", chosen, Replacement(mode, **how))
 
 
 def chosen_units(units, n_layers, n_units, what):
     """(layer, unit) pairs as [layer, unit], True for each that is among them."""
-    pairs = torch.as_tensor(units)
-    if len(pairs) and (pairs.shape[1:] != (2,) or pairs.is_floating_point()):
+    units = list(units)
+    pairs = whole_numbers(units, f"(layer, {what}) pairs") if units else torch.zeros(0, 2)
+    if pairs.shape[1:] != (2,):
         raise UserError(f"{units} are no pairs (layer, {what}); pass [(0, 1), (0, 2)]")
     chosen = torch.zeros(n_layers, n_units, dtype=torch.bool)
     for layer, unit in pairs.tolist():
@@ -215,7 +221,7 @@ def head_importance_gradient(model, tokens, metric=None, *, normalised=False):
     """
     metric = checked_metric(model, tokens, metric)
     names = [get_act_name("z", layer) for layer in range(model.cfg.n_layers)]
-    _, acts, grads = model.gradient_cache(tokens, metric, names)
+    _, acts, grads = model.gradient_cache(tokens, differentiable(metric), names)
     slopes = (acts.stack("z") * grads.stack("z")).sum((2, 4))  # [layer, batch, head]
     importance = slopes.abs().mean(1)
     return F.normalize(importance, dim=-1) if normalised else importance
@@ -307,8 +313,7 @@ def at_scale_of(last, model, resid, metric):
     of another, `last`; both [batch, pos, d_model]."""
     if model.cfg.norm == "none":
         return measured(metric, model, resid)
-    at = metric.positions(resid.shape[1]).to(resid.device)
     with model.caching("ln_final.hook_scale") as cache:
-        model.ln_final(last[:, at])
+        model.ln_final(last)
     with model.hooks([("ln_final.hook_scale", lambda scale, hook: cache[hook.name])]):
         return measured(metric, model, resid)

@@ -15,8 +15,8 @@ These differ: of two heads either of which would do, denoising finds both and no
     result = get_act_patch_resid_pre(model, corrupted_tokens, clean_cache, metric)
     result.normalized()                     # [layer, pos]: 0 as corrupted, 1 as clean
 
-A sweep asks this of every cell of a grid; rerun.py makes it exact and fast. *Path patching* asks
-along which way: only the chosen receivers see the sender's other value.
+A sweep asks this of every cell of a grid (rerun.py makes it fast), *path patching* along which way:
+only the chosen receivers see the sender's other value.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Read before: rerun.py, metrics.py; after: head_ablation.py
@@ -31,7 +31,7 @@ import torch
 
 from activation_cache import get_act_name
 from metrics import Effects
-from rerun import Run
+from rerun import IN_BLOCK, Run
 from utils import UserError, closest
 
 DIRECTIONS = ("denoising", "noising")
@@ -66,7 +66,7 @@ class PatchResult(Effects):
             raise UserError("the source cache lacks the last stream, so its metric is unknown; "
                             "cache it without a filter")
         gap = (self.target - self.baseline).mean()
-        if gap.abs() < 1e-6:
+        if gap.abs() <= 1e-6 * self.baseline.abs().mean():
             raise UserError(f"both runs have the metric {self.baseline.mean().item():.4g}: effects "
                             "are undefined; take prompts that it tells apart")
         return self.effect / gap
@@ -93,9 +93,9 @@ def activation_patch(model, tokens, source_cache, metric, act_name, axes, *,
     """
     if direction not in DIRECTIONS:
         raise UserError(f"direction={direction!r} is unknown; choose from: {', '.join(DIRECTIONS)}")
+    axes = (axes,) if isinstance(axes, str) else tuple(axes)
     by_layer = "layer" in axes
-    if by_layer and axes[0] != "layer":
-        raise UserError(f"axes={axes} has the layer in another place; put it first")
+    check_axes(model, act_name, axes, batch_cells)
     layers = range(model.cfg.n_layers) if by_layer else [None]
     names = [get_act_name(act_name, layer) for layer in layers]
     run = Run(model, tokens, metric, [*source_cache, *names])  # kept alike: equal to the bit
@@ -108,10 +108,20 @@ def activation_patch(model, tokens, source_cache, metric, act_name, axes, *,
         chosen = cells_of(shape, dims, inner, cells).to(tokens.device)
         edits = ((name, torch.where(chosen, source_cache[name], run.cache[name])) for name in names)
         parts.append(torch.stack(run.patched(edits)))
-    values = torch.cat(parts, 1).unflatten(1, sizes or [1])  # [layer, ..., batch]
-    values = values.squeeze(1) if not sizes else values
+    values = torch.cat(parts, 1).view(len(names), *sizes, -1)
     return PatchResult(values if by_layer else values[0], run.baseline,
-                       run.metric_of(source_cache), tuple(axes), direction)
+                       run.metric_of(source_cache), axes, direction)
+
+
+def check_axes(model, act_name, axes, batch_cells):
+    """Raises UserError for axes that are no grid, and for no cells."""
+    if "layer" in axes[1:] or len(set(axes)) < len(axes):
+        raise UserError(f"axes={axes}: name each once, and 'layer' first")
+    if "layer" in axes and (not model.cfg.n_layers or "hook_" in act_name):
+        raise UserError(f"{act_name} is in one place, or this model has no layers; leave the axis "
+                        "'layer' out")
+    if batch_cells is not None and not 1 <= batch_cells < 1 << 31:
+        raise UserError(f"batch_cells={batch_cells} is not possible; choose 1 or more, or None")
 
 
 def check_cells(own, source, names, axes):
@@ -119,8 +129,11 @@ def check_cells(own, source, names, axes):
     for name in names:
         if own[name].shape != source[name].shape:
             raise UserError(f"{name} is {list(source[name].shape)} in the source, "
-                            f"{list(own[name].shape)} in the run; take prompts of one length, and "
-                            "as many of both")
+                            f"{list(own[name].shape)} in the run; take prompts of one length, as "
+                            "many of both, and their whole cache")
+        if own[name].dtype != source[name].dtype:
+            raise UserError(f"{name} is {source[name].dtype} in the source, {own[name].dtype} in "
+                            "the run; cache both from one model")
     dims = own.axes[names[0]].split()[1:]
     for axis in axes:
         if axis not in dims:
@@ -182,8 +195,7 @@ def every(*sweeps):
         return replace(results[0], values=torch.stack([result.values for result in results]),
                        axes=("what", *results[0].axes))
 
-    names = ", ".join(one.__doc__.split()[3] for one in sweeps)
-    all_of_them.__doc__ = f"Denoising: the sweeps of {names}, stacked: a PatchResult of all."
+    all_of_them.__doc__ = "Denoising: several sweeps, stacked along a first axis: a PatchResult."
     return all_of_them
 
 
@@ -211,7 +223,8 @@ def path_patch(model, clean, corrupt, senders, receivers, metric, freeze="heads"
     `hook_attn_out`, `hook_mlp_out`; receivers: of what reads, a block's `hook_q_input`,
     `hook_k_input`, `hook_v_input`, `hook_mlp_in`, or "logits". Those with a head axis may be
     (name, head). Two runs: in the first, on `clean`, the senders have their corrupt values and what
-    the receivers read is kept; in the second, on `clean`, that is what they read.
+    the receivers read is kept; in the second, on `clean`, that is what they read. So a later
+    receiver does not see what an earlier one makes of it, and beside "logits" no other counts.
     freeze: what else keeps its clean value in the first: "heads" (so that MLPs and LayerNorms alone
     pass the change on), "all" (MLPs too: the direct path), or None.
     Raises UserError for names that are no sender or receiver, and a sender above its receiver.
@@ -219,7 +232,7 @@ def path_patch(model, clean, corrupt, senders, receivers, metric, freeze="heads"
     to_send, to_receive = by_name(model, senders), by_name(model, receivers)
     check_order(model, to_send, to_receive)
     check_same_shape(clean, corrupt)
-    if freeze not in FROZEN:
+    if freeze not in tuple(FROZEN):
         raise UserError(f"freeze={freeze!r} is unknown; choose from: 'heads', 'all', None")
     run, source = Run(model, clean, metric), Run(model, corrupt, metric, list(to_send))
     edits = [(name, put(own)) for name, own in run.cache.items() if name.endswith(FROZEN[freeze])]
@@ -248,8 +261,11 @@ def put(value, heads=None):
 def by_name(model, places):
     """{hook name: list of heads, or None for all} of names and (name, head) pairs."""
     points, found = model.hook_points(), {}
+    if not model.cfg.n_layers:
+        raise UserError("n_layers=0: there are no paths; take a model with layers")
     last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
-    for place in [places] if isinstance(places, str) else places:
+    alone = isinstance(places, str) or (isinstance(places, tuple) and isinstance(places[-1], int))
+    for place in [places] if alone else places:
         name, head = (place, None) if isinstance(place, str) else place
         name = last if name == "logits" else name
         if name not in points:
@@ -267,9 +283,8 @@ def depth(name, last):
     """Where on the way through the model a hook lies: a number that grows; `last` is the end."""
     if name == last:
         return math.inf
-    _, layer, short = ["", 0, name] if "." not in name else [*name.split(".")[:2], name]
-    short = short.rpartition("hook_")[2]
-    return int(layer) * len(ORDER) + ORDER.index(short) if short in ORDER else -1
+    found = IN_BLOCK.fullmatch(name)
+    return int(found[1]) * len(ORDER) + ORDER.index(found[2]) if found else -1
 
 
 def check_order(model, senders, receivers):
@@ -285,12 +300,12 @@ def check_order(model, senders, receivers):
             raise UserError(f"{name} does not read the stream; receive at hook_q_input, "
                             'hook_k_input, hook_v_input, hook_mlp_in or "logits"')
     at = {name: depth(name, last) for name in [*senders, *receivers]}
-    for one, others, above in [*((s, receivers, False) for s in senders),
-                               *((r, senders, True) for r in receivers)]:
-        blind = [at[one] <= at[other] if above else at[one] >= at[other] for other in others]
-        if others and all(blind):
-            low, high = (one, next(iter(others))) if above else (next(iter(others)), one)
-            raise UserError(f"{high} lies above {low}, which can't see it; receive further on")
+    lowest = min(senders, key=at.get, default=None)
+    highest = max(receivers, key=at.get, default=None)
+    pairs = [(name, highest) for name in senders] + [(lowest, name) for name in receivers]
+    for sender, receiver in pairs:
+        if sender and receiver and at[sender] >= at[receiver]:
+            raise UserError(f"{sender} lies above {receiver}, which can't see it; look further on")
 
 
 @torch.no_grad()
@@ -331,5 +346,5 @@ def path_patch_matrix(model, clean, corrupt, metric, *, receiver="v", freeze="he
 def check_same_shape(clean, corrupt):
     """Raises UserError for runs that can't be laid side by side."""
     if clean.shape != corrupt.shape:
-        raise UserError(f"clean is {list(clean.shape)} and corrupt {list(corrupt.shape)}; take "
-                        "prompts of one length, and as many of both")
+        raise UserError(f"clean is {list(clean.shape)} and corrupt {list(corrupt.shape)}; take as "
+                        "many prompts of one length")

@@ -8,7 +8,8 @@ changes nothing before its position either: of each edit, a *cell*, only the *ro
 that may have changed) are computed, against the keys and values of the run as it was, and the rows
 of all cells form one list, so that each weight is read once for all. The last block and the
 unembedding compute what the metric looks at, and no more. What stays as it was is not computed: the
-effect of an edit that edits nothing is exactly 0.
+effect of an edit that edits nothing is exactly 0. (Names off this way, such as `mlp.hook_post`, run
+through the model's own blocks, by a hook.)
 
 The lines of `through` are those of Block.forward, on rows in place of whole texts.
 
@@ -52,7 +53,7 @@ class Run:
         self.positions = self.metric.positions(tokens.shape[1]).to(tokens.device)
         self.looked_at = torch.zeros_like(tokens[0], dtype=torch.bool)
         self.looked_at[self.positions] = True
-        self.ids = self.metric.ids(len(tokens), tokens.device)
+        self.ids = self.metric.ids(len(tokens), model.cfg.d_vocab, tokens.device)
         last = stream_before(model, self.cache, model.cfg.n_layers)
         self.logits = logits_for(self.metric, model, last)
         self.baseline = self.metric.of(self.logits)
@@ -79,19 +80,20 @@ class Run:
         edits: (hook name, edited) pairs of one activation each; edited [cell, batch, ...]. They may
         come one by one: nothing of them is kept but the rows that change.
         """
-        values, entering = [], {}
-        for name, edited in edits:
+        values, sizes, entering = {}, {}, {}  # by the edit's number
+        for number, (name, edited) in enumerate(edits):
             found = IN_BLOCK.fullmatch(name)
             if not found or found[2] not in ON_THE_WAY:
-                values.append(self.run_with(name, edited))
+                values[number] = self.run_with(name, edited)
                 continue
             start, rows = self.entry(int(found[1]), found[2], edited)
-            rows.cell += sum(map(len, values))  # counted through all edits
+            rows.cell += sum(sizes.values())  # counted through all edits that enter
+            sizes[number] = len(edited)
             entering.setdefault(start, []).append(rows)
-            values.append(self.baseline.expand(len(edited), -1))
         if entering:
-            self.fill(values, self.onward(entering))
-        return values
+            found = self.metric_of_rows(self.onward(entering), sum(sizes.values()))
+            values |= zip(sizes, found.split(list(sizes.values())), strict=True)
+        return [values[number] for number in sorted(values)]
 
     def run_with(self, name, edited):
         """The same through the model itself, by a hook: for what has no short cut."""
@@ -178,26 +180,23 @@ class Run:
             resid = resid + block.mlp(block.ln2.fused(resid))
         return replace(rows, resid=resid, moved=torch.ones_like(rows.moved))
 
-    def fill(self, values, rows):
-        """Puts the metric of the cells that have rows of the last stream into `values`, in place.
-        """
-        sizes = [len(each) for each in values]
-        logits = self.logits.expand(sum(sizes), *self.logits.shape).clone()
+    def metric_of_rows(self, rows, n_cells):
+        """The metric of all cells, [cell, batch], from the Rows of the last stream that changed."""
+        logits = self.logits.expand(n_cells, *self.logits.shape).clone()
         seen, place = (rows.pos[:, None] == self.positions).nonzero(as_tuple=True)
         job = rows.job[seen]
         cell, prompt = rows.cell[job], rows.prompt[job]
         own = self.ids is not None and self.ids.ndim == 2  # each prompt's own tokens
         ids = self.ids[prompt] if own else self.ids
         logits[cell, prompt, place] = self.model.unembed(rows.resid[0, seen, None], ids)[:, 0]
-        for index, each in enumerate(self.metric.of(logits).split(sizes)):
-            values[index] = each
+        return self.metric.of(logits)
 
 
 def logits_for(metric, model, last):
     """Of a last stream [batch, pos, d_model], the logits that a Metric needs, [batch, pos, token].
     """
     at = metric.positions(last.shape[1]).to(last.device)
-    return model.unembed(last[:, at], metric.ids(len(last), last.device))
+    return model.unembed(last, metric.ids(len(last), model.cfg.d_vocab, last.device), at)
 
 
 def measured(metric, model, last):

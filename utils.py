@@ -111,6 +111,33 @@ def read_json(path):
     return values
 
 
+def whole_numbers(values, what):
+    """A number or a list of them as a tensor; raises UserError for others, masks among them."""
+    try:
+        numbers = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        numbers = torch.zeros(0)
+    if not numbers.numel() or numbers.dtype == torch.bool or numbers.is_floating_point():
+        raise UserError(f"{what}={values} are no whole numbers; pass some, and of a mask its "
+                        "nonzero()")
+    return numbers
+
+
+def chosen_positions(pos, n_pos):
+    """An int, a slice, a list of positions, or None for all, as positions from 0: [n]. Raises
+    UserError for one outside of n_pos, and for none."""
+    if pos is None or isinstance(pos, slice):
+        chosen = torch.arange(n_pos)[pos or slice(None)]
+    else:
+        chosen = whole_numbers(pos, "pos")
+        if chosen.ndim > 1:
+            raise UserError(f"pos is {list(chosen.shape)}; pass [n], the same for all rows")
+        chosen = chosen.reshape(-1)
+    if not len(chosen) or chosen.min() < -n_pos or chosen.max() >= n_pos:
+        raise UserError(f"pos={pos} is outside of the {n_pos} positions")
+    return chosen % n_pos
+
+
 class Progress:
     """One line on stderr: rewritten in place on a terminal, repeated every ten seconds in a log."""
 

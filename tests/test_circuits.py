@@ -668,3 +668,9 @@ def test_float32_holds_to_its_rounding():
     circuit = random_circuit(model)
     assert_close(run.value(circuit), naive_value(model, circuit.edges()), atol=1e-5, rtol=1e-5)
     assert TINY["n_layers"] == 2 and run.value(circuit).dtype == torch.float32
+
+
+def test_edges_by_the_gradient_of_what_has_none_are_refused():
+    with pytest.raises(UserError, match="no gradient"):
+        eap(tiny_model(), tiny_tokens(seed=3), tiny_tokens(seed=4),
+            lambda logits: logits[:, -1].argmax(-1).double())

@@ -434,8 +434,9 @@ def test_measuring_leaves_no_hook_and_no_gradient_even_when_the_metric_fails():
 @pytest.mark.parametrize("heads, more, problem", [
     ([(2, 0)], {}, r"head \(2, 0\) is not there; this model has 2 layers with 3 each"),
     ([(0, 3)], {}, r"head \(0, 3\) is not there"), ([(-1, 0)], {}, r"head \(-1, 0\)"),
-    ([(0, -1)], {}, r"head \(0, -1\)"), ((0, 1), {}, r"\(0, 1\) are no pairs \(layer, head\)"),
-    ([(0.5, 1)], {}, "are no pairs"), ([(0, 1, 2)], {}, "are no pairs"),
+    ([(0, -1)], {}, r"head \(0, -1\)"), ((0, 1), {}, r"\[0, 1\] are no pairs \(layer, head\)"),
+    (["L0H1"], {}, "no whole numbers"),
+    ([(0.5, 1)], {}, "no whole numbers"), ([(0, 1, 2)], {}, "are no pairs"),
     ([], {"mode": "median"}, "mode='median' is unknown; choose from: zero, mean, mean_pos"),
     ([], {"mode": "mean"}, "mode='mean' needs a reference"),
     ([], {"mode": "resample"}, "mode='resample' needs a reference"),
@@ -481,7 +482,7 @@ def test_a_mean_may_come_from_texts_of_another_length_but_not_from_another_model
 @pytest.mark.parametrize("broken, problem", [
     (lambda model: ablate_neurons(model, [(0, 48)]), r"neuron \(0, 48\) .* layers with 48 each"),
     (lambda model: ablate_layers(model, [2], "mlp"), r"mlp \(2, 0\) is not there"),
-    (lambda model: ablate_layers(model, [0], "head"), "hook_head_out is not a hook .* closest"),
+    (lambda model: ablate_layers(model, [0], "head"), "part='head' is not in this model"),
     (lambda model: ablate_heads(model, HEADS, pos=7), "pos=7 is outside of the 7 positions"),
 ])
 def test_what_else_is_not_there_is_refused(broken, problem):
@@ -492,9 +493,10 @@ def test_what_else_is_not_there_is_refused(broken, problem):
 
 def test_a_model_without_mlps_has_no_neurons_to_remove():
     model = tiny_model(attn_only=True)
-    for ablation in (ablate_neurons(model, [(0, 0)]), ablate_layers(model, [0], "mlp")):
-        with pytest.raises(UserError, match="is not a hook of this model"), ablation:
-            pass
+    for ablate, units, message in ((ablate_neurons, [(0, 0)], "has no neurons"),
+                                   (ablate_layers, [0], "part='mlp' is not in this model")):
+        with pytest.raises(UserError, match=message):
+            ablate(model, units, *["mlp"] * (ablate is ablate_layers))
 
 
 def test_what_can_not_be_measured_is_refused():
@@ -508,10 +510,34 @@ def test_what_can_not_be_measured_is_refused():
             measure(tiny_model(n_layers=0), tokens)
     with pytest.raises(UserError, match="a text of one token predicts nothing"):
         head_importance(model, tokens[:, :1])
-    with pytest.raises(UserError, match="tokens for 2 rows, the run has 3"):
+    with pytest.raises(UserError, match=r"tokens \[2, 2\], the run 3 rows"):
         head_importance(model, tiny_tokens(3), DIFF)
     with pytest.raises(UserError, match="at random; call model"):
         head_importance(tiny_model(dropout=0.1).train(), tokens)
     for n in (0, 1):
         with pytest.raises(UserError, match=f"n={n}: there is no other row"):
             derangement(n, seeded_generator(0))
+
+
+def test_a_mask_and_a_position_a_row_are_no_positions():
+    for pos, message in (([True] + [False] * 6, "nonzero"), ([[1], [2]], r"pos is \[2, 1\]")):
+        model = tiny_model()
+        with pytest.raises(UserError, match=message), ablate_heads(model, HEADS, pos=pos):
+            model(tiny_tokens())
+
+
+def test_hooks_at_the_last_layer_norm_have_all_positions_whatever_the_metric_looks_at():
+    model, tokens = tiny_model(dtype=torch.float64), tiny_tokens()
+    metric = Metric(lambda chosen: chosen[..., 0, 1] - chosen[..., 1, 2], [2, 5])
+    edit = ("ln_final.hook_normalized", lambda t, hook: t * (1 + torch.arange(7)[:, None]))
+    with torch.no_grad(), model.hooks([edit]):
+        rise = ablation_effects(model, tokens, [[(0, 0)]], metric).values[0]
+        intact = metric(model(tokens))
+        with ablate_heads(model, [(0, 0)]):
+            assert_close(rise, metric(model(tokens)) - intact)
+
+
+def test_importance_by_the_gradient_of_what_has_none_is_refused():
+    with pytest.raises(UserError, match="no gradient"):
+        head_importance_gradient(tiny_model(), tiny_tokens(),
+                                 lambda logits: logits[:, -1].argmax(-1).double())

@@ -12,6 +12,7 @@ import patching
 from activation_cache import UnknownName, get_act_name
 from metrics import Metric, as_metric, logit_diff, per_token_loss
 from patching import PatchResult, activation_patch, path_patch, path_patch_matrix
+from rerun import Run
 from utils import UserError
 
 CLEAN, CORRUPT = tiny_tokens(3, 7, seed=3), tiny_tokens(3, 7, seed=4)
@@ -264,8 +265,12 @@ def test_without_the_last_stream_there_is_no_target():
     ({"metric": lambda logits: logits.mean()}, "reduction"),
     ({"metric": Metric(lambda chosen: chosen[..., 0, 0], pos=9)}, "pos=9"),
     ({"tokens": CORRUPT[:, :6]}, r"\[3, 7, 12\] in the source, \[3, 6, 12\]"),
-    ({"tokens": CORRUPT[:2]}, "3 rows, the run has 2"),
+    ({"tokens": CORRUPT[:2]}, r"tokens \[3, 2\], the run 2 rows"),
     ({"tokens": CORRUPT[:2], "metric": METRICS["at two places"]}, "as many of both"),
+    ({"axes": ("layer", "pos", "pos")}, "each once"), ({"batch_cells": 0}, "batch_cells=0"),
+    ({"act_name": "blocks.0.hook_resid_pre"}, "leave the axis 'layer' out"),
+    ({"metric": Metric.logit_diff(1, 11)}, "1 to 11; the vocabulary has 0 to 10"),
+    ({"metric": Metric(lambda chosen: chosen[..., 0, 0], pos=[True] * 7)}, "nonzero"),
 ])
 def test_what_does_not_fit_is_refused(change, message):
     given = {"tokens": CORRUPT, "metric": DIFFERENCE, "act_name": "resid_pre",
@@ -274,6 +279,32 @@ def test_what_does_not_fit_is_refused(change, message):
     with pytest.raises(UserError, match=message):
         activation_patch(model, source_cache=cache_of(model, CLEAN), **given)
     assert not [point for point in model.hook_points().values() if point.listeners]
+
+
+def test_a_source_in_another_precision_is_refused():
+    with pytest.raises(UserError, match="float64 in the source, torch.float32 in the run"):
+        patching.get_act_patch_mlp_out(tiny_model(), CORRUPT, cache_of(doubled(), CLEAN),
+                                       DIFFERENCE)
+
+
+def test_a_model_without_layers_has_no_blocks_to_sweep_and_no_paths():
+    model = tiny_model(n_layers=0)
+    with pytest.raises(UserError, match="no layers"):
+        patching.get_act_patch_mlp_out(model, CORRUPT, cache_of(model, CLEAN), DIFFERENCE)
+    with pytest.raises(UserError, match="no paths"):
+        path_patch(model, CLEAN, CORRUPT, ["hook_embed"], ["logits"], DIFFERENCE)
+    swept = activation_patch(model, CORRUPT, cache_of(model, CLEAN), DIFFERENCE, "embed", ())
+    assert_close(swept.values, DIFFERENCE(model(CLEAN)))
+
+
+def test_edits_with_and_without_a_short_cut_can_be_mixed():
+    model = doubled()
+    source, run = cache_of(model, CLEAN), Run(model, CORRUPT, DIFFERENCE)
+    names = ("hook_embed", "blocks.1.attn.hook_z", "blocks.0.mlp.hook_post")
+    for name, values in zip(names, run.patched((name, source[name][None]) for name in names),
+                            strict=True):
+        alone = activation_patch(model, CORRUPT, source, DIFFERENCE, name, ())
+        assert_close(values[0], alone.values)
 
 
 def test_an_activation_that_was_not_kept_is_named():
