@@ -126,6 +126,24 @@ def test_validation_is_the_end_of_the_text_and_nothing_is_lost(tmp_path, val_fra
     assert dataset.name == "text.txt" and dataset.sha256 == sha256_of(text.encode())
 
 
+@pytest.mark.parametrize("val_fraction", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+@pytest.mark.parametrize("kind", ["char", "word", "bpe"])
+def test_the_two_parts_have_the_tokens_of_the_whole_text(tmp_path, kind, val_fraction):
+    text = "One, two  threes!\n\tIt's \u65e5\u672c 4,000 good-byes;\x1c I'll say (again).\n" * 3
+    cfg = file_config(tmp_path, text.encode(), tokenizer=kind, val_fraction=val_fraction)
+    dataset = load_dataset(cfg, 8)
+    tokens = [*dataset.train.tolist(), *dataset.val.tolist()]
+    assert tokens == dataset.tokenizer.encode(text)
+    assert int(len(text) * val_fraction) <= dataset.val_characters < len(text) * val_fraction + 14
+
+
+def test_a_text_without_blanks_is_cut_where_it_was_asked_for(tmp_path):
+    text = "".join(chr(0x4E00 + i * i % 997) for i in range(4000))
+    dataset = load_dataset(
+        file_config(tmp_path, text.encode(), tokenizer="bpe", vocab_size=257), 8)
+    assert dataset.val_characters == 400
+
+
 def test_a_given_tokenizer_is_used_as_it_is(tmp_path):
     tokenizer = CharTokenizer().fit("abcdefgh")
     dataset = load_dataset(file_config(tmp_path, b"hgfe" * 20), 4, tokenizer)
