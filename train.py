@@ -166,7 +166,8 @@ class Run:
                 progress.show(self.step, f"loss {step.loss:.3f}  {self.tokens_per_s(step):,.0f} "
                               "tokens/s")
                 if stop.requested:
-                    self.save("checkpoint.pt")
+                    if not self.lost:  # as in `validate`
+                        self.save("checkpoint.pt")
                     break
         progress.close()
         return self.step == cfg.max_steps
@@ -317,8 +318,9 @@ def main(argv=None):
     if finished:
         finish(run)
     else:
-        print(f"stopped after step {run.step:,}; to go on: python train.py --logging.run_name "
-              f"{run.folder.name} --resume")
+        behind = f" from step {run.saved_step:,}" * (run.saved_step < run.step)
+        print(f"stopped after step {run.step:,}; to go on{behind}: python train.py "
+              f"--logging.run_name {run.folder.name} --resume")
 
 
 if __name__ == "__main__":

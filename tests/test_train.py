@@ -296,7 +296,7 @@ def test_of_two_equally_good_checkpoints_the_first_is_kept(tmp_path, monkeypatch
 
 def test_a_resumed_run_knows_its_best_checkpoint(tmp_path, monkeypatch):
     quietly(monkeypatch)
-    val_losses = iter([3.0, 1.0, 2.0])
+    val_losses = iter([9.0, 1.0, 2.0])
     monkeypatch.setattr(train, "token_losses", lambda *args: torch.tensor([next(val_losses)]))
     with monkeypatch.context() as patched:
         on_batch(patched, 4, interrupt)
@@ -549,6 +549,23 @@ def test_a_run_that_only_makes_things_worse_stops_with_its_last_good_checkpoint(
     with pytest.raises(UserError, match=r"4 steps, 9 at step 9; .*--train\.lr.*of step 4$"):
         main(argv(tmp_path, *named("worse"), *flags))
     assert final(tmp_path, "worse")["step"] == 4
+
+
+def test_a_run_stopped_while_it_makes_things_worse_keeps_its_last_good_checkpoint(
+    tmp_path, monkeypatch, capsys
+):
+    flags = ["--train.max_steps", "50", "--train.eval_interval", "2"]
+    real = train.fit
+
+    def worsening(*args, **more):
+        for step in real(*args, **more):
+            yield dataclasses.replace(step, loss=9.0 if step.number > 5 else step.loss)
+
+    monkeypatch.setattr(train, "fit", worsening)
+    on_batch(monkeypatch, 9, interrupt)
+    main(argv(tmp_path, *named("worse"), *flags))
+    assert final(tmp_path, "worse")["step"] == 4
+    assert "stopped after step 9; to go on from step 4: python" in capsys.readouterr().out
 
 
 def test_one_bad_batch_does_not_stop_a_run(tmp_path, monkeypatch):
