@@ -179,7 +179,8 @@ def find_run(run, out_dir):
 
 
 def to_resume(given):
-    """(folder, state, Config) of the run that `--resume` asks for; None where there is none yet.
+    """(folder, state, Config) of the run that `--resume` asks for; None where there is none yet, or
+    one that was killed before its first checkpoint.
 
     given: the flags, nested; what they leave out is as it was in the run.
     Raises UserError naming every flag that contradicts it.
@@ -187,7 +188,8 @@ def to_resume(given):
     logging = config_from_dict(LoggingConfig, given.get("logging", {}))
     names = [folder.name for folder in list_runs(logging.out_dir)]
     if not names or logging.run_name not in (None, *names):
-        if near := closest(logging.run_name or "", names):
+        near = closest(logging.run_name or "", names)
+        if near and not (Path(logging.out_dir) / logging.run_name).is_dir():
             raise UserError(f"no run {logging.run_name!r} to resume{near}")
         print("nothing to resume yet: starting afresh")
         return None
@@ -220,8 +222,10 @@ def new_run_folder(out_dir, run_name=None, overwrite=False):
             run_name = f"run-{max(taken, default=0) + 1:03d}"
         folder = out_dir / run_name
         if folder.exists() and not overwrite:
-            raise UserError(f"run {run_name!r} is in {out_dir} already; go on with --resume, "
-                            "replace it with --overwrite, or choose another --logging.run_name")
+            whole = (folder / "checkpoint.pt").exists()
+            there = "already; go on with --resume," if whole else "without a checkpoint;"
+            raise UserError(f"run {run_name!r} is in {out_dir} {there} replace it with "
+                            "--overwrite, or choose another --logging.run_name")
         folder.mkdir(exist_ok=True)
         for name in FILES:
             (folder / name).unlink(missing_ok=True)

@@ -517,6 +517,23 @@ def test_a_run_that_died_before_its_first_checkpoint_can_be_resumed(tmp_path, mo
     assert final(tmp_path, "mine")["step"] == 6
 
 
+def test_a_run_without_a_checkpoint_is_not_taken_for_the_name_next_to_it(
+    tmp_path, monkeypatch, capsys
+):
+    quietly(monkeypatch)
+    main(argv(tmp_path, *named("mine")))
+    before = final(tmp_path, "mine")
+    (tmp_path / "outputs/mine2").mkdir()
+    with pytest.raises(UserError, match=r"'mine2' is in .*--overwrite") as error:
+        main(argv(tmp_path, *named("mine2")))
+    assert "--resume" not in str(error.value)
+    main(argv(tmp_path, *named("mine2", "--resume")))
+    assert "nothing to resume yet: starting afresh" in capsys.readouterr().out
+    assert same(final(tmp_path, "mine2"), before) and same(final(tmp_path, "mine"), before)
+    with pytest.raises(UserError, match=r"no run 'mine3' to resume; the closest: mine"):
+        main(argv(tmp_path, *named("mine3", "--resume")))
+
+
 # Divergence
 
 
