@@ -14,6 +14,7 @@ import dataclasses
 import io
 import json
 import platform
+import shlex
 import sys
 from pathlib import Path
 
@@ -176,6 +177,13 @@ def find_run(run, out_dir):
     there = ", ".join(folder.name for folder in runs[-8:]) or "none"
     near = closest(str(run), [*(folder.name for folder in runs), *NAMES])
     raise UserError(f"no run {run!r} in {out_dir}; there: {there}{near}")
+
+
+def flags_of(folder, prefix="--"):
+    """The flags by which a program finds a run: its name, and out_dir where not the default."""
+    place, name = shlex.quote(str(folder.parent)), shlex.quote(folder.name)
+    elsewhere = folder.parent != Path(LoggingConfig().out_dir)
+    return f"{prefix}run_name {name}" + f" {prefix}out_dir {place}" * elsewhere
 
 
 def to_resume(given):

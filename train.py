@@ -20,7 +20,14 @@ from dataclasses import dataclass
 import torch
 
 import plotting
-from checkpoint import describe, new_run_folder, read_metrics, save_checkpoint, to_resume
+from checkpoint import (
+    describe,
+    flags_of,
+    new_run_folder,
+    read_metrics,
+    save_checkpoint,
+    to_resume,
+)
 from config import Config, GenerateConfig, config_from_dict, flag_parser, nested
 from data import load_dataset, random_batch, repeated_batch, windows_in_order
 from generate import generate_text
@@ -295,7 +302,7 @@ def finish(run):
           f"validation loss {loss:.4f} nats/{unit}{per_character} over the whole split, after "
           f"{run.step:,} steps in {run.seconds:.0f} s (a uniform guess: {math.log(d_vocab):.4f})\n"
           f"{above_the_floor(run.rows[-1])}the curve: {run.folder / 'loss.png'}\n"
-          f'more text: python generate.py --run_name {run.folder.name} --sliding --prompt "..."')
+          f'more text: python generate.py {flags_of(run.folder)} --sliding --prompt "..."')
 
 
 def main(argv=None):
@@ -320,7 +327,7 @@ def main(argv=None):
     else:
         behind = f" from step {run.saved_step:,}" * (run.saved_step < run.step)
         print(f"stopped after step {run.step:,}; to go on{behind}: python train.py "
-              f"--logging.run_name {run.folder.name} --resume")
+              f"{flags_of(run.folder, '--logging.')} --resume")
 
 
 if __name__ == "__main__":

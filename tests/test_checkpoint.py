@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from checkpoint import (
     describe,
     export_pretrained,
     find_run,
+    flags_of,
     list_runs,
     load_checkpoint,
     load_model,
@@ -229,6 +231,16 @@ def test_a_disk_that_is_full_is_said_in_one_line_and_the_old_checkpoint_stays(tm
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert same_logits(load_model("mine", tmp_path)[0], old)
+
+
+@pytest.mark.parametrize("folder, flags", [
+    ("outputs/mine", "--x.run_name mine"), ("./outputs/mine", "--x.run_name mine"),
+    ("other/mine", "--x.run_name mine --x.out_dir other"),
+    ("/outputs/mine", "--x.run_name mine --x.out_dir /outputs"),
+    ("my runs/the first", "--x.run_name 'the first' --x.out_dir 'my runs'"),
+])
+def test_a_run_is_named_with_its_place_where_that_is_not_the_default(folder, flags):
+    assert flags_of(Path(folder), "--x.") == flags
 
 
 def test_runs_without_a_name_are_numbered_after_the_last(tmp_path):

@@ -6,6 +6,7 @@ import math
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -345,7 +346,18 @@ def test_the_last_lines_say_the_result_and_how_to_get_more(capsys, tmp_path):
     main(argv(tmp_path))
     out = capsys.readouterr().out
     assert f"validation loss {curve(tmp_path, 'run-001', 'val_loss')[-1][1]:.4f}" in out
-    assert "python generate.py --run_name run-001" in out
+    assert f"generate.py --run_name run-001 --out_dir {tmp_path / 'outputs'} --sliding" in out
+
+
+def test_the_line_that_a_stopped_run_prints_goes_on_with_it(tmp_path, monkeypatch, capsys):
+    quietly(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patched:
+        on_batch(patched, 2, interrupt)
+        main(argv(tmp_path, "--logging.out_dir", "my runs"))
+    line = capsys.readouterr().out.splitlines()[-1]
+    main(shlex.split(line.partition("train.py ")[2]))
+    assert load_checkpoint(tmp_path / "my runs/run-001/checkpoint.pt")["step"] == 6
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(home, monkeypatch):
@@ -420,7 +432,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys, f
         main(argv(tmp_path, *named("halves"), *flags))
     assert final(tmp_path, "halves")["step"] == stop_at
     assert f"stopped after step {stop_at}; to go on: python train.py --logging.run_name halves " \
-           "--resume" in capsys.readouterr().out
+           f"--logging.out_dir {tmp_path / 'outputs'} --resume" in capsys.readouterr().out
     torch.manual_seed(99)  # whatever the new process drew before
     main(argv(tmp_path, *named("halves", "--resume")))
     assert same(final(tmp_path, "halves"), final(tmp_path, "whole"))
@@ -675,7 +687,7 @@ def test_sigterm_stops_a_run_cleanly_and_says_how_to_go_on(uninterrupted):
     process.terminate()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0 and not err
-    assert f"to go on: python train.py --logging.run_name {name} --resume" in out
+    assert f"to go on: python train.py --logging.run_name {name} --logging.out_dir " in out
     state = load_checkpoint(run_of(uninterrupted, name) / "checkpoint.pt")
     assert f"stopped after step {state['step']:,};" in out and 100 <= state["step"] < 1000
     assert start(uninterrupted, *named(name, "--resume")).wait(timeout=100) == 0
