@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from config import Config, LoggingConfig, config_from_dict
+from data import SHAKESPEARE_SHA256, load_dataset
 from model import GPT
 from pretrained import NAMES, pretrained_folder
 from tokenizer import BPETokenizer, load_tokenizer
@@ -29,7 +30,7 @@ from utils import UserError, atomic_write, closest, write_json
 CONTENTS = {"config": dict, "model": dict, "optimizer": list, "step": int, "tokenizer": dict}
 GPT2_BPE, GPT2_TOKENS = Path("data/gpt2_bpe"), 50257
 VERSION_LINE = "#version: 0.2"  # how a file of merges begins
-FREE_TO_CHANGE = {"device", "threads"}  # on resuming: these say where, not what
+FREE_TO_CHANGE = {"device", "threads", "folder", "path"}  # on resuming: where, not what
 FILES = ("config.json", "checkpoint.pt", "best.pt", "metrics.jsonl", "loss.png", "sample.txt")
 
 
@@ -214,6 +215,24 @@ def to_resume(given):
                         "these flags out, or start another run")
     merged = {section: saved[section] | given.get(section, {}) for section in saved}
     return folder, state, config_from_dict(Config, merged)
+
+
+def dataset_again(folder, state, cfg):
+    """The Dataset that a run was trained on, from wherever its text lies now.
+
+    cfg: a Config; "auto" stands for the text that it was, whatever can be had now. Raises UserError
+    where there is another text, or none.
+    """
+    which = cfg.data.dataset
+    if which == "auto":
+        shakespeare = state["data_sha256"] == SHAKESPEARE_SHA256
+        which = "tiny_shakespeare" if shakespeare else "builtin"
+    there = dataclasses.replace(cfg.data, dataset=which)
+    dataset = load_dataset(there, cfg.model.n_ctx, load_tokenizer(state["tokenizer"]))
+    if dataset.sha256 != state["data_sha256"]:
+        raise UserError(f"the text is not the one that {folder} was trained on; put that one back, "
+                        "name it with --data.path, or start another run")
+    return dataset
 
 
 def new_run_folder(out_dir, run_name=None, overwrite=False):

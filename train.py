@@ -21,6 +21,7 @@ import torch
 
 import plotting
 from checkpoint import (
+    dataset_again,
     describe,
     flags_of,
     new_run_folder,
@@ -34,7 +35,6 @@ from generate import generate_text
 from losses import cross_entropy, per_token_loss
 from model import GPT
 from optim import clip_gradients_, make_optimizers, schedule
-from tokenizer import load_tokenizer
 from utils import (
     Progress,
     UserError,
@@ -258,11 +258,8 @@ def start_run(cfg, overwrite=False, resumed=None):
     if cfg.train.threads is not None:
         torch.set_num_threads(cfg.train.threads)
     device = pick_device(cfg.train.device)
-    tokenizer = load_tokenizer(resumed[1]["tokenizer"]) if resumed else None
-    dataset = load_dataset(cfg.data, cfg.model.n_ctx, tokenizer)
-    if resumed and dataset.sha256 != resumed[1]["data_sha256"]:
-        raise UserError(f"the text is not the one that {resumed[0]} was trained on; put that one "
-                        "back, or start another run")
+    dataset = (dataset_again(*resumed, cfg) if resumed else
+               load_dataset(cfg.data, cfg.model.n_ctx))
     known = dataset.tokenizer.d_vocab
     if cfg.model.d_vocab not in (None, known):
         raise UserError(f"d_vocab={cfg.model.d_vocab} is not the tokenizer's {known}; leave "

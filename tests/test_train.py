@@ -18,7 +18,9 @@ import pytest
 import torch
 from helpers import TINY, tiny_model, tiny_tokens
 
+import checkpoint
 import corpus
+import data
 import train
 from checkpoint import load_checkpoint, load_model, read_metrics
 from config import Config, DataConfig, GenerateConfig, ModelConfig, TrainConfig
@@ -27,7 +29,7 @@ from generate import generate_text
 from losses import cross_entropy
 from optim import AdamW, Muon, schedule
 from train import Diverged, Run, evaluate, fit, main, make_optimizers
-from utils import UserError, seeded_generator
+from utils import NoNetwork, UserError, seeded_generator
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ("--model.n_layers 1 --model.n_heads 2 --model.d_model 8 --model.n_ctx 8 "
@@ -508,6 +510,51 @@ def test_a_text_that_has_changed_is_not_gone_on_with(tmp_path, monkeypatch, chan
     text.write_text(change(text.read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(UserError, match=r"the text is not the one that .*mine was trained on"):
         main(argv(tmp_path, *named("mine", "--resume")))
+
+
+def test_a_run_goes_on_wherever_its_text_lies_now(tmp_path, monkeypatch):
+    quietly(monkeypatch)
+    main(argv(tmp_path, *named("whole")))
+    with monkeypatch.context() as patched:
+        on_batch(patched, 2, interrupt)
+        main(argv(tmp_path, *named("halves")))
+    (tmp_path / "text.txt").rename(tmp_path / "moved.txt")
+    (tmp_path / "text.txt").write_text((tmp_path / "moved.txt").read_text()[::-1])
+    flags = [*FLAGS, *named("halves", "--logging.out_dir", str(tmp_path / "outputs"), "--resume")]
+    with pytest.raises(UserError, match=r"not the one that .*--data\.path"):
+        main(flags)
+    main([*flags, "--data.path", str(tmp_path / "moved.txt"), "--data.folder", str(tmp_path)])
+    assert same(final(tmp_path, "halves"), final(tmp_path, "whole"))
+
+
+SHAKESPEARE = "To be, or not to be: that is the question.\n" * 50
+
+
+def auto(monkeypatch, online):
+    """The flags for a run on whatever there is: Tiny Shakespeare, or not."""
+    def found(folder):
+        if not online:
+            raise NoNetwork(f"nothing in {folder}")
+        return SHAKESPEARE
+
+    monkeypatch.setattr(data, "tiny_shakespeare", found)
+    monkeypatch.setattr(data, "BUILTIN_CHARACTERS", 5000)
+    monkeypatch.setattr(checkpoint, "SHAKESPEARE_SHA256", data.sha256_of(SHAKESPEARE.encode()))
+    return ["--data.path", "none", "--train.max_steps", "1"]
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_a_run_on_what_there_was_goes_on_with_that_and_nothing_else(tmp_path, monkeypatch, online):
+    quietly(monkeypatch)
+    main(argv(tmp_path, *named("mine", *auto(monkeypatch, online))))
+    before = final(tmp_path, "mine")
+    again = argv(tmp_path, *named("mine", *auto(monkeypatch, not online), "--resume"))
+    if online:
+        with pytest.raises(NoNetwork, match="nothing in data"):
+            main(again)
+    else:
+        main(again)
+    assert same(final(tmp_path, "mine"), before)
 
 
 def test_with_nothing_to_resume_a_run_starts_afresh_and_says_so(tmp_path, monkeypatch, capsys):
