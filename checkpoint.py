@@ -262,10 +262,22 @@ def new_run_folder(out_dir, run_name=None, overwrite=False):
     return folder
 
 
+def add_rows(folder, rows, afresh=False):
+    """Adds dicts to a run's metrics.jsonl, or puts them in its place. UserError on a full disk."""
+    path = folder / "metrics.jsonl"
+    try:
+        with atomic_write(path, "w") if afresh else open(path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; make room, then go on with "
+                        "--resume") from None
+
+
 def read_metrics(folder):
-    """The lines of a run's metrics.jsonl, a list of dict; one that was cut off is passed over."""
-    rows = []
-    for line in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+    """The lines of a run's metrics.jsonl, a list of dict; one that was cut off is passed over, and
+    without the file there are none."""
+    rows, path = [], Path(folder) / "metrics.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
     return rows

@@ -12,7 +12,6 @@ Source: Radford et al. 2019; Jordan et al. 2024 (the optimiser)
 """
 
 import dataclasses
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch
 
 import plotting
 from checkpoint import (
+    add_rows,
     dataset_again,
     describe,
     flags_of,
@@ -121,6 +121,7 @@ class Run:
         self.sampler = seeded_generator(cfg.train.seed)
         torch.manual_seed(cfg.train.seed)  # for dropout, the only draw that takes no generator
         self.step, self.seconds, self.best_loss = 0, 0.0, math.inf
+        self.untrained = math.inf  # the validation loss before the first step
         self.lost = 0  # steps in a row whose loss was above that of the untrained model
         self.rows, self.recent = [], []  # the lines of metrics.jsonl; the steps since the last one
 
@@ -139,13 +140,15 @@ class Run:
             optimizer.load_state_dict(saved)
         self.sampler.set_state(state["sampler"])
         torch.set_rng_state(state["rng"])
-        for name in ("step", "seconds", "best_loss", "lost"):
-            setattr(self, name, state[name])
+        for name in ("step", "seconds", "best_loss", "lost", "untrained"):
+            setattr(self, name, state.get(name, getattr(self, name)))
         self.recent = [Step(*values) for values in state["recent"]]
         self.saved_step = self.step
         self.rows = [row for row in read_metrics(folder) if row["step"] <= self.step]
-        with atomic_write(folder / "metrics.jsonl", "w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in self.rows)
+        add_rows(folder, self.rows, afresh=True)
+        known = self.rows[-1]["step"] if self.rows else -1
+        if known < self.step == self.cfg.train.max_steps:  # the result was lost with its line
+            self.validate()
 
     def next_batch(self):
         """(inputs, targets): windows from anywhere in the training part, and the repeats."""
@@ -181,13 +184,12 @@ class Run:
 
     def check(self, step):
         """Raises Diverged where training has made things worse for long."""
-        untrained = self.rows[0]["val_loss"]
-        worse = step.loss > 1.02 * untrained  # one that has learned nothing may vary by less
+        worse = step.loss > 1.02 * self.untrained  # one that has learned nothing may vary by less
         self.lost = self.lost + 1 if worse else 0
         if self.lost == PATIENCE:
-            raise Diverged(f"the loss was above the untrained model's {untrained:.4g} for "
-                           f"{PATIENCE} steps, {step.loss:.4g} at step {self.step}; try a smaller "
-                           "--train.lr or --train.muon_lr")
+            raise Diverged(f"the loss was above the untrained model's {self.untrained:.4g} "
+                           f"for {PATIENCE} steps, {step.loss:.4g} at step {self.step}; try a "
+                           "smaller --train.lr or --train.muon_lr")
 
     def tokens_per_s(self, *steps):
         """The speed over some steps."""
@@ -203,6 +205,7 @@ class Run:
         if not math.isfinite(val_loss):
             raise Diverged(f"the validation loss is {val_loss} at step {self.step}; try a smaller "
                            "--train.lr")
+        self.untrained = self.untrained if self.step else val_loss
         self.log(val_loss=val_loss, **above)
         if val_loss < self.best_loss:
             self.best_loss = val_loss
@@ -220,8 +223,7 @@ class Run:
             row["tokens_per_s"] = self.tokens_per_s(*recent)
         self.rows.append(row | more)
         self.recent = []
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(self.rows[-1]) + "\n")
+        add_rows(self.folder, self.rows[-1:])
 
     def save(self, name):
         """Writes a checkpoint of all that the next step depends on."""
@@ -229,7 +231,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step, "seconds": self.seconds, "best_loss": self.best_loss,
-            "lost": self.lost,
+            "lost": self.lost, "untrained": self.untrained,
             "recent": [dataclasses.astuple(step) for step in self.recent],
             "sampler": self.sampler.get_state(), "rng": torch.get_rng_state(),
             "tokenizer": self.dataset.tokenizer.state_dict(),

@@ -14,6 +14,7 @@ from helpers import tiny_model, tiny_tokens
 import checkpoint
 import corpus
 from checkpoint import (
+    add_rows,
     describe,
     export_pretrained,
     find_run,
@@ -272,9 +273,26 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         new_run_folder(tmp_path / "file/below")
 
 
+def test_a_disk_that_is_full_is_said_in_one_line_and_the_metrics_before_it_stay(tmp_path):
+    rows = [{"step": step} for step in range(4)]
+    add_rows(tmp_path, rows[:2])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30, before[1]))
+    try:
+        for afresh in (True, False):
+            with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: .*make room"):
+                add_rows(tmp_path, rows if afresh else rows[2:], afresh=afresh)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert read_metrics(tmp_path) == rows[:2]
+    add_rows(tmp_path, rows[1:], afresh=True)
+    assert read_metrics(tmp_path) == rows[1:]
+
+
 def test_a_line_of_the_metrics_that_was_cut_off_is_passed_over(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
     assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+    assert read_metrics(tmp_path / "none") == []
 
 
 def test_the_description_gives_the_settings_back_and_says_which_text(tmp_path):

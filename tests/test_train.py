@@ -471,6 +471,34 @@ def test_a_run_that_died_goes_on_from_its_checkpoint_and_drops_the_lines_beyond_
     assert curve(tmp_path, "halves", *columns) == curve(tmp_path, "whole", *columns)
 
 
+def lose(path):
+    path.unlink()
+
+
+def empty(path):
+    path.write_text("")
+
+
+def shorten(path):
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+
+
+@pytest.mark.parametrize("spoil", [lose, empty, shorten])
+@pytest.mark.parametrize("stop_at", [4, 6])
+def test_a_run_whose_metrics_are_lost_goes_on_without_them(
+    home, tmp_path, monkeypatch, capsys, spoil, stop_at
+):
+    with monkeypatch.context() as patched:
+        on_batch(patched, stop_at, interrupt)
+        main(argv(tmp_path, *named("mine")))
+    spoil(run_of(tmp_path, "mine") / "metrics.jsonl")
+    main(argv(tmp_path, *named("mine", "--resume")))
+    assert same(final(tmp_path, "mine"), final(home, "first"))
+    assert curve(tmp_path, "mine", "val_loss")[-1] == curve(home, "first", "val_loss")[-1]
+    assert (run_of(tmp_path, "mine") / "loss.png").stat().st_size
+    assert "\nvalidation loss 3." in capsys.readouterr().out
+
+
 def test_the_newest_run_goes_on_with_its_own_settings_where_none_are_given(
     tmp_path, monkeypatch
 ):
