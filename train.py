@@ -152,6 +152,8 @@ class Run:
 
     def next_batch(self):
         """(inputs, targets): windows from anywhere in the training part, and the repeats."""
+        if not self.model.W_E.is_cpu:  # dropout there, which no checkpoint's "rng" would bring back
+            torch.manual_seed(hash((self.cfg.train.seed, self.step)))
         size, n_ctx, n_repeats = self.cfg.train.batch_size, self.cfg.model.n_ctx, self.cfg.n_repeats
         batch = random_batch(self.dataset.train, size - n_repeats, n_ctx, self.sampler)
         if n_repeats:

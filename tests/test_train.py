@@ -441,6 +441,24 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys, f
     assert curve(tmp_path, "halves", "val_loss") == curve(tmp_path, "whole", "val_loss")
 
 
+def test_elsewhere_than_on_the_cpu_each_step_seeds_its_own_dropout(tmp_path, monkeypatch):
+    """The CPU stands in for a device whose generator is in no checkpoint: as is none here."""
+    quietly(monkeypatch)
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+    monkeypatch.setattr(torch, "set_rng_state", lambda state: None)
+    flags = ["--model.dropout", "0.5"]
+    main(argv(tmp_path, *named("whole"), *flags))
+    with monkeypatch.context() as patched:
+        on_batch(patched, 3, interrupt)
+        main(argv(tmp_path, *named("halves"), *flags))
+    assert not same(final(tmp_path, "halves")["rng"], final(tmp_path, "whole")["rng"])
+    torch.manual_seed(99)
+    main(argv(tmp_path, *named("halves", "--resume")))
+    assert same(final(tmp_path, "halves"), final(tmp_path, "whole"))
+    main(argv(tmp_path, *named("other", "--train.seed", "1"), *flags))
+    assert not same(final(tmp_path, "other")["rng"], final(tmp_path, "whole")["rng"])
+
+
 def test_a_stop_does_not_show_in_the_training_loss(tmp_path, monkeypatch):
     quietly(monkeypatch)
     main(argv(tmp_path, *named("whole", "--train.log_interval", "5")))
