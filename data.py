@@ -45,12 +45,13 @@ class Floor:
 
     def above(self, losses):
         """{category: nats} by which losses [n - 1], of the tokens after the first, lie above the
-        floor on average; "all" comes first, the others as in corpus.CATEGORIES."""
+        floor on average; "all" comes first, the others as in corpus.CATEGORIES, if they occur."""
         excess = losses + self.log_probs[1:]
         kinds = {kind: [other == kind for other in self.categories[1:]]
                  for kind in corpus.CATEGORIES}
         return {"all": excess.mean().item()} | {
-            kind: excess[torch.tensor(mask)].mean().item() for kind, mask in kinds.items()}
+            kind: excess[torch.tensor(mask)].mean().item() for kind, mask in kinds.items()
+            if any(mask)}
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def load_dataset(cfg, n_ctx, tokenizer=None):
     text, name, sample = load_text(cfg)
     n_train = len(text) - int(len(text) * cfg.val_fraction)
     if sample is not None:
-        n_train = text.rfind(corpus.END, 0, n_train)  # so that validation begins with a whole story
+        # So that validation begins with a whole story.
+        n_train = max(0, text.rfind(corpus.END, 0, n_train))
     else:
         n_train = place_to_cut(text, n_train, tokenizer.kind if tokenizer else cfg.tokenizer)
     if tokenizer is None and cfg.tokenizer == "bpe":  # what the validation part is made of is news
@@ -94,7 +96,8 @@ def load_dataset(cfg, n_ctx, tokenizer=None):
         if len(part) <= n_ctx:
             raise UserError(
                 f"{name}: the {name_of_part} part has {len(part)} tokens, and one window of "
-                f"n_ctx={n_ctx} needs {n_ctx + 1}; use a longer text or a smaller --model.n_ctx"
+                f"n_ctx={n_ctx} needs {n_ctx + 1}; use a longer text, a smaller --model.n_ctx, or "
+                f"another --data.val_fraction than {cfg.val_fraction}"
             )
     return Dataset(train, val, tokenizer, name, sha256_of(text.encode()), len(text) - n_train,
                    floor_of(sample, tokenizer, val))

@@ -14,6 +14,7 @@ import corpus
 import data
 from config import DataConfig
 from data import (
+    Floor,
     NoNetwork,
     download,
     load_dataset,
@@ -358,6 +359,21 @@ def test_losses_at_the_floor_lie_nowhere_above_it(monkeypatch):
     above = floor.above(worse)
     assert above.pop("recall") == pytest.approx(1) and 0 < above.pop("all") < 0.1
     assert all(nats == pytest.approx(0) for nats in above.values())
+
+
+def test_a_category_that_does_not_occur_is_left_out():
+    floor = Floor(torch.tensor([-1.0, 0, -2, -1]), ["recall", "syntax", "choice", "choice"], [])
+    above = floor.above(torch.tensor([0.5, 2.5, 1.0]).double())
+    assert above == {"all": pytest.approx(1 / 3), "syntax": 0.5, "choice": 0.25}
+
+
+@pytest.mark.parametrize("kind", ["char", "word", "bpe"])
+@pytest.mark.parametrize("val_fraction, part", [(1e-9, "validation"), (0.99999, "training")])
+def test_a_share_of_the_corpus_that_leaves_no_story_is_named(monkeypatch, kind, val_fraction, part):
+    monkeypatch.setattr(data, "BUILTIN_CHARACTERS", 5000)
+    cfg = DataConfig(dataset="builtin", tokenizer=kind, val_fraction=val_fraction)
+    with pytest.raises(UserError, match=rf"the {part} part has [01] tokens.*--data\.val_fraction"):
+        load_dataset(cfg, 16)
 
 
 def test_a_text_of_unknown_entropy_and_pieces_of_words_have_no_floor(tmp_path, monkeypatch):
