@@ -214,7 +214,11 @@ def to_resume(given):
         raise UserError(f"{folder} was made with other settings: {'; '.join(different)}; leave "
                         "these flags out, or start another run")
     merged = {section: saved[section] | given.get(section, {}) for section in saved}
-    return folder, state, config_from_dict(Config, merged)
+    cfg = config_from_dict(Config, merged)
+    now = cfg.train.threads or torch.get_num_threads()
+    if now != (before := state.get("threads", now)):
+        print(f"{now} threads now, {before} before: the last bits of the result may differ")
+    return folder, state, cfg
 
 
 def dataset_again(folder, state, cfg):
@@ -256,10 +260,17 @@ def new_run_folder(out_dir, run_name=None, overwrite=False):
         folder.mkdir(exist_ok=True)
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
+        remove_temporary(folder)
     except OSError as error:
         raise UserError(f"cannot write to {out_dir}: {error.strerror}; choose another "
                         "--logging.out_dir") from error
     return folder
+
+
+def remove_temporary(folder):
+    """Removes what a killed writer left of the files that `atomic_write` had begun in a run."""
+    for path in (path for name in FILES for path in folder.glob(f".{name}.[0-9]*")):
+        path.unlink(missing_ok=True)
 
 
 def add_rows(folder, rows, afresh=False):

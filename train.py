@@ -26,6 +26,7 @@ from checkpoint import (
     flags_of,
     new_run_folder,
     read_metrics,
+    remove_temporary,
     save_checkpoint,
     to_resume,
 )
@@ -135,6 +136,7 @@ class Run:
     def resume(self, folder, state):
         """Takes over all that the next step depends on; lines that lie ahead of it are dropped."""
         self.folder = folder
+        remove_temporary(folder)
         self.model.load_weights_(state["model"], folder / "checkpoint.pt")
         for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
             optimizer.load_state_dict(saved)
@@ -233,7 +235,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step, "seconds": self.seconds, "best_loss": self.best_loss,
-            "lost": self.lost, "untrained": self.untrained,
+            "lost": self.lost, "untrained": self.untrained, "threads": torch.get_num_threads(),
             "recent": [dataclasses.astuple(step) for step in self.recent],
             "sampler": self.sampler.get_state(), "rng": torch.get_rng_state(),
             "tokenizer": self.dataset.tokenizer.state_dict(),

@@ -261,7 +261,7 @@ def test_a_taken_name_is_refused_and_its_files_stay(tmp_path):
 
 def test_overwriting_removes_the_run_s_files_and_nothing_else(tmp_path):
     save_run(tmp_path / "mine")
-    for name in (*checkpoint.FILES, "notes.txt"):
+    for name in (*checkpoint.FILES, "notes.txt", ".checkpoint.pt.123"):
         (tmp_path / "mine" / name).touch()
     folder = new_run_folder(tmp_path, "mine", overwrite=True)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]

@@ -517,6 +517,29 @@ def test_a_run_whose_metrics_are_lost_goes_on_without_them(
     assert "\nvalidation loss 3." in capsys.readouterr().out
 
 
+def test_what_a_killed_writer_left_is_removed_when_the_run_goes_on(home, tmp_path, monkeypatch):
+    quietly(monkeypatch)
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    files = sorted(run_of(tmp_path, "first").iterdir())
+    for name in (".checkpoint.pt.123", ".best.pt.45678", ".metrics.jsonl.9"):
+        (run_of(tmp_path, "first") / name).write_text("half")
+    (run_of(tmp_path, "first") / ".notes.txt").touch()
+    main(argv(tmp_path, *named("first", "--resume")))
+    left = {*run_of(tmp_path, "first").iterdir()} - {*files}
+    assert [path.name for path in left] == [".notes.txt"]
+
+
+def test_another_number_of_threads_is_announced(home, tmp_path, monkeypatch, capsys):
+    quietly(monkeypatch)
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    main(argv(tmp_path, *named("first", "--resume")))
+    assert "threads now" not in capsys.readouterr().out
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "set_num_threads", lambda n: None)
+        main(argv(tmp_path, *named("first", "--resume", "--train.threads", "3")))
+    assert "3 threads now, 1 before: the last bits of the result" in capsys.readouterr().out
+
+
 def test_the_newest_run_goes_on_with_its_own_settings_where_none_are_given(
     tmp_path, monkeypatch
 ):
