@@ -32,7 +32,8 @@ class DataConfig:
     folder: str = option("data", "where downloads are kept")
     val_fraction: float = option(0.1, "share of the text, at its end, kept to validate on")
     tokenizer: Literal["char", "word", "bpe"] = option(
-        "char", "an id for each character, word, or frequent piece of the training text"
+        "char", "an id for each character or word of the whole text, or frequent piece of what "
+        "is trained on"
     )
     vocab_size: int = option(1024, "how many tokens bpe learns, 256 bytes among them")
     repeats: float = option(0.0, "share of the windows that are random tokens, repeated")

@@ -8,6 +8,7 @@ Source: Tiny Shakespeare is the text of Karpathy's char-rnn (2015)
 import bisect
 import hashlib
 import io
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ SHAKESPEARE_MIRRORS = (
     "https://storage.googleapis.com/download.tensorflow.org/data/shakespeare.txt",
 )
 BUILTIN_CHARACTERS = 1_000_000
+# Where a text can be cut and each token stays what it was, by the kind of tokenizer.
+BETWEEN_TOKENS = {"char": "", "word": r"(?<!\w)|(?!\w)", "bpe": r"(?<=\S)(?=[ \n])"}
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,13 @@ class Floor:
 
     def above(self, losses):
         """{category: nats} by which losses [n - 1], of the tokens after the first, lie above the
-        floor on average; "all" comes first, the others as in corpus.CATEGORIES."""
+        floor on average; "all" comes first, the others as in corpus.CATEGORIES, if they occur."""
         excess = losses + self.log_probs[1:]
         kinds = {kind: [other == kind for other in self.categories[1:]]
                  for kind in corpus.CATEGORIES}
         return {"all": excess.mean().item()} | {
-            kind: excess[torch.tensor(mask)].mean().item() for kind, mask in kinds.items()}
+            kind: excess[torch.tensor(mask)].mean().item() for kind, mask in kinds.items()
+            if any(mask)}
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,10 @@ def load_dataset(cfg, n_ctx, tokenizer=None):
     text, name, sample = load_text(cfg)
     n_train = len(text) - int(len(text) * cfg.val_fraction)
     if sample is not None:
-        n_train = text.rfind(corpus.END, 0, n_train)  # so that validation begins with a whole story
+        # So that validation begins with a whole story.
+        n_train = max(0, text.rfind(corpus.END, 0, n_train))
+    else:
+        n_train = place_to_cut(text, n_train, tokenizer.kind if tokenizer else cfg.tokenizer)
     if tokenizer is None and cfg.tokenizer == "bpe":  # what the validation part is made of is news
         tokenizer = BPETokenizer().train(text[:n_train], cfg.vocab_size)
     tokenizer = tokenizer or TOKENIZERS[cfg.tokenizer]().fit(text)
@@ -89,10 +96,17 @@ def load_dataset(cfg, n_ctx, tokenizer=None):
         if len(part) <= n_ctx:
             raise UserError(
                 f"{name}: the {name_of_part} part has {len(part)} tokens, and one window of "
-                f"n_ctx={n_ctx} needs {n_ctx + 1}; use a longer text or a smaller --model.n_ctx"
+                f"n_ctx={n_ctx} needs {n_ctx + 1}; use a longer text, a smaller --model.n_ctx, or "
+                f"another --data.val_fraction than {cfg.val_fraction}"
             )
     return Dataset(train, val, tokenizer, name, sha256_of(text.encode()), len(text) - n_train,
                    floor_of(sample, tokenizer, val))
+
+
+def place_to_cut(text, n, kind):
+    """The last place up to n, if it is near, where no token is cut in two; without one, n."""
+    between = re.compile(BETWEEN_TOKENS[kind])
+    return next((i for i in range(n, max(0, n - 1000), -1) if between.match(text, i)), n)
 
 
 def floor_of(sample, tokenizer, val):

@@ -12,7 +12,6 @@ Source: Radford et al. 2019; Jordan et al. 2024 (the optimiser)
 """
 
 import dataclasses
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -20,14 +19,23 @@ from dataclasses import dataclass
 import torch
 
 import plotting
-from checkpoint import describe, new_run_folder, read_metrics, save_checkpoint, to_resume
+from checkpoint import (
+    add_rows,
+    dataset_again,
+    describe,
+    flags_of,
+    new_run_folder,
+    read_metrics,
+    remove_temporary,
+    save_checkpoint,
+    to_resume,
+)
 from config import Config, GenerateConfig, config_from_dict, flag_parser, nested
 from data import load_dataset, random_batch, repeated_batch, windows_in_order
 from generate import generate_text
 from losses import cross_entropy, per_token_loss
 from model import GPT
 from optim import clip_gradients_, make_optimizers, schedule
-from tokenizer import load_tokenizer
 from utils import (
     Progress,
     UserError,
@@ -114,6 +122,7 @@ class Run:
         self.sampler = seeded_generator(cfg.train.seed)
         torch.manual_seed(cfg.train.seed)  # for dropout, the only draw that takes no generator
         self.step, self.seconds, self.best_loss = 0, 0.0, math.inf
+        self.untrained = math.inf  # the validation loss before the first step
         self.lost = 0  # steps in a row whose loss was above that of the untrained model
         self.rows, self.recent = [], []  # the lines of metrics.jsonl; the steps since the last one
 
@@ -127,21 +136,26 @@ class Run:
     def resume(self, folder, state):
         """Takes over all that the next step depends on; lines that lie ahead of it are dropped."""
         self.folder = folder
+        remove_temporary(folder)
         self.model.load_weights_(state["model"], folder / "checkpoint.pt")
         for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
             optimizer.load_state_dict(saved)
         self.sampler.set_state(state["sampler"])
         torch.set_rng_state(state["rng"])
-        for name in ("step", "seconds", "best_loss", "lost"):
-            setattr(self, name, state[name])
+        for name in ("step", "seconds", "best_loss", "lost", "untrained"):
+            setattr(self, name, state.get(name, getattr(self, name)))
         self.recent = [Step(*values) for values in state["recent"]]
         self.saved_step = self.step
         self.rows = [row for row in read_metrics(folder) if row["step"] <= self.step]
-        with atomic_write(folder / "metrics.jsonl", "w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in self.rows)
+        add_rows(folder, self.rows, afresh=True)
+        known = self.rows[-1]["step"] if self.rows else -1
+        if known < self.step == self.cfg.train.max_steps:  # the result was lost with its line
+            self.validate()
 
     def next_batch(self):
         """(inputs, targets): windows from anywhere in the training part, and the repeats."""
+        if not self.model.W_E.is_cpu:  # dropout there, which no checkpoint's "rng" would bring back
+            torch.manual_seed(hash((self.cfg.train.seed, self.step)))
         size, n_ctx, n_repeats = self.cfg.train.batch_size, self.cfg.model.n_ctx, self.cfg.n_repeats
         batch = random_batch(self.dataset.train, size - n_repeats, n_ctx, self.sampler)
         if n_repeats:
@@ -166,20 +180,20 @@ class Run:
                 progress.show(self.step, f"loss {step.loss:.3f}  {self.tokens_per_s(step):,.0f} "
                               "tokens/s")
                 if stop.requested:
-                    self.save("checkpoint.pt")
+                    if not self.lost:  # as in `validate`
+                        self.save("checkpoint.pt")
                     break
         progress.close()
         return self.step == cfg.max_steps
 
     def check(self, step):
         """Raises Diverged where training has made things worse for long."""
-        untrained = self.rows[0]["val_loss"]
-        worse = step.loss > 1.02 * untrained  # one that has learned nothing may vary by less
+        worse = step.loss > 1.02 * self.untrained  # one that has learned nothing may vary by less
         self.lost = self.lost + 1 if worse else 0
         if self.lost == PATIENCE:
-            raise Diverged(f"the loss was above the untrained model's {untrained:.4g} for "
-                           f"{PATIENCE} steps, {step.loss:.4g} at step {self.step}; try a smaller "
-                           "--train.lr or --train.muon_lr")
+            raise Diverged(f"the loss was above the untrained model's {self.untrained:.4g} "
+                           f"for {PATIENCE} steps, {step.loss:.4g} at step {self.step}; try a "
+                           "smaller --train.lr or --train.muon_lr")
 
     def tokens_per_s(self, *steps):
         """The speed over some steps."""
@@ -195,6 +209,7 @@ class Run:
         if not math.isfinite(val_loss):
             raise Diverged(f"the validation loss is {val_loss} at step {self.step}; try a smaller "
                            "--train.lr")
+        self.untrained = self.untrained if self.step else val_loss
         self.log(val_loss=val_loss, **above)
         if val_loss < self.best_loss:
             self.best_loss = val_loss
@@ -212,8 +227,7 @@ class Run:
             row["tokens_per_s"] = self.tokens_per_s(*recent)
         self.rows.append(row | more)
         self.recent = []
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(self.rows[-1]) + "\n")
+        add_rows(self.folder, self.rows[-1:])
 
     def save(self, name):
         """Writes a checkpoint of all that the next step depends on."""
@@ -221,7 +235,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step, "seconds": self.seconds, "best_loss": self.best_loss,
-            "lost": self.lost,
+            "lost": self.lost, "untrained": self.untrained, "threads": torch.get_num_threads(),
             "recent": [dataclasses.astuple(step) for step in self.recent],
             "sampler": self.sampler.get_state(), "rng": torch.get_rng_state(),
             "tokenizer": self.dataset.tokenizer.state_dict(),
@@ -250,11 +264,8 @@ def start_run(cfg, overwrite=False, resumed=None):
     if cfg.train.threads is not None:
         torch.set_num_threads(cfg.train.threads)
     device = pick_device(cfg.train.device)
-    tokenizer = load_tokenizer(resumed[1]["tokenizer"]) if resumed else None
-    dataset = load_dataset(cfg.data, cfg.model.n_ctx, tokenizer)
-    if resumed and dataset.sha256 != resumed[1]["data_sha256"]:
-        raise UserError(f"the text is not the one that {resumed[0]} was trained on; put that one "
-                        "back, or start another run")
+    dataset = (dataset_again(*resumed, cfg) if resumed else
+               load_dataset(cfg.data, cfg.model.n_ctx))
     known = dataset.tokenizer.d_vocab
     if cfg.model.d_vocab not in (None, known):
         raise UserError(f"d_vocab={cfg.model.d_vocab} is not the tokenizer's {known}; leave "
@@ -294,7 +305,7 @@ def finish(run):
           f"validation loss {loss:.4f} nats/{unit}{per_character} over the whole split, after "
           f"{run.step:,} steps in {run.seconds:.0f} s (a uniform guess: {math.log(d_vocab):.4f})\n"
           f"{above_the_floor(run.rows[-1])}the curve: {run.folder / 'loss.png'}\n"
-          f'more text: python generate.py --run_name {run.folder.name} --sliding --prompt "..."')
+          f'more text: python generate.py {flags_of(run.folder)} --sliding --prompt "..."')
 
 
 def main(argv=None):
@@ -317,8 +328,9 @@ def main(argv=None):
     if finished:
         finish(run)
     else:
-        print(f"stopped after step {run.step:,}; to go on: python train.py --logging.run_name "
-              f"{run.folder.name} --resume")
+        behind = f" from step {run.saved_step:,}" * (run.saved_step < run.step)
+        print(f"stopped after step {run.step:,}; to go on{behind}: python train.py "
+              f"{flags_of(run.folder, '--logging.')} --resume")
 
 
 if __name__ == "__main__":
