@@ -64,7 +64,11 @@ class Attention(nn.Module):
         if self.hook_result.listeners:
             result = self.hook_result(torch.einsum("bphd,hdm->bphm", z, self.W_O))
             return result.sum(2) + self.b_O
-        return F.linear(z.flatten(2), self.W_heads_out.T, self.b_heads_out)  # the same sum
+        return self.write(z)  # the same sum
+
+    def write(self, z):
+        """What the heads write together, z [batch, pos, head, d_head] -> [batch, pos, d_model]."""
+        return F.linear(z.flatten(2), self.W_heads_out.T, self.b_heads_out)
 
     def project(self, q_input, k_input, v_input):
         """The three linear readings: each [batch, pos, head, d_head]."""

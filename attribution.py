@@ -1,4 +1,4 @@
-"""Who said it: a logit, or the difference of two, split among those who wrote to the stream.
+"""Who said it, and what came of it: a metric split among writers, and among all activations.
 
 The unembedding and, given its scale, the final LayerNorm are linear. So the logit difference is a
 sum over writers, plus what LayerNorm's bias and the unembedding's say by themselves:
@@ -9,16 +9,34 @@ sum over writers, plus what LayerNorm's bias and the unembedding's say by themse
 with d the direction of `before_layer_norm`. No weight has to be folded first, and nothing is left
 over. It says what was written, not what was needed: an effect through later layers is not in it.
 
-Chapter: COURSE_ROADMAP.md, 8 (read)
-Read before: residual_stream_analysis.py, metrics.py; after: logit_lens.py
-Source: Elhage et al. 2021; Wang et al. 2022 (direct effect on the logit difference)
+Patching measures such effects, a node a run; one gradient estimates them for all nodes at once, as
+far as the model is straight between the two runs:
+
+    m(run with a from the source) - m(run)  =  <a_source - a, dm/da>  +  what bends
+
+It overlooks a saturated softmax, flat here and steep further on, and paths that cancel only here;
+AtP* mends both. Integrated gradients take the slope all along the way, and nothing is left over.
+
+Chapter: COURSE_ROADMAP.md, 8 (read) and 10 (approximate)
+Read before: residual_stream_analysis.py, metrics.py, for chapter 10 patching.py
+Source: Elhage et al. 2021; Wang et al. 2022 (direct effect on the logit difference); Nanda 2023
+(attribution patching); Kramár et al. 2024 (AtP*); Sundararajan et al. 2017 (integrated gradients)
 """
 
+import math
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 
-from metrics import token_ids
+from activation_cache import OUTSIDE_BLOCKS, get_act_name
+from hooks import matching
+from metrics import Effects, differentiable, token_ids
 from residual_stream_analysis import before_layer_norm, decomposition
 from utils import UserError
+
+FIXES = ("qk", "grad_drop")  # the two together are AtP*
+SOFTMAX = ("q", "k", "attn_scores", "pattern")
 
 
 @torch.no_grad()
@@ -50,3 +68,210 @@ def direct_logit_attribution(model, cache, correct, wrong=None, *, unit="compone
     if model.cfg.norm == "layernorm":
         from_ln = direction @ model.ln_final.b.detach()
     return torch.cat([attr[..., 0], from_ln[None], bias[None]]), [*labels, "ln_bias", "b_U"]
+
+
+@dataclass(frozen=True)
+class Attribution(Effects):
+    """By how much patching each cell would move the metric, to first order: values [*axes, batch],
+    sizes without a sign with "grad_drop". axes: the names of the cells' axes. direction:
+    "denoising" or "noising".
+    """
+
+    axes: tuple
+    direction: str
+
+
+def attribution_patching(model, tokens, source_cache, metric, *, names=None,
+                         axes=("layer", "head"), direction="denoising", fixes=()):
+    """What patching each cell would change, by the slope at this run: {name: Attribution}.
+
+    The sum of (a_source - a) * dm/da over the cell: one run and its gradient for all cells.
+
+    tokens: [batch, pos], of the run that is patched: the corrupted one when denoising, the clean
+    one when noising. source_cache: an ActivationCache of the other run, of the same shapes.
+    metric: a Metric, or a function of logits [..., batch, pos, d_vocab] -> [..., batch].
+    names: one or several, short ("resid_pre", "q", "pattern", …: of all layers) or in full; None:
+    "z" and "mlp_out". axes: of the cells, "layer" (which short names need) and any that the hook
+    points have, such as "pos", "head", "key_pos", "d_mlp"; the others are summed over. One that a
+    name lacks is left out for it, and "pos" means the query on patterns. fixes: "qk" (of q and k,
+    by `qk_effect`), "grad_drop" (a run for each part, see there), or both.
+    Raises UserError for names, axes, shapes and metrics that do not fit, for a source that is the
+    run itself, and in training with dropout.
+    """
+    known("direction", direction, ("denoising", "noising"))
+    known("fix", fixes, FIXES)
+    nodes = nodes_of(model, names, axes)
+    places = [place for of_name, *_ in nodes.values() for place in of_name]
+    if "qk" in fixes and "d_head" in axes:
+        raise UserError("the fix 'qk' is of a whole query or key; leave the axis 'd_head' out")
+    fixed = [p for p in places if "qk" in fixes and p.endswith((".hook_q", ".hook_k"))]
+    beside = [place[:-1] + part for place in fixed for part in SOFTMAX]
+
+    def effects(dropped=None):
+        _, acts, grads = gradients(model, tokens, metric, [*places, *beside])
+        moves = differences(acts, source_cache, places)
+        found = {place: move * grads[place] * (place != dropped) for place, move in moves.items()}
+        for place in fixed:
+            found[place] = qk_effect(place, acts, grads, source_cache, one_key="pos" in axes)
+        return {name: torch.einsum(  # sums over the axes that are not kept
+                    torch.stack([found[place] for place in of_name]), list(range(len(dims))),
+                    [dims.index(axis) for axis in (*kept, "batch")])
+                for name, (of_name, dims, kept) in nodes.items()}
+
+    values = grad_drop(model, effects) if "grad_drop" in fixes else effects()
+    return {name: Attribution(values[name], nodes[name][2], direction) for name in nodes}
+
+
+def qk_effect(place, acts, grads, source, *, one_key=True):
+    """What patching each query, or each key, moves by way of its pattern p: [batch, pos, head, 1].
+
+    They reach the metric through p alone, and p can go from one key to another where its slope is
+    0. So only what comes after p is taken to be straight: (p' - p) . g, with g = dm/dp, and p' the
+    softmax with the source's query or key. A query has a row of p for itself. A single key t, score
+    s_t, moves attention between t and the others, whose shares among themselves stay:
+
+        p'_t = sigmoid(s'_t - logsumexp of the other scores)
+        (p' - p) . g = (p'_t - p_t) (g_t - mean of g over the other keys, weighted by p)
+
+    place: the hook name of q or k. one_key: each key by itself; else all of the head together, the
+    effect at the queries that see them.
+    """
+    q, k, scores, pattern = (acts[place[:-1] + part] for part in SOFTMAX)
+    slope = grads[place[:-1] + "pattern"]  # [batch, head, query_pos, key_pos]
+    q, k = (source[place], k) if place.endswith("q") else (q, source[place])
+    new = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
+    new = new.masked_fill(scores == -math.inf, -math.inf)
+    if place.endswith("q") or not one_key:
+        effect = ((new.softmax(-1) - pattern) * slope).sum(-1)  # [batch, head, query_pos]
+    else:
+        # Sums that leave out one key, not 1 - p_t: that is only rounding where p_t is almost 1.
+        others = 1 - torch.eye(pattern.shape[-1]).to(pattern)
+        rest = pattern @ others  # 0 in the first row, where there is nothing to move
+        mean = (pattern * slope) @ others / rest.clamp_min(torch.finfo(rest.dtype).tiny)
+        log_others = scores.logsumexp(-1, keepdim=True) + rest.log()
+        moved = (new - log_others).sigmoid() - pattern
+        effect = (moved * (slope - mean)).sum(-2)  # [batch, head, key_pos]
+    return effect.transpose(1, 2).unsqueeze(-1)
+
+
+def grad_drop(model, effects):
+    """The mean size of the effects with the gradient through each part dropped in turn.
+
+    Where a node's direct path and those through later parts cancel at this run, its slope is 0,
+    though over the whole change they need not cancel. Without the gradient through one of these
+    parts, what it hid shows. A part is an attention or an MLP, not a block, since an MLP reads what
+    its block's attention writes. A node's own part, which leaves nothing of it, does not count.
+
+    effects(part) -> {name: effects} from a fresh gradient, with 0 for the part's own output.
+    Raises UserError for a model of less than two parts.
+    """
+    parts = [f"blocks.{layer}.hook_{part}_out" for layer in range(model.cfg.n_layers)
+             for part in ("attn", "mlp")[: 2 - model.cfg.attn_only]]
+    if len(parts) < 2:
+        raise UserError(f"grad_drop: of {len(parts)} parts none can hide another; leave it out")
+    sizes = {}
+    for part in parts:
+        with model.hooks([(part, lambda write, hook: write.detach())]):
+            for name, effect in effects(part).items():
+                in_a_part = not any(word in name for word in ("resid", "embed", "ln_final"))
+                size = effect.abs() / (len(parts) - in_a_part)
+                sizes[name] = sizes.get(name, 0) + size
+    return sizes
+
+
+def integrated_gradients(model, tokens, source_cache, metric, *, act_name="embed", steps=32,
+                         rule="gauss"):
+    """The whole change of a metric, split over an activation: (attribution, completeness gap).
+
+    (a_source - a) * the mean of dm/da on the straight way to the source's activation, all before it
+    as in the run. It sums to m there less m of the run, but for the error of taking the mean at a
+    few points; the gap is the size of that error.
+
+    act_name: a key of the cache: "embed" (the way ends in the source's run), ("z", 0), a full name.
+    steps: how many points, one more for "trapezoid". rule: "gauss" (Gauss-Legendre), "riemann"
+    (right ends), "trapezoid". The rest is as in `attribution_patching`.
+    Returns [batch, ...], the activation's shape, and [batch], in the metric's unit.
+    Raises UserError for the same, an unknown rule, and less than one step.
+    """
+    points, weights = quadrature(rule, steps)
+    name = source_cache.full_name(act_name)
+    start, own, _ = gradients(model, tokens, metric, [name])
+    move = differences(own, source_cache, [name])[name]
+
+    def at(share):
+        with model.hooks([(name, lambda _, hook: own[name] + share * move)]):
+            value, _, slope = gradients(model, tokens, metric, [name])
+        return value, slope[name]
+
+    slope = sum(weight * at(point)[1] for point, weight in zip(points, weights, strict=True))
+    gap = (move * slope).flatten(1).sum(1) - (at(1.0)[0] - start)
+    return move * slope, gap.abs()
+
+
+def quadrature(rule, steps):
+    """Points and their weights for a mean over [0, 1]; raises UserError for what is none."""
+    known("rule", rule, ("gauss", "riemann", "trapezoid"))
+    if steps < 1:
+        raise UserError(f"steps={steps} is not possible; choose 1 or more")
+    if rule == "gauss":
+        points, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
+        return ((1 + points) / 2).tolist(), (weights / 2).tolist()
+    points, inner = np.linspace(0, 1, steps + 1).tolist(), [1 / steps] * (steps - 1)
+    if rule == "riemann":
+        return points[1:], [*inner, 1 / steps]
+    return points, [0.5 / steps, *inner, 0.5 / steps]
+
+
+def known(what, chosen, choices):
+    """Raises UserError for what is not among the choices; chosen: one, or several."""
+    for each in [chosen] if isinstance(chosen, str) else chosen:
+        if each not in choices:
+            raise UserError(f"{what}={each!r} is unknown; choose from: {', '.join(choices)}")
+
+
+def nodes_of(model, names, axes):
+    """{name: (hook names, their axes after one for the layers, the kept ones)}; raises UserError
+    for names and axes that are not there."""
+    if names is None:
+        names = ("z",) if model.cfg.attn_only else ("z", "mlp_out")
+    nodes, points = {}, model.hook_points()
+    for name in [names] if isinstance(names, str) else names:
+        in_full = "hook_" in name or name in OUTSIDE_BLOCKS
+        if not in_full and "layer" not in axes:
+            raise UserError(f"{name!r} lies in every block; add the axis 'layer' or name one hook")
+        layers = [None] if in_full else range(model.cfg.n_layers)
+        places = matching(points, [get_act_name(name, layer) for layer in layers])
+        alias = "query_pos" if "query_pos" in axes else "pos"
+        own = points[places[0]].axes.replace("query_pos", alias).split()
+        dims = ["" if in_full else "layer", *own]
+        nodes[name] = places, dims, tuple(axis for axis in dict.fromkeys(axes) if axis in dims)
+    there = {axis: None for _, dims, _ in nodes.values() for axis in dims[:1] + dims[2:]}
+    for axis in axes:
+        if axis not in (*there, "layer"):
+            raise UserError(f"{', '.join(nodes)} has no axis {axis!r} for cells; choose from: "
+                            f"{', '.join(filter(None, there))}")
+    return nodes
+
+
+def gradients(model, tokens, metric, names):
+    """`gradient_cache` for a metric that must have a gradient, in a model that is not random."""
+    model.need_no_dropout()
+    return model.gradient_cache(tokens, differentiable(metric), names)
+
+
+def differences(acts, source_cache, names):
+    """{name: a_source - a}; raises UserError for other shapes, and where all are equal, which they
+    are if half of the digits agree: a run can be computed in two ways."""
+    moves = {}
+    for name in names:
+        own, source = acts[name], source_cache[name]
+        if own.shape != source.shape:
+            raise UserError(f"{name} is {list(source.shape)} in the source, {list(own.shape)} in "
+                            "the run; take prompts of one length, and as many of both")
+        moves[name] = (source - own).masked_fill(source == own, 0)  # -inf - -inf would be NaN
+    half = min(1e-3, torch.finfo(own.dtype).eps ** 0.5)
+    if all(move.norm() <= half * acts[name].nan_to_num(neginf=0).norm()
+           for name, move in moves.items()):
+        raise UserError(f"in {', '.join(list(names)[:3])} the source equals the run, so effects "
+                        "are undefined; take the cache from the other prompts")
+    return moves

@@ -15,12 +15,14 @@ import functools
 import io
 import json
 import platform
+import shlex
 import sys
 from pathlib import Path
 
 import torch
 
 from config import Config, LoggingConfig, config_from_dict
+from data import SHAKESPEARE_SHA256, load_dataset
 from model import GPT
 from pretrained import NAMES, pretrained_folder
 from tokenizer import BPETokenizer, load_tokenizer
@@ -29,7 +31,7 @@ from utils import UserError, atomic_write, closest, n_ranks, rank, write_json
 CONTENTS = {"config": dict, "model": dict, "optimizer": list, "step": int, "tokenizer": dict}
 GPT2_BPE, GPT2_TOKENS = Path("data/gpt2_bpe"), 50257
 VERSION_LINE = "#version: 0.2"  # how a file of merges begins
-FREE_TO_CHANGE = {"device", "threads", "compile", "accumulate"}  # on resuming: how, not what
+FREE_TO_CHANGE = {"device", "threads", "folder", "path", "compile", "accumulate"}  # on resuming
 FILES = ("config.json", "checkpoint.pt", "best.pt", "metrics.jsonl", "loss.png", "sample.txt")
 
 
@@ -184,8 +186,16 @@ def find_run(run, out_dir):
     raise UserError(f"no run {run!r} in {out_dir}; there: {there}{near}")
 
 
+def flags_of(folder, prefix="--"):
+    """The flags by which a program finds a run: its name, and out_dir where not the default."""
+    place, name = shlex.quote(str(folder.parent)), shlex.quote(folder.name)
+    elsewhere = folder.parent != Path(LoggingConfig().out_dir)
+    return f"{prefix}run_name {name}" + f" {prefix}out_dir {place}" * elsewhere
+
+
 def to_resume(given):
-    """(folder, state, Config) of the run that `--resume` asks for; None where there is none yet.
+    """(folder, state, Config) of the run that `--resume` asks for; None where there is none yet, or
+    one that was killed before its first checkpoint.
 
     given: the flags, nested; what they leave out is as it was in the run.
     Raises UserError naming every flag that contradicts it.
@@ -193,7 +203,8 @@ def to_resume(given):
     logging = config_from_dict(LoggingConfig, given.get("logging", {}))
     names = [folder.name for folder in list_runs(logging.out_dir)]
     if not names or logging.run_name not in (None, *names):
-        if near := closest(logging.run_name or "", names):
+        near = closest(logging.run_name or "", names)
+        if near and not (Path(logging.out_dir) / logging.run_name).is_dir():
             raise UserError(f"no run {logging.run_name!r} to resume{near}")
         print("nothing to resume yet: starting afresh")
         return None
@@ -209,7 +220,29 @@ def to_resume(given):
         raise UserError(f"{folder} was made with other settings: {'; '.join(different)}; leave "
                         "these flags out, or start another run")
     merged = {section: saved[section] | given.get(section, {}) for section in saved}
-    return folder, state, config_from_dict(Config, merged)
+    cfg = config_from_dict(Config, merged)
+    now = cfg.train.threads or torch.get_num_threads()
+    if now != (before := state.get("threads", now)):
+        print(f"{now} threads now, {before} before: the last bits of the result may differ")
+    return folder, state, cfg
+
+
+def dataset_again(folder, state, cfg):
+    """The Dataset that a run was trained on, from wherever its text lies now.
+
+    cfg: a Config; "auto" stands for the text that it was, whatever can be had now. Raises UserError
+    where there is another text, or none.
+    """
+    which = cfg.data.dataset
+    if which == "auto":
+        shakespeare = state["data_sha256"] == SHAKESPEARE_SHA256
+        which = "tiny_shakespeare" if shakespeare else "builtin"
+    there = dataclasses.replace(cfg.data, dataset=which)
+    dataset = load_dataset(there, cfg.model.n_ctx, load_tokenizer(state["tokenizer"]))
+    if dataset.sha256 != state["data_sha256"]:
+        raise UserError(f"the text is not the one that {folder} was trained on; put that one back, "
+                        "name it with --data.path, or start another run")
+    return dataset
 
 
 def on_first_rank(function):
@@ -247,31 +280,47 @@ def new_run_folder(out_dir, run_name=None, overwrite=False):
             run_name = f"run-{max(taken, default=0) + 1:03d}"
         folder = out_dir / run_name
         if folder.exists() and not overwrite:
-            raise UserError(f"run {run_name!r} is in {out_dir} already; go on with --resume, "
-                            "replace it with --overwrite, or choose another --logging.run_name")
+            whole = (folder / "checkpoint.pt").exists()
+            there = "already; go on with --resume," if whole else "without a checkpoint;"
+            raise UserError(f"run {run_name!r} is in {out_dir} {there} replace it with "
+                            "--overwrite, or choose another --logging.run_name")
         folder.mkdir(exist_ok=True)
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
+        remove_temporary(folder)
     except OSError as error:
         raise UserError(f"cannot write to {out_dir}: {error.strerror}; choose another "
                         "--logging.out_dir") from error
     return folder
 
 
+def remove_temporary(folder):
+    """Removes what a killed writer left of the files that `atomic_write` had begun in a run."""
+    for path in (path for name in FILES for path in folder.glob(f".{name}.[0-9]*")):
+        path.unlink(missing_ok=True)
+
+
 def add_rows(folder, rows, afresh=False):
     """Adds dicts to a run's metrics.jsonl, or puts them in its place; of several ranks, the first
-    one does."""
+    one does. UserError on a full disk."""
     if rank():
         return
     path = folder / "metrics.jsonl"
-    with atomic_write(path, "w") if afresh else open(path, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    try:
+        if afresh:
+            remove_temporary(folder)
+        with atomic_write(path, "w") if afresh else open(path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; make room, then go on with "
+                        "--resume") from None
 
 
 def read_metrics(folder):
-    """The lines of a run's metrics.jsonl, a list of dict; one that was cut off is passed over."""
-    rows = []
-    for line in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+    """The lines of a run's metrics.jsonl, a list of dict; one that was cut off is passed over, and
+    without the file there are none."""
+    rows, path = [], Path(folder) / "metrics.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
     return rows

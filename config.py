@@ -34,7 +34,8 @@ class DataConfig:
     folder: str = option("data", "where downloads are kept")
     val_fraction: float = option(0.1, "share of the text, at its end, kept to validate on")
     tokenizer: Literal["char", "word", "bpe"] = option(
-        "char", "an id for each character, word, or frequent piece of the training text"
+        "char", "an id for each character or word of the whole text, or frequent piece of what "
+        "is trained on"
     )
     vocab_size: int = option(1024, "how many tokens bpe learns, 256 bytes among them")
     repeats: float = option(0.0, "share of the windows that are random tokens, repeated")
@@ -92,11 +93,10 @@ class ModelConfig:
     @property
     def activation_bytes(self):
         """What training keeps of each token until the backward pass, in float32, without dropout:
-        the inputs of products, norms, GELU and attention, and the loss's probabilities."""
+        what products, norms, GELU and attention read, and the loss's probabilities."""
         norm = self.d_model + 2 if self.norm == "layernorm" else 0  # what it gives, mean, variance
-        hidden = (3 if self.activation == "gelu" else 1) * self.d_mlp
-        mlp = 0 if self.attn_only else self.d_model + norm + hidden
-        block = 5 * self.d_model + norm + self.n_heads + mlp  # stream, q, k, v, z; a sum a head
+        mlp = self.d_model + norm + (3 if self.activation == "gelu" else 1) * self.d_mlp
+        block = 5 * self.d_model + norm + self.n_heads + mlp * (not self.attn_only)  # q, k, v, z, …
         return 4 * (self.n_layers * block + self.d_model + norm + self.d_vocab + 2)
 
 
@@ -104,7 +104,7 @@ class ModelConfig:
 class TrainConfig:
     """How to train."""
 
-    max_steps: int = option(2900, "steps of the optimiser")
+    max_steps: int = option(2700, "steps of the optimiser")
     batch_size: int = option(12, "windows a step, on all devices together")
     accumulate: int = option(1, "go through a device's windows in so many parts, to save memory")
     optimizer: Literal["muon", "adamw"] = option(

@@ -61,12 +61,13 @@ class Floor:
 
     def above(self, losses):
         """{category: nats} by which losses [n - 1], of the tokens after the first, lie above the
-        floor on average; "all" comes first, the others as in CATEGORIES."""
+        floor on average; "all" comes first, the others as in CATEGORIES, if they occur."""
         excess = losses + self.log_probs[1:]
         kinds = {kind: [other == kind for other in self.categories[1:]]
                  for kind in CATEGORIES}
         return {"all": excess.mean().item()} | {
-            kind: excess[torch.tensor(mask)].mean().item() for kind, mask in kinds.items()}
+            kind: excess[torch.tensor(mask)].mean().item() for kind, mask in kinds.items()
+            if any(mask)}
 
 
 class Storyteller:

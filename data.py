@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ SHAKESPEARE_MIRRORS = (
 BUILTIN_CHARACTERS = 1_000_000
 TOKENS_FILE = "tokens.bin"  # a line of JSON, then the ids
 PIECE, SAMPLE = 1 << 18, 1 << 21  # how many bytes or ids at once; and bytes for bpe to learn from
+# Where a text can be cut and each token stays what it was, by the kind of tokenizer.
+BETWEEN_TOKENS = {"char": "", "word": r"(?<!\w)|(?!\w)", "bpe": r"(?<=\S)(?=[ \n])"}
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,10 @@ def load_dataset(cfg, n_ctx, tokenizer=None):
     dataset = (prepared_dataset if prepared else text_dataset)(cfg, tokenizer)
     for part, name_of_part in ((dataset.train, "training"), (dataset.val, "validation")):
         if len(part) <= n_ctx:
-            raise UserError(f"{dataset.name}: the {name_of_part} part has {len(part)} tokens, and "
-                            f"one window of n_ctx={n_ctx} needs {n_ctx + 1}; use a longer text or "
-                            "a smaller --model.n_ctx")
+            raise UserError(
+                f"{dataset.name}: the {name_of_part} part has {len(part)} tokens, and one window "
+                f"of n_ctx={n_ctx} needs {n_ctx + 1}; use a longer text, a smaller --model.n_ctx, "
+                f"or another --data.val_fraction than {cfg.val_fraction}")
     return dataset
 
 
@@ -89,13 +93,22 @@ def text_dataset(cfg, tokenizer=None):
     text, name, sample = load_text(cfg)
     n_train = len(text) - int(len(text) * cfg.val_fraction)
     if sample is not None:
-        n_train = text.rfind(corpus.END, 0, n_train)  # so that validation begins with a whole story
+        # So that validation begins with a whole story.
+        n_train = max(0, text.rfind(corpus.END, 0, n_train))
+    else:
+        n_train = place_to_cut(text, n_train, tokenizer.kind if tokenizer else cfg.tokenizer)
     if tokenizer is None and cfg.tokenizer == "bpe":  # what the validation part is made of is news
         tokenizer = BPETokenizer().train(text[:n_train], cfg.vocab_size)
     tokenizer = tokenizer or TOKENIZERS[cfg.tokenizer]().fit(text)
     train, val = (torch.tensor(tokenizer.encode(part)) for part in (text[:n_train], text[n_train:]))
     return Dataset(train, val, tokenizer, name, sha256_of(text.encode()), len(text) - n_train,
                    corpus.floor_of(sample, tokenizer, val))
+
+
+def place_to_cut(text, n, kind):
+    """The last place up to n, if it is near, where no token is cut in two; without one, n."""
+    between = re.compile(BETWEEN_TOKENS[kind])
+    return next((i for i in range(n, max(0, n - 1000), -1) if between.match(text, i)), n)
 
 
 def load_text(cfg):
@@ -188,9 +201,7 @@ def window_bounds(last, n_ctx, starts):
 @dataclass(frozen=True)
 class TokenFile:
     """Ids on the disk, [n]: what is indexed is read, as int64; nothing else is kept in memory.
-
-    dtype: uint16 or uint32. offset: where the first one begins, in bytes.
-    """
+    dtype: uint16 or uint32. offset: where the first one begins, in bytes."""
 
     path: Path
     dtype: str
@@ -213,10 +224,8 @@ class TokenFile:
 
 
 def prepared_dataset(cfg, tokenizer=None):
-    """The Dataset in the folder cfg.path, which `prepare` made; arguments as in `load_dataset`.
-
-    Raises UserError for a file that is damaged, or of another tokenizer than was asked for.
-    """
+    """The Dataset in the folder cfg.path, which `prepare` made; UserError for a damaged file, and
+    for another tokenizer than was asked for. Arguments as in `load_dataset`."""
     path = Path(cfg.path) / TOKENS_FILE
     ids, found, sha256 = read_token_file(path)
     if cfg.tokenizer not in (DataConfig().tokenizer, found.kind):
@@ -246,9 +255,7 @@ def read_token_file(path):
                 highest = max(highest, piece.max().item())
                 sha256.update(piece)
             there = (file.seek(0, 2) - len(line)) / np.dtype(ids.dtype).itemsize
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is cut off or not a token file ({error}); {again}") from None
     if there != n_tokens:
         raise UserError(f"{path} has {there:,.0f} ids in place of {n_tokens:,}; {again}")
@@ -271,10 +278,8 @@ class PrepareConfig:
 
 
 def prepare(paths, cfg, size=PIECE):
-    """Writes the ids of texts, joined, into the folder cfg.out, `size` bytes of text at a time.
-
-    cfg: a PrepareConfig. Returns (how many ids, their tokenizer).
-    """
+    """Writes the ids of texts, joined, into the folder of a PrepareConfig, `size` bytes of text at
+    a time. Returns (how many ids, their tokenizer)."""
     tokenizer, sha256, n_tokens = fitted_tokenizer(paths, cfg), hashlib.sha256(), 0
     dtype = "uint16" if tokenizer.d_vocab <= 1 << 16 else "uint32"
 
@@ -314,10 +319,8 @@ def fitted_tokenizer(paths, cfg):
 
 def encoded_in_order(pieces, tokenizer):
     """Yields the ids of a text that comes in pieces: those of the whole text, wherever it is cut.
-
-    Two words are kept until more is there ("'l" is two, and "'ll" one), and blanks before them,
-    of which the last one belongs to what follows.
-    """
+    Two words are kept until more is there ("'l" is two, and "'ll" one), and blanks before them, of
+    which the last one belongs to what follows."""
     kept = ""
     for piece in pieces:
         text = kept + piece
@@ -336,8 +339,7 @@ def main(argv=None):
     parser.add_argument("command", choices=["prepare"], help="the one thing there is to do")
     parser.add_argument("files", nargs="+", metavar="FILE", help="UTF-8 texts, joined as they are")
     flags = vars(parser.parse_args(argv))
-    files = flags.pop("files")
-    del flags["command"]
+    _, files = flags.pop("command"), flags.pop("files")
     cfg = config_from_dict(PrepareConfig, flags)
     n_tokens, tokenizer = prepare(files, cfg)
     print(f"{n_tokens:,} {tokenizer.unit}s, {tokenizer.d_vocab:,} of them distinct; to train on "

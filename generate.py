@@ -199,9 +199,11 @@ def stop_tokens(tokenizer, text):
 def generate_text(model, tokenizer, cfg):
     """Yields the continuation of cfg.prompt piece by piece, as a GenerateConfig asks for it.
 
-    A character whose bytes come in several tokens is yielded when it is whole.
+    A character whose bytes come in several tokens is yielded when it is whole, and a word with the
+    space that its tokenizer puts between it and the one before.
     """
     prompt, stop_ids = tokenizer.encode(cfg.prompt), stop_tokens(tokenizer, cfg.stop)
+    last = prompt[-1:]  # what comes is written after it
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     hooks = steering_hooks(model, tokenizer, cfg)
     steps = generate(model, [prompt], cfg, stop_ids=stop_ids)
@@ -210,7 +212,9 @@ def generate_text(model, tokenizer, cfg):
             new = next(steps, None)
         if new is None or new.item() in stop_ids:
             break
-        yield decoder.decode(tokenizer.to_bytes(new[0]))
+        there, last = len(tokenizer.to_bytes(last)), [*last, new.item()]
+        yield decoder.decode(tokenizer.to_bytes(last)[there:])
+        last = last[-1:]
     yield decoder.decode(b"", final=True)
 
 

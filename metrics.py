@@ -13,10 +13,11 @@ Source: Elhage et al. 2021 (previous-token heads); Olsson et al. 2022 (prefix ma
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 import losses
-from utils import UserError, seeded_generator
+from utils import UserError, chosen_positions, seeded_generator, whole_numbers
 
 REDUCTIONS = ("mean", "none")
 
@@ -44,13 +45,22 @@ class Metric:
         return cls(lambda logits: logits[..., 0, 0] - logits[..., 0, 1], pos, pair)
 
     def positions(self, n_pos):
-        """Its positions among n_pos, [n], counted from 0. Raises UserError for one outside."""
-        if self.pos is None or isinstance(self.pos, slice):
-            return torch.arange(n_pos)[self.pos or slice(None)]
-        chosen = torch.as_tensor([self.pos] if isinstance(self.pos, int) else self.pos)
-        if chosen.min() < -n_pos or chosen.max() >= n_pos:
-            raise UserError(f"pos={self.pos} is outside of the {n_pos} positions")
-        return chosen % n_pos
+        """Its positions among n_pos, [n], as `chosen_positions`."""
+        return chosen_positions(self.pos, n_pos)
+
+    def ids(self, n_rows, d_vocab, device=None):
+        """Its tokens for n_rows, [n] or [batch, n], or None. Raises UserError for what is no id of
+        the vocabulary, and for another batch's."""
+        if self.tokens is None:
+            return None
+        ids = whole_numbers(self.tokens, "tokens").to(device)
+        if ids.ndim not in (1, 2) or (ids.ndim == 2 and len(ids) != n_rows):
+            raise UserError(f"the metric has tokens {list(ids.shape)}, the run {n_rows} rows; pass "
+                            "[n], or [batch, n] with as many rows")
+        if ids.min() < 0 or ids.max() >= d_vocab:
+            raise UserError(f"the metric's tokens run from {int(ids.min())} to {int(ids.max())}; "
+                            f"the vocabulary has 0 to {d_vocab - 1}")
+        return ids
 
     def of(self, chosen):
         """fn of the chosen logits [..., batch, pos, token], its shape checked: [..., batch].
@@ -66,11 +76,42 @@ class Metric:
     def __call__(self, logits):
         """Of whole logits, [..., batch, pos, d_vocab] -> [..., batch]."""
         logits = logits[..., self.positions(logits.shape[-2]).to(logits.device), :]
-        if self.tokens is not None:
-            ids = torch.as_tensor(self.tokens, device=logits.device)
+        ids = self.ids(logits.shape[-3], logits.shape[-1], logits.device)
+        if ids is not None:
             ids = ids if ids.ndim == 1 else ids[:, None]  # [batch, 1, n]: the same at each position
             logits = logits.gather(-1, ids.expand(*logits.shape[:-1], ids.shape[-1]))
         return self.of(logits)
+
+
+def differentiable(metric):
+    """A metric for `gradient_cache`, which raises UserError where it does not move with the logits:
+    all its gradients would be 0."""
+    metric = as_metric(metric)
+
+    def moving(logits):
+        values = metric(logits)
+        if logits.requires_grad and not values.requires_grad:
+            raise UserError("the metric has no gradient; take one that moves with the logits")
+        return values
+
+    return moving
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Effects on a metric, kept for each prompt: values [..., batch], in the metric's unit."""
+
+    values: torch.Tensor
+
+    @property
+    def mean(self):
+        """Averaged over prompts: [...]."""
+        return self.values.mean(-1)
+
+    def ci(self, level=0.95, seed=0):
+        """(low, high), each [...]: an interval of the mean, by drawing prompts again and again.
+        Raises UserError for a single prompt."""
+        return bootstrap_ci(self.values.movedim(-1, 0), level=level, seed=seed)
 
 
 def as_metric(metric):
@@ -133,10 +174,11 @@ def logit_diff(logits, correct, wrong, *, pos=-1, reduction="mean", tokenizer=No
 def target_rank(logits, target, *, pos=-1, reduction="none", tokenizer=None):
     """How many tokens have a higher logit than `target`: 0 where it is the likeliest.
 
-    logits: [..., batch, pos, d_vocab]. Returns [..., batch], int64, or the mean over the batch.
+    logits: [..., batch, pos, d_vocab]. Returns [..., batch], int64, or the mean over the batch; of
+    d_vocab tokens, where the target's logit is NaN, d_vocab: no rank that there is.
     """
     own = chosen_logits(logits, target, pos, tokenizer)
-    rank = (logits[..., pos, :] > own[..., None]).sum(-1)
+    rank = (~(logits[..., pos, :] <= own[..., None])).sum(-1)
     return reduced(rank if reduction == "none" else rank.float(), reduction)
 
 
@@ -158,6 +200,18 @@ def per_token_loss(logits, tokens, *, reduction="mean"):
     return reduced(losses.per_token_loss(logits[..., :-1, :], targets).mean(-1), reduction)
 
 
+def square(pattern, least=1, batch=None):
+    """The pattern, if it has all of its queries; with `batch` (n_rows, n_pos), if it is theirs too.
+
+    Raises UserError for other shapes."""
+    rows, n_pos = batch or (None, pattern.shape[-1])
+    wrong = batch and (pattern.ndim < 4 or pattern.shape[-4] != rows)
+    if wrong or pattern.shape[-2:] != (n_pos, n_pos) or n_pos < least:
+        raise UserError(f"pattern is {list(pattern.shape)}; the score needs "
+                        f"[..., {rows or 'batch'}, head, {n_pos}, {n_pos}], {least} pos or more")
+    return pattern
+
+
 def prev_token_score(pattern):
     """The mean attention that each position, from the second on, pays to the one before it.
 
@@ -165,10 +219,7 @@ def prev_token_score(pattern):
     Returns [...]: 1 for a perfect previous-token head. Attention spread evenly over what is visible
     scores the mean of 1/2, 1/3, …, 1/n. Raises UserError for patterns of one position.
     """
-    if pattern.shape[-1] < 2 or pattern.shape[-1] != pattern.shape[-2]:
-        raise UserError(f"pattern is {list(pattern.shape)}; the score needs [..., pos, pos] with "
-                        "two positions or more")
-    return pattern.diagonal(offset=-1, dim1=-2, dim2=-1).mean(-1)
+    return square(pattern, least=2).diagonal(offset=-1, dim1=-2, dim2=-1).mean(-1)
 
 
 def induction_score(pattern, tokens):
@@ -177,6 +228,7 @@ def induction_score(pattern, tokens):
 
     pattern: [..., batch, head, query_pos, key_pos], rows summing to one; tokens: [batch, pos].
     Returns [..., batch, head], from 0 to 1; NaN for a row in which no token comes twice.
+    Raises UserError for a pattern that is not that of the tokens.
     """
     earlier = earlier_occurrences(tokens)
     after = earlier.roll(1, dims=-1)  # the last key is nobody's past, so none comes round
@@ -198,24 +250,24 @@ def attention_paid(pattern, keys):
     """The attention paid to `keys` [batch, query_pos, key_pos], True where it counts, summed; the
     mean over the queries that have any. pattern: [..., batch, head, query_pos, key_pos]."""
     n_queries = keys.any(-1).sum(-1)  # [batch]
-    return (pattern * keys[:, None]).sum((-2, -1)) / n_queries[:, None]
+    return (square(pattern, batch=keys.shape[:2]) * keys[:, None]).sum((-2, -1)) / n_queries[:, None]
 
 
 def sink_score(pattern):
     """The mean attention that each position, from the second on, pays to the first.
 
-    pattern: [..., query_pos, key_pos]. Returns [...], from 0 to 1 (Xiao et al. 2024).
+    pattern: [..., query_pos, key_pos], all queries. Returns [...], from 0 to 1 (Xiao et al. 2024).
     """
-    return pattern[..., 1:, 0].mean(-1)
+    return square(pattern, least=2)[..., 1:, 0].mean(-1)
 
 
 def attention_entropy(pattern):
     """How spread out attention is: the mean entropy of its rows, in nats, 0 for one key alone.
 
-    pattern: [..., query_pos, key_pos]. Returns [...]; uniform attention has the mean of ln 1, …,
-    ln n.
+    pattern: [..., query_pos, key_pos], all queries. Returns [...]; uniform attention has the mean
+    of ln 1, …, ln n.
     """
-    return torch.special.entr(pattern).sum(-1).mean(-1)
+    return torch.special.entr(square(pattern)).sum(-1).mean(-1)
 
 
 def copying_score(OV_eigenvalues):
@@ -229,7 +281,7 @@ def copying_score(OV_eigenvalues):
 
 def spearman(one, other):
     """The correlation of two rankings along the last axis, from -1 to 1; ties share their mean
-    rank. one, other: [..., n]. Returns [...]; NaN where one of them is constant."""
+    rank. one, other: [..., n]. Returns [...]; NaN where one of them is constant or has a NaN."""
     ranks = [mean_ranks(values.double()) for values in (one, other)]
     centred = [rank - rank.mean(-1, keepdim=True) for rank in ranks]
     a, b = (rank / rank.norm(dim=-1, keepdim=True) for rank in centred)
@@ -237,17 +289,21 @@ def spearman(one, other):
 
 
 def mean_ranks(values):
-    """The rank of each value among [..., n], from 0; equal values share the mean of theirs."""
-    below = (values[..., None, :] < values[..., :, None]).sum(-1)
-    equal = (values[..., None, :] == values[..., :, None]).sum(-1)
-    return below.to(values) + (equal - 1).to(values) / 2
+    """The rank of each value among [..., n], from 0; equal values share the mean of theirs, and NaN
+    has none."""
+    ordered = values.sort(-1).values.contiguous()
+    first, after = (torch.searchsorted(ordered, values.contiguous(), right=right)
+                    for right in (False, True))
+    return ((first + after - 1) / 2).to(values).masked_fill(values.isnan(), torch.nan)
 
 
 def bootstrap_ci(values, *, level=0.95, n_draws=2000, seed=0):
     """An interval for the mean of `values`, [n] or [n, ...], by drawing n of them again and again.
 
     Draw rows that belong together (a clean and a corrupted prompt) as their difference: paired.
-    Returns (low, high), each [...], between which the middle `level` of the drawn means lie.
+    Returns (low, high), each [...], between which the middle `level` of the drawn means lie. Few
+    values vary too little: at level 0.95 the true mean lies inside in about 0.84 of all cases with
+    5 normal values, 0.90 with 10, 0.93 with 40; with skewed ones (exponential) in 0.79, 0.86, 0.92.
     Raises UserError for fewer than two values.
     """
     values = torch.as_tensor(values).double()
@@ -255,7 +311,8 @@ def bootstrap_ci(values, *, level=0.95, n_draws=2000, seed=0):
         raise UserError(f"{len(values)} value has no spread; give two or more")
     draws = torch.randint(len(values), (n_draws, len(values)), generator=seeded_generator(seed))
     means = torch.stack([values[draw].mean(0) for draw in draws])
-    low, high = means.quantile(torch.tensor([0.5 - level / 2, 0.5 + level / 2]).double(), dim=0)
+    ends = np.quantile(means.cpu().numpy(), [0.5 - level / 2, 0.5 + level / 2], axis=0)
+    low, high = torch.from_numpy(ends)  # torch's own quantile takes no more than 16 million numbers
     return low, high
 
 
@@ -263,12 +320,15 @@ def permutation_pvalue(observed, null):
     """How often chance does as well: (1 + draws that reach `observed`) / (1 + draws).
 
     observed: a number, or [head] (any shape). null: [draw], or [draw, head]; with heads, each draw
-    counts by its largest head, so that scanning many heads is paid for (max over heads).
-    Returns a p-value of observed's shape, never 0. Raises UserError for an empty null.
+    counts by its largest head, so that scanning many heads is paid for (max over heads); with
+    [draw] it is not: of 100 idle heads about five are then below 0.05.
+    Returns a p-value of observed's shape, never 0. Raises UserError for an empty null and for NaN.
     """
     observed, null = torch.as_tensor(observed).double(), torch.as_tensor(null).double()
-    if not len(null):
-        raise UserError("the null has no draws; give some")
+    missing = int(observed.isnan().sum() + null.isnan().sum())
+    if not len(null) or missing:
+        raise UserError(f"the null has {len(null)} draws, and {missing} values are NaN; give some "
+                        "draws, and leave out what was not measured")
     largest = null.flatten(1).max(1).values if null.ndim > 1 else null  # [draw]
     reached = (largest >= observed[..., None]).sum(-1)
     return (1 + reached) / (1 + len(largest))

@@ -135,13 +135,17 @@ class GPT(HookedModule):
             resid = self.blocks[layer](resid, None if past is None else past[layer])
         return resid
 
-    def unembed(self, resid, tokens=None):
+    def unembed(self, resid, tokens=None, positions=None):
         """resid [..., pos, d_model] after the last block -> logits [..., pos, d_vocab].
 
         tokens: ids whose logits alone are computed, [n], or [batch, n] with each row's own; then
-        resid [..., batch, pos, d_model] -> [..., batch, pos, n].
+        resid [..., batch, pos, d_model] -> [..., batch, pos, n]. positions: [n], those alone; the
+        last LayerNorm, and who listens there, has them all.
         """
-        return self.unembedding(self.ln_final(resid), self.W_E, tokens)
+        normalized = self.ln_final(resid)
+        if positions is not None:
+            normalized = normalized[..., positions, :]
+        return self.unembedding(normalized, self.W_E, tokens)
 
     @torch.no_grad()
     def init_weights_(self, generator):
@@ -156,6 +160,11 @@ class GPT(HookedModule):
             writes = leaf in ("W_heads_out", "W_out")
             scale = std / math.sqrt(2 * self.cfg.n_layers) if writes else std
             weight.copy_(torch.empty(weight.shape).normal_(0.0, scale, generator=generator))
+
+    def need_no_dropout(self):
+        """Raises UserError where dropout is on, which would drown what is measured."""
+        if self.training and self.cfg.dropout:
+            raise UserError("the model drops activations at random; call model.eval() first")
 
     @property
     def n_parameters(self):

@@ -1,4 +1,4 @@
-"""From gradients to better weights: AdamW and Muon, a schedule, a limit on the gradient.
+"""From a batch to better weights: its gradient, a limit on it, AdamW and Muon, a schedule.
 
 Both optimisers have one face: `step(share)` moves the weights by `share` of the full learning rate,
 which is how the schedule acts on all of them alike.
@@ -9,8 +9,11 @@ Source: Loshchilov & Hutter 2019 (AdamW); Jordan et al. 2024 (Muon); Pascanu et 
 """
 
 import math
+from contextlib import nullcontext
 
 import torch
+
+from utils import mean_over_ranks
 
 
 class AdamW:
@@ -198,3 +201,23 @@ def clip_gradients_(parameters, most):
     if most > 0:
         torch._foreach_mul_(grads, (most / (norm + 1e-6)).clamp(max=1.0))
     return norm
+
+
+def backward_(model, batch, cfg, loss_fn):
+    """Leaves the gradient of a batch's loss in `.grad`, and returns the loss: a float.
+
+    batch: (inputs, targets). cfg: a TrainConfig. loss_fn(logits, targets) -> a scalar, a mean.
+    The batch goes through in cfg.accumulate parts, whose gradients add up: only the activations of
+    one are there at a time. DistributedDataParallel averages over the ranks, after the last part.
+    """
+    model.zero_grad()
+    total, dtype = 0.0, next(model.parameters()).dtype
+    parts = list(zip(*(tokens.chunk(cfg.accumulate) for tokens in batch), strict=True))
+    for number, (inputs, targets) in enumerate(parts, 1):
+        alone = getattr(model, "no_sync", nullcontext)  # which DistributedDataParallel has
+        with alone() if number < len(parts) else nullcontext():
+            with torch.autocast(inputs.device.type, torch.bfloat16, cfg.precision == "bfloat16"):
+                loss = loss_fn(model(inputs).to(dtype), targets) * (len(inputs) / len(batch[0]))
+            loss.backward()
+        total += loss.detach()
+    return mean_over_ranks(total.item())

@@ -15,7 +15,6 @@ Source: Radford et al. 2019; Jordan et al. 2024 (the optimiser)
 import dataclasses
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -23,14 +22,22 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import plotting
-from checkpoint import add_rows, describe, new_run_folder, read_metrics, save_checkpoint, to_resume
+from checkpoint import (
+    add_rows,
+    dataset_again,
+    describe,
+    flags_of,
+    new_run_folder,
+    read_metrics,
+    save_checkpoint,
+    to_resume,
+)
 from config import PRESETS, Config, GenerateConfig, config_from_dict, flag_parser, nested
 from data import load_dataset, random_batch, repeated_batch, windows_in_order
 from generate import generate_text
 from losses import cross_entropy, per_token_loss
 from model import GPT
-from optim import clip_gradients_, make_optimizers, schedule
-from tokenizer import load_tokenizer
+from optim import backward_, clip_gradients_, make_optimizers, schedule
 from utils import (
     Progress,
     UserError,
@@ -85,25 +92,6 @@ def fit(model, next_batch, cfg, *, optimizers=None, start=0, loss_fn=cross_entro
         yield Step(number, loss, share, grad_norm, time.perf_counter() - began)
 
 
-def backward_(model, batch, cfg, loss_fn=cross_entropy):
-    """Leaves the gradient of a batch's loss in `.grad` and returns the loss; arguments as in `fit`.
-
-    The batch goes through in cfg.accumulate parts, whose gradients add up: only the activations of
-    one are there at a time. DistributedDataParallel averages over the ranks, after the last part.
-    """
-    model.zero_grad()
-    total, dtype = 0.0, next(model.parameters()).dtype
-    parts = list(zip(*(tokens.chunk(cfg.accumulate) for tokens in batch), strict=True))
-    for number, (inputs, targets) in enumerate(parts, 1):
-        apart = getattr(model, "no_sync", nullcontext) if number < len(parts) else nullcontext
-        with apart():
-            with torch.autocast(inputs.device.type, torch.bfloat16, cfg.precision == "bfloat16"):
-                loss = loss_fn(model(inputs).to(dtype), targets) * (len(inputs) / len(batch[0]))
-            loss.backward()
-        total += loss.detach()
-    return mean_over_ranks(total.item())
-
-
 @torch.no_grad()
 def token_losses(model, tokens, batch_size=16, starts=None):
     """Yields the loss of each token of a text but the first, in nats: floats, batch after batch.
@@ -137,6 +125,7 @@ class Run:
         self.sampler = seeded_generator(cfg.train.seed)
         torch.manual_seed(cfg.train.seed)  # for dropout, the only draw that takes no generator
         self.step, self.seconds, self.best_loss = 0, 0.0, math.inf
+        self.untrained = math.inf  # the validation loss before the first step
         self.lost = 0  # steps in a row whose loss was above that of the untrained model
         self.rows, self.recent = [], []  # the lines of metrics.jsonl; the steps since the last one
 
@@ -155,17 +144,20 @@ class Run:
             optimizer.load_state_dict(saved)
         self.sampler.set_state(state["sampler"])
         torch.set_rng_state(state["rng"])
-        for name in ("step", "seconds", "best_loss", "lost"):
-            setattr(self, name, state[name])
+        for name in ("step", "seconds", "best_loss", "lost", "untrained"):
+            setattr(self, name, state.get(name, getattr(self, name)))
         self.recent = [Step(*values) for values in state["recent"]]
         self.saved_step = self.step
         self.rows = [row for row in read_metrics(folder) if row["step"] <= self.step]
         add_rows(folder, self.rows, afresh=True)
+        known = self.rows[-1]["step"] if self.rows else -1
+        if known < self.step == self.cfg.train.max_steps:  # the result was lost with its line
+            self.validate()
 
     def next_batch(self):
         """(inputs, targets): a rank's share of windows from anywhere in the training part, and of
         the repeats; every rank draws them all."""
-        if rank() or self.model.W_E.is_cuda:  # dropout that no checkpoint's "rng" would bring back
+        if rank() or not self.model.W_E.is_cpu:  # dropout of which no checkpoint has the "rng"
             torch.manual_seed(hash((self.cfg.train.seed, self.step, rank())))
         size, n_ctx, n_repeats = self.cfg.train.batch_size, self.cfg.model.n_ctx, self.cfg.n_repeats
         batch = random_batch(self.dataset.train, size - n_repeats, n_ctx, self.sampler)
@@ -191,20 +183,20 @@ class Run:
                 progress.show(self.step, f"loss {step.loss:.3f}  {self.tokens_per_s(step):,.0f} "
                               "tokens/s")
                 if mean_over_ranks(stop.requested):  # whichever of them was asked
-                    self.save("checkpoint.pt")
+                    if not self.lost:  # as in `validate`
+                        self.save("checkpoint.pt")
                     break
         progress.close()
         return self.step == cfg.max_steps
 
     def check(self, step):
         """Raises Diverged where training has made things worse for long."""
-        untrained = self.rows[0]["val_loss"]
-        worse = step.loss > 1.02 * untrained  # one that has learned nothing may vary by less
+        worse = step.loss > 1.02 * self.untrained  # one that has learned nothing may vary by less
         self.lost = self.lost + 1 if worse else 0
         if self.lost == PATIENCE:
-            raise Diverged(f"the loss was above the untrained model's {untrained:.4g} for "
-                           f"{PATIENCE} steps, {step.loss:.4g} at step {self.step}; try a smaller "
-                           "--train.lr or --train.muon_lr")
+            raise Diverged(f"the loss was above the untrained model's {self.untrained:.4g} "
+                           f"for {PATIENCE} steps, {step.loss:.4g} at step {self.step}; try a "
+                           "smaller --train.lr or --train.muon_lr")
 
     def tokens_per_s(self, *steps):
         """The speed over some steps."""
@@ -221,6 +213,7 @@ class Run:
         if not math.isfinite(val_loss):
             raise Diverged(f"the validation loss is {val_loss} at step {self.step}; try a smaller "
                            "--train.lr")
+        self.untrained = self.untrained if self.step else val_loss
         self.log(val_loss=val_loss, **above)
         if val_loss < self.best_loss:
             self.best_loss = val_loss
@@ -246,7 +239,8 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step, "seconds": self.seconds, "best_loss": self.best_loss,
-            "lost": self.lost, "recent": [dataclasses.astuple(step) for step in self.recent],
+            "lost": self.lost, "untrained": self.untrained, "threads": torch.get_num_threads(),
+            "recent": [dataclasses.astuple(step) for step in self.recent],
             "sampler": self.sampler.get_state(), "rng": torch.get_rng_state(),
             "tokenizer": self.dataset.tokenizer.state_dict(),
             "config": dataclasses.asdict(self.cfg), "data_sha256": self.dataset.sha256,
@@ -275,11 +269,8 @@ def start_run(cfg, device, overwrite=False, resumed=None):
         torch.set_num_threads(cfg.train.threads)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32: products of ten bits, sums of 23
-    tokenizer = load_tokenizer(resumed[1]["tokenizer"]) if resumed else None
-    dataset = load_dataset(cfg.data, cfg.model.n_ctx, tokenizer)
-    if resumed and dataset.sha256 != resumed[1]["data_sha256"]:
-        raise UserError(f"the text is not the one that {resumed[0]} was trained on; put that one "
-                        "back, or start another run")
+    dataset = (dataset_again(*resumed, cfg) if resumed else
+               load_dataset(cfg.data, cfg.model.n_ctx))
     at_once, known = cfg.train.windows_at_once(n_ranks()), dataset.tokenizer.d_vocab
     if cfg.model.d_vocab not in (None, known):
         raise UserError(f"d_vocab={cfg.model.d_vocab} is not the tokenizer's {known}; leave "
@@ -317,7 +308,7 @@ def finish(run):
           f"{run.step:,} steps in {run.seconds:.0f} s (a uniform guess: {math.log(d_vocab):.4f})\n"
           + f"nats/token above the floor: {', '.join(above)}\n" * bool(above) +
           f"the curve: {run.folder / 'loss.png'}\n"
-          f'more text: python generate.py --run_name {run.folder.name} --sliding --prompt "..."')
+          f'more text: python generate.py {flags_of(run.folder)} --sliding --prompt "..."')
 
 
 def main(argv=None):
@@ -340,8 +331,9 @@ def main(argv=None):
             raise UserError(f"{problem}; the last good checkpoint is "
                             f"{run.folder / 'checkpoint.pt'}, of step {run.saved_step}") from None
         if not finished:
-            print(f"stopped after step {run.step:,}; to go on: python train.py --logging.run_name "
-                  f"{run.folder.name} --resume")
+            behind = f" from step {run.saved_step:,}" * (run.saved_step < run.step)
+            print(f"stopped after step {run.step:,}; to go on{behind}: python train.py "
+                  f"{flags_of(run.folder, '--logging.')} --resume")
         elif rank() == 0:
             finish(run)
 

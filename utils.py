@@ -91,7 +91,7 @@ def n_ranks():
 @contextlib.contextmanager
 def joined_ranks(device):
     """Yields the `torch.device` of that name. While open, the processes that torchrun started can
-    average, and the first alone prints. Raises RankLost where one of the others is gone."""
+    average. Raises RankLost where one of the others is gone."""
     device = pick_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield device
@@ -101,8 +101,7 @@ def joined_ranks(device):
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         torch.distributed.barrier()  # whoever gives up now is missed in a place that expects it
-        with contextlib.redirect_stdout(None if rank() else sys.stdout):
-            yield device
+        yield device
     except RuntimeError as error:
         if not isinstance(error, torch.distributed.DistError) and "gloo/" not in str(error):
             raise
@@ -198,6 +197,33 @@ def text_pieces(paths, size=1 << 18, what=None):
         position = done - begin - len(error.object) + error.start
         raise UserError(f"{path} is not UTF-8 (byte {position} is "
                         f"{error.object[error.start]:#04x}); save it as UTF-8 first") from None
+
+
+def whole_numbers(values, what):
+    """A number or a list of them as a tensor; raises UserError for others, masks among them."""
+    try:
+        numbers = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        numbers = torch.zeros(0)
+    if not numbers.numel() or numbers.dtype == torch.bool or numbers.is_floating_point():
+        raise UserError(f"{what}={values} are no whole numbers; pass some, and of a mask its "
+                        "nonzero()")
+    return numbers
+
+
+def chosen_positions(pos, n_pos):
+    """An int, a slice, a list of positions, or None for all, as positions from 0: [n]. Raises
+    UserError for one outside of n_pos, and for none."""
+    if pos is None or isinstance(pos, slice):
+        chosen = torch.arange(n_pos)[pos or slice(None)]
+    else:
+        chosen = whole_numbers(pos, "pos")
+        if chosen.ndim > 1:
+            raise UserError(f"pos is {list(chosen.shape)}; pass [n], the same for all rows")
+        chosen = chosen.reshape(-1)
+    if not len(chosen) or chosen.min() < -n_pos or chosen.max() >= n_pos:
+        raise UserError(f"pos={pos} is outside of the {n_pos} positions")
+    return chosen % n_pos
 
 
 class Progress:
@@ -308,9 +334,11 @@ def stop_on_signal():
 
 
 def run_program(main):
-    """Runs `main()` as a program: a UserError becomes one line on stderr and exit code 2."""
+    """Runs `main()` as a program: a UserError becomes one line on stderr and exit code 2. Of
+    several ranks, the first one prints."""
     try:
-        main()
+        with contextlib.redirect_stdout(None if rank() else sys.stdout):
+            main()
     except UserError as error:
         if rank() and not isinstance(error, RankLost):
             time.sleep(30)  # rank 0 says the same, and torchrun ends this one; if not, it is news

@@ -32,9 +32,7 @@ import torch
 import torch.nn.functional as F
 
 import plotting
-from attribution import direct_logit_attribution
 from config import (
-    PRESETS,
     ModelConfig,
     SamplingConfig,
     TrainConfig,
@@ -43,9 +41,16 @@ from config import (
     flag_parser,
     option,
 )
+from experiments.benchmark_tools import (
+    GPT2_SMALL,
+    QUICK,
+    installed,
+    patching_claims,
+    random_tokens,
+    reading_claims,
+)
 from experiments.common import claim_of, conclude, take_turns
 from generate import generate
-from logit_lens import logit_lens
 from losses import cross_entropy
 from mlp import gelu
 from model import GPT
@@ -56,8 +61,6 @@ ROOT = Path(__file__).resolve().parent.parent
 NANO = {"n_layers": 4, "n_heads": 4, "d_model": 128, "n_ctx": 64, "d_vocab": 65}
 DEFAULT = {"d_vocab": 65}
 LARGE = {"n_layers": 6, "n_heads": 6, "d_model": 384, "n_ctx": 256, "d_vocab": 65}
-GPT2_SMALL = PRESETS["gpt2"] | {"d_vocab": 50257}
-QUICK = {"n_layers": 1, "n_heads": 2, "d_model": 16, "n_ctx": 64, "d_vocab": 65}
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,6 @@ def matmul_flops(cfg, batch):
     weights += cfg.d_model * cfg.d_vocab
     attention = cfg.n_layers * 2 * cfg.n_ctx * cfg.d_model
     return 2 * batch * cfg.n_ctx * (weights + attention)
-
-
-def random_tokens(cfg, batch, pos):
-    """[batch, pos] of ids, the same ones each time."""
-    return torch.randint(cfg.d_vocab, (batch, pos), generator=seeded_generator(0))
 
 
 def our_step(cfg, batch, optimizer):
@@ -118,11 +116,6 @@ def hugging_face_step(cfg, batch):
         optimizer.step()
 
     return step
-
-
-def installed(package):
-    """Whether a package that is never required happens to be there."""
-    return importlib.util.find_spec(package) is not None
 
 
 def training_claims(cfg, progress):
@@ -264,36 +257,6 @@ def decoding_claims(cfg, progress):
     return claims
 
 
-@torch.no_grad()
-def reading_claims(cfg, progress):
-    """What it costs to read a run at GPT-2 small's shape: one prompt of 64 tokens."""
-    import resource  # not on every system
-    model = GPT(ModelConfig(**QUICK if cfg.quick else GPT2_SMALL)).eval()
-    tokens, half = random_tokens(model.cfg, 1, 64), (model.cfg.n_layers + 1) // 2
-    _, cache = model.run_with_cache(tokens)
-    contestants = {
-        "forward": lambda: model(tokens),
-        "half of the blocks": lambda: model.run_blocks(model.embed(tokens), stop=half),
-        "the lens at one position": lambda: logit_lens(model, cache, positions=-1, top_k=5),
-        "every neuron": lambda: direct_logit_attribution(model, cache, 0, unit="neuron"),
-    }
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    contestants["every neuron"]()
-    added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 2**20
-    claims = [claim_of("reading 1 x 64: GB that every neuron's attribution adds to the peak",
-                       torch.tensor([added]), at_most=None if cfg.quick else 1.0)]
-    seconds = take_turns(contestants, cfg.rounds, progress)
-    for name in list(contestants)[1:]:
-        most = 2.0 if "lens" in name and not cfg.quick else None
-        claims.append(claim_of(f"reading 1 x 64: time of {name} over forward",
-                               seconds[name] / seconds["forward"], at_most=most))
-    for name, filters in (("the streams", {"names_filter": lambda n: "resid_post" in n}),
-                          ("one position", {"pos_slice": -1})):
-        share = torch.tensor([model.run_with_cache(tokens, **filters)[1].nbytes / cache.nbytes])
-        claims.append(claim_of(f"reading 1 x 64: share of a full cache, {name}", share))
-    return claims
-
-
 def start_claims(cfg, progress):
     """From the start of Python to the first logits, over the start of Python and torch alone."""
     logits = ("import torch; from config import ModelConfig; from model import GPT; "
@@ -317,7 +280,8 @@ def run(cfg):
     cfg = dataclasses.replace(cfg, rounds=1) if cfg.quick else cfg
     progress = Progress(cfg.rounds, " rounds")
     try:
-        parts = (training_claims, forward_claims, decoding_claims, reading_claims, start_claims)
+        parts = (training_claims, forward_claims, decoding_claims, reading_claims, patching_claims,
+                 start_claims)
         claims = [claim for part in parts for claim in part(cfg, progress)]
     finally:
         torch.set_num_threads(before)

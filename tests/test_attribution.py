@@ -1,12 +1,17 @@
-"""Direct attribution: the rows sum to the model's own logits, unfolded."""
+"""Direct attribution: the rows sum to the model's own logits, unfolded. Attribution patching is a
+slope, exact where the model is straight; integrated gradients leave nothing over."""
+
+import itertools
 
 import pytest
 import torch
 from helpers import tiny_model, tiny_tokens
 from torch.testing import assert_close
 
-from attribution import direct_logit_attribution
-from metrics import logit_diff
+from attribution import FIXES, attribution_patching, direct_logit_attribution, integrated_gradients
+from config import ModelConfig
+from metrics import Metric, bootstrap_ci, logit_diff, target_rank
+from model import GPT
 from tokenizer import CharTokenizer
 from utils import UserError
 
@@ -97,3 +102,538 @@ def test_a_position_that_is_not_there_is_refused():
     model, _, cache = cached()
     with pytest.raises(UserError, match="pos=7 is outside of the 7"):
         direct_logit_attribution(model, cache, 1, pos=7)
+
+
+# Attribution patching
+
+DIFFERENCE = Metric.logit_diff(CORRECT, WRONG)
+
+
+def surprise(logits):
+    """A metric that bends: the log-probability of one token at each position, in the middle."""
+    return logits[..., 2, :].log_softmax(-1)[..., 4] + 0.3 * logits[..., -1, :].pow(2).mean(-1)
+
+
+def pair(dtype=torch.float64, pos=5, **changes):
+    """A model, the tokens that are patched, and the cache of the others."""
+    model = tiny_model(dtype=dtype, **changes)
+    with torch.no_grad():
+        _, source = model.run_with_cache(tiny_tokens(pos=pos, seed=3), lambda name: True)
+    return model, tiny_tokens(pos=pos), source
+
+
+def moved_metric(model, tokens, name, edit, metric):
+    """The metric with one activation edited, by a hook: edit(own) -> new."""
+    with torch.no_grad():
+        return metric(model.run_with_hooks(tokens, [(name, lambda own, hook: edit(own))]))
+
+
+def each_cell(values, axes, name, source):
+    """(effects [batch], True where the cell is) of every cell of one hook point."""
+    dims = source.axes[name].split()
+    for index in itertools.product(*map(range, values.shape[:-1])):
+        mask = torch.ones(1, dtype=torch.bool)
+        for axis, place in zip(axes, index, strict=True):
+            dim = dims.index(axis)
+            here = torch.arange(source[name].shape[dim]) == place
+            mask = mask & here.view(-1, *[1] * (len(dims) - dim - 1))
+        yield values[index], mask.expand_as(source[name])
+
+
+KINDS = [("hook_embed", ("pos",)), ("blocks.1.hook_mlp_in", ("pos",)),
+         ("blocks.0.hook_resid_pre", ("pos",)), ("blocks.1.hook_resid_mid", ("pos",)),
+         ("blocks.0.hook_attn_out", ("pos",)), ("blocks.0.hook_mlp_out", ("pos",)),
+         ("blocks.0.attn.hook_q", ("pos", "head")), ("blocks.0.attn.hook_k", ("pos", "head")),
+         ("blocks.0.attn.hook_v", ("head", "pos")), ("blocks.0.attn.hook_z", ("head",)),
+         ("blocks.0.attn.hook_result", ("head",)), ("blocks.1.hook_q_input", ("head",)),
+         ("blocks.0.attn.hook_pattern", ("head", "query_pos")), ("blocks.0.ln2.hook_scale", ()),
+         ("blocks.1.attn.hook_pattern", ("query_pos", "key_pos")),
+         ("blocks.1.mlp.hook_post", ("d_mlp",)), ("ln_final.hook_normalized", ("pos",))]
+
+
+@pytest.mark.parametrize("name, axes", KINDS, ids=str)
+@pytest.mark.parametrize("metric", [DIFFERENCE, surprise], ids=["linear", "bent"])
+def test_an_attribution_is_the_slope_of_the_way_to_the_source(name, axes, metric):
+    model, tokens, source = pair()
+    found = attribution_patching(model, tokens, source, metric, names=name, axes=axes)[name]
+    assert found.axes == axes
+    for effect, mask in each_cell(found.values, axes, name, source):
+        up, down = (moved_metric(
+            model, tokens, name, lambda own, h=h, mask=mask: own + h * mask * (source[name] - own),
+            metric) for h in (1e-5, -1e-5))
+        assert_close(effect, (up - down) / 2e-5, atol=1e-6, rtol=1e-6)
+
+
+STRAIGHT = [({"norm": "none"}, "blocks.1.hook_resid_post", ("pos",)),
+            ({"norm": "none"}, "blocks.1.hook_mlp_out", ("pos",)),
+            ({"norm": "none", "attn_only": True}, "blocks.1.attn.hook_z", ("pos", "head")),
+            ({"norm": "none", "attn_only": True}, "blocks.1.attn.hook_v", ("head", "pos")),
+            ({"norm": "none", "attn_only": True}, "blocks.1.attn.hook_pattern",
+             ("head", "query_pos", "key_pos")),
+            ({}, "ln_final.hook_normalized", ())]
+
+
+@pytest.mark.parametrize("changes, name, axes", STRAIGHT, ids=str)
+def test_it_is_patching_itself_where_the_rest_is_linear(changes, name, axes):
+    model, tokens, source = pair(**changes)
+    compare_with_patching(model, tokens, source, name, axes)
+
+
+def compare_with_patching(model, tokens, source, name, axes, **how):
+    found = attribution_patching(model, tokens, source, DIFFERENCE, names=name, axes=axes, **how)
+    with torch.no_grad():
+        before = DIFFERENCE(model(tokens))
+    for effect, mask in each_cell(found[name].values, axes, name, source):
+        after = moved_metric(
+            model, tokens, name, lambda own, mask=mask: torch.where(mask, source[name], own),
+            DIFFERENCE)
+        assert_close(effect, after - before)
+
+
+def test_the_heads_of_a_layer_sum_to_its_attention():
+    model, tokens, source = pair()
+    found = attribution_patching(model, tokens, source, surprise, axes=("layer", "pos", "head"),
+                                 names=("z", "attn_out", "result"))
+    assert found["attn_out"].axes == ("layer", "pos")
+    assert_close(found["z"].values.sum(2), found["attn_out"].values)
+    assert_close(found["result"].values, found["z"].values)
+
+
+def test_fewer_axes_sum_over_the_others_and_their_order_is_kept():
+    model, tokens, source = pair()
+    last = "blocks.1.attn.hook_z"
+
+    def values(name, axes):
+        found = attribution_patching(model, tokens, source, surprise, names=name, axes=axes)[name]
+        assert found.axes == tuple(axis for axis in axes if name == "z" or axis != "layer")
+        return found.values
+
+    fine = values("z", ("layer", "pos", "head"))
+    assert fine.shape == (2, 5, 3, 2)
+    assert_close(values("z", ("layer", "head")), fine.sum(1))
+    assert_close(values("z", ("head", "layer")), fine.sum(1).transpose(0, 1))
+    assert_close(values("z", ("layer",)), fine.sum((1, 2)))
+    assert_close(values(last, ("layer", "head")), fine.sum(1)[1])
+    assert_close(values(last, ()), fine[1].sum((0, 1)))
+
+
+def test_pos_means_the_query_on_patterns_and_axes_that_a_name_lacks_are_left_out():
+    model, tokens, source = pair()
+    names = ("z", "pattern", "embed", "attn_scores")
+    found = attribution_patching(model, tokens, source, surprise, names=names,
+                                 axes=("layer", "pos", "head"))
+    assert {name: found[name].axes for name in names} == {
+        "z": ("layer", "pos", "head"), "pattern": ("layer", "pos", "head"),
+        "embed": ("pos",), "attn_scores": ("layer", "pos", "head")}
+    assert all(each.values.isfinite().all() for each in found.values())
+    by_query = attribution_patching(model, tokens, source, surprise, names="pattern",
+                                    axes=("layer", "query_pos", "head"))
+    assert torch.equal(by_query["pattern"].values, found["pattern"].values)
+
+
+def test_scores_that_are_minus_infinity_add_nothing():
+    model, tokens, source = pair()
+    found = attribution_patching(model, tokens, source, surprise, names="attn_scores",
+                                 axes=("layer", "head", "query_pos", "key_pos"))["attn_scores"]
+    assert found.values.isfinite().all() and found.values.abs().sum() > 0
+    future = torch.ones(5, 5).triu(1).bool()
+    assert not found.values[:, :, future].any()
+
+
+@pytest.mark.parametrize("changes, there", [({}, {"z", "mlp_out"}), ({"attn_only": True}, {"z"})])
+def test_heads_and_mlps_are_the_nodes_unless_told_otherwise(changes, there):
+    model, tokens, source = pair(**changes)
+    found = attribution_patching(model, tokens, source, surprise)
+    assert found.keys() == there and found["z"].values.shape == (2, 3, 2)
+    assert all(each.direction == "denoising" for each in found.values())
+
+
+def test_the_result_gives_a_mean_and_an_interval_over_prompts():
+    model, tokens, source = pair()
+    found = attribution_patching(model, tokens, source, surprise, direction="noising")["z"]
+    assert found.direction == "noising"
+    assert torch.equal(found.mean, found.values.mean(-1))
+    low, high = found.ci(level=0.5, seed=4)
+    expected = bootstrap_ci(found.values.movedim(-1, 0), level=0.5, seed=4)
+    assert torch.equal(low, expected[0]) and torch.equal(high, expected[1])
+
+
+@pytest.mark.parametrize("fixes", [(), ("qk",), FIXES], ids=str)
+def test_prompts_together_are_as_prompts_alone(fixes):
+    model, tokens, source = pair()
+    how = {"names": ("q", "k", "mlp_out"), "axes": ("layer", "head", "pos"), "fixes": fixes}
+    together = attribution_patching(model, tokens, source, surprise, **how)
+    for row in range(2):
+        alone = attribution_patching(model, tokens[row : row + 1], source.slice(batch=row),
+                                     surprise, **how)
+        for name in how["names"]:
+            assert_close(alone[name].values[..., 0], together[name].values[..., row])
+
+
+def test_all_nodes_together_take_one_run():
+    model, tokens, source = pair()
+    runs = []
+    with model.hooks([("hook_embed", lambda resid, hook: runs.append(1))]):
+        attribution_patching(model, tokens, source, surprise, fixes=("qk",), names=(
+            "z", "mlp_out", "resid_pre", "resid_mid", "attn_out", "q", "k", "v", "pattern"))
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize("fixes", [(), ("qk", "grad_drop")], ids=str)
+def test_nothing_is_left_behind_even_after_an_error(fixes):
+    model, tokens, source = pair()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    attribution_patching(model, tokens, source, surprise, names=("q", "z"), fixes=fixes)
+    integrated_gradients(model, tokens, source, surprise, steps=2)
+    for broken in (lambda logits: logits.mean(), lambda logits: 1 / 0):
+        with pytest.raises((UserError, ZeroDivisionError)):
+            attribution_patching(model, tokens, source, broken, fixes=fixes)
+        with pytest.raises((UserError, ZeroDivisionError)):
+            integrated_gradients(model, tokens, source, broken)
+    assert not any(point.listeners for point in model.hook_points().values())
+    assert all(weight.grad is None for weight in model.parameters())
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_it_works_without_gradients_around_it_and_with_frozen_weights():
+    model, tokens, source = pair()
+    expected = attribution_patching(model, tokens, source, surprise, fixes=FIXES)["z"].values
+    model.requires_grad_(False)
+    first = "blocks.0.attn.hook_z"  # alone, nothing has a gradient once its own part is dropped
+    with torch.no_grad():
+        found = attribution_patching(model, tokens, source, surprise, fixes=FIXES)["z"].values
+        alone = attribution_patching(model, tokens, source, surprise, names=first, fixes=FIXES)
+    assert_close(found, expected)
+    assert_close(alone[first].values, expected[0])
+    assert not found.requires_grad
+
+
+# The fixes
+
+
+@pytest.mark.parametrize("sharpness", [1, 40])
+@pytest.mark.parametrize("axes", [("pos", "head"), ("head", "pos"), ("pos",), ("head",), ()])
+@pytest.mark.parametrize("part", ["q", "k"])
+def test_queries_and_keys_are_exact_up_to_the_pattern_with_the_softmax_recomputed(
+        part, axes, sharpness):
+    model, tokens, _ = pair(norm="none", attn_only=True)
+    with torch.no_grad():
+        model.blocks[1].attn.W_Q.mul_(sharpness)
+        _, source = model.run_with_cache(tiny_tokens(pos=5, seed=3))
+    compare_with_patching(model, tokens, source, f"blocks.1.attn.hook_{part}", axes, fixes=("qk",))
+
+
+def test_the_softmax_fix_leaves_other_nodes_as_they_are():
+    model, tokens, source = pair()
+    names = ("z", "v", "pattern", "q_input")
+    plain = attribution_patching(model, tokens, source, surprise, names=names)
+    fixed = attribution_patching(model, tokens, source, surprise, names=(*names, "q"),
+                                 fixes=("qk",))
+    for name in names:
+        assert_close(fixed[name].values, plain[name].values)
+
+
+@pytest.mark.parametrize("axes", [("layer", "pos", "head"), ("layer", "head")])
+def test_the_softmax_fix_is_the_slope_itself_for_small_changes(axes):
+    model, tokens, source = pair()
+    with torch.no_grad():
+        _, own = model.run_with_cache(tokens, lambda name: name.endswith(("hook_q", "hook_k")))
+    near = type(own)({name: own[name] + 1e-5 * (source[name] - own[name]) for name in own},
+                     own.axes)
+    how = {"names": ("q", "k"), "axes": axes}
+    plain = attribution_patching(model, tokens, near, surprise, **how)
+    fixed = attribution_patching(model, tokens, near, surprise, fixes=("qk",), **how)
+    for part in ("q", "k"):
+        size = plain[part].values.abs().max()
+        assert_close(fixed[part].values / size, plain[part].values / size, atol=1e-3, rtol=0)
+
+
+def gate(gap, dtype):
+    """One head, by hand: the last token opens it (1) or closes it (2) to the first (0: key, value
+    1; 3: the opposite key, value 1), `gap` nats against looking at itself, where there is nothing.
+    Logit 0 of the last position is what it pays to the first."""
+    model = GPT(ModelConfig(n_layers=1, n_heads=1, d_model=4, d_vocab=4, n_ctx=2, norm="none",
+                            attn_only=True, positions="none"), seed=None).to(dtype).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+        attn = model.blocks[0].attn
+        model.W_E.copy_(torch.eye(4))
+        model.W_U[1, 0] = 1
+        attn.W_Q[0, :, 0] = 2 * gap * torch.tensor([0.0, 1, -1, 0])
+        attn.W_K[0, :, 0] = torch.tensor([1.0, 0, 0, -1])
+        attn.W_V[0, :, 0] = torch.tensor([1.0, 0, 0, 1])
+        attn.W_O[0, 0, 1] = 1
+    return model
+
+
+def paid(logits):
+    """Logit 0 of the last position."""
+    return logits[..., -1, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("part, pos, other", [("q", 1, [0, 2]), ("k", 0, [3, 1])])
+def test_a_saturated_softmax_is_flat_for_the_slope_and_not_for_the_fix(part, pos, other, dtype):
+    model, open_, other = gate(25.0, dtype), torch.tensor([[0, 1]]), torch.tensor([other])
+    with torch.no_grad():
+        _, source = model.run_with_cache(other)
+    how = {"names": part, "axes": ("layer", "pos")}
+    plain = attribution_patching(model, open_, source, paid, **how)[part].values
+    fixed = attribution_patching(model, open_, source, paid, fixes=("qk",), **how)[part].values
+    assert plain.abs().max() < 1e-8
+    assert_close(fixed[0, pos], torch.full((1,), -1.0, dtype=dtype))
+    assert fixed[0, 1 - pos].abs() < 1e-8
+
+
+def cancelling():
+    """One block, by hand: the head writes s, what the token says, and the MLP writes -relu(s) where
+    the head did. The tokens 0, 1: s = 1, -3."""
+    model = GPT(ModelConfig(n_layers=1, n_heads=1, d_model=2, d_vocab=2, n_ctx=1, d_mlp=1,
+                            norm="none", positions="none", activation="relu"), seed=None).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+        block = model.blocks[0]
+        model.W_E[:, 0] = torch.tensor([1.0, -3.0])
+        block.attn.W_V[0, 0, 0] = block.attn.W_O[0, 0, 1] = 1
+        block.mlp.W_in[1, 0], block.mlp.W_out[0, 1] = 1, -1
+        model.W_U[1, 0] = 1
+    return model
+
+
+def test_dropping_gradients_finds_what_cancels():
+    model, tokens = cancelling(), torch.tensor([[0]])
+    with torch.no_grad():
+        _, source = model.run_with_cache(torch.tensor([[1]]))
+    assert moved_metric(model, tokens, "blocks.0.attn.hook_z", lambda own: source["z", 0],
+                        lambda logits: logits[0, 0, 0]) == -3  # -3 - relu(-3), and before 1 - 1
+    how = {"names": ("z", "attn_out", "mlp_out", "resid_pre"), "axes": ("layer",)}
+    plain, dropped = (attribution_patching(model, tokens, source, lambda logits: logits[..., 0, 0],
+                                           fixes=fixes, **how) for fixes in ((), ("grad_drop",)))
+    # s moves by -4. The head's own part aside, the MLP's is left, and without it the slope is 1;
+    # the stream before both loses its only way without the head, and has the mean of 0 and 4.
+    assert {name: each.values.item() for name, each in plain.items()} == {
+        "z": 0, "attn_out": 0, "mlp_out": 1, "resid_pre": 0}
+    assert {name: each.values.item() for name, each in dropped.items()} == {
+        "z": 4, "attn_out": 4, "mlp_out": 1, "resid_pre": 2}
+
+
+@pytest.mark.parametrize("changes", [{}, {"attn_only": True}], ids=str)
+def test_a_dropped_gradient_is_the_slope_with_that_part_held_still(changes):
+    model, tokens, source = pair(**changes)
+    parts = [f"blocks.{layer}.hook_{part}_out" for layer in (0, 1) for part in ("attn", "mlp")
+             if part == "attn" or not changes]
+    names = ["blocks.0.attn.hook_z", "blocks.1.hook_resid_pre", parts[-1], parts[0], "hook_embed"]
+    found = attribution_patching(model, tokens, source, surprise, names=names, axes=("pos",),
+                                 fixes=("grad_drop",))
+    with torch.no_grad():
+        _, own = model.run_with_cache(tokens)
+    for name in names:
+        inside = name not in ("blocks.1.hook_resid_pre", "hook_embed")
+        for effect, mask in each_cell(found[name].values, ("pos",), name, source):
+            sizes = torch.zeros(2, dtype=torch.float64)
+            for part in parts:
+                with model.hooks([(part, lambda write, hook: own[hook.name])]):
+                    up, down = (moved_metric(
+                        model, tokens, name,
+                        lambda now, h=h, name=name, mask=mask:
+                            now + h * mask * (source[name] - own[name]), surprise)
+                        for h in (1e-5, -1e-5))
+                    sizes += (up - down).abs() / 2e-5 * (part != name)
+            assert_close(effect, sizes / (len(parts) - inside), atol=1e-6, rtol=1e-6)
+
+
+def test_both_fixes_take_the_recomputed_softmax_through_the_dropped_gradients():
+    model, tokens, source = pair(norm="none", attn_only=True)
+    how = {"names": "blocks.1.attn.hook_q", "axes": ("pos", "head")}
+    fixed = attribution_patching(model, tokens, source, DIFFERENCE, fixes=("qk",), **how)
+    both = attribution_patching(model, tokens, source, DIFFERENCE, fixes=FIXES, **how)
+    # No part comes after the last pattern: of two, its own is left out, the other changes nothing.
+    assert_close(both[how["names"]].values, fixed[how["names"]].values.abs())
+
+
+# Integrated gradients
+
+
+@pytest.mark.parametrize("act_name", ["embed", ("resid_pre", 0), ("z", 0), ("pattern", 1),
+                                      ("attn_scores", 0), "blocks.1.hook_mlp_out"], ids=str)
+def test_integrated_gradients_sum_to_the_change_of_the_metric(act_name):
+    model, tokens, source = pair()
+    name = source.full_name(act_name)
+    split, gap = integrated_gradients(model, tokens, source, surprise, act_name=act_name)
+    assert split.shape == source[name].shape and gap.shape == (2,)
+    assert gap.max() < 1e-4 and (gap >= 0).all()
+    with torch.no_grad():
+        before = surprise(model(tokens))
+    after = moved_metric(model, tokens, name, lambda own: source[name], surprise)
+    assert_close(split.flatten(1).sum(1), after - before, atol=1e-4, rtol=0)
+
+
+def test_the_embedding_s_way_ends_in_the_source_s_run():
+    for changes in ({}, {"positions": "none"}, {"n_layers": 0}):
+        model, tokens, source = pair(**changes)
+        split, _ = integrated_gradients(model, tokens, source, surprise)
+        with torch.no_grad():
+            change = surprise(model(tiny_tokens(pos=5, seed=3))) - surprise(model(tokens))
+        assert_close(split.sum((1, 2)), change, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("rule, order", [("riemann", 1), ("trapezoid", 2)])
+def test_the_gap_falls_with_the_steps_as_the_rule_promises(rule, order):
+    model, tokens, source = pair()
+    wide, narrow = (integrated_gradients(model, tokens, source, surprise, steps=n, rule=rule)[1]
+                    for n in (48, 96))
+    assert_close(wide / narrow, torch.full_like(wide, 2.0**order), rtol=0.1, atol=0)
+
+
+def test_gauss_s_gap_falls_faster_than_any():
+    model, tokens, source = pair()
+    gaps = [integrated_gradients(model, tokens, source, surprise, steps=n)[1].max()
+            for n in (4, 8, 16, 32)]
+    assert all(narrow < wide / 3 for wide, narrow in itertools.pairwise(gaps))
+
+
+@pytest.mark.parametrize("rule", ["gauss", "riemann", "trapezoid"])
+def test_one_step_is_enough_where_the_metric_is_linear(rule):
+    model, tokens, source = pair(norm="none", attn_only=True)
+    split, gap = integrated_gradients(model, tokens, source, DIFFERENCE, act_name=("z", 1),
+                                      steps=1, rule=rule)
+    plain = attribution_patching(model, tokens, source, DIFFERENCE, names="z",
+                                 axes=("layer", "pos", "head"))["z"].values[1]
+    assert gap.max() < 1e-10
+    assert_close(split.sum(-1).movedim(0, -1), plain)
+
+
+def test_one_trapezoid_is_the_mean_of_the_slopes_at_both_ends():
+    model, tokens, source = pair()
+    split, _ = integrated_gradients(model, tokens, source, surprise, steps=1, rule="trapezoid")
+    right, _ = integrated_gradients(model, tokens, source, surprise, steps=1, rule="riemann")
+    left = model.gradient_cache(tokens, surprise, "hook_embed")[2]["embed"]
+    left = left * (source["embed"] - model.W_E.detach()[tokens])
+    assert_close(split, (left + right) / 2)
+
+
+def test_where_a_saturated_softmax_is_flat_integrated_gradients_see_the_whole_way():
+    model, closed = gate(12.0, torch.float64), torch.tensor([[0, 2]])
+    with torch.no_grad():
+        _, source = model.run_with_cache(torch.tensor([[0, 1]]))
+    slope = attribution_patching(model, closed, source, paid, names="q", axes=("layer",))["q"]
+    split, gap = integrated_gradients(model, closed, source, paid, act_name=("q", 0))
+    assert slope.values.abs().max() < 1e-3
+    assert_close(split.sum((1, 2, 3)), torch.ones(1).double(), atol=1e-4, rtol=0)
+    assert gap.max() < 1e-5
+
+
+def test_integrated_gradients_of_prompts_together_are_those_of_prompts_alone():
+    model, tokens, source = pair()
+    together = integrated_gradients(model, tokens, source, surprise, steps=3)
+    for row in range(2):
+        alone = integrated_gradients(model, tokens[row : row + 1], source.slice(batch=row),
+                                     surprise, steps=3)
+        assert_close(alone[0][0], together[0][row])
+        assert_close(alone[1][0], together[1][row])
+
+
+# What can't be
+
+
+@pytest.mark.parametrize("how, problem", [
+    ({"direction": "forwards"}, "direction='forwards' is unknown; choose from: denoising, noising"),
+    ({"fixes": ("gradrop",)}, "fix='gradrop' is unknown; choose from: qk, grad_drop"),
+    ({"names": "zz"}, "blocks.0.hook_zz is not a hook of this model"),
+    ({"names": "blocks.0.attn.hook_patern"}, "the closest: blocks.0.attn.hook_pattern"),
+    ({"names": ("z", "blocks.2.attn.hook_z")}, "blocks.2.attn.hook_z is not a hook"),
+    ({"names": "z", "axes": ("head",)}, "'z' lies in every block; add the axis 'layer' or name"),
+    ({"names": "z", "axes": ("layer", "heads")},
+     "z has no axis 'heads' for cells; choose from: layer, pos, head, d_head"),
+    ({"names": "hook_embed", "axes": ("layer", "head")}, "choose from: pos, d_model"),
+    ({"names": "mlp_out", "axes": ("layer", "head")}, "mlp_out has no axis 'head'"),
+    ({"names": "z", "axes": ("layer", "batch")}, "no axis 'batch'"),
+    ({"names": (), "axes": ()}, "names_filter matches none"),
+])
+def test_what_is_not_there_is_refused(how, problem):
+    model, tokens, source = pair()
+    with pytest.raises(UserError, match=problem):
+        attribution_patching(model, tokens, source, surprise, **how)
+
+
+def both_refuse(model, tokens, source, metric, problem):
+    """Both methods raise this."""
+    for method in (attribution_patching, integrated_gradients):
+        with pytest.raises(UserError, match=problem):
+            method(model, tokens, source, metric)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("names_filter", [None, ["hook_embed", "blocks.0.attn.hook_z",
+    "blocks.1.attn.hook_z", "blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"]])
+def test_a_source_that_is_the_run_itself_is_refused_however_it_was_computed(dtype, names_filter):
+    model, tokens, _ = pair(dtype)
+    with torch.no_grad():
+        _, own = model.run_with_cache(tokens, names_filter)
+    both_refuse(model, tokens, own, surprise, "the source equals the run, so effects are undefined")
+    with pytest.raises(UserError, match=r"in blocks.0.attn.hook_q, blocks.1.attn.hook_q the"):
+        attribution_patching(model, tokens, model.run_with_cache(tokens)[1], surprise, names="q")
+
+
+def test_scores_of_the_run_itself_are_refused_though_some_are_infinite():
+    model, tokens, source = pair()
+    own = model.run_with_cache(tokens)[1]
+    with pytest.raises(UserError, match="the source equals the run"):
+        attribution_patching(model, tokens, own, surprise, names="attn_scores")
+    attribution_patching(model, tokens, source, surprise, names="attn_scores")
+
+
+@pytest.mark.parametrize("shape", [{"pos": 4}, {"batch": 3}])
+def test_a_source_of_another_shape_is_refused(shape):
+    model, tokens, _ = pair()
+    with torch.no_grad():
+        _, source = model.run_with_cache(tiny_tokens(**{"pos": 5} | shape, seed=3))
+    both_refuse(model, tokens, source, surprise, r"in the source, \[2, 5, .*\] in the run")
+
+
+def test_a_source_without_the_activation_is_refused():
+    model, tokens, source = pair()
+    source = type(source)({}, source.axes)
+    both_refuse(model, tokens, source, surprise, "was not kept; name it in names_filter")
+
+
+@pytest.mark.parametrize("metric, problem", [
+    (lambda logits: logits.mean(), r"the metric returned \[\] for logits \[2, 5, 11\]"),
+    (lambda logits: logits[..., -1, :], r"the metric returned \[2, 11\]"),
+    (lambda logits: 1.0, "the metric returned"),
+    (lambda logits: target_rank(logits, 3), "the metric has no gradient"),
+])
+def test_a_metric_that_does_not_fit_is_refused(metric, problem):
+    both_refuse(*pair(), metric, problem)
+
+
+def test_dropout_is_refused():
+    model, tokens, source = pair(dropout=0.1)
+    both_refuse(model.train(), tokens, source, surprise, r"call model.eval\(\) first")
+    assert model.training
+
+
+@pytest.mark.parametrize("how, problem", [
+    ({"steps": 0}, "steps=0 is not possible; choose 1 or more"),
+    ({"rule": "simpson"}, "rule='simpson' is unknown; choose from: gauss, riemann, trapezoid"),
+    ({"act_name": ("z", 2)}, "layer 2 of 'z' is not there"),
+    ({"act_name": "hook_embedd"}, "hook_embedd is not a hook of this model"),
+])
+def test_integrals_that_are_none_are_refused(how, problem):
+    model, tokens, source = pair()
+    with pytest.raises(UserError, match=problem):
+        integrated_gradients(model, tokens, source, surprise, **how)
+
+
+def test_a_single_part_can_hide_nothing():
+    model, tokens, source = pair(n_layers=1, attn_only=True)
+    with pytest.raises(UserError, match="of 1 parts none can hide another"):
+        attribution_patching(model, tokens, source, surprise, fixes=("grad_drop",))
+
+
+def test_a_model_without_layers_has_no_heads():
+    model, tokens, source = pair(n_layers=0)
+    with pytest.raises(UserError, match="names_filter matches none of the 4 hook points"):
+        attribution_patching(model, tokens, source, surprise)

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from helpers import tiny_model, tiny_tokens
 import checkpoint
 import corpus
 from checkpoint import (
+    add_rows,
     describe,
     export_pretrained,
     find_run,
+    flags_of,
     list_runs,
     load_checkpoint,
     load_model,
@@ -231,6 +234,16 @@ def test_a_disk_that_is_full_is_said_in_one_line_and_the_old_checkpoint_stays(tm
     assert same_logits(load_model("mine", tmp_path)[0], old)
 
 
+@pytest.mark.parametrize("folder, flags", [
+    ("outputs/mine", "--x.run_name mine"), ("./outputs/mine", "--x.run_name mine"),
+    ("other/mine", "--x.run_name mine --x.out_dir other"),
+    ("/outputs/mine", "--x.run_name mine --x.out_dir /outputs"),
+    ("my runs/the first", "--x.run_name 'the first' --x.out_dir 'my runs'"),
+])
+def test_a_run_is_named_with_its_place_where_that_is_not_the_default(folder, flags):
+    assert flags_of(Path(folder), "--x.") == flags
+
+
 def test_runs_without_a_name_are_numbered_after_the_last(tmp_path):
     assert new_run_folder(tmp_path).name == "run-001"
     assert new_run_folder(tmp_path).name == "run-002"
@@ -248,7 +261,7 @@ def test_a_taken_name_is_refused_and_its_files_stay(tmp_path):
 
 def test_overwriting_removes_the_run_s_files_and_nothing_else(tmp_path):
     save_run(tmp_path / "mine")
-    for name in (*checkpoint.FILES, "notes.txt"):
+    for name in (*checkpoint.FILES, "notes.txt", ".checkpoint.pt.123"):
         (tmp_path / "mine" / name).touch()
     folder = new_run_folder(tmp_path, "mine", overwrite=True)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
@@ -260,9 +273,26 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         new_run_folder(tmp_path / "file/below")
 
 
+def test_a_disk_that_is_full_is_said_in_one_line_and_the_metrics_before_it_stay(tmp_path):
+    rows = [{"step": step} for step in range(4)]
+    add_rows(tmp_path, rows[:2])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30, before[1]))
+    try:
+        for afresh in (True, False):
+            with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: .*make room"):
+                add_rows(tmp_path, rows if afresh else rows[2:], afresh=afresh)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert read_metrics(tmp_path) == rows[:2]
+    add_rows(tmp_path, rows[1:], afresh=True)
+    assert read_metrics(tmp_path) == rows[1:]
+
+
 def test_a_line_of_the_metrics_that_was_cut_off_is_passed_over(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
     assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+    assert read_metrics(tmp_path / "none") == []
 
 
 def test_the_description_gives_the_settings_back_and_says_which_text(tmp_path):

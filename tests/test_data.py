@@ -140,6 +140,24 @@ def test_validation_is_the_end_of_the_text_and_nothing_is_lost(tmp_path, val_fra
     assert dataset.name == "text.txt" and dataset.sha256 == sha256_of(text.encode())
 
 
+@pytest.mark.parametrize("val_fraction", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+@pytest.mark.parametrize("kind", ["char", "word", "bpe"])
+def test_the_two_parts_have_the_tokens_of_the_whole_text(tmp_path, kind, val_fraction):
+    text = "One, two  threes!\n\tIt's \u65e5\u672c 4,000 good-byes;\x1c I'll say (again).\n" * 3
+    cfg = file_config(tmp_path, text.encode(), tokenizer=kind, val_fraction=val_fraction)
+    dataset = load_dataset(cfg, 8)
+    tokens = [*dataset.train.tolist(), *dataset.val.tolist()]
+    assert tokens == dataset.tokenizer.encode(text)
+    assert int(len(text) * val_fraction) <= dataset.val_characters < len(text) * val_fraction + 14
+
+
+def test_a_text_without_blanks_is_cut_where_it_was_asked_for(tmp_path):
+    text = "".join(chr(0x4E00 + i * i % 997) for i in range(4000))
+    dataset = load_dataset(
+        file_config(tmp_path, text.encode(), tokenizer="bpe", vocab_size=257), 8)
+    assert dataset.val_characters == 400
+
+
 def test_a_given_tokenizer_is_used_as_it_is(tmp_path):
     tokenizer = CharTokenizer().fit("abcdefgh")
     dataset = load_dataset(file_config(tmp_path, b"hgfe" * 20), 4, tokenizer)
@@ -354,6 +372,22 @@ def test_losses_at_the_floor_lie_nowhere_above_it(monkeypatch):
     above = floor.above(worse)
     assert above.pop("recall") == pytest.approx(1) and 0 < above.pop("all") < 0.1
     assert all(nats == pytest.approx(0) for nats in above.values())
+
+
+def test_a_category_that_does_not_occur_is_left_out():
+    categories = ["recall", "syntax", "choice", "choice"]
+    floor = corpus.Floor(torch.tensor([-1.0, 0, -2, -1]), categories, [])
+    above = floor.above(torch.tensor([0.5, 2.5, 1.0]).double())
+    assert above == {"all": pytest.approx(1 / 3), "syntax": 0.5, "choice": 0.25}
+
+
+@pytest.mark.parametrize("kind", ["char", "word", "bpe"])
+@pytest.mark.parametrize("val_fraction, part", [(1e-9, "validation"), (0.99999, "training")])
+def test_a_share_of_the_corpus_that_leaves_no_story_is_named(monkeypatch, kind, val_fraction, part):
+    monkeypatch.setattr(data, "BUILTIN_CHARACTERS", 5000)
+    cfg = DataConfig(dataset="builtin", tokenizer=kind, val_fraction=val_fraction)
+    with pytest.raises(UserError, match=rf"the {part} part has [01] tokens.*--data\.val_fraction"):
+        load_dataset(cfg, 16)
 
 
 def test_a_text_of_unknown_entropy_and_pieces_of_words_have_no_floor(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from generate import (
     steering_vector,
     token_probs,
 )
-from tokenizer import BPETokenizer
+from tokenizer import BPETokenizer, WordTokenizer
 from utils import UserError, seeded_generator
 
 N_CTX = TINY["n_ctx"]
@@ -560,6 +560,20 @@ def test_the_pieces_of_any_bytes_are_the_text_of_all_of_them(seed):
     pieces = list(generate_text(model, BYTES, cfg))
     assert len(pieces) == 101 and "\ufffd" in "".join(pieces)
     assert "".join(pieces) == BYTES.decode(tokens[0])
+
+
+@pytest.mark.parametrize("n_prompt", [1, 2, 5, 8])
+def test_the_pieces_of_words_have_the_spaces_between_them(monkeypatch, n_prompt):
+    text = "When Ola met Leo, Leo ran.\nWhere is Mia? (At... the lake!)\n\n. x"
+    tokenizer = WordTokenizer().fit(text)
+    ids = tokenizer.encode(text)
+    prompt = tokenizer.decode(ids[:n_prompt])
+    said = (torch.tensor([[i]]) for i in ids[n_prompt:])
+    monkeypatch.setattr("generate.generate", lambda *args, **kwargs: said)
+    pieces = list(generate_text(tiny_model(d_vocab=99), tokenizer, GenerateConfig(prompt=prompt)))
+    assert len(pieces) == len(ids) - n_prompt + 1
+    assert prompt + "".join(pieces) == tokenizer.decode(ids)
+    assert " lake" in pieces and "\n" in pieces
 
 
 def test_the_text_ends_before_its_stop():

@@ -106,6 +106,25 @@ def test_the_induction_score_equals_the_naive_loop():
         assert_close(induction_score(pattern, tokens)[:, row], expected)
 
 
+@pytest.mark.parametrize("score", [induction_score, duplicate_token_score])
+@pytest.mark.parametrize("shape", [(7, 7), (2, 7, 7), (1, 3, 7, 7), (2, 3, 6, 6), (2, 3, 1, 7),
+                                   (2, 3, 7, 6), (2, 3, 4, 7, 7)])
+def test_a_pattern_of_other_tokens_is_refused_with_both_shapes(score, shape):
+    tokens = torch.zeros(2, 7, dtype=torch.long)
+    assert score(torch.ones(5, 2, 3, 7, 7), tokens).shape == (5, 2, 3)
+    with pytest.raises(UserError) as found:
+        score(torch.ones(shape), tokens)
+    assert str(list(shape)) in str(found.value) and "2, head, 7, 7" in str(found.value)
+
+
+@pytest.mark.parametrize("score, shape", [
+    (sink_score, (3, 1, 4)), (sink_score, (1, 1)), (sink_score, (4,)),
+    (attention_entropy, (2, 3, 1, 4)), (attention_entropy, (4,))])
+def test_a_part_of_a_pattern_has_no_score(score, shape):
+    with pytest.raises(UserError, match=str(list(shape)).replace("[", r"\[")):
+        score(torch.ones(shape))
+
+
 def test_where_no_token_comes_twice_there_is_no_induction_score():
     pattern = torch.eye(4).expand(1, 1, 4, 4)
     assert induction_score(pattern, torch.arange(4)[None]).isnan().all()
@@ -171,6 +190,13 @@ def test_the_rank_is_that_in_the_sorted_logits():
     assert torch.equal(target_rank(logits, CORRECT), expected)
 
 
+def test_a_logit_that_is_nan_is_never_the_likeliest():
+    logits = cells()[0, 0]
+    logits[0, -1], logits[1, -1, CORRECT[1]], logits[2, -1, 3] = math.nan, math.nan, math.nan
+    finite = (cells()[0, 0, 2, -1] > logits[2, -1, CORRECT[2]])[[0, 1, 2, 4, 5]].sum().item()
+    assert target_rank(logits, CORRECT).tolist() == [6, 6, finite + 1]
+
+
 def test_kl_of_a_run_from_itself_is_nothing_and_from_another_what_the_sum_says():
     logits, other = cells()[0, 0], cells(1)[0, 0]
     assert_close(kl_divergence(logits, logits, reduction="none"), torch.zeros(3).double())
@@ -195,6 +221,10 @@ def test_rank_correlation_is_that_of_the_ranks_with_ties_shared():
     assert_close(spearman(one, one.exp()).item(), 1.0)
     assert_close(spearman(one, -one).item(), -1.0)
     assert spearman(one, torch.ones(4)).isnan()
+    holes = torch.tensor([[1.0, math.nan, 2.0, 0.0], [1.0, 3.0, 2.0, 0.0]])
+    assert_close(spearman(one.expand(2, 4), holes), torch.stack([expected * math.nan, expected]),
+                 equal_nan=True)
+    assert spearman(holes[0], one).isnan()
 
 
 def test_an_interval_covers_the_true_mean_about_as_often_as_it_says():
@@ -203,6 +233,9 @@ def test_an_interval_covers_the_true_mean_about_as_often_as_it_says():
     inside = [low <= 2 <= high for low, high in
               (bootstrap_ci(sample, n_draws=400) for sample in samples)]
     assert 0.89 <= sum(inside) / 300 <= 0.98  # 95 %, a little less for 40 values
+    few = torch.randn(5, 2000, generator=generator)
+    low, high = bootstrap_ci(few, n_draws=500)
+    assert 0.79 <= ((low <= 0) & (0 <= high)).float().mean() <= 0.88  # as its docstring says
     low, high = bootstrap_ci(samples[:2].T)
     assert low.shape == high.shape == (2,) and (low < high).all()
     assert all(map(torch.equal, bootstrap_ci(samples[0]), bootstrap_ci(samples[0])))
@@ -233,8 +266,16 @@ def test_a_copying_head_scores_one_and_a_suppressing_one_minus_one():
 def test_one_value_has_no_interval_and_no_draws_no_pvalue():
     with pytest.raises(UserError, match="give two or more"):
         bootstrap_ci([1.0])
-    with pytest.raises(UserError, match="no draws"):
+    with pytest.raises(UserError, match="0 draws"):
         permutation_pvalue(1.0, [])
+
+
+@pytest.mark.parametrize("observed, null", [
+    (math.nan, [1.0, 2.0]), ([1.0, math.nan], [1.0, 2.0]), (1.0, [1.0, math.nan]),
+    ([1.0, 2.0], [[1.0, 2.0], [math.nan, 0.0]])])
+def test_what_was_not_measured_has_no_pvalue(observed, null):
+    with pytest.raises(UserError, match="1 values are NaN"):
+        permutation_pvalue(observed, null)
 
 
 # A metric that says what it needs

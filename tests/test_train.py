@@ -6,6 +6,7 @@ import math
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,9 @@ import pytest
 import torch
 from helpers import TINY, tiny_model, tiny_tokens
 
+import checkpoint
 import corpus
+import data
 import train
 from checkpoint import load_checkpoint, load_model, read_metrics
 from config import Config, DataConfig, GenerateConfig, ModelConfig, TrainConfig
@@ -26,7 +29,7 @@ from generate import generate_text
 from losses import cross_entropy
 from optim import AdamW, Muon, schedule
 from train import Diverged, Run, evaluate, fit, main, make_optimizers
-from utils import UserError, seeded_generator
+from utils import NoNetwork, UserError, seeded_generator
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ("--model.n_layers 1 --model.n_heads 2 --model.d_model 8 --model.n_ctx 8 "
@@ -360,7 +363,7 @@ def test_of_two_equally_good_checkpoints_the_first_is_kept(tmp_path, monkeypatch
 
 def test_a_resumed_run_knows_its_best_checkpoint(tmp_path, monkeypatch):
     quietly(monkeypatch)
-    val_losses = iter([3.0, 1.0, 2.0])
+    val_losses = iter([9.0, 1.0, 2.0])
     monkeypatch.setattr(train, "token_losses", lambda *args: [next(val_losses)])
     with monkeypatch.context() as patched:
         on_batch(patched, 4, interrupt)
@@ -409,7 +412,18 @@ def test_the_last_lines_say_the_result_and_how_to_get_more(capsys, tmp_path):
     main(argv(tmp_path))
     out = capsys.readouterr().out
     assert f"validation loss {curve(tmp_path, 'run-001', 'val_loss')[-1][1]:.4f}" in out
-    assert "python generate.py --run_name run-001" in out
+    assert f"generate.py --run_name run-001 --out_dir {tmp_path / 'outputs'} --sliding" in out
+
+
+def test_the_line_that_a_stopped_run_prints_goes_on_with_it(tmp_path, monkeypatch, capsys):
+    quietly(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patched:
+        on_batch(patched, 2, interrupt)
+        main(argv(tmp_path, "--logging.out_dir", "my runs"))
+    line = capsys.readouterr().out.splitlines()[-1]
+    main(shlex.split(line.partition("train.py ")[2]))
+    assert load_checkpoint(tmp_path / "my runs/run-001/checkpoint.pt")["step"] == 6
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(home, monkeypatch):
@@ -484,11 +498,29 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys, f
         main(argv(tmp_path, *named("halves"), *flags))
     assert final(tmp_path, "halves")["step"] == stop_at
     assert f"stopped after step {stop_at}; to go on: python train.py --logging.run_name halves " \
-           "--resume" in capsys.readouterr().out
+           f"--logging.out_dir {tmp_path / 'outputs'} --resume" in capsys.readouterr().out
     torch.manual_seed(99)  # whatever the new process drew before
     main(argv(tmp_path, *named("halves", "--resume")))
     assert same(final(tmp_path, "halves"), final(tmp_path, "whole"))
     assert curve(tmp_path, "halves", "val_loss") == curve(tmp_path, "whole", "val_loss")
+
+
+def test_elsewhere_than_on_the_cpu_each_step_seeds_its_own_dropout(tmp_path, monkeypatch):
+    """The CPU stands in for a device whose generator is in no checkpoint: as is none here."""
+    quietly(monkeypatch)
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+    monkeypatch.setattr(torch, "set_rng_state", lambda state: None)
+    flags = ["--model.dropout", "0.5"]
+    main(argv(tmp_path, *named("whole"), *flags))
+    with monkeypatch.context() as patched:
+        on_batch(patched, 3, interrupt)
+        main(argv(tmp_path, *named("halves"), *flags))
+    assert not same(final(tmp_path, "halves")["rng"], final(tmp_path, "whole")["rng"])
+    torch.manual_seed(99)
+    main(argv(tmp_path, *named("halves", "--resume")))
+    assert same(final(tmp_path, "halves"), final(tmp_path, "whole"))
+    main(argv(tmp_path, *named("other", "--train.seed", "1"), *flags))
+    assert not same(final(tmp_path, "other")["rng"], final(tmp_path, "whole")["rng"])
 
 
 def test_a_stop_does_not_show_in_the_training_loss(tmp_path, monkeypatch):
@@ -519,6 +551,57 @@ def test_a_run_that_died_goes_on_from_its_checkpoint_and_drops_the_lines_beyond_
     assert same(final(tmp_path, "halves"), final(tmp_path, "whole"))
     columns = "train_loss", "val_loss", "lr"
     assert curve(tmp_path, "halves", *columns) == curve(tmp_path, "whole", *columns)
+
+
+def lose(path):
+    path.unlink()
+
+
+def empty(path):
+    path.write_text("")
+
+
+def shorten(path):
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+
+
+@pytest.mark.parametrize("spoil", [lose, empty, shorten])
+@pytest.mark.parametrize("stop_at", [4, 6])
+def test_a_run_whose_metrics_are_lost_goes_on_without_them(
+    home, tmp_path, monkeypatch, capsys, spoil, stop_at
+):
+    with monkeypatch.context() as patched:
+        on_batch(patched, stop_at, interrupt)
+        main(argv(tmp_path, *named("mine")))
+    spoil(run_of(tmp_path, "mine") / "metrics.jsonl")
+    main(argv(tmp_path, *named("mine", "--resume")))
+    assert same(final(tmp_path, "mine"), final(home, "first"))
+    assert curve(tmp_path, "mine", "val_loss")[-1] == curve(home, "first", "val_loss")[-1]
+    assert (run_of(tmp_path, "mine") / "loss.png").stat().st_size
+    assert "\nvalidation loss 3." in capsys.readouterr().out
+
+
+def test_what_a_killed_writer_left_is_removed_when_the_run_goes_on(home, tmp_path, monkeypatch):
+    quietly(monkeypatch)
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    files = sorted(run_of(tmp_path, "first").iterdir())
+    for name in (".checkpoint.pt.123", ".best.pt.45678", ".metrics.jsonl.9"):
+        (run_of(tmp_path, "first") / name).write_text("half")
+    (run_of(tmp_path, "first") / ".notes.txt").touch()
+    main(argv(tmp_path, *named("first", "--resume")))
+    left = {*run_of(tmp_path, "first").iterdir()} - {*files}
+    assert [path.name for path in left] == [".notes.txt"]
+
+
+def test_another_number_of_threads_is_announced(home, tmp_path, monkeypatch, capsys):
+    quietly(monkeypatch)
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    main(argv(tmp_path, *named("first", "--resume")))
+    assert "threads now" not in capsys.readouterr().out
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "set_num_threads", lambda n: None)
+        main(argv(tmp_path, *named("first", "--resume", "--train.threads", "3")))
+    assert "3 threads now, 1 before: the last bits of the result" in capsys.readouterr().out
 
 
 def test_the_newest_run_goes_on_with_its_own_settings_where_none_are_given(
@@ -562,6 +645,51 @@ def test_a_text_that_has_changed_is_not_gone_on_with(tmp_path, monkeypatch, chan
         main(argv(tmp_path, *named("mine", "--resume")))
 
 
+def test_a_run_goes_on_wherever_its_text_lies_now(tmp_path, monkeypatch):
+    quietly(monkeypatch)
+    main(argv(tmp_path, *named("whole")))
+    with monkeypatch.context() as patched:
+        on_batch(patched, 2, interrupt)
+        main(argv(tmp_path, *named("halves")))
+    (tmp_path / "text.txt").rename(tmp_path / "moved.txt")
+    (tmp_path / "text.txt").write_text((tmp_path / "moved.txt").read_text()[::-1])
+    flags = [*FLAGS, *named("halves", "--logging.out_dir", str(tmp_path / "outputs"), "--resume")]
+    with pytest.raises(UserError, match=r"not the one that .*--data\.path"):
+        main(flags)
+    main([*flags, "--data.path", str(tmp_path / "moved.txt"), "--data.folder", str(tmp_path)])
+    assert same(final(tmp_path, "halves"), final(tmp_path, "whole"))
+
+
+SHAKESPEARE = "To be, or not to be: that is the question.\n" * 50
+
+
+def auto(monkeypatch, online):
+    """The flags for a run on whatever there is: Tiny Shakespeare, or not."""
+    def found(folder):
+        if not online:
+            raise NoNetwork(f"nothing in {folder}")
+        return SHAKESPEARE
+
+    monkeypatch.setattr(data, "tiny_shakespeare", found)
+    monkeypatch.setattr(data, "BUILTIN_CHARACTERS", 5000)
+    monkeypatch.setattr(checkpoint, "SHAKESPEARE_SHA256", data.sha256_of(SHAKESPEARE.encode()))
+    return ["--data.path", "none", "--train.max_steps", "1"]
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_a_run_on_what_there_was_goes_on_with_that_and_nothing_else(tmp_path, monkeypatch, online):
+    quietly(monkeypatch)
+    main(argv(tmp_path, *named("mine", *auto(monkeypatch, online))))
+    before = final(tmp_path, "mine")
+    again = argv(tmp_path, *named("mine", *auto(monkeypatch, not online), "--resume"))
+    if online:
+        with pytest.raises(NoNetwork, match="nothing in data"):
+            main(again)
+    else:
+        main(again)
+    assert same(final(tmp_path, "mine"), before)
+
+
 def test_with_nothing_to_resume_a_run_starts_afresh_and_says_so(tmp_path, monkeypatch, capsys):
     quietly(monkeypatch)
     main(argv(tmp_path, *named("mine", "--resume")))
@@ -579,6 +707,23 @@ def test_a_run_that_died_before_its_first_checkpoint_can_be_resumed(tmp_path, mo
         main(argv(tmp_path, *named("mine")))
     main(argv(tmp_path, *named("mine", "--resume")))
     assert final(tmp_path, "mine")["step"] == 6
+
+
+def test_a_run_without_a_checkpoint_is_not_taken_for_the_name_next_to_it(
+    tmp_path, monkeypatch, capsys
+):
+    quietly(monkeypatch)
+    main(argv(tmp_path, *named("mine")))
+    before = final(tmp_path, "mine")
+    (tmp_path / "outputs/mine2").mkdir()
+    with pytest.raises(UserError, match=r"'mine2' is in .*--overwrite") as error:
+        main(argv(tmp_path, *named("mine2")))
+    assert "--resume" not in str(error.value)
+    main(argv(tmp_path, *named("mine2", "--resume")))
+    assert "nothing to resume yet: starting afresh" in capsys.readouterr().out
+    assert same(final(tmp_path, "mine2"), before) and same(final(tmp_path, "mine"), before)
+    with pytest.raises(UserError, match=r"no run 'mine3' to resume; the closest: mine"):
+        main(argv(tmp_path, *named("mine3", "--resume")))
 
 
 # Divergence
@@ -613,6 +758,23 @@ def test_a_run_that_only_makes_things_worse_stops_with_its_last_good_checkpoint(
     with pytest.raises(UserError, match=r"4 steps, 9 at step 9; .*--train\.lr.*of step 4$"):
         main(argv(tmp_path, *named("worse"), *flags))
     assert final(tmp_path, "worse")["step"] == 4
+
+
+def test_a_run_stopped_while_it_makes_things_worse_keeps_its_last_good_checkpoint(
+    tmp_path, monkeypatch, capsys
+):
+    flags = ["--train.max_steps", "50", "--train.eval_interval", "2"]
+    real = train.fit
+
+    def worsening(*args, **more):
+        for step in real(*args, **more):
+            yield dataclasses.replace(step, loss=9.0 if step.number > 5 else step.loss)
+
+    monkeypatch.setattr(train, "fit", worsening)
+    on_batch(monkeypatch, 9, interrupt)
+    main(argv(tmp_path, *named("worse"), *flags))
+    assert final(tmp_path, "worse")["step"] == 4
+    assert "stopped after step 9; to go on from step 4: python" in capsys.readouterr().out
 
 
 def test_one_bad_batch_does_not_stop_a_run(tmp_path, monkeypatch):
@@ -796,7 +958,7 @@ def test_sigterm_stops_a_run_cleanly_and_says_how_to_go_on(uninterrupted):
     process.terminate()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0 and not err
-    assert f"to go on: python train.py --logging.run_name {name} --resume" in out
+    assert f"to go on: python train.py --logging.run_name {name} --logging.out_dir " in out
     state = load_checkpoint(run_of(uninterrupted, name) / "checkpoint.pt")
     assert f"stopped after step {state['step']:,};" in out and 100 <= state["step"] < 1000
     assert start(uninterrupted, *named(name, "--resume")).wait(timeout=100) == 0

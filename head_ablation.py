@@ -1,0 +1,319 @@
+"""Ablation: take a part away, and see what the model loses.
+
+A part can't be taken out of a sum without putting something in its place, and what one puts there
+is the question that one asks:
+
+    zero      nothing: as if it never wrote, which no later part has ever met
+    mean      its mean over texts and positions: it writes, but always the same
+    mean_pos  its mean over texts at each position: it may still know where it is
+    resample  its value in another text: something likely that is not about this one
+
+    with ablate_heads(model, [(0, 1), (1, 2)], "mean", reference=cache):
+        logits = model(tokens)                               # both heads gone, in every forward
+    head_importance(model, tokens).mean                      # [layer, head]
+
+Every effect is the rise of a metric, ablated - intact: of a loss, above 0 where the part is needed.
+A small one doesn't say that the part does nothing. Others may do the same (`pairwise_interaction`),
+or make up for it once it is gone (`self_repair`).
+
+Chapter: COURSE_ROADMAP.md, 9 (intervene)
+Read before: patching.py; after: probing.py
+Source: Michel et al. 2019 (importance); Wang et al. 2022 (mean ablation, backups); Chan et al. 2022
+(resampling); McDougall et al. 2023 and Rushing & Nanda 2024 (self-repair)
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from activation_cache import ActivationCache, get_act_name
+from metrics import Effects, Metric, as_metric, differentiable, per_token_loss
+from rerun import measured
+from utils import UserError, chosen_positions, whole_numbers
+
+MODES = ("zero", "mean", "mean_pos", "resample")
+
+
+def derangement(n, generator):
+    """A random order of n rows in which none keeps its place, each such order equally likely.
+
+    Returns [n], the row that each one takes from. Raises UserError for fewer than two rows.
+    """
+    if n < 2:
+        raise UserError(f"n={n}: there is no other row to take from; give two or more")
+    while True:  # e = 2.7 tries on average
+        order = torch.randperm(n, generator=generator)
+        if (order != torch.arange(n)).all():
+            return order
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What stands in the place of what is removed; the fields are arguments of `ablate_heads`."""
+
+    mode: str = "zero"
+    reference: ActivationCache | None = None
+    source: torch.Tensor | list | None = None
+    pos: int | slice | list | None = None
+
+    def __post_init__(self):
+        if self.mode not in MODES:
+            raise UserError(f"mode={self.mode!r} is unknown; choose from: {', '.join(MODES)}")
+        if self.mode != "zero" and self.reference is None:
+            raise UserError(f"mode={self.mode!r} needs a reference; pass "
+                            "reference=model.run_with_cache(tokens)[1]")
+        if self.mode == "resample" and self.source is None:
+            raise UserError("mode='resample' needs source, a row of the reference for each row; "
+                            "where they are the same texts, pass derangement(n, generator)")
+
+    def value(self, name):
+        """What replaces the activation `name`: 0, or a tensor that broadcasts to it."""
+        if self.mode == "zero":
+            return 0.0
+        kept = self.reference[name]  # [row, pos, unit, ...]
+        if self.mode != "resample":
+            return kept.mean((0, 1) if self.mode == "mean" else 0, keepdim=True)
+        rows = whole_numbers(self.source, "source").to(kept.device)
+        if rows.min() < 0 or rows.max() >= len(kept):
+            raise UserError(f"source runs from {int(rows.min())} to {int(rows.max())}; the "
+                            f"reference has rows 0 to {len(kept) - 1}")
+        return kept[rows]
+
+    def hook(self, name, chosen):
+        """A hook that replaces the chosen units, [unit], True for what goes, of `name`."""
+        value = self.value(name)
+
+        def replace(tensor, hook):
+            self.check(value, tensor.shape)
+            here = tensor.new_zeros(tensor.shape[1], dtype=torch.bool)  # [pos]
+            here[chosen_positions(self.pos, len(here))] = True
+            gone = here[:, None] & chosen.to(here.device)  # [pos, unit]
+            return torch.where(gone if tensor.ndim == 3 else gone[..., None], value, tensor)
+
+        return replace
+
+    def check(self, value, shape):
+        """Raises UserError where a value is not of the rows, positions and units that run."""
+        n_rows, n_pos, *unit = shape
+        fitting = {"mean": [1, 1, *unit], "mean_pos": [1, n_pos, *unit],
+                   "resample": [n_rows, n_pos, *unit]}
+        if self.mode != "zero" and list(value.shape) != fitting[self.mode]:
+            raise UserError(f"mode={self.mode!r} has {list(value.shape)} from the reference for "
+                            f"{fitting[self.mode]}; take it from this model, with as many "
+                            "positions, and a source row for each row")
+
+
+# Removing
+
+
+def ablate_heads(model, heads, mode="zero", *, reference=None, source=None, pos=None):
+    """A context manager: while it is open, every forward runs without what these heads write.
+
+    Their z is replaced, so the write z W_O goes; b_O, which is no head's, stays.
+    heads: (layer, head) pairs; none change nothing. mode: what takes z's place, see above.
+    reference: an ActivationCache of this model that holds "z", for all modes but "zero".
+    source: [batch], the reference's row that each row takes under "resample": `derangement` where
+    the reference is of the same texts (its own would change nothing), range(n) where it is of
+    others that belong to these row by row. pos: an int, a slice or a list; None for all positions.
+    Raises UserError for heads that are not there, a mode without what it needs, and (in the
+    forward) a reference of other positions or rows.
+    """
+    chosen = chosen_units(heads, model.cfg.n_layers, model.cfg.n_heads, "head")
+    return ablating(model, "z", chosen, Replacement(mode, reference, source, pos))
+
+
+def ablate_neurons(model, neurons, mode="zero", **how):
+    """A context manager: while it is open, every forward runs without these neurons; what comes out
+    of their nonlinearity is replaced.
+
+    neurons: (layer, neuron) pairs. how: reference (which holds "post"), source and pos, as in
+    `ablate_heads`. Raises UserError as it does, and for a model without MLPs.
+    """
+    if model.cfg.attn_only:
+        raise UserError("attn_only=True: this model has no neurons; use ablate_heads")
+    chosen = chosen_units(neurons, model.cfg.n_layers, model.cfg.d_mlp, "neuron")
+    return ablating(model, "post", chosen, Replacement(mode, **how))
+
+
+def ablate_layers(model, layers, part="attn", mode="zero", **how):
+    """A context manager: while it is open, every forward runs without all that the attention or the
+    MLP of these layers writes, biases included.
+
+    part: "attn" or "mlp". how: reference (which holds "attn_out" or "mlp_out"), source and pos, as
+    in `ablate_heads`. Raises UserError as it does, and for a part that is not there.
+    """
+    if part not in ("attn", "mlp")[: 2 - model.cfg.attn_only]:
+        raise UserError(f"part={part!r} is not in this model; choose 'attn', or 'mlp' where there "
+                        "is one")
+    chosen = chosen_units([(layer, 0) for layer in layers], model.cfg.n_layers, 1, part)
+    return ablating(model, f"{part}_out", chosen, Replacement(mode, **how))
+
+
+def chosen_units(units, n_layers, n_units, what):
+    """(layer, unit) pairs as [layer, unit], True for each that is among them."""
+    units = list(units)
+    pairs = whole_numbers(units, f"(layer, {what}) pairs") if units else torch.zeros(0, 2)
+    if pairs.shape[1:] != (2,):
+        raise UserError(f"{units} are no pairs (layer, {what}); pass [(0, 1), (0, 2)]")
+    chosen = torch.zeros(n_layers, n_units, dtype=torch.bool)
+    for layer, unit in pairs.tolist():
+        if not (0 <= layer < n_layers and 0 <= unit < n_units):
+            raise UserError(f"{what} ({layer}, {unit}) is not there; this model has {n_layers} "
+                            f"layers with {n_units} each, counted from 0")
+        chosen[layer, unit] = True
+    return chosen
+
+
+def ablating(model, name, chosen, replacement):
+    """A context manager: while it is open, the chosen units, [layer, unit], of the activation
+    `name` (short) are replaced."""
+    names = {get_act_name(name, layer): units for layer, units in enumerate(chosen) if units.any()}
+    return model.hooks([(full, replacement.hook(full, units)) for full, units in names.items()])
+
+
+# Measuring
+
+
+@torch.no_grad()
+def ablation_effects(model, tokens, sets, metric=None, *, mode="zero", **how):
+    """The rise of a metric when each of several sets of heads is removed: Effects [set, batch].
+
+    tokens: [batch, pos]. sets: a list of lists of (layer, head) pairs. metric: a Metric, or a
+    function of logits [..., batch, pos, d_vocab] -> [..., batch]; each row's loss in nats a token
+    unless given. mode and how (reference, source, pos): as in `ablate_heads`.
+    A run is taken up at its set's first layer, before which nothing changes. Hooks that are open
+    act in both runs. Raises UserError as `ablate_heads`, for no sets, and in training with dropout.
+    """
+    metric, n_layers = checked_metric(model, tokens, metric), model.cfg.n_layers
+    if not len(sets):
+        raise UserError("there are no heads to measure; give some")
+    streams = [model.embed(tokens)]
+    for layer in range(n_layers):
+        streams.append(model.run_blocks(streams[-1], layer, layer + 1))
+    intact, rises = measured(metric, model, streams[-1]), []
+    for heads in sets:
+        with ablate_heads(model, heads, mode, **how):
+            first = min((int(layer) for layer, _ in heads), default=n_layers)
+            last = model.run_blocks(streams[first], start=first)
+        rises.append(measured(metric, model, last) - intact)
+    return Effects(torch.stack(rises))
+
+
+def head_importance(model, tokens, metric=None, *, mode="zero", **how):
+    """The rise of a metric when one head is removed, for each head: Effects [layer, head, batch].
+
+    Arguments and errors as in `ablation_effects`.
+    """
+    n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
+    sets = [[(layer, head)] for layer in range(n_layers) for head in range(n_heads)]
+    effects = ablation_effects(model, tokens, sets, metric, mode=mode, **how)
+    return Effects(effects.values.unflatten(0, (n_layers, n_heads)))
+
+
+def head_importance_gradient(model, tokens, metric=None, *, normalised=False):
+    """What one backward pass says of each head's importance, [layer, head], in the metric's unit.
+
+    The mean over rows of |sum over positions and d_head of z dM/dz|: the size, to first order, of
+    the metric's change when z goes to zero. The absolute value is each row's, so a head that helps
+    here and harms there counts; it has no sign. normalised: each layer to length 1, as in Michel et
+    al. 2019. Other arguments and errors as in `ablation_effects`.
+    """
+    metric = checked_metric(model, tokens, metric)
+    names = [get_act_name("z", layer) for layer in range(model.cfg.n_layers)]
+    _, acts, grads = model.gradient_cache(tokens, differentiable(metric), names)
+    slopes = (acts.stack("z") * grads.stack("z")).sum((2, 4))  # [layer, batch, head]
+    importance = slopes.abs().mean(1)
+    return F.normalize(importance, dim=-1) if normalised else importance
+
+
+def pairwise_interaction(model, tokens, heads, metric=None, *, mode="zero", **how):
+    """What removing two heads does beyond removing each: effect(i and j) - effect(i) - effect(j).
+
+    Effects [n, n, batch], rises of the metric in the order of `heads`, symmetric. Of a loss: above
+    0 where either can do the other's work, below 0 where one is of no use without the other. On the
+    diagonal the formula gives -effect(i). Arguments and errors as in `ablation_effects`.
+    """
+    heads = torch.as_tensor(heads).tolist()
+    pairs = [[one, other] for i, one in enumerate(heads) for other in heads[i:]]
+    effects = ablation_effects(model, tokens, pairs, metric, mode=mode, **how).values
+    i, j = torch.triu_indices(len(heads), len(heads))  # in the order of `pairs`
+    joint = effects.new_zeros(len(heads), len(heads), effects.shape[-1])
+    joint[i, j] = joint[j, i] = effects
+    alone = joint.diagonal().T  # [n, batch]: a head that is removed twice is removed once
+    return Effects(joint - alone[:, None] - alone)
+
+
+@dataclass(frozen=True)
+class SelfRepair:
+    """The rise of a metric when a head is removed, and whose it is: [batch] each.
+
+    total = direct + by_rest + by_patterns + by_scale. direct: its own write is missing, all later
+    parts write what they did. by_rest: MLPs react, and later heads to what they find where they
+    look. by_patterns: they look elsewhere. by_scale: the final LayerNorm divides by another length.
+    """
+
+    total: torch.Tensor
+    direct: torch.Tensor
+    by_rest: torch.Tensor
+    by_patterns: torch.Tensor
+    by_scale: torch.Tensor
+
+    @property
+    def repair(self):
+        """What the others make of it, total - direct: the sum of the three."""
+        return self.total - self.direct
+
+
+@torch.no_grad()
+def self_repair(model, tokens, head, metric, *, mode="zero", **how):
+    """Whether the others make up for a head that is removed: a SelfRepair.
+
+    All are rises, ablated - intact: of a logit difference that the head helps, `direct` is below 0,
+    and `repair` above where there is any. The final LayerNorm's scale is held, then later patterns
+    too, then all that later parts write; each source is what its hold takes away, in this order.
+    head: (layer, head). metric: as in `ablation_effects`, best Metric.logit_diff(correct, wrong).
+    Other arguments and errors as there.
+    """
+    metric = checked_metric(model, tokens, metric)
+    removed = ablate_heads(model, [head], mode, **how)
+    layer, wrote = head[0], get_act_name("attn_out", head[0])
+    later = [get_act_name("pattern", other) for other in range(layer + 1, model.cfg.n_layers)]
+    start = model.run_blocks(model.embed(tokens), stop=layer)
+    with model.caching([wrote, *later]) as intact:
+        last = model.run_blocks(start, start=layer)
+    with removed:
+        with model.caching(wrote) as ablated:
+            free = model.run_blocks(start, start=layer)
+        with model.hooks([(name, lambda t, hook: intact[hook.name]) for name in later]):
+            looking_there = model.run_blocks(start, start=layer)
+    missing = last + (ablated[wrote] - intact[wrote])
+    before = measured(metric, model, last)
+    total = measured(metric, model, free) - before
+    scale, patterns, direct = (at_scale_of(last, model, resid, metric) - before
+                               for resid in (free, looking_there, missing))
+    return SelfRepair(total, direct, patterns - direct, scale - patterns, total - scale)
+
+
+def checked_metric(model, tokens, metric):
+    """The metric, or else each row's loss in nats a token. Raises UserError where there are no
+    heads, where dropout would drown what is measured, and for texts that have no loss."""
+    if not model.cfg.n_layers:
+        raise UserError("n_layers=0: this model has no heads to measure; take one with layers")
+    model.need_no_dropout()
+    if metric is not None:
+        return as_metric(metric)
+    if tokens.shape[1] < 2:
+        raise UserError("a text of one token predicts nothing; pass longer ones, or a metric")
+    return Metric(lambda logits: per_token_loss(logits, tokens, reduction="none"))
+
+
+def at_scale_of(last, model, resid, metric):
+    """The metric of a last stream `resid`, [batch], where the final LayerNorm divides by the scale
+    of another, `last`; both [batch, pos, d_model]."""
+    if model.cfg.norm == "none":
+        return measured(metric, model, resid)
+    with model.caching("ln_final.hook_scale") as cache:
+        model.ln_final(last)
+    with model.hooks([("ln_final.hook_scale", lambda scale, hook: cache[hook.name])]):
+        return measured(metric, model, resid)

@@ -1,0 +1,350 @@
+"""Patching: put an activation of one run into another, and see what it brings along.
+
+Two prompts differ in what matters, and the model answers each rightly: "When Ann and Bob went to
+the park, Ann gave a kite to" (clean), and the same with "Bob gave" (corrupted). Run one of them,
+and on the way replace one activation, the *cell*, by its value in the other run, the *source*; what
+comes after is computed anew. If the answer moves, the cell carried it.
+
+    denoising   clean activations into the corrupted run: is the cell enough to restore the answer?
+    noising     corrupted activations into the clean run: is the cell needed for the answer?
+
+These differ: of two heads either of which would do, denoising finds both and noising neither.
+
+    _, clean_cache = model.run_with_cache(clean_tokens)
+    metric = Metric.logit_diff(right, wrong)                      # at the last position
+    result = get_act_patch_resid_pre(model, corrupted_tokens, clean_cache, metric)
+    result.normalized()                     # [layer, pos]: 0 as corrupted, 1 as clean
+
+A sweep asks this of every cell of a grid (rerun.py makes it fast), *path patching* along which way:
+only the chosen receivers see the sender's other value.
+
+Chapter: COURSE_ROADMAP.md, 9 (intervene)
+Read before: rerun.py, metrics.py; after: head_ablation.py
+Source: Vig et al. 2020; Meng et al. 2022; Wang et al. 2022 (path patching); Heimersheim & Nanda
+2024 (denoising, noising); the sweeps have the names of TransformerLens (Nanda & Bloom 2022)
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from activation_cache import get_act_name
+from metrics import Effects
+from rerun import IN_BLOCK, Run
+from utils import UserError, closest
+
+DIRECTIONS = ("denoising", "noising")
+FROZEN = {"heads": ("hook_z",), "all": ("hook_z", "hook_mlp_out"), None: ()}
+ORDER = ("q_input", "k_input", "v_input", "z", "attn_out", "mlp_in", "mlp_out")
+
+
+@dataclass(frozen=True)
+class PatchResult(Effects):
+    """What the metric was in each cell of a sweep.
+
+    values: [*axes, batch], of the patched run. baseline: [batch], of the run as it is. target:
+    [batch], of the run that the source is from; None where its cache lacks the last stream.
+    axes: the names of the cells' axes. direction: "denoising" (clean activations into the corrupted
+    run) or "noising" (corrupted ones into the clean run).
+    """
+
+    baseline: torch.Tensor
+    target: torch.Tensor | None
+    axes: tuple
+    direction: str
+
+    @property
+    def effect(self):
+        """By how much patching moves it, averaged over prompts: [*axes]."""
+        return (self.values - self.baseline).mean(-1)
+
+    def normalized(self):
+        """The effect as a share of what separates the two runs: [*axes], 1 where the metric becomes
+        the source's. Raises UserError without a target, and where nothing separates them."""
+        if self.target is None:
+            raise UserError("the source cache lacks the last stream, so its metric is unknown; "
+                            "cache it without a filter")
+        gap = (self.target - self.baseline).mean()
+        if gap.abs() <= 1e-6 * self.baseline.abs().mean():
+            raise UserError(f"both runs have the metric {self.baseline.mean().item():.4g}: effects "
+                            "are undefined; take prompts that it tells apart")
+        return self.effect / gap
+
+    def ci(self, level=0.95, seed=0):
+        """(low, high), each [*axes]: an interval of the effect, each prompt with its own baseline.
+        Raises UserError for a single prompt."""
+        return Effects(self.values - self.baseline).ci(level, seed)
+
+
+@torch.no_grad()
+def activation_patch(model, tokens, source_cache, metric, act_name, axes, *,
+                     direction="denoising", batch_cells=None):
+    """The metric of `tokens` with one cell from `source_cache`, for every cell: a PatchResult.
+
+    tokens: [batch, pos], of the run that is patched: the corrupted one when denoising, the clean
+    one when noising. source_cache: an ActivationCache of the other run, of the same shapes.
+    metric: a Metric, or a function of logits [..., batch, pos, d_vocab] -> [..., batch].
+    act_name: a short name ("resid_pre", "z", "post", …) of all layers if "layer" is an axis, else a
+    full one. axes: of the cells, "layer" first, then any that the hook point has, such as "pos" or
+    "head"; what is not among them is patched whole. batch_cells: how many at once (None: what 1 GB
+    holds). Raises UserError for names, axes, shapes and metrics that do not fit, while hooks are
+    open (a sweep would run past them), and in training with dropout.
+    """
+    if direction not in DIRECTIONS:
+        raise UserError(f"direction={direction!r} is unknown; choose from: {', '.join(DIRECTIONS)}")
+    axes = (axes,) if isinstance(axes, str) else tuple(axes)
+    by_layer = "layer" in axes
+    check_axes(model, act_name, axes, batch_cells)
+    layers = range(model.cfg.n_layers) if by_layer else [None]
+    names = [get_act_name(act_name, layer) for layer in layers]
+    run = Run(model, tokens, metric, [*source_cache, *names])  # kept alike: equal to the bit
+    shape, dims = run.cache[names[0]].shape, run.cache.axes[names[0]].split()
+    alias = {} if "pos" in dims else {"pos": "query_pos"}
+    inner = [alias.get(axis, axis) for axis in axes[by_layer:]]
+    check_cells(run.cache, source_cache, names, inner)
+    sizes, parts = [shape[dims.index(axis)] for axis in inner], []
+    for cells in torch.arange(math.prod(sizes)).split(batch_cells or run.cells_at_once(len(names))):
+        chosen = cells_of(shape, dims, inner, cells).to(tokens.device)
+        edits = ((name, torch.where(chosen, source_cache[name], run.cache[name])) for name in names)
+        parts.append(torch.stack(run.patched(edits)))
+    values = torch.cat(parts, 1).view(len(names), *sizes, -1)
+    return PatchResult(values if by_layer else values[0], run.baseline,
+                       run.metric_of(source_cache), axes, direction)
+
+
+def check_axes(model, act_name, axes, batch_cells):
+    """Raises UserError for axes that are no grid, and for no cells."""
+    if "layer" in axes[1:] or len(set(axes)) < len(axes):
+        raise UserError(f"axes={axes}: name each once, and 'layer' first")
+    if "layer" in axes and (not model.cfg.n_layers or "hook_" in act_name):
+        raise UserError(f"{act_name} is in one place, or this model has no layers; leave the axis "
+                        "'layer' out")
+    if batch_cells is not None and not 1 <= batch_cells < 1 << 31:
+        raise UserError(f"batch_cells={batch_cells} is not possible; choose 1 or more, or None")
+
+
+def check_cells(own, source, names, axes):
+    """Raises UserError for a source of another shape, and for axes that the activation lacks."""
+    for name in names:
+        if own[name].shape != source[name].shape:
+            raise UserError(f"{name} is {list(source[name].shape)} in the source, "
+                            f"{list(own[name].shape)} in the run; take prompts of one length, as "
+                            "many of both, and their whole cache")
+        if own[name].dtype != source[name].dtype:
+            raise UserError(f"{name} is {source[name].dtype} in the source, {own[name].dtype} in "
+                            "the run; cache both from one model")
+    dims = own.axes[names[0]].split()[1:]
+    for axis in axes:
+        if axis not in dims:
+            raise UserError(f"{names[0]} has no axis {axis!r}; choose from: {', '.join(dims)}")
+
+
+def cells_of(shape, dims, axes, cells):
+    """Which part of an activation each of some cells is: [cell, *shape], broadcast.
+
+    shape, dims: of the activation, batch first. axes: of the cells; cells: their numbers, [cell].
+    """
+    sizes = [shape[dims.index(axis)] for axis in axes]
+    chosen = torch.ones(len(cells), *[1] * len(shape), dtype=torch.bool)
+    for axis, index in zip(axes, torch.unravel_index(cells, sizes), strict=True):
+        dim = dims.index(axis)
+        here = index[:, None] == torch.arange(shape[dim])  # [cell, axis]
+        chosen = chosen & here.view(len(cells), *[-1 if d == dim else 1 for d in range(len(shape))])
+    return chosen
+
+
+# The family, by TransformerLens's names
+
+
+def sweep_of(act_name, *axes):
+    """A function that sweeps one activation along these axes."""
+
+    def swept(model, corrupted_tokens, clean_cache, metric, **more):
+        return activation_patch(model, corrupted_tokens, clean_cache, metric, act_name, axes,
+                                **more)
+
+    swept.__doc__ = (f"Denoising: patches each {act_name} of the clean run into the corrupted one; "
+                     f"a PatchResult with the cells [{', '.join(axes)}]. As `activation_patch`.")
+    return swept
+
+
+get_act_patch_resid_pre = sweep_of("resid_pre", "layer", "pos")
+get_act_patch_resid_mid = sweep_of("resid_mid", "layer", "pos")
+get_act_patch_attn_out = sweep_of("attn_out", "layer", "pos")
+get_act_patch_mlp_out = sweep_of("mlp_out", "layer", "pos")
+get_act_patch_attn_head_out_all_pos = sweep_of("z", "layer", "head")
+get_act_patch_attn_head_q_all_pos = sweep_of("q", "layer", "head")
+get_act_patch_attn_head_k_all_pos = sweep_of("k", "layer", "head")
+get_act_patch_attn_head_v_all_pos = sweep_of("v", "layer", "head")
+get_act_patch_attn_head_pattern_all_pos = sweep_of("pattern", "layer", "head")
+get_act_patch_attn_head_out_by_pos = sweep_of("z", "layer", "pos", "head")
+get_act_patch_attn_head_q_by_pos = sweep_of("q", "layer", "pos", "head")
+get_act_patch_attn_head_k_by_pos = sweep_of("k", "layer", "pos", "head")
+get_act_patch_attn_head_v_by_pos = sweep_of("v", "layer", "pos", "head")
+get_act_patch_attn_head_pattern_by_pos = sweep_of("pattern", "layer", "pos", "head")
+get_act_patch_attn_head_pattern_dest_src_pos = sweep_of(
+    "pattern", "layer", "head", "query_pos", "key_pos")
+
+
+def every(*sweeps):
+    """A function that runs several sweeps of the same cells."""
+
+    def all_of_them(model, corrupted_tokens, clean_cache, metric, **more):
+        results = [one(model, corrupted_tokens, clean_cache, metric, **more) for one in sweeps]
+        return replace(results[0], values=torch.stack([result.values for result in results]),
+                       axes=("what", *results[0].axes))
+
+    all_of_them.__doc__ = "Denoising: several sweeps, stacked along a first axis: a PatchResult."
+    return all_of_them
+
+
+get_act_patch_block_every = every(
+    get_act_patch_resid_pre, get_act_patch_attn_out, get_act_patch_mlp_out)
+get_act_patch_attn_head_all_pos_every = every(
+    get_act_patch_attn_head_out_all_pos, get_act_patch_attn_head_q_all_pos,
+    get_act_patch_attn_head_k_all_pos, get_act_patch_attn_head_v_all_pos,
+    get_act_patch_attn_head_pattern_all_pos)
+get_act_patch_attn_head_by_pos_every = every(
+    get_act_patch_attn_head_out_by_pos, get_act_patch_attn_head_q_by_pos,
+    get_act_patch_attn_head_k_by_pos, get_act_patch_attn_head_v_by_pos,
+    get_act_patch_attn_head_pattern_by_pos)
+
+
+# Paths
+
+
+def path_patch(model, clean, corrupt, senders, receivers, metric, freeze="heads"):
+    """Noising along chosen paths: the metric of `clean` when the receivers alone see what the
+    senders are in `corrupt`; a PatchResult without axes.
+
+    clean, corrupt: [batch, pos] of one shape; clean is the run that is disturbed. senders: hook
+    names of what is written, `hook_embed`, `hook_pos_embed`, or a block's `attn.hook_z`,
+    `hook_attn_out`, `hook_mlp_out`; receivers: of what reads, a block's `hook_q_input`,
+    `hook_k_input`, `hook_v_input`, `hook_mlp_in`, or "logits". Those with a head axis may be
+    (name, head). Two runs: in the first, on `clean`, the senders have their corrupt values and what
+    the receivers read is kept; in the second, on `clean`, that is what they read. So a later
+    receiver does not see what an earlier one makes of it, and beside "logits" no other counts.
+    freeze: what else keeps its clean value in the first: "heads" (so that MLPs and LayerNorms alone
+    pass the change on), "all" (MLPs too: the direct path), or None.
+    Raises UserError for names that are no sender or receiver, and a sender above its receiver.
+    """
+    to_send, to_receive = by_name(model, senders), by_name(model, receivers)
+    check_order(model, to_send, to_receive)
+    check_same_shape(clean, corrupt)
+    if freeze not in tuple(FROZEN):
+        raise UserError(f"freeze={freeze!r} is unknown; choose from: 'heads', 'all', None")
+    run, source = Run(model, clean, metric), Run(model, corrupt, metric, list(to_send))
+    edits = [(name, put(own)) for name, own in run.cache.items() if name.endswith(FROZEN[freeze])]
+    edits += [(name, put(source.cache[name], heads)) for name, heads in to_send.items()]
+    values = run.baseline
+    if to_receive:
+        with torch.no_grad(), model.hooks(edits), model.caching(list(to_receive)) as seen:
+            model(clean)
+        received = [(name, put(seen[name], heads)) for name, heads in to_receive.items()]
+        with torch.no_grad():
+            values = run.metric(model.run_with_hooks(clean, received))
+    return PatchResult(values, run.baseline, source.baseline, (), "noising")
+
+
+def put(value, heads=None):
+    """A hook that puts `value` in place of the activation, or of some of its heads."""
+
+    def replaced(own, hook):
+        if heads is None:
+            return value
+        return own.index_copy(2, torch.tensor(heads, device=own.device), value[:, :, heads])
+
+    return replaced
+
+
+def by_name(model, places):
+    """{hook name: list of heads, or None for all} of names and (name, head) pairs."""
+    points, found = model.hook_points(), {}
+    if not model.cfg.n_layers:
+        raise UserError("n_layers=0: there are no paths; take a model with layers")
+    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    alone = isinstance(places, str) or (isinstance(places, tuple) and isinstance(places[-1], int))
+    for place in [places] if alone else places:
+        name, head = (place, None) if isinstance(place, str) else place
+        name = last if name == "logits" else name
+        if name not in points:
+            raise UserError(f"{name} is not a hook of this model{closest(name, points)}")
+        if head is not None and not ("head" in points[name].axes.split()
+                                     and 0 <= head < model.cfg.n_heads):
+            raise UserError(f"{name} has no head {head}; this model has {model.cfg.n_heads} heads "
+                            "in q_input, k_input, v_input and z")
+        whole = head is None or found.get(name, []) is None
+        found[name] = None if whole else [*found.get(name, []), head]
+    return found
+
+
+def depth(name, last):
+    """Where on the way through the model a hook lies: a number that grows; `last` is the end."""
+    if name == last:
+        return math.inf
+    found = IN_BLOCK.fullmatch(name)
+    return int(found[1]) * len(ORDER) + ORDER.index(found[2]) if found else -1
+
+
+def check_order(model, senders, receivers):
+    """Raises UserError for what is no sender or no receiver, a sender above all receivers, and a
+    receiver below all senders."""
+    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    for name in senders:
+        if not name.endswith(("embed", "attn.hook_z", "hook_attn_out", "hook_mlp_out")):
+            raise UserError(f"{name} does not write to the stream; send from attn.hook_z, "
+                            "hook_attn_out, hook_mlp_out, hook_embed or hook_pos_embed")
+    for name in receivers:
+        if name != last and not name.endswith(("_input", "hook_mlp_in")):
+            raise UserError(f"{name} does not read the stream; receive at hook_q_input, "
+                            'hook_k_input, hook_v_input, hook_mlp_in or "logits"')
+    at = {name: depth(name, last) for name in [*senders, *receivers]}
+    lowest = min(senders, key=at.get, default=None)
+    highest = max(receivers, key=at.get, default=None)
+    pairs = [(name, highest) for name in senders] + [(lowest, name) for name in receivers]
+    for sender, receiver in pairs:
+        if sender and receiver and at[sender] >= at[receiver]:
+            raise UserError(f"{sender} lies above {receiver}, which can't see it; look further on")
+
+
+@torch.no_grad()
+def path_patch_matrix(model, clean, corrupt, metric, *, receiver="v", freeze="heads"):
+    """Noising along every path from a head to a later head's queries, keys or values: a PatchResult
+    with the cells [layer, head, later layer, later head]; where the later one is not later, the
+    baseline. As `path_patch` for each pair; receiver: "q", "k" or "v".
+    """
+    if receiver not in ("q", "k", "v") or freeze not in FROZEN:
+        raise UserError(f"receiver={receiver!r}, freeze={freeze!r}; choose from 'q', 'k', 'v', and "
+                        "from 'heads', 'all', None")
+    check_same_shape(clean, corrupt)
+    run, source = Run(model, clean, metric), Run(model, corrupt, metric)
+    n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
+    values = run.baseline.repeat(n_layers, n_heads, n_layers, n_heads, 1)
+    own_head = torch.eye(n_heads, dtype=torch.bool, device=clean.device)[:, None, None, :, None]
+    for layer in range(n_layers - 1):
+        sent = torch.where(own_head, source.cache["z", layer], run.cache["z", layer])
+        edits = [(name, put(own.repeat(n_heads, *[1] * (own.ndim - 1))))
+                 for name, own in run.cache.items() if name.endswith(FROZEN[freeze])]
+        edits.append((get_act_name("z", layer), put(sent.flatten(0, 1))))
+        start = run.cache["resid_pre", layer].repeat(n_heads, 1, 1)
+        with model.hooks(edits), model.caching(lambda name: "resid_pre" in name) as seen:
+            model.run_blocks(start, layer)
+        for later in range(layer + 1, n_layers):
+            block = model.blocks[later]
+            normalized = block.ln1.fused(seen["resid_pre", later])
+            reads = block.attn.project(normalized, normalized, normalized)["qkv".index(receiver)]
+            z = run.z_of(later, receiver, reads.unflatten(0, (n_heads, -1)))
+            for head in range(n_heads):
+                edited = torch.where(own_head, z[head], run.cache["z", later])
+                place = get_act_name("z", later)
+                values[layer, head, later] = run.patched([(place, edited)])[0]
+    axes = ("layer", "head", "later layer", "later head")
+    return PatchResult(values, run.baseline, source.baseline, axes, "noising")
+
+
+def check_same_shape(clean, corrupt):
+    """Raises UserError for runs that can't be laid side by side."""
+    if clean.shape != corrupt.shape:
+        raise UserError(f"clean is {list(clean.shape)} and corrupt {list(corrupt.shape)}; take as "
+                        "many prompts of one length")

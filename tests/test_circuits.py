@@ -1,0 +1,676 @@
+"""Circuits: each run beside a plain loop over the weights, each score beside what it estimates."""
+
+import math
+
+import pytest
+import torch
+from helpers import TINY, tiny_model, tiny_tokens
+from torch.testing import assert_close
+
+import circuits
+from circuits import (
+    Circuit,
+    CircuitRun,
+    acdc,
+    approximation_report,
+    completeness,
+    eap,
+    faithfulness,
+    minimality,
+)
+from config import ModelConfig
+from metrics import Metric, kl_divergence
+from model import GPT
+from utils import UserError, seeded_generator
+
+SHAPES = [{}, {"tie_embeddings": True, "unembed_bias": True}, {"attn_only": True},
+          {"norm": "none", "positions": "sinusoidal"}, {"n_layers": 0},
+          {"positions": "none", "attn_bias": False, "n_layers": 1, "activation": "relu"},
+          {"attn_only": True, "norm": "none", "positions": "none", "n_layers": 3}]
+CLEAN = tiny_tokens(batch=3)
+CORRUPT = (CLEAN + 1 + tiny_tokens(batch=3, seed=9, d_vocab=10)) % 11  # another token everywhere
+DIFF = Metric.logit_diff([3, 4, 1], [5, 0, 2])
+each_shape = pytest.mark.parametrize("changes", SHAPES, ids=str)
+
+
+def tiny(**changes):
+    return tiny_model(dtype=torch.float64, **changes)
+
+
+def random_circuit(model, share=0.5, seed=4):
+    edges = Circuit.of(model).edges()
+    kept = torch.rand(len(edges), generator=seeded_generator(seed)) < share
+    return Circuit.of(model, [edge for edge, keep in zip(edges, kept, strict=True) if keep])
+
+
+# The oracle: the model as a loop over its weights, each reader adding up what it is given
+
+
+@torch.no_grad()
+def naive_writes(model, tokens, edges=None, other=None):
+    """{node: what it writes} and the logits, when each reader reads the writes of this run along
+    `edges`, and those in `other`, {node: write}, along all others."""
+    cfg, writes, biases = model.cfg, {}, 0
+    embed = model.W_E[tokens]
+    if cfg.positions != "none":
+        embed = embed + model.W_pos[: tokens.shape[1]]
+    writes["embed"] = embed
+
+    def read(reader, n_written):
+        total = 0
+        for node in list(writes)[:n_written]:
+            present = edges is None or (node, reader) in edges
+            total = total + (writes[node] if present else other[node])
+        return total + biases
+
+    def normalise(norm, resid):
+        if cfg.norm == "none":
+            return resid
+        centred = resid - resid.mean(-1, keepdim=True)
+        return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * norm.w + norm.b
+
+    for layer, block in enumerate(model.blocks):
+        attn, n_written = block.attn, len(writes)
+        for head in range(cfg.n_heads):
+            q, k, v = (normalise(block.ln1, read(f"{layer}.{head}.{letter}", n_written)) for letter
+                       in "qkv")
+            q, k, v = (q @ attn.W_Q[head] + attn.b_Q[head], k @ attn.W_K[head] + attn.b_K[head],
+                       v @ attn.W_V[head] + attn.b_V[head])
+            odds = (q @ k.mT / math.sqrt(cfg.d_head)).exp().tril()
+            writes[f"{layer}.{head}"] = odds / odds.sum(-1, keepdim=True) @ v @ attn.W_O[head]
+        biases = biases + attn.b_O
+        if not cfg.attn_only:
+            mlp = block.mlp
+            resid = normalise(block.ln2, read(f"{layer}.mlp", len(writes)))
+            post = mlp.activation(resid @ mlp.W_in + mlp.b_in)
+            writes[f"{layer}.mlp"] = post @ mlp.W_out + mlp.b_out
+    final = normalise(model.ln_final, read("logits", len(writes)))
+    return writes, final @ model.W_U + model.b_U
+
+
+def naive_other(model, ablation):
+    writes, _ = naive_writes(model, CORRUPT)
+    change = {"mean": lambda write: write.mean(0, keepdim=True).expand_as(write),
+              "zero": torch.zeros_like, "corrupt": torch.clone}[ablation]
+    return {node: change(write) for node, write in writes.items()}
+
+
+def naive_value(model, edges, ablation="corrupt"):
+    return DIFF(naive_writes(model, CLEAN, set(edges), naive_other(model, ablation))[1])
+
+
+# The graph
+
+
+def test_the_edges_of_a_small_model_are_those_that_one_counts_by_hand():
+    circuit = Circuit.of(tiny_model(n_layers=1, n_heads=1))
+    assert set(circuit.edges()) == {
+        ("embed", "0.0.q"), ("embed", "0.0.k"), ("embed", "0.0.v"), ("embed", "0.mlp"),
+        ("0.0", "0.mlp"), ("embed", "logits"), ("0.0", "logits"), ("0.mlp", "logits")}
+    assert circuit.nodes() == circuit.writers == ["embed", "0.0", "0.mlp"]
+    assert circuit.readers == ["0.0.q", "0.0.k", "0.0.v", "0.mlp", "logits"]
+
+
+def test_gpt2_small_has_as_many_edges_as_its_papers_say():
+    cfg = ModelConfig(n_layers=12, n_heads=12, d_model=12, d_vocab=3, n_ctx=2)
+    assert len(Circuit.of(GPT(cfg))) == 32_491
+
+
+def test_a_circuit_without_parts_lacks_their_edges_alone():
+    full = Circuit.of(tiny_model())
+    assert set(full.edges()) - set(full.without([("embed", "1.0.k")]).edges()) == {
+        ("embed", "1.0.k")}
+    gone = set(full.edges()) - set(full.without(["0.1"]).edges())
+    assert gone == {edge for edge in full.edges() if edge[0] == "0.1" or edge[1][:4] == "0.1."}
+    gone = set(full.edges()) - set(full.without(["1.2.v", "0.mlp"]).edges())
+    assert gone == {edge for edge in full.edges() if edge[1] == "1.2.v" or "0.mlp" in edge}
+    assert full.without(["1.0", "1.0"]).without(["1.0"]).edges() == full.without(["1.0"]).edges()
+    assert len(full.without([])) == len(full) and not len(full.only([]))
+    assert full.without(["1.0"]).only(["0.1"]).edges() == [
+        edge for edge in full.edges() if "0.1" in (edge[0], edge[1][:3]) and edge[1][:3] != "1.0"]
+
+
+def test_a_head_as_a_reader_is_its_three_inputs():
+    circuit = Circuit.of(tiny_model(), [("0.1", "1.2"), ("embed", "0.mlp")])
+    assert set(circuit.edges()) == {("0.1", "1.2.q"), ("0.1", "1.2.k"), ("0.1", "1.2.v"),
+                                    ("embed", "0.mlp")}
+    assert circuit.nodes() == ["embed", "0.1"]
+
+
+# Running a circuit
+
+
+@each_shape
+@pytest.mark.parametrize("ablation", circuits.ABLATIONS)
+def test_the_run_of_a_circuit_is_that_of_a_loop_over_the_weights(changes, ablation):
+    model = tiny(**changes)
+    run = CircuitRun(model, CLEAN, CORRUPT, DIFF, ablation=ablation)
+    other = naive_other(model, ablation)
+    for share in (0.3, 0.9):
+        circuit = random_circuit(model, share)
+        expected = naive_writes(model, CLEAN, set(circuit.edges()), other)[1]
+        with torch.no_grad():
+            assert_close(model.unembed(run.stream(circuit)), expected)
+        assert_close(run.value(circuit), DIFF(expected))
+
+
+@each_shape
+def test_one_edge_alone_is_cut_or_kept_exactly(changes):
+    model = tiny(**changes)
+    run = CircuitRun(model, CLEAN, CORRUPT, DIFF)
+    edges = run.full.edges()
+    for edge in edges[:: max(1, len(edges) // 6)]:
+        without = run.full.without([edge])
+        assert_close(run.value(without), naive_value(model, without.edges()))
+        assert_close(run.value(run.full.only([edge])), naive_value(model, [edge]))
+
+
+@each_shape
+def test_all_edges_are_the_clean_run_and_none_the_corrupt_one(changes):
+    model = tiny(**changes)
+    run = CircuitRun(model, CLEAN, CORRUPT, DIFF)
+    with torch.no_grad():
+        assert_close(run.value(run.full), DIFF(model(CLEAN)))
+        assert_close(run.value(run.full.only([])), DIFF(model(CORRUPT)))
+
+
+def test_what_is_not_cut_stays_bit_for_bit():
+    model = tiny_model()
+    run = CircuitRun(model, CLEAN, CORRUPT, DIFF)
+    with torch.no_grad():  # fused arithmetic would differ by rounding
+        logits, _ = model.run_with_cache(CLEAN, list(run.full.write_points))
+        assert torch.equal(model.unembed(run.stream(run.full)), logits)
+    before = run.writes.clone(), run.other.clone()
+    run.value(random_circuit(model))
+    assert torch.equal(before[0], run.writes) and torch.equal(before[1], run.other)
+
+
+def test_the_mean_may_be_over_other_prompts_than_the_clean_ones():
+    model = tiny()
+    many = torch.cat([CORRUPT, tiny_tokens(batch=4, seed=6)])
+    run = CircuitRun(model, CLEAN, many, DIFF, ablation="mean")
+    writes, _ = naive_writes(model, many)
+    means = {node: write.mean(0, keepdim=True) for node, write in writes.items()}
+    circuit = random_circuit(model)
+    expected = naive_writes(model, CLEAN, set(circuit.edges()), means)[1]
+    assert_close(run.value(circuit), DIFF(expected))
+
+
+def test_zero_needs_no_corrupt_prompts():
+    model = tiny()
+    circuit = random_circuit(model)
+    assert_close(CircuitRun(model, CLEAN, None, DIFF, ablation="zero").value(circuit),
+                 naive_value(model, circuit.edges(), "zero"))
+
+
+# Estimates
+
+
+def sums_by_writer(scores):
+    totals = dict.fromkeys(scores.full.writers, 0)
+    for (writer, _), row in zip(scores.edges(), scores.per_prompt, strict=True):
+        totals[writer] = totals[writer] + row
+    return totals
+
+
+@each_shape
+def test_a_writer_s_edges_sum_to_the_first_order_effect_of_its_write(changes):
+    # input(v) = sum of the writes before v, so dm/d(write of u) = sum over v of dm/d(input of v).
+    model = tiny(**changes)
+    totals = sums_by_writer(eap(model, CLEAN, CORRUPT, DIFF))
+    clean, corrupt = (naive_writes(model, tokens)[0] for tokens in (CLEAN, CORRUPT))
+    points = [name for name in model.hook_points()
+              if name.endswith(("hook_result", "hook_mlp_out", "hook_embed"))]
+    grads = model.gradient_cache(CLEAN, DIFF, points)[2]
+    for node, total in totals.items():
+        if node == "embed":
+            slope = grads["hook_embed"]
+        elif node.endswith("mlp"):
+            slope = grads[f"blocks.{node[0]}.hook_mlp_out"]
+        else:
+            slope = grads[f"blocks.{node[0]}.attn.hook_result"][:, :, int(node[2:])]
+        assert_close(total, ((corrupt[node] - clean[node]) * slope).sum((1, 2)))
+
+
+@each_shape
+def test_a_score_is_the_slope_along_its_edge(changes):
+    # The edge's write is moved a little towards the corrupt one, both ways, in the naive loop.
+    model = tiny(**changes)
+    scores = eap(model, CLEAN, CORRUPT, DIFF)
+    clean, corrupt = (naive_writes(model, tokens)[0] for tokens in (CLEAN, CORRUPT))
+    edges = scores.edges()
+    for at in range(0, len(edges), max(1, len(edges) // 8)):
+        present, ends = set(edges) - {edges[at]}, []
+        for step in (1e-4, -1e-4):
+            moved = {node: clean[node] + step * (corrupt[node] - clean[node]) for node in clean}
+            ends.append(DIFF(naive_writes(model, CLEAN, present, moved)[1]))
+        assert_close(scores.per_prompt[at], (ends[0] - ends[1]) / 2e-4, atol=1e-6, rtol=1e-5)
+
+
+def last_layer_edges(model):
+    """Where the logits depend linearly on the input: without LayerNorms, all that is read by the
+    unembedding, and by the values of the last attention if no MLP comes after it."""
+    last = model.cfg.n_layers - 1
+    values = [f"{last}.{head}.v" for head in range(3)] if model.cfg.attn_only else []
+    return [edge for edge in Circuit.of(model).edges() if edge[1] in ("logits", *values)]
+
+
+@pytest.mark.parametrize("changes", [{}, {"attn_only": True}, {"n_layers": 0}], ids=str)
+def test_a_score_is_exact_where_the_model_is_linear(changes):
+    model = tiny(norm="none", **changes)
+    scores, edges = eap(model, CLEAN, CORRUPT, DIFF), last_layer_edges(model)
+    exact, _ = minimality(Circuit.of(model), model, CLEAN, CORRUPT, metric=DIFF, parts=edges)
+    at = [scores.edges().index(edge) for edge in edges]
+    assert_close(scores.per_prompt[at], exact)
+    assert len(edges) > 0 and exact.abs().min() > 1e-4
+
+
+def test_elsewhere_an_estimate_is_wrong():
+    model = tiny()
+    scores = eap(model, CLEAN, CORRUPT, DIFF)
+    exact, _ = minimality(Circuit.of(model), model, CLEAN, CORRUPT, metric=DIFF,
+                          parts=scores.edges())
+    assert (scores.per_prompt - exact).abs().max() > 0.1
+
+
+@each_shape
+def test_one_step_of_integrated_gradients_is_the_clean_gradient(changes):
+    model = tiny(**changes)
+    one = eap(model, CLEAN, CORRUPT, DIFF, ig_steps=1)
+    assert torch.equal(one.per_prompt, eap(model, CLEAN, CORRUPT, DIFF).per_prompt)
+    # Two steps: the mean of the gradients at the clean embeddings and half way to the corrupt ones.
+    two = eap(model, CLEAN, CORRUPT, DIFF, ig_steps=2)
+    with torch.no_grad():
+        half = (model.W_E[CORRUPT] - model.W_E[CLEAN]) / 2
+    with model.hooks([("hook_embed", lambda embed, hook: embed + half)]):
+        grads = model.gradient_cache(CLEAN, DIFF, list(two.full.read_points))[2]
+    run = CircuitRun(model, CLEAN, CORRUPT, DIFF)
+    for at, (writer, reader) in enumerate(two.edges()):
+        name, where = next((name, where) for name, where in two.full.read_points.items()
+                           if reader in two.full.readers[where])
+        slope = grads[name]
+        if slope.ndim == 4:
+            slope = slope[:, :, two.full.readers[where].index(reader)]
+        row = two.full.writers.index(writer)
+        middle = ((run.other - run.writes)[row] * slope).sum((1, 2))
+        assert_close(two.per_prompt[at], (one.per_prompt[at] + middle) / 2)
+
+
+def test_with_more_steps_the_embedding_s_edges_sum_to_the_whole_difference():
+    model = tiny(n_layers=1)
+    with torch.no_grad():
+        difference = DIFF(model(CORRUPT)) - DIFF(model(CLEAN))
+    gaps = [(sums_by_writer(eap(model, CLEAN, CORRUPT, DIFF, ig_steps=steps))["embed"]
+             - difference).abs().max().item() for steps in (1, 10, 100)]
+    assert gaps[0] > 0.1 and gaps[2] < 0.1 and gaps[2] < gaps[1] / 5 < gaps[0] / 5
+
+
+def test_scores_are_ranked_by_size_and_give_a_circuit():
+    scores = eap(tiny(), CLEAN, CORRUPT, DIFF)
+    top, by_edge = scores.top(5), dict(zip(scores.edges(), scores.mean.tolist(), strict=True))
+    ranked = sorted(by_edge, key=lambda edge: -abs(by_edge[edge]))
+    assert [(*edge, by_edge[edge]) for edge in ranked[:5]] == top
+    assert {edge[2] < 0 for edge in top} == {True, False}
+    assert set(scores.circuit(5).edges()) == set(ranked[:5])
+    assert len(scores.top(0)) == 0 and len(scores.circuit(len(by_edge))) == len(by_edge)
+    assert_close(scores.mean, scores.per_prompt.mean(1))
+
+
+def test_prompts_do_not_mix():
+    model = tiny()
+    scores = eap(model, CLEAN, CORRUPT, DIFF, ig_steps=3)
+    alone = eap(model, CLEAN[1:2], CORRUPT[1:2], Metric.logit_diff(4, 0), ig_steps=3)
+    assert_close(scores.per_prompt[:, 1:2], alone.per_prompt)
+
+
+def test_a_plain_function_of_the_logits_is_a_metric_too():
+    model = tiny()
+
+    def plain(logits):
+        return logits[..., 2, 3] - logits[..., 2, 5]
+
+    third = Metric.logit_diff(3, 5, pos=2)
+    assert_close(eap(model, CLEAN, CORRUPT, plain).per_prompt,
+                 eap(model, CLEAN, CORRUPT, third).per_prompt)
+    circuit = random_circuit(model)
+    values = [CircuitRun(model, CLEAN, CORRUPT, metric).value(circuit) for metric in (plain, third)]
+    assert_close(*values)
+    expected = naive_writes(model, CLEAN, set(circuit.edges()), naive_other(model, "corrupt"))[1]
+    assert_close(values[0], plain(expected))
+
+
+# Judging a circuit
+
+
+@each_shape
+@pytest.mark.parametrize("ablation", circuits.ABLATIONS)
+def test_faithfulness_is_1_for_all_edges_and_0_for_none(changes, ablation):
+    model = tiny(**changes)
+    for parts, value in ((None, 1.0), ([], 0.0)):
+        result = faithfulness(Circuit.of(model, parts), model, CLEAN, CORRUPT, metric=DIFF,
+                              ablation=ablation)
+        assert_close(result.per_prompt, torch.full((3,), value).double())
+        assert (result.mean, *result.interval) == pytest.approx((value,) * 3)
+
+
+@pytest.mark.parametrize("ablation", circuits.ABLATIONS)
+def test_faithfulness_of_a_part_is_the_ratio_of_the_naive_loops(ablation):
+    model = tiny()
+    circuit = random_circuit(model, 0.7)
+    result = faithfulness(circuit, model, CLEAN, CORRUPT, metric=DIFF, ablation=ablation)
+    empty, kept, full = (naive_value(model, edges, ablation)
+                         for edges in ([], circuit.edges(), Circuit.of(model).edges()))
+    assert_close(result.per_prompt, (kept - empty) / (full - empty))
+    assert result.mean == pytest.approx(((kept - empty).mean() / (full - empty).mean()).item())
+
+
+def by_hand():
+    """One number as the stream, one head, two tokens: the embedding of token t is t + 1, the head
+    doubles what it reads, the logits of token 0 are the stream. At one position all is linear."""
+    model = GPT(ModelConfig(n_layers=1, n_heads=1, d_model=1, d_vocab=4, n_ctx=1, attn_only=True,
+                            norm="none", positions="none", attn_bias=False)).double()
+    with torch.no_grad():
+        model.W_E.copy_(torch.tensor([[1.0], [2.0], [3.0], [4.0]]))
+        model.blocks[0].attn.W_V.fill_(2.0)
+        model.blocks[0].attn.W_O.fill_(1.0)
+        model.unembedding.W_U.copy_(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    return model
+
+
+@pytest.mark.parametrize("ablation, mean, per_prompt", [
+    # clean 3 -> 3 + 6 = 9, 4 -> 12. Kept are the edges along the head: other + 2 * clean.
+    # corrupt 1 and 2 -> 3 and 6: (1 + 6 - 3) / (9 - 3), (2 + 8 - 6) / (12 - 6)
+    ("corrupt", 8 / 12, [4 / 6, 4 / 6]),
+    # their mean 1.5, and 3 from the head: (1.5 + 6 - 4.5) / (9 - 4.5), (1.5 + 8 - 4.5) / 7.5
+    ("mean", 8 / 12, [3 / 4.5, 5 / 7.5]),
+    ("zero", 14 / 21, [6 / 9, 8 / 12]),
+])
+def test_faithfulness_is_the_number_computed_by_hand(ablation, mean, per_prompt):
+    model, clean, corrupt = by_hand(), torch.tensor([[2], [3]]), torch.tensor([[0], [1]])
+    circuit = Circuit.of(model, [("embed", "0.0.v"), ("0.0", "logits")])
+    result = faithfulness(circuit, model, clean, corrupt, ablation=ablation,
+                          metric=lambda logits: logits[..., 0, 0])
+    assert result.mean == pytest.approx(mean)
+    assert_close(result.per_prompt, torch.tensor(per_prompt).double())
+
+
+def squared(logits):
+    return logits[..., 0, 0] ** 2
+
+
+def test_the_mean_is_the_ratio_of_means():
+    # The embeddings 2, 3, 4 give 36, 81, 144; the corrupt one, 1, gives 9. What is kept is the
+    # embedding beside the corrupt head's 2: 16, 25, 36.
+    model, clean = by_hand(), torch.tensor([[1], [2], [3]])
+    circuit = Circuit.of(model, [("embed", "logits")])
+    result = faithfulness(circuit, model, clean, 0 * clean, metric=squared)
+    assert_close(result.per_prompt, torch.tensor([7 / 27, 16 / 72, 27 / 135]).double())
+    assert result.mean == pytest.approx((7 + 16 + 27) / (27 + 72 + 135))
+    alone = faithfulness(circuit, model, clean[:1], 0 * clean[:1], metric=squared)
+    assert alone.interval is None and alone.mean == pytest.approx(7 / 27)
+
+
+def test_the_interval_is_that_of_the_ratio_of_means_over_all_draws():
+    model, clean = by_hand(), torch.tensor([[1], [2], [3], [3], [2], [1]])
+    circuit = Circuit.of(model, [("embed", "logits")])
+    first, again = (faithfulness(circuit, model, clean, 0 * clean, metric=squared)
+                    for _ in range(2))
+    assert first.interval == again.interval
+    kept, gap = torch.tensor([[7.0, 27], [16, 72], [27, 135]])[clean[:, 0] - 1].T
+    draws = torch.cartesian_prod(*[torch.arange(6)] * 6)  # every one that there is
+    ratios = kept[draws].mean(1) / gap[draws].mean(1)
+    expected = ratios.quantile(torch.tensor([0.025, 0.975])).tolist()
+    assert first.interval == pytest.approx(expected, abs=0.001)
+
+
+@pytest.mark.parametrize("ablation", circuits.ABLATIONS)
+def test_completeness_and_minimality_are_differences_of_naive_loops(ablation):
+    model = tiny()
+    circuit, full = random_circuit(model, 0.8), Circuit.of(model)
+
+    def value(kept):
+        return naive_value(model, kept.edges(), ablation)
+
+    subsets = [[], ["0.1"], ["1.0.k", ("embed", "logits"), "0.mlp"], circuit.nodes()]
+    found = completeness(circuit, model, CLEAN, CORRUPT, metric=DIFF, subsets=subsets,
+                         ablation=ablation)
+    assert_close(found, torch.stack([(value(circuit.without(some)) - value(full.without(some)))
+                                     .mean().abs() for some in subsets]))
+    assert found[:3].min() > 1e-3
+    removed = ["0.2", ("0.1", "logits")]
+    change, parts = minimality(circuit, model, CLEAN, CORRUPT, metric=DIFF, removed=removed,
+                               ablation=ablation)
+    assert parts == circuit.nodes()
+    rest = circuit.without(removed)
+    assert_close(change, torch.stack([value(rest.without([part])) - value(rest)
+                                      for part in parts]))
+    assert (change[parts.index("0.2")] == 0).all()
+
+
+def test_the_model_is_complete_and_removing_all_is_the_same_everywhere():
+    model = tiny()
+    full, circuit = Circuit.of(model), random_circuit(model)
+    subsets = [[], ["0.0"], ["embed", "1.mlp"]]
+    found = completeness(full, model, CLEAN, CORRUPT, metric=DIFF, subsets=subsets)
+    assert (found == 0).all()
+    found = completeness(circuit, model, CLEAN, CORRUPT, metric=DIFF, subsets=[full.writers])
+    assert_close(found, torch.zeros(1).double())
+
+
+# A planted circuit
+
+
+PLANTED = {("embed", "0.1.q"), ("embed", "0.1.k"), ("embed", "0.1.v"), ("0.1", "1.2.k"),
+           ("embed", "1.2.q"), ("embed", "1.2.v"), ("1.2", "logits")}
+
+
+def planted():
+    """Head 0.1 copies the first third of the stream to the second, where 1.2 looks for its keys and
+    nobody else does; 1.2 writes to the last third, which alone is read out."""
+    model = tiny(n_layers=2, attn_only=True, norm="none")
+    first, second, last = slice(0, 4), slice(4, 8), slice(8, 12)
+    with torch.no_grad():
+        for table in (model.W_E, model.W_pos):
+            table[:, 4:] = 0
+        model.unembedding.W_U[:8] = 0
+        for block in model.blocks:
+            for W in (block.attn.W_Q, block.attn.W_K, block.attn.W_V):
+                W[:, 4:] = 0
+        writers = {(0, 1): second, (1, 2): last}
+        for layer, block in enumerate(model.blocks):
+            for head in range(3):
+                outside = torch.ones(12, dtype=torch.bool)
+                outside[writers.get((layer, head), first)] = False
+                block.attn.W_O[head][:, outside] = 0
+                if (layer, head) not in writers:
+                    block.attn.W_O[head] = 0
+        keys = model.blocks[1].attn.W_K[2]
+        keys[second], keys[first] = keys[first].clone(), 0
+    return model
+
+
+def test_acdc_finds_a_planted_circuit_and_nothing_else():
+    model = planted()
+    found = acdc(model, CLEAN, CORRUPT, DIFF, threshold=1e-9)
+    assert set(found.edges()) == PLANTED
+    result = faithfulness(found, model, CLEAN, CORRUPT, metric=DIFF)
+    assert result.mean == pytest.approx(1)
+    change, _ = minimality(found, model, CLEAN, CORRUPT, metric=DIFF, parts=found.edges())
+    assert change.abs().mean(1).min() > 1e-9
+
+
+def test_acdc_finds_it_by_kl_and_with_other_ablations_too():
+    model = planted()
+    with torch.no_grad():
+        reference = model(CLEAN)
+
+    def kl(logits):
+        return kl_divergence(logits, reference, reduction="none")
+
+    for ablation in circuits.ABLATIONS:
+        found = acdc(model, CLEAN, CORRUPT, kl, threshold=1e-12, ablation=ablation)
+        assert set(found.edges()) == PLANTED
+
+
+def test_the_estimates_of_a_planted_circuit_are_0_outside_of_it():
+    model = planted()
+    scores = eap(model, CLEAN, CORRUPT, DIFF)
+    for edge, row in zip(scores.edges(), scores.per_prompt, strict=True):
+        assert (row.abs().max() > 1e-9) == (edge in PLANTED), edge
+    assert set(scores.circuit(len(PLANTED)).edges()) == PLANTED
+
+
+def naive_acdc(model, threshold):
+    kept, distance = set(Circuit.of(model).edges()), 0
+    full = naive_value(model, kept)
+    order = {name: i for i, name in enumerate(Circuit.of(model).writers)}
+    for reader in reversed(Circuit.of(model).readers):
+        for writer in sorted({w for w, r in kept if r == reader}, key=order.get, reverse=True):
+            further = (naive_value(model, kept - {(writer, reader)}) - full).abs().mean()
+            if further - distance <= threshold:
+                kept, distance = kept - {(writer, reader)}, further
+    return kept
+
+
+@pytest.mark.parametrize("threshold", [0.02, 0.1])
+def test_acdc_is_the_loop_that_it_says(threshold):
+    model = tiny(n_layers=2, n_heads=2)
+    expected = naive_acdc(model, threshold)
+    found = acdc(model, CLEAN, CORRUPT, DIFF, threshold=threshold)
+    assert set(found.edges()) == expected
+    assert 4 < len(expected) < len(Circuit.of(model)) - 4
+
+
+def test_acdc_spares_everything_above_any_distance():
+    model = tiny()
+    assert not len(acdc(model, CLEAN, CORRUPT, DIFF, threshold=math.inf))
+
+
+# Estimates beside exact effects
+
+
+def test_a_report_of_the_same_numbers_is_perfect_and_of_their_negatives_the_reverse():
+    exact, labels = torch.tensor([0.5, -2.0, 0.25, 0.0]), ["a", "b", "c", "d"]
+    same = approximation_report(exact, exact, labels)
+    assert same.spearman == pytest.approx(1) and same.sign_agreement == 1
+    assert [miss[1] - miss[2] for miss in same.misses] == [0] * 4
+    reverse = approximation_report(-exact, exact, labels, n_misses=2)
+    assert reverse.spearman == pytest.approx(-1) and reverse.sign_agreement == 0
+    assert reverse.misses == [("b", 2.0, -2.0), ("a", -0.5, 0.5)]
+
+
+def test_a_report_is_that_computed_by_hand():
+    estimate, exact = torch.tensor([1.0, 2.0, -3.0, 4.0]), torch.tensor([1.0, 2.0, 3.0, 0.0])
+    report = approximation_report(estimate, exact, list("abcd"), n_misses=2)
+    # ranks 1 2 0 3 beside 1 2 3 0: 1 - 6 * (0 + 0 + 9 + 9) / (4 * 15)
+    assert report.spearman == pytest.approx(1 - 6 * 18 / 60)
+    assert report.sign_agreement == pytest.approx(2 / 3)
+    assert report.misses == [("c", -3.0, 3.0), ("d", 4.0, 0.0)]
+
+
+def test_a_report_takes_edges_and_nodes():
+    model = tiny()
+    scores, full = eap(model, CLEAN, CORRUPT, DIFF), Circuit.of(model)
+    exact, edges = minimality(full, model, CLEAN, CORRUPT, metric=DIFF, parts=scores.edges())
+    report = approximation_report(scores.mean, exact.mean(1), edges)
+    assert 0 < report.spearman < 1 and 0.5 < report.sign_agreement <= 1 and len(report.misses) == 5
+    exact, nodes = minimality(full, model, CLEAN, CORRUPT, metric=DIFF)
+    totals = sums_by_writer(scores)
+    report = approximation_report(torch.stack([totals[node].mean() for node in nodes]),
+                                  exact.mean(1), nodes)
+    assert -1 < report.spearman <= 1
+
+
+# Bad input, and nothing left behind
+
+
+@pytest.mark.parametrize("call, problem", [
+    (lambda m: eap(m, CLEAN, CORRUPT[:, :5], DIFF), r"clean is \[3, 7\], corrupt is \[3, 5\]"),
+    (lambda m: eap(m, CLEAN, CORRUPT[:2], DIFF), r"corrupt is \[2, 7\]"),
+    (lambda m: CircuitRun(m, CLEAN, CORRUPT[:, :5], DIFF, ablation="mean"), r"corrupt is \[3, 5\]"),
+    (lambda m: eap(m, CLEAN, CLEAN.clone(), DIFF), "are the same"),
+    (lambda m: eap(m, CLEAN, CORRUPT, DIFF, ig_steps=0), "ig_steps=0"),
+    (lambda m: acdc(m, CLEAN, CORRUPT, DIFF, threshold=-0.1), "threshold=-0.1"),
+    (lambda m: acdc(m, CLEAN, CORRUPT, DIFF, threshold=math.nan), "threshold=nan"),
+    (lambda m: CircuitRun(m, CLEAN, CORRUPT, DIFF, ablation="man"), "choose from corrupt, mean"),
+    (lambda m: Circuit.of(m, [("0.1", "1.7.k")]), "the closest: .*1.1.k"),
+    (lambda m: Circuit.of(m, [("0.mpl", "logits")]), "the closest: .*0.mlp"),
+    (lambda m: Circuit.of(m).without(["logit"]), "'logit' has no edge.*the closest: logits"),
+    (lambda m: Circuit.of(m, [("1.0", "0.1.k")]), r"\('1.0', '0.1.k'\) has no edge"),
+    (lambda m: Circuit.of(m, [("0.0", "0.1.k")]), "has no edge"),
+    (lambda m: minimality(Circuit.of(m, []), m, CLEAN, CORRUPT, metric=DIFF), "has no edges"),
+    (lambda m: faithfulness(Circuit.of(m), m, CLEAN, CORRUPT,
+                            metric=lambda logits: logits[..., 0, 0] * 0), "nothing to keep"),
+    (lambda m: eap(m, CLEAN, CORRUPT, lambda logits: logits.sum()), "the metric returned"),
+    (lambda m: approximation_report(torch.ones(3), torch.ones(3), ["a"]), "do not match"),
+    (lambda m: approximation_report(torch.ones(1), torch.ones(1), ["a"]), "two or more"),
+    (lambda m: CircuitRun(m, CLEAN, CORRUPT, DIFF).value(Circuit.of(tiny(n_layers=1))),
+     "of 5 writers, not of 9"),
+])
+def test_bad_input_is_refused(call, problem):
+    with pytest.raises(UserError, match=problem):
+        call(tiny())
+
+
+def test_a_model_that_drops_activations_is_refused():
+    model = tiny(dropout=0.1).train()
+    with pytest.raises(UserError, match=r"model\.eval\(\)"):
+        eap(model, CLEAN, CORRUPT, DIFF)
+    eap(model.eval(), CLEAN, CORRUPT, DIFF)
+    eap(tiny().train(), CLEAN, CORRUPT, DIFF)
+
+
+def test_nothing_is_left_behind_even_after_an_exception():
+    model = tiny().train()
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    circuit = random_circuit(model)
+
+    def fail_late(logits):
+        calls.append(1)
+        if len(calls) > 2:
+            raise RuntimeError("on purpose")
+        return DIFF(logits)
+
+    for call in (lambda: eap(model, CLEAN, CORRUPT, fail_late, ig_steps=5),
+                 lambda: acdc(model, CLEAN, CORRUPT, fail_late, threshold=0.1),
+                 lambda: faithfulness(circuit, model, CLEAN, CORRUPT, metric=fail_late)):
+        calls = []
+        with pytest.raises(RuntimeError, match="on purpose"):
+            call()
+    eap(model, CLEAN, CORRUPT, DIFF, ig_steps=2)
+    faithfulness(circuit, model, CLEAN, CORRUPT, metric=DIFF)
+    assert not [name for name, point in model.hook_points().items() if point.listeners]
+    assert model.training and all(weight.grad is None for weight in model.parameters())
+    assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
+
+
+def test_hooks_that_are_open_act_in_circuits_too():
+    model, ablated = tiny(), tiny()
+    with torch.no_grad():
+        ablated.blocks[0].attn.W_O[1] = 0
+
+    def without_head(z, hook):
+        z = z.clone()
+        z[:, :, 1] = 0
+        return z
+
+    circuit = random_circuit(model)
+    with model.hooks([("blocks.0.attn.hook_z", without_head)]):
+        here = CircuitRun(model, CLEAN, CORRUPT, DIFF).value(circuit)
+        scores = eap(model, CLEAN, CORRUPT, DIFF)
+    assert_close(here, CircuitRun(ablated, CLEAN, CORRUPT, DIFF).value(circuit))
+    assert_close(scores.per_prompt, eap(ablated, CLEAN, CORRUPT, DIFF).per_prompt)
+
+
+def test_float32_holds_to_its_rounding():
+    model = tiny_model()
+    run = CircuitRun(model, CLEAN, CORRUPT, DIFF)
+    circuit = random_circuit(model)
+    assert_close(run.value(circuit), naive_value(model, circuit.edges()), atol=1e-5, rtol=1e-5)
+    assert TINY["n_layers"] == 2 and run.value(circuit).dtype == torch.float32
+
+
+def test_edges_by_the_gradient_of_what_has_none_are_refused():
+    with pytest.raises(UserError, match="no gradient"):
+        eap(tiny_model(), tiny_tokens(seed=3), tiny_tokens(seed=4),
+            lambda logits: logits[:, -1].argmax(-1).double())

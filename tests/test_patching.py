@@ -1,0 +1,470 @@
+"""Every sweep against the plain loop over hooks; paths against their definition by hooks."""
+
+import inspect
+import itertools
+
+import pytest
+import torch
+from helpers import tiny_model, tiny_tokens
+from torch.testing import assert_close
+
+import patching
+from activation_cache import UnknownName, get_act_name
+from metrics import Metric, as_metric, logit_diff, per_token_loss
+from patching import PatchResult, activation_patch, path_patch, path_patch_matrix
+from rerun import Run
+from utils import UserError
+
+CLEAN, CORRUPT = tiny_tokens(3, 7, seed=3), tiny_tokens(3, 7, seed=4)
+CORRUPT[:, :2] = CLEAN[:, :2]  # prompts that begin alike
+DIFFERENCE = Metric.logit_diff([1, 2, 3], [4, 5, 6])
+METRICS = {
+    "at the end": DIFFERENCE,
+    "at two places": Metric(lambda chosen: chosen[..., 0, 0] - chosen[..., 1, 1], [1, -2], [3, 9]),
+    "a plain function": lambda logits: per_token_loss(logits, CORRUPT, reduction="none"),
+}
+SHAPES = [{}, {"attn_only": True}, {"norm": "none"}, {"tie_embeddings": True, "unembed_bias": True},
+          {"n_layers": 3, "positions": "none", "attn_bias": False}]
+SWEEPS = [
+    ("resid_pre", ("layer", "pos")), ("resid_mid", ("layer", "pos")),
+    ("attn_out", ("layer", "pos")), ("mlp_out", ("layer", "pos")), ("resid_post", ("layer", "pos")),
+    *((name, ("layer", "head")) for name in ("z", "q", "k", "v", "pattern")),
+    *((name, ("layer", "pos", "head")) for name in ("z", "q", "k", "v", "pattern")),
+    ("pattern", ("layer", "head", "query_pos", "key_pos")), ("z", ("layer",)),
+    ("blocks.1.attn.hook_z", ("head", "pos")),  # from here on without a short cut
+    ("attn_scores", ("layer", "head")), ("q_input", ("layer", "head")),
+    ("result", ("layer", "pos")), ("pre", ("layer", "pos")), ("post", ("layer", "d_mlp")),
+    ("mlp_in", ("layer", "pos")),
+    ("embed", ("pos",)), ("blocks.1.ln1.hook_scale", ("pos",)), ("ln_final.hook_normalized", ()),
+]
+NEED_MLP, NEED_NORM = ("resid_mid", "mlp_out", "pre", "post", "mlp_in"), ("hook_scale", "ln_final")
+
+
+def cache_of(model, tokens):
+    with torch.no_grad():
+        return model.run_with_cache(tokens, lambda name: True)[1]
+
+
+def doubled(**changes):
+    return tiny_model(dtype=torch.float64, **changes)
+
+
+@torch.no_grad()
+def by_the_loop(model, tokens, source, metric, sweep):
+    """What `activation_patch` returns in `values`, one run of the whole model a cell."""
+    act_name, axes = sweep
+    layers = range(model.cfg.n_layers) if "layer" in axes else [None]
+    rows = []
+    for name in [get_act_name(act_name, layer) for layer in layers]:
+        dims = model.hook_points()[name].axes.replace("query_pos", "pos").split()
+        inner = [axis.replace("query_pos", "pos") for axis in axes if axis != "layer"]
+        sizes = [source[name].shape[dims.index(axis)] for axis in inner]
+        values = []
+        for cell in itertools.product(*map(range, sizes)):
+            where = [slice(None)] * len(dims)
+            for axis, index in zip(inner, cell, strict=True):
+                where[dims.index(axis)] = index
+
+            def put(own, hook, where=tuple(where)):
+                own = own.clone()
+                own[where] = source[hook.name][where]
+                return own
+
+            values.append(as_metric(metric)(model.run_with_hooks(tokens, [(name, put)])))
+        rows.append(torch.stack(values).view(*sizes, -1))
+    return torch.stack(rows) if "layer" in axes else rows[0]
+
+
+# Sweeps
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+@pytest.mark.parametrize("sweep", SWEEPS, ids=lambda sweep: " ".join((sweep[0], *sweep[1])))
+def test_a_sweep_is_the_loop_over_all_cells(changes, sweep):
+    if changes.get("attn_only") and sweep[0] in NEED_MLP:
+        pytest.skip("without an MLP")
+    if changes.get("norm") and any(part in sweep[0] for part in NEED_NORM):
+        pytest.skip("without LayerNorms")
+    model = doubled(**changes)
+    source = cache_of(model, CLEAN)
+    for metric in METRICS.values():
+        result = activation_patch(model, CORRUPT, source, metric, *sweep)
+        assert_close(result.values, by_the_loop(model, CORRUPT, source, metric, sweep),
+                     rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("sweep", SWEEPS[:12], ids=lambda sweep: " ".join((sweep[0], *sweep[1])))
+def test_in_float32_a_sweep_is_the_loop_but_for_rounding(sweep):
+    model = tiny_model()
+    source = cache_of(model, CLEAN)
+    result = activation_patch(model, CORRUPT, source, DIFFERENCE, *sweep)
+    assert_close(result.values, by_the_loop(model, CORRUPT, source, DIFFERENCE, sweep),
+                 rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_cells", [1, 2, 5, 1000])
+def test_how_many_cells_run_at_once_changes_nothing(batch_cells):
+    model, sweep = doubled(), ("z", ("layer", "pos", "head"))
+    source = cache_of(model, CLEAN)
+    some = activation_patch(model, CORRUPT, source, DIFFERENCE, *sweep, batch_cells=batch_cells)
+    assert_close(some.values, activation_patch(model, CORRUPT, source, DIFFERENCE, *sweep).values)
+
+
+def test_a_run_patched_with_itself_has_no_effect_at_all():
+    model = tiny_model()
+    for sweep in SWEEPS[:17]:
+        result = activation_patch(model, CLEAN, cache_of(model, CLEAN), DIFFERENCE, *sweep)
+        assert (result.effect == 0).all(), sweep
+
+
+def test_prompts_that_begin_alike_have_no_effect_there():
+    result = patching.get_act_patch_resid_pre(
+        tiny_model(), CORRUPT, cache_of(tiny_model(), CLEAN), DIFFERENCE)
+    assert (result.effect[:, :2] == 0).all() and (result.effect[:, 2:] != 0).all()
+
+
+def test_the_whole_stream_of_any_layer_gives_the_source_s_metric():
+    model = doubled(n_layers=3)
+    result = activation_patch(model, CORRUPT, cache_of(model, CLEAN), DIFFERENCE, "resid_pre",
+                              ("layer",))
+    assert_close(result.values, DIFFERENCE(model(CLEAN)).expand(3, -1))
+    assert_close(result.normalized(), torch.ones(3, dtype=torch.float64))
+    assert_close(result.target, DIFFERENCE(model(CLEAN)))
+    assert_close(result.baseline, DIFFERENCE(model(CORRUPT)))
+
+
+@pytest.mark.parametrize("one, other", [
+    (("blocks.0.attn.hook_z", ()), ("blocks.0.hook_attn_out", ())),
+    (("blocks.1.attn.hook_z", ()), ("blocks.1.hook_attn_out", ())),
+])
+def test_the_z_of_all_heads_is_what_attention_writes(one, other):
+    model = doubled()
+    source = cache_of(model, CLEAN)
+    values = [activation_patch(model, CORRUPT, source, DIFFERENCE, *sweep).values
+              for sweep in (one, other)]
+    assert_close(*values)
+
+
+@torch.no_grad()
+def test_queries_and_keys_of_all_heads_are_the_pattern_and_with_the_values_z():
+    model = doubled()
+    source = cache_of(model, CLEAN)
+
+    def with_these(*names):
+        edits = [(get_act_name(name, 1), lambda own, hook: source[hook.name]) for name in names]
+        return DIFFERENCE(model.run_with_hooks(CORRUPT, edits))
+
+    def swept(name):
+        full = get_act_name(name, 1)
+        return activation_patch(model, CORRUPT, source, DIFFERENCE, full, ()).values
+
+    assert_close(with_these("q", "k"), swept("pattern"))
+    assert_close(with_these("pattern", "v"), swept("z"))
+
+
+def test_patching_a_position_leaves_the_logits_before_it_as_they_were_to_the_bit():
+    model, seen = tiny_model(), []
+
+    def keep(logits):
+        seen.append(logits)
+        return logits[..., -1, 0]
+
+    source = cache_of(model, CLEAN)
+    for sweep in (("resid_pre", ("layer", "pos")), ("z", ("layer", "pos"))):
+        seen.clear()
+        activation_patch(model, CORRUPT, source, keep, *sweep)
+        base, swept = seen[0], seen[1].unflatten(0, (2, 7))  # [layer, pos, batch, …]
+        for pos in range(7):
+            assert torch.equal(swept[:, pos, :, :pos], base[:, :pos].expand(2, -1, -1, -1))
+
+
+def test_a_metric_that_says_what_it_needs_gets_no_more():
+    shapes = []
+
+    def keep(chosen):
+        shapes.append(chosen.shape[-3:])
+        return chosen.sum((-2, -1))
+
+    source = cache_of(tiny_model(), CLEAN)
+    patching.get_act_patch_mlp_out(tiny_model(), CORRUPT, source, Metric(keep, [0, -1], [3, 4, 5]))
+    assert set(shapes) == {(3, 2, 3)}
+
+
+@pytest.mark.parametrize("name, axes", [
+    ("get_act_patch_resid_pre", (2, 7)), ("get_act_patch_resid_mid", (2, 7)),
+    ("get_act_patch_attn_out", (2, 7)), ("get_act_patch_mlp_out", (2, 7)),
+    *((f"get_act_patch_attn_head_{what}_all_pos", (2, 3)) for what in
+      ("out", "q", "k", "v", "pattern")),
+    *((f"get_act_patch_attn_head_{what}_by_pos", (2, 7, 3)) for what in
+      ("out", "q", "k", "v", "pattern")),
+    ("get_act_patch_attn_head_pattern_dest_src_pos", (2, 3, 7, 7)),
+    ("get_act_patch_block_every", (3, 2, 7)),
+    ("get_act_patch_attn_head_all_pos_every", (5, 2, 3)),
+    ("get_act_patch_attn_head_by_pos_every", (5, 2, 7, 3)),
+])
+def test_the_family_has_the_axes_that_its_names_say(name, axes):
+    model, sweep = tiny_model(), getattr(patching, name)
+    result = sweep(model, CORRUPT, cache_of(model, CLEAN), DIFFERENCE)
+    assert result.values.shape == (*axes, 3) and result.mean.shape == axes
+    assert len(result.axes) == len(axes) and result.direction == "denoising"
+    assert inspect.getdoc(sweep).startswith("Denoising")
+
+
+def test_every_is_its_sweeps_stacked():
+    model = tiny_model()
+    source = cache_of(model, CLEAN)
+    apart = [sweep(model, CORRUPT, source, DIFFERENCE).values for sweep in (
+        patching.get_act_patch_resid_pre, patching.get_act_patch_attn_out,
+        patching.get_act_patch_mlp_out)]
+    together = patching.get_act_patch_block_every(model, CORRUPT, source, DIFFERENCE)
+    assert torch.equal(together.values, torch.stack(apart))
+
+
+def test_noising_is_the_same_sweep_the_other_way_round():
+    model = tiny_model()
+    result = patching.get_act_patch_resid_pre(model, CLEAN, cache_of(model, CORRUPT), DIFFERENCE,
+                                              direction="noising")
+    assert result.direction == "noising"
+    assert_close(result.baseline, DIFFERENCE(model(CLEAN)))
+
+
+# The result
+
+
+def test_effects_are_averaged_over_prompts_and_normalised_by_what_separates_the_runs():
+    result = PatchResult(torch.tensor([[1.0, 3.0], [2.0, 8.0]]), torch.tensor([1.0, 2.0]),
+                         torch.tensor([5.0, 6.0]), ("pos",), "denoising")
+    assert result.mean.tolist() == [2, 5] and result.effect.tolist() == [0.5, 3.5]
+    assert result.normalized().tolist() == [0.125, 0.875]
+    low, high = result.ci()
+    assert low.tolist() == [0, 1] and high.tolist() == [1, 6]
+
+
+def test_a_share_of_nothing_is_refused():
+    model = tiny_model()
+    result = patching.get_act_patch_resid_pre(model, CLEAN, cache_of(model, CLEAN), DIFFERENCE)
+    with pytest.raises(UserError, match="undefined"):
+        result.normalized()
+
+
+def test_without_the_last_stream_there_is_no_target():
+    model = tiny_model()
+    _, source = model.run_with_cache(CLEAN, lambda name: "resid_pre" in name)
+    result = patching.get_act_patch_resid_pre(model, CORRUPT, source, DIFFERENCE)
+    assert result.target is None
+    with pytest.raises(UserError, match="without a filter"):
+        result.normalized()
+
+
+# What can't be
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"act_name": "residd"}, "not a hook"), ({"axes": ("layer", "head")}, "no axis 'head'"),
+    ({"axes": ("pos", "layer")}, "first"), ({"direction": "forwards"}, "denoising"),
+    ({"metric": lambda logits: logits.mean()}, "reduction"),
+    ({"metric": Metric(lambda chosen: chosen[..., 0, 0], pos=9)}, "pos=9"),
+    ({"tokens": CORRUPT[:, :6]}, r"\[3, 7, 12\] in the source, \[3, 6, 12\]"),
+    ({"tokens": CORRUPT[:2]}, r"tokens \[3, 2\], the run 2 rows"),
+    ({"tokens": CORRUPT[:2], "metric": METRICS["at two places"]}, "as many of both"),
+    ({"axes": ("layer", "pos", "pos")}, "each once"), ({"batch_cells": 0}, "batch_cells=0"),
+    ({"act_name": "blocks.0.hook_resid_pre"}, "leave the axis 'layer' out"),
+    ({"metric": Metric.logit_diff(1, 11)}, "1 to 11; the vocabulary has 0 to 10"),
+    ({"metric": Metric(lambda chosen: chosen[..., 0, 0], pos=[True] * 7)}, "nonzero"),
+])
+def test_what_does_not_fit_is_refused(change, message):
+    given = {"tokens": CORRUPT, "metric": DIFFERENCE, "act_name": "resid_pre",
+             "axes": ("layer", "pos")} | change
+    model = tiny_model()
+    with pytest.raises(UserError, match=message):
+        activation_patch(model, source_cache=cache_of(model, CLEAN), **given)
+    assert not [point for point in model.hook_points().values() if point.listeners]
+
+
+def test_a_source_in_another_precision_is_refused():
+    with pytest.raises(UserError, match="float64 in the source, torch.float32 in the run"):
+        patching.get_act_patch_mlp_out(tiny_model(), CORRUPT, cache_of(doubled(), CLEAN),
+                                       DIFFERENCE)
+
+
+def test_a_model_without_layers_has_no_blocks_to_sweep_and_no_paths():
+    model = tiny_model(n_layers=0)
+    with pytest.raises(UserError, match="no layers"):
+        patching.get_act_patch_mlp_out(model, CORRUPT, cache_of(model, CLEAN), DIFFERENCE)
+    with pytest.raises(UserError, match="no paths"):
+        path_patch(model, CLEAN, CORRUPT, ["hook_embed"], ["logits"], DIFFERENCE)
+    swept = activation_patch(model, CORRUPT, cache_of(model, CLEAN), DIFFERENCE, "embed", ())
+    assert_close(swept.values, DIFFERENCE(model(CLEAN)))
+
+
+def test_edits_with_and_without_a_short_cut_can_be_mixed():
+    model = doubled()
+    source, run = cache_of(model, CLEAN), Run(model, CORRUPT, DIFFERENCE)
+    names = ("hook_embed", "blocks.1.attn.hook_z", "blocks.0.mlp.hook_post")
+    for name, values in zip(names, run.patched((name, source[name][None]) for name in names),
+                            strict=True):
+        alone = activation_patch(model, CORRUPT, source, DIFFERENCE, name, ())
+        assert_close(values[0], alone.values)
+
+
+def test_an_activation_that_was_not_kept_is_named():
+    model = tiny_model()
+    _, source = model.run_with_cache(CLEAN, "blocks.0.hook_resid_pre")
+    with pytest.raises(UnknownName, match="was not kept"):
+        patching.get_act_patch_mlp_out(model, CORRUPT, source, DIFFERENCE)
+
+
+def test_a_sweep_does_not_run_past_open_hooks():
+    model = tiny_model()
+    source = cache_of(model, CLEAN)
+    with model.hooks([("blocks.0.attn.hook_z", lambda z, hook: 0 * z)]):
+        with pytest.raises(UserError, match=r"open at blocks\.0\.attn\.hook_z"):
+            patching.get_act_patch_mlp_out(model, CORRUPT, source, DIFFERENCE)
+
+
+def test_dropout_is_refused_and_evaluation_is_not():
+    model = tiny_model(dropout=0.5)
+    source = cache_of(model, CLEAN)
+    patching.get_act_patch_mlp_out(model, CORRUPT, source, DIFFERENCE)
+    with pytest.raises(UserError, match="eval"):
+        patching.get_act_patch_mlp_out(model.train(), CORRUPT, source, DIFFERENCE)
+
+
+def test_an_interrupted_sweep_leaves_nothing_behind():
+    model, calls = tiny_model(), []
+
+    def interrupted(logits):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return logits[..., -1, 0]
+
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    for sweep in (("z", ("layer", "head")), ("pre", ("layer", "pos"))):
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            activation_patch(model, CORRUPT, cache_of(model, CLEAN), interrupted, *sweep,
+                             batch_cells=1)
+        assert not [point for point in model.hook_points().values() if point.listeners]
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+
+
+# Paths
+
+
+def everything_above(model, layer):
+    """All that reads the stream after the attention of a layer."""
+    reads = [f"blocks.{layer}.hook_mlp_in"]
+    for later in range(layer + 1, model.cfg.n_layers):
+        reads += [f"blocks.{later}.hook_{part}" for part in
+                  ("q_input", "k_input", "v_input", "mlp_in")]
+    return [*reads, "logits"]
+
+
+@torch.no_grad()
+def path_by_hooks(model, senders, receivers, freeze):
+    """Path patching by its definition: two runs, hook by hook."""
+    clean, corrupt = cache_of(model, CLEAN), cache_of(model, CORRUPT)
+    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+
+    def heads_of(places, value):
+        def put(own, hook):
+            own = own.clone()
+            for name, head in places:
+                if name == hook.name:
+                    own[:, :, head] = value[name][:, :, head]
+            return own
+        return put
+
+    senders = [(name, slice(None)) if isinstance(name, str) else name for name in senders]
+    receivers = [(place, slice(None)) if isinstance(place, str) else place for place in receivers]
+    receivers = [(last if name == "logits" else name, head) for name, head in receivers]
+    frozen = {"heads": ["hook_z"], "all": ["hook_z", "hook_mlp_out"], None: []}[freeze]
+    freezing = [(name, lambda own, hook: clean[hook.name]) for name in clean
+                if any(name.endswith(kind) for kind in frozen)]
+    sending = [(name, heads_of(senders, corrupt)) for name in {name for name, _ in senders}]
+    seen = {}
+    keeping = [(name, lambda own, hook: seen.update({hook.name: own.clone()}))
+               for name, _ in receivers]
+    model.run_with_hooks(CLEAN, freezing + sending + keeping)
+    receiving = [(name, heads_of(receivers, seen)) for name in {name for name, _ in receivers}]
+    return DIFFERENCE(model.run_with_hooks(CLEAN, receiving))
+
+
+@pytest.mark.parametrize("freeze", ["heads", "all", None])
+@pytest.mark.parametrize("senders, receivers", [
+    ([("blocks.0.attn.hook_z", 1)], [("blocks.2.hook_k_input", 0)]),
+    ([("blocks.0.attn.hook_z", 1)], ["logits"]),
+    ([("blocks.0.attn.hook_z", 0), ("blocks.0.attn.hook_z", 2), "blocks.1.hook_mlp_out"],
+     [("blocks.1.hook_q_input", 2), ("blocks.2.hook_q_input", 1), "blocks.2.hook_mlp_in"]),
+    (["blocks.1.hook_attn_out"], ["blocks.1.hook_mlp_in", ("blocks.2.hook_v_input", 0)]),
+    (["hook_embed"], [("blocks.0.hook_v_input", 0), "logits"]),
+], ids=str)
+def test_path_patching_is_its_definition_hook_by_hook(senders, receivers, freeze):
+    model = doubled(n_layers=3)
+    result = path_patch(model, CLEAN, CORRUPT, senders, receivers, DIFFERENCE, freeze)
+    assert result.direction == "noising" and result.values.shape == (3,)
+    assert_close(result.values, path_by_hooks(model, senders, receivers, freeze))
+    assert_close(result.target, DIFFERENCE(model(CORRUPT)))
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_path_to_everything_with_nothing_frozen_is_activation_patching(layer):
+    model = doubled(n_layers=3)
+    sender = f"blocks.{layer}.attn.hook_z"
+    path = path_patch(model, CLEAN, CORRUPT, [(sender, 1)], everything_above(model, layer),
+                      DIFFERENCE, freeze=None)
+    whole = activation_patch(model, CLEAN, cache_of(model, CORRUPT), DIFFERENCE, sender, ("head",),
+                             direction="noising")
+    assert_close(path.values, whole.values[1])
+
+
+def test_without_receivers_nothing_happens():
+    model = tiny_model()
+    path = path_patch(model, CLEAN, CORRUPT, [("blocks.0.attn.hook_z", 1)], [], DIFFERENCE)
+    assert torch.equal(path.values, path.baseline)
+
+
+@pytest.mark.parametrize("freeze", ["heads", "all", None])
+@pytest.mark.parametrize("receiver", ["q", "k", "v"])
+def test_the_matrix_is_path_patching_for_every_pair_of_heads(receiver, freeze):
+    model = doubled(n_layers=3)
+    matrix = path_patch_matrix(model, CLEAN, CORRUPT, DIFFERENCE, receiver=receiver, freeze=freeze)
+    assert matrix.values.shape == (3, 3, 3, 3, 3)
+    for layer, head, later, other in itertools.product(range(3), repeat=4):
+        expected = matrix.baseline
+        if later > layer and head != 1:  # two thirds of the heads are enough
+            expected = path_patch(
+                model, CLEAN, CORRUPT, [(f"blocks.{layer}.attn.hook_z", head)],
+                [(f"blocks.{later}.hook_{receiver}_input", other)], DIFFERENCE, freeze).values
+        if head != 1:
+            assert_close(matrix.values[layer, head, later, other], expected)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"senders": [("blocks.2.attn.hook_z", 0)]}, "lies above"),
+    ({"receivers": [("blocks.0.hook_k_input", 0)]}, "lies above"),
+    ({"senders": ["blocks.0.hook_resid_pre"]}, "does not write"),
+    ({"receivers": ["blocks.1.attn.hook_z"]}, "does not read"),
+    ({"receivers": ["blocks.0.hook_resid_post"]}, "does not read"),
+    ({"senders": [("blocks.0.attn.hook_zz", 0)]}, "closest|hook_z"),
+    ({"senders": [("blocks.0.attn.hook_z", 3)]}, "no head 3"),
+    ({"senders": [("blocks.0.hook_mlp_out", 0)]}, "no head 0"),
+    ({"freeze": "mlps"}, "'heads', 'all', None"),
+    ({"corrupt": CORRUPT[:, :5]}, r"\[3, 7\] and corrupt \[3, 5\]"),
+])
+def test_paths_that_can_t_be_are_refused(change, message):
+    given = {"corrupt": CORRUPT, "senders": [("blocks.0.attn.hook_z", 0)],
+             "receivers": [("blocks.1.hook_k_input", 1)]} | change
+    model = tiny_model(n_layers=3)
+    with pytest.raises(UserError, match=message):
+        path_patch(model, CLEAN, metric=DIFFERENCE, **given)
+    assert not [point for point in model.hook_points().values() if point.listeners]
+
+
+def test_a_metric_may_be_a_plain_function_here_too():
+    model = doubled()
+    plain = path_patch(model, CLEAN, CORRUPT, ["hook_embed"], ["logits"],
+                       lambda logits: logit_diff(logits, [1, 2, 3], [4, 5, 6], reduction="none"))
+    named = path_patch(model, CLEAN, CORRUPT, ["hook_embed"], ["logits"], DIFFERENCE)
+    assert_close(plain.values, named.values)

@@ -1,0 +1,386 @@
+"""Wired circuits do what they say, by plain hooks; and the scoring sees it where one does not."""
+
+import copy
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+from helpers import quick_run
+
+from experiments import wired_circuits
+from experiments.wired_board import (
+    BOS,
+    CONTENT,
+    GAIN,
+    N_CTX,
+    N_HEADS,
+    NO,
+    SOFT,
+    YES,
+    hyperplane,
+    random_texts,
+    rotated,
+)
+from experiments.wired_facts import accuracy, claims_of, facts, figure
+from experiments.wired_scoring import TOOLS, Case, auroc, judged
+from utils import seeded_generator
+
+SEEDS = (0, 1, 2)
+NAMES = ("previous token", "duplicate token", "induction", "copying", "copy suppression", "OR",
+         "AND", "unused bit", "dead heads", "saturated softmax")
+PAID = 1 / (1 + math.exp(-SOFT / 2) + 8 * math.exp(-SOFT))  # by an induction head to what it finds
+METRICS = {"induction": (PAID, -PAID), "copying": (1.5, -1.5), "copy suppression": (0.5, 0.0)}
+TEXTS = random_texts(100, seeded_generator(9))
+
+each_circuit = pytest.mark.parametrize("name", NAMES)
+each_wiring = pytest.mark.parametrize(
+    ("name", "seed"), list(itertools.product(NAMES, SEEDS)), ids=lambda value: str(value))
+
+
+@pytest.fixture(scope="module")
+def zoos():
+    """{(name, seed): Wired}."""
+    return {(wired.name, seed): wired for seed in SEEDS for wired in wired_circuits.zoo(seed)}
+
+
+def pairs_of(wired, n=6):
+    return wired.pairs(n, seeded_generator(3))
+
+
+def run(model, tokens, fwd_hooks=()):
+    """Logits, without a gradient."""
+    with torch.no_grad():
+        return model.run_with_hooks(tokens, list(fwd_hooks))
+
+
+def cached(model, tokens):
+    with torch.no_grad():
+        return model.run_with_cache(tokens)[1]
+
+
+def putting(layer, head, value):
+    """A hook that puts `value`, a z or a number, in place of one head's z."""
+    def put(z, hook):
+        z = z.clone()
+        z[:, :, head] = value if isinstance(value, float) else value[:, :, head]
+        return z
+    return f"blocks.{layer}.attn.hook_z", put
+
+
+def dead_heads_of(wired):
+    every = itertools.product(range(wired.model.cfg.n_layers), range(N_HEADS))
+    return [head for head in every if head not in wired.truth.circuit]
+
+
+# What they do
+
+
+@each_wiring
+def test_the_model_says_the_answer_wherever_there_is_one(zoos, name, seed):
+    wired = zoos[name, seed]
+    logits, n_answers = run(wired.model, TEXTS), 0
+    for text, rows in zip(TEXTS.tolist(), logits, strict=True):
+        for end, row in enumerate(rows, 1):
+            answer = wired.answer(text[:end])
+            if answer is not None:
+                others = torch.cat([row[:answer], row[answer + 1:]])
+                assert row[answer] - others.max() > 0.45 * GAIN
+                n_answers += 1
+    assert n_answers > 100 and accuracy(wired, TEXTS) == 1.0
+
+
+def test_the_answers_are_those_of_the_tasks(zoos):
+    wired = {name: zoos[name, 0] for name in NAMES}
+    assert wired["previous token"].answer([BOS, 4, 7, 2]) == 7
+    assert wired["dead heads"].answer([BOS, 4]) is None
+    assert wired["duplicate token"].answer([BOS, 4, 7, 4]) == YES
+    assert wired["duplicate token"].answer([BOS, 4, 7, 2]) == NO
+    assert wired["induction"].answer([BOS, 3, 5, 2, 3]) == 5
+    assert wired["induction"].answer([BOS, 3, 5, 3, 2, 3]) is None  # two followers
+    assert wired["induction"].answer([BOS, 3, 5, 2]) is None
+    assert wired["induction"].answer([BOS, 6, 6]) == 6
+
+
+@each_wiring
+def test_clean_and_corrupt_have_the_metrics_that_were_wired(zoos, name, seed):
+    wired = zoos[name, seed]
+    pairs = pairs_of(wired, 20)
+    for tokens, units in zip((pairs.clean, pairs.corrupt), METRICS.get(name, (1.0, -1.0)),
+                             strict=True):
+        metric = pairs.metric(run(wired.model, tokens)) / GAIN
+        assert (metric - units).abs().max() < 0.005
+    for text, other, right in zip(pairs.clean.tolist(), pairs.corrupt.tolist(),
+                                  pairs.right.tolist(), strict=True):
+        assert wired.answer(text) == right != wired.answer(other)
+        assert len(text) == N_CTX and text[0] == BOS and set(text[1:]) <= set(CONTENT)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("name", "expected"), [
+    ("OR", {(0, 0): NO, (0, 1): YES, (1, 0): YES, (1, 1): YES}),
+    ("AND", {(0, 0): NO, (0, 1): NO, (1, 0): NO, (1, 1): YES})])
+def test_a_gate_has_its_table_of_truth(zoos, name, expected, seed):
+    wired = zoos[name, seed]
+    pairs = pairs_of(wired, 1)
+    i, j = (pairs.clean != pairs.corrupt).nonzero()[:, 1].tolist()
+    for bits, answer in expected.items():
+        text = pairs.corrupt.clone()
+        for position, bit in zip((i, j), bits, strict=True):
+            text[0, position] = (pairs.clean if bit else pairs.corrupt)[0, position]
+        assert run(wired.model, text)[0, -1].argmax() == answer
+
+
+# How they do it
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_heads_look_where_they_were_told_to(zoos, seed):
+    tokens = random_texts(20, seeded_generator(4))
+
+    def pattern(name, which=max, tokens=tokens):
+        wired = zoos[name, seed]
+        layer, head = which(wired.truth.circuit)
+        return cached(wired.model, tokens)["pattern", layer][:, head]
+
+    for name, which in (("previous token", max), ("dead heads", max), ("induction", min)):
+        assert pattern(name, which).diagonal(offset=-1, dim1=1, dim2=2).min() > 0.999
+    earlier = (tokens[:, :, None] == tokens[:, None, :]).tril(-1)
+    paid = (pattern("duplicate token") * earlier).sum(-1)
+    assert paid[earlier.any(-1)].min() > 0.999 and paid[~earlier.any(-1)].max() == 0
+    after = earlier.roll(1, dims=-1)
+    looked = pattern("induction")
+    paid, rests = looked[after & (after.sum(-1) == 1)[..., None]], looked[~after.any(-1)][:, 0]
+    assert 0.992 < paid.min() and paid.max() < 0.994 and rests.min() > 0.9  # it is soft
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_copy_suppression_follows_what_is_predicted_and_nothing_else(zoos, seed):
+    wired = zoos["copy suppression", seed]
+    pairs, (layer, head) = pairs_of(wired), max(wired.truth.circuit)
+    predicted = pairs.clean == pairs.wrong[:, None]  # [batch, key_pos]
+    clean, corrupt = cached(wired.model, pairs.clean), cached(wired.model, pairs.corrupt)
+    with wired.model.hooks([putting(*min(wired.truth.circuit), clean["z", 0])]):
+        moved = cached(wired.model, pairs.corrupt)
+    there, gone, back = (cache["pattern", layer][:, head, -1] for cache in (clean, corrupt, moved))
+    assert (there * predicted).sum(-1).min() > 0.999 and gone[:, 0].min() > 0.999
+    assert (back * predicted).sum(-1).min() > 0.999
+    other = pairs.clean.where(~predicted, pairs.right[:, None])  # what is predicted half as loudly
+    assert cached(wired.model, other)["pattern", layer][:, head, -1, 0].min() > 0.999
+    assert (pairs.metric(run(wired.model, other)) / GAIN + 0.5).abs().max() < 0.005
+
+
+@each_wiring
+def test_each_head_restores_breaks_and_removes_its_wired_share(zoos, name, seed):
+    wired = zoos[name, seed]
+    pairs, truth = pairs_of(wired), wired.truth
+    clean, corrupt = cached(wired.model, pairs.clean), cached(wired.model, pairs.corrupt)
+    high, low = (pairs.metric(run(wired.model, tokens)) for tokens in (pairs.clean, pairs.corrupt))
+    for layer, head in itertools.product(range(wired.model.cfg.n_layers), range(N_HEADS)):
+        restored, broken, removed = (
+            pairs.metric(run(wired.model, tokens, [putting(layer, head, value)]))
+            for tokens, value in ((pairs.corrupt, clean["z", layer]),
+                                  (pairs.clean, corrupt["z", layer]), (pairs.clean, 0.0)))
+        for measured, wanted in (((restored - low) / (high - low), truth.restores),
+                                 ((high - broken) / (high - low), truth.breaks),
+                                 ((high - removed) / GAIN, truth.removed)):
+            assert (measured - wanted.get((layer, head), 0.0)).abs().max() < 0.005
+
+
+@each_circuit
+def test_dead_heads_are_sharp_and_do_next_to_nothing(zoos, name):
+    wired, texts = zoos[name, 0], TEXTS[:20]
+    logits, cache = run(wired.model, texts), cached(wired.model, texts)
+    moved = {head: (run(wired.model, texts, [putting(*head, 0.0)]) - logits).abs().max().item()
+             for head in dead_heads_of(wired)}
+    assert max(moved.values()) < 0.001 * 4 * GAIN
+    for layer, head in moved:
+        assert cache["pattern", layer][:, head].amax(-1).min() > 0.999
+        assert cache["z", layer][:, :, head].abs().amax() > 0.5  # it carries something
+    exact = [head for head in moved if moved[head] < 1e-10]
+    writes_the_mean = [head for head in exact if wired.model.W_O[head].norm() > 0]
+    assert writes_the_mean and len(exact) < len(moved)
+
+
+def test_the_unused_bit_is_in_the_stream_and_changes_nothing(zoos):
+    wired = zoos["unused bit", 1]
+    pairs = pairs_of(wired, 40)
+
+    def bits(name, texts):
+        return torch.tensor([wired.bits[name](text) for text in texts.tolist()])
+
+    assert 5 < (bits("used", pairs.clean) ^ bits("unused", pairs.clean)).sum() < 35
+    for position in (pairs.clean != pairs.corrupt).any(0).nonzero()[:, 0].tolist():
+        texts = pairs.clean.clone()
+        texts[:, position] = pairs.corrupt[:, position]
+        one, other = (run(wired.model, each)[:, -1] for each in (pairs.clean, texts))
+        moved = (cached(wired.model, pairs.clean)["resid_post", 0][:, -1]
+                 - cached(wired.model, texts)["resid_post", 0][:, -1])
+        if (bits("unused", texts) != bits("unused", pairs.clean)).all():
+            assert (one - other).abs().max() < 1e-9
+            assert moved.norm(dim=-1).min() > 1.9  # from -1 to 1, or back
+        else:
+            assert (one - other).abs().amax(-1).min() > 0.9 * GAIN
+
+
+def test_no_gradient_passes_the_saturated_softmax_though_all_of_the_effect_does(zoos):
+    wired = zoos["saturated softmax", 0]
+    pairs, (layer, head) = pairs_of(wired), max(wired.truth.circuit)
+    names = [f"blocks.{layer}.attn.hook_{part}" for part in ("q", "z")]
+    _, _, grads = wired.model.gradient_cache(pairs.corrupt, pairs.metric, names)
+    steepest = {part: grads[part, layer][:, :, head].abs().max() for part in "qz"}
+    assert steepest["q"] < 1e-4 * steepest["z"]
+
+
+# In what they stand
+
+
+@each_wiring
+def test_a_rotation_of_the_stream_leaves_the_logits(zoos, name, seed):
+    wired = zoos[name, seed]
+    turned = rotated(wired, seed + 5)
+    assert (run(turned.model, TEXTS) - run(wired.model, TEXTS)).abs().max() < 1e-10
+    assert (turned.model.W_E - wired.model.W_E).abs().max() > 0.1
+    assert torch.allclose(turned.model.W_E.mean(-1), wired.model.W_E.mean(-1))
+
+
+def test_a_rotation_that_does_not_keep_the_mean_would_be_seen(zoos, monkeypatch):
+    wired = zoos["copying", 0]
+    noise = torch.randn(104, 104, generator=seeded_generator(0)).double()
+    tilted = torch.linalg.qr(noise)[0][1:]  # orthonormal, but not to the ones
+    monkeypatch.setattr("experiments.wired_board.hyperplane", lambda width: tilted)
+    assert (run(rotated(wired, 5).model, TEXTS) - run(wired.model, TEXTS)).abs().max() > 1e-3
+
+
+@each_circuit
+def test_float32_is_enough(zoos, name):
+    wired = zoos[name, 0]
+    single = dataclasses.replace(wired, model=copy.deepcopy(wired.model).float())
+    assert (run(single.model, TEXTS) - run(wired.model, TEXTS)).abs().max() < 1e-3
+    assert accuracy(single, TEXTS) == 1.0
+
+
+@each_circuit
+def test_no_gain_is_1_and_no_bias_0(zoos, name):
+    for path, weight in zoos[name, 0].model.named_parameters():
+        leaf = path.rpartition(".")[2]
+        if leaf == "w":
+            assert weight.unique().numel() == 1 and (weight - 1).abs().max() > 1e-3, path
+        elif leaf in ("b", "b_QKV", "b_heads_out", "b_in", "b_U"):
+            assert weight.abs().max() > 0.01, path
+
+
+def test_the_seed_moves_heads_tokens_and_directions(zoos):
+    for name in NAMES:
+        circuits = {frozenset(zoos[name, seed].truth.circuit) for seed in SEEDS}
+        codes = [zoos[name, seed].model.W_E for seed in SEEDS]
+        assert not torch.allclose(codes[0], codes[1])
+        assert len(circuits) > 1 or name in ("previous token", "duplicate token", "dead heads")
+    again = {wired.name: wired for wired in wired_circuits.zoo(1)}
+    assert all(torch.equal(again[name].model.W_U, zoos[name, 1].model.W_U) for name in NAMES)
+
+
+def test_the_waves_are_orthonormal_and_have_no_mean():
+    waves = hyperplane(7)
+    assert torch.allclose(waves @ waves.T, torch.eye(6).double())
+    assert waves.sum(-1).abs().max() < 1e-12
+
+
+# The scoring
+
+
+def test_auroc_is_the_share_of_pairs_in_order():
+    generator = seeded_generator(0)
+    for _ in range(20):
+        scores = torch.randint(6, (12,), generator=generator).float()
+        truth = torch.rand(12, generator=generator) < 0.4
+        truth[:2] = torch.tensor([True, False])
+        pairs = [1.0 if a > b else 0.5 if a == b else 0.0
+                 for a in scores[truth] for b in scores[~truth]]
+        assert auroc(scores, truth) == pytest.approx(sum(pairs) / len(pairs))
+
+
+def test_auroc_of_perfect_inverted_tied_and_undefined_rankings():
+    truth = torch.tensor([True, True, False, False, False])
+    assert auroc(torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0]), truth) == 1.0
+    assert auroc(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), truth) == 0.0
+    assert auroc(torch.zeros(5), truth) == 0.5
+    assert auroc(torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0]), truth) == 0.75
+    assert math.isnan(auroc(torch.zeros(5), torch.ones(5).bool()))
+
+
+def case_of(wired):
+    return Case.of(wired, wired.pairs(2, seeded_generator(0)))
+
+
+def tool(name):
+    return next(tool for tool in TOOLS if tool.name == name)
+
+
+@pytest.mark.parametrize("name", [tool.name for tool in TOOLS if "-IG" not in tool.name])
+def test_every_tool_gets_what_was_wired(zoos, name):
+    for circuit in ("duplicate token", "copy suppression", "OR", "AND", "dead heads"):
+        row = judged(tool(name), case_of(zoos[circuit, 2]))
+        if row is not None:
+            assert row.auroc == pytest.approx(row.wired) and row.error < 0.02, circuit
+
+
+@pytest.mark.parametrize("name", ["activation patching, noising", "zero ablation",
+                                  "attribution patching", "direct logit attribution"])
+def test_a_circuit_that_is_not_there_is_not_found(zoos, name):
+    wired = zoos["copying", 0]
+    other = dead_heads_of(wired)[0]
+    shares = {other: 1.0}
+    false = dataclasses.replace(wired.truth, restores=shares, breaks=shares, slope=shares,
+                                removed=shares, direct=shares)
+    row = judged(tool(name), case_of(dataclasses.replace(wired, truth=false)))
+    assert row.auroc < 0.5 and row.error > 0.3
+    claims = claims_of([row], [{"a fact": (0.5, 1.0, 0.1)}])
+    assert [claim.holds for claim in claims] == [False, False, False]
+
+
+def test_a_head_that_lost_its_work_fails_the_claims(zoos):
+    wired = zoos["induction", 0]
+    model = copy.deepcopy(wired.model)
+    layer, head = max(wired.truth.circuit)
+    with torch.no_grad():
+        model.blocks[layer].attn.W_O[head] *= 0.5
+    found = facts(case_of(dataclasses.replace(wired, model=model)))
+    assert found["faithfulness of the wired edges alone"][0] == pytest.approx(1.0, abs=0.01)
+    row = judged(tool("zero ablation"), case_of(dataclasses.replace(wired, model=model)))
+    assert row.auroc == 1.0 and row.error > 0.4
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "unused bit"])
+def test_the_facts_are_as_wired(zoos, name):
+    for what, (measured, wired, within) in facts(case_of(zoos[name, 1])).items():
+        assert abs(measured - wired) <= within, what
+
+
+def test_what_must_fail_is_predicted_from_what_is_seen(zoos):
+    truths = {name: zoos[name, 0].truth for name in NAMES}
+    assert tool("activation patching, denoising").wired(truths["AND"]) == 0.5
+    assert tool("activation patching, noising").wired(truths["OR"]) == 0.5
+    assert tool("zero ablation").wired(truths["OR"]) == 0.5
+    assert tool("attribution patching").wired(truths["saturated softmax"]) == 0.75
+    assert tool("integrated gradients").wired(truths["OR"]) == 1.0
+    assert tool("EAP (edges)").wired(truths["copy suppression"]) == 7 / 8
+    assert tool("ACDC (edges)").wired(truths["OR"]) == 0.8
+    assert tool("previous-token pattern").wired(truths["dead heads"]) == 0.0
+
+
+def test_the_figure_frames_what_must_fail(zoos):
+    rows = [judged(tool(name), case_of(zoos[circuit, 0])) for circuit in ("OR", "AND")
+            for name in ("activation patching, denoising", "activation patching, noising")]
+    axes = figure(rows).axes[0]
+    assert axes.get_title(loc="left").startswith("4 of 4") and len(axes.lines) == 2
+    assert [text.get_text() for text in axes.texts] == ["1", "0.5", "0.5", "1"]
+
+
+@pytest.mark.slow
+def test_a_quick_run_passes_every_claim(tmp_path):
+    printed, result = quick_run("wired_circuits", tmp_path)
+    assert printed.count("PASS") == len(result["claims"]) > 50 and "FAIL" not in printed
+    assert {row["circuit"] for row in result["rows"]} == set(NAMES)
+    assert (tmp_path / "wired_circuits" / "wired_circuits.png").stat().st_size > 10_000
