@@ -41,7 +41,8 @@ class Metric:
     def logit_diff(cls, correct, wrong, *, pos=-1):
         """The logit of `correct` less that of `wrong`, ids for all rows or one for each, in nats;
         [..., batch]."""
-        pair = torch.stack(torch.broadcast_tensors(*map(torch.as_tensor, (correct, wrong))), -1)
+        ids = (whole_numbers(tokens, "tokens") for tokens in (correct, wrong))
+        pair = torch.stack(torch.broadcast_tensors(*ids), -1)
         return cls(lambda logits: logits[..., 0, 0] - logits[..., 0, 1], pos, pair)
 
     def positions(self, n_pos):
@@ -249,8 +250,9 @@ def earlier_occurrences(tokens):
 def attention_paid(pattern, keys):
     """The attention paid to `keys` [batch, query_pos, key_pos], True where it counts, summed; the
     mean over the queries that have any. pattern: [..., batch, head, query_pos, key_pos]."""
+    pattern = square(pattern, batch=keys.shape[:2])
     n_queries = keys.any(-1).sum(-1)  # [batch]
-    return (square(pattern, batch=keys.shape[:2]) * keys[:, None]).sum((-2, -1)) / n_queries[:, None]
+    return (pattern * keys[:, None]).sum((-2, -1)) / n_queries[:, None]
 
 
 def sink_score(pattern):
