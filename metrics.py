@@ -299,6 +299,17 @@ def mean_ranks(values):
     return ((first + after - 1) / 2).to(values).masked_fill(values.isnan(), torch.nan)
 
 
+def auroc(scores, truth):
+    """The chance that one of the true ones scores above one of the others, ties counting half.
+
+    scores: [n]; truth: [n], bool. 1: all true ones on top; 0.5: no better than chance; NaN where
+    all are true or none.
+    """
+    n_true = truth.sum()
+    ranks = mean_ranks(scores.double())[truth]  # from 0
+    return ((ranks.sum() - n_true * (n_true - 1) / 2) / (n_true * (~truth).sum())).item()
+
+
 def bootstrap_ci(values, *, level=0.95, n_draws=2000, seed=0):
     """An interval for the mean of `values`, [n] or [n, ...], by drawing n of them again and again.
 
