@@ -74,7 +74,7 @@ class Circuit:
             names, points = (readers, reads) if do_read else (writers, writes)
             points[hook] = slice(len(names), len(names) + len(nodes))
             names += nodes
-            written += len(nodes) * do_read * [len(writers)]
+            written += [len(writers)] * len(nodes) if do_read else []  # whom each reader reads
         exists = torch.arange(len(writers))[:, None] < torch.tensor(written)
         full = cls(writers, readers, writes, reads, exists, exists)
         return full if parts is None else full.only(parts)
@@ -271,8 +271,8 @@ def acdc(model, clean, corrupt, metric, *, threshold, ablation="corrupt"):
 
 @dataclass(frozen=True, eq=False)
 class Faithfulness:
-    """per_prompt: [batch], wild where all edges do little better than none. mean: the ratio of the
-    means over prompts. interval: of that ratio, 95 % when prompts are drawn again; None for one."""
+    """per_prompt: [batch], wild where all edges do little. mean: the ratio of the means over
+    prompts. interval: of that ratio, 95 % when prompts are drawn again; None for one."""
 
     per_prompt: torch.Tensor
     mean: float

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from losses import kl_divergence
-from metrics import token_ids
+from metrics import chosen_positions, token_ids
 from optim import AdamW, schedule
 from residual_stream_analysis import accumulated_resid
 from utils import UserError, atomic_write, seeded_generator
@@ -54,8 +54,9 @@ def logit_lens(model, cache, incl_mid=False, positions=None, *, lens=None, top_k
 
     cache: of `model`, with the streams. positions: int, slice or list; all by default. lens: a
     TunedLens. top_k: keep that many tokens and no logits: GPT-2's would take 2.6 MB a position.
-    targets: ids [batch, pos], one a row, or one (or text, with a tokenizer) for all.
-    Raises UserError for a top_k or a position that is not there, a lens of another model.
+    targets: ids [batch, pos] of the whole text or of the positions alone, one a row, or one (or
+    text, with a tokenizer) for all. Raises UserError for a top_k or a position that is not there, a
+    lens of another model, targets of another text.
     """
     d_vocab = model.cfg.d_vocab
     if top_k is not None and not 1 <= top_k <= d_vocab:
@@ -68,10 +69,11 @@ def logit_lens(model, cache, incl_mid=False, positions=None, *, lens=None, top_k
                              for row, label in zip(stack, labels, strict=True)])
     wanted = None
     if targets is not None:
-        wanted = targets
+        n_all = accumulated_resid(model, cache, 0)[0].shape[2]
         if not isinstance(targets, torch.Tensor) or targets.ndim < 2:
-            wanted = token_ids(targets, n_batch, d_vocab, tokenizer=tokenizer)[:, None]
-        wanted = wanted.to(stack.device).expand(n_batch, n_pos).flatten()
+            targets = token_ids(targets, n_batch, d_vocab, tokenizer=tokenizer)[:, None]
+        wanted = targets_at(targets, (n_batch, n_pos), positions, n_all)
+        wanted = wanted.to(stack.device).flatten()
     points = stack.flatten(1, 2)  # [row, point, d_model]
     found = []
     for some in torch.arange(n_batch * n_pos).split(max(1, LOGITS_AT_ONCE // (n_rows * d_vocab))):
@@ -79,6 +81,16 @@ def logit_lens(model, cache, incl_mid=False, positions=None, *, lens=None, top_k
     columns = {name: torch.cat([each[name] for each in found], 1).unflatten(1, (n_batch, n_pos))
                for name in found[0]}
     return LensResult(labels, **columns)
+
+
+def targets_at(targets, shape, positions, n_all):
+    """targets [batch, pos] at the positions, of shape (batch, pos). Raises UserError for others."""
+    if targets.ndim == 2 and targets.shape[1] == n_all and positions is not None:
+        targets = targets[:, chosen_positions(positions, n_all)]
+    if targets.ndim != 2 or len(targets) != shape[0] or targets.shape[1] not in (1, shape[1]):
+        raise UserError(f"targets is {list(targets.shape)} for {list(shape)} predictions; pass ids "
+                        "[batch, pos], one a row, or one for all")
+    return targets.expand(shape)
 
 
 def read(logits, top_k, wanted, some):
@@ -93,7 +105,7 @@ def read(logits, top_k, wanted, some):
         columns["top_probs"], columns["top_tokens"] = probs.topk(top_k)
     if wanted is not None:
         own = logits.gather(-1, wanted[some].expand(len(logits), -1)[..., None])
-        columns["rank"] = (logits > own).sum(-1)
+        columns["rank"] = (~(logits <= own)).sum(-1)  # NaN is never the likeliest
     return columns
 
 
@@ -134,7 +146,7 @@ class TunedLens(nn.Module):
         """The lens in a file that `save` wrote. Raises UserError where it is not one."""
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            lens = cls(state["A"].shape[-1], state["labels"])
+            lens = cls(state["A"].shape[-1], state["labels"]).to(state["A"].dtype)
             lens.load_state_dict({"A": state["A"], "b": state["b"]})
         except Exception as error:  # a foreign file can fail anywhere inside the unpickler
             raise UserError(f"{path} is not a tuned lens ({type(error).__name__}); fit one with "
@@ -146,11 +158,29 @@ def fit_tuned_lens(model, tokens, *, steps=300, batch_size=16, lr=2e-3, seed=0):
     """A TunedLens whose rows say, as nearly as an affine map can, what the model says in the end.
 
     It minimises KL(final || row), summed over rows (each has weights of its own). The model is left
-    as it is. tokens: [n, pos], texts like those that it will read; hold some back to judge by.
-    Raises UserError for a model without layers, whose only stream is the last.
+    as it is, and read without dropout. tokens: [n, pos], texts like those that it will read; hold
+    some back to judge by. Raises UserError for a model without layers, whose only stream is the
+    last, for less than one step, and for a fit that came to nothing finite.
     """
     if not model.cfg.n_layers:
         raise UserError("n_layers=0: the only stream is the last one; there is nothing to tune")
+    if steps < 1:
+        raise UserError(f"steps={steps} fits nothing; take 1 or more")
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.enable_grad():
+            lens = tuned(model, tokens, steps, batch_size, lr=lr, seed=seed)
+    finally:
+        model.train(was_training)
+    if not all(weight.isfinite().all() for weight in lens.parameters()):
+        raise UserError(f"lr={lr}: the lens is not finite after {steps} steps; take a smaller one, "
+                        "and look whether the model's logits are finite")
+    return lens
+
+
+def tuned(model, tokens, steps, batch_size, *, lr, seed):
+    """The loop of `fit_tuned_lens`."""
     n_layers, mid = model.cfg.n_layers, not model.cfg.attn_only
     names = ["hook_embed", "hook_pos_embed"][: 1 + (model.position_embedding is not None)]
     names += [f"blocks.{layer}.hook_resid_{where}" for layer in range(n_layers)

@@ -41,7 +41,8 @@ class Metric:
     def logit_diff(cls, correct, wrong, *, pos=-1):
         """The logit of `correct` less that of `wrong`, ids for all rows or one for each, in nats;
         [..., batch]."""
-        pair = torch.stack(torch.broadcast_tensors(*map(torch.as_tensor, (correct, wrong))), -1)
+        ids = (whole_numbers(tokens, "tokens") for tokens in (correct, wrong))
+        pair = torch.stack(torch.broadcast_tensors(*ids), -1)
         return cls(lambda logits: logits[..., 0, 0] - logits[..., 0, 1], pos, pair)
 
     def positions(self, n_pos):
@@ -249,8 +250,9 @@ def earlier_occurrences(tokens):
 def attention_paid(pattern, keys):
     """The attention paid to `keys` [batch, query_pos, key_pos], True where it counts, summed; the
     mean over the queries that have any. pattern: [..., batch, head, query_pos, key_pos]."""
+    pattern = square(pattern, batch=keys.shape[:2])
     n_queries = keys.any(-1).sum(-1)  # [batch]
-    return (square(pattern, batch=keys.shape[:2]) * keys[:, None]).sum((-2, -1)) / n_queries[:, None]
+    return (pattern * keys[:, None]).sum((-2, -1)) / n_queries[:, None]
 
 
 def sink_score(pattern):
@@ -295,6 +297,17 @@ def mean_ranks(values):
     first, after = (torch.searchsorted(ordered, values.contiguous(), right=right)
                     for right in (False, True))
     return ((first + after - 1) / 2).to(values).masked_fill(values.isnan(), torch.nan)
+
+
+def auroc(scores, truth):
+    """The chance that one of the true ones scores above one of the others, ties counting half.
+
+    scores: [n]; truth: [n], bool. 1: all true ones on top; 0.5: no better than chance; NaN where
+    all are true or none.
+    """
+    n_true = truth.sum()
+    ranks = mean_ranks(scores.double())[truth]  # from 0
+    return ((ranks.sum() - n_true * (n_true - 1) / 2) / (n_true * (~truth).sum())).item()
 
 
 def bootstrap_ci(values, *, level=0.95, n_draws=2000, seed=0):

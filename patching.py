@@ -87,9 +87,9 @@ def activation_patch(model, tokens, source_cache, metric, act_name, axes, *,
     metric: a Metric, or a function of logits [..., batch, pos, d_vocab] -> [..., batch].
     act_name: a short name ("resid_pre", "z", "post", …) of all layers if "layer" is an axis, else a
     full one. axes: of the cells, "layer" first, then any that the hook point has, such as "pos" or
-    "head"; what is not among them is patched whole. batch_cells: how many at once (None: what 1 GB
-    holds). Raises UserError for names, axes, shapes and metrics that do not fit, while hooks are
-    open (a sweep would run past them), and in training with dropout.
+    "head"; what is not among them is patched whole. direction: a label; only you know which run is
+    which. batch_cells: how many at once (None: what 1 GB holds). Raises UserError for what does not
+    fit, while hooks are open (a sweep would run past them), and in training with dropout.
     """
     if direction not in DIRECTIONS:
         raise UserError(f"direction={direction!r} is unknown; choose from: {', '.join(DIRECTIONS)}")
@@ -159,7 +159,6 @@ def cells_of(shape, dims, axes, cells):
 
 def sweep_of(act_name, *axes):
     """A function that sweeps one activation along these axes."""
-
     def swept(model, corrupted_tokens, clean_cache, metric, **more):
         return activation_patch(model, corrupted_tokens, clean_cache, metric, act_name, axes,
                                 **more)
@@ -224,7 +223,8 @@ def path_patch(model, clean, corrupt, senders, receivers, metric, freeze="heads"
     `hook_k_input`, `hook_v_input`, `hook_mlp_in`, or "logits". Those with a head axis may be
     (name, head). Two runs: in the first, on `clean`, the senders have their corrupt values and what
     the receivers read is kept; in the second, on `clean`, that is what they read. So a later
-    receiver does not see what an earlier one makes of it, and beside "logits" no other counts.
+    receiver does not see what an earlier one makes of it, beside "logits" no other counts, and
+    without any nothing happens.
     freeze: what else keeps its clean value in the first: "heads" (so that MLPs and LayerNorms alone
     pass the change on), "all" (MLPs too: the direct path), or None.
     Raises UserError for names that are no sender or receiver, and a sender above its receiver.

@@ -94,7 +94,7 @@ def training_curves(rows, *, name, unit, levels):
 
 
 def dot_rows(rows, *, title, xlabel):
-    """A row for each number, with its interval and what it is held against.
+    """A row for each number, with its interval and what it is held against; zero is in sight.
 
     rows: {name: (value, low, high, mark)}. Returns a Figure.
     """
@@ -106,7 +106,10 @@ def dot_rows(rows, *, title, xlabel):
         axes.plot(mark, y, "x", color=COLOURS[1])
     axes.set_yticks(range(len(rows)), [textwrap.fill(name, 52) for name in rows], fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlim(left=0)
+    if min(map(min, rows.values()), default=0) >= 0:
+        axes.set_xlim(left=0)
+    else:
+        axes.axvline(0, color="0.2", linewidth=0.8)
     return figure
 
 
@@ -148,15 +151,15 @@ def write_cells(axes, values, texts, scale):
 
 
 def head_grid(values, *, title, unit):
-    """A number for each head, layers downwards. values: [layer, head]. unit: what they are, for the
-    colour bar. Returns a Figure."""
+    """A number for each head, layers downwards. values: [layer, head]; those that are not finite
+    stay blank. unit: what they are, for the colour bar. Returns a Figure."""
     values, scale = colour_scale(values)
     n_layers, n_heads = values.shape
     figure = Figure(figsize=(2.6 + 0.62 * n_heads, 1.6 + 0.5 * n_layers), layout="constrained")
     axes = bare_axes(figure.subplots(), title, "head", "layer")
     image = axes.imshow(values, **scale, aspect="auto")
-    write_cells(axes, values, [[f"{value:.2f}" for value in row] for row in values.filled(0.0)],
-                scale)
+    write_cells(axes, values, [[f"{value:.2f}" if np.isfinite(value) else "" for value in row]
+                               for row in values.filled(np.nan)], scale)
     axes.set_xticks(range(n_heads))
     axes.set_yticks(range(n_layers))
     figure.colorbar(image, ax=axes, label=unit)
@@ -209,15 +212,17 @@ def lens_table(probs, tokens, *, title, row_labels, column_labels):
 
 
 def visible(token):
-    """A token as text in which spaces and line ends can be seen."""
-    return token.replace("\n", "↵").replace(" ", "·")
+    """A token as text in which spaces and line ends can be seen, and a dollar begins no formula."""
+    return token.replace("\n", "↵").replace(" ", "·").replace("$", r"\$")
 
 
 def attention_grid(patterns, *, title, labels, tokens=None):
     """Attention patterns side by side, [pattern, query_pos, key_pos] on one scale from 0 to 1; what
-    a query can't see stays blank. labels: one a pattern. tokens: texts. Returns a Figure."""
+    a query can't see stays blank. labels: one a pattern. tokens: texts, of all keys. Fewer queries
+    than keys are the last ones. Returns a Figure."""
     patterns = np.asarray(patterns, dtype=float)
-    future = np.triu(np.ones(patterns.shape[1:], dtype=bool), 1)
+    before = patterns.shape[2] - patterns.shape[1]  # keys from before the first query
+    future = np.triu(np.ones(patterns.shape[1:], dtype=bool), before + 1)
     columns = min(4, len(patterns))
     rows = -(-len(patterns) // columns)
     figure = Figure(figsize=(1 + 2.3 * columns, 1 + 2.3 * rows), layout="constrained")
@@ -232,7 +237,7 @@ def attention_grid(patterns, *, title, labels, tokens=None):
         if tokens is not None:
             texts = [visible(token) for token in tokens]
             axes.set_xticks(range(len(texts)), texts, fontsize=6, rotation=90)
-            axes.set_yticks(range(len(texts)), texts, fontsize=6)
+            axes.set_yticks(range(len(texts) - before), texts[before:], fontsize=6)
     figure.supxlabel("key (what is looked at)", fontsize=9)
     figure.supylabel("query (who looks)", fontsize=9)
     figure.colorbar(image, ax=grid, shrink=0.6, label="attention")

@@ -3,18 +3,19 @@
     probe = fit_probe(X, y, groups)              # held-out accuracy: no group is on both sides
     selectivity(X, y, tokens)                    # and on labels that mean nothing?
     untrained_accuracy(model, tokens, y, at=at)  # and without any training of the model?
-    concept_erasure(model, tokens, metric, probe, at=at)    # and does the model need it?
+    concept_erasure(model, tokens, metric, probe, at=at, types=tokens)    # is it needed?
 
 A high accuracy alone says that a probe could find it, not that the model looks for it.
 
 Chapter: COURSE_ROADMAP.md, 13 (decodable is not used)
 Read before: model.py, metrics.py; after: logit_lens.py
-Source: Hewitt & Liang 2019 (control tasks); Voita & Titov 2020 (description length)
+Source: Hewitt & Liang 2019 (control tasks); Voita & Titov 2020 (description length); Belrose et al.
+2023b (LEACE: least-squares concept erasure)
 """
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ class Probe:
     """A linear classifier: logits = (x - mean) / scale @ W + b.
 
     accuracies: on each fold, of a probe that was fitted without it. classes: what the columns of W
-    [d, class] stand for; W, b, mean and scale are fitted on all of the data.
+    [d, class] stand for; W, b, mean and scale are fitted on all of the data, (X, y, groups).
     """
 
     classes: torch.Tensor
@@ -39,18 +40,12 @@ class Probe:
     W: torch.Tensor
     b: torch.Tensor
     accuracies: torch.Tensor | None = None
+    data: tuple | None = field(default=None, repr=False)
 
     @property
     def accuracy(self):
         """The mean over the folds: a share of examples that the probe had not seen."""
         return self.accuracies.mean().item()
-
-    @property
-    def directions(self):
-        """[d, rank]: an orthonormal basis of what the probe reads, in X's own space."""
-        contrasts = (self.W - self.W.mean(1, keepdim=True)) / self.scale[:, None]
-        U, S, _ = torch.linalg.svd(contrasts, full_matrices=False)
-        return U[:, S > 1e-6 * S[0]]
 
     def logits(self, X):
         """X [n, d] -> [n, class]."""
@@ -69,14 +64,14 @@ def fit_probe(X, y, groups=None, l2=1e-3, *, n_folds=5, seed=0):
     standardised, by the training side's mean and scale. The folds are drawn by the seed.
     Raises UserError for one class only, more folds than groups, values that are not finite.
     """
-    X, y = checked(X, y)
+    given, (X, y) = X, checked(X, y)
     folds = folds_of(groups, len(y), n_folds, seed)
     accuracies = []
     for fold in range(n_folds):
         held_out = folds == fold
         probe = Probe(*fit(X[~held_out], y[~held_out], l2))
         accuracies.append((probe.predict(X[held_out]) == y[held_out]).float().mean())
-    return Probe(*fit(X, y, l2), accuracies=torch.stack(accuracies))
+    return Probe(*fit(X, y, l2), accuracies=torch.stack(accuracies), data=(given, y, groups))
 
 
 def checked(X, y):
@@ -93,15 +88,20 @@ def checked(X, y):
 
 def folds_of(groups, n, n_folds, seed):
     """The fold of each example, [n]; those of one group share theirs."""
-    groups = torch.arange(n) if groups is None else torch.as_tensor(groups).cpu()
-    if groups.shape != (n,):
-        raise UserError(f"groups is {list(groups.shape)} for {n} examples; pass one for each")
-    names, index = groups.unique(return_inverse=True)
+    names, index = groups_of(groups, n)
     if not 2 <= n_folds <= len(names):
         raise UserError(f"n_folds={n_folds} is not possible with {len(names)} groups; choose from "
                         "2 to that many")
     order = torch.randperm(len(names), generator=seeded_generator(seed))
     return (order % n_folds)[index]
+
+
+def groups_of(groups, n):
+    """(the groups' names, each example's index among them [n]); None: each is a group by itself."""
+    groups = torch.arange(n) if groups is None else torch.as_tensor(groups).cpu()
+    if groups.shape != (n,):
+        raise UserError(f"groups is {list(groups.shape)} for {n} examples; pass one for each")
+    return groups.unique(return_inverse=True)
 
 
 def fit(X, y, l2):
@@ -126,14 +126,27 @@ def fit(X, y, l2):
     return classes, mean, scale, W.detach(), b.detach()
 
 
-def control_task_labels(tokens, n_classes, *, seed=0):
+def control_task_labels(tokens, y, *, seed=0):
     """A random label for each token type, the same wherever it stands: labels of tokens' shape.
 
-    They can be learned by heart from the types alone; nothing in the model can be about them.
+    y: the labels of the task, any shape. The types, in random order and each as long as it is
+    frequent, are laid along the sorted labels, and each takes one of those beside it: the classes
+    keep their shares, as nearly as the types allow. Such labels can be learned by heart from the
+    types alone; nothing in the model can be about them.
+    Raises UserError where there is one type, or one class, only.
     """
-    types, index = tokens.unique(return_inverse=True)
-    labels = torch.randint(n_classes, (len(types),), generator=seeded_generator(seed))
-    return labels.to(tokens.device)[index]
+    types, index, counts = tokens.cpu().unique(return_inverse=True, return_counts=True)
+    y = torch.as_tensor(y).flatten().cpu().sort().values
+    if len(types) < 2 or y[0] == y[-1]:
+        raise UserError(f"{len(types)} types, {len(y.unique())} classes; a control task needs two "
+                        "or more of both")
+    labels, generator = y[:1], seeded_generator(seed)
+    while len(labels.unique()) < 2:  # one class only is no task
+        order = torch.randperm(len(types), generator=generator)
+        within = torch.rand(len(types), generator=generator, dtype=torch.float64)
+        place = (counts[order].cumsum(0) - within * counts[order]) / counts.sum()  # from 0 to 1
+        labels = y[(place * len(y)).long().clamp(max=len(y) - 1)][order.argsort()]
+    return labels[index].to(tokens.device)
 
 
 @dataclass(frozen=True)
@@ -145,17 +158,18 @@ class Selectivity:
 
     @property
     def selectivity(self):
-        """task - control: what the probe did not just learn by heart."""
+        """task - control: what the probe did not just learn by heart. It is 0 where y is itself a
+        function of the type, however well the model knows it."""
         return self.task - self.control
 
 
 def selectivity(X, y, tokens, groups=None, *, l2=1e-3, n_folds=5, seed=0):
     """The Selectivity of a probe: its accuracy on y less that on `control_task_labels`.
 
-    tokens: [n], the type of each example; the rest as in `fit_probe`.
+    tokens: [n], the type of each example; the rest as in `fit_probe`. Types that stand in one fold
+    alone can't be learned by heart: with many rare ones the control is low, whatever the probe.
     """
-    y = torch.as_tensor(y)
-    control = control_task_labels(torch.as_tensor(tokens), len(y.unique()), seed=seed)
+    control = control_task_labels(torch.as_tensor(tokens), y, seed=seed)
     how = {"l2": l2, "n_folds": n_folds, "seed": seed}
     task = fit_probe(X, y, groups, **how).accuracy
     return Selectivity(task, fit_probe(X, control, groups, **how).accuracy)
@@ -163,29 +177,43 @@ def selectivity(X, y, tokens, groups=None, *, l2=1e-3, n_folds=5, seed=0):
 
 @dataclass(frozen=True)
 class DescriptionLength:
-    """Bits to send the labels with the help of X, and without it."""
+    """Bits to send the labels with the help of X; without it, were all classes as likely; and
+    without it, knowing the classes' shares (the labels' entropy)."""
 
     bits: float
     uniform_bits: float
+    entropy_bits: float
 
     @property
     def compression(self):
-        """How many times shorter the message is: 1 where X says nothing."""
+        """How many times shorter than the uniform code (Voita & Titov's number): of labels with a
+        rare class it is above 1 where X says nothing."""
         return self.uniform_bits / self.bits
 
+    @property
+    def entropy_compression(self):
+        """How many times shorter than the labels' entropy: about 1 where X says nothing, or less,
+        since the classes' shares have to be learned too."""
+        return self.entropy_bits / self.bits
 
-def mdl_online(X, y, *, blocks=BLOCKS, l2=1e-3, seed=0):
+
+def mdl_online(X, y, groups=None, *, blocks=BLOCKS, l2=1e-3, seed=0):
     """The online code length of y given X (Voita & Titov 2020): a DescriptionLength.
 
     The examples, shuffled, are sent in blocks that end at the given shares of them: the first as it
     is, each other with a probe that was fitted on all before it. Easily decoded labels are cheap
-    early, which an accuracy at the end does not show.
+    early, which an accuracy at the end does not show. groups: [n]; whole groups are shuffled and
+    sent (a block ends where one does), so that none is known before it comes.
     """
     X, y = checked(X, y)
-    order = torch.randperm(len(y), generator=seeded_generator(seed))
+    names, index = groups_of(groups, len(y))
+    generator = seeded_generator(seed)
+    turn = torch.randperm(len(names), generator=generator).argsort()[index]  # of its group
+    order, group_ends = turn.argsort(stable=True), turn.bincount().cumsum(0)
     X, (classes, target) = X[order], y[order].unique(return_inverse=True)
     n, n_classes = len(y), len(classes)
-    ends = sorted({min(n, max(n_classes, math.ceil(share * n))) for share in blocks} | {n})
+    ends = torch.tensor([min(n, max(n_classes, math.ceil(share * n))) for share in (*blocks, 1)])
+    ends = group_ends[torch.searchsorted(group_ends, ends)].unique().tolist()
     bits = ends[0] * math.log2(n_classes)
     for start, end in itertools.pairwise(ends):
         probe = Probe(*fit(X[:start], target[:start], l2))
@@ -195,7 +223,8 @@ def mdl_online(X, y, *, blocks=BLOCKS, l2=1e-3, seed=0):
         mixed = torch.logaddexp(log_probs + math.log1p(-share),
                                 torch.full_like(log_probs, math.log(share / n_classes)))
         bits -= mixed.gather(1, target[start:end, None]).sum().item() / math.log(2)
-    return DescriptionLength(bits, n * math.log2(n_classes))
+    entropy = torch.special.entr(target.bincount() / n).sum().item() / math.log(2)
+    return DescriptionLength(bits, n * math.log2(n_classes), n * entropy)
 
 
 def layer_sweep(cache, y, *, name="resid_post", l2=1e-3, n_folds=5, seed=0):
@@ -227,40 +256,73 @@ def untrained_accuracy(model, tokens, y, *, at, l2=1e-3, n_folds=5, seed=0):
     return fit_on_texts(cache[at], y, l2=l2, n_folds=n_folds, seed=seed).accuracy
 
 
-def erasing(directions, mean):
-    """A hook that takes directions [d, rank], orthonormal, out of an activation [..., d]: what it
-    has along them becomes what `mean` [d] has."""
+def erasing(X, y):
+    """A hook that takes out of an activation [..., d] all that a linear probe could find of y.
+
+    X: [n, d], examples of the activation; y: [n]. It is r(x) = x - (x - mean) @ read @ write, which
+    gives every class of X the same mean and changes X by the least possible mean square. Where the
+    means are equal no linear probe has a smaller loss than a constant one. As `erasure_of`.
+    """
+    mean, read, write = erasure_of(X, y)
 
     def erase(activation, hook):
-        along = (activation - mean.to(activation)) @ directions.to(activation)
-        return activation - along @ directions.to(activation).mT
+        found = (activation.cpu().double() - mean) @ read  # float64: read is large where X is flat
+        return activation - (found @ write).to(activation)
 
     return erase
 
 
+def erasure_of(X, y):
+    """(mean [d], read [d, rank], write [rank, d]) of LEACE (Belrose et al. 2023b), float64.
+
+    With W, which makes X white, and U, an orthonormal basis of its class means there: read = W^T U,
+    write = U^T W^+. The probe's own W would not do: it is not where the classes differ.
+    """
+    X, y = checked(X, y)
+    mean, belongs = X.mean(0), F.one_hot(y.unique(return_inverse=True)[1]).double()
+    variance, basis = torch.linalg.eigh((X - mean).T @ (X - mean) / len(X))
+    varies = variance > 1e-12 * variance[-1]  # where nothing varies there is nothing to find
+    scale, basis = variance[varies].sqrt(), basis[:, varies]
+    white = (X - mean) @ basis / scale  # [n, d]
+    U, S, _ = torch.linalg.svd(white.T @ belongs / len(X), full_matrices=False)
+    U = U[:, S > 1e-8]  # [d, rank]; the class means, times their shares, sum to zero
+    return mean, basis / scale @ U, (basis * scale @ U).T
+
+
 @dataclass(frozen=True)
 class Erasure:
-    """A metric as it is, without the probe's directions, and without random ones [draw]."""
+    """A metric as it is, with the labels erased, and with random labels erased instead [draw].
+
+    accuracy: held-out, of a fresh probe after the erasure; majority: the share of the largest
+    class, which it should not pass (below it is no wonder: the folds' means are not equal).
+    """
 
     clean: float
     erased: float
     random: torch.Tensor
+    accuracy: float
+    majority: float
 
 
 @torch.no_grad()
-def concept_erasure(model, tokens, metric, probe, *, at, n_random=20, seed=0):
-    """What a metric loses when a probe's directions are taken out of an activation: an Erasure.
+def concept_erasure(model, tokens, metric, probe, *, at, types=None, n_random=20, seed=0):
+    """What a metric loses when a probe's labels are erased from an activation: an Erasure.
 
-    metric(logits) -> a number. at: the hook name that the probe was fitted at. The control: as many
-    random directions, n_random times; a probe can read what no later layer does.
+    metric(logits) -> a number. at: the hook name that the probe was fitted at. The control erases
+    random labels of the same kind, n_random times: `control_task_labels` of types. types: what the
+    labels are a function of, one for each of the probe's examples, in their order (the token, the
+    position, the text); without them each example's label is its own.
+    A probe can read what no later layer does; then the metric does not move by more than by chance.
     """
-    generator, read = seeded_generator(seed), probe.directions
+    X, y, groups = probe.data
+    X, _ = checked(X, y)  # in float64: rounding to the model's precision would give the labels away
+    types = torch.arange(len(y)) if types is None else torch.as_tensor(types).flatten().cpu()
 
-    def without(directions):
-        hook = erasing(directions, probe.mean)
-        return float(metric(model.run_with_hooks(tokens, [(at, hook)])))
+    def without(labels):
+        return float(metric(model.run_with_hooks(tokens, [(at, erasing(X, labels))])))
 
-    draws = [torch.linalg.qr(torch.randn(read.shape, generator=generator, dtype=probe.W.dtype))[0]
-             for _ in range(n_random)]
-    return Erasure(float(metric(model(tokens))), without(read),
-                   torch.tensor([without(directions) for directions in draws]))
+    random = [without(control_task_labels(types, y, seed=seed + draw)) for draw in range(n_random)]
+    after = fit_probe(erasing(X, y)(X, None), y, groups)
+    most = y.unique(return_counts=True)[1].max().item() / len(y)
+    return Erasure(float(metric(model(tokens))), without(y), torch.tensor(random), after.accuracy,
+                   most)

@@ -4,12 +4,13 @@
     values, = run.patched([("blocks.1.attn.hook_z", edited)])     # [cell, batch], one of many edits
 
 An edit changes nothing before its block, so the run is taken up there. Attention is causal, so it
-changes nothing before its position either: of each edit, a *cell*, only the *rows* (the positions
-that may have changed) are computed, against the keys and values of the run as it was, and the rows
-of all cells form one list, so that each weight is read once for all. The last block and the
-unembedding compute what the metric looks at, and no more. What stays as it was is not computed: the
-effect of an edit that edits nothing is exactly 0. (Names off this way, such as `mlp.hook_post`, run
-through the model's own blocks, by a hook.)
+changes nothing before its position either. What may have changed is computed, against the keys and
+values of the run as it was, and of all edits together, so that each weight is read once. Of two
+edits (*cells*) in a batch of three texts (*prompts*) there are six *jobs*; those in which nothing
+changes drop out, and of the others each position from the first change on is a *row*. The last
+block and the unembedding compute what the metric looks at. What stays as it was is not computed, so
+an edit that edits nothing has an effect of exactly 0. (Names off this way, such as `mlp.hook_post`,
+run through the model's own blocks, by a hook.)
 
 The lines of `through` are those of Block.forward, on rows in place of whole texts.
 
@@ -68,9 +69,9 @@ class Run:
 
     def cells_at_once(self, n_edits=1):
         """How many cells of each of n_edits take MEMORY bytes, if they change all positions."""
-        cfg, (n_rows, n_pos) = self.model.cfg, self.tokens.shape
-        per_token = 12 * cfg.d_model + 3 * cfg.d_mlp + cfg.n_heads * n_pos
-        numbers = n_rows * (n_pos * per_token + 3 * self.logits[0].numel())
+        cfg, (n_prompts, n_pos) = self.model.cfg, self.tokens.shape
+        per_token = 12 * cfg.d_model + 3 * cfg.d_mlp + cfg.n_heads * n_pos  # about what is alive
+        numbers = n_prompts * (n_pos * per_token + 3 * self.logits[0].numel())
         return max(1, MEMORY // (self.logits.element_size() * numbers * n_edits))
 
     @torch.no_grad()
@@ -87,7 +88,7 @@ class Run:
                 values[number] = self.run_with(name, edited)
                 continue
             start, rows = self.entry(int(found[1]), found[2], edited)
-            rows.cell += sum(sizes.values())  # counted through all edits that enter
+            rows.cell += sum(sizes.values())  # the cells of the edits before this one come first
             sizes[number] = len(edited)
             entering.setdefault(start, []).append(rows)
         if entering:

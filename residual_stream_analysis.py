@@ -28,7 +28,8 @@ def decompose_resid(model, cache, layer=-1, mlp_input=False, *, apply_ln=False):
     with its attention too. apply_ln: as the LayerNorm there reads it (`apply_ln_to_stack`).
     Returns [component, batch, pos, d_model], which sums to the stream, and a label for each:
     "embed", "pos_embed", "0_attn_out", "0_mlp_out", …
-    Raises UserError for a layer that is not there and a cache of another model.
+    Raises UserError for a layer that is not there, a cache of another model, and writes that do not
+    sum to the stream that was cached.
     """
     stack, labels = decomposition(model, cache, layer, mlp_input=mlp_input)
     if apply_ln:
@@ -80,7 +81,35 @@ def decomposition(model, cache, layer=-1, *, unit="component", mlp_input=False, 
     if unit != "component":
         rows.append(whole(biases, onto))
         labels.append("biases")
-    return torch.cat(rows), labels
+    stack = torch.cat(rows)
+    if unit != "neuron" or onto is not None:  # neurons apart are too many to sum them twice
+        need_sum(stack, stream_if_kept(model, cache, layer, mlp_input), onto)
+    return stack, labels
+
+
+def stream_if_kept(model, cache, layer, mlp_input):
+    """The stream there, [batch, pos, d_model], or None where the cache has not got it."""
+    key = ("resid_post", layer - 1) if layer == model.cfg.n_layers else ("resid_pre", layer)
+    return cache.get(("resid_mid", layer) if mlp_input else key)
+
+
+def need_sum(stack, stream, onto):
+    """Raises UserError where the rows do not sum to the stream [batch, pos, d_model], or where
+    their products with `onto` do not sum to its product; rounding aside."""
+    if stream is None:
+        return
+    exact = torch.promote_types(stack.dtype, torch.float32)
+    error = stack.sum(0, dtype=exact) - whole(stream.to(exact), onto)[0]
+    size = torch.linalg.vector_norm(stack, 1, dim=0, dtype=exact)
+    if onto is None:
+        error, size = error.norm(dim=-1), size.norm(dim=-1)
+    else:
+        error, size = error.abs(), size + (stream.to(exact).norm(dim=-1) * onto.norm(dim=-1))
+    most = max(1e-3, 8 * torch.finfo(stack.dtype).eps)
+    if (error > most * size).any():
+        raise UserError(f"the writes miss the cached stream by {(error / size).max():.1g} of their "
+                        "size: did a hook edit the stream, was dropout on, or is the cache of "
+                        "another model? Cache this model in eval() and without edits")
 
 
 def whole(write, onto):

@@ -267,8 +267,10 @@ def ov_eigenvalue_score(model):
     """How much each head copies, [layer, head], from -1 to 1: `copying_score` of the eigenvalues of
     W_E OV W_U, whose positive ones are directions of the vocabulary that raise themselves."""
     W_U = read_through(model.ln_final, model.W_U)
-    return torch.stack([copying_score((model.W_E @ ov_circuits(model, layer) @ W_U).eigenvalues())
-                        for layer in range(model.cfg.n_layers)])
+    scores = model.W_E.new_zeros(model.cfg.n_layers, model.cfg.n_heads)
+    for layer in range(model.cfg.n_layers):
+        scores[layer] = copying_score((model.W_E @ ov_circuits(model, layer) @ W_U).eigenvalues())
+    return scores
 
 
 @dataclass(frozen=True)
@@ -285,28 +287,39 @@ def composition_scores(model, kind, *, n_draws=300, seed=0):
     """How much of what a head writes a later head reads with its Q, K or V: a Composition.
 
     |W_A W_B| / (|W_A| |W_B|), norms of Frobenius: W_A is the earlier head's OV, W_B the later one's
-    QK ("Q"), QK^T ("K") or OV ("V"). The random factors have the shapes of the heads' and
-    independent normal entries; for them the mean of the square is 1 / d_model.
-    Raises UserError for another kind.
+    QK ("Q"), QK^T ("K") or OV ("V"), all without the mean along d_model, which no LayerNorm lets
+    through. The random factors have the heads' shapes and independent normal entries; for them the
+    mean of the square is 1 / d_model (1 / (d_model - 1) without the mean).
+    A large z alone is no evidence of a circuit: random matrices favour no direction of the stream,
+    trained ones do, and heads that merely use the same few of them pass any z. Compare with other
+    pairs of heads. Raises UserError for another kind.
     """
     if kind not in ("Q", "K", "V"):
         raise UserError(f"kind={kind!r} is unknown; choose from: Q, K, V")
     cfg = model.cfg
     generator = seeded_generator(seed)
-    shape = (n_draws, cfg.d_model, cfg.d_head)
+    shape = (n_draws, cfg.d_model - (cfg.norm != "none"), cfg.d_head)
     random = [torch.randn(shape, generator=generator) for _ in range(4)]
     null = ratio(FactoredMatrix(random[0], random[1].mT), FactoredMatrix(random[2], random[3].mT))
     scores = torch.zeros(cfg.n_layers, cfg.n_heads, cfg.n_layers, cfg.n_heads).to(model.W_E)
     z = scores.clone()
     for later in range(cfg.n_layers):
-        reads = ov_circuits(model, later) if kind == "V" else qk_circuits(model, later)
+        reads = ov_read(model, later) if kind == "V" else qk_circuits(model, later)
         reads = reads.T if kind == "K" else reads
         for layer in range(later):
-            writes = ov_circuits(model, layer)
+            writes = ov_read(model, layer)
             pairs = FactoredMatrix(writes.A[:, None], writes.B[:, None])  # [head, later head, …]
             scores[layer, :, later] = ratio(pairs, reads)
             z[layer, :, later] = (scores[layer, :, later] - null.mean()) / null.std()
     return Composition(scores, z)
+
+
+def ov_read(model, layer):
+    """`ov_circuits` as LayerNorms read them: what they write, without its mean."""
+    circuits = ov_circuits(model, layer)
+    if model.cfg.norm == "none":
+        return circuits
+    return FactoredMatrix(circuits.A, circuits.B - circuits.B.mean(-1, keepdim=True))
 
 
 def ratio(one, other):

@@ -26,6 +26,7 @@ import importlib
 import importlib.util
 import os
 import subprocess
+import tempfile
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,7 @@ from experiments.benchmark_tools import (
     GPT2_SMALL,
     QUICK,
     installed,
+    lens_bridge,
     patching_claims,
     random_tokens,
     reading_claims,
@@ -182,15 +184,6 @@ def norm(resid, layer_norm):
     return F.layer_norm(resid, layer_norm.w.shape, layer_norm.w, layer_norm.b, 1e-5)
 
 
-def lens_model(library, cfg):
-    """TransformerLens's model of that shape."""
-    return library.HookedTransformer(library.HookedTransformerConfig(
-        n_layers=cfg.n_layers, d_model=cfg.d_model, n_ctx=cfg.n_ctx, d_head=cfg.d_head,
-        n_heads=cfg.n_heads, d_mlp=cfg.d_mlp, d_vocab=cfg.d_vocab, act_fn="gelu_new",
-        normalization_type="LN", device="cpu",
-    ))
-
-
 @torch.no_grad()
 def forward_claims(cfg, progress):
     """Forward passes and full caching at GPT-2 small's shape."""
@@ -199,11 +192,10 @@ def forward_claims(cfg, progress):
     others = {}
     if installed("transformers"):
         others["Hugging Face"] = hugging_face_model(model_cfg).eval()
-    if installed("transformer_lens"):
-        library = importlib.import_module("transformer_lens")
-        if hasattr(library, "HookedTransformer"):  # later versions have another interface
-            others["TransformerLens"] = lens_model(library, model_cfg)
-            others["TransformerLens, caching"] = others["TransformerLens"].run_with_cache
+    if installed("transformer_lens") and not cfg.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            others["TransformerLens"] = lens_bridge(model, Path(folder))
+        others["TransformerLens, caching"] = others["TransformerLens"].run_with_cache
     for batch in (1, 8):
         tokens = random_tokens(model_cfg, batch, 64)
         torch.testing.assert_close(model(tokens), without_hook_points(model, tokens))

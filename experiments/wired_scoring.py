@@ -21,22 +21,11 @@ import circuits
 from attribution import attribution_patching, direct_logit_attribution, integrated_gradients
 from experiments.wired_board import GAIN, Pairs, Wired, named
 from head_ablation import head_importance, head_importance_gradient
-from metrics import duplicate_token_score, induction_score, mean_ranks, prev_token_score
+from metrics import auroc, duplicate_token_score, induction_score, prev_token_score
 from patching import get_act_patch_attn_head_out_all_pos, path_patch, path_patch_matrix
 from weight_circuits import composition_scores, ov_eigenvalue_score
 
 FLOOR = 0.01  # below it a score counts as nothing, such as what an unread write does to LayerNorm
-
-
-def auroc(scores, truth):
-    """The chance that one of the true ones scores above one of the others, ties counting half.
-
-    scores: [n]; truth: [n], bool. 1: all true ones on top; 0.5: no better than chance; NaN where
-    all are true or none.
-    """
-    n_true = truth.sum()
-    ranks = mean_ranks(scores.double())[truth]  # from 0
-    return ((ranks.sum() - n_true * (n_true - 1) / 2) / (n_true * (~truth).sum())).item()
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,23 @@ def test_some_positions_are_those_of_all(positions):
     assert_close(some.kl, whole.kl[:, :, chosen])
 
 
+@pytest.mark.parametrize("positions", [-1, slice(2, 5), [6, 0], None])
+def test_targets_of_the_whole_text_are_taken_at_the_positions(positions):
+    model, _, cache = cached()
+    targets = tiny_tokens(seed=5)
+    chosen = [positions] if isinstance(positions, int) else positions or slice(None)
+    whole = logit_lens(model, cache, targets=targets).rank[:, :, chosen]
+    for given in (targets, targets[:, chosen]):
+        assert torch.equal(logit_lens(model, cache, positions=positions, targets=given).rank, whole)
+
+
+def test_a_target_whose_logit_is_nan_is_never_the_likeliest():
+    model, _, cache = cached()
+    with torch.no_grad():
+        model.unembedding.W_U[:, 4] = float("nan")
+    assert (logit_lens(model, cache, targets=4).rank > 0).all()
+
+
 def test_a_few_logits_at_a_time_give_the_same(monkeypatch):
     model, _, cache = cached()
     whole = logit_lens(model, cache, targets=3)
@@ -100,6 +117,21 @@ def test_a_tuned_lens_is_nearer_to_the_end_at_every_row_before_it_on_unseen_text
     assert torch.equal(again.A, lens.A)
 
 
+def test_a_lens_is_fitted_without_dropout_for_callers_without_gradients_and_the_mode_stays():
+    texts = torch.randint(11, (40, 9), generator=seeded_generator(3))
+    expected = fit_tuned_lens(tiny_model(), texts, steps=5)
+    model = tiny_model(dropout=0.5).train()
+    with torch.no_grad():
+        lens = fit_tuned_lens(model, texts, steps=5)
+    assert torch.equal(lens.A, expected.A) and lens.A.abs().max() > 0
+    assert model.training and all(part.training for part in model.modules())
+    assert all(weight.grad is None for weight in model.parameters())
+    model.unembedding.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fit_tuned_lens(model, texts)
+    assert model.training
+
+
 def test_a_lens_comes_back_from_its_file(tmp_path):
     lens = TunedLens(12, ["0_pre", "0_mid"])
     with torch.no_grad():
@@ -107,6 +139,9 @@ def test_a_lens_comes_back_from_its_file(tmp_path):
     lens.save(tmp_path / "lens.pt")
     again = TunedLens.load(tmp_path / "lens.pt")
     assert torch.equal(lens.A, again.A) and lens.labels == again.labels
+    lens.double().save(tmp_path / "lens.pt")
+    again = TunedLens.load(tmp_path / "lens.pt")
+    assert again.A.dtype == again.b.dtype == torch.float64 and torch.equal(lens.A, again.A)
     (tmp_path / "other.pt").write_text("no")
     with pytest.raises(UserError, match="not a tuned lens"):
         TunedLens.load(tmp_path / "other.pt")
@@ -119,6 +154,12 @@ def test_a_lens_comes_back_from_its_file(tmp_path):
     (lambda model, cache: logit_lens(model, cache, lens=TunedLens(12, ["0_pre"])), "not 1_pre"),
     (lambda model, cache: logit_lens(model, cache, lens=TunedLens(9, ["0_pre"])), "of width 9"),
     (lambda model, cache: fit_tuned_lens(tiny_model(n_layers=0), tiny_tokens()), "nothing to tune"),
+    (lambda model, cache: fit_tuned_lens(model, tiny_tokens(), steps=0), "steps=0 fits nothing"),
+    (lambda model, cache: fit_tuned_lens(model, tiny_tokens(), steps=3, lr=float("nan")),
+     "not finite after 3 steps"),
+    (lambda model, cache: logit_lens(model, cache, targets=tiny_tokens(3)), r"targets is \[3, 7\]"),
+    (lambda model, cache: logit_lens(model, cache, positions=[1, 2, 3], targets=tiny_tokens(2, 2)),
+     r"targets is \[2, 2\] for \[2, 3\]"),
 ])
 def test_what_is_not_possible_is_said(call, problem):
     model, _, cache = cached()

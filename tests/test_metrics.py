@@ -11,6 +11,7 @@ from metrics import (
     Metric,
     as_metric,
     attention_entropy,
+    auroc,
     bootstrap_ci,
     copying_score,
     duplicate_token_score,
@@ -311,3 +312,23 @@ def test_a_metric_that_is_no_number_for_each_row_is_refused(fn):
 def test_a_metric_at_a_position_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="pos=5"):
         Metric(lambda chosen: chosen[..., 0, 0], pos=5)(torch.zeros(2, 5, 7))
+
+
+def test_auroc_is_the_share_of_pairs_in_order():
+    generator = seeded_generator(0)
+    for _ in range(20):
+        scores = torch.randint(6, (12,), generator=generator).float()
+        truth = torch.rand(12, generator=generator) < 0.4
+        truth[:2] = torch.tensor([True, False])
+        pairs = [1.0 if a > b else 0.5 if a == b else 0.0
+                 for a in scores[truth] for b in scores[~truth]]
+        assert auroc(scores, truth) == pytest.approx(sum(pairs) / len(pairs))
+
+
+def test_auroc_of_perfect_inverted_tied_and_undefined_rankings():
+    truth = torch.tensor([True, True, False, False, False])
+    assert auroc(torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0]), truth) == 1.0
+    assert auroc(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), truth) == 0.0
+    assert auroc(torch.zeros(5), truth) == 0.5
+    assert auroc(torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0]), truth) == 0.75
+    assert math.isnan(auroc(torch.zeros(5), torch.ones(5).bool()))

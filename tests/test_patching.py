@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import patching
 from activation_cache import UnknownName, get_act_name
-from metrics import Metric, as_metric, logit_diff, per_token_loss
+from metrics import Metric, as_metric, bootstrap_ci, logit_diff, per_token_loss
 from patching import PatchResult, activation_patch, path_patch, path_patch_matrix
 from rerun import Run
 from utils import UserError
@@ -238,6 +238,11 @@ def test_effects_are_averaged_over_prompts_and_normalised_by_what_separates_the_
     assert result.normalized().tolist() == [0.125, 0.875]
     low, high = result.ci()
     assert low.tolist() == [0, 1] and high.tolist() == [1, 6]
+    uneven = PatchResult(result.values, result.baseline, torch.tensor([6.0, 3.0]), ("pos",), "")
+    assert_close(uneven.normalized(), torch.tensor([0.5 / 3, 3.5 / 3]))  # of means, not of ratios
+    rows = torch.arange(12.0).view(2, 6) ** 2
+    narrow = PatchResult(rows, torch.zeros(6), None, ("pos",), "noising").ci(level=0.5, seed=4)
+    assert_close(narrow, bootstrap_ci(rows.T, level=0.5, seed=4))
 
 
 def test_a_share_of_nothing_is_refused():
@@ -282,7 +287,7 @@ def test_what_does_not_fit_is_refused(change, message):
 
 
 def test_a_source_in_another_precision_is_refused():
-    with pytest.raises(UserError, match="float64 in the source, torch.float32 in the run"):
+    with pytest.raises(UserError, match=r"float64 in the source, torch\.float32 in the run"):
         patching.get_act_patch_mlp_out(tiny_model(), CORRUPT, cache_of(doubled(), CLEAN),
                                        DIFFERENCE)
 

@@ -13,6 +13,7 @@ from plotting import (
     attention_grid,
     curve,
     dla_bar,
+    dot_rows,
     head_grid,
     heatmap,
     lens_table,
@@ -140,6 +141,21 @@ def test_a_grid_of_heads_shows_each_number_in_its_cell():
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("head", "layer")
 
 
+def test_a_head_without_a_number_gets_none():
+    axes = head_grid([[0.0, np.nan], [np.inf, 0.5]], title="", unit="").axes[0]
+    assert [text.get_text() for text in axes.texts] == ["0.00", "", "", "0.50"]
+
+
+@pytest.mark.parametrize("row, left", [
+    ((0.5, 0.2, 0.8, 1.0), True), ((-2.0, -3.0, 1.0, 1.0), False),
+    ((0.5, -0.1, 0.8, 1.0), False), ((1.0, 1.0, 1.0, -1.0), False)])
+def test_rows_of_dots_show_all_that_they_have_and_zero(row, left, tmp_path):
+    figure = dot_rows({"one": row, "two": (0.1, 0.1, 0.1, 0.1)}, title="", xlabel="")
+    low, high = figure.axes[0].get_xlim()
+    assert low <= min(*row, 0) and max(row) <= high and (low == 0) == left
+    save(figure, tmp_path / "figure.png")
+
+
 @pytest.mark.parametrize("most", [1, 2, 3, 9])
 def test_the_bars_of_an_attribution_add_up_to_the_whole(most):
     values, labels = [1.0, -2.0, 0.5, 0.25], list("abcd")
@@ -174,3 +190,19 @@ def test_attention_to_the_future_stays_blank_and_all_patterns_share_a_scale():
         assert axes.get_title(loc="left") == label and axes.images[0].get_clim() == (0, 1)
         hidden = np.ma.getmaskarray(axes.images[0].get_array())
         assert hidden.tolist() == [[False, True, True], [False, False, True], [False] * 3]
+
+
+def test_the_last_queries_of_a_pattern_see_all_keys_up_to_their_own():
+    figure = attention_grid(np.full((1, 2, 4), 0.3), title="", labels=["L0H0"], tokens=list("abcd"))
+    axes = figure.axes[0]
+    hidden = np.ma.getmaskarray(axes.images[0].get_array())
+    assert hidden.tolist() == [[False, False, False, True], [False] * 4]
+    assert [text.get_text() for text in axes.get_xticklabels()] == list("abcd")
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["c", "d"]
+
+
+def test_a_token_with_dollars_is_drawn_as_it_is(tmp_path):
+    figure = lens_table([[0.1, 0.2]], [["$\\frac$", "$5"]], title="", row_labels=["final"],
+                        column_labels=["$$", "$x$"])
+    save(figure, tmp_path / "figure.png")  # as a formula, the first would be refused
+    assert [text.get_text() for text in figure.axes[0].texts] == [r"\$\frac\$", r"\$5"]

@@ -94,11 +94,32 @@ def test_features_are_standardised_by_the_training_side_alone(monkeypatch):
 
 def test_control_labels_are_a_function_of_the_type():
     tokens = torch.randint(30, (40, 9), generator=seeded_generator(0))
-    labels = control_task_labels(tokens, 4)
+    y = torch.randint(4, (50,), generator=seeded_generator(1))
+    labels = control_task_labels(tokens, y)
     assert labels.shape == tokens.shape and set(labels.flatten().tolist()) == {0, 1, 2, 3}
     assert all(len(labels[tokens == token].unique()) == 1 for token in tokens.unique())
-    assert torch.equal(labels, control_task_labels(tokens, 4))
-    assert not torch.equal(labels, control_task_labels(tokens, 4, seed=1))
+    assert torch.equal(labels, control_task_labels(tokens, y))
+    assert not torch.equal(labels, control_task_labels(tokens, y, seed=1))
+
+
+def test_the_classes_of_a_control_task_are_as_large_as_the_task_s():
+    drawn = torch.rand(5000, generator=seeded_generator(0))
+    tokens = (200 * drawn.pow(3)).long()  # frequent ones and rare ones, as words are
+    y = torch.arange(100) // 90 + 3  # a tenth of them are 4
+    shares = [(control_task_labels(tokens, y, seed=seed) == 4).float().mean() for seed in range(20)]
+    near = [abs(share - 0.1) < 0.01 for share in shares]  # but where a frequent type is divided
+    assert sum(near) > 12 and abs(sum(shares) / 20 - 0.1) < 0.03
+    alone = control_task_labels(torch.arange(100), y)
+    assert torch.equal(alone.sort().values, y) and not torch.equal(alone, y)
+
+
+def test_a_control_task_has_two_classes_however_rare_one_is_or_is_refused():
+    rare = torch.arange(100) // 99
+    for seed in range(20):
+        assert len(control_task_labels(torch.arange(8) % 2, rare, seed=seed).unique()) == 2
+    for tokens, y in ((torch.zeros(8), rare), (torch.arange(8), torch.ones(8))):
+        with pytest.raises(UserError, match="a control task needs two"):
+            control_task_labels(tokens, y)
 
 
 def test_a_probe_on_types_learns_any_labels_of_types_and_is_not_selective():
@@ -135,6 +156,36 @@ def test_the_description_length_is_the_sum_over_the_blocks():
     assert mdl_online(X, y, blocks=(0.25, 1.0)).bits == pytest.approx(bits)
 
 
+def test_rare_classes_are_cheap_without_any_x_and_only_the_entropy_says_so():
+    X, y = torch.randn(2000, 3, generator=seeded_generator(0)), torch.arange(2000) % 20 == 0
+    found = mdl_online(X, y.long())
+    assert found.entropy_bits == pytest.approx(2000 * (0.05 * math.log2(20)
+                                                       + 0.95 * math.log2(20 / 19)))
+    assert found.compression > 2.5 and 0.85 < found.entropy_compression < 1
+
+
+def test_a_label_that_only_the_group_knows_is_not_cheap_where_whole_groups_are_sent(monkeypatch):
+    generator = seeded_generator(0)
+    groups = (torch.arange(600) // 10)[torch.randperm(600, generator=generator)]
+    signature = torch.randn(60, 40, generator=generator)[groups]
+    y = torch.randint(2, (60,), generator=generator)[groups]
+    X = signature + 0.1 * torch.randn(600, 40, generator=generator)
+    assert mdl_online(X, y).compression > 2.2
+    group_of = {tuple(row): int(group) for row, group in zip(X.double().tolist(), groups,
+                                                             strict=True)}
+    sizes, fit = [], probing.fit
+
+    def watched(X, y, l2):
+        sent = [group_of[tuple(row)] for row in X.tolist()]
+        assert all(sent.count(group) == 10 for group in sent)  # whole ones
+        sizes.append(len(sent))
+        return fit(X, y, l2)
+
+    monkeypatch.setattr(probing, "fit", watched)
+    assert mdl_online(X, y, groups).compression < 1
+    assert sizes == [10, 20, 40, 80, 150, 300]
+
+
 def test_a_planted_bit_is_found_in_the_layers_that_have_it():
     model, tokens = tiny_model(), tiny_tokens(batch=60, pos=8)
     bit = torch.randint(2, tokens.shape, generator=seeded_generator(3))
@@ -158,32 +209,91 @@ def test_the_untrained_baseline_probes_the_same_shape_with_fresh_weights():
     assert untrained_accuracy(model, tokens, bit, at=at) < 0.65
 
 
-def test_what_is_erased_can_no_longer_be_decoded_and_the_rest_stays():
-    X, y = clusters(n_classes=2)
-    probe = fit_probe(X, y)
-    assert probe.directions.shape == (5, 1)
-    erased = erasing(probe.directions, probe.mean)(X, None)
-    after = (erased - X).double()
-    assert_close(after - after @ probe.directions @ probe.directions.mT, torch.zeros_like(after),
-                 atol=1e-4, rtol=0)
-    assert_close((erased.double() - probe.mean) @ probe.directions, torch.zeros(300, 1).double(),
-                 atol=1e-4, rtol=0)
-    assert (fit_probe(X, y).predict(erased.double()) == y).float().mean() < 0.65
+def correlated(n_classes, n=600, seed=0):
+    """X [n, 7] whose classes differ along one axis and whose noise is large along another one that
+    leans on it, with a column that is constant and one that says nothing new; y [n]."""
+    X, y = clusters(n, n_classes, d=5, apart=3.0, seed=seed)
+    mix = torch.randn(5, 5, generator=seeded_generator(seed + 1)).double()
+    X = X.double() @ (mix + torch.diag(torch.tensor([9.0, 3, 1, 1, 0.3]).double()))
+    return torch.cat([X, X[:, :1] - X[:, 1:2], torch.full((n, 1), 2.0)], 1), y
 
 
-def test_erasing_is_measured_as_by_a_hook_beside_as_many_random_directions():
+@pytest.mark.parametrize("n_classes", [2, 3, 4])
+def test_after_erasure_no_linear_probe_does_better_than_the_largest_class(n_classes):
+    X, y = correlated(n_classes)
+    assert fit_probe(X, y).accuracy > 0.8
+    erased = erasing(X, y)(X, None)
+    for label in y.unique():
+        assert_close(erased[y == label].mean(0), X.mean(0), atol=1e-9, rtol=0)
+    _, _, _, W, _ = probing.fit(erased, y, 1e-9)
+    assert W.abs().max() < 1e-6  # the best one does not look
+    most = y.bincount().max().item() / len(y)
+    assert fit_probe(erased, y).accuracy < most + 0.02
+
+
+def test_erasure_is_the_one_in_whitened_space_and_changes_as_little_as_any():
+    X, y = clusters(n_classes=3, apart=2.0)
+    X, Z = X.double(), torch.eye(3).double()[y]
+    centred = X - X.mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(X))
+    W = vectors @ torch.diag(values.rsqrt()) @ vectors.T
+    M = W @ centred.T @ (Z - Z.mean(0)) / len(X)
+    expected = X - centred @ W.T @ (M @ torch.linalg.pinv(M)).T @ torch.linalg.inv(W).T
+    erased = erasing(X, y)(X, None)
+    assert_close(erased, expected)
+    basis = torch.linalg.qr((centred.T @ (Z - Z.mean(0)))[:, :2])[0]
+    straight = X - centred @ basis @ basis.T  # erases too, at a higher price
+    assert (erased - X).pow(2).sum() < 0.999 * (straight - X).pow(2).sum()
+    assert_close(erasing(X, y)(X.float(), None), erased.float())  # in the activation's precision
+
+
+def test_erasing_is_measured_as_by_a_hook_beside_random_labels_of_the_same_kind():
     model, tokens = tiny_model(n_layers=0), tiny_tokens(batch=60, pos=8)
     y, at = (tokens % 2), "hook_embed"
     with torch.no_grad():
         embed = model.run_with_cache(tokens, at)[1]["embed"]
     probe = fit_probe(embed.flatten(0, 1), y.flatten())
-    found = concept_erasure(model, tokens, lambda logits: logits.var(), probe, at=at)
+    found = concept_erasure(model, tokens, lambda logits: logits.var(), probe, at=at, types=tokens,
+                            n_random=8, seed=5)
+
+    def without(labels):
+        hook = erasing(embed.flatten(0, 1), labels.flatten())
+        return model.run_with_hooks(tokens, [(at, hook)]).var().item()
+
     with torch.no_grad():
         assert found.clean == pytest.approx(model(tokens).var().item())
-        hook = erasing(probe.directions, probe.mean)
-        without = model.run_with_hooks(tokens, [(at, hook)])
-        assert found.erased == pytest.approx(without.var().item())
-    assert len(found.random) == 20 and len(found.random.unique()) == 20
+        assert found.erased == pytest.approx(without(y))
+        controls = [without(control_task_labels(tokens, y, seed=5 + draw)) for draw in range(8)]
+    assert_close(found.random, torch.tensor(controls))
+    assert len(found.random.unique()) == 8
+    assert found.majority == pytest.approx(max((y == 0).float().mean(), (y == 1).float().mean()))
+    assert probe.accuracy > 0.99 and found.accuracy < found.majority + 0.05
+
+
+def test_of_two_planted_bits_both_are_decoded_and_only_the_one_that_is_read_is_missed():
+    model, tokens, generator = tiny_model(n_layers=0), tiny_tokens(60, 8), seeded_generator(0)
+    bits = torch.randint(2, (2, *tokens.shape), generator=generator).float()
+    with torch.no_grad():
+        model.unembedding.W_U[:2] = torch.tensor([[2.0], [0.0]])  # the logits' mean reads the first
+        model.ln_final = torch.nn.Identity()
+        model.ln_final.fused = model.ln_final.forward
+
+    def plant(resid, hook):
+        resid = resid.clone()
+        resid[..., :2] = bits.movedim(0, -1)
+        return resid
+
+    at = "hook_embed"
+    with torch.no_grad(), model.hooks([(at, plant)]):
+        X = model.run_with_cache(tokens, at)[1][at].flatten(0, 1)
+        lost = []
+        for bit in bits:
+            probe = fit_probe(X, bit.flatten().long())
+            found = concept_erasure(model, tokens, lambda logits: logits.mean(-1).var(), probe,
+                                    at=at, n_random=10)
+            assert probe.accuracy == 1.0 and found.accuracy < found.majority + 0.05
+            lost.append((abs(found.erased - found.clean), (found.random - found.clean).abs()))
+    assert lost[0][0] > 3 * lost[0][1].max() and lost[1][0] < lost[1][1].max()
 
 
 @pytest.mark.parametrize("X, y, more, problem", [

@@ -23,6 +23,7 @@ from residual_stream_analysis import (
     stack_neuron_results,
 )
 from utils import UserError, seeded_generator
+from weight_circuits import centre_writing_weights
 
 SHAPES = [{}, {"tie_embeddings": True}, {"attn_only": True}, {"norm": "none"},
           {"positions": "none"}, {"attn_bias": False}, {"n_layers": 0}]
@@ -179,6 +180,74 @@ def test_ranks_of_a_known_spectrum():
     entropy = 0.5 * math.log(2) + 2 * 0.25 * math.log(4)
     assert_close(effective_rank(matrix), torch.full((4,), math.exp(entropy)))
     assert_close(participation_ratio(matrix), torch.full((4,), 36 / 18))
+
+
+def edited(model, at, **more):
+    """A cache of a run with a hook that adds something at `at`."""
+    def add(resid, hook):
+        return resid + torch.linspace(-0.2, 0.3, resid.shape[-1]).to(resid)
+
+    with torch.no_grad(), model.hooks([(at, add)]):
+        return model.run_with_cache(tiny_tokens(), **more)[1]
+
+
+ONTO = torch.linspace(1, -2, 12, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("unit, onto", [("component", None), ("head", None), ("component", ONTO),
+                                        ("head", ONTO), ("neuron", ONTO)])
+def test_writes_that_miss_an_edited_stream_are_refused_and_before_the_edit_they_sum(unit, onto):
+    model = tiny_model(dtype=torch.float64)
+    cache = edited(model, "blocks.1.hook_resid_mid")
+    for layer, mlp_input in ((-1, False), (1, True)):
+        with pytest.raises(UserError, match="did a hook edit the stream, was dropout on"):
+            decomposition(model, cache, layer, unit=unit, mlp_input=mlp_input, onto=onto)
+    for layer, mlp_input in ((0, False), (0, True), (1, False)):
+        decomposition(model, cache, layer, unit=unit, mlp_input=mlp_input, onto=onto)
+    norm_budget(model, cache, 1)
+    with pytest.raises(UserError, match="did a hook edit"):
+        norm_budget(model, cache)
+
+
+@pytest.mark.parametrize("at", ["blocks.1.hook_attn_out", "blocks.0.attn.hook_z", "hook_embed"])
+def test_an_edit_of_what_is_written_is_part_of_the_sum(at):
+    model = tiny_model()
+    for unit in ("component", "head"):
+        decomposition(model, edited(model, "blocks.0.mlp.hook_post"), unit=unit)
+    if "attn_out" not in at:  # heads apart can't know of an edit after them
+        decomposition(model, edited(model, at), unit="head")
+    decompose_resid(model, edited(model, at))
+
+
+def test_a_dropped_embedding_and_heads_of_another_model_are_refused():
+    model = tiny_model(dropout=0.5).train()
+    with torch.no_grad():
+        cache = model.run_with_cache(tiny_tokens())[1]
+    with pytest.raises(UserError, match="eval"):
+        decompose_resid(model, cache)
+    other, (_, cache) = tiny_model(seed=2), cached()
+    with pytest.raises(UserError, match="another model"):
+        stack_head_results(other.double(), cache)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("unit", ["component", "head"])
+def test_rounding_is_no_edit_and_a_part_of_the_positions_sums_too(dtype, unit):
+    model = centre_writing_weights(tiny_model(n_layers=6))[0].to(dtype)
+    direction = torch.ones(12, dtype=dtype)  # a centred stream has rounding along it, no more
+    with torch.no_grad():
+        for pos_slice in (None, slice(2, 5)):
+            cache = model.run_with_cache(tiny_tokens(), pos_slice=pos_slice)[1]
+            for layer in range(7):
+                decomposition(model, cache, layer, unit=unit)
+                decomposition(model, cache, layer, unit=unit, onto=direction)
+
+
+def test_without_the_stream_in_the_cache_nothing_is_compared():
+    model = tiny_model()
+    cache = edited(model, "blocks.1.hook_resid_post",
+                   names_filter=lambda name: "resid" not in name)
+    assert len(decompose_resid(model, cache)[0]) == 6
 
 
 @pytest.mark.parametrize("call, problem", [

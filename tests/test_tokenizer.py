@@ -525,11 +525,12 @@ def test_the_validation_text_teaches_no_merges(tmp_path):
     cfg = DataConfig(path=str(tmp_path / "text.txt"), tokenizer="bpe", vocab_size=300,
                      val_fraction=0.25)
     dataset = load_dataset(cfg, 8)
-    expected = BPETokenizer().train("ab " * 300, 300)
+    train, val = "ab " * 299 + "ab", " " + "xy " * 100  # the blank is the first xy's
+    expected = BPETokenizer().train(train, 300)
     assert dataset.tokenizer.state_dict() == expected.state_dict()
     assert not any(b"x" in token for token in dataset.tokenizer.symbols[256:])
-    assert dataset.train.tolist() == expected.encode("ab " * 300)
-    assert dataset.val.tolist() == expected.encode("xy " * 100) and dataset.val_characters == 300
+    assert dataset.train.tolist() == expected.encode(train)
+    assert dataset.val.tolist() == expected.encode(val) and dataset.val_characters == 301
 
 
 def test_a_run_with_bpe_resumes_as_if_it_had_not_stopped_and_loads(tmp_path, monkeypatch):

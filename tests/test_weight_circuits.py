@@ -399,14 +399,19 @@ def test_the_qk_circuit_gives_the_scores_and_the_ov_circuit_what_is_moved():
 
 
 @torch.no_grad()
-def test_composition_is_that_of_the_dense_products_and_nothing_without_a_later_layer():
-    model = tiny_model(dtype=torch.float64, n_layers=3)
+@pytest.mark.parametrize("norm", ["layernorm", "none"])
+def test_composition_is_that_of_the_dense_products_and_nothing_without_a_later_layer(norm):
+    model = tiny_model(dtype=torch.float64, n_layers=3, norm=norm)
+
+    def ov_of(layer, head):
+        ov = ov_circuit(model, layer, head).AB
+        return ov if norm == "none" else ov - ov.mean(-1, keepdim=True)
+
     for kind in "QKV":
         scores = composition_scores(model, kind, n_draws=20).scores
         for l1, h1, l2, h2 in itertools.product(range(3), range(3), range(3), range(3)):
-            ov = ov_circuit(model, l1, h1).AB
-            qk = qk_circuit(model, l2, h2).AB
-            reads = {"Q": qk, "K": qk.T, "V": ov_circuit(model, l2, h2).AB}[kind]
+            ov, qk = ov_of(l1, h1), qk_circuit(model, l2, h2).AB
+            reads = {"Q": qk, "K": qk.T, "V": ov_of(l2, h2)}[kind]
             expected = (ov @ reads).norm() / ov.norm() / reads.norm() if l1 < l2 else 0.0
             assert scores[l1, h1, l2, h2].item() == pytest.approx(float(expected))
 
@@ -423,6 +428,42 @@ def test_composition_does_not_depend_on_the_basis_inside_a_head():
             block.attn.W_O[2] = torch.linalg.inv(R) @ block.attn.W_O[2]
     for kind, old in zip("QKV", before, strict=True):
         assert_close(composition_scores(model, kind).scores, old.scores)
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "none"])
+def test_random_heads_lie_about_the_middle_of_the_null(norm):
+    cfg = ModelConfig(n_layers=2, n_heads=4, d_model=8, d_vocab=11, norm=norm)
+    z = [composition_scores(GPT(cfg, seed), "K", n_draws=3000).z[0, :, 1] for seed in range(100)]
+    assert torch.stack(z).mean().abs() < 0.1
+
+
+@pytest.mark.parametrize("kind", ["Q", "K", "V"])
+def test_a_mean_that_nobody_reads_is_no_composition(kind):
+    model = tiny_model(dtype=torch.float64)
+    with torch.no_grad():
+        model.blocks[0].attn.W_O[1] += 5.0  # along d_model: every LayerNorm takes it away
+    before, after = (composition_scores(one, kind)
+                     for one in (model, centre_writing_weights(model)[0]))
+    assert_close(after.scores, before.scores)
+    assert_close(after.z, before.z)
+
+
+@torch.no_grad()
+def test_heads_that_share_a_few_directions_have_a_large_z_without_any_circuit():
+    model = GPT(ModelConfig(n_layers=2, n_heads=8, d_model=64, d_vocab=11))
+    favoured = torch.cat([torch.full((8,), 6.0), torch.ones(56)])
+    for block in model.blocks:
+        for name in ("W_Q", "W_K", "W_V"):
+            getattr(block.attn, name).mul_(favoured[:, None])
+        block.attn.W_O.mul_(favoured)
+    assert composition_scores(model, "K").z[0, :, 1].min() > 5  # random heads, all of them
+
+
+def test_without_layers_there_are_no_scores():
+    model = tiny_model(n_layers=0)
+    assert ov_eigenvalue_score(model).shape == (0, 3)
+    found = composition_scores(model, "K")
+    assert found.scores.shape == found.z.shape == (0, 3, 0, 3)
 
 
 def test_random_heads_compose_like_random_matrices():

@@ -24,7 +24,7 @@ from experiments.wired_board import (
     rotated,
 )
 from experiments.wired_facts import accuracy, claims_of, facts, figure
-from experiments.wired_scoring import TOOLS, Case, auroc, judged
+from experiments.wired_scoring import TOOLS, Case, judged
 from utils import seeded_generator
 
 SEEDS = (0, 1, 2)
@@ -288,26 +288,6 @@ def test_the_waves_are_orthonormal_and_have_no_mean():
 
 
 # The scoring
-
-
-def test_auroc_is_the_share_of_pairs_in_order():
-    generator = seeded_generator(0)
-    for _ in range(20):
-        scores = torch.randint(6, (12,), generator=generator).float()
-        truth = torch.rand(12, generator=generator) < 0.4
-        truth[:2] = torch.tensor([True, False])
-        pairs = [1.0 if a > b else 0.5 if a == b else 0.0
-                 for a in scores[truth] for b in scores[~truth]]
-        assert auroc(scores, truth) == pytest.approx(sum(pairs) / len(pairs))
-
-
-def test_auroc_of_perfect_inverted_tied_and_undefined_rankings():
-    truth = torch.tensor([True, True, False, False, False])
-    assert auroc(torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0]), truth) == 1.0
-    assert auroc(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), truth) == 0.0
-    assert auroc(torch.zeros(5), truth) == 0.5
-    assert auroc(torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0]), truth) == 0.75
-    assert math.isnan(auroc(torch.zeros(5), torch.ones(5).bool()))
 
 
 def case_of(wired):
