@@ -224,7 +224,7 @@ def test_activation_bytes_are_what_training_keeps_for_its_backward_pass(changes)
                 if address not in weights)
     positions = 8 * N_CTX  # the table's indices, which are there once
     assert loss.requires_grad and found - positions == pytest.approx(
-        4 * N_CTX * model.cfg.activation_bytes, rel=0.01)
+        4 * N_CTX * model.cfg.activation_bytes, abs=100)
 
 
 @pytest.mark.parametrize("loss_fn", [
