@@ -308,6 +308,15 @@ def test_the_description_gives_the_settings_back_and_says_which_text(tmp_path):
     assert config_from_dict(Config, sections) == cfg
 
 
+def test_of_several_ranks_the_first_one_writes(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    save_checkpoint(tmp_path / "checkpoint.pt", state_of(tiny_model()))
+    add_rows(tmp_path, [{"step": 1}])
+    add_rows(tmp_path, [{"step": 1}], afresh=True)
+    describe(tmp_path, None, None, None)
+    assert new_run_folder(tmp_path / "outputs") is None and not list(tmp_path.iterdir())
+
+
 # A tokenizer beside published weights
 
 

@@ -882,6 +882,21 @@ def test_every_rank_takes_its_share_of_one_draw(home, monkeypatch):
         assert all(map(torch.equal, map(torch.cat, zip(*shares, strict=True)), whole))
 
 
+def test_other_ranks_draw_other_dropout_and_the_same_again(home, monkeypatch):
+    def drawn(number, step):
+        cfg = Config(DataConfig(path=str(home / "text.txt")), TINY_SHAPE)
+        run = Run(cfg, load_dataset(cfg.data, 32), torch.device("cpu"))
+        run.step = step
+        with monkeypatch.context() as patched:
+            patched.setattr(train, "rank", lambda: number)
+            patched.setattr(train, "n_ranks", lambda: 3)
+            run.next_batch()
+        return torch.rand(1).item()
+
+    draws = [drawn(number, step) for number in (0, 1, 2) for step in (5, 6) if number or step == 5]
+    assert len(set(draws)) == 5 and drawn(2, 6) == draws[-1]
+
+
 # Repeats
 
 
@@ -972,7 +987,7 @@ import hashlib, os, signal, sys
 import train
 from utils import rank, run_program
 
-real, (victim, at, out) = train.fit, sys.argv[1:4]
+real, (victim, at, how, out) = train.fit, sys.argv[1:5]
 
 def watched(model, *args, **more):
     for step in real(model, *args, **more):
@@ -980,24 +995,24 @@ def watched(model, *args, **more):
         with open(f"{out}-{rank()}", "a") as file:
             print(step.number, step.loss, hashlib.sha256(weights).hexdigest(), file=file)
         if (rank(), step.number) == (int(victim), int(at)):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), getattr(signal, how))
         yield step
 
 train.fit = watched
-run_program(lambda: train.main(sys.argv[4:]))
+run_program(lambda: train.main(sys.argv[5:]))
 """
 SHORT = ["--train.max_steps", "40", "--train.eval_interval", "10", "--train.log_interval", "1",
          "--train.threads", "1"]
 
 
-def together(folder, name, *flags, victim=-1, at=0):
-    """Two ranks that train, of which one may be killed after a step: (exit code, complaints, the
+def together(folder, name, *flags, victim=-1, at=0, how="SIGKILL"):
+    """Two ranks that train, of which one may get a signal after a step: (exit code, complaints, the
     finished process)."""
     program = folder / "ranks.py"
     program.write_text(WATCHED)
     ran = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         str(program), str(victim), str(at), str(folder / name),
+         str(program), str(victim), str(at), how, str(folder / name),
          *argv(folder, *SHORT, *named(name), *flags)],
         capture_output=True, text=True, timeout=200, env=os.environ | {"PYTHONPATH": str(ROOT)})
     return ran.returncode, [line for line in ran.stderr.splitlines() if "error: " in line], ran
@@ -1035,6 +1050,13 @@ def test_a_rank_that_dies_stops_the_others_and_they_go_on_from_the_last_checkpoi
         assert final(tmp_path, name)["step"] == 10
     assert together(tmp_path, "first", *dropout, "--resume")[0] == 0
     assert same(final(tmp_path, "first"), final(tmp_path, "whole"))
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_asked_to_stop_stops_all_after_the_same_step(tmp_path):
+    code, errors, ran = together(tmp_path, "mine", victim=1, at=17, how="SIGTERM")
+    assert (code, errors) == (0, []) and "stopped after step 17; to go on: " in ran.stdout
+    assert final(tmp_path, "mine")["step"] == 17
 
 
 @pytest.mark.slow
