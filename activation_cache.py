@@ -65,6 +65,13 @@ def take(tensor, axes, **where):
     return tensor.clone()
 
 
+def need_same_shape(name, own, source):
+    """Raises UserError where an activation of one run can't stand in for that of another."""
+    if own.shape != source.shape:
+        raise UserError(f"{name} is {list(source.shape)} in the source, {list(own.shape)} in the "
+                        "run; take prompts of one length, as many of both, and their whole cache")
+
+
 class ActivationCache(Mapping):
     """The activations of a run by hook name, read as `cache["blocks.0.attn.hook_z"]`,
     `cache["z", 0]`, `cache["resid_post", -1]` or `cache["scale", 0, "ln1"]`.

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from activation_cache import OUTSIDE_BLOCKS, get_act_name
+from activation_cache import OUTSIDE_BLOCKS, get_act_name, need_same_shape
 from hooks import matching
 from metrics import Effects, differentiable, token_ids
 from residual_stream_analysis import before_layer_norm, decomposition
@@ -265,9 +265,7 @@ def differences(acts, source_cache, names):
     moves = {}
     for name in names:
         own, source = acts[name], source_cache[name]
-        if own.shape != source.shape:
-            raise UserError(f"{name} is {list(source.shape)} in the source, {list(own.shape)} in "
-                            "the run; take prompts of one length, and as many of both")
+        need_same_shape(name, own, source)
         moves[name] = (source - own).masked_fill(source == own, 0)  # -inf - -inf would be NaN
     half = min(1e-3, torch.finfo(own.dtype).eps ** 0.5)
     if all(move.norm() <= half * acts[name].nan_to_num(neginf=0).norm()

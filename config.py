@@ -14,6 +14,7 @@ from typing import Literal
 from utils import UserError, closest
 
 INFINITY = float("inf")
+SEEDS = (lambda seed: 0 <= seed < 2**63, "from 0 to 2^63 - 1")  # that a generator takes
 PRESETS = {"gpt2": {"n_layers": 12, "n_heads": 12, "d_model": 768, "n_ctx": 1024,
                     "tie_embeddings": True}}
 
@@ -134,14 +135,13 @@ class TrainConfig:
         self.windows_at_once()
         for name in ("warmup_steps", "weight_decay", "grad_clip"):
             check(self, name, lambda n: 0 <= n < INFINITY, "0 or more, and finite")
-        check(self, "seed", lambda seed: 0 <= seed < 2**63, "from 0 to 2^63 - 1")
+        check(self, "seed", *SEEDS)
         for name in ("beta1", "beta2"):
             check(self, name, lambda beta: 0 <= beta < 1, "at least 0 and less than 1")
         for name in ("lr", "muon_lr"):
             check(self, name, lambda lr: 0 < lr < INFINITY, "more than 0, and finite")
         check(self, "final_lr_fraction", lambda share: 0 <= share <= 1, "from 0 to 1")
         check(self, "threads", lambda n: n is None or n >= 1, "1 or more")
-
 
     def windows_at_once(self, n_ranks=1):
         """How many windows each of n_ranks devices goes through at once. UserError for a part."""
@@ -187,7 +187,7 @@ class SamplingConfig:
         check(self, "top_k", lambda k: k is None or k >= 1, "1 or more")
         check(self, "top_p", lambda p: p is None or 0 < p <= 1, "more than 0 and at most 1")
         check(self, "repetition_penalty", lambda r: 0 < r < INFINITY, "more than 0 (1: none)")
-        check(self, "seed", lambda seed: 0 <= seed < 2**63, "from 0 to 2^63 - 1")
+        check(self, "seed", *SEEDS)
 
 
 @dataclass(frozen=True)

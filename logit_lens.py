@@ -21,10 +21,10 @@ import torch
 from torch import nn
 
 from losses import kl_divergence
-from metrics import chosen_positions, token_ids
+from metrics import token_ids
 from optim import AdamW, schedule
 from residual_stream_analysis import accumulated_resid
-from utils import UserError, atomic_write, seeded_generator
+from utils import UserError, atomic_write, chosen_positions, seeded_generator
 
 LOGITS_AT_ONCE = 2**24  # 64 MB
 

@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from activation_cache import get_act_name
+from activation_cache import get_act_name, need_same_shape
 from metrics import Effects
 from rerun import IN_BLOCK, Run
 from utils import UserError, closest
@@ -127,10 +127,7 @@ def check_axes(model, act_name, axes, batch_cells):
 def check_cells(own, source, names, axes):
     """Raises UserError for a source of another shape, and for axes that the activation lacks."""
     for name in names:
-        if own[name].shape != source[name].shape:
-            raise UserError(f"{name} is {list(source[name].shape)} in the source, "
-                            f"{list(own[name].shape)} in the run; take prompts of one length, as "
-                            "many of both, and their whole cache")
+        need_same_shape(name, own[name], source[name])
         if own[name].dtype != source[name].dtype:
             raise UserError(f"{name} is {source[name].dtype} in the source, {own[name].dtype} in "
                             "the run; cache both from one model")
@@ -232,10 +229,8 @@ def path_patch(model, clean, corrupt, senders, receivers, metric, freeze="heads"
     to_send, to_receive = by_name(model, senders), by_name(model, receivers)
     check_order(model, to_send, to_receive)
     check_same_shape(clean, corrupt)
-    if freeze not in tuple(FROZEN):
-        raise UserError(f"freeze={freeze!r} is unknown; choose from: 'heads', 'all', None")
     run, source = Run(model, clean, metric), Run(model, corrupt, metric, list(to_send))
-    edits = [(name, put(own)) for name, own in run.cache.items() if name.endswith(FROZEN[freeze])]
+    edits = freezing(run, freeze)
     edits += [(name, put(source.cache[name], heads)) for name, heads in to_send.items()]
     values = run.baseline
     if to_receive:
@@ -245,6 +240,14 @@ def path_patch(model, clean, corrupt, senders, receivers, metric, freeze="heads"
         with torch.no_grad():
             values = run.metric(model.run_with_hooks(clean, received))
     return PatchResult(values, run.baseline, source.baseline, (), "noising")
+
+
+def freezing(run, freeze, n_copies=1):
+    """The hooks that hold what `path_patch` freezes as it is in n_copies of a Run."""
+    if freeze not in tuple(FROZEN):
+        raise UserError(f"freeze={freeze!r} is unknown; choose from: 'heads', 'all', None")
+    return [(name, put(torch.cat([own] * n_copies))) for name, own in run.cache.items()
+            if name.endswith(FROZEN[freeze])]
 
 
 def put(value, heads=None):
@@ -314,9 +317,8 @@ def path_patch_matrix(model, clean, corrupt, metric, *, receiver="v", freeze="he
     with the cells [layer, head, later layer, later head]; where the later one is not later, the
     baseline. As `path_patch` for each pair; receiver: "q", "k" or "v".
     """
-    if receiver not in ("q", "k", "v") or freeze not in FROZEN:
-        raise UserError(f"receiver={receiver!r}, freeze={freeze!r}; choose from 'q', 'k', 'v', and "
-                        "from 'heads', 'all', None")
+    if receiver not in ("q", "k", "v"):
+        raise UserError(f"receiver={receiver!r} is unknown; choose from: q, k, v")
     check_same_shape(clean, corrupt)
     run, source = Run(model, clean, metric), Run(model, corrupt, metric)
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
@@ -324,8 +326,7 @@ def path_patch_matrix(model, clean, corrupt, metric, *, receiver="v", freeze="he
     own_head = torch.eye(n_heads, dtype=torch.bool, device=clean.device)[:, None, None, :, None]
     for layer in range(n_layers - 1):
         sent = torch.where(own_head, source.cache["z", layer], run.cache["z", layer])
-        edits = [(name, put(own.repeat(n_heads, *[1] * (own.ndim - 1))))
-                 for name, own in run.cache.items() if name.endswith(FROZEN[freeze])]
+        edits = freezing(run, freeze, n_heads)
         edits.append((get_act_name("z", layer), put(sent.flatten(0, 1))))
         start = run.cache["resid_pre", layer].repeat(n_heads, 1, 1)
         with model.hooks(edits), model.caching(lambda name: "resid_pre" in name) as seen:
@@ -337,8 +338,7 @@ def path_patch_matrix(model, clean, corrupt, metric, *, receiver="v", freeze="he
             z = run.z_of(later, receiver, reads.unflatten(0, (n_heads, -1)))
             for head in range(n_heads):
                 edited = torch.where(own_head, z[head], run.cache["z", later])
-                place = get_act_name("z", later)
-                values[layer, head, later] = run.patched([(place, edited)])[0]
+                values[layer, head, later], = run.patched([(get_act_name("z", later), edited)])
     axes = ("layer", "head", "later layer", "later head")
     return PatchResult(values, run.baseline, source.baseline, axes, "noising")
 

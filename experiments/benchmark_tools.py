@@ -18,7 +18,7 @@ import torch
 
 import patching
 from attribution import attribution_patching, direct_logit_attribution
-from config import ModelConfig
+from config import PRESETS, ModelConfig
 from experiments.common import claim_of, take_turns
 from logit_lens import logit_lens
 from metrics import Metric
@@ -26,8 +26,7 @@ from model import GPT
 from tokenizer import BPETokenizer
 from utils import seeded_generator
 
-GPT2_SMALL = {"n_layers": 12, "n_heads": 12, "d_model": 768, "n_ctx": 1024, "d_vocab": 50257,
-              "tie_embeddings": True}
+GPT2_SMALL = PRESETS["gpt2"] | {"d_vocab": 50257}
 QUICK = {"n_layers": 1, "n_heads": 2, "d_model": 16, "n_ctx": 64, "d_vocab": 65}
 CELLS = 8  # of a sweep that the loop runs
 SWEEPS = {  # name: (function, activation, its setter in TransformerLens, axes, mark)

@@ -212,11 +212,13 @@ def test_writes_that_miss_an_edited_stream_are_refused_and_before_the_edit_they_
 @pytest.mark.parametrize("at", ["blocks.1.hook_attn_out", "blocks.0.attn.hook_z", "hook_embed"])
 def test_an_edit_of_what_is_written_is_part_of_the_sum(at):
     model = tiny_model()
-    for unit in ("component", "head"):
-        decomposition(model, edited(model, "blocks.0.mlp.hook_post"), unit=unit)
+    inside, here = edited(model, "blocks.0.mlp.hook_post"), edited(model, at)
+    cases = [(inside, "component"), (inside, "head"), (here, "component")]
     if "attn_out" not in at:  # heads apart can't know of an edit after them
-        decomposition(model, edited(model, at), unit="head")
-    decompose_resid(model, edited(model, at))
+        cases.append((here, "head"))
+    for cache, unit in cases:
+        stack, _ = decomposition(model, cache, unit=unit)
+        assert_close(stack.sum(0), cache["resid_post", -1], rtol=1e-4, atol=1e-4)
 
 
 def test_a_dropped_embedding_and_heads_of_another_model_are_refused():

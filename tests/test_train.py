@@ -743,11 +743,8 @@ def test_a_run_that_diverges_stops_and_names_its_last_good_checkpoint(tmp_path, 
     assert all(weight.isfinite().all() for weight in model.state_dict().values())
 
 
-def test_a_run_that_only_makes_things_worse_stops_with_its_last_good_checkpoint(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr(train, "PATIENCE", 4)
-    flags = ["--train.max_steps", "50", "--train.eval_interval", "2"]
+def worsens_from_step_6(monkeypatch):
+    """Lets `fit` report a loss of 9 from there on."""
     real = train.fit
 
     def worsening(*args, **more):
@@ -755,6 +752,14 @@ def test_a_run_that_only_makes_things_worse_stops_with_its_last_good_checkpoint(
             yield dataclasses.replace(step, loss=9.0 if step.number > 5 else step.loss)
 
     monkeypatch.setattr(train, "fit", worsening)
+
+
+def test_a_run_that_only_makes_things_worse_stops_with_its_last_good_checkpoint(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train, "PATIENCE", 4)
+    flags = ["--train.max_steps", "50", "--train.eval_interval", "2"]
+    worsens_from_step_6(monkeypatch)
     with pytest.raises(UserError, match=r"4 steps, 9 at step 9; .*--train\.lr.*of step 4$"):
         main(argv(tmp_path, *named("worse"), *flags))
     assert final(tmp_path, "worse")["step"] == 4
@@ -764,13 +769,7 @@ def test_a_run_stopped_while_it_makes_things_worse_keeps_its_last_good_checkpoin
     tmp_path, monkeypatch, capsys
 ):
     flags = ["--train.max_steps", "50", "--train.eval_interval", "2"]
-    real = train.fit
-
-    def worsening(*args, **more):
-        for step in real(*args, **more):
-            yield dataclasses.replace(step, loss=9.0 if step.number > 5 else step.loss)
-
-    monkeypatch.setattr(train, "fit", worsening)
+    worsens_from_step_6(monkeypatch)
     on_batch(monkeypatch, 9, interrupt)
     main(argv(tmp_path, *named("worse"), *flags))
     assert final(tmp_path, "worse")["step"] == 4
