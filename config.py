@@ -286,8 +286,7 @@ def flag_parser(kind, description):
     parser = FlagParser(
         description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=40, width=100),
-        usage="%(prog)s [flags]",
-    )
+        usage="%(prog)s [flags]")
     add_flags(parser, kind, prefix="")
     return parser
 
@@ -303,20 +302,21 @@ def add_flags(parser, kind, prefix):
             continue
         plain = item.default is None or isinstance(item.default, bool)
         default = str(item.default).lower() if plain else item.default
-        parser.add_argument(
-            f"--{name}", help=f"{item.metadata['help']} (default: {default})", **flag_type(hint)
-        )
+        shown = f"{item.metadata['help']} (default: {default})"
+        parser.add_argument(f"--{name}", help=shown, **flag_type(hint))
 
 
 def flag_type(hint):
-    """argparse's keywords for a field's type: a word from a set, a switch, or a value."""
+    """argparse's keywords for a field's type: a word from a set, a switch, a value or several."""
     if typing.get_origin(hint) is Literal:
         return {"choices": typing.get_args(hint), "metavar": "|".join(typing.get_args(hint))}
     if hint is bool:
         return {"type": true_or_false, "nargs": "?", "const": True, "metavar": "true|false"}
     plain = next((kind for kind in typing.get_args(hint) if kind is not type(None)), hint)
-    read = plain if plain is hint else none_or(plain)
-    return {"type": read, "metavar": {int: "N", float: "X", str: "TEXT"}[plain]}
+    keywords = {"metavar": {int: "N", float: "X", str: "TEXT"}[plain]}
+    if typing.get_origin(hint) is tuple:
+        return keywords | {"type": plain, "nargs": "+"}
+    return keywords | {"type": plain if plain is hint else none_or(plain)}
 
 
 def none_or(kind):

@@ -297,7 +297,7 @@ def main(argv=None):
     cfg = config_from_dict(BenchmarkConfig, vars(parser.parse_args(argv)))
     result = run(cfg)
     conclude(result, Path(cfg.out_dir) / "benchmark",
-             None if cfg.quick else figure(result["claims"]))
+             {} if cfg.quick else {"benchmark": figure(result["claims"])})
 
 
 if __name__ == "__main__":

@@ -1,18 +1,26 @@
-"""What all experiments share: claims that are tested, their table, and the exit code.
+"""What all experiments share: claims that are tested and their table, trained models that are kept,
+and the program around them.
 
 Chapter: COURSE_ROADMAP.md, 0 (what counts as evidence)
 Read before: any experiment; after: experiments/benchmark.py
 Source: the form of a claim is that of chapter 0
 """
 
+import contextlib
+import html
+import json
+import os
 import statistics
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
 import plotting
-from utils import write_json
+from checkpoint import save_checkpoint
+from config import Config, check, config_from_dict, flag_parser, option
+from utils import UserError, atomic_write, read_json, write_json
 
 HEADINGS = ("claim", "reported", "measured", "interval", "null, control or mark", "")
 
@@ -70,15 +78,129 @@ def exit_code(claims):
     return int(any(claim.holds is False for claim in claims))
 
 
-def conclude(result, folder, figure=None):
-    """Writes results.json, and the figure as a PNG of the folder's name, prints the table, and ends
-    the program: a failed claim exits with 1. result: {"claims": list of Claim, plain values}."""
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """What each experiment that trains can be told; its own settings are added below these."""
+
+    seeds: tuple[int, ...] = option((0, 1, 2), "a training with each")
+    retrain: bool = option(False, "train anew, though the trained models are there")
+    threads: int = option(1, "CPU threads")
+    quick: bool = option(False, "a small one, to see that it runs")
+    out_dir: str = option("outputs", "the folder that the experiment's own is made in")
+
+    def __post_init__(self):
+        check(self, "seeds", lambda seeds: len(seeds) and min(seeds) >= 0, "one or more, from 0")
+        check(self, "threads", lambda n: n >= 1, "1 or more")
+
+
+def experiment_folder(name, out_dir):
+    """out_dir/name, made before anything is computed. UserError where it can't be written to."""
+    folder = Path(out_dir) / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError as error:
+        raise UserError(f"cannot make {folder}: {error.strerror}; choose another "
+                        "--out_dir") from None
+    if not writable:
+        raise UserError(f"cannot write to {folder}; choose another --out_dir")
+    return folder
+
+
+def kept(path, settings, make, retrain=False):
+    """What `make()` returns, a dict of tensors and plain values, from the file `path` where it was
+    made with the same settings; else it is made, and written there. retrain: made in any case.
+
+    settings: a dict of all that it depends on, but for the version of torch, which is added.
+    """
+    settings = json.loads(json.dumps(settings | {"torch": torch.__version__}))
+    if not retrain and path.exists():
+        with contextlib.suppress(Exception):  # what can't be read is made anew
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if state["settings"] == settings:
+                return state
+    state = make() | {"settings": settings}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(path, state)
+    return state
+
+
+def as_run(model, tokenizer, **more):
+    """A model as the dict of a checkpoint.pt, which `load_model` reads; and `more`."""
+    return {"model": model.state_dict(), "optimizer": [], "step": 0,
+            "config": asdict(Config(model=model.cfg)), "tokenizer": tokenizer.state_dict()} | more
+
+
+@contextlib.contextmanager
+def torch_threads(n):
+    """While open, torch computes with n threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def perform(kind, run, figures, about, *, argv=None):
+    """The program of an experiment: reads the flags, runs, writes what came out, and ends.
+
+    kind: its config, a dataclass with threads and out_dir. run(cfg, folder) -> {"claims": list of
+    Claim, plain values}. figures(result) -> {name: Figure}. about: its docstring; its first line
+    says what it shows.
+    """
+    began, title = time.monotonic(), about.split("\n")[0]
+    cfg = config_from_dict(kind, vars(flag_parser(kind, title).parse_args(argv)))
+    name = next(line.split("/")[-1].split(".py")[0] for line in about.split("\n")
+                if "python experiments/" in line)
+    folder = experiment_folder(name, cfg.out_dir)
+    with torch_threads(cfg.threads):
+        result = run(cfg, folder)
+    result |= {"about": title, "settings": asdict(cfg), "torch": torch.__version__}
+    conclude(result, folder, figures(result), seconds=time.monotonic() - began)
+
+
+def conclude(result, folder, figures=None, seconds=None):
+    """Writes results.json, the figures as {name}.png and the page of all experiments, prints the
+    table, and ends the program: a failed claim exits with 1.
+
+    result: {"claims": list of Claim, plain values}. figures: {name: Figure}. seconds: it took.
+    """
     write_json(folder / "results.json", result | {"claims": as_dicts(result["claims"])})
-    if figure is not None:
-        plotting.save(figure, folder / f"{folder.name}.png")
+    for name, figure in (figures or {}).items():
+        plotting.save(figure, folder / f"{name}.png")
+    write_index(folder.parent)
     print(claims_table(result["claims"]))
-    print(f"\nwritten to {folder}")
+    print(f"\nwritten to {folder}" + (f" in {seconds:.0f} s" if seconds else ""))
     raise SystemExit(exit_code(result["claims"]))
+
+
+STYLE = """body { max-width: 60rem; margin: 2rem auto; font: 15px/1.5 sans-serif; color: #222 }
+table { border-collapse: collapse } td, th { padding: .2rem .7rem; text-align: left;
+border-bottom: 1px solid #ddd; font-size: 13px } img { max-width: 100% }
+.PASS { color: #00714f } .FAIL { color: #b34700; font-weight: bold }"""
+
+
+def write_index(out_dir):
+    """Writes out_dir/index.html: every figure and table of the experiments whose results lie in
+    out_dir, in one page that needs no network."""
+    parts = []
+    for file in sorted(Path(out_dir).glob("*/results.json")):
+        result, name = read_json(file), file.parent.name
+        claims = [Claim(**{key: value for key, value in claim.items() if key != "verdict"})
+                  for claim in result.get("claims", ())]
+        rows = [HEADINGS, *(claim.cells() for claim in claims)]
+        lines = ["<tr>" + "".join(f'<td class="{cell}">{html.escape(cell)}</td>'
+                                  for cell in row) + "</tr>" for row in rows]
+        pictures = [f'<p><img src="{name}/{png.name}" alt="{name}: {png.stem}">'
+                    for png in sorted(file.parent.glob("*.png"))]
+        pages = [f'<p><a href="{name}/{page.name}">{page.name}</a>'
+                 for page in sorted(file.parent.glob("*.html"))]
+        parts += [f"<h2>{name}</h2><p>{html.escape(result.get('about', ''))}",
+                  "<table>", *lines, "</table>", *pages, *pictures]
+    with atomic_write(Path(out_dir) / "index.html", "w") as file:
+        file.write("<!doctype html><html lang=en><meta charset=utf-8><title>experiments</title>"
+                   f"<style>{STYLE}</style>\n<h1>Experiments</h1>\n" + "\n".join(parts) + "\n")
 
 
 def take_turns(contestants, rounds, progress):

@@ -206,7 +206,7 @@ def main(argv=None):
     parser = flag_parser(RaceConfig, "Race train.py against nanoGPT's recipe.")
     cfg = config_from_dict(RaceConfig, vars(parser.parse_args(argv)))
     result = run(cfg)
-    conclude(result, Path(cfg.out_dir) / "race", figure(result["races"]))
+    conclude(result, Path(cfg.out_dir) / "race", {"race": figure(result["races"])})
 
 
 if __name__ == "__main__":

@@ -336,7 +336,7 @@ def main(argv=None):
     cfg = config_from_dict(WiredConfig, vars(parser.parse_args(argv)))
     result = run(cfg)
     conclude(result, Path(cfg.out_dir) / "wired_circuits",
-             figure([Row(**row) for row in result["rows"]]))
+             {"wired_circuits": figure([Row(**row) for row in result["rows"]])})
 
 
 if __name__ == "__main__":

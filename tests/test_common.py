@@ -1,0 +1,145 @@
+"""What experiments share: trained models are kept for the same settings only, and the page of all
+experiments says what their tables say."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from helpers import tiny_model, tiny_tokens
+
+import plotting
+from checkpoint import load_model
+from config import config_from_dict, flag_parser, option
+from experiments.common import (
+    Claim,
+    ExperimentConfig,
+    as_run,
+    conclude,
+    experiment_folder,
+    kept,
+    perform,
+    torch_threads,
+    write_index,
+)
+from tokenizer import CharTokenizer
+from utils import UserError, read_json, write_json
+
+ABOUT = "What it shows.\n\n    python experiments/one.py  # a second\n"
+HELD = Claim("a < b", 1.0, 0.5, 1.5, True, control="2")
+MISSED = Claim("c", 3.0, 3.0, 3.0, False)
+
+
+def counted(made):
+    """A function that makes a state, and notes that it did."""
+    def make():
+        made.append(1)
+        return {"weights": torch.arange(3.0), "n": len(made)}
+    return make
+
+
+def test_a_trained_model_is_made_once(tmp_path):
+    made, path = [], tmp_path / "seed_0" / "checkpoint.pt"
+    first = kept(path, {"seed": 0, "seeds": (0, 1)}, counted(made))
+    again = kept(path, {"seed": 0, "seeds": (0, 1)}, counted(made))
+    assert len(made) == 1 and again["n"] == 1
+    assert torch.equal(first["weights"], again["weights"])
+
+
+@pytest.mark.parametrize("change", ["settings", "retrain", "damage"])
+def test_a_trained_model_is_made_anew_where_it_must_be(tmp_path, change):
+    made, path = [], tmp_path / "checkpoint.pt"
+    kept(path, {"seed": 0}, counted(made))
+    if change == "damage":
+        path.write_bytes(path.read_bytes()[:100])
+    settings = {"seed": 1 if change == "settings" else 0}
+    assert kept(path, settings, counted(made), retrain=change == "retrain")["n"] == 2
+    assert kept(path, settings, counted(made))["n"] == 2
+
+
+def test_a_kept_model_is_a_run_that_load_model_reads(tmp_path):
+    model, tokenizer = tiny_model(), CharTokenizer.fit("abcdefghijk")
+    kept(tmp_path / "seed_0" / "checkpoint.pt", {"seed": 0}, lambda: as_run(model, tokenizer))
+    loaded, known = load_model(tmp_path / "seed_0")
+    assert torch.equal(loaded(tiny_tokens()), model(tiny_tokens()))
+    assert known.decode([0, 1]) == "ab"
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="choose another --out_dir"):
+        experiment_folder("name", tmp_path / "file")
+
+
+def test_threads_are_given_back():
+    before = torch.get_num_threads()
+    with torch_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_several_seeds_are_one_flag():
+    parser = flag_parser(ExperimentConfig, "")
+    assert config_from_dict(ExperimentConfig, vars(parser.parse_args([]))).seeds == (0, 1, 2)
+    given = vars(parser.parse_args(["--seeds", "3", "4", "--quick"]))
+    assert list(config_from_dict(ExperimentConfig, given).seeds) == [3, 4]
+
+
+@pytest.mark.parametrize("seeds", [["-1"], ["1.5"], []])
+def test_seeds_that_are_none_are_refused(seeds):
+    with pytest.raises(UserError):
+        given = flag_parser(ExperimentConfig, "").parse_args(["--seeds", *seeds])
+        config_from_dict(ExperimentConfig, vars(given))
+
+
+@pytest.mark.parametrize(("claims", "code"), [([HELD], 0), ([HELD, MISSED], 1)])
+def test_a_missed_claim_is_the_exit_code(tmp_path, capsys, claims, code):
+    figure = plotting.curve({"": ([0, 1], [0, 1])}, title="", xlabel="", ylabel="")
+    with pytest.raises(SystemExit) as exit:
+        conclude({"claims": claims}, tmp_path / "one", {"line": figure})
+    assert exit.value.code == code
+    assert (tmp_path / "one" / "line.png").read_bytes()[1:4] == b"PNG"
+    assert "a < b" in capsys.readouterr().out
+    assert [claim["verdict"] for claim in read_json(tmp_path / "one" / "results.json")["claims"]] \
+        == ["PASS", "FAIL"][:len(claims)]
+
+
+def test_the_page_shows_every_table_and_figure_and_loads_nothing_from_elsewhere(tmp_path):
+    for name in ("one", "two"):
+        with pytest.raises(SystemExit):
+            conclude({"claims": [HELD], "about": f"about {name}"}, tmp_path / name)
+    (tmp_path / "two" / "more.html").write_text("")
+    (tmp_path / "two" / "a.png").write_bytes(b"")
+    (tmp_path / "a_run").mkdir()  # of train.py, without results
+    write_index(tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    for text in ("<h2>one</h2>", "about two", "a &lt; b", "PASS", 'src="two/a.png"',
+                 'href="two/more.html"'):
+        assert text in page
+    assert "a_run" not in page and "//" not in page.replace("<!doctype", "")
+
+
+def test_a_program_runs_and_ends_with_what_came_out(tmp_path, capsys):
+    @dataclass(frozen=True)
+    class OneConfig(ExperimentConfig):
+        more: float = option(1.0, "of it")
+
+    def run(cfg, folder):
+        assert folder == tmp_path / "one" and torch.get_num_threads() == cfg.threads
+        return {"claims": [Claim("it", cfg.more, math.nan, math.nan, True)]}
+
+    with pytest.raises(SystemExit) as exit:
+        perform(OneConfig, run, lambda result: {}, ABOUT,
+                argv=["--more", "2", "--out_dir", str(tmp_path)])
+    assert exit.value.code == 0
+    results = read_json(tmp_path / "one" / "results.json")
+    assert results["claims"][0]["measured"] == 2 == results["settings"]["more"]
+    assert results["about"] == "What it shows."
+    assert "2" in capsys.readouterr().out
+
+
+def test_results_of_another_make_are_no_obstacle(tmp_path):
+    (tmp_path / "mine").mkdir()
+    write_json(tmp_path / "mine" / "results.json", {"anything": 1})
+    write_index(tmp_path)
+    assert "mine" in (tmp_path / "index.html").read_text()
