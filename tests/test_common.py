@@ -58,7 +58,7 @@ def test_a_trained_model_is_made_anew_where_it_must_be(tmp_path, change):
 
 
 def test_a_kept_model_is_a_run_that_load_model_reads(tmp_path):
-    model, tokenizer = tiny_model(), CharTokenizer.fit("abcdefghijk")
+    model, tokenizer = tiny_model(), CharTokenizer().fit("abcdefghijk")
     kept(tmp_path / "seed_0" / "checkpoint.pt", {"seed": 0}, lambda: as_run(model, tokenizer))
     loaded, known = load_model(tmp_path / "seed_0")
     assert torch.equal(loaded(tiny_tokens()), model(tiny_tokens()))
