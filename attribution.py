@@ -52,7 +52,7 @@ def direct_logit_attribution(model, cache, correct, wrong=None, *, unit="compone
     Raises UserError for what the cache lacks, and positions and tokens that are not there.
     """
     n_rows, n_pos = cache["embed"].shape[:2]
-    if not -n_pos <= pos < n_pos:
+    if not (isinstance(pos, int) and -n_pos <= pos < n_pos):
         raise UserError(f"pos={pos} is outside of the {n_pos} positions of the cache")
     d_vocab = model.cfg.d_vocab
     W_U, b_U = model.W_U.detach(), model.b_U.detach()

@@ -72,7 +72,7 @@ def logit_lens(model, cache, incl_mid=False, positions=None, *, lens=None, top_k
         n_all = accumulated_resid(model, cache, 0)[0].shape[2]
         if not isinstance(targets, torch.Tensor) or targets.ndim < 2:
             targets = token_ids(targets, n_batch, d_vocab, tokenizer=tokenizer)[:, None]
-        wanted = targets_at(targets, (n_batch, n_pos), positions, n_all)
+        wanted = targets_at(targets, (n_batch, n_pos), positions, n_all=n_all, d_vocab=d_vocab)
         wanted = wanted.to(stack.device).flatten()
     points = stack.flatten(1, 2)  # [row, point, d_model]
     found = []
@@ -83,13 +83,16 @@ def logit_lens(model, cache, incl_mid=False, positions=None, *, lens=None, top_k
     return LensResult(labels, **columns)
 
 
-def targets_at(targets, shape, positions, n_all):
+def targets_at(targets, shape, positions, *, n_all, d_vocab):
     """targets [batch, pos] at the positions, of shape (batch, pos). Raises UserError for others."""
     if targets.ndim == 2 and targets.shape[1] == n_all and positions is not None:
         targets = targets[:, chosen_positions(positions, n_all)]
     if targets.ndim != 2 or len(targets) != shape[0] or targets.shape[1] not in (1, shape[1]):
         raise UserError(f"targets is {list(targets.shape)} for {list(shape)} predictions; pass ids "
                         "[batch, pos], one a row, or one for all")
+    if targets.min() < 0 or targets.max() >= d_vocab:
+        raise UserError(f"targets has ids from {int(targets.min())} to {int(targets.max())}, which "
+                        f"are not all in the vocabulary of {d_vocab}")
     return targets.expand(shape)
 
 
@@ -164,8 +167,8 @@ def fit_tuned_lens(model, tokens, *, steps=300, batch_size=16, lr=2e-3, seed=0):
     """
     if not model.cfg.n_layers:
         raise UserError("n_layers=0: the only stream is the last one; there is nothing to tune")
-    if steps < 1:
-        raise UserError(f"steps={steps} fits nothing; take 1 or more")
+    if steps < 1 or not len(tokens):
+        raise UserError(f"{steps} steps on {len(tokens)} texts fit nothing; take 1 or more of both")
     was_training = model.training
     model.eval()
     try:

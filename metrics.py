@@ -317,11 +317,12 @@ def bootstrap_ci(values, *, level=0.95, n_draws=2000, seed=0):
     Returns (low, high), each [...], between which the middle `level` of the drawn means lie. Few
     values vary too little: at level 0.95 the true mean lies inside in about 0.84 of all cases with
     5 normal values, 0.90 with 10, 0.93 with 40; with skewed ones (exponential) in 0.79, 0.86, 0.92.
-    Raises UserError for fewer than two values.
+    Raises UserError for fewer than two values, or no draws, or a level outside of 0 to 1.
     """
     values = torch.as_tensor(values).double()
-    if len(values) < 2:
-        raise UserError(f"{len(values)} value has no spread; give two or more")
+    if len(values) < 2 or n_draws < 1 or not 0 < level < 1:
+        raise UserError(f"{len(values)} values, n_draws={n_draws}, level={level} have no interval; "
+                        "give two values, one draw, a level between 0 and 1")
     draws = torch.randint(len(values), (n_draws, len(values)), generator=seeded_generator(seed))
     means = torch.stack([values[draw].mean(0) for draw in draws])
     ends = np.quantile(means.cpu().numpy(), [0.5 - level / 2, 0.5 + level / 2], axis=0)
@@ -335,13 +336,15 @@ def permutation_pvalue(observed, null):
     observed: a number, or [head] (any shape). null: [draw], or [draw, head]; with heads, each draw
     counts by its largest head, so that scanning many heads is paid for (max over heads); with
     [draw] it is not: of 100 idle heads about five are then below 0.05.
-    Returns a p-value of observed's shape, never 0. Raises UserError for an empty null and for NaN.
+    Returns a p-value of observed's shape, never 0. Raises UserError for no draws, NaN, other heads.
     """
     observed, null = torch.as_tensor(observed).double(), torch.as_tensor(null).double()
+    if null.ndim > 1 and null.shape[1:] != observed.shape:
+        raise UserError(f"the null is {list(null.shape)} and what it is held against "
+                        f"{list(observed.shape)}; pass [draw] or [draw, *that shape]")
     missing = int(observed.isnan().sum() + null.isnan().sum())
     if not len(null) or missing:
-        raise UserError(f"the null has {len(null)} draws, and {missing} values are NaN; give some "
-                        "draws, and leave out what was not measured")
+        raise UserError(f"the null has {len(null)} draws, {missing} values are NaN; give others")
     largest = null.flatten(1).max(1).values if null.ndim > 1 else null  # [draw]
     reached = (largest >= observed[..., None]).sum(-1)
     return (1 + reached) / (1 + len(largest))

@@ -83,8 +83,9 @@ def orthogonalise(matrices, steps=5):
 
     An odd polynomial of a matrix acts on its singular values alone:
         a X + b (X X^T) X + c (X X^T)^2 X  =  U (a S + b S^3 + c S^5) V^T.
-    Applied again and again, these coefficients drive every singular value in (0, 1] into roughly
-    [0.7, 1.2], the small ones fast (a = 3.4), at the price of never settling on 1. Five rounds of
+    Applied again and again, a = 3.4445, b = -4.7750, c = 2.0315 (Jordan et al. 2024, who searched
+    for them) drive every singular value in (0, 1] into roughly [0.7, 1.2], the small ones fast (by
+    a each round), at the price of never settling on 1. Five rounds of
     matrix products do what a singular value decomposition would, at a fraction of its time.
     """
     a, b, c = 3.4445, -4.7750, 2.0315

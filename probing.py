@@ -62,8 +62,11 @@ def fit_probe(X, y, groups=None, l2=1e-3, *, n_folds=5, seed=0):
     X: [n, d]. y: [n], integer labels. groups: [n]; examples of one group (of one text, say) are
     never on both sides. l2: the penalty l2 / 2 |W|^2 beside the mean loss in nats. Features are
     standardised, by the training side's mean and scale. The folds are drawn by the seed.
-    Raises UserError for one class only, more folds than groups, values that are not finite.
+    Raises UserError for one class only, labels that are no integers, more folds than groups, a
+    negative l2, values that are not finite.
     """
+    if not l2 >= 0:
+        raise UserError(f"l2={l2} is not possible; it must be 0 or more")
     given, (X, y) = X, checked(X, y)
     folds = folds_of(groups, len(y), n_folds, seed)
     accuracies = []
@@ -79,6 +82,8 @@ def checked(X, y):
     X, y = torch.as_tensor(X).detach().cpu().double(), torch.as_tensor(y).cpu()
     if X.ndim != 2 or y.shape != X.shape[:1]:
         raise UserError(f"X is {list(X.shape)} and y {list(y.shape)}; pass [n, d] and [n]")
+    if y.is_floating_point():
+        raise UserError(f"y is {y.dtype}; pass integer labels, such as y.long()")
     if not X.isfinite().all():
         raise UserError(f"X has {int((~X.isfinite()).sum())} values that are not finite; mask them")
     if len(y.unique()) < 2:
@@ -203,7 +208,8 @@ def mdl_online(X, y, groups=None, *, blocks=BLOCKS, l2=1e-3, seed=0):
     The examples, shuffled, are sent in blocks that end at the given shares of them: the first as it
     is, each other with a probe that was fitted on all before it. Easily decoded labels are cheap
     early, which an accuracy at the end does not show. groups: [n]; whole groups are shuffled and
-    sent (a block ends where one does), so that none is known before it comes.
+    sent (a block ends where one does), so that none is known before it comes. A probe's guess is
+    mixed with a uniform one, of the weight n_classes / (n_before + n_classes).
     """
     X, y = checked(X, y)
     names, index = groups_of(groups, len(y))
@@ -241,6 +247,8 @@ def layer_sweep(cache, y, *, name="resid_post", l2=1e-3, n_folds=5, seed=0):
 def fit_on_texts(X, y, **how):
     """`fit_probe` on X [batch, pos, d] and y [batch, pos], with a group for each text."""
     y = torch.as_tensor(y)
+    if y.shape != X.shape[:2]:
+        raise UserError(f"y is {list(y.shape)} for positions {list(X.shape[:2])}; pass as many")
     groups = torch.arange(len(y))[:, None].expand_as(y).flatten()
     return fit_probe(X.flatten(0, 1), y.flatten(), groups, **how)
 
@@ -266,6 +274,9 @@ def erasing(X, y):
     mean, read, write = erasure_of(X, y)
 
     def erase(activation, hook):
+        if activation.shape[-1] != len(mean):
+            raise UserError(f"the activation has width {activation.shape[-1]} and the labels' "
+                            f"examples {len(mean)}; pass the name that they were taken at")
         found = (activation.cpu().double() - mean) @ read  # float64: read is large where X is flat
         return activation - (found @ write).to(activation)
 

@@ -242,11 +242,13 @@ def stream_before(model, cache, layer):
 def checked_layer(model, cache, layer, mlp_input=False):
     """layer with -1 as n_layers; raises UserError for others that are not there, for an MLP's input
     where there is no MLP, and for a cache whose shapes are not the model's."""
-    n_layers, d_model = model.cfg.n_layers, model.cfg.d_model
+    n_layers, d_model, n_heads = model.cfg.n_layers, model.cfg.d_model, model.cfg.n_heads
     found = cache["embed"].shape[-1] if "hook_embed" in cache else d_model
-    if cache.n_layers != n_layers or found != d_model:
-        raise UserError(f"the cache is of {cache.n_layers} layers of {found}, the model has "
-                        f"{n_layers} of {d_model}; take the cache from this model")
+    heads = cache["z", 0].shape[-2] if "blocks.0.attn.hook_z" in cache else n_heads
+    if (cache.n_layers, found, heads) != (n_layers, d_model, n_heads):
+        raise UserError(f"the cache is of {cache.n_layers} layers of {found} with {heads} heads, "
+                        f"the model has {n_layers} of {d_model} with {n_heads}; take the cache "
+                        "from this model")
     if not -1 <= layer <= n_layers:
         raise UserError(f"layer={layer} is not there; choose 0 to {n_layers}, or -1 for all")
     layer = n_layers if layer == -1 else layer

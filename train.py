@@ -101,10 +101,12 @@ def token_losses(model, tokens, batch_size=16, starts=None):
     """
     was_training = model.training
     model.eval()
-    for window in windows_in_order(tokens, batch_size, model.cfg.n_ctx, starts):
-        inputs, targets, counted = (part.to(model.W_E.device) for part in window)
-        yield from per_token_loss(model(inputs), targets)[counted].tolist()
-    model.train(was_training)
+    try:
+        for window in windows_in_order(tokens, batch_size, model.cfg.n_ctx, starts):
+            inputs, targets, counted = (part.to(model.W_E.device) for part in window)
+            yield from per_token_loss(model(inputs), targets)[counted].tolist()
+    finally:  # also where not all of them were asked for
+        model.train(was_training)
 
 
 def evaluate(model, tokens, batch_size=16):

@@ -265,8 +265,9 @@ def test_a_copying_head_scores_one_and_a_suppressing_one_minus_one():
 
 
 def test_one_value_has_no_interval_and_no_draws_no_pvalue():
-    with pytest.raises(UserError, match="give two or more"):
-        bootstrap_ci([1.0])
+    for values, more in (([1.0], {}), ([1.0, 2.0], {"n_draws": 0}), ([1.0, 2.0], {"level": 2.0})):
+        with pytest.raises(UserError, match="give two values"):
+            bootstrap_ci(values, **more)
     with pytest.raises(UserError, match="0 draws"):
         permutation_pvalue(1.0, [])
 
@@ -277,6 +278,11 @@ def test_one_value_has_no_interval_and_no_draws_no_pvalue():
 def test_what_was_not_measured_has_no_pvalue(observed, null):
     with pytest.raises(UserError, match="1 values are NaN"):
         permutation_pvalue(observed, null)
+
+
+def test_the_heads_of_a_null_are_those_it_is_held_against():
+    with pytest.raises(UserError, match=r"the null is \[4, 3\] and what it is held against \[2\]"):
+        permutation_pvalue([1.0, 2.0], torch.zeros(4, 3))
 
 
 # A metric that says what it needs

@@ -297,7 +297,9 @@ def test_of_two_planted_bits_both_are_decoded_and_only_the_one_that_is_read_is_m
 
 
 @pytest.mark.parametrize("X, y, more, problem", [
-    (torch.ones(6, 2), torch.zeros(6), {}, "one class only"),
+    (torch.ones(6, 2), torch.zeros(6).long(), {}, "one class only"),
+    (torch.ones(6, 2), torch.tensor([0, 1, 0, 1, 0, math.nan]), {}, "y is torch.float32"),
+    (torch.randn(6, 2), torch.arange(6) % 2, {"l2": -1.0}, "l2=-1.0 is not possible"),
     (torch.full((6, 2), math.nan), torch.arange(6), {}, "12 values that are not finite"),
     (torch.ones(6, 2), torch.arange(5), {}, r"X is \[6, 2\] and y \[5\]"),
     (torch.randn(6, 2), torch.arange(6) % 2, {"groups": torch.arange(6) // 2},

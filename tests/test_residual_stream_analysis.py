@@ -258,7 +258,8 @@ def test_without_the_stream_in_the_cache_nothing_is_compared():
     (lambda model, cache: decompose_resid(model, cache, 2, True), "has no MLP"),
     (lambda model, cache: decomposition(model, cache, unit="nueron"), "choose from: component"),
     (lambda model, cache: decompose_resid(tiny_model(n_layers=3), cache), "cache is of 2 layers"),
-    (lambda model, cache: decompose_resid(tiny_model(d_model=24), cache), "of 12, the model"),
+    (lambda model, cache: decompose_resid(tiny_model(d_model=24), cache), "of 12 with 3 heads"),
+    (lambda model, cache: decompose_resid(tiny_model(n_heads=4), cache), "the model has .* with 4"),
 ])
 def test_what_is_not_there_is_named(call, problem):
     with pytest.raises(UserError, match=problem):
