@@ -326,18 +326,23 @@ def main(argv=None):
     found = to_resume(nested(flags)) if resume else None
     *resumed, cfg = found or (config_from_dict(Config, nested(flags)),)
     with joined_ranks(cfg.train.device) as device:
-        run = start_run(cfg, device, overwrite or resume, resumed)  # none to resume: none to lose
-        try:
-            finished = run.train()
-        except Diverged as problem:
-            raise UserError(f"{problem}; the last good checkpoint is "
-                            f"{run.folder / 'checkpoint.pt'}, of step {run.saved_step}") from None
-        if not finished:
-            behind = f" from step {run.saved_step:,}" * (run.saved_step < run.step)
-            print(f"stopped after step {run.step:,}; to go on{behind}: python train.py "
-                  f"{flags_of(run.folder, '--logging.')} --resume")
-        elif rank() == 0:
-            finish(run)
+        carry_out(cfg, device, overwrite or resume, resumed)  # none to resume: none to lose
+
+
+def carry_out(cfg, device, overwrite, resumed):
+    """A run from its beginning, or from where it stopped, to its end or to a signal."""
+    run = start_run(cfg, device, overwrite, resumed)
+    try:
+        finished = run.train()
+    except Diverged as problem:
+        raise UserError(f"{problem}; the last good checkpoint is "
+                        f"{run.folder / 'checkpoint.pt'}, of step {run.saved_step}") from None
+    if not finished:
+        behind = f" from step {run.saved_step:,}" * (run.saved_step < run.step)
+        print(f"stopped after step {run.step:,}; to go on{behind}: python train.py "
+              f"{flags_of(run.folder, '--logging.')} --resume")
+    elif rank() == 0:
+        finish(run)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import codecs
 import contextlib
 import difflib
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -40,12 +41,9 @@ def closest(name, known):
     Names are compared in full and by their last part, so that `hook_patern` finds
     `blocks.0.attn.hook_pattern`.
     """
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name, known := list(known))
     if not near:
-        tails = difflib.get_close_matches(
-            name.split(".")[-1], {k.split(".")[-1] for k in known}, n=3, cutoff=0.6
-        )
+        tails = difflib.get_close_matches(name.split(".")[-1], {k.split(".")[-1] for k in known})
         near = [next(k for k in known if k.split(".")[-1] == tail) for tail in tails]
     return f"; the closest: {', '.join(near)}" if near else ""
 
@@ -98,6 +96,9 @@ def joined_ranks(device):
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    # Were it imported later, as by DistributedDataParallel, its functions' defaults would hold the
+    # group, and threads that take Python's lock while it ends: "terminate called", now and then.
+    importlib.import_module("torch.distributed.nn")
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         torch.distributed.barrier()  # whoever gives up now is missed in a place that expects it

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 import logit_lens as module
 from logit_lens import TunedLens, fit_tuned_lens, logit_lens
 from losses import kl_divergence
+from optim import schedule
 from utils import UserError, seeded_generator
 
 SHAPES = [{}, {"tie_embeddings": True}, {"attn_only": True}, {"norm": "none"},
@@ -132,13 +133,47 @@ def test_a_lens_is_fitted_without_dropout_for_callers_without_gradients_and_the_
     assert model.training
 
 
+def test_each_row_of_a_lens_is_its_own_affine_map():
+    lens, h = TunedLens(3, ["0_pre", "0_mid"]), torch.randn(2, 4, 3, generator=seeded_generator(2))
+    with torch.no_grad():
+        for weight in lens.parameters():
+            weight.normal_(generator=seeded_generator(weight.ndim))
+        for row, label in enumerate(lens.labels):
+            assert_close(lens.translate(h, label), h + h @ lens.A[row] + lens.b[row])
+        assert torch.equal(lens.translate(h, "final_post"), h)
+
+
+def test_fitting_a_lens_equals_the_naive_loop():
+    model, texts = tiny_model(dtype=torch.float64), tiny_tokens(batch=30, pos=9)
+    lens = fit_tuned_lens(model, texts, steps=12, batch_size=5, lr=0.01)
+    naive = TunedLens(12, lens.labels).double()
+    optimizer, draw = torch.optim.Adam(naive.parameters(), lr=0.01), seeded_generator(0)
+    with torch.no_grad():
+        caches = [model.run_with_cache(texts[torch.randint(30, (5,), generator=draw)])
+                  for _ in range(12)]
+    for step, (logits, cache) in enumerate(caches):
+        optimizer.param_groups[0]["lr"] = 0.01 * schedule(step, 12, warmup_steps=10)
+        optimizer.zero_grad()
+        streams = [("resid_pre", 0), ("resid_mid", 0), ("resid_pre", 1), ("resid_mid", 1)]
+        loss = sum(torch.nn.functional.kl_div(
+            model.unembed(naive.translate(cache[name], label)).log_softmax(-1),
+            logits.log_softmax(-1), log_target=True, reduction="none").sum(-1).mean()
+            for name, label in zip(streams, lens.labels, strict=True))
+        loss.backward(inputs=list(naive.parameters()))
+        optimizer.step()
+    assert_close(lens.A, naive.A)
+    assert_close(lens.b, naive.b)
+
+
 def test_a_lens_comes_back_from_its_file(tmp_path):
     lens = TunedLens(12, ["0_pre", "0_mid"])
     with torch.no_grad():
         lens.A.normal_(generator=seeded_generator(0))
+        lens.b.normal_(generator=seeded_generator(1))
     lens.save(tmp_path / "lens.pt")
     again = TunedLens.load(tmp_path / "lens.pt")
-    assert torch.equal(lens.A, again.A) and lens.labels == again.labels
+    assert torch.equal(lens.A, again.A) and torch.equal(lens.b, again.b)
+    assert lens.labels == again.labels
     lens.double().save(tmp_path / "lens.pt")
     again = TunedLens.load(tmp_path / "lens.pt")
     assert again.A.dtype == again.b.dtype == torch.float64 and torch.equal(lens.A, again.A)

@@ -172,6 +172,13 @@ def test_metrics_keep_the_cells_of_a_sweep_and_the_mean_is_over_the_batch():
         assert_close(metric(logits, "mean"), values.mean(-1), check_dtype=False, atol=1e-6, rtol=0)
 
 
+def test_the_loss_of_a_text_is_that_of_each_next_token():
+    logits = cells()[0, 0]
+    tokens = torch.randint(6, (3, 4), generator=seeded_generator(2))
+    expected = [-logits[row].log_softmax(-1)[range(3), tokens[row, 1:]].mean() for row in range(3)]
+    assert_close(per_token_loss(logits, tokens, reduction="none"), torch.stack(expected))
+
+
 def test_the_logit_difference_is_antisymmetric_and_knows_no_shift():
     logits = cells()
     one = logit_diff(logits, CORRECT, WRONG, reduction="none")
@@ -240,6 +247,11 @@ def test_an_interval_covers_the_true_mean_about_as_often_as_it_says():
     low, high = bootstrap_ci(samples[:2].T)
     assert low.shape == high.shape == (2,) and (low < high).all()
     assert all(map(torch.equal, bootstrap_ci(samples[0]), bootstrap_ci(samples[0])))
+
+
+def test_an_interval_draws_as_many_values_as_there_are():
+    low, high = bootstrap_ci([0.0, 1.0], level=0.4)  # of two: 0, 1/2, 1/2, 1
+    assert low == high == 0.5
 
 
 def test_a_pvalue_counts_the_draws_that_do_as_well_and_scanning_heads_is_paid_for():

@@ -13,6 +13,7 @@ from probing import (
     control_task_labels,
     erasing,
     fit_probe,
+    folds_of,
     layer_sweep,
     mdl_online,
     selectivity,
@@ -207,6 +208,25 @@ def test_the_untrained_baseline_probes_the_same_shape_with_fresh_weights():
     assert untrained_accuracy(model, tokens, tokens % 2, at=at) > 0.9  # a token's embedding is it
     bit = torch.randint(2, tokens.shape, generator=seeded_generator(3))
     assert untrained_accuracy(model, tokens, bit, at=at) < 0.65
+    with torch.no_grad():
+        model.W_E.zero_()  # the model's own weights have no part in it
+    assert untrained_accuracy(model, tokens, tokens % 2, at=at) > 0.9
+
+
+def test_the_layers_are_probed_with_a_group_for_each_text_and_folds_drawn_by_the_seed():
+    model, tokens = tiny_model(), tiny_tokens(batch=20, pos=8)
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens)
+    y = torch.randint(2, (20, 1), generator=seeded_generator(3)).expand(20, 8)  # the text's
+    groups = torch.arange(20).repeat_interleave(8)
+    for seed in (0, 1):
+        probe = layer_sweep(cache, y, seed=seed)["1_resid_post"]
+        X = cache["resid_post", 1].flatten(0, 1)
+        expected = fit_probe(X, y.flatten(), groups, seed=seed)
+        assert torch.equal(probe.accuracies, expected.accuracies)
+        assert not torch.equal(probe.accuracies, fit_probe(X, y.flatten(), seed=seed).accuracies)
+    folds = [folds_of(None, 50, 5, seed) for seed in (0, 1)]
+    assert not torch.equal(*folds) and not torch.equal(folds[0], torch.arange(50) % 5)
 
 
 def correlated(n_classes, n=600, seed=0):

@@ -1,6 +1,9 @@
 """The race: every contestant takes all its steps, in turns, and is judged by its own marks."""
 
+import types
+
 import pytest
+import torch
 from helpers import quick_run
 
 from experiments import race
@@ -24,6 +27,34 @@ def test_a_contestant_is_held_against_its_own_time_and_loss():
     assert [verdicts[loss]["five timesvali"] for loss in (1.6, 1.5, 1.4)] == [False, False, True]
     assert verdicts[1.6]["a third of itvali"] and not verdicts[1.6]["a third of ittime"]
     assert verdicts[1.6]["python train.pytime"] and verdicts[1.6]["nanoGPT's recipetime"] is None
+
+
+def test_times_and_losses_are_means_over_seeds():
+    races = [curves((100.0, 1.9), (90.0, 1.5)), curves((100.0, 1.7), (120.0, 1.7))]
+    claims = {claim.claim.split(" (")[0] + claim.claim.split("): ")[1][:4]: claim
+              for claim in race.claims_of(race.contestants(65, 0), races)}
+    assert claims["python train.pytime"].measured == pytest.approx(1.05)
+    assert claims["python train.pyvali"].measured == pytest.approx(1.6)
+    assert (claims["python train.pyvali"].low, claims["python train.pyvali"].high) == (1.5, 1.7)
+    assert claims["a third of itvali"].mark == pytest.approx(1.8)  # nanoGPT's own mean
+
+
+def test_every_seed_has_weights_and_batches_of_its_own_and_nanogpt_its_exact_gelu():
+    for name in race.contestants(65, 0):
+        models = [race.starting_model(race.contestants(65, seed)[name], name) for seed in (0, 1)]
+        assert not torch.equal(models[0].W_E, models[1].W_E)
+        exact = [block.mlp.activation is torch.nn.functional.gelu for block in models[0].blocks]
+        assert all(exact) if name == race.NANO else not any(exact)
+
+
+def test_the_batches_are_drawn_by_the_contestant_s_seed(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(race, "fit", lambda model, batch, cfg: drawn.append(batch()[0]) or iter(()))
+    monkeypatch.setattr(race, "TURNS", 0)
+    dataset = types.SimpleNamespace(train=torch.arange(60).repeat(20), val=None)
+    for seed in (0, 1):
+        race.race(dataset, {"python train.py": race.contestants(65, seed)["python train.py"]}, None)
+    assert not torch.equal(*drawn)
 
 
 def test_the_default_run_is_in_the_race_as_it_is():

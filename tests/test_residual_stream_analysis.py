@@ -144,6 +144,8 @@ def test_accumulated_rows_through_the_final_layer_norm_end_in_the_logits():
     stack, _ = accumulated_resid(model, cache, apply_ln=True)
     with torch.no_grad():
         assert_close(stack[-1] @ model.W_U + model.b_U, model(tiny_tokens()))
+        for row, stream in zip(stack, accumulated_resid(model, cache)[0], strict=True):
+            assert_close(row, model.ln_final(stream))  # each with a scale of its own
 
 
 @pytest.mark.parametrize("changes", SHAPES, ids=str)
