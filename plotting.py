@@ -94,22 +94,21 @@ def training_curves(rows, *, name, unit, levels):
 
 
 def dot_rows(rows, *, title, xlabel):
-    """A row for each number, with its interval and what it is held against; zero is in sight.
+    """A row for each positive number, with its interval, on a logarithmic axis about 1.
 
-    rows: {name: (value, low, high, mark)}. Returns a Figure.
+    rows: {name: (value, low, high)}, such as multiples of a mark. Returns a Figure.
     """
     figure = Figure(figsize=(9, 1.2 + 0.45 * len(rows)), layout="constrained")
     axes = bare_axes(figure.subplots(), title, xlabel, "")
-    for y, (value, low, high, mark) in enumerate(rows.values()):
+    axes.set_xscale("log")
+    axes.axvline(1, color="0.55", linewidth=1, linestyle="--")
+    for y, (value, low, high) in enumerate(rows.values()):
         axes.plot([low, high], [y, y], color=COLOURS[0], linewidth=2.5, alpha=0.5)
-        axes.plot(value, y, "o", color=COLOURS[0])
-        axes.plot(mark, y, "x", color=COLOURS[1])
+        axes.plot(value, y, "o", color=COLOURS[value < 1])
     axes.set_yticks(range(len(rows)), [textwrap.fill(name, 52) for name in rows], fontsize=8)
     axes.invert_yaxis()
-    if min(map(min, rows.values()), default=0) >= 0:
-        axes.set_xlim(left=0)
-    else:
-        axes.axvline(0, color="0.2", linewidth=0.8)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     return figure
 
 
@@ -170,10 +169,10 @@ def dla_bar(values, labels, *, title, xlabel, low=None, high=None, most=20):
     """What each writer adds, the largest at the top, as bars from zero.
 
     values, low, high: [row], low and high as whiskers. most: rows to show; the others, summed, are
-    one bar more, so that the bars still add up to the whole. Returns a Figure.
+    one bar more, so that the bars still add up to the whole; of nothing, no bar. Returns a Figure.
     """
     values = np.asarray(values, dtype=float)
-    order = np.argsort(-np.abs(values), kind="stable")
+    order = np.argsort(-np.abs(values), kind="stable")[: max(1, np.count_nonzero(values))]
     shown = sorted(order[:most], key=lambda row: -values[row])
     names, lengths = [labels[row] for row in shown], [values[row] for row in shown]
     if len(order) > most:

@@ -146,13 +146,14 @@ def test_a_head_without_a_number_gets_none():
     assert [text.get_text() for text in axes.texts] == ["0.00", "", "", "0.50"]
 
 
-@pytest.mark.parametrize("row, left", [
-    ((0.5, 0.2, 0.8, 1.0), True), ((-2.0, -3.0, 1.0, 1.0), False),
-    ((0.5, -0.1, 0.8, 1.0), False), ((1.0, 1.0, 1.0, -1.0), False)])
-def test_rows_of_dots_show_all_that_they_have_and_zero(row, left, tmp_path):
-    figure = dot_rows({"one": row, "two": (0.1, 0.1, 0.1, 0.1)}, title="", xlabel="")
-    low, high = figure.axes[0].get_xlim()
-    assert low <= min(*row, 0) and max(row) <= high and (low == 0) == left
+def test_rows_of_dots_show_all_that_they_have_beside_one_and_what_is_below_it_stands_out(tmp_path):
+    figure = dot_rows({"one": (2.0, 0.5, 9.0), "two": (0.9, 0.9, 0.9)}, title="", xlabel="")
+    axes = figure.axes[0]
+    low, high = axes.get_xlim()
+    assert low < 0.5 and high > 9 and axes.get_xscale() == "log"
+    dots = [line for line in axes.lines if len(line.get_xdata()) == 1]
+    colours = {line.get_xdata()[0]: line.get_color() for line in dots}
+    assert colours[2.0] != colours[0.9]
     save(figure, tmp_path / "figure.png")
 
 
@@ -165,6 +166,11 @@ def test_the_bars_of_an_attribution_add_up_to_the_whole(most):
     assert "b" in names and (f"{4 - most} others" in names) is (most < 4)
     shown = [bar.get_width() for bar in axes.patches][: min(most, 4)]
     assert shown == sorted(shown, reverse=True)
+
+
+def test_what_adds_nothing_has_no_bar():
+    axes = dla_bar([1.0, 0.0, -2.0], list("abc"), title="", xlabel="nats").axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "c"]
 
 
 def test_whiskers_stand_at_their_own_bar():
