@@ -38,8 +38,6 @@ from config import (
     SamplingConfig,
     TrainConfig,
     check,
-    config_from_dict,
-    flag_parser,
     option,
 )
 from experiments.benchmark_tools import (
@@ -51,13 +49,13 @@ from experiments.benchmark_tools import (
     random_tokens,
     reading_claims,
 )
-from experiments.common import claim_of, conclude, take_turns
+from experiments.common import claim_of, perform, take_turns
 from generate import generate
 from losses import cross_entropy
 from mlp import gelu
 from model import GPT
 from train import fit
-from utils import Progress, run_program, seeded_generator
+from utils import run_program, seeded_generator
 
 ROOT = Path(__file__).resolve().parent.parent
 NANO = {"n_layers": 4, "n_heads": 4, "d_model": 128, "n_ctx": 64, "d_vocab": 65}
@@ -120,7 +118,7 @@ def hugging_face_step(cfg, batch):
     return step
 
 
-def training_claims(cfg, progress):
+def training_claims(cfg):
     """Training steps, with the fused attention that runs while nobody listens: tokens a second, and
     the share of the rate at which 1024 x 1024 matrices are multiplied."""
     size = 128 if cfg.quick else 1024
@@ -135,7 +133,7 @@ def training_claims(cfg, progress):
         against_others = shape is NANO and installed("transformers")
         if against_others:
             contestants["Hugging Face"] = hugging_face_step(model, batch)
-        seconds = take_turns(contestants, cfg.rounds, progress)
+        seconds = take_turns(contestants, cfg.rounds)
         ideal = 3 * matmul_flops(model, batch) / (2 * size**3) * seconds["product"]  # 1 + 2 ways
         marked = shape is NANO and not cfg.quick
         claims.append(claim_of(f"training, {name}, batch {batch}: share of the matmul rate",
@@ -185,7 +183,7 @@ def norm(resid, layer_norm):
 
 
 @torch.no_grad()
-def forward_claims(cfg, progress):
+def forward_claims(cfg):
     """Forward passes and full caching at GPT-2 small's shape."""
     model_cfg = ModelConfig(**QUICK if cfg.quick else GPT2_SMALL)
     model, claims = GPT(model_cfg), []
@@ -206,7 +204,7 @@ def forward_claims(cfg, progress):
             "caching": lambda tokens=tokens: model.run_with_cache(tokens),
         } | {name: lambda run=run, tokens=tokens: run(tokens) for name, run in others.items()}
         rounds = cfg.rounds * (3 if batch == 1 and not cfg.quick else 1)
-        seconds = take_turns(contestants, rounds, progress)
+        seconds = take_turns(contestants, rounds)
         for what, against, most in (("forward", "weight products", 1.10),
                                     ("forward", "without hook points", 1.01),
                                     ("caching", "forward", 1.05)):
@@ -221,7 +219,7 @@ def forward_claims(cfg, progress):
 
 
 @torch.no_grad()
-def decoding_claims(cfg, progress):
+def decoding_claims(cfg):
     """Text from GPT-2 small's shape; each token takes at least the time to read all weights."""
     model = GPT(ModelConfig(**QUICK if cfg.quick else GPT2_SMALL)).eval()
     n_prompt, n_new = (8, 16) if cfg.quick else (32, 128)
@@ -237,7 +235,7 @@ def decoding_claims(cfg, progress):
         limits = {"max_new_tokens": n_new, "min_new_tokens": n_new, "use_cache": True}
         contestants["Hugging Face"] = lambda: other.generate(
             tokens, attention_mask=torch.ones_like(tokens), do_sample=False, **limits)
-    seconds = take_turns(contestants, min(cfg.rounds, 5), progress)
+    seconds = take_turns(contestants, min(cfg.rounds, 5))
     name = f"decoding, {n_prompt} tokens of prompt and {n_new} new ones"
     claims = [claim_of(f"{name}: tokens a second", n_new / seconds["decoding"]),
               claim_of(f"{name}: share of the rate at which the weights can be read",
@@ -249,7 +247,7 @@ def decoding_claims(cfg, progress):
     return claims
 
 
-def start_claims(cfg, progress):
+def start_claims(cfg):
     """From the start of Python to the first logits, over the start of Python and torch alone."""
     logits = ("import torch; from config import ModelConfig; from model import GPT; "
               "GPT(ModelConfig(d_vocab=65))(torch.zeros(1, 8, dtype=torch.long))")
@@ -259,48 +257,37 @@ def start_claims(cfg, progress):
         subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
     seconds = take_turns({"first logits": lambda: start(logits),
-                          "import torch": lambda: start("import torch")}, cfg.rounds, progress)
+                          "import torch": lambda: start("import torch")}, cfg.rounds)
     later = seconds["first logits"] - seconds["import torch"]
     return [claim_of("seconds from torch imported to the first logits", later,
                      at_most=None if cfg.quick else 0.3)]
 
 
-def run(cfg):
-    """{"claims": list of Claim, and what they were measured with}. cfg: a BenchmarkConfig."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(cfg.threads)
+def run(cfg, folder):
+    """{"claims": list of Claim}. cfg: a BenchmarkConfig."""
     cfg = dataclasses.replace(cfg, rounds=1) if cfg.quick else cfg
-    progress = Progress(cfg.rounds, " rounds")
-    try:
-        parts = (training_claims, forward_claims, decoding_claims, reading_claims, patching_claims,
-                 start_claims)
-        claims = [claim for part in parts for claim in part(cfg, progress)]
-    finally:
-        torch.set_num_threads(before)
-    return {"claims": claims, "settings": dataclasses.asdict(cfg), "torch": torch.__version__}
+    parts = (training_claims, forward_claims, decoding_claims, reading_claims, patching_claims,
+             start_claims)
+    return {"claims": [claim for part in parts for claim in part(cfg)]}
 
 
-def figure(claims):
-    """A Figure of the claims that have a mark: how many times as good as it each is."""
-    marked, rows = [claim for claim in claims if claim.holds is not None], {}
+def figures(result):
+    """The Figure of the claims that have a mark: how many times as good as it each is."""
+    marked, rows = [claim for claim in result["claims"] if claim.holds is not None], {}
     for claim in marked:
         sign = -1 if claim.control.startswith("at most") else 1
         found = (claim.measured, claim.low, claim.high)
         rows[f"{claim.claim} ({claim.control})"] = [
             min(30.0, (max(value, 1e-9) / claim.mark) ** sign) for value in found]
-    return plotting.dot_rows(
+    return {"benchmark": plotting.dot_rows(
         rows, title=f"{sum(claim.holds for claim in marked)} of {len(marked)} marks are met",
         xlabel="times as good as its mark, at most 30 (dot: median, bar: all rounds)",
-    )
+    )} if marked else {}
 
 
 def main(argv=None):
     """The program: measures, prints the table, writes outputs/benchmark; a missed mark exits 1."""
-    parser = flag_parser(BenchmarkConfig, "Measure the speed of the project.")
-    cfg = config_from_dict(BenchmarkConfig, vars(parser.parse_args(argv)))
-    result = run(cfg)
-    conclude(result, Path(cfg.out_dir) / "benchmark",
-             {} if cfg.quick else {"benchmark": figure(result["claims"])})
+    perform(BenchmarkConfig, run, figures, __doc__, argv=argv)
 
 
 if __name__ == "__main__":

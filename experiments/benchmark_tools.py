@@ -50,7 +50,7 @@ def installed(package):
 
 
 @torch.no_grad()
-def reading_claims(cfg, progress):
+def reading_claims(cfg):
     """What it costs to read a run at GPT-2 small's shape: one prompt of 64 tokens."""
     import resource  # not on every system
     model = GPT(ModelConfig(**QUICK if cfg.quick else GPT2_SMALL)).eval()
@@ -67,7 +67,7 @@ def reading_claims(cfg, progress):
     added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 2**20
     claims = [claim_of("reading 1 x 64: GB that every neuron's attribution adds to the peak",
                        torch.tensor([added]), at_most=None if cfg.quick else 1.0)]
-    seconds = take_turns(contestants, cfg.rounds, progress)
+    seconds = take_turns(contestants, cfg.rounds)
     for name in list(contestants)[1:]:
         most = 2.0 if "lens" in name and not cfg.quick else None
         claims.append(claim_of(f"reading 1 x 64: time of {name} over forward",
@@ -120,7 +120,7 @@ def lens_sweep(bridge, tokens, clean, *, sweep, target):
 
 
 @torch.no_grad()
-def patching_claims(cfg, progress):
+def patching_claims(cfg):
     """Sweeps over two prompts of 16 tokens that all differ, and attribution to all activations."""
     model = GPT(ModelConfig(**QUICK if cfg.quick else GPT2_SMALL)).eval()
     clean, corrupted = random_tokens(model.cfg, 2, 16)[:, None]
@@ -141,7 +141,7 @@ def patching_claims(cfg, progress):
             contestants["TransformerLens"] = lens_sweep(bridge, corrupted, clean, sweep=sweep,
                                                         target=target)
         n_cells = contestants["sweep"]().values.numel()
-        seconds = take_turns(contestants, min(cfg.rounds, 3 if n_cells > 1000 else 5), progress)
+        seconds = take_turns(contestants, min(cfg.rounds, 3 if n_cells > 1000 else 5))
         for other in list(contestants)[1:]:
             marked = other == "TransformerLens"
             claims.append(claim_of(
@@ -154,7 +154,7 @@ def patching_claims(cfg, progress):
         "forward": lambda: model(corrupted),
         "attribution": lambda: attribution_patching(
             model, corrupted, cache, metric, names=names, axes=("layer", "pos", "head"))},
-        cfg.rounds, progress)
+        cfg.rounds)
     return [*claims, claim_of("attribution patching of all nodes, 1 x 16: time over forward",
                               seconds["attribution"] / seconds["forward"],
                               at_most=None if cfg.quick else 3.0)]

@@ -20,7 +20,7 @@ import torch
 import plotting
 from checkpoint import save_checkpoint
 from config import Config, check, config_from_dict, flag_parser, option
-from utils import UserError, atomic_write, read_json, write_json
+from utils import Progress, UserError, atomic_write, read_json, write_json
 
 HEADINGS = ("claim", "reported", "measured", "interval", "null, control or mark", "")
 
@@ -203,12 +203,12 @@ def write_index(out_dir):
                    f"<style>{STYLE}</style>\n<h1>Experiments</h1>\n" + "\n".join(parts) + "\n")
 
 
-def take_turns(contestants, rounds, progress):
+def take_turns(contestants, rounds):
     """{name: seconds of each round}: all run once unmeasured, then in turn, round after round.
 
     contestants: {name: function without arguments}.
     """
-    seconds = {name: [] for name in contestants}
+    seconds, progress = {name: [] for name in contestants}, Progress(rounds, " rounds")
     for number in range(rounds + 1):
         for name, run in contestants.items():
             began = time.perf_counter()

@@ -36,12 +36,10 @@ from config import (
     ModelConfig,
     TrainConfig,
     check,
-    config_from_dict,
-    flag_parser,
     option,
 )
 from data import load_dataset, random_batch
-from experiments.common import Claim, conclude
+from experiments.common import Claim, perform
 from model import GPT
 from train import evaluate, fit
 from utils import Progress, run_program, seeded_generator
@@ -157,20 +155,20 @@ def claims_of(field, races, marked=True):
     return claims
 
 
-def figure(races):
+def figures(result):
     """The Figure of the mean loss of each contestant over its time, in nanoGPT's."""
-    lines = {}
+    lines, races = {}, result["races"]
     for name in races[0]:
         points = torch.tensor([[(seconds / curves[NANO][-1][0], loss)
                                 for seconds, loss in curves[name]] for curves in races]).mean(0)
         lines[name] = points.T.tolist()
     end = {name: losses[-1] for name, (_, losses) in lines.items()}
-    return plotting.curve(
+    return {"race": plotting.curve(
         lines, xlabel="time (in that of nanoGPT's recipe, same core)",
         ylabel="loss on the whole validation split (nats/character)",
         title=(f"In the time of nanoGPT's recipe: {end['python train.py']:.2f} nats/character, "
                f"not {end[NANO]:.2f}"),
-    )
+    )}
 
 
 def quick(each):
@@ -180,33 +178,24 @@ def quick(each):
         each, model=shape, train=dataclasses.replace(each.train, max_steps=TURNS))
 
 
-def run(cfg):
+def run(cfg, folder):
     """{"claims": list of Claim, "races": the curves of each seed}. cfg: a RaceConfig."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(cfg.threads)
     data = DataConfig(folder=cfg.folder, dataset="builtin" if cfg.quick else "tiny_shakespeare")
     dataset, races = load_dataset(data, n_ctx=512), []
     if cfg.quick:
         dataset = dataclasses.replace(dataset, val=dataset.val[:2000])
-    try:
-        for seed in range(cfg.first_seed, cfg.first_seed + (1 if cfg.quick else cfg.seeds)):
-            field = contestants(dataset.tokenizer.d_vocab, seed)
-            if cfg.quick:
-                field = {name: quick(each) for name, each in field.items()}
-            races.append(race(dataset, field, Progress(TURNS, f" turns of seed {seed}")))
-    finally:
-        torch.set_num_threads(before)
+    for seed in range(cfg.first_seed, cfg.first_seed + (1 if cfg.quick else cfg.seeds)):
+        field = contestants(dataset.tokenizer.d_vocab, seed)
+        if cfg.quick:
+            field = {name: quick(each) for name, each in field.items()}
+        races.append(race(dataset, field, Progress(TURNS, f" turns of seed {seed}")))
     return {"claims": claims_of(field, races, marked=not cfg.quick), "races": races,
-            "field": {name: dataclasses.asdict(each) for name, each in field.items()},
-            "settings": dataclasses.asdict(cfg), "torch": torch.__version__}
+            "field": {name: dataclasses.asdict(each) for name, each in field.items()}}
 
 
 def main(argv=None):
     """The program: races, prints the table, writes outputs/race; a missed mark exits 1."""
-    parser = flag_parser(RaceConfig, "Race train.py against nanoGPT's recipe.")
-    cfg = config_from_dict(RaceConfig, vars(parser.parse_args(argv)))
-    result = run(cfg)
-    conclude(result, Path(cfg.out_dir) / "race", {"race": figure(result["races"])})
+    perform(RaceConfig, run, figures, __doc__, argv=argv)
 
 
 if __name__ == "__main__":

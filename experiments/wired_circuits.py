@@ -29,8 +29,8 @@ from dataclasses import dataclass
 
 import torch
 
-from config import check, config_from_dict, flag_parser, option
-from experiments.common import conclude
+from config import check, option
+from experiments.common import perform
 from experiments.wired_board import (
     BOS,
     CONTENT,
@@ -309,34 +309,29 @@ class WiredConfig:
             check(self, name, lambda n: n >= 1, "1 or more")
 
 
-def run(cfg):
+def run(cfg, folder):
     """{"claims": [Claim], "rows": a dict for each tool on each wiring}. cfg: a WiredConfig."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(cfg.threads)
     seeds = range(cfg.first_seed, cfg.first_seed + (1 if cfg.quick else cfg.seeds))
     wirings = [(seed, one) for seed in seeds for wired in zoo(seed)
                for one in ([wired] if cfg.quick else [wired, rotated(wired, seed)])]
     rows, found, progress = [], [], Progress(len(wirings), " wirings")
-    try:
-        for done, (seed, wired) in enumerate(wirings, 1):
-            n_prompts = 2 if cfg.quick else cfg.prompts
-            case = Case.of(wired, wired.pairs(n_prompts, seeded_generator(seed)))
-            rows += filter(None, (judged(tool, case) for tool in TOOLS))
-            found.append(facts(case))
-            progress.show(done, wired.name)
-    finally:
-        torch.set_num_threads(before)
-    return {"claims": claims_of(rows, found), "rows": [dataclasses.asdict(row) for row in rows],
-            "settings": dataclasses.asdict(cfg), "torch": torch.__version__}
+    for done, (seed, wired) in enumerate(wirings, 1):
+        n_prompts = 2 if cfg.quick else cfg.prompts
+        case = Case.of(wired, wired.pairs(n_prompts, seeded_generator(seed)))
+        rows += filter(None, (judged(tool, case) for tool in TOOLS))
+        found.append(facts(case))
+        progress.show(done, wired.name)
+    return {"claims": claims_of(rows, found), "rows": [dataclasses.asdict(row) for row in rows]}
+
+
+def figures(result):
+    """The Figure of `run`'s rows."""
+    return {"wired_circuits": figure([Row(**row) for row in result["rows"]])}
 
 
 def main(argv=None):
     """The program: judges, prints the table, writes outputs/wired_circuits; a miss exits with 1."""
-    parser = flag_parser(WiredConfig, "Judge every tool on circuits that are known.")
-    cfg = config_from_dict(WiredConfig, vars(parser.parse_args(argv)))
-    result = run(cfg)
-    conclude(result, Path(cfg.out_dir) / "wired_circuits",
-             {"wired_circuits": figure([Row(**row) for row in result["rows"]])})
+    perform(WiredConfig, run, figures, __doc__, argv=argv)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ from config import ModelConfig
 from experiments import benchmark
 from experiments.common import Claim, as_dicts, claims_table, exit_code
 from model import GPT
-from utils import Progress
 
 
 def test_contestants_take_turns_and_the_first_round_is_not_measured():
     order = []
     contestants = {name: lambda name=name: order.append(name) for name in "ab"}
-    seconds = benchmark.take_turns(contestants, 3, Progress(3))
+    seconds = benchmark.take_turns(contestants, 3)
     assert order == list("ab") * 4
     assert [len(seconds[name]) for name in "ab"] == [3, 3]
 
