@@ -14,10 +14,11 @@ import itertools
 import json
 import os
 import re
+import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ SHAKESPEARE_MIRRORS = (
 )
 BUILTIN_CHARACTERS = 1_000_000
 TOKENS_FILE = "tokens.bin"  # a line of JSON, then the ids
+DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 PIECE, SAMPLE = 1 << 18, 1 << 21  # how many bytes or ids at once; and bytes for bpe to learn from
 # Where a text can be cut and each token stays what it was, by the kind of tokenizer.
 BETWEEN_TOKENS = {"char": "", "word": r"(?<!\w)|(?!\w)", "bpe": r"(?<=\S)(?=[ \n])"}
@@ -54,9 +56,8 @@ class Dataset:
     """A tokenised text, split where training ends and validation begins.
 
     train, val: [n], int64 ids, in memory or a TokenFile. name: for people. sha256: of the text, or
-    of a TokenFile's ids, so that a run can say what it was trained on. val_characters: how long the
-    validation text is, so that losses can be compared between tokenizers. floor: what each token of
-    `val` costs at best, where that is known.
+    of a TokenFile, for the record. val_characters: how long the validation text is, to compare
+    losses between tokenizers. floor: what each token of `val` costs at best, where it is known.
     """
 
     train: "torch.Tensor | TokenFile"
@@ -77,14 +78,16 @@ def load_dataset(cfg, n_ctx, tokenizer=None):
     if cfg.tokenizer != "bpe" and cfg.vocab_size != DataConfig().vocab_size:
         raise UserError(f"vocab_size={cfg.vocab_size} does nothing with tokenizer="
                         f"{cfg.tokenizer!r}; leave it out, or use --data.tokenizer bpe")
+    if cfg.path is not None and Path(cfg.path).name == TOKENS_FILE:
+        cfg = replace(cfg, path=str(Path(cfg.path).parent))
     prepared = cfg.path is not None and (Path(cfg.path) / TOKENS_FILE).exists()
     dataset = (prepared_dataset if prepared else text_dataset)(cfg, tokenizer)
     for part, name_of_part in ((dataset.train, "training"), (dataset.val, "validation")):
         if len(part) <= n_ctx:
             raise UserError(
-                f"{dataset.name}: the {name_of_part} part has {len(part)} tokens, and one window "
-                f"of n_ctx={n_ctx} needs {n_ctx + 1}; use a longer text, a smaller --model.n_ctx, "
-                f"or another --data.val_fraction than {cfg.val_fraction}")
+                f"{dataset.name}: the {name_of_part} part has {len(part)} tokens, a window {n_ctx}"
+                " and one more; use a longer text, a smaller --model.n_ctx, or another "
+                f"--data.val_fraction than {cfg.val_fraction}")
     return dataset
 
 
@@ -93,8 +96,7 @@ def text_dataset(cfg, tokenizer=None):
     text, name, sample = load_text(cfg)
     n_train = len(text) - int(len(text) * cfg.val_fraction)
     if sample is not None:
-        # So that validation begins with a whole story.
-        n_train = max(0, text.rfind(corpus.END, 0, n_train))
+        n_train = max(0, text.rfind(corpus.END, 0, n_train))  # it begins with a whole story
     else:
         n_train = place_to_cut(text, n_train, tokenizer.kind if tokenizer else cfg.tokenizer)
     if tokenizer is None and cfg.tokenizer == "bpe":  # what the validation part is made of is news
@@ -129,10 +131,8 @@ def load_text(cfg):
 
 
 def tiny_shakespeare(folder, mirrors=SHAKESPEARE_MIRRORS):
-    """The text of Tiny Shakespeare, from `folder` or, the first time, from a mirror.
-
-    Raises NoNetwork where no mirror answers, UserError where the file is not what it should be.
-    """
+    """The text of Tiny Shakespeare, from `folder` or, the first time, from a mirror. Raises
+    NoNetwork where no mirror answers, UserError where the file is not what it should be."""
     path = folder / SHAKESPEARE_FILE
     if not path.exists():
         content = download(mirrors, SHAKESPEARE_SHA256, f"put the file at {path}, or use "
@@ -141,9 +141,8 @@ def tiny_shakespeare(folder, mirrors=SHAKESPEARE_MIRRORS):
             file.write(content)
     text = read_text(path)
     if (found := sha256_of(text.encode())) != SHAKESPEARE_SHA256:
-        raise UserError(f"{path} is not Tiny Shakespeare: SHA-256 {found[:12]}…, expected "
-                        f"{SHAKESPEARE_SHA256[:12]}…; delete it to download it again, or pass "
-                        "your own text with --data.path")
+        raise UserError(f"{path} is not Tiny Shakespeare (SHA-256 {found[:12]}…); delete it, to "
+                        "download it again, or pass your own text with --data.path")
     return text
 
 
@@ -165,8 +164,7 @@ def repeated_batch(d_vocab, batch_size, n_ctx, generator):
     head does (Olsson et al. 2022). With one period for all, looking that far back would do.
     """
     drawn = torch.randint(d_vocab, (batch_size, n_ctx + 1), generator=generator)
-    longest = max(4, (n_ctx + 1) // 2)
-    periods = torch.randint(4, longest + 1, (batch_size, 1), generator=generator)
+    periods = torch.randint(4, max(4, (n_ctx + 1) // 2) + 1, (batch_size, 1), generator=generator)
     windows = drawn.gather(1, torch.arange(n_ctx + 1) % periods)
     return windows[:, :-1], windows[:, 1:]
 
@@ -201,9 +199,9 @@ def window_bounds(last, n_ctx, starts):
 @dataclass(frozen=True)
 class TokenFile:
     """Ids on the disk, [n]: what is indexed is read, as int64; nothing else is kept in memory.
-    dtype: uint16 or uint32. offset: where the first one begins, in bytes."""
+    file: open, so that another one of its name changes nothing. offset: of the first, in bytes."""
 
-    path: Path
+    file: BinaryIO
     dtype: str
     offset: int
     n_tokens: int
@@ -213,14 +211,14 @@ class TokenFile:
 
     def __getitem__(self, where):
         # Mapped anew each time: pages once read count as ours until their map is closed.
-        ids = np.memmap(self.path, self.dtype, "r", self.offset, (self.n_tokens,))
+        ids = np.memmap(self.file, self.dtype, "r", self.offset, (self.n_tokens,))
         return torch.from_numpy(ids[where].astype(np.int64))
 
     def split(self, n_first):
         """Two of them: the first n_first ids, and the others."""
         later = self.offset + n_first * np.dtype(self.dtype).itemsize
-        return (TokenFile(self.path, self.dtype, self.offset, n_first),
-                TokenFile(self.path, self.dtype, later, self.n_tokens - n_first))
+        return (TokenFile(self.file, self.dtype, self.offset, n_first),
+                TokenFile(self.file, self.dtype, later, self.n_tokens - n_first))
 
 
 def prepared_dataset(cfg, tokenizer=None):
@@ -238,23 +236,24 @@ def prepared_dataset(cfg, tokenizer=None):
     for start in range(0, len(val), PIECE) if found.kind == "bpe" else ():
         text = np.frombuffer(found.to_bytes(val[start : start + PIECE].tolist()), np.uint8)
         n_characters += int((text & 0xC0 != 0x80).sum())  # the bytes that begin a character
-    return Dataset(train, val, found, Path(cfg.path).name, sha256, n_characters)
+    return Dataset(train, val, found, path.parent.name, sha256, n_characters)
 
 
 def read_token_file(path):
-    """(TokenFile, tokenizer, SHA-256 of the ids) of a file that `prepare` wrote; all of it is read
-    once, piece by piece. Raises UserError where it is cut off, changed, or something else."""
-    again, highest, sha256 = "make it again with: python data.py prepare", 0, hashlib.sha256()
+    """(TokenFile, tokenizer, SHA-256 of that and the ids) of a file that `prepare` wrote; it is
+    read once, piece by piece. Raises UserError where it is cut off, changed, or something else."""
+    again, highest = "make it again with: python data.py prepare", 0
     try:
-        with open(path, "rb") as file:
-            line = file.readline(1 << 26)
-            header = json.loads(line)
-            tokenizer, n_tokens = load_tokenizer(header["tokenizer"]), int(header["n_tokens"])
-            ids = TokenFile(path, header["dtype"], len(line), n_tokens)
-            while len(piece := np.fromfile(file, ids.dtype, PIECE)):
-                highest = max(highest, piece.max().item())
-                sha256.update(piece)
-            there = (file.seek(0, 2) - len(line)) / np.dtype(ids.dtype).itemsize
+        file = open(path, "rb")
+        line = file.readline(1 << 26)
+        header = json.loads(line)
+        tokenizer, n_tokens = load_tokenizer(header["tokenizer"]), int(header["n_tokens"])
+        sha256 = hashlib.sha256(json.dumps(header["tokenizer"]).encode())
+        ids = TokenFile(file, DTYPES[header["dtype"]], len(line), n_tokens)
+        while len(piece := np.fromfile(file, ids.dtype, PIECE)):
+            highest = max(highest, piece.max().item())
+            sha256.update(piece)
+        there = (file.seek(0, 2) - len(line)) / np.dtype(ids.dtype).itemsize
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is cut off or not a token file ({error}); {again}") from None
     if there != n_tokens:
@@ -280,17 +279,18 @@ class PrepareConfig:
 def prepare(paths, cfg, size=PIECE):
     """Writes the ids of texts, joined, into the folder of a PrepareConfig, `size` bytes of text at
     a time. Returns (how many ids, their tokenizer)."""
-    tokenizer, sha256, n_tokens = fitted_tokenizer(paths, cfg), hashlib.sha256(), 0
-    dtype = "uint16" if tokenizer.d_vocab <= 1 << 16 else "uint32"
+    tokenizer, n_tokens = fitted_tokenizer(paths, cfg), 0
+    dtype, state = "uint16" if tokenizer.d_vocab <= 1 << 16 else "uint32", tokenizer.state_dict()
+    sha256 = hashlib.sha256(json.dumps(state).encode())
 
     def header():  # as long now as when all is known
         known = {"dtype": dtype, "n_tokens": f"{n_tokens:20}", "sha256": sha256.hexdigest()}
-        return json.dumps(known | {"tokenizer": tokenizer.state_dict()}).encode() + b"\n"
+        return json.dumps(known | {"tokenizer": state}).encode() + b"\n"
 
     with atomic_write(Path(cfg.out) / TOKENS_FILE) as file:
         file.write(header())
         for ids in encoded_in_order(text_pieces(paths, size, "made tokens"), tokenizer):
-            piece = np.array(ids, dtype).tobytes()
+            piece = np.array(ids, DTYPES[dtype]).tobytes()
             file.write(piece)
             sha256.update(piece)
             n_tokens += len(ids)
@@ -309,8 +309,8 @@ def fitted_tokenizer(paths, cfg):
         return BPETokenizer.from_files(*(renamed if renamed[0].exists() else published))
     if cfg.tokenizer == "bpe":
         sample = "".join(itertools.islice(text_pieces(paths), SAMPLE // PIECE))
-        half = sum(map(os.path.getsize, paths)) // 2  # the end is there to validate on
-        return BPETokenizer().train(sample[:half], cfg.vocab_size)
+        half = sum(map(os.path.getsize, paths)) // 2  # of the bytes: the end is to validate on
+        return BPETokenizer().train(sample.encode()[:half].decode(errors="ignore"), cfg.vocab_size)
     characters = set()
     for piece in text_pieces(paths, what="read for their characters"):
         characters |= set(piece)
@@ -336,14 +336,14 @@ def encoded_in_order(pieces, tokenizer):
 def main(argv=None):
     """The program: makes a token file of texts."""
     parser = flag_parser(PrepareConfig, "Turn texts of any size into ids that train.py reads.")
+    parser.usage = "%(prog)s prepare FILE… [flags]"
     parser.add_argument("command", choices=["prepare"], help="the one thing there is to do")
     parser.add_argument("files", nargs="+", metavar="FILE", help="UTF-8 texts, joined as they are")
     flags = vars(parser.parse_args(argv))
     _, files = flags.pop("command"), flags.pop("files")
-    cfg = config_from_dict(PrepareConfig, flags)
-    n_tokens, tokenizer = prepare(files, cfg)
-    print(f"{n_tokens:,} {tokenizer.unit}s, {tokenizer.d_vocab:,} of them distinct; to train on "
-          f"them: python train.py --data.path {cfg.out}")
+    n_tokens, tokenizer = prepare(files, cfg := config_from_dict(PrepareConfig, flags))
+    print(f"{n_tokens:,} {tokenizer.unit}s of a vocabulary of {tokenizer.d_vocab:,}; to train on "
+          f"them: python train.py --data.path {shlex.quote(cfg.out)}")
 
 
 if __name__ == "__main__":

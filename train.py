@@ -280,11 +280,11 @@ def start_run(cfg, device, overwrite=False, resumed=None):
     shape = dataclasses.replace(cfg.model, d_vocab=known)
     run = Run(dataclasses.replace(cfg, model=shape), dataset, device)
     print(f"{dataset.name}: {len(dataset.train):,} {dataset.tokenizer.unit}s to train on, "
-          f"{len(dataset.val):,} to validate on, {known:,} of them distinct\n"
+          f"{len(dataset.val):,} to validate on, of a vocabulary of {known:,}\n"
           f"model: {shape.n_layers} layers of {shape.n_heads} heads, d_model {shape.d_model}, "
           f"{run.model.n_parameters:,} parameters; {device}, {torch.get_num_threads()} threads, "
           f"{n_ranks()} x {at_once * shape.n_ctx * shape.activation_bytes / 1e6:,.1f} MB of "
-          "activations")
+          "activations" + ", and dropout's" * (shape.dropout > 0))
     run.resume(*resumed) if resumed else run.begin(overwrite)
     print(f"writing to {run.folder}" + (f", going on after step {run.step:,}" if resumed else ""))
     return run
@@ -339,7 +339,8 @@ def carry_out(cfg, device, overwrite, resumed):
                         f"{run.folder / 'checkpoint.pt'}, of step {run.saved_step}") from None
     if not finished:
         behind = f" from step {run.saved_step:,}" * (run.saved_step < run.step)
-        print(f"stopped after step {run.step:,}; to go on{behind}: python train.py "
+        program = f"torchrun --standalone --nproc_per_node {n_ranks()}" * (n_ranks() > 1)
+        print(f"stopped after step {run.step:,}; to go on{behind}: {program or 'python'} train.py "
               f"{flags_of(run.folder, '--logging.')} --resume")
     elif rank() == 0:
         finish(run)

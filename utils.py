@@ -100,15 +100,15 @@ def joined_ranks(device):
     # group, and threads that take Python's lock while it ends: "terminate called", now and then.
     importlib.import_module("torch.distributed.nn")
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, where one is gone: we say so
     try:
         torch.distributed.barrier()  # whoever gives up now is missed in a place that expects it
         yield device
     except RuntimeError as error:
         if not isinstance(error, torch.distributed.DistError) and "gloo/" not in str(error):
             raise
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, until this has been said
-        raise RankLost("another rank of this run has stopped; the last checkpoint is whole: go on "
-                       "from it with --resume") from None
+        raise RankLost("another rank of this run has stopped; go on with --resume from the last "
+                       "checkpoint that was written, which is whole") from None
     finally:
         torch.distributed.destroy_process_group()
 

@@ -48,7 +48,7 @@ def refuses_to_write(folder, flags, capsys):
 
 @pytest.mark.parametrize("content, told", [
     (None, "No such file"), (b"", "is empty"), (b"abc \xff\xfe", "is not UTF-8 (byte 4 is 0xff)"),
-    (b"ab" * 30, "validation part has 6 tokens, and one window of n_ctx=8 needs 9"),
+    (b"ab" * 30, "validation part has 6 tokens, a window 8 and one more"),
     (b"a", "use a longer text, a smaller --model.n_ctx, or another --data.val_fraction"),
 ])
 def test_a_text_that_cannot_be_learned_from(tmp_path, capsys, content, told):

@@ -1,5 +1,6 @@
 """Texts found, fetched from a server on this machine, split, and cut into windows."""
 
+import dataclasses
 import functools
 import http.server
 import json
@@ -171,9 +172,9 @@ def test_a_given_tokenizer_that_lacks_a_character_is_a_user_error(tmp_path):
 
 def test_each_part_must_fill_a_window_and_its_target(tmp_path):
     assert len(load_dataset(file_config(tmp_path, b"ab" * 30), 5).val) == 6
-    with pytest.raises(UserError, match=r"validation part has 6 tokens, .*n_ctx=6 needs 7"):
+    with pytest.raises(UserError, match=r"validation part has 6 tokens, a window 6 and one more"):
         load_dataset(file_config(tmp_path, b"ab" * 30), 6)
-    with pytest.raises(UserError, match=r"training part has 6 tokens, .*n_ctx=6 needs 7"):
+    with pytest.raises(UserError, match=r"training part has 6 tokens, a window 6 and one more"):
         load_dataset(file_config(tmp_path, b"ab" * 30, val_fraction=0.9), 6)
 
 
@@ -509,16 +510,31 @@ def test_published_files_are_taken_from_their_folder(tmp_path, names):
 
 def test_bpe_learns_from_the_beginning_and_never_from_what_validates(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "SAMPLE", 4 * data.PIECE)
-    half = "abab" * 100
-    cfg = prepared(tmp_path, half + "xyxy" * 100, tokenizer="bpe", vocab_size=300)
-    learned = load_dataset(cfg, 8).tokenizer.symbols[256:]
-    assert learned and not any(b"x" in token for token in learned)
+    for first, second in (("ab", "xy"), ("éà", "ñü")):  # of one byte and of two
+        cfg = prepared(tmp_path, first * 200 + second * 200, tokenizer="bpe", vocab_size=300)
+        learned = load_dataset(cfg, 8).tokenizer.symbols[256:]
+        assert learned and not any(second[0].encode() in token for token in learned)
+
+
+def test_a_file_prepared_anew_does_not_change_what_is_trained_on(tmp_path):
+    dataset = load_dataset(prepared(tmp_path, "abcd" * 100), 8)
+    before = dataset.train[:20]
+    prepared(tmp_path, "dcba" * 50)
+    assert torch.equal(dataset.train[:20], before) and not torch.equal(
+        load_dataset(prepared(tmp_path, "dcba" * 100), 8).train[:20], before)
+
+
+def test_the_file_in_the_folder_means_its_folder(tmp_path):
+    cfg = prepared(tmp_path, "abcd" * 100)
+    named = dataclasses.replace(cfg, path=f"{cfg.path}/{data.TOKENS_FILE}")
+    one, other = load_dataset(cfg, 8), load_dataset(named, 8)
+    assert torch.equal(one.train[:99], other.train[:99]) and one.sha256 == other.sha256
 
 
 def test_the_program_says_how_to_go_on(tmp_path, capsys):
     data.main(["prepare", *texts(tmp_path, "ab" * 50), "--out", str(tmp_path / "mine")])
     out, err = capsys.readouterr()
-    assert out.startswith("100 characters, 2 of them distinct; ")
+    assert out.startswith("100 characters of a vocabulary of 2; ")
     assert out.endswith(f"python train.py --data.path {tmp_path / 'mine'}\n")
     assert "100/100 bytes  made tokens" in err
 
@@ -579,22 +595,32 @@ def change(path):
     path.write_bytes(path.read_bytes()[:-2] + np.uint16(0).tobytes())  # it was 1
 
 
-def without_tokenizer(path):
+def rewritten(path, **changes):
     line, _, ids = path.read_bytes().partition(b"\n")
-    header = json.loads(line) | {"tokenizer": "gpt2"}
-    path.write_bytes(json.dumps(header).encode() + b"\n" + ids)
+    path.write_bytes(json.dumps(json.loads(line) | changes).encode() + b"\n" + ids)
+
+
+def without_tokenizer(path):
+    rewritten(path, tokenizer="gpt2")
 
 
 def another_tokenizer(path):
     """The header of another text's, which has fewer symbols, before the same ids."""
-    line, _, ids = path.read_bytes().partition(b"\n")
-    header = json.loads(line) | {"tokenizer": CharTokenizer().fit("a").state_dict()}
-    path.write_bytes(json.dumps(header).encode() + b"\n" + ids)
+    rewritten(path, tokenizer=CharTokenizer().fit("a").state_dict())
+
+
+def other_symbols(path):
+    rewritten(path, tokenizer=CharTokenizer().fit("cd").state_dict())  # as many
+
+
+def other_numbers(path):
+    rewritten(path, dtype="float16")  # as long
 
 
 DAMAGE = [
     (cut, "has 98 ids in place of 100|has 98.5 ids|has 98 ids"), (cut_short, "is cut off or not"),
     (lengthen, "has 101 ids in place of 100"), (overflow, "has the id 2, and .* knows 0 to 1"),
+    (other_symbols, "has changed since it was made"), (other_numbers, "is cut off or not"),
     (change, "has changed since it was made"), (without_tokenizer, "is cut off or not"),
     (another_tokenizer, "has the id 1, and its tokenizer knows 0 to 0"),
     (lambda path: path.write_text("hello"), "is cut off or not a token file"),
@@ -611,6 +637,13 @@ def test_a_damaged_token_file_is_a_user_error_that_says_how(tmp_path, damage, to
         load_dataset(cfg, 4)
 
 
+def test_damage_that_makes_other_pieces_of_text_is_seen_too(tmp_path):
+    cfg = prepared(tmp_path, AWKWARD * 3, tokenizer="bpe", vocab_size=260)
+    change(Path(cfg.path) / TOKENS_FILE)
+    with pytest.raises(UserError, match="has changed since"):
+        load_dataset(cfg, 4)
+
+
 def test_another_tokenizer_than_the_flag_s_or_the_run_s_is_refused(tmp_path):
     path = prepared(tmp_path, "ab" * 50).path
     with pytest.raises(UserError, match=r"made with --tokenizer char; leave --data\.tokenizer bpe"):
@@ -621,7 +654,7 @@ def test_another_tokenizer_than_the_flag_s_or_the_run_s_is_refused(tmp_path):
 
 
 def test_a_token_file_that_is_too_short_is_told_as_a_text_is(tmp_path):
-    with pytest.raises(UserError, match=r"tokens: the validation part has 10 tokens, .*needs 11"):
+    with pytest.raises(UserError, match=r"validation part has 10 tokens, a window 10 and"):
         load_dataset(prepared(tmp_path, "ab" * 50), 10)
 
 

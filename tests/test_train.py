@@ -1090,8 +1090,8 @@ def test_a_rank_that_dies_stops_the_others_and_they_go_on_from_the_last_checkpoi
     for victim, name in ((0, "first"), (1, "second")):
         code, errors, ran = together(tmp_path, name, *dropout, victim=victim, at=17)
         assert code != 0 and "exitcode  : -9" in ran.stderr
-        assert errors == ["ranks.py: error: another rank of this run has stopped; the last "
-                          "checkpoint is whole: go on from it with --resume"]
+        assert errors == ["ranks.py: error: another rank of this run has stopped; go on with "
+                          "--resume from the last checkpoint that was written, which is whole"]
         assert final(tmp_path, name)["step"] == 10
     assert together(tmp_path, "first", *dropout, "--resume")[0] == 0
     assert same(final(tmp_path, "first"), final(tmp_path, "whole"))
