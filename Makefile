@@ -1,5 +1,6 @@
 # make train       trains the default model (one to two minutes)
 # make test        runs the tests (about a minute)
+# make experiments runs every experiment, and writes outputs/index.html with all figures and tables
 # make benchmark   measures the speed
 # Each makes a virtual environment in .venv the first time, and installs nothing after that.
 
@@ -14,7 +15,10 @@ export GOMP_SPINCOUNT ?= 10000
 export MALLOC_TRIM_THRESHOLD_ ?= 4000000000
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 
-.PHONY: train test test-slow benchmark lint
+EXPERIMENTS = wired_circuits attention_visualization induction_head_detection head_importance \
+	feature_superposition_toy_model grokking_experiment
+
+.PHONY: train test test-slow experiments benchmark lint
 
 train: .venv/installed
 	.venv/bin/python train.py
@@ -24,6 +28,11 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	.venv/bin/python -m pytest -m slow
+
+experiments: .venv/installed
+	for name in $(EXPERIMENTS); do echo "$$name"; \
+		.venv/bin/python experiments/$$name.py || failed="$$failed $$name"; done; \
+	test -z "$$failed" || { echo "not as claimed:$$failed"; exit 1; }
 
 benchmark: .venv/installed
 	.venv/bin/python experiments/benchmark.py
