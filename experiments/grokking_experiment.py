@@ -51,7 +51,7 @@ from utils import Progress, run_program, seeded_generator
 KNOWN = 0.99  # the accuracy at which something is known
 FITTED = 0.85  # the share of a neuron's variance at which one frequency explains it
 POST = "blocks.0.mlp.hook_post"
-CANONICAL = {"p": 113, "d_model": 128, "fraction": 0.3, "weight_decay": 1.0}
+CANONICAL = {"p": 113, "d_model": 128, "fraction": 0.3}
 QUICK = {"p": 17, "d_model": 32, "max_steps": 120}
 
 
@@ -63,9 +63,9 @@ class GrokkingConfig(ExperimentConfig):
     p: int = option(59, "the number modulo which is added, odd")
     fraction: float = option(0.6, "share of the pairs to train on")
     d_model: int = option(64, "width of the stream; the MLP has four times as many neurons")
-    weight_decay: float = option(2.0, "decoupled, on matrices")
-    lr: float = option(5e-3, "AdamW's learning rate, constant")
-    max_steps: int = option(1200, "steps, each on all pairs to train on")
+    weight_decay: float = option(1.0, "decoupled, on matrices")
+    lr: float = option(7e-3, "AdamW's learning rate, constant")
+    max_steps: int = option(1600, "steps, each on all pairs to train on")
 
     def __post_init__(self):
         super().__post_init__()
@@ -73,6 +73,8 @@ class GrokkingConfig(ExperimentConfig):
         check(self, "fraction", lambda share: 0.05 <= share <= 0.95, "from 0.05 to 0.95")
         check(self, "d_model", lambda d: d >= 4 and d % 4 == 0, "a multiple of 4, for 4 heads")
         check(self, "max_steps", lambda n: n >= 20, "20 or more")
+        check(self, "weight_decay", lambda decay: 0 <= decay < 10, "at least 0 and less than 10")
+        check(self, "lr", lambda lr: 0 < lr < 1, "more than 0 and less than 1")
 
     def recipes(self):
         """{name: Recipe} of all that is trained: each seed, and two controls with the first."""
