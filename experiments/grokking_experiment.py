@@ -24,15 +24,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import dataclasses
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 from matplotlib.figure import Figure
 
-from config import check, option
-from experiments.common import Claim, ExperimentConfig, kept, perform
+from experiments.common import Claim, kept, perform
 from experiments.grokking_fourier import (
     answer_shares,
     excluded,
@@ -43,7 +41,7 @@ from experiments.grokking_fourier import (
     sum_shares,
     waves_of,
 )
-from experiments.grokking_training import Recipe, history_of, trained
+from experiments.grokking_training import GrokkingConfig, history_of, trained
 from losses import cross_entropy
 from plotting import COLOURS, bare_axes
 from utils import Progress, run_program, seeded_generator
@@ -51,45 +49,6 @@ from utils import Progress, run_program, seeded_generator
 KNOWN = 0.99  # the accuracy at which something is known
 FITTED = 0.85  # the share of a neuron's variance at which one frequency explains it
 POST = "blocks.0.mlp.hook_post"
-CANONICAL = {"p": 113, "d_model": 128, "fraction": 0.3}
-QUICK = {"p": 17, "d_model": 32, "max_steps": 120}
-
-
-@dataclass(frozen=True)
-class GrokkingConfig(ExperimentConfig):
-    """What is added, and how it is learned."""
-
-    canonical: bool = option(False, "Nanda et al.'s shape and split; the first seed, no controls")
-    p: int = option(59, "the number modulo which is added, odd")
-    fraction: float = option(0.6, "share of the pairs to train on")
-    d_model: int = option(64, "width of the stream; the MLP has four times as many neurons")
-    weight_decay: float = option(1.0, "decoupled, on matrices")
-    lr: float = option(7e-3, "AdamW's learning rate, constant")
-    max_steps: int = option(1600, "steps, each on all pairs to train on")
-
-    def __post_init__(self):
-        super().__post_init__()
-        check(self, "p", lambda p: 5 <= p <= 199 and p % 2, "odd, from 5 to 199")
-        check(self, "fraction", lambda share: 0.05 <= share <= 0.95, "from 0.05 to 0.95")
-        check(self, "d_model", lambda d: d >= 4 and d % 4 == 0, "a multiple of 4, for 4 heads")
-        check(self, "max_steps", lambda n: n >= 20, "20 or more")
-        check(self, "weight_decay", lambda decay: 0 <= decay < 10, "at least 0 and less than 10")
-        check(self, "lr", lambda lr: 0 < lr < 1, "more than 0 and less than 1")
-
-    def recipes(self):
-        """{name: Recipe} of all that is trained: each seed, and two controls with the first."""
-        here = {field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)
-                if hasattr(self, field.name)}
-        here |= {"symmetric": not self.canonical}
-        here |= (CANONICAL if self.canonical else {}) | (QUICK if self.quick else {})
-        place = "canonical_" * self.canonical
-        first = Recipe(seed=self.seeds[0], **here)
-        if self.canonical:
-            return {f"{place}seed_{first.seed}": first}
-        return {f"seed_{seed}": dataclasses.replace(first, seed=seed) for seed in self.seeds} | {
-            "no_decay": dataclasses.replace(first, weight_decay=0.0),
-            "random_answers": dataclasses.replace(first, random_answers=True)}
-
 
 def neurons(model, recipe):
     """(share, frequency) for each neuron at "=", as `neuron_fits`: what the whole model has there.

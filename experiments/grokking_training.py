@@ -9,14 +9,15 @@ Read before: train.py; after: experiments/grokking_fourier.py
 Source: Power et al. 2022; Nanda et al. 2023, section 3 (the model and its training)
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from config import ModelConfig, TrainConfig
-from experiments.common import as_run
+from config import ModelConfig, TrainConfig, check, option
+from experiments.common import ExperimentConfig, as_run
 from experiments.grokking_fourier import sums
 from losses import cross_entropy
 from model import GPT
@@ -24,6 +25,10 @@ from optim import make_optimizers
 from tokenizer import WordTokenizer
 from train import fit
 from utils import Progress, seeded_generator
+
+SHAPE = {"p": 59, "fraction": 0.6, "d_model": 64, "max_steps": 1600}
+CANONICAL = {"p": 113, "fraction": 0.3, "d_model": 128, "max_steps": 1300}
+QUICK = {"p": 17, "fraction": 0.6, "d_model": 32, "max_steps": 120}
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,44 @@ class Recipe:
         """About n steps, each by the same factor later than the one before: 0, 1, 2, …, the last
         one."""
         return sorted({0} | {round(self.max_steps ** (i / (n - 1))) for i in range(n)})
+
+
+@dataclass(frozen=True)
+class GrokkingConfig(ExperimentConfig):
+    """What is added, and how it is learned."""
+
+    canonical: bool = option(False, "Nanda et al.'s p, width and split; the first seed alone")
+    p: int | None = option(None, "added modulo this odd number (none: 59; canonical: 113)")
+    fraction: float | None = option(None, "of the pairs to train on (none: 0.6; canonical: 0.3)")
+    d_model: int | None = option(None, "width of the stream (none: 64; canonical: 128)")
+    max_steps: int | None = option(None, "of training (none: 1,600; canonical: 1,300)")
+    weight_decay: float = option(1.0, "decoupled, on matrices")
+    lr: float = option(7e-3, "AdamW's learning rate, constant")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, holds, wanted in (
+            ("p", lambda p: 5 <= p <= 199 and p % 2, "odd, from 5 to 199"),
+            ("fraction", lambda share: 0.05 <= share <= 0.95, "from 0.05 to 0.95"),
+            ("d_model", lambda d: d >= 4 and d % 4 == 0, "a multiple of 4, for 4 heads"),
+            ("max_steps", lambda n: n >= 20, "20 or more"),
+            ("weight_decay", lambda decay: 0 <= decay < 10, "at least 0 and less than 10"),
+            ("lr", lambda lr: 0 < lr < 1, "more than 0 and less than 1"),
+        ):
+            check(self, name, lambda value, holds=holds: value is None or holds(value), wanted)
+
+    def recipes(self):
+        """{name: Recipe} of all that is trained: each seed, and two controls with the first."""
+        shape = QUICK if self.quick else CANONICAL if self.canonical else SHAPE
+        given = {name: getattr(self, name) for name in shape if getattr(self, name) is not None}
+        first = Recipe(**shape | given, weight_decay=self.weight_decay, lr=self.lr,
+                       threads=self.threads, seed=self.seeds[0], symmetric=not self.canonical)
+        if self.canonical:
+            return {f"canonical_seed_{first.seed}": first}
+        seeds = self.seeds[:1] if self.quick else self.seeds
+        return {f"seed_{seed}": dataclasses.replace(first, seed=seed) for seed in seeds} | {
+            "no_decay": dataclasses.replace(first, weight_decay=0.0),
+            "random_answers": dataclasses.replace(first, random_answers=True)}
 
 
 class AtEquals(nn.Module):

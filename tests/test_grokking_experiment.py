@@ -11,13 +11,7 @@ from helpers import quick_run
 
 from checkpoint import load_model
 from config import config_from_dict
-from experiments.grokking_experiment import (
-    GrokkingConfig,
-    claims_of_controls,
-    first,
-    losses_of,
-    over,
-)
+from experiments.grokking_experiment import claims_of_controls, first, losses_of, over
 from experiments.grokking_fourier import (
     answer_shares,
     centred,
@@ -31,7 +25,14 @@ from experiments.grokking_fourier import (
     sum_waves,
     waves_of,
 )
-from experiments.grokking_training import AtEquals, Recipe, exact_loss, history_of, trained
+from experiments.grokking_training import (
+    AtEquals,
+    GrokkingConfig,
+    Recipe,
+    exact_loss,
+    history_of,
+    trained,
+)
 from losses import cross_entropy
 from model import GPT
 from utils import UserError, seeded_generator
@@ -312,6 +313,7 @@ def test_the_recipes_are_one_a_seed_and_two_controls_and_one_alone_for_the_canon
     recipe = canonical["canonical_seed_0"]
     assert (recipe.p, recipe.d_model, recipe.fraction) == (113, 128, 0.3)
     assert recipe.weight_decay == 1 and not recipe.symmetric
+    assert GrokkingConfig(canonical=True, p=61).recipes()["canonical_seed_0"].p == 61
 
 
 @pytest.mark.parametrize("wrong", [{"p": 12}, {"p": 3}, {"p": 1001}, {"fraction": 0.0},
