@@ -92,12 +92,11 @@ def answer_shares(logits):
     return len(logits) * along.square() / logits.square().sum()
 
 
-def key_frequencies(shares, enough=0.95, most=8):
-    """The fewest frequencies, from 1, whose shares [K] add up to `enough`, the largest first; where
-    `most` do not reach it, these. A list of int."""
+def key_frequencies(shares, least=0.01):
+    """The frequencies, from 1, whose shares [K] are at least `least`, the largest first: a list of
+    int."""
     ordered, order = shares.sort(descending=True)
-    n_needed = 1 + int((ordered.cumsum(0) < enough).sum())
-    return (order[:min(n_needed, most)] + 1).tolist()
+    return (order[ordered >= least] + 1).tolist()
 
 
 def neuron_fits(post):
