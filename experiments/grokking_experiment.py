@@ -1,18 +1,20 @@
 """Grokking: a transformer learns addition mod p by heart, and long after it how to add.
 
-    python experiments/grokking_experiment.py              # 3 seeds and 2 controls
-    python experiments/grokking_experiment.py --canonical  # Nanda et al.'s shape, p = 113, one seed
+    python experiments/grokking_experiment.py              # 3 seeds, 2 controls: 2 to 3 minutes
+    python experiments/grokking_experiment.py --canonical  # Nanda et al.'s p = 113: 2 minutes
 
 Claim: on pairs that it was not trained on the model is right only long after it is right on all the
 others; what it does then is a sum of cos w_k(a + b - c) at few frequencies k, without which it does
-not even know what it was trained on; and that sum grows long before the test loss shows anything.
+not even know what it was trained on; and that sum grows long before the test loss shows it.
 Expected: every line passes and the exit code is 0. Without weight decay, and where the answers are
 drawn at random, nothing is ever right on other pairs.
 
 The model is a GPT of one layer without LayerNorm, with ReLU, trained on all of its pairs at each
-step with weight decay 1 and more. With --canonical it is p = 113, d_model 128 and three tenths of
-all pairs, as in the paper, but at five times its learning rate. By default p = 59, and (a, b) is
-trained on with (b, a) or not at all, so that a + b = b + a is no help.
+step, with weight decay 1. By default p = 59, and (a, b) is trained on with (b, a) or not at all, so
+that a + b = b + a is no help. With --canonical p = 113, d_model 128 and three tenths of all pairs,
+as in the paper, at seven times its learning rate, for one seed and without the controls; it writes
+to the same folder. One thread; 25 s of CPU time a training (p = 113: 108 s), and 15 MB (60 MB) on
+the disk.
 
 Chapter: COURSE_ROADMAP.md, 15 (grokking)
 Read before: experiments/grokking_fourier.py; after: optim.py (weight decay)
@@ -159,7 +161,8 @@ def claims_on_time(claim, seeds, p, symmetric):
               mark=0.05),
         claim("99 % of the others are right so many times later",
               lambda run: run["when"]["test_known"] / run["when"]["train_known"],
-              lambda ratio: ratio >= 5, control="at least 5", mark=5.0),
+              lambda ratio: ratio >= 5, reported="Nanda et al.: 6.7 to 10",
+              control="at least 5", mark=5.0),
         claim(f"below {low:.2f} nats test loss is so many times later than restricted loss",
               lambda run: run["when"]["test_loss_falls"] / run["when"]["restricted_falls"],
               lambda ratio: ratio > 1, control=f"of other frequencies: step {others}")]
@@ -179,7 +182,7 @@ def claims_on_waves(claim, seeds, p):
                  for moment in ("memorised", "untrained")]
         return "best 8, memorising {:.2g}, untrained {:.2g}".format(*means)
 
-    without = min(run["curves"]["excluded_others"][-1] for run in seeds)
+    without = max(run["curves"]["excluded_others"][-1] for run in seeds)
     alone = min(run["curves"]["restricted_others"][-1] for run in seeds)
     return [
         claim("key frequencies: 1 % of the variance of the logits or more",
@@ -202,57 +205,73 @@ def claims_on_waves(claim, seeds, p):
 
 
 def claims_of_controls(runs, judged):
-    """That nothing generalises where it must not."""
+    """That nothing generalises, and no wave stands out, where it must not."""
     lines = []
     for name, text, most in (("no_decay", "without weight decay", 0.5),
                              ("random_answers", "answers drawn at random", 0.1)):
-        if name in runs:
-            known = runs[name]["curves"]["train_accuracy"][-1]
-            lines.append(over([runs[name]], judged)(
-                f"{text}: other pairs right, the most at any step",
-                lambda run: max(run["curves"]["test_accuracy"]),
-                lambda right, most=most: right < most,
-                control=f"at most {most:g}; training pairs {known:.3g}", mark=most))
+        if name not in runs:
+            continue
+        claim, curves = over([runs[name]], judged), runs[name]["curves"]
+        lines += [
+            claim(f"{text}: other pairs right, the most at any step",
+                  lambda run: max(run["curves"]["test_accuracy"]),
+                  lambda right, most=most: right < most, mark=most,
+                  control=f"at most {most:g}; training pairs {curves['train_accuracy'][-1]:.3g}"),
+            claim(f"{text}: variance of the logits at frequencies with 1 % or more",
+                  lambda run: run["final"]["share"], lambda share: share < 0.5, mark=0.5,
+                  control="at most 0.5")]
     return lines
 
 
-def loss_figure(runs, p):
-    """Accuracies of all trainings above, the losses of the first one below."""
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
+def accuracy_panel(axes, runs, p):
+    """Draws the accuracies of all trainings, the first one's thick; says how much later the
+    others came."""
     seeds = [run for name, run in runs.items() if "seed_" in name]
-    run, curves = seeds[0], seeds[0]["curves"]
-    train, test = run["when"]["train_known"], run["when"]["test_known"]
-    later = (f"{test / train:.0f} times as late as the pairs that it learns from (step {test} after"
-             f" step {train})" if test < math.inf else "not at all")
-    bare_axes(above, f"Addition mod {p}: a pair that was never seen is known\n{later}", "",
-              "pairs answered right (share)")
-    for i, each in enumerate(seeds):
-        label = dict.fromkeys(("train", "test"))
-        if not i:
-            label = {"train": "trained on", "test": "others"}
-        for key, colour in (("train", COLOURS[0]), ("test", COLOURS[1])):
-            above.plot(each["steps"][1:], each["curves"][f"{key}_accuracy"][1:], color=colour,
-                       label=label[key], linewidth=2 if not i else 0.8, alpha=1 if not i else 0.6)
-    for name, text, dash in (("no_decay", "others, no weight decay", "--"),
+    train, test = (seeds[0]["when"][f"{key}_known"] for key in ("train", "test"))
+    late = (f"at step {test}, {test / train:.0f} times as late" if test < math.inf
+            else "not to the end")
+    bare_axes(axes, f"Addition mod {p}: 99 % of the pairs trained on are right at step {train},\n"
+              f"of the others {late}", "", "pairs answered right (share)")
+    for i, run in enumerate(seeds):
+        for key, name, colour in (("train", "trained on", COLOURS[0]),
+                                  ("test", "others", COLOURS[1])):
+            label = {0: name, 1: f"{name}, other seeds"}.get(i)
+            axes.plot(run["steps"][1:], run["curves"][f"{key}_accuracy"][1:], color=colour,
+                      label=label, linewidth=0.8 if i else 2)
+    for name, text, dash in (("no_decay", "others, without weight decay", "--"),
                              ("random_answers", "others, random answers", ":")):
         if name in runs:
-            above.plot(runs[name]["steps"][1:], runs[name]["curves"]["test_accuracy"][1:], dash,
-                       color="0.4", label=text)
-    above.legend(frameon=False, fontsize=9)
-    names = {"train_loss": "pairs trained on", "test_loss": "others",
-             "restricted": "all pairs, key frequencies alone",
-             "excluded": "pairs trained on, without the key frequencies"}
-    bare_axes(below, "The key frequencies alone answer before the whole model does",
-              "step (log scale)", "loss (nats)")
+            axes.plot(runs[name]["steps"][1:], runs[name]["curves"]["test_accuracy"][1:], dash,
+                      color="0.4", label=text)
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+
+
+def loss_panel(axes, run, p):
+    """Draws the losses of one training, whole, restricted and excluded; says which falls first."""
+    names = {"train_loss": "trained on", "test_loss": "others",
+             "restricted": "all, by the key frequencies alone",
+             "excluded": "trained on, without the key frequencies"}
+    alone, whole = run["when"]["restricted_falls"], run["when"]["test_loss_falls"]
+    bare_axes(axes, f"Below {math.log(p) / 2:.1f} nats: the key frequencies alone at step {alone}, "
+              f"the whole model on the others at step {whole}", "step (log scale)",
+              "loss (nats, log scale)")
     for (key, name), colour in zip(names.items(), COLOURS, strict=False):
-        below.plot(run["steps"][1:], curves[key][1:], color=colour, label=name)
-    below.axhline(math.log(p), color="0.55", linewidth=1, linestyle="--")
-    below.annotate("a uniform guess", (0.01, math.log(p)), xycoords=("axes fraction", "data"),
-                   va="bottom", color="0.35", fontsize=9)
-    below.set_yscale("log")
-    below.set_xscale("log")
-    below.legend(frameon=False, fontsize=9)
+        axes.plot(run["steps"][1:], run["curves"][key][1:], color=colour, label=name)
+    axes.axhline(math.log(p), color="0.55", linewidth=1, linestyle="--")
+    axes.annotate("a uniform guess", (0.01, math.log(p)), xycoords=("axes fraction", "data"),
+                  va="bottom", color="0.35", fontsize=9)
+    axes.set_yscale("log")
+    axes.set_xscale("log")
+    axes.set_xlim(left=8)
+    axes.legend(frameon=False, fontsize=9, loc="lower left")
+
+
+def loss_figure(runs, p):
+    """The accuracies of all trainings above, the losses of the first one below."""
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    accuracy_panel(above, runs, p)
+    loss_panel(below, runs[min(runs, key=lambda name: "seed_" not in name)], p)
     return figure
 
 
@@ -261,7 +280,7 @@ def structure_figure(runs):
     neuron: when all is memorised, and at the end."""
     run = runs[min(runs, key=lambda name: "seed_" not in name)]
     final, early = run["final"], run.get("memorised", run["untrained"])
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     K, half = range(1, len(final["shares"]) + 1), 0.4
     bare_axes(left, f"{len(final['keys'])} of {len(K)} frequencies have {final['share']:.0%} of the"
@@ -271,12 +290,14 @@ def structure_figure(runs):
     left.bar([k + half / 2 for k in K], final["shares"], half, color=COLOURS[0],
              label="all pairs known")
     left.legend(frameon=False, fontsize=9)
-    bare_axes(right, f"{final['fitted']:.0%} of the neurons follow one frequency",
-              "neuron, the best explained first", "share explained by its best frequency")
+    bare_axes(right, f"{final['fitted']:.0%} of the neurons have more than {FITTED} in one",
+              "neuron, the best explained first", "share of variance in its best frequency")
     lines = {"training pairs known, others not": early, "all pairs known": final}
     for (name, portrait), colour in zip(lines.items(), (COLOURS[1], COLOURS[0]), strict=True):
         right.plot(sorted(portrait["fits"], reverse=True), color=colour, label=name)
     right.axhline(FITTED, color="0.55", linewidth=1, linestyle="--")
+    right.annotate(f"{FITTED}", (0.99, FITTED), xycoords=("axes fraction", "data"), ha="right",
+                   va="bottom", color="0.35", fontsize=9)
     right.set_ylim(0, 1)
     return figure
 
