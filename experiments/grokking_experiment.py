@@ -286,13 +286,13 @@ def structure_figure(runs):
     bare_axes(left, f"{len(final['keys'])} of {len(K)} frequencies have {final['share']:.0%} of the"
               " logits' variance", "frequency k of a + b", "share of the variance")
     left.bar([k - half / 2 for k in K], early["shares"], half, color=COLOURS[1],
-             label="training pairs known, others not")
+             label="as soon as those trained on are known")
     left.bar([k + half / 2 for k in K], final["shares"], half, color=COLOURS[0],
-             label="all pairs known")
+             label="at the end")
     left.legend(frameon=False, fontsize=9)
     bare_axes(right, f"{final['fitted']:.0%} of the neurons have more than {FITTED} in one",
               "neuron, the best explained first", "share of variance in its best frequency")
-    lines = {"training pairs known, others not": early, "all pairs known": final}
+    lines = {"as soon as those trained on are known": early, "at the end": final}
     for (name, portrait), colour in zip(lines.items(), (COLOURS[1], COLOURS[0]), strict=True):
         right.plot(sorted(portrait["fits"], reverse=True), color=colour, label=name)
     right.axhline(FITTED, color="0.55", linewidth=1, linestyle="--")
