@@ -1,0 +1,119 @@
+"""Functions of two numbers mod p, taken apart into waves, for grokking_experiment.py.
+
+A function of a + b alone is a sum of cos w_k(a + b) and sin w_k(a + b), with w_k = 2 pi k / p and k
+from 1 to (p - 1) / 2, and a constant: K = (p - 1) / 2 frequencies. The part of any function of a
+and b that is such a wave is the wave's share in the mean over all pairs of one sum, so one Fourier
+transform of length p does the work of p * p products with waves on the grid.
+
+Shapes: values [a, b, ...], both axes of length p. logits [a, b, c]: of the answer c to a + b.
+
+Chapter: COURSE_ROADMAP.md, 15 (grokking)
+Read before: losses.py; after: experiments/grokking_experiment.py
+Source: Nanda et al. 2023, section 4 and appendix B (restricted and excluded loss)
+"""
+
+import math
+
+import torch
+
+
+def fourier_basis(p):
+    """The orthonormal waves of length p, [wave, n] in float64: a constant, then cos w_1 n,
+    sin w_1 n, cos w_2 n, …, up to k = (p - 1) / 2. p: odd."""
+    angle = 2 * math.pi / p * torch.outer(torch.arange(1.0, (p + 1) // 2).double(),
+                                          torch.arange(p).double())  # [K, n]
+    waves = math.sqrt(2 / p) * torch.stack([angle.cos(), angle.sin()], 1).flatten(0, 1)
+    return torch.cat([torch.full((1, p), 1 / math.sqrt(p), dtype=torch.float64), waves])
+
+
+def waves_of(frequencies, p):
+    """The rows of `fourier_basis` for some frequencies, [2 * n, p]; frequencies: ints from 1."""
+    rows = [row for k in frequencies for row in (2 * k - 1, 2 * k)]
+    return fourier_basis(p)[rows]
+
+
+def sums(p):
+    """(a + b) mod p for all pairs, [a, b]."""
+    numbers = torch.arange(p)
+    return (numbers[:, None] + numbers) % p
+
+
+def mean_by_sum(values):
+    """The mean of values [a, b, ...] over all pairs of each sum, [sum, ...]."""
+    p = len(values)
+    totals = values.new_zeros(p, *values.shape[2:])
+    return totals.index_add_(0, sums(p).flatten(), values.flatten(0, 1)) / p
+
+
+def sum_waves(values, frequencies):
+    """The part of values [a, b, ...] that is made of cos w_k(a + b) and sin w_k(a + b), k in
+    `frequencies`: the projection onto these waves, of the same shape."""
+    p = len(values)
+    waves = waves_of(frequencies, p)
+    part = waves.T @ (waves @ mean_by_sum(values).flatten(1))  # [sum, …]
+    return part.view(p, *values.shape[2:])[sums(p)]
+
+
+def restricted(logits, frequencies):
+    """Logits [a, b, c] with nothing left but the waves of a + b at some frequencies, and the mean
+    over all pairs, which says nothing about them."""
+    return sum_waves(logits, frequencies) + logits.mean((0, 1))
+
+
+def excluded(logits, frequencies):
+    """Logits [a, b, c] without the waves of a + b at some frequencies."""
+    return logits - sum_waves(logits, frequencies)
+
+
+def centred(logits):
+    """Logits [a, b, c] less their mean over c, which no softmax sees, and over all pairs."""
+    logits = logits - logits.mean(-1, keepdim=True)
+    return logits - logits.mean((0, 1))
+
+
+def sum_shares(logits):
+    """The share of the variance of logits [a, b, c] that lies in waves of a + b at each frequency,
+    [K]; together at most 1, and 1 where they depend on a + b alone."""
+    logits = centred(logits)
+    waves = fourier_basis(len(logits))[1:] @ mean_by_sum(logits)  # [2 K, c]
+    energy = len(logits) * waves.square().sum(1).view(-1, 2).sum(1)  # p pairs have each sum
+    return energy / logits.square().sum()
+
+
+def answer_shares(logits):
+    """The share of the variance of logits [a, b, c] that is a multiple of cos w_k(a + b - c), one
+    number for each frequency: [K]. The algorithm itself, without its errors."""
+    logits = centred(logits)
+    basis = fourier_basis(len(logits))[1:]
+    both = (basis @ mean_by_sum(logits) @ basis.T).unflatten(0, (-1, 2)).unflatten(2, (-1, 2))
+    K = torch.arange(len(both))
+    blocks = both[K, :, K]  # [K, cos or sin of a + b, cos or sin of c]
+    along = (blocks[:, 0, 0] + blocks[:, 1, 1]) / math.sqrt(2)  # cos(x - y) = cos cos + sin sin
+    return len(logits) * along.square() / logits.square().sum()
+
+
+def key_frequencies(shares, least=0.01):
+    """The frequencies, from 1, whose shares [K] are at least `least`, the largest first: a list of
+    int."""
+    ordered, order = shares.sort(descending=True)
+    return (order[ordered >= least] + 1).tolist()
+
+
+def neuron_fits(post):
+    """How much of each neuron one frequency explains, and which.
+
+    post: [a, b, neuron], activations. Returns (shares [neuron], frequencies [neuron]): the largest
+    share of its variance over all pairs that lies in 1, cos w_k a, sin w_k a times 1, cos w_k b,
+    sin w_k b (8 numbers, the constant is no variance), and its k. A constant neuron has share 0.
+    """
+    p, basis = len(post), fourier_basis(len(post))
+    waves = torch.einsum("ia,abn,jb->ijn", basis, post.double(), basis)  # [wave of a, of b, neuron]
+    energy = waves.square()
+    energy[0, 0] = 0
+    K = torch.arange((p - 1) // 2)
+    alone = energy[0, 1:] + energy[1:, 0]  # in a or b alone, [2 K, neuron]
+    together = energy[1:, 1:].unflatten(0, (-1, 2)).unflatten(2, (-1, 2)).sum((1, 3))[K, K]
+    explained = together + alone.unflatten(0, (-1, 2)).sum(1)  # [K, neuron]
+    best, which = explained.max(0)
+    whole = energy.sum((0, 1))
+    return torch.where(whole > 1e-12, best / whole.clamp(min=1e-12), 0.0), which + 1

@@ -1,0 +1,339 @@
+"""Grokking's tools, held against planted models whose waves are known, naive loops, and the whole
+model."""
+
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+from helpers import quick_run
+
+from checkpoint import load_model
+from config import config_from_dict
+from experiments.grokking_experiment import claims_of_controls, first, losses_of, over
+from experiments.grokking_fourier import (
+    answer_shares,
+    centred,
+    excluded,
+    fourier_basis,
+    key_frequencies,
+    mean_by_sum,
+    neuron_fits,
+    restricted,
+    sum_shares,
+    sum_waves,
+    waves_of,
+)
+from experiments.grokking_training import (
+    AtEquals,
+    GrokkingConfig,
+    Recipe,
+    exact_loss,
+    history_of,
+    trained,
+)
+from losses import cross_entropy
+from model import GPT
+from utils import UserError, seeded_generator
+
+P, KEYS = 13, [2, 6]  # the last frequency of 13 is 6
+RECIPE = Recipe(p=P, fraction=0.6, d_model=8, weight_decay=1.0, lr=5e-3, max_steps=20, threads=1,
+                seed=0, symmetric=True)
+
+
+def noise(*shape, seed=3):
+    """Random values in float64."""
+    return torch.randn(shape, generator=seeded_generator(seed), dtype=torch.float64)
+
+
+def grid(p=P):
+    """The numbers a, b and c, to broadcast to [a, b, c]."""
+    numbers = torch.arange(p).double()
+    return numbers[:, None, None], numbers[None, :, None], numbers[None, None, :]
+
+
+def planted(keys=KEYS, weights=(5.0, 3.0), p=P):
+    """Logits of a model that adds with these frequencies: sum of cos w_k(a + b - c), [a, b, c]."""
+    a, b, c = grid(p)
+    return sum(weight * torch.cos(2 * math.pi * k / p * (a + b - c))
+               for k, weight in zip(keys, weights, strict=True))
+
+
+# The waves
+
+
+@pytest.mark.parametrize("p", [5, 13, 59, 113])
+def test_the_waves_are_orthonormal_the_last_one_included(p):
+    basis = fourier_basis(p)
+    assert basis.shape == (p, p)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(p).double(), atol=1e-12, rtol=0)
+
+
+def test_the_waves_of_a_frequency_turn_that_often():
+    n = torch.arange(P).double()
+    for k in range(1, P // 2 + 1):
+        cos, sin = waves_of([k], P)
+        angle = 2 * math.pi * k * n / P
+        torch.testing.assert_close(cos, (2 / P) ** 0.5 * angle.cos())
+        torch.testing.assert_close(sin, (2 / P) ** 0.5 * angle.sin())
+
+
+def test_the_part_in_waves_of_the_sum_is_the_projection_on_the_grid_one_wave_after_another():
+    values, found = noise(P, P, 4), torch.zeros(P, P, 4).double()
+    for k in KEYS:  # as in the authors' code: outer products of waves of a and of b
+        cos, sin = waves_of([k], P)
+        for wave in (torch.outer(cos, cos) - torch.outer(sin, sin),
+                     torch.outer(sin, cos) + torch.outer(cos, sin)):
+            wave = wave / wave.norm()
+            for c in range(4):
+                found[:, :, c] += (wave * values[:, :, c]).sum() * wave
+    torch.testing.assert_close(sum_waves(values, KEYS), found)
+
+
+def test_the_mean_by_sum_is_that_of_a_loop():
+    values = noise(P, P, 2)
+    for s in range(P):
+        of_sum = torch.stack([values[a, (s - a) % P] for a in range(P)])
+        torch.testing.assert_close(mean_by_sum(values)[s], of_sum.mean(0))
+
+
+def test_all_frequencies_together_are_all_that_depends_on_the_sum():
+    values = noise(P, P, 3)
+    whole = sum_waves(values, range(1, P // 2 + 1)) + values.mean((0, 1))
+    of_sum = mean_by_sum(values)[(torch.arange(P)[:, None] + torch.arange(P)) % P]
+    torch.testing.assert_close(whole, of_sum)
+
+
+def test_what_is_restricted_and_what_is_excluded_make_up_the_logits():
+    logits = noise(P, P, P)
+    together = restricted(logits, KEYS) + excluded(logits, KEYS) - logits.mean((0, 1))
+    torch.testing.assert_close(together, logits)
+
+
+def test_waves_at_other_frequencies_have_no_part_in_each_other():
+    part = sum_waves(noise(P, P, P), [3])
+    assert sum_waves(part, [1, 2, 4, 5, 6]).abs().max() < 1e-12
+    torch.testing.assert_close(sum_waves(part, [3]), part)
+
+
+# Planted models
+
+
+def test_a_planted_model_is_all_in_its_frequencies():
+    logits = planted()
+    shares = sum_shares(logits)
+    expected = torch.zeros(P // 2).double()
+    expected[torch.tensor(KEYS) - 1] = torch.tensor([25.0, 9.0]).double() / 34
+    torch.testing.assert_close(shares, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(answer_shares(logits), expected, atol=1e-12, rtol=0)
+    assert key_frequencies(shares) == KEYS
+    torch.testing.assert_close(restricted(logits, KEYS), logits)
+    assert excluded(logits, KEYS).abs().max() < 1e-12
+
+
+def test_a_planted_model_among_noise_answers_by_its_frequencies_and_by_nothing_else():
+    logits = 4 * planted() + 6 * noise(P, P, P)
+    found = losses_of(logits, RECIPE, {"": KEYS, "_others": [1, 3]})
+    assert key_frequencies(sum_shares(logits), least=0.05) == KEYS
+    assert found["restricted"] < 0.05 < math.log(P) < found["excluded"]
+    assert found["restricted_others"] > 1 and found["excluded_others"] < found["excluded"]
+    assert found["test_loss"] > 10 * found["restricted"]
+
+
+def test_a_wave_of_the_difference_is_no_wave_of_the_sum():
+    a, b, c = grid()
+    assert sum_shares(torch.cos(2 * math.pi * 2 / P * (a - b - c))).max() < 1e-12
+
+
+def test_a_phase_is_in_the_sum_s_waves_and_not_in_the_answer_s():
+    a, b, c = grid()
+    angle = 2 * math.pi * 2 / P * (a + b - c)
+    shifted = torch.cos(angle + math.pi / 3)
+    assert sum_shares(shifted)[1].item() == pytest.approx(1)
+    assert answer_shares(shifted)[1].item() == pytest.approx(0.25)  # cos(pi / 3) squared
+
+
+def test_answer_shares_are_those_of_regressions():
+    logits = planted() + noise(P, P, P)
+    a, b, c = grid()
+    flat = centred(logits).flatten()
+    for k, share in enumerate(answer_shares(logits), 1):
+        wave = torch.cos(2 * math.pi * k / P * (a + b - c)).flatten()
+        rest = flat - (flat @ wave) / (wave @ wave) * wave
+        assert share.item() == pytest.approx(1 - (rest @ rest / (flat @ flat)).item())
+
+
+def test_a_constant_for_an_answer_or_for_a_pair_has_no_share_and_takes_none():
+    logits = planted()
+    shifted = logits + noise(P, P, 1) + noise(1, 1, P)
+    torch.testing.assert_close(sum_shares(shifted), sum_shares(logits))
+
+
+def test_the_key_frequencies_are_those_with_enough_the_largest_first():
+    shares = torch.tensor([0.1, 0.5, 0.02, 0.3])
+    assert key_frequencies(shares, least=0.1) == [2, 4, 1]
+    assert key_frequencies(shares, least=0.0) == [2, 4, 1, 3]
+    assert key_frequencies(shares, least=0.6) == []
+    assert restricted(planted(), []).abs().max() < 1e-12  # no frequency: nothing is said
+
+
+# Neurons
+
+
+def test_a_neuron_of_one_frequency_is_explained_by_it_and_one_of_two_is_not():
+    a, b, _ = (each.squeeze(-1) for each in grid())
+    w = [2 * math.pi * k / P for k in range(P // 2 + 1)]
+    one = 1 + torch.cos(w[2] * a) + 2 * torch.sin(w[2] * b) * torch.cos(w[2] * a)
+    two = torch.cos(w[3] * a) * torch.ones_like(b) + 2 * torch.cos(w[5] * (a + b))
+    mixed = torch.cos(w[3] * a) * torch.cos(w[5] * b)
+    shares, which = neuron_fits(torch.stack([one, two, mixed, torch.ones(P, P).double()], -1))
+    # cos a has p^2 / 2 of variance, 2 cos(a + b) four times as much: 4 / 5
+    torch.testing.assert_close(shares, torch.tensor([1, 0.8, 0, 0], dtype=torch.float64),
+                               atol=1e-9, rtol=0)
+    assert which[:2].tolist() == [2, 5]
+
+
+def test_neuron_fits_are_those_of_least_squares():
+    post = noise(P, P, 3).relu()
+    shares, which = neuron_fits(post)
+    a, b = torch.cartesian_prod(torch.arange(P), torch.arange(P)).double().T
+    for neuron in range(3):
+        centred_post = (post[:, :, neuron] - post[:, :, neuron].mean()).flatten()
+        explained = []
+        for k in range(1, P // 2 + 1):
+            of_a, of_b = ([torch.ones_like(n), (2 * math.pi * k / P * n).cos(),
+                           (2 * math.pi * k / P * n).sin()] for n in (a, b))
+            design = torch.stack([one * other for one in of_a for other in of_b], 1)
+            fitted = design @ torch.linalg.lstsq(design, centred_post[:, None]).solution
+            explained.append((fitted.square().sum() / centred_post.square().sum()).item())
+        assert shares[neuron].item() == pytest.approx(max(explained))
+        assert which[neuron] == 1 + explained.index(max(explained))
+
+
+# The model and its training
+
+
+def test_what_is_said_at_equals_is_what_the_whole_model_says_there():
+    model = GPT(RECIPE.model_config(), seed=1).double()
+    with torch.no_grad():
+        for weight in model.parameters():  # biases too
+            weight.copy_(noise(*weight.shape) / 2)
+    pairs = RECIPE.pairs()
+    tokens = torch.cat([pairs, torch.full((len(pairs), 1), P)], 1)
+    answers = RECIPE.answers()
+
+    def gradients_of(logits):
+        model.zero_grad()
+        cross_entropy(logits, answers).backward()
+        return {name: weight.grad.clone() for name, weight in model.named_parameters()}
+
+    whole, alone = model(tokens)[:, -1, :P], AtEquals(model)(pairs)
+    torch.testing.assert_close(alone, whole)
+    torch.testing.assert_close(gradients_of(alone), gradients_of(whole))
+
+
+def test_a_symmetric_split_leaves_a_pair_and_its_mirror_on_one_side():
+    known = RECIPE.trained_on().view(P, P)
+    assert torch.equal(known, known.T)
+    assert known.double().mean().item() == pytest.approx(0.6, abs=0.06)
+    other = dataclasses.replace(RECIPE, symmetric=False).trained_on().view(P, P)
+    assert not torch.equal(other, other.T)
+    assert other.double().mean().item() == pytest.approx(0.6, abs=0.01)
+
+
+def test_answers_are_sums_or_drawn_once_and_for_all():
+    for (a, b), answer in zip(RECIPE.pairs().tolist(), RECIPE.answers().tolist(), strict=True):
+        assert answer == (a + b) % P
+    drawn = dataclasses.replace(RECIPE, random_answers=True)
+    assert torch.equal(drawn.answers(), drawn.answers())
+    assert (drawn.answers() == RECIPE.answers()).double().mean() < 0.2
+
+
+def test_a_loss_below_what_float32_can_tell_from_zero_has_a_gradient():
+    logits = torch.tensor([[0.0, 20.0]], requires_grad=True)
+    exact_loss(logits, torch.tensor([1])).backward()
+    expected = torch.tensor([[1.0, -1.0]]) * math.exp(-20)  # in float32 the second one is 0
+    torch.testing.assert_close(logits.grad, expected, atol=0, rtol=1e-3)
+
+
+def test_kept_steps_begin_with_none_end_with_the_last_and_stand_ever_further_apart():
+    steps = RECIPE.kept_steps()
+    assert steps == list(range(21))
+    steps = dataclasses.replace(RECIPE, max_steps=1000).kept_steps()
+    assert steps[0] == 0 and steps[-1] == 1000 and len(steps) < 82
+    assert max(after / before for before, after in itertools.pairwise(steps[20:])) < 1.2
+
+
+def test_a_training_keeps_its_way_and_learns_what_it_was_given(tmp_path):
+    recipe = dataclasses.replace(RECIPE, max_steps=60, d_model=32)
+    state = trained(recipe, "seed_0")
+    way = list(history_of(recipe, state))
+    assert [step for step, _, _ in way] == recipe.kept_steps()
+    start = AtEquals(GPT(recipe.model_config(), recipe.seed))(recipe.pairs()).detach()
+    torch.testing.assert_close(way[0][2].flatten(0, 1), start.double())
+    losses = [losses_of(logits, recipe, {})["train_loss"] for _, _, logits in (way[0], way[-1])]
+    assert losses[0] > 2 and losses[1] < 1
+    torch.save(state, tmp_path / "checkpoint.pt")
+    model, tokenizer = load_model(tmp_path)
+    tokens = torch.tensor([tokenizer.encode("3 12 =")])
+    assert tokens.tolist() == [[3, 12, P]]
+    torch.testing.assert_close(model(tokens)[0, -1, :P].double(), way[-1][2][3, 12], rtol=1e-4,
+                               atol=1e-4)
+
+
+# Claims and settings
+
+
+def test_the_first_step_at_which_something_holds():
+    assert first([0, 5, 9, 20], [0.1, 0.99, 0.5, 1.0], lambda share: share >= 0.99) == 5
+    assert first([0, 5], [0.1, 0.2], lambda share: share >= 0.99) == math.inf
+
+
+def test_a_claim_over_seeds_holds_only_where_each_seed_does():
+    claim = over([1.0, 3.0], judged=True)
+    assert claim("both", float, lambda value: value > 0.5).holds
+    missed = claim("one", float, lambda value: value > 2)
+    assert (missed.measured, missed.low, missed.high, missed.holds) == (2.0, 1.0, 3.0, False)
+    assert over([1.0], judged=False)("small", float, lambda value: value > 2).holds is None
+
+
+def test_a_control_that_generalises_fails():
+    curves = {"train_accuracy": [0.0, 1.0], "test_accuracy": [0.0, 0.9]}
+    control = {"curves": curves, "final": {"share": 0.6}}
+    lines = claims_of_controls(dict.fromkeys(("no_decay", "random_answers"), control), judged=True)
+    assert [line.holds for line in lines] == [False] * 4
+
+
+def test_the_recipes_are_one_a_seed_and_two_controls_and_one_alone_for_the_canonical_one():
+    recipes = GrokkingConfig(seeds=(4, 5)).recipes()
+    assert list(recipes) == ["seed_4", "seed_5", "no_decay", "random_answers"]
+    assert recipes["no_decay"] == dataclasses.replace(recipes["seed_4"], weight_decay=0.0)
+    assert all(recipe.symmetric for recipe in recipes.values())
+    canonical = GrokkingConfig(canonical=True).recipes()
+    assert list(canonical) == ["canonical_seed_0"]
+    recipe = canonical["canonical_seed_0"]
+    assert (recipe.p, recipe.d_model, recipe.fraction) == (113, 128, 0.3)
+    assert recipe.weight_decay == 1 and not recipe.symmetric
+    assert GrokkingConfig(canonical=True, p=61).recipes()["canonical_seed_0"].p == 61
+
+
+@pytest.mark.parametrize("wrong", [{"p": 12}, {"p": 3}, {"p": 1001}, {"fraction": 0.0},
+                                   {"fraction": math.nan}, {"d_model": 30}, {"max_steps": 1},
+                                   {"weight_decay": -1.0}, {"lr": 0.0}, {"seeds": ()}])
+def test_settings_that_are_not_possible_are_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        config_from_dict(GrokkingConfig, wrong)
+
+
+@pytest.mark.slow
+def test_the_program_writes_everything_in_a_small_run(tmp_path):
+    printed, results = quick_run("grokking_experiment", tmp_path)
+    assert "key frequencies" in printed
+    assert len(results["claims"]) == 15
+    folder = tmp_path / "grokking_experiment"
+    assert all((folder / f"{name}.png").stat().st_size > 10_000
+               for name in ("grokking", "frequencies"))
+    load_model(folder / "seed_0")
+    again, same = quick_run("grokking_experiment", tmp_path)
+    assert same == results and again.split("\n\n")[0] == printed.split("\n\n")[0]
