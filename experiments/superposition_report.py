@@ -39,7 +39,7 @@ class Table:
     def mean(self, *path):
         """Of the seeds, as text."""
         values = self.values(*path)
-        return f"{sum(values) / len(values):.2g}"
+        return f"{sum(values) / len(values):.3g}"
 
     def line(self, text, path, control, *, at_least=None, at_most=None):
         """A Claim: the mean and the range of the seeds, held against a mark from one side."""
@@ -157,7 +157,7 @@ def plateau(seeds):
             for D, length in zip(row, lengths, strict=True) if length > 0.5]
     lines = {f"D* = m / |W|², seed {each['seed']}":
              (each["geometry"]["rarity"], each["geometry"]["star"]) for each in seeds}
-    draw_lines(axes, lines, {"a dimension each": 1.0, "antipodal pairs": 0.5})
+    draw_lines(axes, lines, {"|W|² = m": 1.0, "|W|² = 2 m": 0.5})
     axes.scatter(*zip(*dots, strict=True), s=9, color="0.3", alpha=0.25, linewidths=0, zorder=0,
                  label=f"D of each feature that is kept, seed {seeds[0]['seed']}")
     axes.set_xscale("log")

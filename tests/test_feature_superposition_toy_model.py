@@ -203,6 +203,8 @@ def test_of_several_starts_the_one_with_the_lowest_loss_counts():
     W = torch.arange(12.0).view(2, 3, 1, 2)
     state = {"W": W, "loss": torch.tensor([[1.0, 2, 3], [2, 1, 4]])}
     assert torch.equal(best(state), torch.stack([W[0, 0], W[1, 1], W[0, 2]]))
+    assert torch.equal(best(state, within=1.0), W[0])
+    assert torch.equal(best(state, within=0.5), best(state))
 
 
 # The closed form
