@@ -13,11 +13,11 @@ from experiments import head_importance as program
 from experiments.common import as_run
 from experiments.importance_claims import (
     METHODS,
+    against_chance,
     by_layer,
     claims_of,
     figures,
     series_share,
-    worst_areas,
 )
 from experiments.importance_models import Subject, of_circuit, of_text, repeats
 from experiments.induction_model import Circuit, Recipe, Repeats
@@ -170,7 +170,7 @@ def passing(models):
     """The facts of models, changed into those in which every claim holds."""
     text, known = copy.deepcopy(models)
     text["agreement"]["p"] = 0.001
-    text["pruning"]["p"] = dict.fromkeys(METHODS, 0.02)
+    text["pruning"] |= {"areas": dict.fromkeys(METHODS, 0.1), "random_areas": [1.0] * 20}
     known |= {"auroc": [1.0] * 4, "auroc_planted": [1.0] * 4, "outside_cost": 0.01,
               "other_costs": [1.0, 2.0], "alone": [3.0] * 6}
     known["pruning"]["curves"]["mean"][-1] = 4.0
@@ -189,11 +189,11 @@ def test_claims_hold_where_they_should_and_each_can_fail(measured):
     assert not failed(good)
     assert sum(claim.holds is True for claim in claims_of(good)) == 8
     changes = [
-        (0, "agreement", "p", 0.06), (0, "pruning", "p", dict.fromkeys(METHODS, 0.06)),
+        (0, "agreement", "p", 0.06), (0, "pruning", "areas", dict.fromkeys(METHODS, 1.0)),
         (1, None, "auroc", [1.0, 1.0, 0.75, 1.0]), (1, None, "auroc_planted", [0.5] * 4),
         (1, None, "dead", 1e-9), (1, None, "outside_cost", 0.5), (1, None, "other_costs", [0.001]),
         (1, None, "pairs", [[0.5] * 6] * 6), (1, None, "pairs", [[-3.0] * 6] * 6),
-        (1, "repair", "direct", [0.2] * 6)]
+        (1, "repair", "direct", [0.2] * 6)]  # one for each way to fail
     for which, part, key, value in changes:
         bad = copy.deepcopy(good)
         (bad[which][part] if part else bad[which])[key] = value
@@ -207,10 +207,14 @@ def test_what_is_not_trained_here_is_only_reported(measured):
                for claim in claims_of(measured, tested=False))
 
 
-def test_the_worst_ranking_is_held_against_the_mean_random_order():
-    one = {"pruning": {"random_areas": [1.0, 3.0], "areas": {"zero": 0.5, "mean": 1.0}}}
-    worst, (low, high) = worst_areas([one])
-    assert worst == [0.5] and 0.5 <= low < high <= 1.5
+def test_the_worst_ranking_is_held_against_random_orders_of_all_models():
+    one = {"random_areas": [1.0, 3.0], "p": {"zero": 0.01, "mean": 0.2}}
+    models = [{"pruning": one | {"areas": dict.fromkeys(METHODS, 0.5) | {"mean": 1.5}}},
+              {"pruning": one | {"areas": dict.fromkeys(METHODS, 0.5)}}]
+    found = against_chance(models)
+    assert found["worst"] == [0.75, 0.25] and found["single"] == "2 of 4"
+    assert found["p"] == pytest.approx(2 / 3)  # the mean's 0.5 is reached by one order of two
+    assert found["chance"] == pytest.approx(0.55)
 
 
 def test_the_titles_say_what_was_found(measured):
@@ -218,7 +222,7 @@ def test_the_titles_say_what_was_found(measured):
     drawn = figures({"models": measured})
     titles = [axes.get_title(loc="left") for axes in drawn["importance"].axes]
     assert f"{measured[0]['agreement']['mean']:.2f}" in titles[0]
-    assert "3 of 4 put the circuit (0.0 and 1.1) above" in titles[1]
+    assert "3 of 4 measures put the circuit (0.0 and 1.1) above" in titles[1]
     assert f"{measured[1]['outside_cost']:.2f} nats" in drawn["pruning"].axes[1].get_title("left")
 
 
