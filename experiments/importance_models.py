@@ -15,7 +15,7 @@ from checkpoint import config_of, dataset_again, find_run, load_checkpoint, load
 from config import DataConfig, ModelConfig, TrainConfig
 from data import load_dataset, random_batch
 from experiments.common import as_run, kept
-from experiments.induction_model import Recipe, Repeats, circuit, shorter
+from experiments.induction_model import Recipe, Repeats, circuit
 from experiments.induction_model import trained as induction_model
 from losses import per_token_loss
 from metrics import Metric
@@ -58,7 +58,7 @@ def subjects(cfg, folder):
         yield from trained(cfg, folder)
     home = folder / "quick" if cfg.quick else Path(cfg.out_dir) / "induction_head_detection"
     for seed in cfg.seeds:
-        recipe = shorter(Recipe(), cfg.quick)
+        recipe = Recipe(steps=30) if cfg.quick else Recipe()
         model, _ = induction_model(home, seed, recipe, retrain=cfg.retrain)
         yield of_circuit(f"induction, seed {seed}", model, circuit(model), cfg)
 

@@ -2,10 +2,11 @@
 
 Every row is a segment of distinct random tokens, filling around it, and the segment again: how
 long it is, where it begins and how far apart the two are differ from row to row. One row in four
-is a *map* in place of it: a few tokens, each followed by one and the same, but for random jumps.
-In segments alone the second occurrence lies a fixed distance behind the first, for all tokens of
-a row, and a model may learn to look that far back, with little loss and no induction head. In a map
-a token has been there many times, at no fixed distance, and only what followed it then is of use.
+is a *map* in its place: a few tokens, each of which is always followed by the same one of them,
+but for random jumps. Segments alone can be told without an induction head: all tokens of a row come
+again at one distance, which a model may learn to find and to look back by. A map has no such
+distance, unless it is a circle, in which each token follows one alone: then its size is one, and
+trained with `circles` in place of maps the model finds it. The loss falls, and no head scores.
 
     model, history = trained(Path("outputs/induction_head_detection"), seed=0)
     found = circuit(model)            # found.previous, found.induction: (layer, head)
@@ -17,7 +18,7 @@ Source: Olsson et al. 2022 (induction heads, their phase change); Elhage et al. 
 
 import string
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -27,7 +28,7 @@ import torch
 from config import ModelConfig, TrainConfig
 from experiments.common import as_run, kept
 from losses import per_token_loss
-from metrics import duplicate_token_score, induction_score, prev_token_score
+from metrics import duplicate_token_score, earlier_occurrences, induction_score, prev_token_score
 from model import GPT
 from tokenizer import CharTokenizer
 from train import fit
@@ -35,6 +36,7 @@ from utils import Progress, seeded_generator
 
 WORDS = string.printable  # 100 characters: names for the tokens, so that a run can be read
 UNKNOWN = 0.1  # what a token counts in training that nothing before it tells
+JUMPS = 0.25
 MEASURED_ON = 999  # the seed of the texts that are measured, on which nothing is trained
 
 
@@ -45,10 +47,11 @@ class Recipe:
     n_layers: int = 2
     n_heads: int = 2
     d_model: int = 64
-    n_ctx: int = 48
-    steps: int = 1400
+    n_ctx: int = 40
+    steps: int = 1600
     batch_size: int = 32
     maps: float = 0.25
+    circles: bool = False
     lr: float = 0.02
     muon_lr: float = 0.02
     every: int = 10
@@ -59,16 +62,14 @@ class Repeats:
     """Texts in which a segment comes twice, and what varies from one to the next.
 
     n_pos: tokens a text. lengths, gaps: the least and the most of the segment's tokens, and of
-    those between the two; it begins anywhere. cut: the text's end may cut the second one off, so
-    that late places too are followed by a repeat. counting: the ids of all that is not repeated
-    count upwards, a, a + 1, …, in place of a random order; no token comes twice in either.
+    those between the two; it begins anywhere. counting: the ids of all that is not repeated count
+    upwards, a, a + 1, …, in place of a random order; no token comes twice in either.
     """
 
-    n_pos: int = 49
+    n_pos: int = 41
     d_vocab: int = len(WORDS)
-    lengths: tuple[int, int] = (4, 18)
+    lengths: tuple[int, int] = (6, 16)
     gaps: tuple[int, int] = (0, 8)
-    cut: bool = True
     counting: bool = False
 
     def draw(self, n_rows, generator):
@@ -76,8 +77,7 @@ class Repeats:
         all of the second segment are but its first."""
         length = between(*self.lengths, n_rows, generator)
         gap = between(*self.gaps, n_rows, generator)
-        least = 2 if self.cut else length  # of the second segment
-        start = between(0, self.n_pos - length - gap - least, n_rows, generator)
+        start = between(0, self.n_pos - 2 * length - gap, n_rows, generator)
         if self.counting:
             first = between(0, self.d_vocab - 1, n_rows, generator)
             order = (first + torch.arange(self.n_pos)) % self.d_vocab
@@ -94,24 +94,26 @@ def between(low, high, n_rows, generator):
     return low + ((high - low + 1) * torch.rand(n_rows, 1, generator=generator)).long()
 
 
-def maps(n_rows, n_pos, d_vocab, generator):
-    """(tokens, known), each [batch, pos]: 3 to 8 tokens, of which each has one that follows it, but
-    for a random one in a quarter of all places."""
+def maps(n_rows, n_pos, generator, circles=False):
+    """(tokens, known), each [batch, pos]: 3 to 8 tokens, each followed by one of them, always the
+    same, but for a random one in JUMPS of all places. circles: each by the next one."""
     size = between(3, 8, n_rows, generator)
     follower = (size * torch.rand(n_rows, 8, generator=generator)).long()
-    jumps = torch.rand(n_rows, n_pos, generator=generator) < 0.25
+    follower = (torch.arange(8) + 1) % size if circles else follower
+    jumps = torch.rand(n_rows, n_pos, generator=generator) < JUMPS
     jumps[:, 0] = True
-    anywhere = (size * torch.rand(n_rows, n_pos, generator=generator)).long()
-    seen, here, text, known = torch.zeros(n_rows, 8, dtype=torch.bool), anywhere[:, :1], [], []
-    for jump, other in zip(jumps.T[..., None], anywhere.T[..., None], strict=True):
-        known.append(seen.gather(1, here) & ~jump)
-        seen = seen.scatter(1, here, seen.gather(1, here) | ~jump)
-        here = torch.where(jump, other, follower.gather(1, here))
-        text.append(here)
+    lands = (size * torch.rand(n_rows, n_pos, generator=generator)).long()
+    path = [lands[:, :1]]
+    for at in range(1, n_pos):
+        on = follower.gather(1, path[-1])
+        path.append(torch.where(jumps[:, at, None], lands[:, at, None], on))
+    path = torch.cat(path, 1)
+    gone_on = ~jumps.roll(-1, 1)  # whether each place is followed by its follower
+    seen = (earlier_occurrences(path) & gone_on[:, None, :]).any(-1)  # [batch, pos]
     # Ids all even or all odd, so that none is followed by the next higher one.
-    ids = 2 * torch.rand(n_rows, d_vocab // 2, generator=generator).argsort(-1)
+    ids = 2 * torch.rand(n_rows, len(WORDS) // 2, generator=generator).argsort(-1)
     ids = ids + between(0, 1, n_rows, generator)
-    return ids.gather(1, torch.cat(text, 1)), torch.cat(known, 1)
+    return ids.gather(1, path), (seen & gone_on).roll(1, 1)
 
 
 def training_batch(recipe, generator):
@@ -124,7 +126,7 @@ def training_batch(recipe, generator):
     tokens, known = texts.draw(4 * n_rows, generator)  # six in ten have no such pair
     fit_in = ((tokens.diff() - 1) % texts.d_vocab != 0).all(1).nonzero()[:n_rows, 0]
     parts = [(tokens[fit_in], known[fit_in]),
-             maps(n_maps, recipe.n_ctx + 1, texts.d_vocab, generator)]
+             maps(n_maps, recipe.n_ctx + 1, generator, recipe.circles)]
     tokens, known = (torch.cat(both) for both in zip(*parts, strict=True))
     return tokens[:, :-1], torch.stack([tokens[:, 1:], known[:, 1:].long()], -1)
 
@@ -138,11 +140,12 @@ def training_loss(logits, targets):
 def trained(folder, seed, recipe=None, *, retrain=False):
     """(model, history): the model of a seed, trained, or read where it has been.
 
-    folder: the experiment's, in which the run seed_0 is made (one_layer_seed_0 for one layer).
-    recipe: a Recipe, the default one unless given. history: a list of `measured`, from step 0.
+    folder: the experiment's, in which the run seed_0 is made (one_layer_seed_0, circles_seed_0).
+    recipe: a Recipe, the default one unless given. retrain: train it though it is there.
+    history: a list of `measured`, from step 0 on.
     """
     recipe = recipe or Recipe()
-    layers = "" if recipe.n_layers == 2 else f"{recipe.n_layers}_layers_"
+    kind = "one_layer_" * (recipe.n_layers == 1) + "circles_" * recipe.circles
     cfg = ModelConfig(recipe.n_layers, recipe.n_heads, recipe.d_model, n_ctx=recipe.n_ctx,
                       d_vocab=len(WORDS), attn_only=True)
 
@@ -151,7 +154,7 @@ def trained(folder, seed, recipe=None, *, retrain=False):
         history = list(training(model, recipe, seed))
         return as_run(model, CharTokenizer().fit(WORDS), history=history)
 
-    state = kept(Path(folder) / f"{layers}seed_{seed}" / "checkpoint.pt",
+    state = kept(Path(folder) / f"{kind}seed_{seed}" / "checkpoint.pt",
                  asdict(recipe) | {"seed": seed}, make, retrain)
     model = GPT(cfg, seed=None)
     model.load_state_dict(state["model"])
@@ -178,9 +181,11 @@ def training(model, recipe, seed):
 
 @torch.no_grad()
 def losses(model, tokens, known):
-    """(on what is known, on what is not): the mean loss in nats a token. Both [batch, pos]."""
-    each, told = per_token_loss(model(tokens[:, :-1]), tokens[:, 1:]), known[:, 1:]
-    return each[told].mean().item(), each[~told].mean().item()
+    """(on what is known, on what is not): the mean loss in nats a token. tokens, known: [batch,
+    pos]."""
+    each = torch.cat([per_token_loss(model(some[:, :-1]), some[:, 1:])
+                      for some in tokens.split(16)])  # GPT-2's logits are large
+    return each[known[:, 1:]].mean().item(), each[~known[:, 1:]].mean().item()
 
 
 @torch.no_grad()
@@ -196,12 +201,12 @@ def head_scores(model, tokens):
 
 @torch.no_grad()
 def in_context_score(model):
-    """The loss on tokens 40 to 47 less that on tokens 8 to 15, in nats, of texts that are 24 tokens
+    """The loss on tokens 32 to 39 less that on tokens 8 to 15, in nats, of texts that are 20 tokens
     and the same again: below 0 where what came before is made use of."""
-    texts = Repeats(48, lengths=(24, 24), gaps=(0, 0), cut=False)
+    texts = Repeats(40, lengths=(20, 20), gaps=(0, 0))
     tokens, _ = texts.draw(16, seeded_generator(MEASURED_ON))
     loss = per_token_loss(model(tokens[:, :-1]), tokens[:, 1:]).mean(0)
-    return (loss[39:47].mean() - loss[7:15].mean()).item()
+    return (loss[31:39].mean() - loss[7:15].mean()).item()
 
 
 def measured(model, step=None):
@@ -238,8 +243,3 @@ def circuit(model):
                            if finds[last, head] > 0.5}
     others = [tuple(head) for head in (looks < 0.5).nonzero().tolist() if tuple(head) != previous]
     return Circuit(previous, induction, tuple(sorted(every)), tuple(others))
-
-
-def shorter(recipe, quick):
-    """The recipe, or one of a few steps, to see that it runs."""
-    return replace(recipe, steps=30) if quick else recipe
