@@ -97,6 +97,7 @@ def test_the_area_is_the_mean_rise_up_to_half_of_the_heads():
     found = program.pruning(one, point, 20, how_of(one))
     for method in METHODS:
         assert found["areas"][method] == pytest.approx(sum(found["curves"][method][1:4]) / 3)
+    assert found["curves"]["zero"] == program.pruned(one, [list(range(6))], how_of(one))[0]
     beaten = sum(area <= found["areas"]["zero"] for area in found["random_areas"])
     assert found["p"]["zero"] == pytest.approx((1 + beaten) / 21)
 
@@ -210,11 +211,12 @@ def test_what_is_not_trained_here_is_only_reported(measured):
 def test_the_worst_ranking_is_held_against_random_orders_of_all_models():
     one = {"random_areas": [1.0, 3.0], "p": {"zero": 0.01, "mean": 0.2}}
     models = [{"pruning": one | {"areas": dict.fromkeys(METHODS, 0.5) | {"mean": 1.5}}},
-              {"pruning": one | {"areas": dict.fromkeys(METHODS, 0.5)}}]
+              {"pruning": one | {"areas": dict.fromkeys(METHODS, 0.5),
+                                 "random_areas": [3.0, 1.0]}}]
     found = against_chance(models)
     assert found["worst"] == [0.75, 0.25] and found["single"] == "2 of 4"
-    assert found["p"] == pytest.approx(2 / 3)  # the mean's 0.5 is reached by one order of two
-    assert found["chance"] == pytest.approx(0.55)
+    assert found["p"] == pytest.approx(1 / 3)  # each order's mean over the models is 1
+    assert found["chance"] == pytest.approx(1)
 
 
 def test_the_titles_say_what_was_found(measured):
