@@ -120,7 +120,7 @@ def repaired(repair):
 
 def of_circuits(models, tested):
     """The claims on models with an induction circuit."""
-    worst = [min(one["auroc"] + one["auroc_planted"]) for one in models]
+    worst = [min(one["auroc"][:3] + one["auroc_planted"][:3]) for one in models]
     untrained = fmean(score for one in models for score in one["auroc_untrained"])
     luck = math.prod(1 / math.comb(sum(one["truth"]) + len(one["outside"]), sum(one["truth"]))
                      for one in models)
@@ -130,9 +130,10 @@ def of_circuits(models, tested):
     others = [fmean(one["other_costs"]) / all_cost
               for one, all_cost in zip(models, whole, strict=True)]
     return [
-        claim("induction: AUROC of the worst method, the circuit against what is outside", worst,
+        claim("induction: AUROC of the worst ablation, the circuit against what is outside", worst,
               verdict(tested, min(worst) == 1), mark=1.0,
               control=f"untrained {untrained:.2f}; all right by luck: {luck:.2g}"),
+        *of_gradients(models, tested),
         claim("… a planted dead head: the most that a method says of it, on any text (nats)", dead,
               verdict(True, max(dead) == 0), control="exactly 0", mark=0.0),
         claim("… all pruned that is neither circuit nor spare: of what all heads cost", left,
@@ -145,6 +146,20 @@ def of_circuits(models, tested):
               [mean_over_zero(one, one["induction"]) for one in models],
               control="the previous-token head's: "
               f"{fmean(mean_over_zero(one, one['previous']) for one in models):.2f}"),
+    ]
+
+
+def of_gradients(models, tested):
+    """The claims on the gradient: at the model's own z, and along the way to 0."""
+    along = [one["auroc_along"] for one in models]
+    flat = [one["slope"][one["previous"]] / one["importance"][0][one["previous"]]
+            for one in models]
+    return [
+        claim("… of the gradient", [one["auroc"][3] for one in models],
+              control="its size for the previous-token head, over the cost by zero: "
+              f"{fmean(flat):.3f}"),
+        claim("… of the gradient along the way to z = 0", along,
+              verdict(tested, min(along) == 1), mark=1.0, control="1"),
     ]
 
 

@@ -130,6 +130,14 @@ def test_a_dead_head_is_exactly_nothing_to_every_method(head):
     assert (found.abs().amax((0, 2)) > 0).sum() == 5
 
 
+def test_the_gradient_along_the_way_adds_up_to_the_zero_ablation():
+    one = Subject("one text", tiny_model(), tiny_tokens(1), tiny_tokens(1))
+    expected = head_importance(one.model, one.tokens).values.abs().mean(-1).flatten()
+    assert_close(program.along_the_way(one), expected, rtol=0.02, atol=1e-3)
+    at_its_z = program.effects(one)[3].mean(-1)
+    assert not torch.allclose(at_its_z, expected, rtol=0.1, atol=1e-3)
+
+
 def test_what_can_be_known_is_measured_and_nothing_else():
     tokens, metric = repeats(N_CTX, 4, seeded_generator(0))
     logits = torch.randn(4, N_CTX, 100, generator=seeded_generator(1))
@@ -172,8 +180,8 @@ def passing(models):
     text, known = copy.deepcopy(models)
     text["agreement"]["p"] = 0.001
     text["pruning"] |= {"areas": dict.fromkeys(METHODS, 0.1), "random_areas": [1.0] * 20}
-    known |= {"auroc": [1.0] * 4, "auroc_planted": [1.0] * 4, "outside_cost": 0.01,
-              "other_costs": [1.0, 2.0], "alone": [3.0] * 6}
+    known |= {"auroc": [1.0] * 4, "auroc_planted": [1.0] * 4, "auroc_along": 1.0,
+              "outside_cost": 0.01, "other_costs": [1.0, 2.0], "alone": [3.0] * 6}
     known["pruning"]["curves"]["mean"][-1] = 4.0
     known["pairs"] = [[0.5] * 6 for _ in range(6)]
     known["pairs"][0][4] = known["pairs"][4][0] = -3.0
@@ -188,10 +196,11 @@ def failed(models):
 def test_claims_hold_where_they_should_and_each_can_fail(measured):
     good = passing(measured)
     assert not failed(good)
-    assert sum(claim.holds is True for claim in claims_of(good)) == 8
+    assert sum(claim.holds is True for claim in claims_of(good)) == 9
     changes = [
         (0, "agreement", "p", 0.06), (0, "pruning", "areas", dict.fromkeys(METHODS, 1.0)),
         (1, None, "auroc", [1.0, 1.0, 0.75, 1.0]), (1, None, "auroc_planted", [0.5] * 4),
+        (1, None, "auroc_along", 0.5),
         (1, None, "dead", 1e-9), (1, None, "outside_cost", 0.5), (1, None, "other_costs", [0.001]),
         (1, None, "pairs", [[0.5] * 6] * 6), (1, None, "pairs", [[-3.0] * 6] * 6),
         (1, "repair", "direct", [0.2] * 6)]  # one for each way to fail
