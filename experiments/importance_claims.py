@@ -159,7 +159,8 @@ def of_gradients(models, tested):
               control="its size for the previous-token head, over the cost by zero: "
               f"{fmean(flat):.3f}"),
         claim("… of the gradient along the way to z = 0", along,
-              verdict(tested, min(along) == 1), mark=1.0, control="1"),
+              verdict(tested, min(along) == 1), mark=1.0,
+              control="a text's mean over the way is its cost by zero"),
     ]
 
 
@@ -229,7 +230,8 @@ def importance_figure(text, known):
     outside = ", ".join(map(name_of, known["outside"]))
     draw_importance(lower, known, f"{known['name']}: {right} of {len(METHODS)} measures put the "
                     f"circuit ({circuit}) above what is outside of it ({outside})")
-    lower.legend(frameon=False, fontsize=9, loc="upper right")
+    figure.legend(*lower.get_legend_handles_labels(), frameon=False, fontsize=9, ncols=4,
+                  loc="outside lower center")
     return figure
 
 
