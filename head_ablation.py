@@ -211,19 +211,25 @@ def head_importance(model, tokens, metric=None, *, mode="zero", **how):
     return Effects(effects.values.unflatten(0, (n_layers, n_heads)))
 
 
-def head_importance_gradient(model, tokens, metric=None, *, normalised=False):
-    """What one backward pass says of each head's importance, [layer, head], in the metric's unit.
-
-    The mean over rows of |sum over positions and d_head of z dM/dz|: the size, to first order, of
-    the metric's change when z goes to zero. The absolute value is each row's, so a head that helps
-    here and harms there counts; it has no sign. normalised: each layer to length 1, as in Michel et
-    al. 2019. Other arguments and errors as in `ablation_effects`.
+def head_slopes(model, tokens, metric=None):
+    """The slope of each row's metric when a head's z shrinks towards zero: Effects [layer, head,
+    batch], in the metric's unit. Minus the sum over positions and d_head of z dM/dz: what removing
+    the head would raise the metric by if all were straight. Errors as in `ablation_effects`.
     """
     metric = checked_metric(model, tokens, metric)
     names = [get_act_name("z", layer) for layer in range(model.cfg.n_layers)]
     _, acts, grads = model.gradient_cache(tokens, differentiable(metric), names)
-    slopes = (acts.stack("z") * grads.stack("z")).sum((2, 4))  # [layer, batch, head]
-    importance = slopes.abs().mean(1)
+    return Effects(-(acts.stack("z") * grads.stack("z")).sum((2, 4)).transpose(1, 2))
+
+
+def head_importance_gradient(model, tokens, metric=None, *, normalised=False):
+    """What one backward pass says of each head's importance, [layer, head], in the metric's unit.
+
+    The mean over rows of the size of `head_slopes`: the absolute value is each row's, so a head
+    that helps here and harms there counts; it has no sign. normalised: each layer to length 1, as
+    in Michel et al. 2019. Other arguments and errors as in `ablation_effects`.
+    """
+    importance = head_slopes(model, tokens, metric).values.abs().mean(-1)
     return F.normalize(importance, dim=-1) if normalised else importance
 
 

@@ -147,13 +147,14 @@ def perform(kind, run, figures, about, *, argv=None):
 
     kind: its config, a dataclass with threads and out_dir. run(cfg, folder) -> {"claims": list of
     Claim, plain values}. figures(result) -> {name: Figure}. about: its docstring; its first line
-    says what it shows.
+    says what it shows. The config's `folder_suffix`, where it has one, is added to the folder's
+    name, so that what was found in another model lies beside the experiment's own results.
     """
     began, title = time.monotonic(), about.split("\n")[0]
     cfg = config_from_dict(kind, vars(flag_parser(kind, title).parse_args(argv)))
     name = next(line.split("/")[-1].split(".py")[0] for line in about.split("\n")
                 if "python experiments/" in line)
-    folder = experiment_folder(name, cfg.out_dir)
+    folder = experiment_folder(name + getattr(cfg, "folder_suffix", ""), cfg.out_dir)
     with torch_threads(cfg.threads):
         result = run(cfg, folder)
     result |= {"about": title, "settings": asdict(cfg), "torch": torch.__version__}

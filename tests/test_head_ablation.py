@@ -20,6 +20,7 @@ from head_ablation import (
     derangement,
     head_importance,
     head_importance_gradient,
+    head_slopes,
     pairwise_interaction,
     self_repair,
 )
@@ -321,6 +322,7 @@ def test_where_the_metric_is_linear_the_gradient_is_the_effect_of_the_ablation()
     gradient = head_importance_gradient(model, tokens, DIFF)
     effects = head_importance(model, tokens, DIFF).values
     assert_close(gradient[-1], effects[-1].abs().mean(-1))
+    assert_close(head_slopes(model, tokens, DIFF).values[-1], effects[-1])
     assert effects[-1].prod(-1).min() < 0  # the absolute value of the mean would not do
     assert not torch.allclose(gradient[0], effects[0].abs().mean(-1), rtol=0.05)
 

@@ -1,0 +1,269 @@
+"""Four measures of a head: against naive loops, by hand, and verdicts that can fail."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from helpers import quick_run, tiny_model, tiny_tokens
+from torch.testing import assert_close
+
+from checkpoint import save_checkpoint
+from experiments import head_importance as program
+from experiments.common import as_run
+from experiments.importance_claims import (
+    METHODS,
+    against_chance,
+    by_layer,
+    claims_of,
+    figures,
+    series_share,
+)
+from experiments.importance_models import Subject, of_circuit, of_text, repeats
+from experiments.induction_model import Circuit, Recipe, Repeats
+from head_ablation import ablate_heads, head_importance, head_importance_gradient
+from losses import per_token_loss
+from metrics import per_token_loss as loss_of_rows
+from tokenizer import CharTokenizer
+from utils import UserError, seeded_generator
+
+N_CTX = Recipe().n_ctx
+
+
+def subject(**changes):
+    """A Subject of a scrambled model of 2 layers with 3 heads."""
+    return Subject("tiny", tiny_model(**changes), tiny_tokens(8), tiny_tokens(5, seed=3))
+
+
+def how_of(one):
+    return {"mode": "mean", "reference": program.z_of(one.model, one.tokens)}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """The facts of a small model of text, and of one with a circuit that is declared."""
+    cfg = program.ImportanceConfig(windows=8, orders=20)
+    model = tiny_model(n_ctx=N_CTX, d_vocab=100)
+    found = Circuit((0, 0), (1, 1), ((1, 1), (1, 2)), ((0, 1), (0, 2)))
+    return [program.facts(subject(), cfg), program.facts(of_circuit("known", model, found, cfg),
+                                                         cfg)]
+
+
+# What is measured
+
+
+def test_importance_is_that_of_the_library_when_all_texts_count_alike():
+    one = subject()
+    found = program.effects(one)
+    point = program.importance(found, program.even(found), 2)
+    zero = head_importance(one.model, one.tokens).mean
+    gradient = head_importance_gradient(one.model, one.tokens, normalised=True)
+    assert_close(point[0], zero.flatten())
+    assert_close(point[3], gradient.flatten())
+
+
+def test_a_redrawn_text_counts_a_whole_number_of_times():
+    weights = program.redrawn(6)
+    assert_close(weights.sum(1), torch.ones(program.DRAWS).double())
+    assert_close(weights * 6, (weights * 6).round())
+    assert_close(weights.mean(0), torch.full((6,), 1 / 6).double(), rtol=0, atol=0.02)
+
+
+def test_weights_on_one_text_give_that_text():
+    found = torch.arange(48.0).view(4, 6, 2)
+    weights = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    scores = program.importance(found, weights, 2)
+    assert_close(scores[:, :3], found[:3].permute(2, 0, 1))
+    assert_close(scores[:, 3].unflatten(-1, (2, 3)).norm(dim=-1), torch.ones(2, 2))
+
+
+def test_the_pruning_curve_is_the_loop_over_hooks():
+    one, order = subject(), [4, 0, 5, 2, 1, 3]
+    how = how_of(one)
+    curve, again = program.pruned(one, [order, order[::-1]], how)
+    with torch.no_grad():
+        for n in range(7):
+            heads = [one.heads[head] for head in order[:n]]
+            with ablate_heads(one.model, heads, **how):
+                loss = loss_of_rows(one.model(one.held), one.held)
+            assert curve[n] == pytest.approx((loss - loss_of_rows(one.model(one.held), one.held))
+                                             .item(), abs=1e-5)
+    assert curve[0] == 0 and curve[6] == again[6]
+
+
+def test_the_area_is_the_mean_rise_up_to_half_of_the_heads():
+    one = subject()
+    point = torch.arange(24.0).view(4, 6)
+    found = program.pruning(one, point, 20, how_of(one))
+    for method in METHODS:
+        assert found["areas"][method] == pytest.approx(sum(found["curves"][method][1:4]) / 3)
+    assert found["curves"]["zero"] == program.pruned(one, [list(range(6))], how_of(one))[0]
+    beaten = sum(area <= found["areas"]["zero"] for area in found["random_areas"])
+    assert found["p"]["zero"] == pytest.approx((1 + beaten) / 21)
+
+
+def test_equal_rankings_agree_and_shuffled_ones_do_not():
+    same = torch.arange(12.0).expand(4, -1)
+    found = program.agreement(same, same.expand(9, -1, -1))
+    assert found["mean"] == pytest.approx(1) and found["p"] < 0.01
+    assert found["pairs"]["zero, gradient"] == pytest.approx([1, 1, 1])
+    order = torch.rand(4, 12, generator=seeded_generator(5)).argsort(-1)
+    shuffled = same.gather(1, order)
+    assert program.agreement(shuffled, shuffled.expand(9, -1, -1))["p"] > 0.05
+
+
+def test_the_spearman_of_reversed_rankings_is_minus_one():
+    up = torch.arange(6.0)
+    found = program.agreement(torch.stack([up, -up, up, up]), up.expand(3, 4, -1))
+    assert found["pairs"]["zero, mean"][0] == pytest.approx(-1)
+    assert found["mean"] == pytest.approx(0)  # three pairs at 1, three at -1
+
+
+@pytest.mark.parametrize("head", list(itertools.product(range(2), range(3))))
+def test_a_dead_head_is_exactly_nothing_to_every_method(head):
+    one = subject()
+    with torch.no_grad():
+        one.model.blocks[head[0]].attn.W_O[head[1]] = 0
+    found = program.effects(one)
+    index = one.heads.index(head)
+    assert found[:, index].abs().max() == 0
+    assert (found.abs().amax((0, 2)) > 0).sum() == 5
+
+
+def test_the_gradient_along_the_way_adds_up_to_the_zero_ablation():
+    one = Subject("one text", tiny_model(), tiny_tokens(1), tiny_tokens(1))
+    expected = head_importance(one.model, one.tokens).values.abs().mean(-1).flatten()
+    assert_close(program.along_the_way(one), expected, rtol=0.02, atol=1e-3)
+    at_its_z = head_importance_gradient(one.model, one.tokens).flatten()
+    assert not torch.allclose(at_its_z, expected, rtol=0.1, atol=1e-3)
+
+
+def test_what_can_be_known_is_measured_and_nothing_else():
+    tokens, metric = repeats(N_CTX, 4, seeded_generator(0))
+    logits = torch.randn(4, N_CTX, 100, generator=seeded_generator(1))
+    texts, known = Repeats(N_CTX + 1).draw(4, seeded_generator(0))
+    for row in range(4):
+        told = known[row, 1:]
+        each = per_token_loss(logits[row], texts[row, 1:])[told]
+        assert_close(metric(logits)[row], each.mean())
+    assert_close(metric(torch.stack([logits, logits]))[1], metric(logits))
+    assert_close(tokens, texts[:, :-1])
+
+
+def test_the_facts_of_a_circuit_name_its_heads_and_leave_the_spare_out(measured):
+    known = measured[1]
+    assert [head for head, true in zip(known["heads"], known["truth"], strict=True) if true] == [
+        (0, 0), (1, 1)]
+    assert known["outside"] == [(0, 1), (0, 2), (1, 0)]
+    assert (known["previous"], known["induction"], known["spare"]) == (0, 4, 5)
+    assert known["dead"] == 0 and len(known["other_costs"]) == 19
+
+
+# What is claimed
+
+
+def test_two_heads_in_series_save_the_smaller_cost():
+    one = {"previous": 0, "induction": 1, "alone": [4.0, 3.0], "pairs": [[0, -3.0], [-3.0, 0]]}
+    assert series_share(one) == 1
+
+
+def test_pairs_are_told_apart_by_layer():
+    pairs = torch.full((4, 4), 0.5)
+    pairs[:2, :2] = pairs[2:, 2:] = 2.0
+    one = {"heads": list(itertools.product(range(2), range(2))), "alone": [1.0, 1.0, 1.0, 1.0],
+           "pairs": pairs.tolist()}
+    assert by_layer(one) == (2.0, 0.5)
+
+
+def passing(models):
+    """The facts of models, changed into those in which every claim holds."""
+    text, known = copy.deepcopy(models)
+    text["agreement"]["p"] = 0.001
+    text["pruning"] |= {"areas": dict.fromkeys(METHODS, 0.1), "random_areas": [1.0] * 20}
+    known |= {"auroc": [1.0] * 4, "auroc_planted": [1.0] * 4, "auroc_along": 1.0,
+              "outside_cost": 0.01, "other_costs": [1.0, 2.0], "alone": [3.0] * 6}
+    known["pruning"]["curves"]["mean"][-1] = 4.0
+    known["pairs"] = [[0.5] * 6 for _ in range(6)]
+    known["pairs"][0][4] = known["pairs"][4][0] = -3.0
+    known["repair"]["direct"], known["repair"]["total"] = [0.0] * 6, [1.0] * 6
+    return [text, known]
+
+
+def failed(models):
+    return [claim.claim for claim in claims_of(models) if claim.holds is False]
+
+
+def test_claims_hold_where_they_should_and_each_can_fail(measured):
+    good = passing(measured)
+    assert not failed(good)
+    assert sum(claim.holds is True for claim in claims_of(good)) == 9
+    changes = [
+        (0, "agreement", "p", 0.06), (0, "pruning", "areas", dict.fromkeys(METHODS, 1.0)),
+        (1, None, "auroc", [1.0, 1.0, 0.75, 1.0]), (1, None, "auroc_planted", [0.5] * 4),
+        (1, None, "auroc_along", 0.5),
+        (1, None, "dead", 1e-9), (1, None, "outside_cost", 0.5), (1, None, "other_costs", [0.001]),
+        (1, None, "pairs", [[0.5] * 6] * 6), (1, None, "pairs", [[-3.0] * 6] * 6),
+        (1, "repair", "direct", [0.2] * 6)]  # one for each way to fail
+    for which, part, key, value in changes:
+        bad = copy.deepcopy(good)
+        (bad[which][part] if part else bad[which])[key] = value
+        assert len(failed(bad)) == 1, key
+
+
+def test_what_is_not_trained_here_is_only_reported(measured):
+    claims = claims_of(measured, own=False)
+    assert all(claim.holds is None for claim in claims[:6])
+    assert all(claim.holds is None or claim.control == "exactly 0"
+               for claim in claims_of(measured, tested=False))
+
+
+def test_the_worst_ranking_is_held_against_random_orders_of_all_models():
+    one = {"random_areas": [1.0, 3.0], "p": {"zero": 0.01, "mean": 0.2}}
+    models = [{"pruning": one | {"areas": dict.fromkeys(METHODS, 0.5) | {"mean": 1.5}}},
+              {"pruning": one | {"areas": dict.fromkeys(METHODS, 0.5),
+                                 "random_areas": [3.0, 1.0]}}]
+    found = against_chance(models)
+    assert found["worst"] == [0.75, 0.25] and found["single"] == "2 of 4"
+    assert found["p"] == pytest.approx(1 / 3)  # each order's mean over the models is 1
+    assert found["chance"] == pytest.approx(1)
+
+
+def test_the_titles_say_what_was_found(measured):
+    measured[1]["auroc"] = [1.0, 1.0, 0.5, 1.0]
+    drawn = figures({"models": measured})
+    titles = [axes.get_title(loc="left") for axes in drawn["importance"].axes]
+    assert f"{measured[0]['agreement']['mean']:.2f}" in titles[0]
+    assert "3 of 4 measures put the circuit (0.0 and 1.1) above" in titles[1]
+    assert f"{measured[1]['outside_cost']:.2f} nats" in drawn["pruning"].axes[1].get_title("left")
+
+
+# What cannot be
+
+
+def test_bad_settings_and_texts_that_are_too_short_are_refused():
+    for bad in ({"orders": 19}, {"windows": 7}, {"steps": 0}, {"seeds": ()}):
+        with pytest.raises(UserError):
+            program.ImportanceConfig(**bad)
+    with pytest.raises(UserError, match="smaller --windows"):
+        of_text("short", tiny_model(), torch.zeros(40, dtype=torch.long),
+                program.ImportanceConfig())
+
+
+def test_runs_that_are_not_there_or_not_of_use_are_refused(tmp_path):
+    tokenizer = CharTokenizer().fit("abcdefghijk")
+    for name, model in (("flat", tiny_model(n_layers=0)), ("fine", tiny_model())):
+        (tmp_path / name).mkdir()
+        save_checkpoint(tmp_path / name / "checkpoint.pt", as_run(model, tokenizer))
+    for name, message in (("gone", "there: "), ("flat", "fewer than 3"), ("fine", "train.py")):
+        cfg = program.ImportanceConfig(run_name=name, out_dir=str(tmp_path))
+        with pytest.raises(UserError, match=message):
+            next(program.subjects(cfg, tmp_path))
+
+
+@pytest.mark.slow
+def test_the_quick_program_writes_everything(tmp_path):
+    printed, results = quick_run("head_importance", tmp_path)
+    assert "Spearman of two methods" in printed
+    assert [len(one["heads"]) for one in results["models"]] == [12, 4]
+    for name in ("importance", "pruning"):
+        assert (tmp_path / "head_importance" / f"{name}.png").exists()
