@@ -142,7 +142,7 @@ def crossing(history, value, level):
 
 
 def phase_change(history, found):
-    """When things happen, in steps. "loss at 90 %" (50, 10): of the loss on repeats before training;
+    """When things happen, in steps. "loss at 90 %" (50, 10): of the loss on repeats at the start;
     "induction", "previous-token": when the head's score passes one half."""
     def loss_reaches(share):
         return crossing(history, lambda row: row["repeats"], share * history[0]["repeats"])
