@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataclasses import dataclass
 
-from checkpoint import find_run, load_model
+from checkpoint import find_run, is_pretrained, load_model
 from config import check, option
 from experiments.common import ExperimentConfig, perform
 from experiments.induction_model import Recipe, circuit, trained
@@ -57,6 +57,10 @@ class InductionConfig(ExperimentConfig):
         if self.run_name is not None and self.model is not None:
             raise UserError(f"run_name={self.run_name!r} and model={self.model!r} are both given; "
                             "choose one")
+        if self.run_name is not None:
+            find_run(self.run_name, self.out_dir)  # before a folder is made for what it gives
+        if self.model is not None and not is_pretrained(self.model):
+            GPT.from_pretrained(self.model)  # says which there are
 
     @property
     def folder_suffix(self):

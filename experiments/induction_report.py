@@ -223,9 +223,9 @@ def figure_of(seeds):
     draw_losses(losses, seeds)
     draw_scores(scores, seeds)
     draw_lines_of(context, seeds, {"": lambda found, row: row["in_context"]})
-    ends = [round(fmean(found["history"][i]["in_context"] for found in seeds), 1) for i in (0, -1)]
-    bare_axes(context, f"Late tokens against early ones: from {ends[0] + 0.0:.1f} to {ends[1]:.1f} nats",
-              "step", "in-context score (nats)")
+    end = fmean(found["history"][-1]["in_context"] for found in seeds)
+    bare_axes(context, f"Late tokens cost {-end:.1f} nats less than early ones in the end", "step",
+              "in-context score (nats)")
     draw_ways(ways, seeds)
     began, ended = when(seeds, "loss at 90 %", min), when(seeds, "loss at 10 %", max)
     for axes in (losses, scores, context):
