@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataclasses import dataclass
 
-from checkpoint import find_run, load_model
+from checkpoint import find_run, is_pretrained, load_model
 from config import check, option
 from experiments.common import ExperimentConfig, perform
-from experiments.induction_model import Recipe, trained
-from experiments.induction_proof import proof
+from experiments.induction_model import Recipe, circuit, trained
+from experiments.induction_proof import proof, transfer
 from experiments.induction_report import claims_of, figure_of
 from experiments.induction_scan import (
     best_heads,
@@ -40,6 +40,7 @@ from experiments.induction_scan import (
 )
 from model import GPT
 from utils import UserError, run_program
+
 
 @dataclass(frozen=True)
 class InductionConfig(ExperimentConfig):
@@ -56,6 +57,10 @@ class InductionConfig(ExperimentConfig):
         if self.run_name is not None and self.model is not None:
             raise UserError(f"run_name={self.run_name!r} and model={self.model!r} are both given; "
                             "choose one")
+        if self.run_name is not None:
+            find_run(self.run_name, self.out_dir)  # before a folder is made for what it gives
+        if self.model is not None and not is_pretrained(self.model):
+            GPT.from_pretrained(self.model)  # says which there are
 
     @property
     def folder_suffix(self):
@@ -71,14 +76,17 @@ def run(cfg, folder):
     """{"claims": [Claim], and of each seed what was measured}; cfg: an InductionConfig."""
     if cfg.run_name is not None or cfg.model is not None:
         return run_scan(cfg)
-    seeds = []
-    for seed in cfg.seeds:
-        found = proof(*trained(folder, seed, cfg.recipe(), retrain=cfg.retrain))
-        for arm, changes in (("one_layer", {"n_layers": 1}), ("circles", {"circles": True})):
-            recipe = cfg.recipe(every=50, **changes)
-            found[arm] = trained(folder, seed, recipe, retrain=cfg.retrain)[1]
-        seeds.append(found | {"seed": seed})
+    seeds = [of_seed(cfg, folder, seed) for seed in cfg.seeds]
     return {"claims": claims_of(seeds, tested=not cfg.quick), "seeds": seeds}
+
+
+def of_seed(cfg, folder, seed):
+    """What one seed gave: the `proof` of its model, and what the two that lack the heads do."""
+    found = proof(*trained(folder, seed, cfg.recipe(), retrain=cfg.retrain))
+    _, one_layer = trained(folder, seed, cfg.recipe(n_layers=1, every=50), retrain=cfg.retrain)
+    model, circles = trained(folder, seed, cfg.recipe(circles=True, every=50), retrain=cfg.retrain)
+    return found | {"seed": seed, "one_layer": one_layer, "circles": circles,
+                    "circles_transfer": transfer(model, circuit(model))}
 
 
 def run_scan(cfg):

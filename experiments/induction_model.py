@@ -28,7 +28,13 @@ import torch
 from config import ModelConfig, TrainConfig
 from experiments.common import as_run, kept
 from losses import per_token_loss
-from metrics import duplicate_token_score, earlier_occurrences, induction_score, prev_token_score
+from metrics import (
+    Metric,
+    duplicate_token_score,
+    earlier_occurrences,
+    induction_score,
+    prev_token_score,
+)
 from model import GPT
 from tokenizer import CharTokenizer
 from train import fit
@@ -186,6 +192,17 @@ def losses(model, tokens, known):
     each = torch.cat([per_token_loss(model(some[:, :-1]), some[:, 1:])
                       for some in tokens.split(16)])  # GPT-2's logits are large
     return each[known[:, 1:]].mean().item(), each[~known[:, 1:]].mean().item()
+
+
+def repeats_metric(tokens, known):
+    """The loss on what is known of each row, in nats a token: a Metric, [..., batch]."""
+    targets, told = tokens[:, 1:], known[:, 1:].float()
+
+    def of(logits):
+        each = per_token_loss(logits, targets.expand(logits.shape[:-1]))
+        return (each * told).sum(-1) / told.sum(-1)
+
+    return Metric(of)
 
 
 @torch.no_grad()

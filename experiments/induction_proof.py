@@ -27,15 +27,14 @@ from experiments.induction_model import (
     head_scores,
     losses,
     measured,
+    repeats_metric,
 )
 from head_ablation import ablate_heads
-from losses import per_token_loss
-from metrics import Metric
 from patching import path_patch
 from utils import seeded_generator
 from weight_circuits import composition_scores
 
-ROWS = 64
+ROWS, DRAWS = 64, 300
 TEXTS = {  # what the model was not trained on, beside fresh texts of the kind that it was
     "as trained": {},
     "segments of 2 to 5": {"lengths": (2, 5)},
@@ -52,9 +51,9 @@ def texts_of(model, **kind):
 
 def composition(model, found):
     """The previous-token head's z-scores with each input of the induction head, and of the other
-    heads of its layer with the same head's keys: how many standard deviations above 300 draws of
-    random matrices. {"K": z, "Q": z, "V": z, "other K": [z]}."""
-    z = {kind: composition_scores(model, kind).z for kind in "KQV"}
+    heads of its layer with the same head's keys: how many standard deviations above DRAWS draws
+    of random matrices. {"K": z, "Q": z, "V": z, "other K": [z]}."""
+    z = {kind: composition_scores(model, kind, n_draws=DRAWS).z for kind in "KQV"}
     pair = (*found.previous, *found.induction)
     others = [z["K"][(*head, *found.induction)].item() for head in found.others]
     return {kind: z[kind][pair].item() for kind in "KQV"} | {"other K": others}
@@ -75,17 +74,6 @@ def ablation(model, found):
             score = head_scores(model, tokens[:, :-1])["induction"].mean(1)[found.induction]
             result[name] = {"repeats": losses(model, tokens, known)[0], "induction": score.item()}
     return result
-
-
-def repeats_metric(tokens, known):
-    """The loss on what is known of each row, in nats a token: a Metric, [..., batch]."""
-    targets, told = tokens[:, 1:], known[:, 1:].float()
-
-    def of(logits):
-        each = per_token_loss(logits, targets.expand(logits.shape[:-1]))
-        return (each * told).sum(-1) / told.sum(-1)
-
-    return Metric(of)
 
 
 def paths(model, found):
@@ -142,7 +130,7 @@ def crossing(history, value, level):
 
 
 def phase_change(history, found):
-    """When things happen, in steps. "loss at 90 %" (50, 10): of the loss on repeats before training;
+    """When things happen, in steps. "loss at 90 %" (50, 10): of the loss on repeats at the start;
     "induction", "previous-token": when the head's score passes one half."""
     def loss_reaches(share):
         return crossing(history, lambda row: row["repeats"], share * history[0]["repeats"])

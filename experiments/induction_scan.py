@@ -23,10 +23,16 @@ import torch
 
 import plotting
 from experiments.common import Claim
-from experiments.induction_model import MEASURED_ON, Repeats, head_scores, losses
-from head_ablation import ablate_heads
+from experiments.induction_model import (
+    MEASURED_ON,
+    Repeats,
+    head_scores,
+    losses,
+    repeats_metric,
+)
+from head_ablation import ablation_effects
 from metrics import bootstrap_ci, earlier_occurrences, permutation_pvalue
-from utils import Progress, UserError, seeded_generator
+from utils import UserError, seeded_generator
 
 ROWS, DRAWS, SHOWN = 32, 300, 3
 SHORTEST, LONGEST = 16, 48  # the texts' tokens
@@ -94,26 +100,18 @@ def scan(model):
     return result
 
 
-@torch.no_grad()
 def scan_ablation(model, head):
-    """{"nothing", "it", "others": the loss on repeats in nats a token}: as it is, without a head's
-    z but its mean at each position, and without each of up to five other heads of its layer."""
+    """{"rise", "low", "high": of the loss on repeats (nats a token) without a head's z, but for its
+    mean at each position, "others": the rises without up to five other heads of its layer}."""
     tokens, known = texts_for(model.cfg)
     _, reference = model.run_with_cache(tokens[:, :-1], lambda name: name.endswith("hook_z"))
     others = [(head[0], other) for other in range(model.cfg.n_heads) if other != head[1]]
     order = torch.randperm(len(others), generator=seeded_generator(MEASURED_ON))[:5]
-    progress = Progress(len(order) + 1, " heads")
-
-    def without(heads):
-        with ablate_heads(model, heads, "mean_pos", reference=reference):
-            return losses(model, tokens, known)[0]
-
-    result = {"nothing": without([]), "it": without([head]), "others": []}
-    for i in order.tolist():
-        result["others"].append(without([others[i]]))
-        progress.show(len(result["others"]) + 1, "removed")
-    progress.close()
-    return result
+    effects = ablation_effects(model, tokens[:, :-1], [[head], *[[others[i]] for i in order]],
+                               repeats_metric(tokens, known), mode="mean_pos", reference=reference)
+    low, high = effects.ci()
+    return {"rise": effects.mean[0].item(), "low": low[0].item(), "high": high[0].item(),
+            "others": effects.mean[1:].tolist()}
 
 
 # Claims
@@ -127,20 +125,20 @@ def scan_claims(cfg, found, removed):
         claims += [head_claim(found, kind, head, reported=True)
                    for kind, heads in REPORTED.items() for head in heads]
     for kind in REPORTED:
-        for head in best_heads(found, kind)[:SHOWN]:
-            if found["p"][kind][head[0]][head[1]] < 0.05 or head == best_heads(found, kind)[0]:
-                claims.append(head_claim(found, kind, head))
+        best, *more = best_heads(found, kind)[:SHOWN]
+        claims += [head_claim(found, kind, head)
+                   for head in [best, *(head for head in more if clear(found, kind, head))]]
     layer, head = best_heads(found, "induction")[0]
-    rises = [loss - removed["nothing"] for loss in removed["others"]] or [float("nan")]
-    rise = removed["it"] - removed["nothing"]
-    claims.append(Claim(f"loss on repeats rises without head {layer}.{head} (nats)", rise, rise,
-                        rise, control=f"without another: {min(rises):.2g} to {max(rises):.2g}"))
+    rises = removed["others"]
+    control = f"without another: {min(rises):.2g} to {max(rises):.2g}" if rises else ""
+    claims.append(Claim(f"loss on repeats rises without head {layer}.{head} (nats)",
+                        removed["rise"], removed["low"], removed["high"], control=control))
     claims.append(Claim("loss on repeats (nats)", found["repeats"], found["repeats"],
                         found["repeats"], control=f"on first occurrences: {found['first']:.3g}"))
     if cfg.n_layers == 1:
         best = found["scores"]["induction"][layer][head]
-        claims.append(Claim("one layer: no head reads what a head wrote, so none is an induction "
-                            "head by composition; the best scores", best, best, best))
+        claims.append(Claim("one layer can have no induction head by composition; best score",
+                            best, best, best, control="no head reads what another wrote"))
     return claims
 
 
@@ -149,10 +147,16 @@ def head_claim(found, kind, head, reported=False):
     score, low, high, p = (found[name][kind][head[0]][head[1]]
                            for name in ("scores", "low", "high", "p"))
     return Claim(f"{kind} head {head[0]}.{head[1]}: share of its attention", score, low, high,
-                 holds=(score > CLEAR and p < 0.05) if reported else None,
+                 holds=clear(found, kind, head) if reported else None,
                  reported="listed" if reported else "", mark=CLEAR if reported else None,
                  control=f"random keys, best head: {found['null'][kind]:.2g}; p = {p:.2g}"
                          + f"; mark {CLEAR}" * reported)
+
+
+def clear(found, kind, head):
+    """Whether a head, (layer, head), is one of a kind by its score, and not by chance."""
+    score, p = (found[name][kind][head[0]][head[1]] for name in ("scores", "p"))
+    return score > CLEAR and p < 0.05
 
 
 def best_heads(found, kind):
