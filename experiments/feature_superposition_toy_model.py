@@ -48,7 +48,7 @@ from experiments.superposition_model import (
 from experiments.superposition_report import claims_of, figures
 from utils import Progress, run_program, seeded_generator
 
-PLATEAU = (2.5, 4.2)  # where the plateau at 1/2 is looked for: 1 / density
+PLATEAU = (2.5, 3.6)  # where the plateau at 1/2 is looked for: 1 / density
 NEAR = 0.03           # how far from 1/2 or 2/5 still is 1/2 or 2/5
 CLEAR = 1.1           # a cell is away from the boundary where the second best costs this much more
 SHUFFLES = 200        # of a phase diagram's rows or columns, for the null

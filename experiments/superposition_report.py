@@ -82,7 +82,7 @@ def of_geometry(table):
     return [
         table.line("200 features in 20, density 1: how far D* = m / |W|^2 is from 1",
                    (here, "dense"), f"untrained {mean('untrained_dense')}", at_most=0.03),
-        table.line("1 / density 2.5 to 4.2, a plateau: how far D* is from 1/2, at most",
+        table.line("1 / density 2.5 to 3.6, a plateau: how far D* is from 1/2, at most",
                    (here, "plateau"), f"linear {mean('linear')}", at_most=0.03),
         table.line("and it is flat: slope of ln D* over ln density",
                    (here, "slope"), f"beyond it {mean('slope_after')}", at_most=0.2),
