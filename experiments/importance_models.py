@@ -15,10 +15,8 @@ from checkpoint import config_of, dataset_again, find_run, load_checkpoint, load
 from config import DataConfig, ModelConfig, TrainConfig
 from data import load_dataset, random_batch
 from experiments.common import as_run, kept
-from experiments.induction_model import Recipe, Repeats, circuit
+from experiments.induction_model import Recipe, Repeats, circuit, repeats_metric
 from experiments.induction_model import trained as induction_model
-from losses import per_token_loss
-from metrics import Metric
 from model import GPT
 from train import fit
 from utils import Progress, UserError, seeded_generator
@@ -125,10 +123,4 @@ def of_circuit(name, model, found, cfg):
 def repeats(n_ctx, n_rows, generator):
     """(tokens [batch, pos], the Metric of their loss where it can be known, in nats a token)."""
     tokens, known = Repeats(n_ctx + 1).draw(n_rows, generator)
-    targets, told = tokens[:, 1:], known[:, 1:]
-
-    def loss(logits):
-        each = per_token_loss(logits, targets.expand(logits.shape[:-1]))
-        return (each * told).sum(-1) / told.sum(-1)
-
-    return tokens[:, :-1], Metric(loss)
+    return tokens[:, :-1], repeats_metric(tokens, known)
