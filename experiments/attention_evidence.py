@@ -1,10 +1,10 @@
 """What is measured of every head that attention_visualization.py shows: where it looks, what it
 writes, and what the loss rises by without it; and what is claimed of them.
 
-    python experiments/attention_visualization.py
+    python experiments/attention_visualization.py      # runs it
 
 Chapter: COURSE_ROADMAP.md, 4 (QK and OV)
-Read before: attention.py, head_ablation.py; after: experiments/attention_visualization.py
+Read before: experiments/attention_visualization.py; after: experiments/wired_circuits.py
 Source: as there
 """
 
@@ -122,8 +122,8 @@ def effects(model, tokens, mode="mean", *, reference=None, progress=None):
 
 
 def silenced(subject, head, mode):
-    """(the largest change of the head's pattern, of what it writes what is left, its effect), on
-    the held-out texts, in a copy of the model in which this head's W_O is 0: all are 0."""
+    """[the largest change of the head's pattern, the largest ‖v W_O‖ left, its effect's size] on
+    the held-out texts, in a copy of the model in which this head's W_O is 0: all must be 0."""
     (layer, index), mute = head, copy.deepcopy(subject.model)
     with torch.no_grad():
         mute.blocks[layer].attn.W_O[index] = 0
@@ -243,36 +243,42 @@ def spread(text, values, holds=None, **more):
 def claims_of(views, tested=True):
     """[Claim] of some Views. tested: whether those on what training makes are claimed, or only
     reported."""
-    def only(holds):
-        return holds if tested else None
+    return [*watcher_claims(views, tested), *rank_claims(views, tested),
+            spread("a head sharper than the most needed one: its effect, as a share of that one's",
+                   [idle_share(view) for view in views], (lambda x: x < 0.25) if tested else None,
+                   control="at most 0.25", mark=0.25),
+            *silenced_claims(views), *known_claims()]
 
+
+def watcher_claims(views, tested):
+    """[Claim]: the best previous-token head is one, and the loss needs it."""
     best = [view.of_heads("previous token").max().item() for view in views]
     even = prev_token_score(even_pattern(views[0].subject.held_out.shape[1])).item()
     fresh = max(view.untrained for view in views)
-    lows, highs = ([end[view.watcher].item() for end in ends]
-                   for ends in zip(*(view.effects.ci() for view in views), strict=True))
     needed = [view.effects.mean[view.watcher].item() for view in views]
     least = np.mean([view.of_heads("effect").min().item() for view in views])
-    shares = [idle_share(view) for view in views]
-    mute = [max(column) for column in zip(*(view.silenced for view in views), strict=True)]
+    lows, highs = ([end[view.watcher].item() for view, end in zip(views, ends, strict=True)]
+                   for ends in zip(*(view.effects.ci() for view in views), strict=True))
+    interval = (min(needed), max(needed)) if len(views) > 1 else (lows[0], highs[0])
     return [
         spread("the best previous-token head: its score on held-out texts", best,
-               only(lambda x: x > 2 * max(even, fresh)),
+               (lambda x: x > 2 * max(even, fresh)) if tested else None,
                control=f"even attention {even:.3f}; untrained, the best {fresh:.3f}"),
         Claim("what the loss rises by without it (nats a token)", float(np.mean(needed)),
-              *((min(needed), max(needed)) if len(views) > 1 else (lows[0], highs[0])),
-              min(lows) > 0 if tested else None,
+              *interval, min(lows) > 0 if tested else None,
               control=f"the least needed head {least:.3f}"),
-        *rank_claims(views, tested),
-        spread("a head sharper than the most needed one: its effect, as a share of that one's",
-               shares, only(lambda x: x < 0.25), control="at most 0.25", mark=0.25),
-        *(Claim(f"its W_O set to 0: {what}", value, value, value, value == 0, control=control)
-          for what, value, control in zip(
-              ("largest change of its pattern", "largest ‖v W_O‖", "its effect"), mute,
-              ("a pattern needs no W_O", "it writes nothing",
-               f"with its own W_O {np.mean(needed):.3f}"), strict=True)),
-        *known_claims(),
     ]
+
+
+def silenced_claims(views):
+    """[Claim]: a head that can't write keeps its pattern, and does nothing."""
+    largest = [max(column) for column in zip(*(view.silenced for view in views), strict=True)]
+    before = np.mean([view.effects.mean[view.watcher].item() for view in views])
+    lines = {"largest change of its pattern": "a pattern needs no W_O",
+             "largest ‖v W_O‖": "it writes nothing",
+             "its effect": f"with its own W_O {before:.3f}"}
+    return [Claim(f"its W_O set to 0: {what}", value, value, value, value == 0, control=control)
+            for (what, control), value in zip(lines.items(), largest, strict=True)]
 
 
 def even_pattern(n_pos):

@@ -6,15 +6,18 @@
 
 Writes outputs/attention_visualization/attention.html, a page without network: choose a token and
 see where each head looks and, beside the pattern, what the loss rises by without the head.
+The three trainings take 20 s of CPU each, one thread, and are kept; all else 6 s. A pretrained
+model takes as many runs of the held-out texts as half its heads: --windows 8 is enough to begin.
 
 Claim: previous-token heads form, and the loss needs them; yet how sharp a pattern is does not say
-how much a head is needed. Where the truth is known by wiring, the needed head has the least
-sharp pattern of all, weighing by what is written finds the head that writes nothing and not the one
-that nobody reads, and ablation finds them all.
-Expected: every line passes.
+how much a head is needed, as ablation on other texts does. Where the truth is known by wiring, the
+needed head has the least sharp pattern of four that look alike; what is written tells the head that
+writes nothing, and not those that nobody reads; ablation tells them all.
+Expected: every line passes. Two lines are reported without a claim: what is written ranked the
+heads better than sharpness in seeds 0 to 2, by .43, but in seeds 3 to 5 by .10 (-.27 to .48).
 
 Chapter: COURSE_ROADMAP.md, 4 (QK and OV)
-Read before: attention.py, head_ablation.py; after: experiments/wired_circuits.py
+Read before: attention.py, head_ablation.py; after: experiments/attention_evidence.py
 Source: Elhage et al. 2021 (QK and OV); Jain & Wallace 2019 (attention is not explanation);
 Kobayashi et al. 2020 (the norm of what is written); Xiao et al. 2024 (attention sinks)
 """
