@@ -102,6 +102,15 @@ def scores(looks, tokens):
     return {name: value.nanmean(1) for name, value in values.items()}
 
 
+@torch.no_grad()
+def kept_z(model, tokens):
+    """An ActivationCache that holds every layer's z, the reference of an ablation."""
+    names = [get_act_name("z", layer) for layer in range(model.cfg.n_layers)]
+    with model.caching(names) as cache:
+        model.run_blocks(model.embed(tokens))
+    return cache
+
+
 def effects(model, tokens, mode="mean", *, reference=None, progress=None):
     """What the loss of each text rises by without a head: Effects [layer, head, batch], in nats a
     token.
@@ -109,10 +118,7 @@ def effects(model, tokens, mode="mean", *, reference=None, progress=None):
     reference: texts [row, pos] whose mean takes the head's place; the tokens themselves unless
     given. progress: is called after each layer.
     """
-    names = [get_act_name("z", layer) for layer in range(model.cfg.n_layers)]
-    with torch.no_grad(), model.caching(names) as cache:
-        model.run_blocks(model.embed(tokens if reference is None else reference))
-    rises = []
+    rises, cache = [], kept_z(model, tokens if reference is None else reference)
     for layer in range(model.cfg.n_layers):
         sets = [[(layer, head)] for head in range(model.cfg.n_heads)]
         rises.append(ablation_effects(model, tokens, sets, mode=mode, reference=cache).values)
@@ -128,7 +134,8 @@ def silenced(subject, head, mode):
     with torch.no_grad():
         mute.blocks[layer].attn.W_O[index] = 0
     before, after = (watched(model, subject.held_out) for model in (subject.model, mute))
-    effect = effects(mute, subject.held_out, mode).values[layer, index]
+    effect = ablation_effects(mute, subject.held_out, [[head]], mode=mode,
+                              reference=kept_z(mute, subject.held_out)).values
     changed = (before.pattern - after.pattern)[layer, :, index]
     return [each.abs().max().item() for each in (changed, after.written[layer, :, index], effect)]
 
@@ -160,14 +167,14 @@ class View:
 
 def view(subject, mode="mean", progress=None):
     """The View of a Subject. mode: of ablation, "mean" or "zero". progress: is called after each
-    layer whose heads were taken away."""
+    layer whose heads were taken away, on the held-out texts and on the one that is shown."""
     model, held_out = subject.model, subject.held_out
     looks, held = watched(model, subject.tokens), scores(watched(model, held_out), held_out)
     watcher = divmod(held["previous token"].argmax().item(), model.cfg.n_heads)
     fresh = GPT(model.cfg).eval()
     untrained = scores(watched(fresh, held_out), held_out)["previous token"].max().item()
     everywhere = effects(model, held_out, mode, progress=progress)
-    here = effects(model, subject.tokens, mode, reference=held_out).mean
+    here = effects(model, subject.tokens, mode, reference=held_out, progress=progress).mean
     return View(subject, looks, scores(looks, subject.tokens), held, here, everywhere,
                 untrained, watcher, silenced(subject, watcher, mode))
 

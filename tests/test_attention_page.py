@@ -226,6 +226,9 @@ def test_every_control_has_a_name_for_a_screen_reader(opened):
     unnamed = [node["role"]["value"] for node in controls
                if not node.get("name", {}).get("value") and node["role"]["value"] != "status"]
     assert len(controls) > 300 and unnamed == []
+    names = [node["name"]["value"] for node in controls]
+    assert "57: ·w57" in names and "layer 3" in names
+    assert any(name.startswith("head 0.0, needed: +0.") for name in names)
 
 
 def test_200_tokens_and_144_heads_are_drawn_without_lag(opened):

@@ -185,6 +185,8 @@ def test_a_page_is_plain_values_and_the_figures_are_drawn_from_it(seen):
     assert list(drawn) == ["attention", "written", "importance"]
     titles = [axes.get_title(loc="left") for axes in drawn["attention"].axes[:6]]
     assert titles == [f"{head['name']}   {head['effect']:+.3f}" for head in page["heads"]]
+    shown = torch.tensor(drawn["written"].axes[4].images[0].get_array().filled(0))
+    assert torch.allclose(shown.float(), seen.looks.weighed[1, 0, 1], atol=0.02)
 
 
 def test_the_title_says_which_head_comes_first():
