@@ -1,0 +1,145 @@
+"""A headless Chromium that is told what to do over a pipe, as its own developer tools do it: real
+mouse and key events, screenshots, and what the page asks the network for."""
+
+import base64
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "End": 35, "Home": 36, "ArrowLeft": 37,
+        "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+
+
+def installed():
+    """The path of a Chromium. Skips the test where there is none."""
+    for path in filter(None, map(shutil.which, NAMES)):
+        if subprocess.run([path, "--version"], capture_output=True).returncode == 0:
+            return path  # and not a stub that only says where to get it
+    pytest.skip("no Chromium is installed: apt-get install chromium")
+
+
+class Browser:
+    """One page of it. `asked` holds the addresses that the page asked for, `problems` what went
+    wrong in its scripts."""
+
+    def __init__(self, process, to, back):
+        self.process, self.to, self.back = process, to, back
+        self.numbers, self.unread = itertools.count(1), b""
+        self.asked, self.problems = [], []
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.send("Target.attachToTarget", targetId=target, flatten=True)
+        self.session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.send(f"{domain}.enable")
+
+    def send(self, method, **params):
+        """Asks for something and returns the answer, a dict."""
+        number = next(self.numbers)
+        message = {"id": number, "method": method, "params": params}
+        if not method.startswith("Target."):
+            message["sessionId"] = self.session
+        os.write(self.to, json.dumps(message).encode() + b"\0")
+        while (answer := self.read()).get("id") != number:
+            pass
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def read(self, seconds=60):
+        """The next message, within so many seconds."""
+        end = time.monotonic() + seconds
+        while b"\0" not in self.unread:
+            ready, _, _ = select.select([self.back], [], [], max(0, end - time.monotonic()))
+            assert ready, f"Chromium said nothing for {seconds} s"
+            piece = os.read(self.back, 1 << 20)
+            assert piece, "Chromium has gone"
+            self.unread += piece
+        message, _, self.unread = self.unread.partition(b"\0")
+        message = json.loads(message)
+        if message.get("method") == "Network.requestWillBeSent":
+            self.asked.append(message["params"]["request"]["url"])
+        logged = message.get("params", {}).get("entry", {}).get("level") == "error"
+        if logged or message.get("method") == "Runtime.exceptionThrown":
+            self.problems.append(message["params"])
+        return message
+
+    def open(self, path):
+        """Opens a file and waits until it is there."""
+        self.send("Page.navigate", url=path.as_uri())
+        while self.read().get("method") != "Page.loadEventFired":
+            pass
+
+    def run(self, expression):
+        """The value of a JavaScript expression."""
+        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True,
+                           awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def size(self, width, height):
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height,
+                  deviceScaleFactor=1, mobile=False)
+
+    def scheme(self, name):
+        """"light" or "dark", as the reader's system prefers it."""
+        self.send("Emulation.setEmulatedMedia",
+                  features=[{"name": "prefers-color-scheme", "value": name}])
+        self.run("new Promise(d => requestAnimationFrame(() => requestAnimationFrame(d)))")
+
+    def mouse(self, selector, click=False):
+        """Moves the mouse to the middle of an element."""
+        x, y = self.run(f"(() => {{ const box = document.querySelector({selector!r});"
+                        "box.scrollIntoView({block: 'nearest'}); const r = box."
+                        "getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2] "
+                        "})()")
+        kinds = ("mouseMoved", "mousePressed", "mouseReleased")[: 3 if click else 1]
+        for kind in kinds:
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, clickCount=1,
+                      button="none" if kind == "mouseMoved" else "left")
+
+    def key(self, *names, shift=False):
+        """Presses keys, one after another."""
+        for name in names:
+            for kind in ("keyDown", "keyUp"):
+                text = {"text": {"Enter": "\r"}.get(name, name)} if name in ("Enter", " ") else {}
+                self.send("Input.dispatchKeyEvent", type=kind, key=name, modifiers=8 * shift,
+                          windowsVirtualKeyCode=KEYS[name],
+                          **(text if kind == "keyDown" else {}))
+
+    def screenshot(self, path):
+        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
+
+
+@contextlib.contextmanager
+def browser(profile):
+    """A Browser, whose files lie in the folder `profile`. Skips the test where none is installed.
+    """
+    program = installed()
+    (from_us, to), (back, from_it) = os.pipe(), os.pipe()
+    ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (from_us, from_it)]
+
+    def place():  # it reads from descriptor 3 and writes to 4
+        os.dup2(ends[0], 3)
+        os.dup2(ends[1], 4)
+
+    process = subprocess.Popen(
+        [program, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe",
+         "--disable-background-networking", f"--user-data-dir={profile}"],
+        close_fds=False, preexec_fn=place, stderr=subprocess.DEVNULL)
+    for end in (*ends, from_us, from_it):
+        os.close(end)
+    try:
+        yield Browser(process, to, back)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(to)
+        os.close(back)

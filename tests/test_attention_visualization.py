@@ -1,0 +1,265 @@
+"""What attention_visualization.py measures, claims and refuses; the page itself is tested in
+test_attention_page.py."""
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import quick_run, tiny_model, tiny_tokens
+from test_bad_input import complaint
+
+from checkpoint import export_pretrained, load_model
+from config import ModelConfig
+from experiments.attention_evidence import (
+    Subject,
+    claims_of,
+    effects,
+    even_pattern,
+    head_facts,
+    idle_share,
+    known_claims,
+    rank_correlation,
+    scores,
+    silenced,
+    view,
+    watched,
+    wired_views,
+)
+from experiments.attention_visualization import (
+    PAGE,
+    STORY,
+    figures,
+    main,
+    packed,
+    page_of,
+    patterns_of,
+    sharp_and_needed,
+    write_page,
+)
+from metrics import Effects, per_token_loss
+from model import GPT
+from tokenizer import BPETokenizer, CharTokenizer
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """A View of a scrambled tiny model."""
+    subject = Subject("tiny", tiny_model(), CharTokenizer().fit("abcdefghijk"),
+                      tiny_tokens(1, 6, seed=5), tiny_tokens(8, 7))
+    return view(subject)
+
+
+# What is measured
+
+
+def test_what_is_written_is_the_norm_of_what_the_heads_add(seen):
+    model, tokens = tiny_model(), tiny_tokens()
+    looks = watched(model, tokens)
+    _, cache = model.run_with_cache(tokens, ["blocks.1.attn.hook_v", "blocks.1.hook_resid_pre"])
+    for batch, head, query, key in [(0, 2, 5, 3), (1, 0, 6, 6), (1, 1, 4, 0)]:
+        value = cache["v", 1][batch, key, head] @ model.blocks[1].attn.W_O[head]
+        share = value.norm() / cache["resid_pre", 1][batch, query].norm()
+        assert looks.written[1, batch, head, key].item() == pytest.approx(value.norm().item())
+        assert looks.weighed[1, batch, head, query, key].item() == pytest.approx(
+            (looks.pattern[1, batch, head, query, key] * share).item(), rel=1e-4)
+
+
+def test_sharpness_is_0_for_even_attention_and_1_for_one_key(seen):
+    looks = watched(tiny_model(), tiny_tokens())
+    pattern = torch.zeros_like(looks.pattern)
+    pattern[0] = even_pattern(7)
+    pattern[1, ..., 0] = 1.0
+    found = scores(type(looks)(pattern, looks.written, looks.stream), tiny_tokens())
+    assert found["sharpness"].tolist() == [pytest.approx([0.0] * 3, abs=1e-6), [1.0] * 3]
+    assert found["first token"][1].tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("mode", ["mean", "zero"])
+def test_an_effect_is_what_the_loss_rises_by_where_the_head_is_replaced_by_hand(mode):
+    model, tokens, others = tiny_model(), tiny_tokens(3), tiny_tokens(4, 5, seed=9)
+    found = effects(model, tokens, mode, reference=others).values
+    name = "blocks.1.attn.hook_z"
+    with torch.no_grad():
+        z = model.run_with_cache(others, name)[1][name][:, :, 2].mean((0, 1))
+        intact = per_token_loss(model(tokens), tokens, reduction="none")
+
+        def edit(tensor, hook):
+            tensor = tensor.clone()
+            tensor[:, :, 2] = z if mode == "mean" else 0.0
+            return tensor
+
+        without = model.run_with_hooks(tokens, fwd_hooks=[(name, edit)])
+    rise = per_token_loss(without, tokens, reduction="none") - intact
+    assert torch.allclose(found[1, 2], rise, atol=1e-5) and rise.abs().min() > 1e-3
+
+
+def test_a_silenced_head_keeps_its_pattern_and_does_nothing(seen):
+    for head in [(0, 0), (1, 2)]:
+        assert silenced(seen.subject, head, "mean") == [0.0, 0.0, 0.0]
+    assert seen.effects.mean.abs().min() > 1e-4  # and it did something before
+
+
+def test_the_wired_idle_heads_have_the_prettier_patterns():
+    for values, needed in wired_views(2):
+        assert needed.sum() == 1 and len(needed) == 4
+        assert values["previous token"][~needed].min() > values["previous token"][needed]
+        assert values["effect"][needed] > 1 > 1e-4 > values["effect"][~needed].abs().max()
+        assert values["written"][~needed].min() < 1e-12  # the one that writes nothing
+        assert values["written"][~needed].max() > 0.01  # and the ones that nobody reads
+    assert all(claim.holds for claim in known_claims())
+
+
+def test_the_rank_correlation_is_that_of_ranks_and_its_interval_holds_it():
+    effect = torch.tensor([0.1, 3.0, 0.2, 5.0, 0.7, 0.3])
+    value, low, high = rank_correlation(effect.exp(), effect)
+    assert value == pytest.approx(1.0) and low == pytest.approx(1.0)
+    shuffled = torch.tensor([2.0, 1.0, 4.0, 3.0, 6.0, 5.0])  # d = 1 six times: 1 - 6 * 6 / 210
+    value, low, high = rank_correlation(shuffled, torch.arange(6.0))
+    assert value == pytest.approx(1 - 36 / 210) and low < value <= high
+    more, *_ = rank_correlation(effect, effect, other=-effect)
+    assert more == pytest.approx(2.0)
+
+
+def test_the_idle_share_looks_only_at_sharper_heads(seen):
+    class Two:
+        def of_heads(self, name):
+            return torch.tensor({"sharpness": [0.5, 0.6, 0.2], "effect": [2.0, 0.5, 0.1]}[name])
+
+    assert idle_share(Two()) == 0.25
+
+
+def test_heads_are_told_apart_by_their_intervals(seen):
+    values = torch.zeros(2, 3, 8)
+    values[0, 1], values[1, 2] = torch.tensor([0.5, 0.6] * 4), torch.tensor([-0.5, -0.6] * 4)
+    values[1, 0] = torch.tensor([0.5, -0.6] * 4)
+    facts = {fact["name"]: fact for fact in head_facts(replace(seen, effects=Effects(values)))}
+    verdicts = {name: fact["verdict"] for name, fact in facts.items()}
+    assert verdicts == {"0.0": "idle", "0.1": "needed", "0.2": "idle", "1.0": "idle",
+                        "1.1": "idle", "1.2": "harmful"}
+    assert facts["0.1"]["effect"] == pytest.approx(0.55)
+    assert 0.5 <= facts["0.1"]["low"] < 0.55 < facts["0.1"]["high"] <= 0.6
+
+
+def test_claims_on_what_training_makes_are_only_reported_for_other_models(seen):
+    reported, claimed = claims_of([seen], tested=False), claims_of([seen])
+    assert [claim.holds for claim in reported[:6]] == [None] * 6
+    assert all(claim.holds for claim in reported[6:])
+    # A scrambled model has no previous-token head, and its claim fails.
+    assert claimed[0].holds is False and claimed[0].claim.startswith("the best previous-token")
+
+
+# The page
+
+
+def test_patterns_come_back_as_they_were_packed(seen):
+    pattern = seen.looks.pattern[:, 0]
+    page = {"tokens": "abcdef", "heads": range(6), "patterns": packed(pattern)}
+    assert torch.allclose(torch.tensor(patterns_of(page)).float(), pattern.flatten(0, 1),
+                          atol=0.5 / 255 + 1e-6)
+
+
+def test_the_page_holds_its_data_whatever_the_tokens_are_and_nothing_from_elsewhere(tmp_path):
+    page = {"tokens": ["</script>", "<!--", "\u2028", '"'], "x": 1}
+    write_page(tmp_path / "page.html", page)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    data = re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.DOTALL)
+    assert json.loads(data[1]) == page
+    assert not re.findall(r"https?:|\bsrc=|\bimport\b|fetch\(|@import|url\(", text)
+    assert "default-src 'none'" in text
+
+
+def test_the_template_is_short_and_its_lines_are_too():
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 300 and max(map(len, lines)) <= 110
+
+
+def test_a_page_is_plain_values_and_the_figures_are_drawn_from_it(seen):
+    class Config:
+        ablation = "mean"
+
+    page = json.loads(json.dumps(page_of(seen, Config), allow_nan=False))
+    drawn = figures({"page": page, "models": {"tiny": head_facts(seen)}})
+    assert list(drawn) == ["attention", "written", "importance"]
+    titles = [axes.get_title(loc="left") for axes in drawn["attention"].axes[:6]]
+    assert titles == [f"{head['name']}   {head['effect']:+.3f}" for head in page["heads"]]
+    shown = torch.tensor(drawn["written"].axes[4].images[0].get_array().filled(0))
+    assert torch.allclose(shown.float(), seen.looks.weighed[1, 0, 1], atol=0.02)
+
+
+def test_the_title_says_which_head_comes_first():
+    heads = [{"name": "0.0", "effect": 0.5, "scores": {"sharpness": [0, 0.2]}},
+             {"name": "0.1", "effect": 0.1, "scores": {"sharpness": [0, 0.9]}}]
+    assert sharp_and_needed(heads, "sharpness") == (
+        "Head 0.1 has the sharpest pattern and costs 0.100 nats a token; head 0.0 is needed most: "
+        "0.500")
+    heads[1]["effect"] = 0.7
+    assert "0.1 has the sharpest pattern and is needed most" in sharp_and_needed(heads, "sharpness")
+
+
+# The program
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model in Hugging Face's layout, with 2 layers and, in "none", without any."""
+    place, tokenizer = tmp_path_factory.mktemp("pretrained"), BPETokenizer()
+    for name, n_layers in (("two", 2), ("none", 0)):
+        cfg = ModelConfig(n_layers=n_layers, n_heads=2, d_model=8, n_ctx=32, d_vocab=256,
+                          tie_embeddings=True)
+        export_pretrained(place / name, GPT(cfg), tokenizer)
+    (place / "short.txt").write_text("abc")
+    return place
+
+
+@pytest.mark.parametrize(("flags", "told"), [
+    (["--run_name", "nope"], "no run 'nope'"),
+    (["--model", "{}/none"], "has n_layers=0, and so no heads to look at"),
+    (["--model", "{}/two", "--run_name", "x"], "are both given; choose one"),
+    (["--model", "{}/two", "--text", "a" * 40], "has 40 tokens, and {}/two reads 2 to n_ctx=32"),
+    (["--model", "{}/two", "--text", "a"], "has 1 tokens"),
+    (["--model", "{}/two", "--held_out", "{}/short.txt"], "3 held-out tokens are not two windows"),
+    (["--model", "{}/two", "--held_out", "{}/nowhere.txt"], "No such file"),
+    (["--text", " \n"], "text=' \\n' is empty"),
+    (["--text", "zebra"], "unknown words 'zebra'"),
+    (["--text", "Ola " * 41], "the text has 41 tokens, and seed 0 reads 2 to n_ctx=40"),
+    (["--windows", "1"], "windows=1 is not possible"),
+    (["--ablation", "median"], "median"),
+    (["--seeds", "-1"], "seeds=[-1] is not possible"),
+    (["--out_dir", "{}/short.txt"], "choose another --out_dir"),
+])
+def test_what_is_asked_for_wrongly_is_one_line(tmp_path, folder, capsys, flags, told):
+    flags = [flag.replace("{}", str(folder)) for flag in flags]
+    line = complaint(main, ["--out_dir", str(tmp_path), *flags], capsys)
+    assert told.replace("{}", str(folder)) in line
+    assert not list(tmp_path.glob("*/*"))
+
+
+def test_a_pretrained_model_is_looked_at(tmp_path, folder, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--out_dir", str(tmp_path), "--model", str(folder / "two"), "--windows", "4",
+              "--text", "One two, one two."])
+    assert exit_.value.code == 0
+    result = json.loads((tmp_path / "attention_visualization" / "results.json").read_text())
+    assert "".join(result["page"]["tokens"]) == "One two, one two."
+    assert [head["name"] for head in result["page"]["heads"]] == ["0.0", "0.1", "1.0", "1.1"]
+
+
+@pytest.mark.slow
+def test_a_quick_run_writes_everything_and_gives_the_same_again(tmp_path):
+    printed, result = quick_run("attention_visualization", tmp_path)
+    place = tmp_path / "attention_visualization"
+    assert "PASS" in printed and "FAIL" not in printed
+    assert {path.name for path in place.iterdir()} == {
+        "attention.html", "attention.png", "written.png", "importance.png", "results.json",
+        "seed_0", "seed_1", "seed_2"}
+    assert list(result["models"]) == ["seed 0", "seed 1", "seed 2"]
+    page, before = place / "attention.html", (place / "attention.html").read_bytes()
+    assert quick_run("attention_visualization", tmp_path)[1] == result
+    assert page.read_bytes() == before
+    model, tokenizer = load_model(place / "seed_1")
+    with torch.no_grad():
+        logits = model(torch.tensor([tokenizer.encode(STORY)]))
+    assert math.isfinite(logits.sum())
