@@ -4,9 +4,9 @@ Every row is a segment of distinct random tokens, filling around it, and the seg
 long it is, where it begins and how far apart the two are differ from row to row. One row in four
 is a *map* in its place: a few tokens, each of which is always followed by the same one of them,
 but for random jumps. Segments alone can be told without an induction head: all tokens of a row come
-again at one distance, which a model may learn to find and to look back by. A map has no such
-distance, unless it is a circle, in which each token follows one alone: then its size is one, and
-trained with `circles` in place of maps the model finds it. The loss falls, and no head scores.
+again at one distance, which a model may learn to find and to look back by; in a map no one distance
+holds. It must be no circle, in which each token also follows one alone: trained with `circles` in
+place of maps the model finds another way, on which its loss falls and no head scores.
 
     model, history = trained(Path("outputs/induction_head_detection"), seed=0)
     found = circuit(model)            # found.previous, found.induction: (layer, head)

@@ -50,13 +50,14 @@ def texts_of(model, **kind):
 
 
 def composition(model, found):
-    """The previous-token head's z-scores with each input of the induction head, and of the other
-    heads of its layer with the same head's keys: how many standard deviations above DRAWS draws
-    of random matrices. {"K": z, "Q": z, "V": z, "other K": [z]}."""
+    """How well the weights of two heads fit: by how many standard deviations more than DRAWS draws
+    of random matrices do. {"K", "Q", "V": z of the previous-token head with that input of the
+    induction head; "other K", "other V": [z] of the other heads below it}."""
     z = {kind: composition_scores(model, kind, n_draws=DRAWS).z for kind in "KQV"}
-    pair = (*found.previous, *found.induction)
-    others = [z["K"][(*head, *found.induction)].item() for head in found.others]
-    return {kind: z[kind][pair].item() for kind in "KQV"} | {"other K": others}
+    own = {kind: z[kind][(*found.previous, *found.induction)].item() for kind in "KQV"}
+    others = {f"other {kind}": [z[kind][(*head, *found.induction)].item() for head in found.others]
+              for kind in "KV"}
+    return own | others
 
 
 @torch.no_grad()

@@ -123,6 +123,9 @@ def composed(claim, mean):
               control=f"Q {mean(lambda found: found['composition']['Q'])}, "
                       f"V {mean(lambda found: found['composition']['V'])}, other head "
                       f"{mean(lambda found: max(found['composition']['other K']))}"),
+        claim("the other head into the induction head's values, V-composition (z)",
+              lambda found: max(found["composition"]["other V"]),
+              control=f"without that head the loss rises by {mean(most_without_others)}"),
     ]
 
 
