@@ -14,7 +14,7 @@ how much a head is needed, as ablation on other texts does. Where the truth is k
 needed head has the least sharp pattern of four that look alike; what is written tells the head that
 writes nothing, and not those that nobody reads; ablation tells them all.
 Expected: every line passes but two without a claim: what is written ranked the heads better than
-sharpness in seeds 0 to 2, by .43, but in seeds 3 to 5 by .10 (-.27 to .48).
+sharpness by .25 (-.17 to .66) in seeds 0 to 2, by .42 (.07 to .78) in seeds 3 to 5.
 
 Chapter: COURSE_ROADMAP.md, 4 (QK and OV)
 Read before: attention.py, head_ablation.py; after: experiments/attention_evidence.py
