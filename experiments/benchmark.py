@@ -49,6 +49,7 @@ from experiments.benchmark_tools import (
     random_tokens,
     reading_claims,
 )
+from experiments.benchmark_trainings import experiment_claims
 from experiments.common import claim_of, perform, take_turns
 from generate import generate
 from losses import cross_entropy
@@ -267,7 +268,7 @@ def run(cfg, folder):
     """{"claims": list of Claim}. cfg: a BenchmarkConfig."""
     cfg = dataclasses.replace(cfg, rounds=1) if cfg.quick else cfg
     parts = (training_claims, forward_claims, decoding_claims, reading_claims, patching_claims,
-             start_claims)
+             start_claims, experiment_claims)
     return {"claims": [claim for part in parts for claim in part(cfg)]}
 
 
