@@ -105,7 +105,7 @@ class ModelConfig:
 class TrainConfig:
     """How to train."""
 
-    max_steps: int = option(2750, "steps of the optimiser")
+    max_steps: int = option(2850, "steps of the optimiser")
     batch_size: int = option(12, "windows a step, on all devices together")
     accumulate: int = option(1, "go through a device's windows in so many parts, to save memory")
     optimizer: Literal["muon", "adamw"] = option(
