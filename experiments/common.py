@@ -22,7 +22,7 @@ from checkpoint import save_checkpoint
 from config import Config, check, config_from_dict, flag_parser, option
 from utils import Progress, UserError, atomic_write, read_json, write_json
 
-HEADINGS = ("claim", "reported", "measured", "interval", "null, control or mark", "")
+HEADINGS = ("claim", "reported", "measured", "range, or 95 %", "null, control or mark", "")
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,12 @@ class ExperimentConfig:
         check(self, "seeds", lambda seeds: len(seeds) and min(seeds) >= 0, "one or more, from 0")
         check(self, "threads", lambda n: n >= 1, "1 or more")
 
+    @property
+    def folder_suffix(self):
+        """What the results of another model are kept apart by."""
+        given = (getattr(self, name, None) for name in ("run_name", "model"))
+        return "".join(f"_{Path(name).name}" for name in given if name)
+
 
 def experiment_folder(name, out_dir):
     """out_dir/name, made before anything is computed. UserError where it can't be written to."""
@@ -111,9 +117,11 @@ def kept(path, settings, make, retrain=False):
     """What `make()` returns, a dict of tensors and plain values, from the file `path` where it was
     made with the same settings; else it is made, and written there. retrain: made in any case.
 
-    settings: a dict of all that it depends on, but for the version of torch, which is added.
+    settings: a dict of all that it depends on, but for torch's version and the number of threads,
+    which are added. It does not see an edit of the code: then, retrain.
     """
-    settings = json.loads(json.dumps(settings | {"torch": torch.__version__}))
+    added = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    settings = json.loads(json.dumps(settings | added))
     if not retrain and path.exists():
         with contextlib.suppress(Exception):  # what can't be read is made anew
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -148,13 +156,14 @@ def perform(kind, run, figures, about, *, argv=None):
     kind: its config, a dataclass with threads and out_dir. run(cfg, folder) -> {"claims": list of
     Claim, plain values}. figures(result) -> {name: Figure}. about: its docstring; its first line
     says what it shows. The config's `folder_suffix`, where it has one, is added to the folder's
-    name, so that what was found in another model lies beside the experiment's own results.
+    name, and "_quick" for a quick one, so that these lie beside the experiment's own results.
     """
     began, title = time.monotonic(), about.split("\n")[0]
     cfg = config_from_dict(kind, vars(flag_parser(kind, title).parse_args(argv)))
     name = next(line.split("/")[-1].split(".py")[0] for line in about.split("\n")
                 if "python experiments/" in line)
-    folder = experiment_folder(name + getattr(cfg, "folder_suffix", ""), cfg.out_dir)
+    name += getattr(cfg, "folder_suffix", "") + "_quick" * getattr(cfg, "quick", False)
+    folder = experiment_folder(name, cfg.out_dir)
     with torch_threads(cfg.threads):
         result = run(cfg, folder)
     result |= {"about": title, "settings": asdict(cfg), "torch": torch.__version__}
@@ -170,8 +179,8 @@ def conclude(result, folder, figures=None, seconds=None):
     write_json(folder / "results.json", result | {"claims": as_dicts(result["claims"])})
     for name, figure in (figures or {}).items():
         plotting.save(figure, folder / f"{name}.png")
-    write_index(folder.parent)
     print(claims_table(result["claims"]))
+    write_index(folder.parent)
     print(f"\nwritten to {folder}" + (f" in {seconds:.0f} s" if seconds else ""))
     raise SystemExit(exit_code(result["claims"]))
 
@@ -188,8 +197,11 @@ def write_index(out_dir):
     parts = []
     for file in sorted(Path(out_dir).glob("*/results.json")):
         result, name = read_json(file), file.parent.name
-        claims = [Claim(**{key: value for key, value in claim.items() if key != "verdict"})
-                  for claim in result.get("claims", ())]
+        try:
+            claims = [Claim(**{key: value for key, value in claim.items() if key != "verdict"})
+                      for claim in result.get("claims", ())]
+        except (TypeError, AttributeError):
+            raise UserError(f"{file} is not an experiment's results; move it away") from None
         rows = [HEADINGS, *(claim.cells() for claim in claims)]
         lines = ["<tr>" + "".join(f'<td class="{cell}">{html.escape(cell)}</td>'
                                   for cell in row) + "</tr>" for row in rows]

@@ -77,7 +77,9 @@ def losses_of(logits, recipe, frequencies):
     for suffix, some in frequencies.items():
         kept_part = restricted(logits, some).flatten(0, 1)
         rest = excluded(logits, some).flatten(0, 1)[known]
+        unseen = restricted(logits, some, ~known.view(logits.shape[:2])).flatten(0, 1)[~known]
         found["restricted" + suffix] = cross_entropy(kept_part, answers).item()
+        found["unseen" + suffix] = cross_entropy(unseen, answers[~known]).item()
         found["excluded" + suffix] = cross_entropy(rest, answers[known]).item()
     return found
 
@@ -126,7 +128,7 @@ def measured(recipe, state, name):
     when = {f"{key}_known": first(steps, curves[f"{key}_accuracy"], lambda share: share >= KNOWN)
             for key in ("train", "test")}
     when |= {f"{key}_falls": first(steps, curves[key], lambda loss: loss < low)
-             for key in ("restricted", "restricted_others", "test_loss")}
+             for key in ("unseen", "unseen_others", "test_loss")}
     return {"steps": steps, "curves": curves, "when": when, "final": final, **early}
 
 
@@ -146,7 +148,7 @@ def claims_on_time(claim, seeds, p, symmetric):
     """What is reached when. claim: what `over` returns; symmetric: (a, b) was on the side of
     (b, a)."""
     low = math.log(p) / 2
-    others = ", ".join(f"{run['when']['restricted_others_falls']:.4g}" for run in seeds)
+    others = ", ".join(f"{run['when']['unseen_others_falls']:.4g}" for run in seeds)
 
     def known_then(run):
         then = run["when"]["train_known"]
@@ -163,9 +165,11 @@ def claims_on_time(claim, seeds, p, symmetric):
               lambda run: run["when"]["test_known"] / run["when"]["train_known"],
               lambda ratio: ratio >= 5, reported="Nanda et al.: 6.7 to 10",
               control="at least 5", mark=5.0),
-        claim(f"below {low:.2f} nats test loss is so many times later than restricted loss",
-              lambda run: run["when"]["test_loss_falls"] / run["when"]["restricted_falls"],
-              lambda ratio: ratio > 1, control=f"of other frequencies: step {others}")]
+        claim(f"below {low:.2f} nats test loss is so many times later than that of the waves, "
+              "taken from and judged on other pairs",
+              lambda run: run["when"]["test_loss_falls"] / run["when"]["unseen_falls"],
+              lambda ratio: ratio >= 1.5, mark=1.5,
+              control=f"at least 1.5; of other frequencies: step {others}")]
 
 
 def claims_on_waves(claim, seeds, p):
@@ -207,7 +211,7 @@ def claims_on_waves(claim, seeds, p):
 def claims_of_controls(runs, judged):
     """That nothing generalises, and no wave stands out, where it must not."""
     lines = []
-    for name, text, most in (("no_decay", "without weight decay", 0.5),
+    for name, text, most in (("no_decay", "without weight decay", 0.1),
                              ("random_answers", "answers drawn at random", 0.1)):
         if name not in runs:
             continue
@@ -249,9 +253,9 @@ def accuracy_panel(axes, runs, p):
 def loss_panel(axes, run, p):
     """Draws the losses of one training, whole, restricted and excluded; says which falls first."""
     names = {"train_loss": "trained on", "test_loss": "others",
-             "restricted": "all, by the key frequencies alone",
+             "unseen": "others, by the key frequencies alone",
              "excluded": "trained on, without the key frequencies"}
-    alone, whole = run["when"]["restricted_falls"], run["when"]["test_loss_falls"]
+    alone, whole = run["when"]["unseen_falls"], run["when"]["test_loss_falls"]
     bare_axes(axes, f"Below {math.log(p) / 2:.1f} nats: the key frequencies alone at step {alone}, "
               f"the whole model on the others at step {whole}", "step (log scale)",
               "loss (nats, log scale)")

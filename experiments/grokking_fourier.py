@@ -38,26 +38,38 @@ def sums(p):
     return (numbers[:, None] + numbers) % p
 
 
-def mean_by_sum(values):
-    """The mean of values [a, b, ...] over all pairs of each sum, [sum, ...]."""
+def mean_by_sum(values, pairs=None):
+    """The mean of values [a, b, ...] over the pairs of each sum, [sum, ...]: all of them, or those
+    in `pairs`, [a, b], bool."""
     p = len(values)
+    counted = torch.ones(p, p) if pairs is None else pairs
+    counted = counted.to(values).view(p, p, *[1] * (values.ndim - 2))
     totals = values.new_zeros(p, *values.shape[2:])
-    return totals.index_add_(0, sums(p).flatten(), values.flatten(0, 1)) / p
+    totals.index_add_(0, sums(p).flatten(), (values * counted).flatten(0, 1))
+    n = torch.zeros_like(totals).index_add_(
+        0, sums(p).flatten(), counted.expand_as(values).flatten(0, 1))
+    return totals / n.clamp(min=1)
 
 
-def sum_waves(values, frequencies):
+def sum_waves(values, frequencies, pairs=None):
     """The part of values [a, b, ...] that is made of cos w_k(a + b) and sin w_k(a + b), k in
-    `frequencies`: the projection onto these waves, of the same shape."""
+    `frequencies`: the projection onto these waves, of the same shape. pairs: as `mean_by_sum`."""
     p = len(values)
     waves = waves_of(frequencies, p)
-    part = waves.T @ (waves @ mean_by_sum(values).flatten(1))  # [sum, …]
+    part = waves.T @ (waves @ mean_by_sum(values, pairs).flatten(1))  # [sum, …]
     return part.view(p, *values.shape[2:])[sums(p)]
 
 
-def restricted(logits, frequencies):
+def restricted(logits, frequencies, pairs=None):
     """Logits [a, b, c] with nothing left but the waves of a + b at some frequencies, and the mean
-    over all pairs, which says nothing about them."""
-    return sum_waves(logits, frequencies) + logits.mean((0, 1))
+    over all pairs, which says nothing about them.
+
+    pairs: where the waves are taken from. Of all pairs, they are lowered by learning by heart too:
+    each pair that is known adds its answer to the mean of its sum.
+    """
+    where = slice(None) if pairs is None else pairs
+    mean = logits.flatten(0, 1)[where if pairs is None else where.flatten()].mean(0)
+    return sum_waves(logits, frequencies, pairs) + mean
 
 
 def excluded(logits, frequencies):

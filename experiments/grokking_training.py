@@ -100,6 +100,11 @@ class GrokkingConfig(ExperimentConfig):
         ):
             check(self, name, lambda value, holds=holds: value is None or holds(value), wanted)
 
+    @property
+    def folder_suffix(self):
+        """What the results of Nanda et al.'s setting are kept apart by."""
+        return "_canonical" * self.canonical
+
     def recipes(self):
         """{name: Recipe} of all that is trained: each seed, and two controls with the first."""
         shape = QUICK if self.quick else CANONICAL if self.canonical else SHAPE

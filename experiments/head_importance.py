@@ -72,11 +72,6 @@ class ImportanceConfig(ExperimentConfig):
         check(self, "windows", lambda n: n >= 8, "8 or more")
         check(self, "orders", lambda n: n >= 20, "20 or more")
 
-    @property
-    def folder_suffix(self):
-        """What is added to the folder's name, so that another run's results lie beside our own."""
-        return f"_{Path(self.run_name).name}" if self.run_name else ""
-
 
 # What is measured
 

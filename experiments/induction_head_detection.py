@@ -62,11 +62,6 @@ class InductionConfig(ExperimentConfig):
         if self.model is not None and not is_pretrained(self.model):
             GPT.from_pretrained(self.model)  # says which there are
 
-    @property
-    def folder_suffix(self):
-        """What the results of another model are kept apart by."""
-        return "".join(f"_{Path(name).name}" for name in (self.run_name, self.model) if name)
-
     def recipe(self, **changes):
         """The Recipe of a training."""
         return Recipe(steps=min(self.steps, 30) if self.quick else self.steps, **changes)

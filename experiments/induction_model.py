@@ -161,7 +161,8 @@ def trained(folder, seed, recipe=None, *, retrain=False):
         return as_run(model, CharTokenizer().fit(WORDS), history=history)
 
     state = kept(Path(folder) / f"{kind}seed_{seed}" / "checkpoint.pt",
-                 asdict(recipe) | {"seed": seed}, make, retrain)
+                 asdict(recipe) | {"seed": seed, "unknown": UNKNOWN, "jumps": JUMPS,
+                                   "texts": asdict(Repeats(recipe.n_ctx + 1))}, make, retrain)
     model = GPT(cfg, seed=None)
     model.load_state_dict(state["model"])
     return model.eval(), state["history"]

@@ -44,4 +44,4 @@ def quick_run(name, folder):
     run = subprocess.run([sys.executable, program, "--quick", "--out_dir", folder],
                          capture_output=True, text=True, cwd=folder, timeout=240)
     assert run.returncode == 0, run.stderr
-    return run.stdout, json.loads((folder / name / "results.json").read_text())
+    return run.stdout, json.loads((folder / f"{name}_quick" / "results.json").read_text())

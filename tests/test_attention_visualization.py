@@ -146,7 +146,7 @@ def test_heads_are_told_apart_by_their_intervals(seen):
 def test_claims_on_what_training_makes_are_only_reported_for_other_models(seen):
     reported, claimed = claims_of([seen], tested=False), claims_of([seen])
     assert [claim.holds for claim in reported[:6]] == [None] * 6
-    assert all(claim.holds for claim in reported[6:])
+    assert all(claim.holds is not False for claim in reported[6:])
     # A scrambled model has no previous-token head, and its claim fails.
     assert claimed[0].holds is False and claimed[0].claim.startswith("the best previous-token")
 
@@ -242,7 +242,7 @@ def test_a_pretrained_model_is_looked_at(tmp_path, folder, capsys):
         main(["--out_dir", str(tmp_path), "--model", str(folder / "two"), "--windows", "4",
               "--text", "One two, one two."])
     assert exit_.value.code == 0
-    result = json.loads((tmp_path / "attention_visualization" / "results.json").read_text())
+    result = json.loads((tmp_path / "attention_visualization_two" / "results.json").read_text())
     assert "".join(result["page"]["tokens"]) == "One two, one two."
     assert [head["name"] for head in result["page"]["heads"]] == ["0.0", "0.1", "1.0", "1.1"]
 
@@ -250,7 +250,7 @@ def test_a_pretrained_model_is_looked_at(tmp_path, folder, capsys):
 @pytest.mark.slow
 def test_a_quick_run_writes_everything_and_gives_the_same_again(tmp_path):
     printed, result = quick_run("attention_visualization", tmp_path)
-    place = tmp_path / "attention_visualization"
+    place = tmp_path / "attention_visualization_quick"
     assert "PASS" in printed and "FAIL" not in printed
     assert {path.name for path in place.iterdir()} == {
         "attention.html", "attention.png", "written.png", "importance.png", "results.json",

@@ -297,7 +297,7 @@ def test_a_line_holds_only_where_it_does_for_every_seed():
 def test_the_quick_run_writes_everything(tmp_path):
     printed, result = quick_run("feature_superposition_toy_model", tmp_path)
     assert len(result["claims"]) == 13 and printed.count("\n|") >= 14
-    folder = tmp_path / "feature_superposition_toy_model"
+    folder = tmp_path / "feature_superposition_toy_model_quick"
     for name in ("polytopes", "plateau", "phases"):
         assert (folder / f"{name}.png").stat().st_size > 10_000
     assert len(list((folder / "seed_0").glob("*.pt"))) == 9

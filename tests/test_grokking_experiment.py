@@ -331,7 +331,7 @@ def test_the_program_writes_everything_in_a_small_run(tmp_path):
     printed, results = quick_run("grokking_experiment", tmp_path)
     assert "key frequencies" in printed
     assert len(results["claims"]) == 15
-    folder = tmp_path / "grokking_experiment"
+    folder = tmp_path / "grokking_experiment_quick"
     assert all((folder / f"{name}.png").stat().st_size > 10_000
                for name in ("grokking", "frequencies"))
     load_model(folder / "seed_0")

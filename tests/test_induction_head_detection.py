@@ -462,7 +462,7 @@ def test_the_whole_experiment_in_small(tmp_path):
     assert "previous-token to induction head, K-composition" in printed
     assert [found["seed"] for found in result["seeds"]] == [0, 1, 2]
     assert not any(claim["holds"] for claim in result["claims"])
-    folder = tmp_path / "induction_head_detection"
+    folder = tmp_path / "induction_head_detection_quick"
     assert (folder / "induction.png").stat().st_size > 10_000
     assert load_model(folder / "seed_0")[0].cfg.n_layers == 2
     assert (tmp_path / "index.html").exists()

@@ -69,4 +69,4 @@ def test_a_quick_race_writes_what_it_measured(tmp_path):
         seconds, losses = zip(*points, strict=True)
         assert len(points) == race.LOOKS and list(seconds) == sorted(seconds), name
         assert losses[-1] < losses[0] < 3.7, name
-    assert (tmp_path / "race" / "race.png").stat().st_size > 10_000
+    assert (tmp_path / "race_quick" / "race.png").stat().st_size > 10_000

@@ -363,4 +363,4 @@ def test_a_quick_run_passes_every_claim(tmp_path):
     printed, result = quick_run("wired_circuits", tmp_path)
     assert printed.count("PASS") == len(result["claims"]) > 50 and "FAIL" not in printed
     assert {row["circuit"] for row in result["rows"]} == set(NAMES)
-    assert (tmp_path / "wired_circuits" / "wired_circuits.png").stat().st_size > 10_000
+    assert (tmp_path / "wired_circuits_quick" / "wired_circuits.png").stat().st_size > 10_000
