@@ -95,12 +95,14 @@ def of_phases(table):
     """One feature too many."""
     lines = []
     for name in table.found[0]["phases"]:
-        densities, importances, single = (table.mean("phases", name, key) for key in (
-            "density_shuffled", "importance_shuffled", "single"))
+        densities, importances, single, away, everywhere = (
+            table.mean("phases", name, key) for key in (
+                "density_shuffled", "importance_shuffled", "single", "away", "agree_all"))
         lines.append(table.line(
             f"phases of ({name}): share of cells, boundaries left out, that are as the closed form",
-            ("phases", name, "agree"), f"its densities shuffled {densities}, its importances "
-            f"{importances}; one start {single}", at_least=0.9))
+            ("phases", name, "agree"), f"these are {away} of all, of which {everywhere}; its "
+            f"densities shuffled {densities}, its importances {importances}; one start {single}",
+            at_least=0.9))
     return lines
 
 

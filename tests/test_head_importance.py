@@ -254,8 +254,8 @@ def test_runs_that_are_not_there_or_not_of_use_are_refused(tmp_path):
         (tmp_path / name).mkdir()
         save_checkpoint(tmp_path / name / "checkpoint.pt", as_run(model, tokenizer))
     for name, message in (("gone", "there: "), ("flat", "fewer than 3"), ("fine", "train.py")):
-        cfg = program.ImportanceConfig(run_name=name, out_dir=str(tmp_path))
         with pytest.raises(UserError, match=message):
+            cfg = program.ImportanceConfig(run_name=name, out_dir=str(tmp_path))
             next(program.subjects(cfg, tmp_path))
 
 
