@@ -275,7 +275,7 @@ def test_the_in_context_score_is_the_difference_of_its_two_parts():
 
 def test_paths_begin_and_end_at_the_heads_that_were_found():
     model = some_model()
-    found = Circuit((0, 1), (1, 2), ((1, 0), (1, 2)), ((0, 0), (0, 2)))
+    found = Circuit((0, 1), (1, 2), ((1, 1), (1, 2)), ((0, 0), (0, 2)))
     tokens, known = texts_of(model)
     corrupt = (tokens[:, :-1] + 50) % N_WORDS
 
@@ -285,7 +285,7 @@ def test_paths_begin_and_end_at_the_heads_that_were_found():
         return result.effect.item()
 
     def to(letter):
-        return [(f"blocks.1.hook_{letter}_input", head) for head in (0, 2)]
+        return [(f"blocks.1.hook_{letter}_input", head) for head in (1, 2)]
 
     expected = {f"previous-token head to {letter}": rise(1, to(letter.lower()), "heads")
                 for letter in "KQV"}
