@@ -13,6 +13,7 @@ import textwrap
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from utils import atomic_write
 
@@ -108,6 +109,7 @@ def dot_rows(rows, *, title, xlabel):
     axes.set_yticks(range(len(rows)), [textwrap.fill(name, 52) for name in rows], fontsize=8)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
     axes.xaxis.set_minor_formatter("{x:g}")
     return figure
 
