@@ -746,8 +746,12 @@ def test_with_nothing_to_resume_a_run_starts_afresh_and_says_so(tmp_path, monkey
 
 def test_a_run_that_died_before_its_first_checkpoint_can_be_resumed(tmp_path, monkeypatch):
     quietly(monkeypatch)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(train, "token_losses", lambda *args: interrupt())
+        patched.setattr(train, "token_losses", interrupted)
         main(argv(tmp_path, *named("mine")))
     main(argv(tmp_path, *named("mine", "--resume")))
     assert final(tmp_path, "mine")["step"] == 6
