@@ -234,7 +234,7 @@ def figure_of(seeds):
     draw_lines_of(context, seeds, {"": lambda found, row: row["in_context"]})
     end = fmean(found["history"][-1]["in_context"] for found in seeds)
     bare_axes(context, f"Late tokens cost {-end:.1f} nats less than early ones in the end", "step",
-              "in-context score (nats)")
+              "in-context score: late less early (nats)")
     draw_ways(ways, seeds)
     began, ended = when(seeds, "loss at 90 %", min), when(seeds, "loss at 10 %", max)
     for axes in (losses, scores, context):
@@ -269,7 +269,7 @@ def draw_losses(axes, seeds):
     draw_lines_of(axes, seeds, {"on repeats, one layer": repeats}, "one_layer", linestyle="--")
     draw_lines_of(axes, seeds, {"on repeats, trained with circles": repeats}, "circles",
                   linestyle="--")
-    axes.axhline(UNIFORM, color="0.6", linewidth=0.8, linestyle=":")
+    axes.axhline(UNIFORM, color="0.6", linewidth=0.8, linestyle=":", label="a uniform guess")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8, loc=(0.45, 0.14))
     began, ended = when(seeds, "loss at 90 %", min), when(seeds, "loss at 10 %", max)
