@@ -19,6 +19,7 @@ from utils import mean_over_ranks
 ROUNDS = ((8.38367, -24.76591, 18.35708), (4.04347, -3.01144, 0.56952),
           (3.5064, -2.62726, 0.52579), (2.49121, -1.8352, 0.43694))  # of `orthogonalise`
 
+
 class AdamW:
     """Adam with decoupled weight decay.
 

@@ -228,9 +228,9 @@ def path_patch(model, clean, corrupt, senders, receivers, metric, freeze="heads"
     """
     to_send, to_receive = by_name(model, senders), by_name(model, receivers)
     check_order(model, to_send, to_receive)
-    check_same_shape(clean, corrupt)
+    check_sides(clean, corrupt, freeze)
     run, source = Run(model, clean, metric), Run(model, corrupt, metric, list(to_send))
-    edits = freezing(run, freeze)
+    edits = [(name, put(own)) for name, own in run.cache.items() if name.endswith(FROZEN[freeze])]
     edits += [(name, put(source.cache[name], heads)) for name, heads in to_send.items()]
     values = run.baseline
     if to_receive:
@@ -240,14 +240,6 @@ def path_patch(model, clean, corrupt, senders, receivers, metric, freeze="heads"
         with torch.no_grad():
             values = run.metric(model.run_with_hooks(clean, received))
     return PatchResult(values, run.baseline, source.baseline, (), "noising")
-
-
-def freezing(run, freeze, n_copies=1):
-    """The hooks that hold what `path_patch` freezes as it is in n_copies of a Run."""
-    if freeze not in tuple(FROZEN):
-        raise UserError(f"freeze={freeze!r} is unknown; choose from: 'heads', 'all', None")
-    return [(name, put(torch.cat([own] * n_copies))) for name, own in run.cache.items()
-            if name.endswith(FROZEN[freeze])]
 
 
 def put(value, heads=None):
@@ -319,15 +311,16 @@ def path_patch_matrix(model, clean, corrupt, metric, *, receiver="v", freeze="he
     """
     if receiver not in ("q", "k", "v"):
         raise UserError(f"receiver={receiver!r} is unknown; choose from: q, k, v")
-    check_same_shape(clean, corrupt)
+    check_sides(clean, corrupt, freeze)
     run, source = Run(model, clean, metric), Run(model, corrupt, metric)
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     values = run.baseline.repeat(n_layers, n_heads, n_layers, n_heads, 1)
     own_head = torch.eye(n_heads, dtype=torch.bool, device=clean.device)[:, None, None, :, None]
+    frozen = [(name, put(torch.cat([own] * n_heads))) for name, own in run.cache.items()
+              if name.endswith(FROZEN[freeze])]  # a copy for each sender of a layer
     for layer in range(n_layers - 1):
         sent = torch.where(own_head, source.cache["z", layer], run.cache["z", layer])
-        edits = freezing(run, freeze, n_heads)
-        edits.append((get_act_name("z", layer), put(sent.flatten(0, 1))))
+        edits = [*frozen, (get_act_name("z", layer), put(sent.flatten(0, 1)))]
         start = run.cache["resid_pre", layer].repeat(n_heads, 1, 1)
         with model.hooks(edits), model.caching(lambda name: "resid_pre" in name) as seen:
             model.run_blocks(start, layer)
@@ -343,8 +336,10 @@ def path_patch_matrix(model, clean, corrupt, metric, *, receiver="v", freeze="he
     return PatchResult(values, run.baseline, source.baseline, axes, "noising")
 
 
-def check_same_shape(clean, corrupt):
-    """Raises UserError for runs that can't be laid side by side."""
+def check_sides(clean, corrupt, freeze):
+    """Raises UserError for runs that can't be laid side by side, and for what can't be frozen."""
     if clean.shape != corrupt.shape:
         raise UserError(f"clean is {list(clean.shape)} and corrupt {list(corrupt.shape)}; take as "
                         "many prompts of one length")
+    if freeze not in tuple(FROZEN):
+        raise UserError(f"freeze={freeze!r} is unknown; choose from: 'heads', 'all', None")

@@ -42,13 +42,11 @@ def mean_by_sum(values, pairs=None):
     """The mean of values [a, b, ...] over the pairs of each sum, [sum, ...]: all of them, or those
     in `pairs`, [a, b], bool."""
     p = len(values)
-    counted = torch.ones(p, p) if pairs is None else pairs
-    counted = counted.to(values).view(p, p, *[1] * (values.ndim - 2))
-    totals = values.new_zeros(p, *values.shape[2:])
-    totals.index_add_(0, sums(p).flatten(), (values * counted).flatten(0, 1))
-    n = torch.zeros_like(totals).index_add_(
-        0, sums(p).flatten(), counted.expand_as(values).flatten(0, 1))
-    return totals / n.clamp(min=1)
+    pairs = torch.ones(p, p, dtype=torch.bool) if pairs is None else pairs
+    where, counted = sums(p)[pairs], values[pairs]  # [pair], [pair, ...]
+    totals = values.new_zeros(p, *values.shape[2:]).index_add_(0, where, counted)
+    n = where.bincount(minlength=p).clamp(min=1)
+    return totals / n.view(p, *[1] * (values.ndim - 2))
 
 
 def sum_waves(values, frequencies, pairs=None):
@@ -67,9 +65,8 @@ def restricted(logits, frequencies, pairs=None):
     pairs: where the waves are taken from. Of all pairs, they are lowered by learning by heart too:
     each pair that is known adds its answer to the mean of its sum.
     """
-    where = slice(None) if pairs is None else pairs
-    mean = logits.flatten(0, 1)[where if pairs is None else where.flatten()].mean(0)
-    return sum_waves(logits, frequencies, pairs) + mean
+    counted = logits.flatten(0, 1) if pairs is None else logits[pairs]  # [pair, c]
+    return sum_waves(logits, frequencies, pairs) + counted.mean(0)
 
 
 def excluded(logits, frequencies):

@@ -169,9 +169,9 @@ def figures(result):
         title=(f"In the time of nanoGPT's recipe: {end['python train.py']:.2f} nats/character, "
                f"not {end[NANO]:.2f}"),
     )
-    for each in contestants(65, 0).values():
-        if each.loss is not None:
-            figure.axes[0].plot(each.time, each.loss, "x", color="0.2")
+    for each in result["field"].values():
+        if each["loss"] is not None:
+            figure.axes[0].plot(each["time"], each["loss"], "x", color="0.2")
     return {"race": figure}
 
 
