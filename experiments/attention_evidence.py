@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from activation_cache import get_act_name
-from experiments.common import Claim
+from attention import causal_mask
+from experiments.common import Claim, over_seeds
 from experiments.wired_board import BOS, CONTENT, N_CTX
 from experiments.wired_circuits import previous_token
 from head_ablation import ablation_effects
@@ -232,28 +233,23 @@ def known_claims():
     live = np.mean([values["effect"][truth].item() for values, truth in decoyed])
     others = ", ".join(f"{name} {np.mean(area[name]):.2f}" for name in list(area)[1:])
     return [
-        spread("wired by hand: previous-token score", best, lambda x: x > 0.999,
-               control="1 by wiring"),
-        spread("wired, three idle heads with prettier patterns: AUROC of the effect",
-               area["effect"], lambda x: x == 1, control=f"AUROC by {others}"),
-        spread("the same: largest effect of an idle head (nats a token)", idle,
-               lambda x: x < NOTHING, control=f"the needed one's {live:.2f}"),
+        over_seeds("wired by hand: previous-token score", best, lambda x: x > 0.999,
+                   control="1 by wiring"),
+        over_seeds("wired, three idle heads with prettier patterns: AUROC of the effect",
+                   area["effect"], lambda x: x == 1, control=f"AUROC by {others}"),
+        over_seeds("the same: largest effect of an idle head (nats a token)", idle,
+                   lambda x: x < NOTHING, control=f"the needed one's {live:.2f}"),
     ]
-
-
-def spread(text, values, holds=None, **more):
-    """A Claim on the mean of `values`, one for each seed, that each of them must hold."""
-    held = None if holds is None else all(map(holds, values))
-    return Claim(text, float(np.mean(values)), min(values), max(values), held, **more)
 
 
 def claims_of(views, tested=True):
     """[Claim] of some Views. tested: whether those on what training makes are claimed, or only
     reported."""
     return [*watcher_claims(views, tested), *rank_claims(views, tested),
-            spread("a head sharper than the most needed one: its effect, as a share of that one's",
-                   [idle_share(view) for view in views], (lambda x: x < 0.25) if tested else None,
-                   control="at most 0.25", mark=0.25),
+            over_seeds(
+                "a head sharper than the most needed one: its effect, as a share of that one's",
+                [idle_share(view) for view in views], (lambda x: x < 0.25) if tested else None,
+                control="at most 0.25", mark=0.25),
             *silenced_claims(views), *known_claims()]
 
 
@@ -268,9 +264,9 @@ def watcher_claims(views, tested):
                    for ends in zip(*(view.effects.ci() for view in views), strict=True))
     interval = (min(needed), max(needed)) if len(views) > 1 else (lows[0], highs[0])
     return [
-        spread("the best previous-token head: its score on held-out texts", best,
-               (lambda x: x > 2 * max(even, fresh)) if tested else None,
-               control=f"even attention {even:.3f}; untrained, the best {fresh:.3f}"),
+        over_seeds("the best previous-token head: its score on held-out texts", best,
+                   (lambda x: x > 2 * max(even, fresh)) if tested else None,
+                   control=f"even attention {even:.3f}; untrained, the best {fresh:.3f}"),
         Claim("what the loss rises by without it (nats a token)", float(np.mean(needed)),
               *interval, all(low > middle for low, middle in zip(lows, typical, strict=True))
               if tested else None, control=f"the median head {np.mean(typical):.3f}"),
@@ -291,7 +287,7 @@ def silenced_claims(views):
 
 def even_pattern(n_pos):
     """Attention spread over all that can be seen: [pos, pos]."""
-    visible = torch.ones(n_pos, n_pos).tril()
+    visible = causal_mask(n_pos, n_pos).float()
     return visible / visible.sum(-1, keepdim=True)
 
 

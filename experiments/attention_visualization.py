@@ -92,9 +92,6 @@ class AttentionConfig(ExperimentConfig):
         for name in ("windows", "length"):
             check(self, name, lambda n: n >= 2, "2 or more")
         check(self, "steps", lambda n: n >= 1, "1 or more")
-        if self.run_name is not None and self.model is not None:
-            raise UserError(f"run_name={self.run_name!r} and model={self.model!r} are both given; "
-                            "choose one")
         if self.text is not None and not self.text.strip():
             raise UserError(f"text={self.text!r} is empty; give two tokens or more")
 

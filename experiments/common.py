@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import plotting
-from checkpoint import save_checkpoint
+from checkpoint import find_run, save_checkpoint
 from config import Config, check, config_from_dict, flag_parser, option
 from utils import Progress, UserError, atomic_write, read_json, write_json
 
@@ -56,6 +56,13 @@ class Claim:
                 self.verdict)
 
 
+def over_seeds(text, values, holds=None, **more):
+    """A Claim on one number a seed (or model): their mean and range. holds: a test that each must
+    pass, or a verdict on them all; None leaves it open."""
+    verdict = all(map(holds, values)) if callable(holds) else holds
+    return Claim(text, statistics.fmean(values), min(values), max(values), verdict, **more)
+
+
 def claims_table(claims):
     """The claims as a Markdown table, aligned to be read as it is; a column that would be empty is
     left out."""
@@ -91,12 +98,21 @@ class ExperimentConfig:
     def __post_init__(self):
         check(self, "seeds", lambda seeds: len(seeds) and min(seeds) >= 0, "one or more, from 0")
         check(self, "threads", lambda n: n >= 1, "1 or more")
+        run_name, model = self.others
+        if run_name is not None and model is not None:
+            raise UserError(f"run_name={run_name!r} and model={model!r} are both given; choose one")
+        if run_name is not None:
+            find_run(run_name, self.out_dir)  # before a folder is made for what it gives
+
+    @property
+    def others(self):
+        """(run_name, model): where an experiment can look at another model than its own."""
+        return getattr(self, "run_name", None), getattr(self, "model", None)
 
     @property
     def folder_suffix(self):
         """What the results of another model are kept apart by."""
-        given = (getattr(self, name, None) for name in ("run_name", "model"))
-        return "".join(f"_{Path(name).name}" for name in given if name)
+        return "".join(f"_{Path(name).name}" for name in self.others if name)
 
 
 def experiment_folder(name, out_dir):

@@ -32,7 +32,7 @@ from dataclasses import asdict
 import torch
 from matplotlib.figure import Figure
 
-from experiments.common import Claim, kept, perform
+from experiments.common import kept, over_seeds, perform
 from experiments.grokking_fourier import (
     answer_shares,
     excluded,
@@ -137,9 +137,7 @@ def over(seeds, judged):
     not judged, it makes lines for information."""
 
     def claim(text, value, holds=None, **more):
-        values = [value(run) for run in seeds]
-        verdict = all(map(holds, values)) if judged and holds else None
-        return Claim(text, sum(values) / len(values), min(values), max(values), verdict, **more)
+        return over_seeds(text, [value(run) for run in seeds], holds if judged else None, **more)
 
     return claim
 

@@ -36,7 +36,6 @@ import torch
 import torch.nn.functional as F
 
 from activation_cache import get_act_name
-from checkpoint import find_run
 from config import check, option
 from experiments.common import ExperimentConfig, perform
 from experiments.importance_claims import METHODS, claims_of, figures
@@ -72,8 +71,6 @@ class ImportanceConfig(ExperimentConfig):
         check(self, "steps", lambda n: n >= 1, "1 or more")
         check(self, "windows", lambda n: n >= 8, "8 or more")
         check(self, "orders", lambda n: n >= 20, "20 or more")
-        if self.run_name is not None:
-            find_run(self.run_name, self.out_dir)  # before a folder is made for what it gives
 
 
 # What is measured

@@ -12,17 +12,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments.common import Claim
+from experiments.common import over_seeds
 from metrics import permutation_pvalue
 from plotting import COLOURS, bare_axes
 
 METHODS = ("zero", "mean", "resample", "gradient")
 LEFT = 0.1  # the most of the whole that what lies outside of a circuit may cost, or say directly
-
-
-def claim(text, values, holds=None, **more):
-    """A Claim on a number for each model: their mean and range."""
-    return Claim(text, fmean(values), min(values), max(values), holds, **more)
 
 
 def claims_of(models, tested=True, own=True):
@@ -54,24 +49,25 @@ def of_texts(models, tested):
     inside, across = zip(*(by_layer(one) for one in models), strict=True)
     repair = [one["repair"] for one in models]
     return [
-        claim(f"{what}: Spearman of two methods, mean of the {len(ranks[0]['pairs'])} pairs",
-              [rank["mean"] for rank in ranks], verdict(tested, max(r["p"] for r in ranks) < 0.05),
-              control=f"95 % of shuffled heads: below {null:.2f}", mark=null),
-        claim("… of zero ablation and the gradient alone", [rho for rho, *_ in zero_gradient],
-              control="over texts "
-              f"{min(low for _, low, _ in zero_gradient):.2f} to "
-              f"{max(high for *_, high in zero_gradient):.2f}"),
-        claim("… pruned up to half by the worst ranking, over random orders' mean cost",
-              chance["worst"], verdict(tested, chance["p"] < 0.05), mark=chance["chance"],
-              control=f"random orders: 95 % above {chance['chance']:.2f} (p < .05 in "
-              f"{chance['single']})"),
-        claim("… the heads' single costs, summed, over what all cost together", shares,
-              control="1, were they independent"),
-        claim("… two heads of a layer cost beyond their own, over one's cost", inside,
-              control=f"of two layers {fmean(across):.2f}"),
-        claim("… a head's own words, over what its removal costs (direct / total)",
-              [sum(one["direct"]) / sum(one["total"]) for one in repair],
-              control=f"less than their own words cost: {repaired(repair)}"),
+        over_seeds(f"{what}: Spearman of two methods, mean of the {len(ranks[0]['pairs'])} pairs",
+                   [rank["mean"] for rank in ranks],
+                   verdict(tested, max(rank["p"] for rank in ranks) < 0.05),
+                   control=f"95 % of shuffled heads: below {null:.2f}", mark=null),
+        over_seeds("… of zero ablation and the gradient alone", [rho for rho, *_ in zero_gradient],
+                   control="over texts "
+                   f"{min(low for _, low, _ in zero_gradient):.2f} to "
+                   f"{max(high for *_, high in zero_gradient):.2f}"),
+        over_seeds("… pruned up to half by the worst ranking, over random orders' mean cost",
+                   chance["worst"], verdict(tested, chance["p"] < 0.05), mark=chance["chance"],
+                   control=f"random orders: 95 % above {chance['chance']:.2f} (p < .05 in "
+                   f"{chance['single']})"),
+        over_seeds("… the heads' single costs, summed, over what all cost together", shares,
+                   control="1, were they independent"),
+        over_seeds("… two heads of a layer cost beyond their own, over one's cost", inside,
+                   control=f"of two layers {fmean(across):.2f}"),
+        over_seeds("… a head's own words, over what its removal costs (direct / total)",
+                   [sum(one["direct"]) / sum(one["total"]) for one in repair],
+                   control=f"less than their own words cost: {repaired(repair)}"),
     ]
 
 
@@ -130,22 +126,23 @@ def of_circuits(models, tested):
     others = [fmean(one["other_costs"]) / all_cost
               for one, all_cost in zip(models, whole, strict=True)]
     return [
-        claim("induction: AUROC of the worst ablation, the circuit against what is outside", worst,
-              verdict(tested, min(worst) == 1), mark=1.0,
-              control=f"untrained {untrained:.2f}; all right by luck: {luck:.2g}"),
+        over_seeds("induction: AUROC of the worst ablation, the circuit against what is outside",
+                   worst, verdict(tested, min(worst) == 1), mark=1.0,
+                   control=f"untrained {untrained:.2f}; all right by luck: {luck:.2g}"),
         *of_gradients(models, tested),
-        claim("… a planted dead head: the most that a method says of it, on any text (nats)", dead,
-              verdict(True, max(dead) == 0), control="exactly 0", mark=0.0),
-        claim("… all pruned that is neither circuit nor spare: of what all heads cost", left,
-              verdict(tested, max(left) <= LEFT and max(left) < min(others)), mark=LEFT,
-              control=f"as many others: {fmean(others):.2f} on average"),
-        claim("… in series: of the smaller single cost, what both together do not cost", series,
-              verdict(tested, min(series) >= 0.5), control="0, were they independent", mark=0.5),
+        over_seeds("… a planted dead head: the most that a method says of it, on any text (nats)",
+                   dead, verdict(True, max(dead) == 0), control="exactly 0", mark=0.0),
+        over_seeds("… all pruned that is neither circuit nor spare: of what all heads cost", left,
+                   verdict(tested, max(left) <= LEFT and max(left) < min(others)), mark=LEFT,
+                   control=f"as many others: {fmean(others):.2f} on average"),
+        over_seeds("… in series: of the smaller single cost, what both together do not cost",
+                   series, verdict(tested, min(series) >= 0.5),
+                   control="0, were they independent", mark=0.5),
         *in_parallel(models, tested), *of_repair(models, tested),
-        claim("… the induction head's cost by the mean, over its cost by zero",
-              [mean_over_zero(one, one["induction"]) for one in models],
-              control="the previous-token head's: "
-              f"{fmean(mean_over_zero(one, one['previous']) for one in models):.2f}"),
+        over_seeds("… the induction head's cost by the mean, over its cost by zero",
+                   [mean_over_zero(one, one["induction"]) for one in models],
+                   control="the previous-token head's: "
+                   f"{fmean(mean_over_zero(one, one['previous']) for one in models):.2f}"),
     ]
 
 
@@ -155,11 +152,12 @@ def of_gradients(models, tested):
     flat = [one["slope"][one["previous"]] / one["importance"][0][one["previous"]]
             for one in models]
     return [
-        claim("… of the gradient", [one["auroc"][3] for one in models],
-              control="its size for the previous-token head, over the cost by zero: "
-              f"{fmean(flat):.3f}"),
-        claim("… of the gradient along the way to z = 0", along,
-              control="no evidence of its own: a text's mean over the way is its cost by zero"),
+        over_seeds("… of the gradient", [one["auroc"][3] for one in models],
+                   control="its size for the previous-token head, over the cost by zero: "
+                   f"{fmean(flat):.3f}"),
+        over_seeds("… of the gradient along the way to z = 0", along,
+                   control="no evidence of its own: a text's mean over the way is its cost by "
+                   "zero"),
     ]
 
 
@@ -171,12 +169,13 @@ def of_repair(models, tested):
 
     words = share("direct", "previous")
     return [
-        claim("… the previous-token head's own words (direct / total)", words,
-              verdict(tested, max(words) <= LEFT), mark=LEFT,
-              control=f"the induction head's: {fmean(share('direct', 'induction')):.2f}"),
-        claim("… what it costs because later heads look elsewhere (by_patterns / total)",
-              share("by_patterns", "previous"), control="the induction head's, with none later: "
-              f"{max(map(abs, share('by_patterns', 'induction'))):.0f}"),
+        over_seeds("… the previous-token head's own words (direct / total)", words,
+                   verdict(tested, max(words) <= LEFT), mark=LEFT,
+                   control=f"the induction head's: {fmean(share('direct', 'induction')):.2f}"),
+        over_seeds("… what it costs because later heads look elsewhere (by_patterns / total)",
+                   share("by_patterns", "previous"),
+                   control="the induction head's, with none later: "
+                   f"{max(map(abs, share('by_patterns', 'induction'))):.0f}"),
     ]
 
 
@@ -200,9 +199,9 @@ def in_parallel(models, tested):
     if not pairs:
         return []
     beyond = [both for both, _ in pairs]
-    return [claim("… in parallel: two induction heads cost beyond their own (nats)", beyond,
-                  verdict(tested, min(beyond) > 0), mark=0.0,
-                  control=f"the second alone costs {fmean(alone for _, alone in pairs):.2f}")]
+    return [over_seeds("… in parallel: two induction heads cost beyond their own (nats)", beyond,
+                       verdict(tested, min(beyond) > 0), mark=0.0,
+                       control=f"the second alone costs {fmean(alone for _, alone in pairs):.2f}")]
 
 
 # Figures

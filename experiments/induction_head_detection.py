@@ -39,7 +39,7 @@ from experiments.induction_scan import (
     scan_figures,
 )
 from model import GPT
-from utils import UserError, run_program
+from utils import run_program
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,6 @@ class InductionConfig(ExperimentConfig):
     def __post_init__(self):
         super().__post_init__()
         check(self, "steps", lambda n: n >= 1, "1 or more")
-        if self.run_name is not None and self.model is not None:
-            raise UserError(f"run_name={self.run_name!r} and model={self.model!r} are both given; "
-                            "choose one")
-        if self.run_name is not None:
-            find_run(self.run_name, self.out_dir)  # before a folder is made for what it gives
         if self.model is not None and not is_pretrained(self.model):
             GPT.from_pretrained(self.model)  # says which there are
 

@@ -16,7 +16,7 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from experiments.common import Claim
+from experiments.common import over_seeds
 from experiments.induction_model import WORDS
 from experiments.induction_proof import TEXTS
 from plotting import COLOURS, bare_axes
@@ -35,17 +35,10 @@ def best_score(row, kind):
     return max(max(heads) for heads in row[kind])
 
 
-def over_seeds(text, values, holds=None, **more):
-    """A Claim on one number a seed: its mean and range; holds: a test that each must pass."""
-    values = [math.nan if value is None else value for value in values]
-    return Claim(text, fmean(values), min(values), max(values),
-                 None if holds is None else all(map(holds, values)), **more)
-
-
 def claims_of(seeds, tested=True):
     """The claims on the trained models; without `tested` none is held against its mark."""
     def claim(text, value, holds=None, **more):
-        values = [value(found) for found in seeds]
+        values = [math.nan if number is None else number for number in map(value, seeds)]
         return over_seeds(text, values, holds if tested else None, **more)
 
     def mean(value):

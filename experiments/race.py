@@ -39,7 +39,7 @@ from config import (
     option,
 )
 from data import load_dataset, random_batch
-from experiments.common import Claim, perform
+from experiments.common import over_seeds, perform
 from model import GPT
 from train import evaluate, fit
 from utils import Progress, run_program, seeded_generator
@@ -150,8 +150,7 @@ def claims_of(field, races, marked=True):
             verdict = {} if name == NANO or not marked else {
                 "holds": statistics.mean(values) <= most, "control": f"at most {most:.4g}",
                 "mark": most}
-            claims.append(Claim(f"{text}: {what}", statistics.mean(values), min(values),
-                                max(values), **verdict))
+            claims.append(over_seeds(f"{text}: {what}", values, **verdict))
     return claims
 
 

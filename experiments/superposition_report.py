@@ -14,7 +14,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from experiments.common import Claim
+from experiments.common import over_seeds
 from experiments.superposition_model import ARRANGEMENTS
 from plotting import COLOURS, bare_axes, draw_lines
 
@@ -43,12 +43,13 @@ class Table:
 
     def line(self, text, path, control, *, at_least=None, at_most=None):
         """A Claim: the mean and the range of the seeds, held against a mark from one side."""
-        values = self.values(*path)
-        low, high = min(values), max(values)
-        holds = high <= at_most if at_least is None else low >= at_least
-        mark = f"at most {at_most:g}" if at_least is None else f"at least {at_least:g}"
-        return Claim(text, sum(values) / len(values), low, high, holds if self.judged else None,
-                     control=f"{mark}; {control}", mark=at_most if at_least is None else at_least)
+        if at_least is None:
+            held, mark = (lambda value: value <= at_most), f"at most {at_most:g}"
+        else:
+            held, mark = (lambda value: value >= at_least), f"at least {at_least:g}"
+        return over_seeds(text, self.values(*path), held if self.judged else None,
+                          control=f"{mark}; {control}",
+                          mark=at_most if at_least is None else at_least)
 
 
 def claims_of(found, *, judged=True):

@@ -15,7 +15,7 @@ import torch
 import circuits
 import plotting
 from attribution import attribution_patching
-from experiments.common import Claim
+from experiments.common import Claim, over_seeds
 from experiments.wired_board import GAIN, random_texts, rotated
 from experiments.wired_scoring import TOOLS, by_head, denoising, slope
 from head_ablation import pairwise_interaction, self_repair
@@ -157,8 +157,7 @@ def of_fact(what, cases):
     """A Claim that a fact holds in all cases, [(measured, wired, within)]."""
     values, (_, wired, within) = [value for value, *_ in cases], cases[0]
     holds = all(abs(value - wired) <= within for value in values)
-    return Claim(what, statistics.mean(values), min(values), max(values), holds,
-                 control=f"wired: {wired:g}")
+    return over_seeds(what, values, holds, control=f"wired: {wired:g}")
 
 
 def of_ranking(tool, rows):
@@ -171,8 +170,8 @@ def of_ranking(tool, rows):
     values = [row.auroc for row in rows]
     holds = all(abs(row.auroc - row.wired) < 1e-9 for row in rows)
     low, high = f"{min(wired):.2g}", f"{max(wired):.2g}"
-    return [Claim(f"{tool.name}: AUROC, {where}", statistics.mean(values), min(values),
-                  max(values), holds, control=f"wired: {low}" + f" to {high}" * (low != high))]
+    return [over_seeds(f"{tool.name}: AUROC, {where}", values, holds,
+                       control=f"wired: {low}" + f" to {high}" * (low != high))]
 
 
 def grid(rows):

@@ -18,6 +18,7 @@ from experiments.common import (
     conclude,
     experiment_folder,
     kept,
+    over_seeds,
     perform,
     torch_threads,
     write_index,
@@ -102,6 +103,28 @@ def test_a_missed_claim_is_the_exit_code(tmp_path, capsys, claims, code):
     assert "a < b" in capsys.readouterr().out
     assert [claim["verdict"] for claim in read_json(tmp_path / "one" / "results.json")["claims"]] \
         == ["PASS", "FAIL"][:len(claims)]
+
+
+def test_a_claim_over_seeds_is_their_mean_and_range_and_holds_where_each_one_does():
+    for holds, verdict in ((None, None), (lambda x: x < 4, True), (lambda x: x < 3, False),
+                           (True, True)):
+        claim = over_seeds("it", [1.0, 2.0, 3.0], holds, control="4")
+        assert (claim.measured, claim.low, claim.high, claim.holds) == (2.0, 1.0, 3.0, verdict)
+        assert claim.control == "4"
+
+
+def test_two_other_models_at_once_and_one_that_is_not_there_are_refused(tmp_path):
+    @dataclass(frozen=True)
+    class LookConfig(ExperimentConfig):
+        run_name: str | None = option(None, "a run")
+        model: str | None = option(None, "a model")
+
+    with pytest.raises(UserError, match="both given"):
+        LookConfig(run_name="mine", model="gpt2")
+    with pytest.raises(UserError, match="no run 'mine'"):
+        LookConfig(run_name="mine", out_dir=str(tmp_path))
+    assert LookConfig(model="some/gpt2").folder_suffix == "_gpt2"
+    assert LookConfig().folder_suffix == ""
 
 
 def test_the_page_shows_every_table_and_figure_and_loads_nothing_from_elsewhere(tmp_path):
