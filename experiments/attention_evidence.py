@@ -298,38 +298,41 @@ def idle_share(view):
 
 
 def rank_claims(views, tested):
-    """[Claim]: how far sharpness, and what is written, rank the heads as ablation does, and which
-    of the two does so better; none for fewer than three heads."""
-    pooled = {name: torch.cat([view.of_heads(name) for view in views])
-              for name in ("effect", *RANKERS)}
-    if len(pooled["effect"]) < 3:
+    """[Claim]: how far sharpness, and what is written, rank the heads of a model as ablation does,
+    and which of the two does so better; none for models of fewer than three heads."""
+    of = {name: torch.stack([view.of_heads(name) for view in views])
+          for name in ("effect", *RANKERS)}
+    if of["effect"].shape[1] < 3:
         return []
-    halves = [torch.cat([view.effects.values[..., half::2].mean(-1).flatten() for view in views])
+    halves = [torch.stack([view.effects.values[..., half::2].mean(-1).flatten() for view in views])
               for half in (0, 1)]
     known, least, _ = rank_correlation(*halves)
     control = f"effects on one half of the texts with those on the other: {known:.2f}"
     found = []
     for name, what in RANKERS.items():
-        value, low, high = rank_correlation(pooled[name], pooled["effect"])
+        value, low, high = rank_correlation(of[name], of["effect"])
         found.append(Claim(f"rank correlation with the effect, over heads: {what}", value, low,
                            high, high < least if tested and name == "sharpness" else None,
                            control=control))
-    nearer = rank_correlation(pooled["written"], pooled["effect"], other=pooled["sharpness"])
+    nearer = rank_correlation(of["written"], of["effect"], other=of["sharpness"])
     return [*found, Claim("what is written ranks them better than sharpness, by", *nearer,
                           control="0: no better")]
 
 
 def rank_correlation(score, effect, *, other=None):
-    """(Spearman correlation, low, high) of a score of each head with its effect, [head], with an
-    interval of 95 %, by drawing heads again and again; with `other`, how much higher it is than
-    this one's."""
-    draws = torch.randint(len(effect), (2000, len(effect)), generator=seeded_generator(0))
-    whole = torch.arange(len(effect))[None]
+    """(Spearman correlation, low, high) of a score of each head with its effect, [model, head]: the
+    mean over models, each ranked apart, with an interval of 95 % by drawing each one's heads again
+    and again; with `other`, how much higher it is than this one's."""
+    draws = torch.randint(effect.shape[1], (2000, *effect.shape), generator=seeded_generator(0))
+    whole = torch.arange(effect.shape[1]).expand(1, *effect.shape)
 
     def among(rows):  # [draw]
-        of_score, of_other = (spearman(each[rows], effect[rows]) if each is not None else 0.0
+        def drawn(values):
+            return values.expand(len(rows), -1, -1).gather(-1, rows)
+
+        of_score, of_other = (spearman(drawn(each), drawn(effect)) if each is not None else 0.0
                               for each in (score, other))
-        return of_score - of_other
+        return (of_score - of_other).nanmean(-1)  # all heads drawn may be one
 
     ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
     return among(whole).item(), *torch.nanquantile(among(draws), ends).tolist()

@@ -301,9 +301,10 @@ def importance_figure(models):
     """What the loss rises by without a head against two things that its pattern shows."""
     heads = [head for facts in models.values() for head in facts]
     figure = Figure(figsize=(9, 4), layout="constrained")
+    effect = torch.tensor([[head["effect"] for head in facts] for facts in models.values()])
     for axes, name in zip(figure.subplots(1, 2, sharey=True), RANKERS, strict=True):
-        effect = torch.tensor([head["effect"] for head in heads])
-        score = torch.tensor([head["scores"][name][1] for head in heads])
+        score = torch.tensor([[head["scores"][name][1] for head in facts]
+                              for facts in models.values()])
         plotting.bare_axes(axes, f"rank correlation {rank_correlation(score, effect)[0]:.2f}",
                            RANKERS[name], "")
         for layer in sorted({head["layer"] for head in heads}):

@@ -5,15 +5,17 @@
     python experiments/head_importance.py --quick            # seconds: one seed, few steps
 
 Claim: zero, mean and resample ablation and the gradient importance of Michel et al. 2019 rank the
-heads of a model of text much alike, and pruning by any of them costs less than pruning in a random
-order. Where the circuit is known (two layers, an induction circuit) all ablations put its heads on
-top, and all four give a dead head exactly 0. The gradient does not find the circuit: at a loss near
-0 it is flat; the mean of it along the way to z = 0 does. And a number for each head hides how heads
-work together: the previous-token head and an induction head are in series, so that removing both
-costs no more than one; two induction heads are in parallel, so that both cost more than the two
-numbers add up to.
-Expected: every line passes. The induction models are those of experiments/induction_head_detection,
-made here (a minute more) where they are not there yet.
+heads of a model of text much alike, and pruning by any of the three ablations costs less than
+pruning in a random order. By the gradient it does too for Shakespeare, but not for the built-in
+corpus, so that is reported and not claimed. Where the circuit is known (two layers, an induction
+circuit) all ablations put its heads on top, and all four give a dead head exactly 0. The gradient
+does not find the circuit: at a loss near 0 it is flat; the mean of it along the way to z = 0 does.
+And a number for each head hides how heads work together: the previous-token head and an induction
+head are in series, so that removing both costs no more than one; two induction heads are in
+parallel, so that both cost more than the two numbers add up to.
+Expected: every line with a verdict passes, on Tiny Shakespeare and on the built-in corpus (without
+a network). The induction models are those of experiments/induction_head_detection, made here (a
+minute more) where they are not there yet.
 
 Heads are ranked on some texts, and pruned on others. A pruned head writes its mean, which could be
 a bias. Intervals are over texts, those of a claim over seeds.
@@ -31,12 +33,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import copy
 import itertools
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
 from activation_cache import get_act_name
-from config import check, option
+from config import check, check_choices, option
 from experiments.common import ExperimentConfig, perform
 from experiments.importance_claims import METHODS, claims_of, figures
 from experiments.importance_models import subjects
@@ -62,12 +65,15 @@ class ImportanceConfig(ExperimentConfig):
     """What is measured, and on how much."""
 
     run_name: str | None = option(None, "a run of train.py, in place of models made here")
+    dataset: Literal["auto", "tiny_shakespeare", "builtin"] = option(
+        "auto", "the text of the models made here, as for train.py")
     steps: int = option(500, "steps of training for each model of text")
     windows: int = option(64, "texts to rank the heads on; a quarter as many to prune on")
     orders: int = option(40, "random orders of pruning")
 
     def __post_init__(self):
         super().__post_init__()
+        check_choices(self)
         check(self, "steps", lambda n: n >= 1, "1 or more")
         check(self, "windows", lambda n: n >= 8, "8 or more")
         check(self, "orders", lambda n: n >= 20, "20 or more")

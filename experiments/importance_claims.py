@@ -44,9 +44,8 @@ def of_texts(models, tested):
     what, ranks = what_text(models), [one["agreement"] for one in models]
     null = max(rank["null_high"] for rank in ranks)
     zero_gradient = [rank["pairs"]["zero, gradient"] for rank in ranks]
-    chance = against_chance(models)
+    ablations, gradient = against_chance(models, METHODS[:3]), against_chance(models, METHODS[3:])
     shares = [sum(one["alone"]) / one["pruning"]["curves"]["mean"][-1] for one in models]
-    inside, across = zip(*(by_layer(one) for one in models), strict=True)
     repair = [one["repair"] for one in models]
     return [
         over_seeds(f"{what}: Spearman of two methods, mean of the {len(ranks[0]['pairs'])} pairs",
@@ -57,14 +56,14 @@ def of_texts(models, tested):
                    control="over texts "
                    f"{min(low for _, low, _ in zero_gradient):.2f} to "
                    f"{max(high for *_, high in zero_gradient):.2f}"),
-        over_seeds("… pruned up to half by the worst ranking, over random orders' mean cost",
-                   chance["worst"], verdict(tested, chance["p"] < 0.05), mark=chance["chance"],
-                   control=f"random orders: 95 % above {chance['chance']:.2f} (p < .05 in "
-                   f"{chance['single']})"),
+        over_seeds("… pruned up to half by the worst ablation, over random orders' mean cost",
+                   ablations["worst"], verdict(tested, ablations["p"] < 0.05),
+                   mark=ablations["chance"], control=random_orders(ablations)),
+        over_seeds("… pruned up to half by the gradient, over the same", gradient["worst"],
+                   control=random_orders(gradient)),
         over_seeds("… the heads' single costs, summed, over what all cost together", shares,
                    control="1, were they independent"),
-        over_seeds("… two heads of a layer cost beyond their own, over one's cost", inside,
-                   control=f"of two layers {fmean(across):.2f}"),
+        *of_pairs(models),
         over_seeds("… a head's own words, over what its removal costs (direct / total)",
                    [sum(one["direct"]) / sum(one["total"]) for one in repair],
                    control=f"less than their own words cost: {repaired(repair)}"),
@@ -76,32 +75,46 @@ def what_text(models):
     return models[0]["name"].split(", seed")[0]
 
 
-def against_chance(models):
+def against_chance(models, methods):
     """A dict: worst, for each model the largest area under a method's pruning curve, over the mean
     of random orders; p, of the worst method, how often a random order in each model does as well on
     average; chance, what 95 % of those are above; single, in how many cases p is below 0.05."""
-    over_mean = [(torch.tensor([one["pruning"]["areas"][method] for method in METHODS]) / mean,
+    over_mean = [(torch.tensor([one["pruning"]["areas"][method] for method in methods]) / mean,
                   null / mean) for one in models
                  for null in [torch.tensor(one["pruning"]["random_areas"])]
                  for mean in [null.mean()]]
     own, null = (torch.stack(parts) for parts in zip(*over_mean, strict=True))  # [model, ...]
-    single = [p < 0.05 for one in models for p in one["pruning"]["p"].values()]
+    single = [one["pruning"]["p"][method] < 0.05 for one in models for method in methods]
     return {"worst": own.max(1).values.tolist(),
             "p": max(permutation_pvalue(-area, -null.mean(0)).item() for area in own.mean(0)),
             "chance": null.mean(0).quantile(0.05).item(),
             "single": f"{sum(single)} of {len(single)}"}
 
 
+def random_orders(found):
+    """What chance does, of what `against_chance` found."""
+    return (f"random orders: 95 % above {found['chance']:.2f} (p = {found['p']:.2g}; < .05 in "
+            f"{found['single']})")
+
+
 def by_layer(one):
     """The mean of what two heads do beyond the two, over the mean of one alone: (of pairs in a
-    layer, of pairs in two layers)."""
+    layer, of pairs in two layers); None for a kind of which there is no pair."""
     layers = np.array([layer for layer, _ in one["heads"]])
     pairs, n = np.array(one["pairs"]), len(layers)
     same = (layers[:, None] == layers) & ~np.eye(n, dtype=bool)
     other = layers[:, None] != layers
     alone = fmean(one["alone"])
-    return tuple(float(pairs[where].mean() / alone) if where.any() else 0.0
+    return tuple(float(pairs[where].mean() / alone) if where.any() else None
                  for where in (same, other))
+
+
+def of_pairs(models):
+    """What two heads cost beyond the two: a Claim, for information, for each kind of pair."""
+    kinds = zip(("a layer", "different layers"), zip(*map(by_layer, models), strict=True),
+                strict=True)
+    return [over_seeds(f"… two heads of {kind} cost beyond their own, over one's cost", values)
+            for kind, values in kinds if None not in values]
 
 
 def repaired(repair):

@@ -88,7 +88,8 @@ def of_text(name, model, text, cfg):
 def trained(cfg, folder):
     """Yields the Subject of a model of text for each seed, trained or kept from before."""
     shape = ModelConfig()
-    dataset = load_dataset(DataConfig(dataset="builtin" if cfg.quick else "auto"), shape.n_ctx)
+    text = "builtin" if cfg.quick else cfg.dataset
+    dataset = load_dataset(DataConfig(dataset=text), shape.n_ctx)
     shape, how = replace(shape, d_vocab=dataset.tokenizer.d_vocab), TrainConfig(max_steps=cfg.steps)
 
     def make(seed):

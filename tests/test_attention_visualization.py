@@ -113,14 +113,22 @@ def test_the_wired_idle_heads_have_the_prettier_patterns():
 
 
 def test_the_rank_correlation_is_that_of_ranks_and_its_interval_holds_it():
-    effect = torch.tensor([0.1, 3.0, 0.2, 5.0, 0.7, 0.3])
+    effect = torch.tensor([[0.1, 3.0, 0.2, 5.0, 0.7, 0.3]])
     value, low, high = rank_correlation(effect.exp(), effect)
     assert value == pytest.approx(1.0) and low == pytest.approx(1.0)
-    shuffled = torch.tensor([2.0, 1.0, 4.0, 3.0, 6.0, 5.0])  # d = 1 six times: 1 - 6 * 6 / 210
-    value, low, high = rank_correlation(shuffled, torch.arange(6.0))
+    shuffled = torch.tensor([[2.0, 1.0, 4.0, 3.0, 6.0, 5.0]])  # d = 1 six times: 1 - 6 * 6 / 210
+    value, low, high = rank_correlation(shuffled, torch.arange(6.0)[None])
     assert value == pytest.approx(1 - 36 / 210) and low < value <= high
     more, *_ = rank_correlation(effect, effect, other=-effect)
     assert more == pytest.approx(2.0)
+
+
+def test_heads_are_ranked_in_their_own_model():
+    effect = torch.tensor([[1.0, 2.0, 3.0, 4.0], [101.0, 102.0, 103.0, 104.0]])
+    score = torch.tensor([[4.0, 3.0, 2.0, 1.0], [104.0, 103.0, 102.0, 101.0]])  # pooled: positive
+    assert rank_correlation(score, effect)[0] == pytest.approx(-1)
+    both = torch.stack([effect[0], -effect[0]])
+    assert rank_correlation(both, effect)[0] == pytest.approx(0)  # the mean of 1 and -1
 
 
 def test_the_idle_share_looks_only_at_sharper_heads(seen):

@@ -17,6 +17,7 @@ from experiments.importance_claims import (
     by_layer,
     claims_of,
     figures,
+    of_pairs,
     series_share,
 )
 from experiments.importance_models import Subject, of_circuit, of_text, repeats
@@ -173,6 +174,8 @@ def test_pairs_are_told_apart_by_layer():
     one = {"heads": list(itertools.product(range(2), range(2))), "alone": [1.0, 1.0, 1.0, 1.0],
            "pairs": pairs.tolist()}
     assert by_layer(one) == (2.0, 0.5)
+    one["heads"] = [(0, head) for head in range(4)]  # of one layer, none in two
+    assert by_layer(one)[1] is None and len(of_pairs([one])) == 1
 
 
 def passing(models):
@@ -198,7 +201,9 @@ def test_claims_hold_where_they_should_and_each_can_fail(measured):
     assert not failed(good)
     assert sum(claim.holds is True for claim in claims_of(good)) == 8
     changes = [
-        (0, "agreement", "p", 0.06), (0, "pruning", "areas", dict.fromkeys(METHODS, 1.0)),
+        (0, "agreement", "p", 0.06),
+        *((0, "pruning", "areas", dict.fromkeys(METHODS, 0.1) | {ablation: 1.0})
+          for ablation in METHODS[:3]),
         (1, None, "auroc", [1.0, 1.0, 0.75, 1.0]), (1, None, "auroc_planted", [0.5] * 4),
         (1, None, "dead", 1e-9), (1, None, "outside_cost", 0.5), (1, None, "other_costs", [0.001]),
         (1, None, "pairs", [[0.5] * 6] * 6), (1, None, "pairs", [[-3.0] * 6] * 6),
@@ -211,20 +216,28 @@ def test_claims_hold_where_they_should_and_each_can_fail(measured):
 
 def test_what_is_not_trained_here_is_only_reported(measured):
     claims = claims_of(measured, own=False)
-    assert all(claim.holds is None for claim in claims[:6])
+    assert all(claim.holds is None for claim in claims[:8])
     assert all(claim.holds is None or claim.control == "exactly 0"
                for claim in claims_of(measured, tested=False))
 
 
 def test_the_worst_ranking_is_held_against_random_orders_of_all_models():
-    one = {"random_areas": [1.0, 3.0], "p": {"zero": 0.01, "mean": 0.2}}
-    models = [{"pruning": one | {"areas": dict.fromkeys(METHODS, 0.5) | {"mean": 1.5}}},
-              {"pruning": one | {"areas": dict.fromkeys(METHODS, 0.5),
-                                 "random_areas": [3.0, 1.0]}}]
-    found = against_chance(models)
+    one = {"random_areas": [1.0, 3.0], "p": {"zero": 0.01, "mean": 0.2, "gradient": 0.01}}
+    areas = {"zero": 0.5, "mean": 0.5, "gradient": 9.0}
+    models = [{"pruning": one | {"areas": areas | {"mean": 1.5}}},
+              {"pruning": one | {"areas": areas, "random_areas": [3.0, 1.0]}}]
+    found = against_chance(models, ("zero", "mean"))
     assert found["worst"] == [0.75, 0.25] and found["single"] == "2 of 4"
     assert found["p"] == pytest.approx(1 / 3)  # each order's mean over the models is 1
     assert found["chance"] == pytest.approx(1)
+
+
+def test_the_gradients_pruning_is_reported_and_not_claimed(measured):
+    good = passing(measured)
+    good[0]["pruning"]["areas"]["gradient"] = 2.0
+    assert not failed(good)
+    row = next(claim for claim in claims_of(good) if "pruned up to half by the grad" in claim.claim)
+    assert row.holds is None and row.measured > 1 and "(p = 1;" in row.control
 
 
 def test_the_titles_say_what_was_found(measured):
