@@ -23,6 +23,7 @@ from experiments.attention_evidence import (
     known_claims,
     rank_correlation,
     scores,
+    shuffled,
     silenced,
     view,
     watched,
@@ -131,6 +132,14 @@ def test_heads_are_ranked_in_their_own_model():
     assert rank_correlation(both, effect)[0] == pytest.approx(0)  # the mean of 1 and -1
 
 
+def test_the_null_of_a_ranking_is_that_of_shuffled_heads():
+    effect = torch.arange(12.0).view(2, 6)
+    null = shuffled(effect)
+    assert null.mean().item() == pytest.approx(0, abs=0.03)
+    assert null.var().item() == pytest.approx(1 / 5 / 2, rel=0.1)  # 1 / (n - 1), of two models
+    assert null.max() <= 1 and null.unique().numel() > 20  # the models are shuffled apart
+
+
 def test_the_idle_share_looks_only_at_sharper_heads(seen):
     class Two:
         def of_heads(self, name):
@@ -153,8 +162,8 @@ def test_heads_are_told_apart_by_their_intervals(seen):
 
 def test_claims_on_what_training_makes_are_only_reported_for_other_models(seen):
     reported, claimed = claims_of([seen], tested=False), claims_of([seen])
-    assert [claim.holds for claim in reported[:6]] == [None] * 6
-    assert all(claim.holds is not False for claim in reported[6:])
+    assert [claim.holds for claim in reported[:7]] == [None] * 7
+    assert all(claim.holds is not False for claim in reported[7:])
     # A scrambled model has no previous-token head, and its claim fails.
     assert claimed[0].holds is False and claimed[0].claim.startswith("the best previous-token")
 
