@@ -176,12 +176,13 @@ def ablating(model, name, chosen, replacement):
 
 
 @torch.no_grad()
-def ablation_effects(model, tokens, sets, metric=None, *, mode="zero", **how):
+def ablation_effects(model, tokens, sets, metric=None, *, mode="zero", progress=None, **how):
     """The rise of a metric when each of several sets of heads is removed: Effects [set, batch].
 
     tokens: [batch, pos]. sets: a list of lists of (layer, head) pairs. metric: a Metric, or a
     function of logits [..., batch, pos, d_vocab] -> [..., batch]; each row's loss in nats a token
-    unless given. mode and how (reference, source, pos): as in `ablate_heads`.
+    unless given. mode and how (reference, source, pos): as in `ablate_heads`. progress: is called
+    after each set.
     A run is taken up at its set's first layer, before which nothing changes. Hooks that are open
     act in both runs. Raises UserError as `ablate_heads`, for no sets, and in training with dropout.
     """
@@ -197,6 +198,8 @@ def ablation_effects(model, tokens, sets, metric=None, *, mode="zero", **how):
             first = min((int(layer) for layer, _ in heads), default=n_layers)
             last = model.run_blocks(streams[first], start=first)
         rises.append(measured(metric, model, last) - intact)
+        if progress:
+            progress()
     return Effects(torch.stack(rises))
 
 

@@ -19,7 +19,7 @@ from attention import causal_mask
 from experiments.common import Claim, over_seeds
 from experiments.wired_board import BOS, CONTENT, N_CTX
 from experiments.wired_circuits import previous_token
-from head_ablation import ablation_effects
+from head_ablation import ablation_effects, head_importance
 from metrics import (
     Effects,
     attention_entropy,
@@ -118,15 +118,10 @@ def effects(model, tokens, mode="mean", *, reference=None, progress=None):
     token.
 
     reference: texts [row, pos] whose mean takes the head's place; the tokens themselves unless
-    given. progress: is called after each layer.
+    given. progress: is called after each head.
     """
-    rises, cache = [], kept_z(model, tokens if reference is None else reference)
-    for layer in range(model.cfg.n_layers):
-        sets = [[(layer, head)] for head in range(model.cfg.n_heads)]
-        rises.append(ablation_effects(model, tokens, sets, mode=mode, reference=cache).values)
-        if progress:
-            progress()
-    return Effects(torch.stack(rises))
+    cache = kept_z(model, tokens if reference is None else reference)
+    return head_importance(model, tokens, mode=mode, reference=cache, progress=progress)
 
 
 def silenced(subject, head, mode):
@@ -169,7 +164,7 @@ class View:
 
 def view(subject, mode="mean", progress=None):
     """The View of a Subject. mode: of ablation, "mean" or "zero". progress: is called after each
-    layer whose heads were taken away, on the held-out texts and on the one that is shown."""
+    head that was taken away, on the held-out texts and on the one that is shown."""
     model, held_out = subject.model, subject.held_out
     looks, held = watched(model, subject.tokens), scores(watched(model, held_out), held_out)
     watcher = divmod(held["previous token"].argmax().item(), model.cfg.n_heads)

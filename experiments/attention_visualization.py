@@ -330,10 +330,10 @@ def importance_figure(models):
 def run(cfg, folder):
     """{"claims": [Claim], "models": the heads of each, "page": of the first}; writes the page."""
     found = subjects(cfg, folder)
-    progress = Progress(2 * sum(each.model.cfg.n_layers for each in found), " layers")
+    n_heads = sum(each.model.cfg.n_layers * each.model.cfg.n_heads for each in found)
+    progress = Progress(2 * n_heads, " heads taken away")
     done = itertools.count(1)
-    views = [view(each, cfg.ablation, lambda: progress.show(next(done), "taking heads away"))
-             for each in found]
+    views = [view(each, cfg.ablation, lambda: progress.show(next(done))) for each in found]
     page = page_of(views[0], cfg)
     write_page(folder / "attention.html", page)
     own = cfg.run_name is None and cfg.model is None

@@ -19,6 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import itertools
+
 import torch
 
 import plotting
@@ -32,7 +34,7 @@ from experiments.induction_model import (
 )
 from head_ablation import ablation_effects
 from metrics import bootstrap_ci, earlier_occurrences, permutation_pvalue
-from utils import UserError, seeded_generator
+from utils import Progress, UserError, seeded_generator
 
 ROWS, DRAWS, SHOWN = 32, 300, 3
 SHORTEST, LONGEST = 16, 48  # the texts' tokens
@@ -79,6 +81,7 @@ def scan(model):
     p: the share of draws in which the best of all heads scores as much on random keys.
     """
     tokens, known = texts_for(model.cfg)
+    progress = Progress(len(REPORTED), " scores of every head")
     scores = head_scores(model, tokens)
     _, cache = model.run_with_cache(tokens, lambda name: name.endswith("hook_pattern"))
     pattern, generator = cache.stack("pattern"), seeded_generator(MEASURED_ON)
@@ -88,7 +91,7 @@ def scan(model):
     repeats, first = losses(model, tokens, known)
     result = {"scores": {}, "low": {}, "high": {}, "p": {}, "null": {},
               "repeats": repeats, "first": first, "tokens": tokens.shape[1]}
-    for kind, each in scores.items():
+    for done, (kind, each) in enumerate(scores.items(), 1):
         null = torch.stack([random_pattern_scores(pattern, queries[kind], generator)
                             for _ in range(DRAWS)])
         low, high = bootstrap_ci(each.transpose(0, 1))
@@ -97,6 +100,8 @@ def scan(model):
         for name, values in found.items():
             result[name][kind] = values.tolist()
         result["null"][kind] = null.flatten(1).max(1).values.quantile(0.95).item()
+        progress.show(done, kind)
+    progress.close()
     return result
 
 
@@ -107,8 +112,12 @@ def scan_ablation(model, head):
     _, reference = model.run_with_cache(tokens[:, :-1], lambda name: name.endswith("hook_z"))
     others = [(head[0], other) for other in range(model.cfg.n_heads) if other != head[1]]
     order = torch.randperm(len(others), generator=seeded_generator(MEASURED_ON))[:5]
-    effects = ablation_effects(model, tokens[:, :-1], [[head], *[[others[i]] for i in order]],
-                               repeats_metric(tokens, known), mode="mean_pos", reference=reference)
+    sets, done = [[head], *[[others[i]] for i in order]], itertools.count(1)
+    progress = Progress(len(sets), " heads taken away")
+    effects = ablation_effects(model, tokens[:, :-1], sets, repeats_metric(tokens, known),
+                               mode="mean_pos", reference=reference,
+                               progress=lambda: progress.show(next(done)))
+    progress.close()
     low, high = effects.ci()
     return {"rise": effects.mean[0].item(), "low": low[0].item(), "high": high[0].item(),
             "others": effects.mean[1:].tolist()}

@@ -257,7 +257,9 @@ def test_sets_of_heads_are_measured_together_and_an_empty_one_costs_nothing():
     sets = [[], [(2, 0)], [(0, 1), (2, 2)], HEADS, [(1, 1), (1, 0)], [(0, 0)], [(0, 2), (1, 2)],
             [(0, 0), (0, 1), (0, 2)]]
     how = how_to(model, "mean_pos", pos=[1, 6])
-    effects = ablation_effects(model, tokens, sets, **how)
+    calls = []
+    effects = ablation_effects(model, tokens, sets, progress=lambda: calls.append(1), **how)
+    assert len(calls) == len(sets)
     measure = loss_of(tokens)
     intact = measure(logits_of(model, tokens))
     for heads, values in zip(sets, effects.values, strict=True):
