@@ -32,7 +32,7 @@ def gate(x):
 
 
 class GELU(torch.autograd.Function):
-    """GPT-2's GELU with its derivative by hand, about twice as fast as torch's on a CPU.
+    """GPT-2's GELU with its derivative by hand: by CPU, from half to 1.3 times torch's own time.
 
     Since (1 + tanh u) / 2 = sigmoid(2u), it is x * s with s = sigmoid(2u). Hence
         d/dx (x s) = s + x s (1 - s) (2u)',    (2u)' = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2).
