@@ -32,32 +32,36 @@ def gate(x):
 
 
 class GELU(torch.autograd.Function):
-    """GPT-2's GELU with its derivative by hand: by CPU, from half to 1.3 times torch's own time.
+    """GPT-2's GELU with its derivative by hand.
 
     Since (1 + tanh u) / 2 = sigmoid(2u), it is x * s with s = sigmoid(2u). Hence
-        d/dx (x s) = s + x s (1 - s) (2u)',    (2u)' = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2).
-    The steps work in place on fresh buffers: the time goes into moving memory, not into arithmetic.
+        d/dx (x s) = s + x s (1 - s) (2u)',    x (2u)' = x (a + 3 c x^2)    if 2u = x (a + c x^2).
+    The time goes into moving memory, not into arithmetic: both are computed while x is at hand, in
+    the two buffers that are kept anyway, and the backward pass is left with one product.
     """
 
     @staticmethod
     def forward(ctx, x):
         """x [...] -> gelu(x) [...]."""
-        s = (x * x).mul_(CUBIC).add_(1).mul_(x).mul_(TWO_SQRT_2_OVER_PI).sigmoid_()
-        ctx.save_for_backward(x, s)
-        return x * s
+        a, c = x.new_tensor(TWO_SQRT_2_OVER_PI), TWO_SQRT_2_OVER_PI * CUBIC
+        buffer = torch.addcmul(a, x, x, value=c).mul_(x)  # 2u
+        s = torch.sigmoid(buffer)
+        if ctx.needs_input_grad[0]:
+            torch.addcmul(a, x, x, value=3 * c, out=buffer).mul_(x)  # x (2u)'
+            slope = buffer.addcmul_(buffer, s, value=-1).add_(1).mul_(s)
+            ctx.save_for_backward(x, slope)
+        return s.mul_(x)
 
     @staticmethod
     def backward(ctx, grad):
         """grad * d gelu / dx, shape of x."""
-        x, s = ctx.saved_tensors
+        x, slope = ctx.saved_tensors
         if torch.is_grad_enabled():
-            # Somebody differentiates the derivative. The saved s is a constant to autograd, and
+            # Somebody differentiates the derivative. The saved slope is a constant to autograd, and
             # using it would give second derivatives that are wrong without a word.
             s = gate(x)
-            slope = TWO_SQRT_2_OVER_PI * (1 + 3 * CUBIC * x * x)
-            return grad * (s + x * s * (1 - s) * slope)
-        slope = (x * x).mul_(3 * CUBIC).add_(1).mul_(TWO_SQRT_2_OVER_PI).mul_(x)  # x (2u)'
-        return slope.addcmul_(slope, s, value=-1).add_(1).mul_(s).mul_(grad)
+            slope = s + x * s * (1 - s) * TWO_SQRT_2_OVER_PI * (1 + 3 * CUBIC * x * x)
+        return grad * slope
 
 
 def gelu(x):
@@ -83,6 +87,7 @@ class MLP(nn.Module):
 
     def forward(self, resid):
         """[batch, pos, d_model] -> [batch, pos, d_model]."""
-        pre = self.hook_pre(F.linear(resid, self.W_in.T, self.b_in))  # resid @ W_in + b_in
+        # The biases are added in place, which on a CPU is cheaper than F.linear's way.
+        pre = self.hook_pre((resid @ self.W_in).add_(self.b_in))  # [batch, pos, d_mlp]
         post = self.hook_post(self.activation(pre))  # [batch, pos, d_mlp]
-        return F.linear(post, self.W_out.T, self.b_out)
+        return (post @ self.W_out).add_(self.b_out)

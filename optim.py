@@ -100,7 +100,7 @@ def orthogonalise(matrices):
     else:
         for a, b, c in ROUNDS:
             square = X @ X.mT
-            X = a * X + (b * square + c * square @ square) @ X
+            X = ((square @ square).mul_(c).add_(square, alpha=b) @ X).add_(X, alpha=a)
     return X.mT if tall else X
 
 
@@ -109,11 +109,12 @@ def inverse_root(square):
 
     A round multiplies X by the factor a + b X X^T + c (X X^T)^2, and so X X^T by its square.
     """
-    factor = product = identity = torch.eye(square.shape[-1]).to(square)
-    for number, (a, b, c) in enumerate(ROUNDS):
-        square = factor @ square @ factor if number else square
-        factor = a * identity + b * square + c * square @ square
-        product = factor @ product if number else factor
+    factor = product = None
+    for a, b, c in ROUNDS:
+        square = square if factor is None else factor @ square @ factor
+        factor = (square @ square).mul_(c).add_(square, alpha=b)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = factor if product is None else factor @ product
     return product
 
 

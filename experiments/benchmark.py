@@ -169,12 +169,12 @@ def without_hook_points(model, tokens):
     resid = F.embedding(tokens, model.W_E) + F.embedding(torch.arange(tokens.shape[1]), model.W_pos)
     for block in model.blocks:
         attn, mlp = block.attn, block.mlp
-        qkv = F.linear(norm(resid, block.ln1), attn.W_QKV.T, attn.b_QKV)
+        qkv = (norm(resid, block.ln1) @ attn.W_QKV).add_(attn.b_QKV)
         q, k, v = qkv.unflatten(-1, (3, attn.n_heads, attn.d_head)).permute(2, 0, 3, 1, 4)
         z = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
-        resid = resid + F.linear(z, attn.W_heads_out.T, attn.b_heads_out)
-        post = gelu(F.linear(norm(resid, block.ln2), mlp.W_in.T, mlp.b_in))
-        resid = resid + F.linear(post, mlp.W_out.T, mlp.b_out)
+        resid = resid + (z @ attn.W_heads_out).add_(attn.b_heads_out)
+        post = gelu((norm(resid, block.ln2) @ mlp.W_in).add_(mlp.b_in))
+        resid = resid + (post @ mlp.W_out).add_(mlp.b_out)
     return F.linear(norm(resid, model.ln_final), model.W_U.T)
 
 

@@ -92,7 +92,7 @@ def contestants(d_vocab, seed):
     largest = dataclasses.replace(shape, n_layers=4, d_model=96, d_mlp=None, n_ctx=192)
     return {
         NANO: nano,
-        "a third of it": Contestant(shape, dataclasses.replace(how, max_steps=950), 0.35),
+        "a third of it": Contestant(shape, dataclasses.replace(how, max_steps=880), 0.35),
         "python train.py": Contestant(shape, how, 1.0, 1.58),
         "twice": Contestant(larger, dataclasses.replace(how, max_steps=3800, batch_size=10,
                                                         muon_lr=0.012), 2.0, 1.53),
