@@ -1,8 +1,7 @@
 """What an analysis reports: differences of logits, ranks, scores of heads, and how sure one is.
 
 Metrics of logits map [..., batch, pos, d_vocab] to [..., batch], leading axes being a sweep's
-cells, and to one number with reduction="mean". Scores of patterns map [..., query_pos, key_pos] to
-[...].
+cells, and to a number with reduction="mean"; scores, patterns [..., query_pos, key_pos] to [...].
 
 Chapter: COURSE_ROADMAP.md, 8 (read)
 Read before: losses.py, attention.py; after: residual_stream_analysis.py
@@ -282,17 +281,19 @@ def copying_score(OV_eigenvalues):
 
 
 def spearman(one, other):
-    """The correlation of two rankings along the last axis, from -1 to 1; ties share their mean
-    rank. one, other: [..., n]. Returns [...]; NaN where one of them is constant or has a NaN."""
-    ranks = [mean_ranks(values.double()) for values in (one, other)]
-    centred = [rank - rank.mean(-1, keepdim=True) for rank in ranks]
-    a, b = (rank / rank.norm(dim=-1, keepdim=True) for rank in centred)
-    return (a * b).sum(-1)
+    """The correlation of two rankings along the last axis, [..., n] -> [...]; ties share their mean
+    rank; NaN where one of them is constant or has a NaN."""
+    return pearson(mean_ranks(one.double()), mean_ranks(other.double()))
+
+
+def pearson(one, other):
+    """The correlation along the last axis, [..., n] -> [...]; NaN as in `spearman`."""
+    a, b = (each - each.mean(-1, keepdim=True) for each in (one.double(), other.double()))
+    return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
 
 
 def mean_ranks(values):
-    """The rank of each value among [..., n], from 0; equal values share the mean of theirs, and NaN
-    has none."""
+    """The ranks among [..., n], from 0; equal values share the mean of theirs, and NaN has none."""
     ordered = values.sort(-1).values.contiguous()
     first, after = (torch.searchsorted(ordered, values.contiguous(), right=right)
                     for right in (False, True))
@@ -302,8 +303,7 @@ def mean_ranks(values):
 def auroc(scores, truth):
     """The chance that one of the true ones scores above one of the others, ties counting half.
 
-    scores: [n]; truth: [n], bool. 1: all true ones on top; 0.5: no better than chance; NaN where
-    all are true or none.
+    scores: [n]; truth: [n], bool. 1: all true ones on top; 0.5: chance; NaN: all true, or none.
     """
     n_true = truth.sum()
     ranks = mean_ranks(scores.double())[truth]  # from 0

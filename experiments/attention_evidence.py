@@ -26,6 +26,7 @@ from metrics import (
     auroc,
     duplicate_token_score,
     induction_score,
+    pearson,
     permutation_pvalue,
     prev_token_score,
     sink_score,
@@ -294,36 +295,39 @@ def idle_share(view):
 
 
 def rank_claims(views, tested):
-    """[Claim]: how far three scores rank the heads of a model as ablation does: looking at the
-    token before does better than chance, sharpness worse than ablation on other texts; and whether
-    what is written does so better than sharpness. None for models of fewer than three heads."""
+    """[Claim]: how far three scores go with what ablation says of the heads of a model: looking at
+    the token before does better than chance, sharpness ranks them worse than ablation on other
+    texts does; and whether what is written ranks them better than sharpness. None for models of
+    fewer than three heads."""
     of = {name: torch.stack([view.of_heads(name) for view in views])
           for name in ("effect", "previous token", *RANKERS)}
     if of["effect"].shape[1] < 3:
         return []
     halves = [torch.stack([view.effects.values[..., half::2].mean(-1).flatten() for view in views])
               for half in (0, 1)]
-    text, (known, least, _) = "rank correlation with the effect, over heads: ", rank_correlation(
-        *halves)
+    known, least, _ = rank_correlation(*halves)
     again = f"effects on one half of the texts with those on the other: {known:.2f}"
-    looks, null = rank_correlation(of["previous token"], of["effect"]), shuffled(of["effect"])
-    p = permutation_pvalue(looks[0], null).item()
-    found = [Claim(f"{text}the previous-token score", *looks, p < 0.05 if tested else None,
-                   control=f"95 % of shuffled: below {null.quantile(0.95):.2f} (p = {p:.2g})")]
+    found = [looking_back(of["previous token"], of["effect"], tested)]
     for name, what in RANKERS.items():
         value, low, high = rank_correlation(of[name], of["effect"])
-        found.append(Claim(text + what, value, low, high, control=again, holds=
-                           high < least if tested and name == "sharpness" else None))
+        found.append(Claim(f"rank correlation with the effect, over heads: {what}", value, low,
+                           high, high < least if tested and name == "sharpness" else None,
+                           control=again))
     nearer = rank_correlation(of["written"], of["effect"], other=of["sharpness"])
     return [*found, Claim("what is written ranks them better than sharpness, by", *nearer,
                           control="0: no better")]
 
 
-def shuffled(effect, n_draws=2000):
-    """The rank correlation of chance, [draw]: effects [model, head] whose heads are shuffled in
-    each model, with the effects as they are."""
-    order = torch.rand(n_draws, *effect.shape, generator=seeded_generator(1)).argsort(-1)
-    return spearman(effect.expand(n_draws, -1, -1).gather(-1, order), effect).mean(-1)
+def looking_back(score, effect, tested):
+    """The Claim that heads are needed the more, the more they look at the token before: of all
+    heads, since those that do so share the work. score, effect: [model, head]."""
+    order = torch.rand(2000, *effect.shape, generator=seeded_generator(1)).argsort(-1)
+    null = pearson(score, effect.expand(2000, -1, -1).gather(-1, order)).mean(-1)
+    each = pearson(score, effect)
+    p = permutation_pvalue(each.mean(), null).item()
+    return over_seeds("correlation with the effect, over heads: the previous-token score",
+                      each.tolist(), p < 0.05 if tested else None,
+                      control=f"95 % of shuffled: below {null.quantile(0.95):.2f} (p = {p:.2g})")
 
 
 def rank_correlation(score, effect, *, other=None):

@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from helpers import quick_run, tiny_model, tiny_tokens
@@ -21,9 +22,9 @@ from experiments.attention_evidence import (
     head_facts,
     idle_share,
     known_claims,
+    looking_back,
     rank_correlation,
     scores,
-    shuffled,
     silenced,
     view,
     watched,
@@ -132,12 +133,17 @@ def test_heads_are_ranked_in_their_own_model():
     assert rank_correlation(both, effect)[0] == pytest.approx(0)  # the mean of 1 and -1
 
 
-def test_the_null_of_a_ranking_is_that_of_shuffled_heads():
-    effect = torch.arange(12.0).view(2, 6)
-    null = shuffled(effect)
-    assert null.mean().item() == pytest.approx(0, abs=0.03)
-    assert null.var().item() == pytest.approx(1 / 5 / 2, rel=0.1)  # 1 / (n - 1), of two models
-    assert null.max() <= 1 and null.unique().numel() > 20  # the models are shuffled apart
+def test_looking_back_goes_with_the_effect_or_with_chance():
+    draw = torch.Generator().manual_seed(4)
+    score, other = torch.rand(3, 12, generator=draw), torch.rand(3, 12, generator=draw)
+    expected = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(score, other, strict=True)])
+    by_chance = looking_back(score, other, tested=True)
+    assert by_chance.measured == pytest.approx(expected) and by_chance.holds is False
+    needed = looking_back(score, 2 * score - 1, tested=True)
+    assert needed.measured == pytest.approx(1) and needed.holds is True
+    assert "(p = 0.0005)" in needed.control  # 1 of 2,001
+    assert looking_back(score, -score, tested=True).holds is False
+    assert looking_back(score, score, tested=False).holds is None
 
 
 def test_the_idle_share_looks_only_at_sharper_heads(seen):

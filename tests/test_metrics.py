@@ -18,6 +18,7 @@ from metrics import (
     induction_score,
     kl_divergence,
     logit_diff,
+    pearson,
     per_token_loss,
     permutation_pvalue,
     prev_token_score,
@@ -228,7 +229,8 @@ def test_rank_correlation_is_that_of_the_ranks_with_ties_shared():
     assert_close(spearman(one, other), expected)
     assert_close(spearman(one, one.exp()).item(), 1.0)
     assert_close(spearman(one, -one).item(), -1.0)
-    assert spearman(one, torch.ones(4)).isnan()
+    assert spearman(one, torch.ones(4)).isnan() and pearson(one, torch.ones(4)).isnan()
+    assert_close(pearson(one, other), torch.corrcoef(torch.stack([one, other]).double())[0, 1])
     holes = torch.tensor([[1.0, math.nan, 2.0, 0.0], [1.0, 3.0, 2.0, 0.0]])
     assert_close(spearman(one.expand(2, 4), holes), torch.stack([expected * math.nan, expected]),
                  equal_nan=True)
