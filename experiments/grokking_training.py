@@ -26,7 +26,7 @@ from tokenizer import WordTokenizer
 from train import fit
 from utils import Progress, seeded_generator
 
-SHAPE = {"p": 59, "fraction": 0.6, "d_model": 64, "max_steps": 1600}
+SHAPE = {"p": 59, "fraction": 0.6, "d_model": 64, "max_steps": 2200}
 CANONICAL = {"p": 113, "fraction": 0.3, "d_model": 128, "max_steps": 1300}
 QUICK = {"p": 17, "fraction": 0.6, "d_model": 32, "max_steps": 120}
 
@@ -84,7 +84,7 @@ class GrokkingConfig(ExperimentConfig):
     p: int | None = option(None, "added modulo this odd number (none: 59; canonical: 113)")
     fraction: float | None = option(None, "of the pairs to train on (none: 0.6; canonical: 0.3)")
     d_model: int | None = option(None, "width of the stream (none: 64; canonical: 128)")
-    max_steps: int | None = option(None, "of training (none: 1,600; canonical: 1,300)")
+    max_steps: int | None = option(None, "of training (none: 2,200; canonical: 1,300)")
     weight_decay: float = option(1.0, "decoupled, on matrices")
     lr: float = option(7e-3, "AdamW's learning rate, constant")
 
