@@ -26,7 +26,7 @@ class AdamW:
         m = beta1 m + (1 - beta1) g              # where the gradient points, on average
         v = beta2 v + (1 - beta2) g^2            # how large it is, on average
         w = w - lr * decay * w                   # decoupled: not through the gradient
-        w = w - lr * m' / (sqrt(v') + eps)       # m' = m / (1 - beta1^t): they start from zero
+        w = w - lr * m' / (sqrt(v') + eps)       # m' = m / (1 - beta1^t), v' alike: from zero
 
     Each weight moves by about lr a step whatever the size of its gradient. Only matrices decay: a
     bias or a LayerNorm weight has no other weight to trade its size against, and shrinking it only

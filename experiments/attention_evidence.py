@@ -144,7 +144,7 @@ class View:
 
     looks: on the text that is shown. here, held: {score: [layer, head]} on that text and on the
     held-out ones; effect_here [layer, head] and effects [layer, head, batch] likewise. untrained:
-    the best previous-token score of the same model before training. silenced: as the function gives
+    the best previous-token score of a fresh model of its shape. silenced: as the function gives
     it, of `watcher`, the head (layer, head) with the best one of all.
     """
 

@@ -1,6 +1,6 @@
 """How much does a head matter? Four measures, a model whose circuit is known, and one of a text.
 
-    python experiments/head_importance.py                    # 3 minutes, one thread
+    python experiments/head_importance.py                    # 2 minutes, one thread
     python experiments/head_importance.py --run_name mine    # a run of train.py in outputs/
     python experiments/head_importance.py --quick            # seconds: one seed, few steps
 

@@ -27,8 +27,7 @@ def claims_of(models, tested=True, own=True):
     those that are trained here, and only reported of others."""
     texts = [one for one in models if "truth" not in one]
     known = [one for one in models if "truth" in one]
-    claims = [*of_texts(texts, tested and own), *of_circuits(known, tested)]
-    return claims
+    return [*of_texts(texts, tested and own), *of_circuits(known, tested)]
 
 
 def verdict(tested, holds):
@@ -130,7 +129,7 @@ def repaired(repair):
 def of_circuits(models, tested):
     """The claims on models with an induction circuit."""
     worst = [min(one["auroc"][:3] + one["auroc_planted"][:3]) for one in models]
-    untrained = fmean(score for one in models for score in one["auroc_untrained"])
+    untrained = fmean(min(one["auroc_untrained"][:3]) for one in models)
     luck = math.prod(1 / math.comb(sum(one["truth"]) + len(one["outside"]), sum(one["truth"]))
                      for one in models)
     dead, series = [one["dead"] for one in models], [series_share(one) for one in models]
