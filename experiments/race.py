@@ -1,6 +1,6 @@
 """How low a loss, how soon: `train.py` against nanoGPT's recipe for a CPU, on the same cores.
 
-    python experiments/race.py             # an hour and a half, one thread
+    python experiments/race.py             # an hour, one thread
     python experiments/race.py --quick     # seconds: that it runs, not who wins
 
 Claim: in the time that nanoGPT's recipe takes (1x), and in .35, 2 and 5 times as long, the recipe
