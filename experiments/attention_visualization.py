@@ -240,8 +240,7 @@ def patterns_of(page):
     n_pos, n_heads = len(page["tokens"]), len(page["heads"])
     values = np.frombuffer(base64.b64decode(page["patterns"]), np.uint8).reshape(n_heads, -1)
     patterns = np.zeros((n_heads, n_pos, n_pos))
-    rows, columns = np.tril_indices(n_pos)
-    patterns[:, rows, columns] = values / 255
+    patterns[(slice(None), *np.tril_indices(n_pos))] = values / 255
     return patterns
 
 
