@@ -41,7 +41,7 @@ import torch.nn.functional as F
 from activation_cache import get_act_name
 from config import check, check_choices, option
 from experiments.common import ExperimentConfig, perform
-from experiments.importance_claims import METHODS, claims_of, figures
+from experiments.importance_claims import ABLATIONS, METHODS, claims_of, figures
 from experiments.importance_models import subjects
 from head_ablation import (
     ablation_effects,
@@ -87,7 +87,7 @@ def effects(subject, model=None):
     model, tokens, metric = model or subject.model, subject.tokens, subject.metrics[0]
     source = derangement(len(tokens), seeded_generator(0))
     found = [head_importance(model, tokens, metric, mode=mode, reference=z_of(model, tokens),
-                             source=source).values for mode in METHODS[:3]]
+                             source=source).values for mode in ABLATIONS]
     slopes = head_slopes(model, tokens, metric).values.abs()
     return torch.stack([*found, slopes]).flatten(1, 2)
 

@@ -16,7 +16,8 @@ from experiments.common import over_seeds
 from metrics import permutation_pvalue
 from plotting import COLOURS, bare_axes
 
-METHODS = ("zero", "mean", "resample", "gradient")
+ABLATIONS = ("zero", "mean", "resample")
+METHODS = (*ABLATIONS, "gradient")
 LEFT = 0.1  # the most of the whole that what lies outside of a circuit may cost, or say directly
 
 
@@ -43,7 +44,8 @@ def of_texts(models, tested):
     what, ranks = what_text(models), [one["agreement"] for one in models]
     null = max(rank["null_high"] for rank in ranks)
     zero_gradient = [rank["pairs"]["zero, gradient"] for rank in ranks]
-    ablations, gradient = against_chance(models, METHODS[:3]), against_chance(models, METHODS[3:])
+    ablations = against_chance(models, ABLATIONS)
+    gradient = against_chance(models, ("gradient",))
     shares = [sum(one["alone"]) / one["pruning"]["curves"]["mean"][-1] for one in models]
     repair = [one["repair"] for one in models]
     return [

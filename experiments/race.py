@@ -161,8 +161,8 @@ def figures(result):
         points = torch.tensor([[(seconds / curves[NANO][-1][0], loss)
                                 for seconds, loss in curves[name]] for curves in races]).mean(0)
         lines[name] = points.T.tolist()
-    (took, *_), (ours, theirs) = zip(*((times[-1], losses[-1]) for times, losses in (
-        lines["python train.py"], lines[NANO])), strict=True)
+    took, ours = (column[-1] for column in lines["python train.py"])
+    theirs = lines[NANO][1][-1]
     figure = plotting.curve(
         lines, xlabel="time (in that of nanoGPT's recipe, same core); crosses: marks",
         ylabel="loss on the whole validation split (nats/character)",
