@@ -1,8 +1,8 @@
-"""Text to integers and back: one id a character, or one for each frequent piece (byte-level BPE).
+"""Text to integers and back: one id a character, a word, or a frequent piece (byte-level BPE).
 
-Characters are simple and few, so a text is long. Whole words would make it short, but there is
-always another word. Byte-pair encoding lies between: it begins with the 256 bytes, which can write
-anything, and again and again makes the most frequent pair of neighbours one new token.
+Characters are few, so a text is long. Words make it short, but there is always another one, unless
+they come from a list. Byte-pair encoding lies between: it begins with the 256 bytes, which can
+write anything, and again and again makes the most frequent pair of neighbours one token.
 
 Chapter: COURSE_ROADMAP.md, 2 (text with a known entropy)
 Read before: utils.py; after: data.py
@@ -193,7 +193,7 @@ class BPETokenizer(CharTokenizer):
             known = [pair for pair in itertools.pairwise(pieces) if pair in self.ranks]
             if not known:
                 break
-            pieces = join(pieces, min(known, key=self.ranks.get))
+            pieces = merged(pieces, min(known, key=self.ranks.get))
         return pieces
 
     def to_bytes(self, ids):
@@ -302,14 +302,14 @@ def split_words(text):
     return word_pattern().findall(text)
 
 
-def join(pieces, pair):
+def merged(pieces, pair):
     """The pieces with every occurrence of the pair, from the left, made one."""
-    joined, i = [], 0
+    found, i = [], 0
     while i < len(pieces):
-        found = i + 1 < len(pieces) and pieces[i] == pair[0] and pieces[i + 1] == pair[1]
-        joined.append(pieces[i] + pieces[i + 1] if found else pieces[i])
-        i += 2 if found else 1
-    return joined
+        both = i + 1 < len(pieces) and pieces[i] == pair[0] and pieces[i + 1] == pair[1]
+        found.append(pieces[i] + pieces[i + 1] if both else pieces[i])
+        i += 2 if both else 1
+    return found
 
 
 def learn_merges(word_counts, n_merges):
@@ -340,7 +340,7 @@ def learn_merges(word_counts, n_merges):
             for old in itertools.pairwise(pieces):
                 counts[old] -= count
                 changed.add(old)
-            pieces[:] = join(pieces, pair)
+            pieces[:] = merged(pieces, pair)
             for new in itertools.pairwise(pieces):
                 counts[new] += count
                 where[new].add(index)

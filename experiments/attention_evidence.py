@@ -89,7 +89,8 @@ def watched(model, tokens):
 def scores(looks, tokens):
     """{name: [layer, head]}, means over texts; NaN where no token comes twice.
 
-    sharpness: 1 - entropy / that of even attention. written: the sum over keys of `looks.weighed`.
+    sharpness: 1 - entropy / that of even attention. written: the sum over keys of `looks.weighed`,
+    at least the length of what is added, whose parts may cancel.
     """
     pattern, entropy = looks.pattern, attention_entropy(looks.pattern)
     even = torch.arange(1, pattern.shape[-1] + 1).log().mean()
@@ -163,7 +164,7 @@ class View:
         return (self.effects.mean if name == "effect" else self.held[name]).flatten()
 
 
-def view(subject, mode="mean", progress=None):
+def view_of(subject, mode="mean", progress=None):
     """The View of a Subject. mode: of ablation, "mean" or "zero". progress: is called after each
     head that was taken away, on the held-out texts and on the one that is shown."""
     model, held_out = subject.model, subject.held_out

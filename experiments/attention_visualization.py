@@ -56,7 +56,7 @@ from experiments.attention_evidence import (
     claims_of,
     head_facts,
     rank_correlation,
-    view,
+    view_of,
 )
 from experiments.common import ExperimentConfig, as_run, kept, perform
 from model import GPT
@@ -112,7 +112,7 @@ def subjects(cfg, folder):
         place = find_run(cfg.run_name, cfg.out_dir)
         name, (model, tokenizer) = place.name, load_model(place)
         unseen = story = None if cfg.held_out and cfg.text else validation_text(place)
-    return [subject(cfg, name, model, tokenizer, story=story, unseen=unseen)]
+    return [subject_of(cfg, name, model, tokenizer, story=story, unseen=unseen)]
 
 
 def validation_text(place):
@@ -126,7 +126,7 @@ def validation_text(place):
         raise UserError(f"{error}; or {otherwise}") from None
 
 
-def subject(cfg, name, model, tokenizer, *, story, unseen=None):
+def subject_of(cfg, name, model, tokenizer, *, story, unseen=None):
     """A Subject whose texts are those that were asked for, or else the beginning of `story` and
     windows of `unseen`, ids [n]; None: of the built-in corpus."""
     if not model.cfg.n_layers:
@@ -165,8 +165,8 @@ def trained(cfg, folder):
     shape = ModelConfig(**SHAPE, d_vocab=tokenizer.d_vocab)
     how = {"steps": 40 if cfg.quick else cfg.steps, "batch": BATCH, "repeats": REPEATS,
            "characters": CHARACTERS, "shape": asdict(shape)}
-    found = [subject(cfg, f"seed {seed}", GPT(shape, seed), tokenizer,
-                     story=tokenizer.encode(STORY)) for seed in cfg.seeds]
+    found = [subject_of(cfg, f"seed {seed}", GPT(shape, seed), tokenizer,
+                        story=tokenizer.encode(STORY)) for seed in cfg.seeds]
     for seed, each in zip(cfg.seeds, found, strict=True):
         state = kept(folder / f"seed_{seed}" / "checkpoint.pt", how | {"seed": seed},
                      lambda seed=seed, each=each: learn(each, tokens, seed, how["steps"]),
@@ -333,7 +333,7 @@ def run(cfg, folder):
     n_heads = sum(each.model.cfg.n_layers * each.model.cfg.n_heads for each in found)
     progress = Progress(2 * n_heads, " heads taken away")
     done = itertools.count(1)
-    views = [view(each, cfg.ablation, lambda: progress.show(next(done))) for each in found]
+    views = [view_of(each, cfg.ablation, lambda: progress.show(next(done))) for each in found]
     page = page_of(views[0], cfg)
     write_page(folder / "attention.html", page)
     own = cfg.run_name is None and cfg.model is None

@@ -142,8 +142,9 @@ class AtEquals(nn.Module):
         scores = (k * q).sum(-1) / math.sqrt(attn.d_head)  # [place, p, head]
         own = (own_k * q).sum(-1)[0] / math.sqrt(attn.d_head)  # [1, head]
         a, b = pairs.unbind(1)
-        pattern = torch.stack([scores[0][a], scores[1][b], own.expand(len(pairs), -1)], -1)
-        from_a, from_b, from_own = pattern.softmax(-1).unsqueeze(2).unbind(-1)  # [n, head, 1]
+        scores = torch.stack([scores[0][a], scores[1][b], own.expand(len(pairs), -1)])
+        pattern = scores.softmax(0).unsqueeze(-1)  # [key, n, head, 1]: rows of three are slow
+        from_a, from_b, from_own = pattern
         z = from_a * v[0][a] + from_b * v[1][b] + from_own * own_v[0]  # [n, head, d_head]
         resid = equals + attn.write(z.unsqueeze(1))  # [n, 1, d_model]
         resid = resid + mlp(resid)

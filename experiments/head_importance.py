@@ -122,10 +122,10 @@ def z_of(model, tokens):
     return model.run_with_cache(tokens, lambda name: name.endswith("hook_z"))[1]
 
 
-def importance(effects, weights, n_layers):
-    """Of effects [method, head, batch], the mean over texts [..., method, head]; the gradient's is
-    then of length 1 in each layer, as in the paper. weights: of the texts, [..., batch]."""
-    means = torch.einsum("...b,mhb->...mh", weights, effects)
+def importance(found, weights, n_layers):
+    """Of the effects found [method, head, batch], the mean over texts [..., method, head]; the
+    gradient's has length 1 in each layer, as in the paper. weights [..., batch]: of texts."""
+    means = torch.einsum("...b,mhb->...mh", weights, found)
     layers = means[..., 3, :].unflatten(-1, (n_layers, -1))
     means[..., 3, :] = F.normalize(layers, dim=-1).flatten(-2)
     return means
@@ -235,9 +235,9 @@ def around(subject, outside, how):
             "outside_cost": costs[0].item(), "other_costs": costs[1:].tolist()}
 
 
-def even(effects):
+def even(found):
     """The same weight for each text, [batch]."""
-    return torch.full((effects.shape[-1],), 1 / effects.shape[-1]).to(effects)
+    return torch.full((found.shape[-1],), 1 / found.shape[-1]).to(found)
 
 
 def facts(subject, cfg):

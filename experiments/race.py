@@ -52,16 +52,15 @@ LOOKS = 10  # evaluations of each contestant
 class RaceConfig:
     """Which data, how often, with what patience."""
 
-    seeds: int = option(3, "how many times the race is run")
-    first_seed: int = option(0, "of these times; the others follow")
+    seeds: tuple[int, ...] = option((0, 1, 2), "a race with each")
     threads: int = option(1, "CPU threads")
     quick: bool = option(False, "tiny shapes on the built-in corpus, no marks")
     folder: str = option("data", "where Tiny Shakespeare is kept")
     out_dir: str = option("outputs", "the folder that race/ is written to")
 
     def __post_init__(self):
-        for name in ("seeds", "threads"):
-            check(self, name, lambda n: n >= 1, "1 or more")
+        check(self, "seeds", lambda seeds: len(seeds) and min(seeds) >= 0, "one or more, from 0")
+        check(self, "threads", lambda n: n >= 1, "1 or more")
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ def run(cfg, folder):
     dataset, races = load_dataset(data, n_ctx=512), []
     if cfg.quick:
         dataset = dataclasses.replace(dataset, val=dataset.val[:2000])
-    for seed in range(cfg.first_seed, cfg.first_seed + (1 if cfg.quick else cfg.seeds)):
+    for seed in cfg.seeds[:1] if cfg.quick else cfg.seeds:
         field = contestants(dataset.tokenizer.d_vocab, seed)
         if cfg.quick:
             field = {name: quick(each) for name, each in field.items()}

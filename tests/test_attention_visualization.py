@@ -26,7 +26,7 @@ from experiments.attention_evidence import (
     rank_correlation,
     scores,
     silenced,
-    view,
+    view_of,
     watched,
     wired_views,
 )
@@ -51,7 +51,7 @@ def seen():
     """A View of a scrambled tiny model."""
     subject = Subject("tiny", tiny_model(), CharTokenizer().fit("abcdefghijk"),
                       tiny_tokens(1, 6, seed=5), tiny_tokens(8, 7))
-    return view(subject)
+    return view_of(subject)
 
 
 # What is measured
