@@ -9,8 +9,10 @@ Source: the form of a claim is that of chapter 0
 import contextlib
 import html
 import json
+import math
 import os
 import statistics
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ import torch
 
 import plotting
 from checkpoint import find_run, save_checkpoint
-from config import Config, check, config_from_dict, flag_parser, option
+from config import SEEDS, Config, check, config_from_dict, flag_parser, option
 from utils import Progress, UserError, atomic_write, read_json, write_json
 
 HEADINGS = ("claim", "reported", "measured", "range, or 95 %", "null, control or mark", "")
@@ -32,13 +34,14 @@ class Claim:
     measured: the number, which `low` and `high` enclose. holds: whether it is what was claimed;
     None where it is only for information. reported: by whom and how much, elsewhere.
     control: what the same measurement gives where the claim says nothing, or the mark that it is
-    held against; mark: that number, where there is one.
+    held against; mark: that number, where there is one. Of the numbers None is one that is not
+    finite, read from a file.
     """
 
     claim: str
-    measured: float
-    low: float
-    high: float
+    measured: float | None
+    low: float | None
+    high: float | None
     holds: bool | None = None
     reported: str = ""
     control: str = ""
@@ -51,8 +54,9 @@ class Claim:
 
     def cells(self):
         """The line's texts, in the order of HEADINGS."""
-        interval = f"{self.low:.3g} to {self.high:.3g}"
-        return (self.claim, self.reported, f"{self.measured:.3g}", interval, self.control,
+        measured, low, high = ("—" if number is None else f"{number:.3g}"
+                               for number in (self.measured, self.low, self.high))
+        return (self.claim, self.reported, measured, f"{low} to {high}", self.control,
                 self.verdict)
 
 
@@ -80,6 +84,16 @@ def as_dicts(claims):
     return [asdict(claim) | {"verdict": claim.verdict} for claim in claims]
 
 
+def finite(values):
+    """Plain values, dicts, lists and tuples among them, with None for what JSON has no number for:
+    NaN and infinity."""
+    if isinstance(values, dict):
+        return {name: finite(value) for name, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
 def exit_code(claims):
     """0 where no claim fails, else 1."""
     return int(any(claim.holds is False for claim in claims))
@@ -96,7 +110,7 @@ class ExperimentConfig:
     out_dir: str = option("outputs", "the folder that the experiment's own is made in")
 
     def __post_init__(self):
-        check(self, "seeds", lambda seeds: len(seeds) and min(seeds) >= 0, "one or more, from 0")
+        check_seeds(self)
         check(self, "threads", lambda n: n >= 1, "1 or more")
         run_name, model = self.others
         if run_name is not None and model is not None:
@@ -112,7 +126,16 @@ class ExperimentConfig:
     @property
     def folder_suffix(self):
         """What the results of another model are kept apart by."""
-        return "".join(f"_{Path(name).name}" for name in self.others if name)
+        return "".join(f"_{part}" for name in self.others if name
+                       for part in Path(name).parts[-2:] if part not in ("/", ".", ".."))
+
+
+def check_seeds(cfg):
+    """Raises UserError unless a config has seeds, each of them once: one that comes twice would
+    count as two independent trainings."""
+    in_range, wanted = SEEDS
+    check(cfg, "seeds", lambda seeds: len(seeds) == len(set(seeds)) > 0
+          and all(map(in_range, seeds)), f"one or more, each once and {wanted}")
 
 
 def experiment_folder(name, out_dir):
@@ -192,7 +215,7 @@ def conclude(result, folder, figures=None, seconds=None):
 
     result: {"claims": list of Claim, plain values}. figures: {name: Figure}. seconds: it took.
     """
-    write_json(folder / "results.json", result | {"claims": as_dicts(result["claims"])})
+    write_json(folder / "results.json", finite(result | {"claims": as_dicts(result["claims"])}))
     for name, figure in (figures or {}).items():
         plotting.save(figure, folder / f"{name}.png")
     print(claims_table(result["claims"]))
@@ -207,26 +230,30 @@ border-bottom: 1px solid #ddd; font-size: 13px } img { max-width: 100% }
 .PASS { color: #00714f } .FAIL { color: #b34700; font-weight: bold }"""
 
 
+def section(file):
+    """What the page says of one experiment, lines of HTML. file: its results.json."""
+    result, folder = read_json(file), file.parent
+    rows = [HEADINGS, *(Claim(**{key: value for key, value in claim.items() if key != "verdict"})
+                        .cells() for claim in result.get("claims", ()))]
+    lines = ["<tr>" + "".join(f'<td class="{cell}">{html.escape(cell)}</td>' for cell in row)
+             + "</tr>" for row in rows]
+    pictures = [f'<p><img src="{folder.name}/{png.name}" alt="{folder.name}: {png.stem}">'
+                for png in sorted(folder.glob("*.png"))]
+    pages = [f'<p><a href="{folder.name}/{page.name}">{page.name}</a>'
+             for page in sorted(folder.glob("*.html"))]
+    return [f"<h2>{folder.name}</h2><p>{html.escape(result.get('about', ''))}",
+            "<table>", *lines, "</table>", *pages, *pictures]
+
+
 def write_index(out_dir):
     """Writes out_dir/index.html: every figure and table of the experiments whose results lie in
-    out_dir, in one page that needs no network."""
+    out_dir, in one page that needs no network. Says on stderr whose can't be read."""
     parts = []
     for file in sorted(Path(out_dir).glob("*/results.json")):
-        result, name = read_json(file), file.parent.name
         try:
-            claims = [Claim(**{key: value for key, value in claim.items() if key != "verdict"})
-                      for claim in result.get("claims", ())]
-        except (TypeError, AttributeError):
-            raise UserError(f"{file} is not an experiment's results; move it away") from None
-        rows = [HEADINGS, *(claim.cells() for claim in claims)]
-        lines = ["<tr>" + "".join(f'<td class="{cell}">{html.escape(cell)}</td>'
-                                  for cell in row) + "</tr>" for row in rows]
-        pictures = [f'<p><img src="{name}/{png.name}" alt="{name}: {png.stem}">'
-                    for png in sorted(file.parent.glob("*.png"))]
-        pages = [f'<p><a href="{name}/{page.name}">{page.name}</a>'
-                 for page in sorted(file.parent.glob("*.html"))]
-        parts += [f"<h2>{name}</h2><p>{html.escape(result.get('about', ''))}",
-                  "<table>", *lines, "</table>", *pages, *pictures]
+            parts += section(file)
+        except (UserError, TypeError, ValueError, AttributeError):
+            print(f"{file} is not an experiment's results: not in index.html", file=sys.stderr)
     with atomic_write(Path(out_dir) / "index.html", "w") as file:
         file.write("<!doctype html><html lang=en><meta charset=utf-8><title>experiments</title>"
                    f"<style>{STYLE}</style>\n<h1>Experiments</h1>\n" + "\n".join(parts) + "\n")

@@ -43,6 +43,7 @@ from experiments.superposition_model import (
     gaps,
     in_patterns,
     independent,
+    lowest_cosine,
     pair_chances,
 )
 from experiments.superposition_report import claims_of, figures
@@ -50,6 +51,7 @@ from utils import Progress, run_program, seeded_generator
 
 PLATEAU = (2.5, 3.6)  # where the plateau at 1/2 is looked for: 1 / density
 NEAR = 0.03           # how far from 1/2 or 2/5 still is 1/2 or 2/5
+OPPOSITE = -0.9       # the cosine below which two features are antipodal: D of 1/2 is no proof
 CLEAR = 1.1           # a cell is away from the boundary where the second best costs this much more
 SHUFFLES = 200        # of a phase diagram's rows or columns, for the null
 
@@ -168,6 +170,7 @@ def polytopes(job, states, seed):
         "W": W.tolist(), "D": D.tolist(), "density": job.density,
         "dense": D[0, :2].min().item(), "dense_others": D[0, 2:].max().item(),
         "pairs": (four - 0.5).abs().max().item() if len(four) == 4 else 0.5,
+        "antipodes": lowest_cosine(W[pair]).sort().values[3].item(),
         "pentagon": (D[-1] - 0.4).abs().max().item(),
         "gaps": (gaps(W[-1]) - 72).abs().max().item(),
         "untrained_dense": untrained.sort(-1).values[:, -2].mean().item(),
@@ -189,7 +192,8 @@ def geometry(job, states, seed):
     fresh = job.fresh(seeded_generator(seed)).W.detach()
 
     def halves(W):
-        return ((dimensionality(W) - 0.5).abs() <= NEAR)[W.norm(dim=-2) > 0.5].float().mean().item()
+        half = ((dimensionality(W) - 0.5).abs() <= NEAR) & (lowest_cosine(W) < OPPOSITE)
+        return half[W.norm(dim=-2) > 0.5].float().mean().item()
 
     def slope(where):
         ends = [torch.log(values[where]) for values in (rarity, star)]
@@ -239,10 +243,12 @@ def pairs(states):
     shares = {}
     for meeting in ("never", "always", "by chance"):
         W = best(states[f"pairs {meeting}"], within=0.1)
-        W = W / W.norm(dim=-2, keepdim=True).clamp(min=1e-9)
-        cosine = (W[..., 0::2] * W[..., 1::2]).sum(-2)            # [cell, pair]
-        shares[meeting] = {"antipodal": (cosine < -0.9).float().mean().item(),
-                           "orthogonal": (cosine.abs() < 0.1).float().mean().item()}
+        length = W.norm(dim=-2)
+        both = (length[..., 0::2] > 0.5) & (length[..., 1::2] > 0.5)  # [cell, pair]: none dropped
+        W = W / length.clamp(min=1e-9)[..., None, :]
+        cosine = (W[..., 0::2] * W[..., 1::2]).sum(-2)                # [cell, pair]
+        shares[meeting] = {"antipodal": (both & (cosine < OPPOSITE)).float().mean().item(),
+                           "orthogonal": (both & (cosine.abs() < 0.1)).float().mean().item()}
     return shares
 
 

@@ -9,7 +9,7 @@ heads of a model of text much alike, and pruning by any of the three ablations c
 pruning in a random order. By the gradient it does too for Shakespeare, but not for the built-in
 corpus, so that is reported and not claimed. Where the circuit is known (two layers, an induction
 circuit) all ablations put its heads on top, and all four give a dead head exactly 0. The gradient
-does not find the circuit: at a loss near 0 it is flat; the mean of it along the way to z = 0 does.
+is flat at a loss near 0, and finds the circuit by luck; its mean along the way to z = 0 finds it.
 And a number for each head hides how heads work together: the previous-token head and an induction
 head are in series, so that removing both costs no more than one; two induction heads are in
 parallel, so that both cost more than the two numbers add up to.

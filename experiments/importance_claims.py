@@ -18,7 +18,7 @@ from plotting import COLOURS, bare_axes
 
 ABLATIONS = ("zero", "mean", "resample")
 METHODS = (*ABLATIONS, "gradient")
-LEFT = 0.1  # the most of the whole that what lies outside of a circuit may cost, or say directly
+LEFT = 0.1  # the most of the whole that what lies outside of a circuit, or a slope, may say
 
 
 def claims_of(models, tested=True, own=True):
@@ -28,7 +28,7 @@ def claims_of(models, tested=True, own=True):
     those that are trained here, and only reported of others."""
     texts = [one for one in models if "truth" not in one]
     known = [one for one in models if "truth" in one]
-    return [*of_texts(texts, tested and own), *of_circuits(known, tested)]
+    return [*of_texts(texts, tested and own), *of_circuits(known, texts, tested)]
 
 
 def verdict(tested, holds):
@@ -128,8 +128,8 @@ def repaired(repair):
 # A model whose circuit is known
 
 
-def of_circuits(models, tested):
-    """The claims on models with an induction circuit."""
+def of_circuits(models, texts, tested):
+    """The claims on models with an induction circuit; beside them, the facts of those of text."""
     worst = [min(one["auroc"][:3] + one["auroc_planted"][:3]) for one in models]
     untrained = fmean(min(one["auroc_untrained"][:3]) for one in models)
     luck = math.prod(1 / math.comb(sum(one["truth"]) + len(one["outside"]), sum(one["truth"]))
@@ -143,7 +143,7 @@ def of_circuits(models, tested):
         over_seeds("induction: AUROC of the worst ablation, the circuit against what is outside",
                    worst, verdict(tested, min(worst) == 1), mark=1.0,
                    control=f"untrained {untrained:.2f}; all right by luck: {luck:.2g}"),
-        *of_gradients(models, tested),
+        *of_gradients(models, texts, tested),
         over_seeds("… a planted dead head: the most that a method says of it, on any text (nats)",
                    dead, verdict(True, max(dead) == 0), control="exactly 0", mark=0.0),
         over_seeds("… all pruned that is neither circuit nor spare: of what all heads cost", left,
@@ -160,15 +160,19 @@ def of_circuits(models, tested):
     ]
 
 
-def of_gradients(models, tested):
-    """The claims on the gradient: at the model's own z, and along the way to 0."""
+def of_gradients(models, texts, tested):
+    """The claims on the gradient: at the model's own z, where it is flat, and along the way to
+    0."""
     along = [one["auroc_along"] for one in models]
     flat = [one["slope"][one["previous"]] / one["importance"][0][one["previous"]]
             for one in models]
+    on_text = fmean(sum(one["slope"]) / sum(one["importance"][0]) for one in texts)
     return [
         over_seeds("… of the gradient", [one["auroc"][3] for one in models],
-                   control="its size for the previous-token head, over the cost by zero: "
-                   f"{fmean(flat):.3f}"),
+                   control="luck where it is flat, as the next line says"),
+        over_seeds("… the gradient's size for the previous-token head, over the cost by zero",
+                   flat, verdict(tested, max(flat) < LEFT), mark=LEFT,
+                   control=f"less than {LEFT:g}; all heads of the model of text: {on_text:.2f}"),
         over_seeds("… of the gradient along the way to z = 0", along,
                    control="no evidence of its own: a text's mean over the way is its cost by "
                    "zero"),

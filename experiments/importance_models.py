@@ -65,9 +65,9 @@ def of_run(cfg):
     """The Subject of a run of train.py, with the text that it was validated on."""
     place = find_run(cfg.run_name, cfg.out_dir)
     model, _ = load_model(place)
-    if model.cfg.n_layers * model.cfg.n_heads < 3:
+    if model.cfg.n_layers * model.cfg.n_heads < 3 or model.cfg.n_heads < 2:
         raise UserError(f"{place.name} has {model.cfg.n_layers} layers of {model.cfg.n_heads} "
-                        "heads, and no ranking of fewer than 3 can be compared; choose another")
+                        "heads; to compare rankings takes 3 heads, 2 in a layer; choose another")
     state = load_checkpoint(place / "checkpoint.pt")
     if "data_sha256" not in state:
         raise UserError(f"{place} does not say what text it was trained on; name a run of train.py")

@@ -266,8 +266,9 @@ def draw_losses(axes, seeds):
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8, loc=(0.45, 0.14))
     began, ended = when(seeds, "loss at 90 %", min), when(seeds, "loss at 10 %", max)
-    bare_axes(axes, f"The loss on repeats falls from 90 % to 10 % in steps {began} to {ended}",
-              "step", "loss (nats/token)")
+    title = ("The loss on repeats does not fall to 10 % with each seed" if None in (began, ended)
+             else f"The loss on repeats falls from 90 % to 10 % in steps {began} to {ended}")
+    bare_axes(axes, title, "step", "loss (nats/token)")
 
 
 def draw_scores(axes, seeds):
@@ -286,8 +287,9 @@ def draw_scores(axes, seeds):
                   linestyle="--")
     axes.set_ylim(0, 1)
     axes.legend(frameon=False, fontsize=8, loc=(0.4, 0.4))
-    steps = [when(seeds, kind, max) for kind in ("induction", "previous-token")]
-    bare_axes(axes, f"Induction passes .5 by step {steps[0]}, previous-token by {steps[1]}",
+    by = ["not with each seed" if step is None else f"by step {step}"
+          for step in (when(seeds, kind, max) for kind in ("induction", "previous-token"))]
+    bare_axes(axes, f"Induction passes .5 {by[0]}, previous-token {by[1]}",
               "step", "score (share of attention)")
 
 

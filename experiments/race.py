@@ -39,7 +39,7 @@ from config import (
     option,
 )
 from data import load_dataset, random_batch
-from experiments.common import over_seeds, perform
+from experiments.common import check_seeds, over_seeds, perform
 from model import GPT
 from train import evaluate, fit
 from utils import Progress, run_program, seeded_generator
@@ -59,7 +59,7 @@ class RaceConfig:
     out_dir: str = option("outputs", "the folder that race/ is written to")
 
     def __post_init__(self):
-        check(self, "seeds", lambda seeds: len(seeds) and min(seeds) >= 0, "one or more, from 0")
+        check_seeds(self)
         check(self, "threads", lambda n: n >= 1, "1 or more")
 
 

@@ -158,6 +158,14 @@ def dimensions_per_feature(W):
     return W.shape[-2] / (W**2).sum((-2, -1))
 
 
+def lowest_cosine(W):
+    """Of each feature's direction with any other's, [..., hidden, feature] -> [..., feature]: -1
+    where it has an antipode. Features shorter than 1/2 are not there, and have 0."""
+    length = W.norm(dim=-2)
+    unit = torch.where((length > 0.5)[..., None, :], W / length.clamp(min=0.5)[..., None, :], 0.0)
+    return (unit.mT @ unit).amin(-1)
+
+
 def gaps(W):
     """The angles between neighbours among directions in the plane, [..., 2, feature] -> [...,
     feature], in degrees: 72 five times for a pentagon."""

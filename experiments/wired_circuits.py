@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import torch
 
 from config import check, option
-from experiments.common import perform
+from experiments.common import check_seeds, perform
 from experiments.wired_board import (
     BOS,
     CONTENT,
@@ -304,7 +304,7 @@ class WiredConfig:
     out_dir: str = option("outputs", "the folder that wired_circuits/ is written to")
 
     def __post_init__(self):
-        check(self, "seeds", lambda seeds: len(seeds) and min(seeds) >= 0, "one or more, from 0")
+        check_seeds(self)
         for name in ("prompts", "threads"):
             check(self, name, lambda n: n >= 1, "1 or more")
 

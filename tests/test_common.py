@@ -1,6 +1,7 @@
 """What experiments share: trained models are kept for the same settings only, and the page of all
 experiments says what their tables say."""
 
+import json
 import math
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from experiments.common import (
     write_index,
 )
 from tokenizer import CharTokenizer
-from utils import UserError, read_json, write_json
+from utils import UserError, read_json
 
 ABOUT = "What it shows.\n\n    python experiments/one.py  # a second\n"
 HELD = Claim("a < b", 1.0, 0.5, 1.5, True, control="2")
@@ -86,7 +87,7 @@ def test_several_seeds_are_one_flag():
     assert list(config_from_dict(ExperimentConfig, given).seeds) == [3, 4]
 
 
-@pytest.mark.parametrize("seeds", [["-1"], ["1.5"], []])
+@pytest.mark.parametrize("seeds", [["-1"], ["1.5"], [], ["1", "1"], [str(2**63)]])
 def test_seeds_that_are_none_are_refused(seeds):
     with pytest.raises(UserError):
         given = flag_parser(ExperimentConfig, "").parse_args(["--seeds", *seeds])
@@ -123,7 +124,8 @@ def test_two_other_models_at_once_and_one_that_is_not_there_are_refused(tmp_path
         LookConfig(run_name="mine", model="gpt2")
     with pytest.raises(UserError, match="no run 'mine'"):
         LookConfig(run_name="mine", out_dir=str(tmp_path))
-    assert LookConfig(model="some/gpt2").folder_suffix == "_gpt2"
+    assert LookConfig(model="gpt2").folder_suffix == "_gpt2"
+    assert LookConfig(model="../some/gpt2/").folder_suffix == "_some_gpt2"
     assert LookConfig().folder_suffix == ""
 
 
@@ -161,8 +163,26 @@ def test_a_program_runs_and_ends_with_what_came_out(tmp_path, capsys):
     assert "2" in capsys.readouterr().out
 
 
-def test_results_of_another_make_are_no_obstacle(tmp_path):
-    (tmp_path / "mine").mkdir()
-    write_json(tmp_path / "mine" / "results.json", {"anything": 1})
-    write_index(tmp_path)
-    assert "mine" in (tmp_path / "index.html").read_text()
+@pytest.mark.parametrize(("text", "there"), [
+    ('{"anything": 1}', True), ('{"claims": [{"claim": 1}]}', False), ('{"claims": 3}', False),
+    ('{"claims": [{"claim": 1, "measured": 1, "low": 1, "high": 2}]}', False), ('{"cla', False)])
+def test_results_of_another_make_are_no_obstacle(tmp_path, capsys, text, there):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "results.json").write_text(text)
+    with pytest.raises(SystemExit) as exit:
+        conclude({"claims": [HELD]}, tmp_path / "mine")
+    page = (tmp_path / "index.html").read_text()
+    assert exit.value.code == 0 and "<h2>mine" in page and ("<h2>other" in page) == there
+    assert ("other" in capsys.readouterr().err) != there
+
+
+def test_what_is_never_reached_is_null_in_the_file_and_a_dash_on_the_page(tmp_path, capsys):
+    never = over_seeds("reached at step", [3.0, math.inf], False)
+    with pytest.raises(SystemExit):
+        conclude({"claims": [never], "when": {"b": [math.nan, 1]}, "n": (2,)}, tmp_path / "one")
+    text = (tmp_path / "one" / "results.json").read_text()
+    results = json.loads(text, parse_constant=pytest.fail)  # NaN, Infinity
+    assert results["claims"][0]["high"] is None and results["claims"][0]["low"] == 3
+    assert results["when"] == {"b": [None, 1]} and results["n"] == [2]
+    assert "3 to inf" in capsys.readouterr().out
+    assert "3 to —" in (tmp_path / "one" / ".." / "index.html").read_text()

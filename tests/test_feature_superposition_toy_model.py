@@ -13,6 +13,7 @@ from experiments.feature_superposition_toy_model import (
     SuperpositionConfig,
     best,
     jobs,
+    pairs,
     phases,
 )
 from experiments.superposition_model import (
@@ -28,6 +29,7 @@ from experiments.superposition_model import (
     gaps,
     in_patterns,
     independent,
+    lowest_cosine,
     pair_chances,
     patterns,
 )
@@ -91,6 +93,27 @@ def test_a_feature_that_is_not_written_has_dimensionality_0():
     W = torch.tensor([[1.0, 0, -1], [0, 0, 0]])
     assert dimensionality(W).tolist() == [0.5, 0.0, 0.5]
     assert dimensionality(torch.zeros(2, 3)).tolist() == [0.0] * 3
+
+
+def test_half_a_dimension_each_is_no_proof_of_antipodal_pairs():
+    turned = torch.cat([torch.eye(2), ring(8)[:, [1, 3]]], 1)  # a basis, and one 45 degrees off
+    half = math.sqrt(0.5)
+    for W, cosines in ((ring(4), [-1.0] * 4), (turned, [-half, 0, 0, -half]),
+                       (ring(5), [math.cos(0.8 * math.pi)] * 5)):
+        assert torch.allclose(lowest_cosine(3 * W), torch.tensor(cosines), atol=1e-6)
+        assert torch.allclose(dimensionality(W), torch.tensor(2 / W.shape[1]))
+    dropped = torch.cat([ring(4), 0.4 * ring(1)], 1)
+    assert torch.allclose(lowest_cosine(dropped), torch.tensor([-1.0, -1, -1, -1, 0]), atol=1e-6)
+
+
+def test_pairs_are_at_an_angle_only_where_both_are_there():
+    two = torch.tensor([[1.0, -1, 0, 0], [0, 0, 1, -1]])        # both antipodal
+    apart = torch.tensor([[1.0, 0, 1, 0], [0, 1, 0, 0]])        # one orthogonal, one half dropped
+    nothing = torch.zeros(2, 4)
+    for W, antipodal, orthogonal in ((two, 1, 0), (apart, 0, 0.5), (nothing, 0, 0)):
+        states = {f"pairs {meeting}": {"W": W[None, None]}
+                  for meeting in ("never", "always", "by chance")}
+        assert pairs(states)["always"] == {"antipodal": antipodal, "orthogonal": orthogonal}
 
 
 def test_dimensionalities_add_up_to_at_most_the_dimensions_there_are():
@@ -296,7 +319,7 @@ def test_a_line_holds_only_where_it_does_for_every_seed():
 @pytest.mark.slow
 def test_the_quick_run_writes_everything(tmp_path):
     printed, result = quick_run("feature_superposition_toy_model", tmp_path)
-    assert len(result["claims"]) == 13 and printed.count("\n|") >= 14
+    assert len(result["claims"]) == 14 and printed.count("\n|") >= 15
     folder = tmp_path / "feature_superposition_toy_model_quick"
     for name in ("polytopes", "plateau", "phases"):
         assert (folder / f"{name}.png").stat().st_size > 10_000

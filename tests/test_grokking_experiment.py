@@ -11,7 +11,13 @@ from helpers import quick_run
 
 from checkpoint import load_model
 from config import config_from_dict
-from experiments.grokking_experiment import claims_of_controls, first, losses_of, over
+from experiments.grokking_experiment import (
+    claims_of_controls,
+    claims_on_time,
+    first,
+    losses_of,
+    over,
+)
 from experiments.grokking_fourier import (
     answer_shares,
     centred,
@@ -296,6 +302,21 @@ def test_a_claim_over_seeds_holds_only_where_each_seed_does():
     missed = claim("one", float, lambda value: value > 2)
     assert (missed.measured, missed.low, missed.high, missed.holds) == (2.0, 1.0, 3.0, False)
     assert over([1.0], judged=False)("small", float, lambda value: value > 2).holds is None
+
+
+def test_what_is_never_reached_is_not_late_but_missed():
+    when = {"train_known": 50, "test_known": 400, "unseen_falls": 100, "test_loss_falls": 300,
+            "unseen_others_falls": math.inf}
+    run = {"when": when, "steps": [0, 50], "curves": {"test_accuracy": [0.0, 0.01]}}
+
+    def verdicts(**changes):
+        seeds = [run, run | {"when": when | changes}]
+        return [line.holds for line in claims_on_time(over(seeds, judged=True), seeds, 59, True)]
+
+    assert verdicts() == [None, True, True, True]
+    assert verdicts(test_known=math.inf) == [None, True, False, True]
+    assert verdicts(test_loss_falls=math.inf) == [None, True, True, False]
+    assert verdicts(test_known=math.inf, train_known=math.inf)[2] is False
 
 
 def test_a_control_that_generalises_fails():

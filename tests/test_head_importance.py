@@ -186,6 +186,7 @@ def passing(models):
     known |= {"auroc": [1.0] * 4, "auroc_planted": [1.0] * 4, "auroc_along": 1.0,
               "outside_cost": 0.01, "other_costs": [1.0, 2.0], "alone": [3.0] * 6}
     known["pruning"]["curves"]["mean"][-1] = 4.0
+    known["slope"] = [0.0] * 6
     known["pairs"] = [[0.5] * 6 for _ in range(6)]
     known["pairs"][0][4] = known["pairs"][4][0] = -3.0
     known["repair"]["direct"], known["repair"]["total"] = [0.0] * 6, [1.0] * 6
@@ -199,12 +200,13 @@ def failed(models):
 def test_claims_hold_where_they_should_and_each_can_fail(measured):
     good = passing(measured)
     assert not failed(good)
-    assert sum(claim.holds is True for claim in claims_of(good)) == 8
+    assert sum(claim.holds is True for claim in claims_of(good)) == 9
     changes = [
         (0, "agreement", "p", 0.06),
         *((0, "pruning", "areas", dict.fromkeys(METHODS, 0.1) | {ablation: 1.0})
           for ablation in METHODS[:3]),
         (1, None, "auroc", [1.0, 1.0, 0.75, 1.0]), (1, None, "auroc_planted", [0.5] * 4),
+        (1, None, "slope", good[1]["importance"][0]),
         (1, None, "dead", 1e-9), (1, None, "outside_cost", 0.5), (1, None, "other_costs", [0.001]),
         (1, None, "pairs", [[0.5] * 6] * 6), (1, None, "pairs", [[-3.0] * 6] * 6),
         (1, "repair", "direct", [0.2] * 6)]  # one for each way to fail
@@ -263,10 +265,13 @@ def test_bad_settings_and_texts_that_are_too_short_are_refused():
 
 def test_runs_that_are_not_there_or_not_of_use_are_refused(tmp_path):
     tokenizer = CharTokenizer().fit("abcdefghijk")
-    for name, model in (("flat", tiny_model(n_layers=0)), ("fine", tiny_model())):
+    models = {"flat": tiny_model(n_layers=0), "alone": tiny_model(n_layers=3, n_heads=1),
+              "fine": tiny_model()}
+    for name, model in models.items():
         (tmp_path / name).mkdir()
         save_checkpoint(tmp_path / name / "checkpoint.pt", as_run(model, tokenizer))
-    for name, message in (("gone", "there: "), ("flat", "fewer than 3"), ("fine", "train.py")):
+    for name, message in (("gone", "there: "), ("flat", "takes 3 heads"),
+                          ("alone", "2 in a layer"), ("fine", "train.py")):
         with pytest.raises(UserError, match=message):
             cfg = program.ImportanceConfig(run_name=name, out_dir=str(tmp_path))
             next(program.subjects(cfg, tmp_path))

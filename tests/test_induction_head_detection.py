@@ -481,7 +481,7 @@ def test_a_folder_of_gpt2_s_form_is_scanned(tmp_path, capsys):
     export_pretrained(tmp_path / "small", model, tokenizer)
     code, printed = output(["--model", str(tmp_path / "small"), "--out_dir", str(tmp_path)], capsys)
     assert code == 0 and "loss on repeats rises without head" in printed
-    assert (tmp_path / "induction_head_detection_small" / "results.json").exists()
+    assert (tmp_path / f"induction_head_detection_{tmp_path.name}_small" / "results.json").exists()
 
 
 @pytest.mark.parametrize(("flags", "told"), [
