@@ -15,7 +15,7 @@ head is needed, as ablation on other texts does. Where the truth is known by wir
 has the least sharp pattern of four that look alike; what is written tells the head that writes
 nothing, and not those that nobody reads; ablation tells them all.
 Expected: every line with a verdict passes. Without one: what is written ranked the heads better
-than sharpness by .27 (-.21 to .69) in seeds 0 to 2, by .53 (.14 to .88) in seeds 3 to 5.
+than sharpness by .23 (-.26 to .67) in seeds 0 to 2.
 
 Chapter: COURSE_ROADMAP.md, 4 (QK and OV)
 Read before: attention.py, head_ablation.py; after: experiments/attention_evidence.py

@@ -289,7 +289,7 @@ def draw_scores(axes, seeds):
     axes.legend(frameon=False, fontsize=8, loc=(0.4, 0.4))
     by = ["not with each seed" if step is None else f"by step {step}"
           for step in (when(seeds, kind, max) for kind in ("induction", "previous-token"))]
-    bare_axes(axes, f"Induction passes .5 {by[0]}, previous-token {by[1]}",
+    bare_axes(axes, f"Induction passes .5 {by[0]},\nthe previous-token score {by[1]}",
               "step", "score (share of attention)")
 
 
