@@ -1,6 +1,6 @@
 """How features that are rarely there share dimensions: polytopes, plateaus and phases.
 
-    python experiments/feature_superposition_toy_model.py           # 4 minutes, one thread
+    python experiments/feature_superposition_toy_model.py           # 3 minutes, one thread
     python experiments/feature_superposition_toy_model.py --quick   # seconds: one seed, tiny
 
 Claim: dense features get a dimension each, the most important ones, and the others none; the rarer

@@ -240,7 +240,7 @@ def accuracy_panel(axes, runs, p):
             label = {0: name, 1: f"{name}, other seeds"}.get(i)
             axes.plot(run["steps"][1:], run["curves"][f"{key}_accuracy"][1:], color=colour,
                       label=label, linewidth=0.8 if i else 2)
-    for name, text, dash in (("no_decay", "others, without weight decay", "--"),
+    for name, text, dash in (("no_decay", "others, no weight decay", "--"),
                              ("random_answers", "others, random answers", ":")):
         if name in runs:
             axes.plot(runs[name]["steps"][1:], runs[name]["curves"]["test_accuracy"][1:], dash,
