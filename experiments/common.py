@@ -203,8 +203,13 @@ def perform(kind, run, figures, about, *, argv=None):
                 if "python experiments/" in line)
     name += getattr(cfg, "folder_suffix", "") + "_quick" * getattr(cfg, "quick", False)
     folder = experiment_folder(name, cfg.out_dir)
-    with torch_threads(cfg.threads):
-        result = run(cfg, folder)
+    try:
+        with torch_threads(cfg.threads):
+            result = run(cfg, folder)
+    except UserError:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # where nothing came of it
+        raise
     result |= {"about": title, "settings": asdict(cfg), "torch": torch.__version__}
     conclude(result, folder, figures(result), seconds=time.monotonic() - began)
 

@@ -176,6 +176,18 @@ def test_results_of_another_make_are_no_obstacle(tmp_path, capsys, text, there):
     assert ("other" in capsys.readouterr().err) != there
 
 
+@pytest.mark.parametrize("written", [False, True])
+def test_a_folder_that_nothing_came_into_is_not_left(tmp_path, written):
+    def run(cfg, folder):
+        if written:
+            (folder / "checkpoint.pt").write_bytes(b"1")
+        raise UserError("no heads; choose another")
+
+    with pytest.raises(UserError, match="no heads"):
+        perform(ExperimentConfig, run, lambda result: {}, ABOUT, argv=["--out_dir", str(tmp_path)])
+    assert (tmp_path / "one").exists() == written
+
+
 def test_what_is_never_reached_is_null_in_the_file_and_a_dash_on_the_page(tmp_path, capsys):
     never = over_seeds("reached at step", [3.0, math.inf], False)
     with pytest.raises(SystemExit):
