@@ -1,6 +1,6 @@
 """How fast it is: against what the machine can do, and against other libraries.
 
-    python experiments/benchmark.py             # several minutes, one thread
+    python experiments/benchmark.py             # ten minutes, one thread
     python experiments/benchmark.py --quick     # seconds: that it runs, not how fast
 
 Claim: that every activation can be read and edited costs nothing while nobody does it, little while
