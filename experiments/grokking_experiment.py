@@ -1,6 +1,6 @@
 """Grokking: a transformer learns addition mod p by heart, and long after it how to add.
 
-    python experiments/grokking_experiment.py              # 3 seeds, 2 controls: 3 to 4 minutes
+    python experiments/grokking_experiment.py              # 3 seeds, 2 controls: 2 to 4 minutes
     python experiments/grokking_experiment.py --canonical  # Nanda et al.'s p = 113: 2 minutes
 
 Claim: on pairs that it was not trained on the model is right only long after it is right on all the
