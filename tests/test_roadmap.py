@@ -15,10 +15,13 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
 def agrees(printed, claimed):
-    """Equal words, numbers within 5 % (after `about`, 40 %, for what a short training gave);
-    rounding errors, printed as 3e-08, within a factor 30."""
+    """Equal words, numbers within 5 % (after `about`, 40 %, for what a short training gave; after
+    `in this run`, any, for what it gave by chance); rounding errors, printed as 3e-08, within a
+    factor 30."""
     if NUMBER.sub("#", printed) != NUMBER.sub("#", claimed):
         return False
+    if "in this run" in claimed:
+        return True
     share, least = (0.4, 0.03) if "about" in claimed else (0.05, 2e-3)
     for one, other in zip(NUMBER.findall(printed), NUMBER.findall(claimed), strict=True):
         difference = abs(float(one) - float(other))
@@ -35,6 +38,8 @@ def test_the_comparison_itself_can_fail():
     assert not agrees("loss 1.230, error 2e-06", "loss 1.230, error 3e-08")
     assert not agrees("gain 1.230", "loss 1.230")
     assert agrees("about 0.30", "about 0.23") and not agrees("about 0.14", "about 0.35")
+    assert agrees("in this run 3: True", "in this run 8: True")
+    assert not agrees("in this run 3: True", "in this run 3: False")
 
 
 def test_every_chapter_has_a_block_to_run():
