@@ -38,6 +38,7 @@ from experiments.superposition_model import (
     closed_form,
     dimensionality,
     dimensions_per_feature,
+    directions,
     expected_loss,
     fit_toys,
     gaps,
@@ -242,12 +243,11 @@ def pairs(states):
     """The cosine between the two of a pair, by how they meet: shares of pairs."""
     shares = {}
     for meeting in ("never", "always", "by chance"):
-        W = best(states[f"pairs {meeting}"], within=0.1)
-        length = W.norm(dim=-2)
-        both = (length[..., 0::2] > 0.5) & (length[..., 1::2] > 0.5)  # [cell, pair]: none dropped
-        W = W / length.clamp(min=1e-9)[..., None, :]
-        cosine = (W[..., 0::2] * W[..., 1::2]).sum(-2)                # [cell, pair]
-        shares[meeting] = {"antipodal": (both & (cosine < OPPOSITE)).float().mean().item(),
+        unit = directions(best(states[f"pairs {meeting}"], within=0.1))
+        first, second = unit[..., 0::2], unit[..., 1::2]
+        cosine = (first * second).sum(-2)                         # [cell, pair]
+        both = first.any(-2) & second.any(-2)                     # are there
+        shares[meeting] = {"antipodal": (cosine < OPPOSITE).float().mean().item(),
                            "orthogonal": (both & (cosine.abs() < 0.1)).float().mean().item()}
     return shares
 

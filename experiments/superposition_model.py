@@ -158,11 +158,17 @@ def dimensions_per_feature(W):
     return W.shape[-2] / (W**2).sum((-2, -1))
 
 
+def directions(W):
+    """W's columns at length 1, [..., hidden, feature]; 0 for a feature that is not there, being
+    shorter than 1/2."""
+    length = W.norm(dim=-2, keepdim=True)
+    return torch.where(length > 0.5, W / length.clamp(min=0.5), 0.0)
+
+
 def lowest_cosine(W):
     """Of each feature's direction with any other's, [..., hidden, feature] -> [..., feature]: -1
-    where it has an antipode. Features shorter than 1/2 are not there, and have 0."""
-    length = W.norm(dim=-2)
-    unit = torch.where((length > 0.5)[..., None, :], W / length.clamp(min=0.5)[..., None, :], 0.0)
+    where it has an antipode, 0 for one that is not there."""
+    unit = directions(W)
     return (unit.mT @ unit).amin(-1)
 
 
