@@ -1,7 +1,8 @@
 """What a run left behind: a mapping from hook names to activations, and how the names are made.
 
 Chapter: COURSE_ROADMAP.md, 7 (instrument)
-Read before: utils.py; after: hooks.py
+Prerequisites: attention.py, model.py
+Next: hooks.py
 Source: names and shapes are those of TransformerLens (Nanda & Bloom 2022)
 """
 
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 
-from utils import UserError, closest
+from utils import UserError, suggest_closest
 
 IN_ATTENTION = {"q", "k", "v", "z", "attn_scores", "pattern", "result"}
 IN_MLP = {"pre", "post"}
@@ -47,7 +48,7 @@ def get_act_name(name, layer=None, module=None):
     return f"blocks.{layer}.{part}hook_{name}"
 
 
-def take(tensor, axes, **where):
+def slice_axes(tensor, axes, **where):
     """A copy of part of a tensor, chosen along named axes, each of which stays.
 
     axes: the tensor's axis names, as in "batch pos head d_head".
@@ -65,7 +66,7 @@ def take(tensor, axes, **where):
     return tensor.clone()
 
 
-def need_same_shape(name, own, source):
+def check_same_shape(name, own, source):
     """Raises UserError where an activation of one run can't stand in for that of another."""
     if own.shape != source.shape:
         raise UserError(f"{name} is {list(source.shape)} in the source, {list(own.shape)} in the "
@@ -102,7 +103,7 @@ class ActivationCache(Mapping):
             return self.tensors[name]
         if name in self.axes:
             raise UnknownName(f"{name} was not kept; name it in names_filter and run again")
-        raise UnknownName(f"{name} is not a hook of this model{closest(name, self.axes)}")
+        raise UnknownName(f"{name} is not a hook of this model{suggest_closest(name, self.axes)}")
 
     def __iter__(self):
         return iter(self.tensors)
@@ -139,9 +140,9 @@ class ActivationCache(Mapping):
         `pos` means the query on scores and patterns.
         """
         where = {"batch": batch, "pos": pos, "head": head}
-        return ActivationCache(
-            {name: take(t, self.axes[name], **where) for name, t in self.tensors.items()}, self.axes
-        )
+        sliced = {name: slice_axes(tensor, self.axes[name], **where)
+                  for name, tensor in self.tensors.items()}
+        return ActivationCache(sliced, self.axes)
 
     def to(self, device):
         """A new cache on another device."""

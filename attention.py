@@ -11,7 +11,8 @@ where a head looks and what it moves are separate questions.
     output  = sum over heads of z @ W_O, + b_O
 
 Chapter: COURSE_ROADMAP.md, 4 (QK and OV)
-Read before: embeddings.py, hooks.py; after: mlp.py
+Prerequisites: embeddings.py
+Next: mlp.py
 Source: Vaswani et al. 2017, section 3.2; Elhage et al. 2021 (QK and OV)
 """
 

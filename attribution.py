@@ -18,7 +18,8 @@ It overlooks a saturated softmax, flat here and steep further on, and paths that
 AtP* mends both. Integrated gradients take the slope all along the way, and nothing is left over.
 
 Chapter: COURSE_ROADMAP.md, 8 (read) and 10 (approximate)
-Read before: residual_stream_analysis.py, metrics.py, for chapter 10 patching.py
+Prerequisites: metrics.py, residual_stream_analysis.py
+Next: rerun.py
 Source: Elhage et al. 2021; Wang et al. 2022 (direct effect on the logit difference); Nanda 2023
 (attribution patching); Kramár et al. 2024 (AtP*); Sundararajan et al. 2017 (integrated gradients)
 """
@@ -29,9 +30,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from activation_cache import OUTSIDE_BLOCKS, get_act_name, need_same_shape
-from hooks import matching
-from metrics import Effects, differentiable, token_ids
+from activation_cache import OUTSIDE_BLOCKS, check_same_shape, get_act_name
+from hooks import select_names
+from metrics import Effects, differentiable_metric, token_ids
 from residual_stream_analysis import before_layer_norm, decomposition
 from utils import UserError
 
@@ -100,7 +101,7 @@ def attribution_patching(model, tokens, source_cache, metric, *, names=None,
     """
     known("direction", direction, ("denoising", "noising"))
     known("fix", fixes, FIXES)
-    nodes = nodes_of(model, names, axes)
+    nodes = find_nodes(model, names, axes)
     places = [place for of_name, *_ in nodes.values() for place in of_name]
     if "qk" in fixes and "d_head" in axes:
         raise UserError("the fix 'qk' is of a whole query or key; leave the axis 'd_head' out")
@@ -108,8 +109,8 @@ def attribution_patching(model, tokens, source_cache, metric, *, names=None,
     beside = [place[:-1] + part for place in fixed for part in SOFTMAX]
 
     def effects(dropped=None):
-        _, acts, grads = gradients(model, tokens, metric, [*places, *beside])
-        moves = differences(acts, source_cache, places)
+        _, acts, grads = metric_gradients(model, tokens, metric, [*places, *beside])
+        moves = source_differences(acts, source_cache, places)
         found = {place: move * grads[place] * (place != dropped) for place, move in moves.items()}
         for place in fixed:
             found[place] = qk_effect(place, acts, grads, source_cache, one_key="pos" in axes)
@@ -195,12 +196,12 @@ def integrated_gradients(model, tokens, source_cache, metric, *, act_name="embed
     """
     points, weights = quadrature(rule, steps)
     name = source_cache.full_name(act_name)
-    start, own, _ = gradients(model, tokens, metric, [name])
-    move = differences(own, source_cache, [name])[name]
+    start, own, _ = metric_gradients(model, tokens, metric, [name])
+    move = source_differences(own, source_cache, [name])[name]
 
     def at(share):
         with model.hooks([(name, lambda _, hook: own[name] + share * move)]):
-            value, _, slope = gradients(model, tokens, metric, [name])
+            value, _, slope = metric_gradients(model, tokens, metric, [name])
         return value, slope[name]
 
     slope = sum(weight * at(point)[1] for point, weight in zip(points, weights, strict=True))
@@ -229,7 +230,7 @@ def known(what, chosen, choices):
             raise UserError(f"{what}={each!r} is unknown; choose from: {', '.join(choices)}")
 
 
-def nodes_of(model, names, axes):
+def find_nodes(model, names, axes):
     """{name: (hook names, their axes after one for the layers, the kept ones)}; raises UserError
     for names and axes that are not there."""
     if names is None:
@@ -240,7 +241,7 @@ def nodes_of(model, names, axes):
         if not in_full and "layer" not in axes:
             raise UserError(f"{name!r} lies in every block; add the axis 'layer' or name one hook")
         layers = [None] if in_full else range(model.cfg.n_layers)
-        places = matching(points, [get_act_name(name, layer) for layer in layers])
+        places = select_names(points, [get_act_name(name, layer) for layer in layers])
         alias = "query_pos" if "query_pos" in axes else "pos"
         own = points[places[0]].axes.replace("query_pos", alias).split()
         dims = ["" if in_full else "layer", *own]
@@ -253,19 +254,19 @@ def nodes_of(model, names, axes):
     return nodes
 
 
-def gradients(model, tokens, metric, names):
+def metric_gradients(model, tokens, metric, names):
     """`gradient_cache` for a metric that must have a gradient, in a model that is not random."""
     model.need_no_dropout()
-    return model.gradient_cache(tokens, differentiable(metric), names)
+    return model.gradient_cache(tokens, differentiable_metric(metric), names)
 
 
-def differences(acts, source_cache, names):
+def source_differences(acts, source_cache, names):
     """{name: a_source - a}; raises UserError for other shapes, and where all are equal, which they
     are if half of the digits agree: a run can be computed in two ways."""
     moves = {}
     for name in names:
         own, source = acts[name], source_cache[name]
-        need_same_shape(name, own, source)
+        check_same_shape(name, own, source)
         moves[name] = (source - own).masked_fill(source == own, 0)  # -inf - -inf would be NaN
     half = min(1e-3, torch.finfo(own.dtype).eps ** 0.5)
     if all(move.norm() <= half * acts[name].nan_to_num(neginf=0).norm()

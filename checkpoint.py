@@ -5,7 +5,8 @@
     model, tokenizer = load_model("mine")
 
 Chapter: COURSE_ROADMAP.md, 6 (learn and sample)
-Read before: model.py; after: generate.py, train.py
+Prerequisites: data.py, model.py, pretrained.py
+Next: generate.py
 Source: PyTorch's notes on serialisation (weights_only: a checkpoint holds data, never code)
 """
 
@@ -24,9 +25,9 @@ import torch
 from config import Config, LoggingConfig, config_from_dict
 from data import SHAKESPEARE_SHA256, load_dataset
 from model import GPT
-from pretrained import NAMES, pretrained_folder
+from pretrained import PRETRAINED_NAMES, pretrained_folder
 from tokenizer import BPETokenizer, load_tokenizer
-from utils import UserError, atomic_write, closest, n_ranks, rank, write_json
+from utils import UserError, atomic_write, n_ranks, rank, suggest_closest, write_json
 
 CONTENTS = {"config": dict, "model": dict, "optimizer": list, "step": int, "tokenizer": dict}
 GPT2_BPE, GPT2_TOKENS = Path("data/gpt2_bpe"), 50257
@@ -137,7 +138,7 @@ def export_pretrained(folder, model, tokenizer):
 
 def is_pretrained(name_or_folder):
     """Whether `GPT.from_pretrained` would look there: a known name, or a folder with a config."""
-    return name_or_folder in NAMES or (Path(name_or_folder) / "config.json").exists()
+    return name_or_folder in PRETRAINED_NAMES or (Path(name_or_folder) / "config.json").exists()
 
 
 def config_of(state, path):
@@ -182,7 +183,7 @@ def find_run(run, out_dir):
     if folder := folder_of_run(run, out_dir):
         return folder
     there = ", ".join(folder.name for folder in runs[-8:]) or "none"
-    near = closest(str(run), [*(folder.name for folder in runs), *NAMES])
+    near = suggest_closest(str(run), [*(folder.name for folder in runs), *PRETRAINED_NAMES])
     raise UserError(f"no run {run!r} in {out_dir}; there: {there}{near}")
 
 
@@ -203,7 +204,7 @@ def to_resume(given):
     logging = config_from_dict(LoggingConfig, given.get("logging", {}))
     names = [folder.name for folder in list_runs(logging.out_dir)]
     if not names or logging.run_name not in (None, *names):
-        near = closest(logging.run_name or "", names)
+        near = suggest_closest(logging.run_name or "", names)
         if near and not (Path(logging.out_dir) / logging.run_name).is_dir():
             raise UserError(f"no run {logging.run_name!r} to resume{near}")
         print("nothing to resume yet: starting afresh")

@@ -15,7 +15,8 @@ from: with all edges the run is the clean one, with none the corrupt one.
     faithfulness(circuit, model, clean, corrupt, metric=metric).mean
 
 Chapter: COURSE_ROADMAP.md, 10 (approximate)
-Read before: patching.py, attribution.py; after: probing.py
+Prerequisites: attribution.py, patching.py, head_ablation.py
+Next: probing.py
 Source: Syed et al. 2023 (EAP); Hanna et al. 2024 (EAP-IG, faithfulness); Conmy et al. 2023 (ACDC);
 Wang et al. 2022 (completeness, minimality); Shi et al. 2024 (what a circuit must stand)
 """
@@ -24,9 +25,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from metrics import as_metric, differentiable, spearman
+from metrics import as_metric, differentiable_metric, spearman
 from rerun import measured
-from utils import UserError, closest, seeded_generator
+from utils import UserError, seeded_generator, suggest_closest
 
 ABLATIONS = ("corrupt", "mean", "zero")
 
@@ -45,7 +46,7 @@ def run_order(cfg):
     yield f"{block}hook_resid_post" if cfg.n_layers else "hook_embed", ["logits"], True
 
 
-def node_of(reader):
+def node_of_input(reader):
     """The node that an input belongs to: "2.3" for "2.3.k"."""
     return ".".join(reader.split(".")[:2])
 
@@ -107,10 +108,11 @@ class Circuit:
         for part in [parts] if isinstance(parts, str) else parts:
             ends = (part,) if isinstance(part, str) else part[:2]
             rows = torch.tensor([name == ends[0] for name in self.writers])[:, None]
-            columns = torch.tensor([ends[-1] in (name, node_of(name)) for name in self.readers])
+            columns = torch.tensor([ends[-1] in (name, node_of_input(name))
+                                    for name in self.readers])
             found = self.exists & (rows | columns if len(ends) == 1 else rows & columns)
             if not found.any():
-                near = "".join(closest(name, names) for name in ends if name not in names)
+                near = "".join(suggest_closest(name, names) for name in ends if name not in names)
                 raise UserError(f"{part!r} has no edge in this model{near}")
             mask |= found
         return mask
@@ -163,7 +165,7 @@ def eap(model, clean_tokens, corrupt_tokens, metric, *, ig_steps=1):
         towards = step / ig_steps * difference[0]
         with model.hooks([("hook_embed", lambda embed, hook, towards=towards: embed + towards)]):
             grads = model.gradient_cache(
-                clean_tokens, differentiable(metric), list(full.read_points))[2]
+                clean_tokens, differentiable_metric(metric), list(full.read_points))[2]
         gradients = gradients + torch.cat([by_node(grads[name]) for name in full.read_points])
     scores = torch.einsum("wbpm,rbpm->rwb", difference, gradients / ig_steps)
     return EdgeScores(full, scores[full.mask.T.to(scores.device)])
@@ -262,7 +264,7 @@ def acdc(model, clean, corrupt, metric, *, threshold, ablation="corrupt"):
     circuit, whole, distance = run.full, run.value(run.full), 0.0
     for edge in reversed(circuit.edges()):
         smaller, further = circuit.without([edge]), distance
-        if node_of(edge[1]) in ("logits", *circuit.nodes()):  # else nobody reads the reader
+        if node_of_input(edge[1]) in ("logits", *circuit.nodes()):  # else nobody reads the reader
             further = (run.value(smaller) - whole).abs().mean().item()
         if further - distance <= threshold:
             circuit, distance = smaller, further

@@ -1,7 +1,8 @@
 """Every setting of a run, with its help text, and the command line that is made from them.
 
 Chapter: COURSE_ROADMAP.md, 0 (what counts as evidence)
-Read before: utils.py; after: tokenizer.py
+Prerequisites: utils.py
+Next: plotting.py
 Source: Radford et al. 2019 (the shape of GPT-2)
 """
 
@@ -11,7 +12,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Literal
 
-from utils import UserError, closest
+from utils import UserError, suggest_closest
 
 INFINITY = float("inf")
 SEEDS = (lambda seed: 0 <= seed < 2**63, "from 0 to 2^63 - 1")  # that a generator takes
@@ -43,9 +44,10 @@ class DataConfig:
 
     def __post_init__(self):
         check_choices(self)
-        check(self, "repeats", lambda share: 0 <= share < 1, "at least 0 and less than 1")
-        check(self, "vocab_size", lambda n: n >= 256, "256 or more")
-        check(self, "val_fraction", lambda share: 0 < share < 1, "more than 0 and less than 1")
+        check_field(self, "repeats", lambda share: 0 <= share < 1, "at least 0 and less than 1")
+        check_field(self, "vocab_size", lambda n: n >= 256, "256 or more")
+        check_field(self, "val_fraction", lambda share: 0 < share < 1,
+                    "more than 0 and less than 1")
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,12 @@ class ModelConfig:
         if self.d_mlp is None:  # resolved once; a replace() of d_model wants d_mlp=None beside it
             object.__setattr__(self, "d_mlp", 4 * self.d_model)
         check_choices(self)
-        check(self, "n_layers", lambda n: n >= 0, "0 or more")
+        check_field(self, "n_layers", lambda n: n >= 0, "0 or more")
         for name in ("n_heads", "d_model", "d_mlp", "n_ctx"):
-            check(self, name, lambda n: n >= 1, "1 or more")
-        check(self, "d_vocab", lambda n: n is None or n >= 1, "1 or more")
-        check(self, "dropout", lambda p: 0 <= p < 1, "at least 0 and less than 1")
-        check(self, "init_scale", lambda std: 0 < std < INFINITY, "more than 0, and finite")
+            check_field(self, name, lambda n: n >= 1, "1 or more")
+        check_field(self, "d_vocab", lambda n: n is None or n >= 1, "1 or more")
+        check_field(self, "dropout", lambda p: 0 <= p < 1, "at least 0 and less than 1")
+        check_field(self, "init_scale", lambda std: 0 < std < INFINITY, "more than 0, and finite")
         if self.d_model % self.n_heads:
             divisors = [n for n in range(1, self.d_model + 1) if self.d_model % n == 0]
             near = sorted(divisors, key=lambda n: abs(n - self.n_heads))[:3]
@@ -131,17 +133,17 @@ class TrainConfig:
     def __post_init__(self):
         check_choices(self)
         for name in ("max_steps", "batch_size", "accumulate", "eval_interval", "log_interval"):
-            check(self, name, lambda n: n >= 1, "1 or more")
+            check_field(self, name, lambda n: n >= 1, "1 or more")
         self.windows_at_once()
         for name in ("warmup_steps", "weight_decay", "grad_clip"):
-            check(self, name, lambda n: 0 <= n < INFINITY, "0 or more, and finite")
-        check(self, "seed", *SEEDS)
+            check_field(self, name, lambda n: 0 <= n < INFINITY, "0 or more, and finite")
+        check_field(self, "seed", *SEEDS)
         for name in ("beta1", "beta2"):
-            check(self, name, lambda beta: 0 <= beta < 1, "at least 0 and less than 1")
+            check_field(self, name, lambda beta: 0 <= beta < 1, "at least 0 and less than 1")
         for name in ("lr", "muon_lr"):
-            check(self, name, lambda lr: 0 < lr < INFINITY, "more than 0, and finite")
-        check(self, "final_lr_fraction", lambda share: 0 <= share <= 1, "from 0 to 1")
-        check(self, "threads", lambda n: n is None or n >= 1, "1 or more")
+            check_field(self, name, lambda lr: 0 < lr < INFINITY, "more than 0, and finite")
+        check_field(self, "final_lr_fraction", lambda share: 0 <= share <= 1, "from 0 to 1")
+        check_field(self, "threads", lambda n: n is None or n >= 1, "1 or more")
 
     def windows_at_once(self, n_ranks=1):
         """How many windows each of n_ranks devices goes through at once. UserError for a part."""
@@ -182,12 +184,12 @@ class SamplingConfig:
     seed: int = option(0, "of the choices")
 
     def __post_init__(self):
-        check(self, "max_new_tokens", lambda n: n is None or n >= 0, "0 or more")
-        check(self, "temperature", lambda t: 0 < t < INFINITY, "more than 0 (or --greedy)")
-        check(self, "top_k", lambda k: k is None or k >= 1, "1 or more")
-        check(self, "top_p", lambda p: p is None or 0 < p <= 1, "more than 0 and at most 1")
-        check(self, "repetition_penalty", lambda r: 0 < r < INFINITY, "more than 0 (1: none)")
-        check(self, "seed", *SEEDS)
+        check_field(self, "max_new_tokens", lambda n: n is None or n >= 0, "0 or more")
+        check_field(self, "temperature", lambda t: 0 < t < INFINITY, "more than 0 (or --greedy)")
+        check_field(self, "top_k", lambda k: k is None or k >= 1, "1 or more")
+        check_field(self, "top_p", lambda p: p is None or 0 < p <= 1, "more than 0 and at most 1")
+        check_field(self, "repetition_penalty", lambda r: 0 < r < INFINITY, "more than 0 (1: none)")
+        check_field(self, "seed", *SEEDS)
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,7 @@ class GenerateConfig(SamplingConfig):
         if self.run_name is not None and self.model is not None:
             raise UserError(f"run_name={self.run_name!r} and model={self.model!r} are both given; "
                             "choose one")
-        check(self, "steer_scale", lambda scale: -INFINITY < scale < INFINITY, "finite")
+        check_field(self, "steer_scale", lambda scale: -INFINITY < scale < INFINITY, "finite")
         for name in ("prompt", "steer", "steer_away", "stop"):
             if getattr(self, name) == "":
                 raise UserError(f"{name}='' is empty; give at least one character")
@@ -240,7 +242,7 @@ class Config:
         return round(self.data.repeats * self.train.batch_size)
 
 
-def check(config, name, holds, wanted):
+def check_field(config, name, holds, wanted):
     """Raises UserError unless `holds(value)` for that field; a NaN holds nowhere."""
     value = getattr(config, name)
     if not holds(value):
@@ -260,7 +262,7 @@ def config_from_dict(kind, values):
     hints, read = typing.get_type_hints(kind), {}
     for name, value in values.items():
         if name not in hints:
-            raise UserError(f"{kind.__name__} has no field {name!r}{closest(name, hints)}")
+            raise UserError(f"{kind.__name__} has no field {name!r}{suggest_closest(name, hints)}")
         nested = dataclasses.is_dataclass(hints[name])
         read[name] = config_from_dict(hints[name], value) if nested else value
     return kind(**read)
@@ -273,7 +275,7 @@ class FlagParser(argparse.ArgumentParser):
         known, unknown = self.parse_known_args(args)
         if unknown:
             flag = unknown[0].split("=")[0]
-            near = closest(flag, self._option_string_actions)
+            near = suggest_closest(flag, self._option_string_actions)
             raise UserError(f"unknown flag {flag}{near}; --help lists them all")
         return known
 
@@ -337,7 +339,7 @@ def true_or_false(word):
     return values[word.lower()]
 
 
-def nested(flags):
+def nest_flags(flags):
     """{"model.n_layers": 2} as {"model": {"n_layers": 2}}, which `config_from_dict` reads.
 
     "model.preset" stands for the flags of that shape, except for those that are there themselves.

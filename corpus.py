@@ -13,7 +13,8 @@ Each word has a category, the ability that it takes: `syntax` (the rule leaves o
 one), `copying` (the song again), `recall` (what was said of somebody earlier in the story).
 
 Chapter: COURSE_ROADMAP.md, 2 (text with a known entropy)
-Read before: losses.py; after: data.py
+Prerequisites: losses.py, tokenizer.py
+Next: data.py
 Source: Shannon 1951; Crutchfield & Young 1989 (unifilar sources)
 """
 

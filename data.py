@@ -4,7 +4,8 @@
     python train.py --data.path data/mine
 
 Chapter: COURSE_ROADMAP.md, 2 (text with a known entropy)
-Read before: tokenizer.py, corpus.py; after: embeddings.py
+Prerequisites: config.py, tokenizer.py, corpus.py
+Next: embeddings.py
 Source: Tiny Shakespeare is the text of Karpathy's char-rnn (2015)
 """
 
@@ -30,7 +31,7 @@ from utils import (
     NoNetwork,
     UserError,
     atomic_write,
-    download,
+    download_verified,
     read_text,
     run_program,
     sha256_of,
@@ -135,7 +136,7 @@ def tiny_shakespeare(folder, mirrors=SHAKESPEARE_MIRRORS):
     NoNetwork where no mirror answers, UserError where the file is not what it should be."""
     path = folder / SHAKESPEARE_FILE
     if not path.exists():
-        content = download(mirrors, SHAKESPEARE_SHA256, f"put the file at {path}, or use "
+        content = download_verified(mirrors, SHAKESPEARE_SHA256, f"put the file at {path}, or use "
                            "--data.path FILE or --data.dataset builtin")
         with atomic_write(path) as file:
             file.write(content)

@@ -7,7 +7,8 @@ Each is a linear map from one-hot vectors, so a token's embedding is just a row 
 of nothing but these two is a table of bigrams.
 
 Chapter: COURSE_ROADMAP.md, 3 (the stream as a sum)
-Read before: tokenizer.py; after: attention.py
+Prerequisites: tokenizer.py
+Next: attention.py
 Source: Vaswani et al. 2017, section 3.5; Elhage et al. 2021 (the zero-layer transformer)
 """
 

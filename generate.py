@@ -10,7 +10,8 @@ The keys and values of what was read are kept, so each step computes one positio
 are open while it runs act at every step: that is all that steering is.
 
 Chapter: COURSE_ROADMAP.md, 6 (learn and sample)
-Read before: model.py, checkpoint.py; after: train.py
+Prerequisites: model.py, checkpoint.py
+Next: train.py
 Source: Fan et al. 2018 (top-k); Holtzman et al. 2020 (top-p, "nucleus"); Keskar et al. 2019
     (repetition penalty); Turner et al. 2023 (steering by a difference of activations)
 """

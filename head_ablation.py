@@ -17,7 +17,8 @@ A small one doesn't say that the part does nothing. Others may do the same (`pai
 or make up for it once it is gone (`self_repair`).
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
-Read before: patching.py; after: probing.py
+Prerequisites: metrics.py, patching.py
+Next: circuits.py
 Source: Michel et al. 2019 (importance); Wang et al. 2022 (mean ablation, backups); Chan et al. 2022
 (resampling); McDougall et al. 2023 and Rushing & Nanda 2024 (self-repair)
 """
@@ -28,9 +29,9 @@ import torch
 import torch.nn.functional as F
 
 from activation_cache import ActivationCache, get_act_name
-from metrics import Effects, Metric, as_metric, differentiable, per_token_loss
+from metrics import Effects, Metric, as_metric, differentiable_metric, per_token_loss
 from rerun import measured
-from utils import UserError, chosen_positions, whole_numbers
+from utils import UserError, as_integers, choose_positions
 
 MODES = ("zero", "mean", "mean_pos", "resample")
 
@@ -74,7 +75,7 @@ class Replacement:
         kept = self.reference[name]  # [row, pos, unit, ...]
         if self.mode != "resample":
             return kept.mean((0, 1) if self.mode == "mean" else 0, keepdim=True)
-        rows = whole_numbers(self.source, "source").to(kept.device)
+        rows = as_integers(self.source, "source").to(kept.device)
         if rows.min() < 0 or rows.max() >= len(kept):
             raise UserError(f"source runs from {int(rows.min())} to {int(rows.max())}; the "
                             f"reference has rows 0 to {len(kept) - 1}")
@@ -87,7 +88,7 @@ class Replacement:
         def replace(tensor, hook):
             self.check(value, tensor.shape)
             here = tensor.new_zeros(tensor.shape[1], dtype=torch.bool)  # [pos]
-            here[chosen_positions(self.pos, len(here))] = True
+            here[choose_positions(self.pos, len(here))] = True
             gone = here[:, None] & chosen.to(here.device)  # [pos, unit]
             return torch.where(gone if tensor.ndim == 3 else gone[..., None], value, tensor)
 
@@ -153,7 +154,7 @@ def ablate_layers(model, layers, part="attn", mode="zero", **how):
 def chosen_units(units, n_layers, n_units, what):
     """(layer, unit) pairs as [layer, unit], True for each that is among them."""
     units = list(units)
-    pairs = whole_numbers(units, f"(layer, {what}) pairs") if units else torch.zeros(0, 2)
+    pairs = as_integers(units, f"(layer, {what}) pairs") if units else torch.zeros(0, 2)
     if pairs.shape[1:] != (2,):
         raise UserError(f"{units} are no pairs (layer, {what}); pass [(0, 1), (0, 2)]")
     chosen = torch.zeros(n_layers, n_units, dtype=torch.bool)
@@ -221,7 +222,7 @@ def head_slopes(model, tokens, metric=None):
     """
     metric = checked_metric(model, tokens, metric)
     names = [get_act_name("z", layer) for layer in range(model.cfg.n_layers)]
-    _, acts, grads = model.gradient_cache(tokens, differentiable(metric), names)
+    _, acts, grads = model.gradient_cache(tokens, differentiable_metric(metric), names)
     return Effects(-(acts.stack("z") * grads.stack("z")).sum((2, 4)).transpose(1, 2))
 
 

@@ -11,7 +11,8 @@ readable.
     logits, cache = model.run_with_cache(tokens)
 
 Chapter: COURSE_ROADMAP.md, 7 (instrument)
-Read before: activation_cache.py; after: attention.py
+Prerequisites: model.py, activation_cache.py
+Next: metrics.py
 Source: the interface of TransformerLens (Nanda & Bloom 2022)
 """
 
@@ -20,8 +21,8 @@ import contextlib
 import torch
 from torch import nn
 
-from activation_cache import ActivationCache, UnknownName, take
-from utils import UserError, closest
+from activation_cache import ActivationCache, UnknownName, slice_axes
+from utils import UserError, suggest_closest
 
 
 class HookPoint:
@@ -113,7 +114,7 @@ class HookedModule(nn.Module):
         Raises UserError for a name that is not there and for a filter that matches nothing.
         """
         points = self.hook_points()
-        wanted = [(matching(points, names_filter), fn) for names_filter, fn in fwd_hooks]
+        wanted = [(select_names(points, names_filter), fn) for names_filter, fn in fwd_hooks]
         with contextlib.ExitStack() as stack:
             for names, fn in wanted:
                 for name in names:
@@ -134,10 +135,10 @@ class HookedModule(nn.Module):
 
         def keep(tensor, hook):
             tensor = tensor.detach()
-            sliced = tensor if pos_slice is None else take(tensor, hook.axes, pos=pos_slice)
+            sliced = tensor if pos_slice is None else slice_axes(tensor, hook.axes, pos=pos_slice)
             tensors[hook.name] = sliced
 
-        with self.hooks([(matching(points, names_filter), keep)]):
+        with self.hooks([(select_names(points, names_filter), keep)]):
             yield ActivationCache(tensors, {name: point.axes for name, point in points.items()})
 
     def run_with_hooks(self, tokens, fwd_hooks):
@@ -170,7 +171,7 @@ class HookedModule(nn.Module):
             return live[hook.name]
 
         with torch.enable_grad():
-            with self.hooks([(matching(points, names_filter), capture)]):
+            with self.hooks([(select_names(points, names_filter), capture)]):
                 logits = self(tokens)
             value = metric_fn(logits)
             gradients = [torch.zeros_like(tensor) for tensor in live.values()]
@@ -183,7 +184,7 @@ class HookedModule(nn.Module):
         return value.detach(), acts, ActivationCache(dict(zip(live, gradients, strict=True)), axes)
 
 
-def matching(points, names_filter):
+def select_names(points, names_filter):
     """The names that a filter selects, in the order of `points`.
 
     names_filter: None (all but the large ones), a name, a list of names, or a callable on names.
@@ -197,7 +198,8 @@ def matching(points, names_filter):
         names = [names_filter] if isinstance(names_filter, str) else list(names_filter)
         for name in names:
             if name not in points:
-                raise UnknownName(f"{name} is not a hook of this model{closest(name, points)}")
+                raise UnknownName(f"{name} is not a hook of this model"
+                                  f"{suggest_closest(name, points)}")
         chosen = [name for name in points if name in set(names)]
     if not chosen:
         raise UserError(f"names_filter matches none of the {len(points)} hook points; "

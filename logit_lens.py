@@ -10,7 +10,8 @@ last one is read in, so the plain lens shows less than is there; the tuned lens 
 for each row that makes up for it, and nothing else.
 
 Chapter: COURSE_ROADMAP.md, 8 (read)
-Read before: residual_stream_analysis.py; after: attribution.py
+Prerequisites: metrics.py, residual_stream_analysis.py
+Next: attribution.py
 Source: nostalgebraist 2020 (logit lens); Belrose et al. 2023 (tuned lens)
 """
 
@@ -24,7 +25,7 @@ from losses import kl_divergence
 from metrics import token_ids
 from optim import AdamW, schedule
 from residual_stream_analysis import accumulated_resid
-from utils import UserError, atomic_write, chosen_positions, seeded_generator
+from utils import UserError, atomic_write, choose_positions, seeded_generator
 
 LOGITS_AT_ONCE = 2**24  # 64 MB
 
@@ -77,7 +78,7 @@ def logit_lens(model, cache, incl_mid=False, positions=None, *, lens=None, top_k
     points = stack.flatten(1, 2)  # [row, point, d_model]
     found = []
     for some in torch.arange(n_batch * n_pos).split(max(1, LOGITS_AT_ONCE // (n_rows * d_vocab))):
-        found.append(read(model.unembed(points[:, some]), top_k, wanted, some))
+        found.append(read_predictions(model.unembed(points[:, some]), top_k, wanted, some))
     columns = {name: torch.cat([each[name] for each in found], 1).unflatten(1, (n_batch, n_pos))
                for name in found[0]}
     return LensResult(labels, **columns)
@@ -86,7 +87,7 @@ def logit_lens(model, cache, incl_mid=False, positions=None, *, lens=None, top_k
 def targets_at(targets, shape, positions, *, n_all, d_vocab):
     """targets [batch, pos] at the positions, of shape (batch, pos). Raises UserError for others."""
     if targets.ndim == 2 and targets.shape[1] == n_all and positions is not None:
-        targets = targets[:, chosen_positions(positions, n_all)]
+        targets = targets[:, choose_positions(positions, n_all)]
     if targets.ndim != 2 or len(targets) != shape[0] or targets.shape[1] not in (1, shape[1]):
         raise UserError(f"targets is {list(targets.shape)} for {list(shape)} predictions; pass ids "
                         "[batch, pos], one a row, or one for all")
@@ -96,7 +97,7 @@ def targets_at(targets, shape, positions, *, n_all, d_vocab):
     return targets.expand(shape)
 
 
-def read(logits, top_k, wanted, some):
+def read_predictions(logits, top_k, wanted, some):
     """The columns of a LensResult for some points, [row, point, …]. logits: [row, point, d_vocab];
     the last row is what the model says."""
     probs = logits.softmax(-1)
@@ -173,7 +174,7 @@ def fit_tuned_lens(model, tokens, *, steps=300, batch_size=16, lr=2e-3, seed=0):
     model.eval()
     try:
         with torch.enable_grad():
-            lens = tuned(model, tokens, steps, batch_size, lr=lr, seed=seed)
+            lens = train_lens(model, tokens, steps, batch_size, lr=lr, seed=seed)
     finally:
         model.train(was_training)
     if not all(weight.isfinite().all() for weight in lens.parameters()):
@@ -182,7 +183,7 @@ def fit_tuned_lens(model, tokens, *, steps=300, batch_size=16, lr=2e-3, seed=0):
     return lens
 
 
-def tuned(model, tokens, steps, batch_size, *, lr, seed):
+def train_lens(model, tokens, steps, batch_size, *, lr, seed):
     """The loop of `fit_tuned_lens`."""
     n_layers, mid = model.cfg.n_layers, not model.cfg.attn_only
     names = ["hook_embed", "hook_pos_embed"][: 1 + (model.position_embedding is not None)]

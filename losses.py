@@ -1,7 +1,8 @@
 """What a model is trained to make small: cross-entropy in nats, and the KL divergence.
 
 Chapter: COURSE_ROADMAP.md, 1 (the mathematical language)
-Read before: utils.py; after: tokenizer.py
+Prerequisites: utils.py
+Next: tokenizer.py
 Source: Shannon 1948; Kullback & Leibler 1951
 """
 

@@ -4,7 +4,8 @@ Metrics of logits map [..., batch, pos, d_vocab] to [..., batch], leading axes b
 cells, and to a number with reduction="mean"; scores, patterns [..., query_pos, key_pos] to [...].
 
 Chapter: COURSE_ROADMAP.md, 8 (read)
-Read before: losses.py, attention.py; after: residual_stream_analysis.py
+Prerequisites: losses.py, attention.py, hooks.py
+Next: residual_stream_analysis.py
 Source: Elhage et al. 2021 (previous-token heads); Olsson et al. 2022 (prefix matching); Wang et al.
 2022 (logit difference); Xiao et al. 2024 (attention sinks)
 """
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 import losses
-from utils import UserError, chosen_positions, seeded_generator, whole_numbers
+from utils import UserError, as_integers, choose_positions, seeded_generator
 
 REDUCTIONS = ("mean", "none")
 
@@ -40,20 +41,20 @@ class Metric:
     def logit_diff(cls, correct, wrong, *, pos=-1):
         """The logit of `correct` less that of `wrong`, ids for all rows or one for each, in nats;
         [..., batch]."""
-        ids = (whole_numbers(tokens, "tokens") for tokens in (correct, wrong))
+        ids = (as_integers(tokens, "tokens") for tokens in (correct, wrong))
         pair = torch.stack(torch.broadcast_tensors(*ids), -1)
         return cls(lambda logits: logits[..., 0, 0] - logits[..., 0, 1], pos, pair)
 
     def positions(self, n_pos):
-        """Its positions among n_pos, [n], as `chosen_positions`."""
-        return chosen_positions(self.pos, n_pos)
+        """Its positions among n_pos, [n], as `choose_positions`."""
+        return choose_positions(self.pos, n_pos)
 
     def ids(self, n_rows, d_vocab, device=None):
         """Its tokens for n_rows, [n] or [batch, n], or None. Raises UserError for what is no id of
         the vocabulary, and for another batch's."""
         if self.tokens is None:
             return None
-        ids = whole_numbers(self.tokens, "tokens").to(device)
+        ids = as_integers(self.tokens, "tokens").to(device)
         if ids.ndim not in (1, 2) or (ids.ndim == 2 and len(ids) != n_rows):
             raise UserError(f"the metric has tokens {list(ids.shape)}, the run {n_rows} rows; pass "
                             "[n], or [batch, n] with as many rows")
@@ -83,7 +84,7 @@ class Metric:
         return self.of(logits)
 
 
-def differentiable(metric):
+def differentiable_metric(metric):
     """A metric for `gradient_cache`, which raises UserError where it does not move with the logits:
     all its gradients would be 0."""
     metric = as_metric(metric)
@@ -200,7 +201,7 @@ def per_token_loss(logits, tokens, *, reduction="mean"):
     return reduced(losses.per_token_loss(logits[..., :-1, :], targets).mean(-1), reduction)
 
 
-def square(pattern, least=1, batch=None):
+def check_square(pattern, least=1, batch=None):
     """The pattern, if it has all of its queries; with `batch` (n_rows, n_pos), if it is theirs too.
 
     Raises UserError for other shapes."""
@@ -219,7 +220,7 @@ def prev_token_score(pattern):
     Returns [...]: 1 for a perfect previous-token head. Attention spread evenly over what is visible
     scores the mean of 1/2, 1/3, …, 1/n. Raises UserError for patterns of one position.
     """
-    return square(pattern, least=2).diagonal(offset=-1, dim1=-2, dim2=-1).mean(-1)
+    return check_square(pattern, least=2).diagonal(offset=-1, dim1=-2, dim2=-1).mean(-1)
 
 
 def induction_score(pattern, tokens):
@@ -249,7 +250,7 @@ def earlier_occurrences(tokens):
 def attention_paid(pattern, keys):
     """The attention paid to `keys` [batch, query_pos, key_pos], True where it counts, summed; the
     mean over the queries that have any. pattern: [..., batch, head, query_pos, key_pos]."""
-    pattern = square(pattern, batch=keys.shape[:2])
+    pattern = check_square(pattern, batch=keys.shape[:2])
     n_queries = keys.any(-1).sum(-1)  # [batch]
     return (pattern * keys[:, None]).sum((-2, -1)) / n_queries[:, None]
 
@@ -259,7 +260,7 @@ def sink_score(pattern):
 
     pattern: [..., query_pos, key_pos], all queries. Returns [...], from 0 to 1 (Xiao et al. 2024).
     """
-    return square(pattern, least=2)[..., 1:, 0].mean(-1)
+    return check_square(pattern, least=2)[..., 1:, 0].mean(-1)
 
 
 def attention_entropy(pattern):
@@ -268,7 +269,7 @@ def attention_entropy(pattern):
     pattern: [..., query_pos, key_pos], all queries. Returns [...]; uniform attention has the mean
     of ln 1, …, ln n.
     """
-    return torch.special.entr(square(pattern)).sum(-1).mean(-1)
+    return torch.special.entr(check_square(pattern)).sum(-1).mean(-1)
 
 
 def copying_score(OV_eigenvalues):

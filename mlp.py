@@ -5,7 +5,8 @@
     out  = post @ W_out + b_out                      # the sum of what each neuron writes
 
 Chapter: COURSE_ROADMAP.md, 5 (the whole model); GELU's backward pass: chapter 1
-Read before: attention.py; after: transformer_block.py
+Prerequisites: losses.py, attention.py
+Next: transformer_block.py
 Source: Radford et al. 2019; Hendrycks & Gimpel 2016 (GELU)
 """
 

@@ -9,7 +9,8 @@ The three can be called apart, so a run can be restarted in the middle from a st
 or edited: that is what sweeps, lenses and decoding are made of.
 
 Chapter: COURSE_ROADMAP.md, 5 (the whole model)
-Read before: transformer_block.py; after: optim.py, train.py
+Prerequisites: config.py, embeddings.py, transformer_block.py
+Next: pretrained.py
 Source: Radford et al. 2019; Elhage et al. 2021 (the stream as the thing that the parts share)
 """
 
@@ -115,7 +116,7 @@ class GPT(HookedModule):
         Raises UserError for ids outside the vocabulary and positions outside the context.
         """
         resid = self.hook_embed(self.token_embedding(tokens))
-        positions = checked_positions(tokens, positions, self.cfg.n_ctx)
+        positions = resolve_position_ids(tokens, positions, self.cfg.n_ctx)
         if self.position_embedding is not None:
             where = self.position_embedding(positions).expand_as(resid)
             resid = resid + self.hook_pos_embed(where)
@@ -217,7 +218,7 @@ class GPT(HookedModule):
     b_out = stacked("mlp", "b_out", "d_model")
 
 
-def checked_positions(tokens, positions, n_ctx):
+def resolve_position_ids(tokens, positions, n_ctx):
     """The positions of tokens [batch, pos], as [pos] or [batch, pos]; 0, 1, … if none are given.
 
     Raises UserError for a text longer than the context, and for positions outside of it or of a

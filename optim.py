@@ -4,7 +4,8 @@ Both optimisers have one face: `step(share)` moves the weights by `share` of the
 which is how the schedule acts on all of them alike.
 
 Chapter: COURSE_ROADMAP.md, 6 (learn and sample)
-Read before: losses.py; after: train.py
+Prerequisites: losses.py, model.py
+Next: checkpoint.py
 Source: Loshchilov & Hutter 2019 (AdamW); Jordan et al. 2024 (Muon); Amsel et al. 2025 (Polar
 Express: its polynomials); Pascanu et al. 2013 (clipping)
 """
@@ -50,7 +51,7 @@ class AdamW:
         The operations run on lists of tensors (`torch._foreach_*`, as in torch's own optimisers):
         one call for all parameters instead of one for each.
         """
-        grads = gradients(self.parameters)
+        grads = gradients_of(self.parameters)
         lr, (beta1, beta2) = share * self.lr, self.betas
         self.step_count += 1
         torch._foreach_lerp_(self.m, grads, 1 - beta1)
@@ -77,7 +78,7 @@ class AdamW:
         self.step_count = state["step_count"]
 
 
-def gradients(parameters):
+def gradients_of(parameters):
     """The gradient of each; zero for what the loss did not reach."""
     return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
 
@@ -146,7 +147,7 @@ class Muon:
     def step(self, share=1.0):
         """Moves every matrix once, by `share` of the learning rate."""
         lr = share * self.lr
-        grads = gradients(self.parameters)
+        grads = gradients_of(self.parameters)
         torch._foreach_mul_(self.m, self.momentum)
         torch._foreach_add_(self.m, grads)
         ahead = torch._foreach_add(grads, self.m, alpha=self.momentum)  # Nesterov's look ahead

@@ -19,7 +19,8 @@ A sweep asks this of every cell of a grid (rerun.py makes it fast), *path patchi
 only the chosen receivers see the sender's other value.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
-Read before: rerun.py, metrics.py; after: head_ablation.py
+Prerequisites: metrics.py, rerun.py
+Next: head_ablation.py
 Source: Vig et al. 2020; Meng et al. 2022; Wang et al. 2022 (path patching); Heimersheim & Nanda
 2024 (denoising, noising); the sweeps have the names of TransformerLens (Nanda & Bloom 2022)
 """
@@ -29,10 +30,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from activation_cache import get_act_name, need_same_shape
+from activation_cache import check_same_shape, get_act_name
 from metrics import Effects
-from rerun import IN_BLOCK, Run
-from utils import UserError, closest
+from rerun import IN_BLOCK, Rerun
+from utils import UserError, suggest_closest
 
 DIRECTIONS = ("denoising", "noising")
 FROZEN = {"heads": ("hook_z",), "all": ("hook_z", "hook_mlp_out"), None: ()}
@@ -98,7 +99,7 @@ def activation_patch(model, tokens, source_cache, metric, act_name, axes, *,
     check_axes(model, act_name, axes, batch_cells)
     layers = range(model.cfg.n_layers) if by_layer else [None]
     names = [get_act_name(act_name, layer) for layer in layers]
-    run = Run(model, tokens, metric, [*source_cache, *names])  # kept alike: equal to the bit
+    run = Rerun(model, tokens, metric, [*source_cache, *names])  # kept alike: equal to the bit
     shape, dims = run.cache[names[0]].shape, run.cache.axes[names[0]].split()
     alias = {} if "pos" in dims else {"pos": "query_pos"}
     inner = [alias.get(axis, axis) for axis in axes[by_layer:]]
@@ -127,7 +128,7 @@ def check_axes(model, act_name, axes, batch_cells):
 def check_cells(own, source, names, axes):
     """Raises UserError for a source of another shape, and for axes that the activation lacks."""
     for name in names:
-        need_same_shape(name, own[name], source[name])
+        check_same_shape(name, own[name], source[name])
         if own[name].dtype != source[name].dtype:
             raise UserError(f"{name} is {source[name].dtype} in the source, {own[name].dtype} in "
                             "the run; cache both from one model")
@@ -183,7 +184,7 @@ get_act_patch_attn_head_pattern_dest_src_pos = sweep_of(
     "pattern", "layer", "head", "query_pos", "key_pos")
 
 
-def every(*sweeps):
+def run_all(*sweeps):
     """A function that runs several sweeps of the same cells."""
 
     def all_of_them(model, corrupted_tokens, clean_cache, metric, **more):
@@ -195,13 +196,13 @@ def every(*sweeps):
     return all_of_them
 
 
-get_act_patch_block_every = every(
+get_act_patch_block_every = run_all(
     get_act_patch_resid_pre, get_act_patch_attn_out, get_act_patch_mlp_out)
-get_act_patch_attn_head_all_pos_every = every(
+get_act_patch_attn_head_all_pos_every = run_all(
     get_act_patch_attn_head_out_all_pos, get_act_patch_attn_head_q_all_pos,
     get_act_patch_attn_head_k_all_pos, get_act_patch_attn_head_v_all_pos,
     get_act_patch_attn_head_pattern_all_pos)
-get_act_patch_attn_head_by_pos_every = every(
+get_act_patch_attn_head_by_pos_every = run_all(
     get_act_patch_attn_head_out_by_pos, get_act_patch_attn_head_q_by_pos,
     get_act_patch_attn_head_k_by_pos, get_act_patch_attn_head_v_by_pos,
     get_act_patch_attn_head_pattern_by_pos)
@@ -226,23 +227,24 @@ def path_patch(model, clean, corrupt, senders, receivers, metric, freeze="heads"
     pass the change on), "all" (MLPs too: the direct path), or None.
     Raises UserError for names that are no sender or receiver, and a sender above its receiver.
     """
-    to_send, to_receive = by_name(model, senders), by_name(model, receivers)
+    to_send, to_receive = heads_by_name(model, senders), heads_by_name(model, receivers)
     check_order(model, to_send, to_receive)
     check_sides(clean, corrupt, freeze)
-    run, source = Run(model, clean, metric), Run(model, corrupt, metric, list(to_send))
-    edits = [(name, put(own)) for name, own in run.cache.items() if name.endswith(FROZEN[freeze])]
-    edits += [(name, put(source.cache[name], heads)) for name, heads in to_send.items()]
+    run, source = Rerun(model, clean, metric), Rerun(model, corrupt, metric, list(to_send))
+    edits = [(name, replace_with(own)) for name, own in run.cache.items()
+             if name.endswith(FROZEN[freeze])]
+    edits += [(name, replace_with(source.cache[name], heads)) for name, heads in to_send.items()]
     values = run.baseline
     if to_receive:
         with torch.no_grad(), model.hooks(edits), model.caching(list(to_receive)) as seen:
             model(clean)
-        received = [(name, put(seen[name], heads)) for name, heads in to_receive.items()]
+        received = [(name, replace_with(seen[name], heads)) for name, heads in to_receive.items()]
         with torch.no_grad():
             values = run.metric(model.run_with_hooks(clean, received))
     return PatchResult(values, run.baseline, source.baseline, (), "noising")
 
 
-def put(value, heads=None):
+def replace_with(value, heads=None):
     """A hook that puts `value` in place of the activation, or of some of its heads."""
 
     def replaced(own, hook):
@@ -253,7 +255,7 @@ def put(value, heads=None):
     return replaced
 
 
-def by_name(model, places):
+def heads_by_name(model, places):
     """{hook name: list of heads, or None for all} of names and (name, head) pairs."""
     points, found = model.hook_points(), {}
     if not model.cfg.n_layers:
@@ -264,7 +266,7 @@ def by_name(model, places):
         name, head = (place, None) if isinstance(place, str) else place
         name = last if name == "logits" else name
         if name not in points:
-            raise UserError(f"{name} is not a hook of this model{closest(name, points)}")
+            raise UserError(f"{name} is not a hook of this model{suggest_closest(name, points)}")
         if head is not None and not ("head" in points[name].axes.split()
                                      and 0 <= head < model.cfg.n_heads):
             raise UserError(f"{name} has no head {head}; this model has {model.cfg.n_heads} heads "
@@ -312,15 +314,15 @@ def path_patch_matrix(model, clean, corrupt, metric, *, receiver="v", freeze="he
     if receiver not in ("q", "k", "v"):
         raise UserError(f"receiver={receiver!r} is unknown; choose from: q, k, v")
     check_sides(clean, corrupt, freeze)
-    run, source = Run(model, clean, metric), Run(model, corrupt, metric)
+    run, source = Rerun(model, clean, metric), Rerun(model, corrupt, metric)
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     values = run.baseline.repeat(n_layers, n_heads, n_layers, n_heads, 1)
     own_head = torch.eye(n_heads, dtype=torch.bool, device=clean.device)[:, None, None, :, None]
-    frozen = [(name, put(torch.cat([own] * n_heads))) for name, own in run.cache.items()
+    frozen = [(name, replace_with(torch.cat([own] * n_heads))) for name, own in run.cache.items()
               if name.endswith(FROZEN[freeze])]  # a copy for each sender of a layer
     for layer in range(n_layers - 1):
         sent = torch.where(own_head, source.cache["z", layer], run.cache["z", layer])
-        edits = [*frozen, (get_act_name("z", layer), put(sent.flatten(0, 1)))]
+        edits = [*frozen, (get_act_name("z", layer), replace_with(sent.flatten(0, 1)))]
         start = run.cache["resid_pre", layer].repeat(n_heads, 1, 1)
         with model.hooks(edits), model.caching(lambda name: "resid_pre" in name) as seen:
             model.run_blocks(start, layer)

@@ -4,7 +4,8 @@ The palette is Okabe and Ito's, told apart by colour-blind readers too; nothing 
 not carry information.
 
 Chapter: COURSE_ROADMAP.md, 0 (what counts as evidence)
-Read before: utils.py; after: metrics.py
+Prerequisites: utils.py
+Next: losses.py
 Source: Tufte 1983 (data-ink); Okabe & Ito 2008 (colours)
 """
 

@@ -5,7 +5,8 @@ folder: config.json, the weights in model.safetensors (or several of them with a
 pytorch_model.bin), and the tokenizer's two files.
 
 Chapter: COURSE_ROADMAP.md, 5 (the whole model)
-Read before: config.py, tokenizer.py; after: model.py
+Prerequisites: tokenizer.py, model.py
+Next: weight_circuits.py
 Source: Radford et al. 2019 (GPT-2); the safetensors file format
 """
 
@@ -24,7 +25,7 @@ from config import ModelConfig
 from utils import NoNetwork, UserError, atomic_write, fetch_into, read_json, write_json
 
 HUB = "https://huggingface.co"
-NAMES = {
+PRETRAINED_NAMES = {
     "gpt2": "openai-community/gpt2",
     "gpt2-medium": "openai-community/gpt2-medium",
     "gpt2-large": "openai-community/gpt2-large",
@@ -69,17 +70,18 @@ def pretrained_folder(name_or_folder, cache_dir=None):
     """
     if (Path(name_or_folder) / "config.json").exists():
         return Path(name_or_folder)
-    if name_or_folder not in NAMES:
+    if name_or_folder not in PRETRAINED_NAMES:
         raise UserError(f"{name_or_folder!r} is neither a folder with a config.json nor one of: "
-                        f"{', '.join(NAMES)}")
+                        f"{', '.join(PRETRAINED_NAMES)}")
     folder = Path(cache_dir or os.path.expanduser(CACHE)) / name_or_folder
     for file in FILES:
         if not (folder / file).exists():
-            download(f"{HUB}/{NAMES[name_or_folder]}/resolve/main/{file}", folder / file)
+            repository = f"{HUB}/{PRETRAINED_NAMES[name_or_folder]}"
+            download_file(f"{repository}/resolve/main/{file}", folder / file)
     return folder
 
 
-def download(address, path, attempts=3):
+def download_file(address, path, attempts=3):
     """Fetches a file, going on where an earlier attempt stopped, and checks it before it counts.
     Raises NoNetwork, or UserError where the server's own checksum disagrees or the disk is full."""
     part = path.with_name(path.name + ".part")
@@ -94,7 +96,7 @@ def download(address, path, attempts=3):
         os.replace(part, path)
     except requests.RequestException as error:
         if attempts > 1:
-            return download(address, path, attempts - 1)
+            return download_file(address, path, attempts - 1)
         raise NoNetwork(f"no network: {address} did not answer ({type(error).__name__}); what came "
                         f"is kept and the next call goes on, or put the file at {path}") from None
     except OSError as error:
@@ -156,7 +158,7 @@ def read_config(path):
     needed = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
     if values.get("model_type") != "gpt2":
         raise UserError(f"{path}: model_type={values.get('model_type')!r} is not supported; "
-                        f"GPT-2 and what has its form are: {', '.join(NAMES)}")
+                        f"GPT-2 and what has its form are: {', '.join(PRETRAINED_NAMES)}")
     if missing := [name for name in needed if type(values.get(name)) is not int]:
         raise UserError(f"{path} lacks whole numbers for {', '.join(missing)}; download it again")
     if type(values.get("n_inner")) not in (int, type(None)):
@@ -276,13 +278,13 @@ def safetensors_header(content):
     n_bytes = int.from_bytes(content[:8], "little")
     if len(content) < 8 or n_bytes > len(content) - 8:
         raise ValueError(f"a header of {n_bytes:,} bytes in a file of {len(content):,}")
-    header = json.loads(content[8 : 8 + n_bytes].decode(), object_pairs_hook=without_doubles)
+    header = json.loads(content[8 : 8 + n_bytes].decode(), object_pairs_hook=check_no_doubles)
     if not isinstance(header, dict):
         raise ValueError("the header is not an object")
     return header, 8 + n_bytes
 
 
-def without_doubles(pairs):
+def check_no_doubles(pairs):
     """A JSON object as a dict. Raises ValueError where a name comes twice."""
     values = dict(pairs)
     if len(values) != len(pairs):

@@ -8,7 +8,8 @@
 A high accuracy alone says that a probe could find it, not that the model looks for it.
 
 Chapter: COURSE_ROADMAP.md, 13 (decodable is not used)
-Read before: model.py, metrics.py; after: logit_lens.py
+Prerequisites: model.py, metrics.py, head_ablation.py
+Next: experiments/feature_superposition_toy_model.py
 Source: Hewitt & Liang 2019 (control tasks); Voita & Titov 2020 (description length); Belrose et al.
 2023b (LEACE: least-squares concept erasure)
 """
@@ -67,17 +68,18 @@ def fit_probe(X, y, groups=None, l2=1e-3, *, n_folds=5, seed=0):
     """
     if not l2 >= 0:
         raise UserError(f"l2={l2} is not possible; it must be 0 or more")
-    given, (X, y) = X, checked(X, y)
-    folds = folds_of(groups, len(y), n_folds, seed)
+    given, (X, y) = X, check_examples(X, y)
+    folds = assign_folds(groups, len(y), n_folds, seed)
     accuracies = []
     for fold in range(n_folds):
         held_out = folds == fold
-        probe = Probe(*fit(X[~held_out], y[~held_out], l2))
+        probe = Probe(*fit_logistic(X[~held_out], y[~held_out], l2))
         accuracies.append((probe.predict(X[held_out]) == y[held_out]).float().mean())
-    return Probe(*fit(X, y, l2), accuracies=torch.stack(accuracies), data=(given, y, groups))
+    return Probe(*fit_logistic(X, y, l2), accuracies=torch.stack(accuracies),
+                 data=(given, y, groups))
 
 
-def checked(X, y):
+def check_examples(X, y):
     """X as float64 and y, on the CPU; raises UserError where a probe makes no sense of them."""
     X, y = torch.as_tensor(X).detach().cpu().double(), torch.as_tensor(y).cpu()
     if X.ndim != 2 or y.shape != X.shape[:1]:
@@ -91,7 +93,7 @@ def checked(X, y):
     return X, y
 
 
-def folds_of(groups, n, n_folds, seed):
+def assign_folds(groups, n, n_folds, seed):
     """The fold of each example, [n]; those of one group share theirs."""
     names, index = groups_of(groups, n)
     if not 2 <= n_folds <= len(names):
@@ -109,7 +111,7 @@ def groups_of(groups, n):
     return groups.unique(return_inverse=True)
 
 
-def fit(X, y, l2):
+def fit_logistic(X, y, l2):
     """(classes, mean, scale, W, b) of the penalised maximum likelihood, by L-BFGS from zero."""
     classes, target = y.unique(return_inverse=True)
     mean, scale = X.mean(0), X.std(0, correction=0)
@@ -211,7 +213,7 @@ def mdl_online(X, y, groups=None, *, blocks=BLOCKS, l2=1e-3, seed=0):
     sent (a block ends where one does), so that none is known before it comes. A probe's guess is
     mixed with a uniform one, of the weight n_classes / (n_before + n_classes).
     """
-    X, y = checked(X, y)
+    X, y = check_examples(X, y)
     names, index = groups_of(groups, len(y))
     generator = seeded_generator(seed)
     turn = torch.randperm(len(names), generator=generator).argsort()[index]  # of its group
@@ -222,7 +224,7 @@ def mdl_online(X, y, groups=None, *, blocks=BLOCKS, l2=1e-3, seed=0):
     ends = group_ends[torch.searchsorted(group_ends, ends)].unique().tolist()
     bits = ends[0] * math.log2(n_classes)
     for start, end in itertools.pairwise(ends):
-        probe = Probe(*fit(X[:start], target[:start], l2))
+        probe = Probe(*fit_logistic(X[:start], target[:start], l2))
         log_probs = torch.full((end - start, n_classes), -math.inf, dtype=X.dtype)
         log_probs[:, probe.classes] = probe.logits(X[start:end]).log_softmax(-1)
         share = n_classes / (start + n_classes)  # of a uniform guess: classes not seen yet
@@ -289,7 +291,7 @@ def erasure_of(X, y):
     With W, which makes X white, and U, an orthonormal basis of its class means there: read = W^T U,
     write = U^T W^+. The probe's own W would not do: it is not where the classes differ.
     """
-    X, y = checked(X, y)
+    X, y = check_examples(X, y)
     mean, belongs = X.mean(0), F.one_hot(y.unique(return_inverse=True)[1]).double()
     variance, basis = torch.linalg.eigh((X - mean).T @ (X - mean) / len(X))
     varies = variance > 1e-12 * variance[-1]  # where nothing varies there is nothing to find
@@ -326,7 +328,8 @@ def concept_erasure(model, tokens, metric, probe, *, at, types=None, n_random=20
     A probe can read what no later layer does; then the metric does not move by more than by chance.
     """
     X, y, groups = probe.data
-    X, _ = checked(X, y)  # in float64: rounding to the model's precision would give the labels away
+    # in float64: rounding to the model's precision would give the labels away
+    X, _ = check_examples(X, y)
     types = torch.arange(len(y)) if types is None else torch.as_tensor(types).flatten().cpu()
 
     def without(labels):

@@ -1,6 +1,6 @@
 """A run taken up again where one activation of it was edited: what makes patching fast.
 
-    run = Run(model, tokens, metric)
+    run = Rerun(model, tokens, metric)
     values, = run.patched([("blocks.1.attn.hook_z", edited)])     # [cell, batch], one of many edits
 
 An edit changes nothing before its block, so the run is taken up there. Attention is causal, so it
@@ -15,7 +15,8 @@ run through the model's own blocks, by a hook.)
 The lines of `through` are those of Block.forward, on rows in place of whole texts.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
-Read before: model.py, residual_stream_analysis.py; after: patching.py
+Prerequisites: model.py, metrics.py, residual_stream_analysis.py
+Next: patching.py
 Source: causality of attention (Vaswani et al. 2017); the same numbers as the loop over hooks
 """
 
@@ -34,7 +35,7 @@ ATTENTION = ("q", "k", "v", "pattern")
 ON_THE_WAY = ("resid_pre", *ATTENTION, "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
 
 
-class Run:
+class Rerun:
     """A run of `tokens`, as it is: what is kept of it is all that is needed to edit it.
 
     tokens: [batch, pos]. metric: a Metric, or a function of logits [..., batch, pos, d_vocab] ->
@@ -50,7 +51,7 @@ class Run:
                             "close them first, or write their edit into a copy of the weights")
         model.need_no_dropout()
         self.model, self.tokens, self.metric = model, tokens, as_metric(metric)
-        _, self.cache = model.run_with_cache(tokens, lambda name: name in names or kept(name))
+        _, self.cache = model.run_with_cache(tokens, lambda name: name in names or is_needed(name))
         self.positions = self.metric.positions(tokens.shape[1]).to(tokens.device)
         self.looked_at = torch.zeros_like(tokens[0], dtype=torch.bool)
         self.looked_at[self.positions] = True
@@ -161,8 +162,8 @@ class Run:
         for layer in range(self.model.cfg.n_layers):
             rows += entering.get(layer, [])
             if rows:
-                rows = [self.through(layer, joined(rows))]
-        return joined(rows + entering.get(self.model.cfg.n_layers, []))
+                rows = [self.through(layer, join_rows(rows))]
+        return join_rows(rows + entering.get(self.model.cfg.n_layers, []))
 
     def through(self, layer, rows):
         """Rows through one block; of the last block, those that the metric looks at."""
@@ -227,7 +228,7 @@ class Rows:
                        pos=self.pos[chosen], moved=self.moved[chosen])
 
 
-def joined(parts):
+def join_rows(parts):
     """Several Rows as one."""
     if len(parts) == 1:
         return parts[0]
@@ -239,7 +240,7 @@ def joined(parts):
     return Rows(resid, torch.cat(jobs), pos, moved, cell, prompt)
 
 
-def kept(name):
+def is_needed(name):
     """Whether the short cut needs the activation of that name: not patterns, which cost the fused
     kernel, unless they are asked for."""
     found = IN_BLOCK.fullmatch(name)

@@ -8,7 +8,8 @@ cache holds, it is linear too.
     stack, labels = decomposition(model, cache, unit="neuron", onto=direction)  # their readings
 
 Chapter: COURSE_ROADMAP.md, 8 (read)
-Read before: model.py, activation_cache.py; after: attribution.py, logit_lens.py
+Prerequisites: model.py, activation_cache.py
+Next: logit_lens.py
 Source: Elhage et al. 2021 (the stream as a sum); names of TransformerLens (Nanda & Bloom 2022)
 """
 
@@ -55,35 +56,35 @@ def decomposition(model, cache, layer=-1, *, unit="component", mlp_input=False, 
     """
     if unit not in UNITS:
         raise UserError(f"unit={unit!r} is unknown; choose from: {', '.join(UNITS)}")
-    layer = checked_layer(model, cache, layer, mlp_input)
-    rows, labels = [whole(cache["embed"], onto)], ["embed"]
+    layer = resolve_layer(model, cache, layer, mlp_input)
+    rows, labels = [as_rows(cache["embed"], onto)], ["embed"]
     biases = torch.zeros_like(cache["embed"])
     if model.position_embedding is not None:
-        rows.append(whole(cache["pos_embed"], onto))
+        rows.append(as_rows(cache["pos_embed"], onto))
         labels.append("pos_embed")
     for index, block in enumerate(model.blocks[: layer + mlp_input]):
         if unit == "component":
-            rows.append(whole(cache["attn_out", index], onto))
+            rows.append(as_rows(cache["attn_out", index], onto))
             labels.append(f"{index}_attn_out")
         else:
-            rows.append(of_heads(cache["z", index], block.attn.W_O.detach(), onto))
+            rows.append(head_writes(cache["z", index], block.attn.W_O.detach(), onto))
             labels += [f"L{index}H{head}" for head in range(model.cfg.n_heads)]
             biases = biases + block.attn.b_O.detach()
         if model.cfg.attn_only or index == layer:
             continue
         if unit == "neuron":
-            rows.append(of_neurons(cache["post", index], block.mlp.W_out.detach(), onto))
+            rows.append(neuron_writes(cache["post", index], block.mlp.W_out.detach(), onto))
             labels += [f"L{index}N{neuron}" for neuron in range(model.cfg.d_mlp)]
             biases = biases + block.mlp.b_out.detach()
         else:
-            rows.append(whole(cache["mlp_out", index], onto))
+            rows.append(as_rows(cache["mlp_out", index], onto))
             labels.append(f"{index}_mlp_out")
     if unit != "component":
-        rows.append(whole(biases, onto))
+        rows.append(as_rows(biases, onto))
         labels.append("biases")
     stack = torch.cat(rows)
     if unit != "neuron" or onto is not None:  # neurons apart are too many to sum them twice
-        need_sum(stack, stream_if_kept(model, cache, layer, mlp_input), onto)
+        check_sum(stack, stream_if_kept(model, cache, layer, mlp_input), onto)
     return stack, labels
 
 
@@ -93,13 +94,13 @@ def stream_if_kept(model, cache, layer, mlp_input):
     return cache.get(("resid_mid", layer) if mlp_input else key)
 
 
-def need_sum(stack, stream, onto):
+def check_sum(stack, stream, onto):
     """Raises UserError where the rows do not sum to the stream [batch, pos, d_model], or where
     their products with `onto` do not sum to its product; rounding aside."""
     if stream is None:
         return
     exact = torch.promote_types(stack.dtype, torch.float32)
-    error = stack.sum(0, dtype=exact) - whole(stream.to(exact), onto)[0]
+    error = stack.sum(0, dtype=exact) - as_rows(stream.to(exact), onto)[0]
     size = torch.linalg.vector_norm(stack, 1, dim=0, dtype=exact)
     if onto is None:
         error, size = error.norm(dim=-1), size.norm(dim=-1)
@@ -112,12 +113,12 @@ def need_sum(stack, stream, onto):
                         "another model? Cache this model in eval() and without edits")
 
 
-def whole(write, onto):
+def as_rows(write, onto):
     """A write [batch, pos, d_model] as one row, or its product with `onto`."""
     return (write if onto is None else (write * onto).sum(-1))[None]
 
 
-def of_heads(z, W_O, onto):
+def head_writes(z, W_O, onto):
     """What each head writes, z [batch, pos, head, d_head] @ W_O [head, d_head, d_model]: a row
     each."""
     if onto is None:
@@ -126,7 +127,7 @@ def of_heads(z, W_O, onto):
     return (z * reads).sum(-1).movedim(-1, 0)
 
 
-def of_neurons(post, W_out, onto):
+def neuron_writes(post, W_out, onto):
     """What each neuron writes, post [batch, pos, d_mlp] times its row of W_out: a row each."""
     if onto is None:
         return torch.einsum("bpn,nm->nbpm", post, W_out)
@@ -140,7 +141,7 @@ def accumulated_resid(model, cache, layer=-1, *, incl_mid=False, apply_ln=False)
     `layer` would read it, each with its own mean and scale (what a logit lens does).
     Returns [row, batch, pos, d_model], labels "0_pre", "0_mid", …, "final_post".
     """
-    layer = checked_layer(model, cache, layer)
+    layer = resolve_layer(model, cache, layer)
     rows, labels = [], []
     for index in range(layer):
         rows.append(cache["resid_pre", index])
@@ -161,7 +162,7 @@ def stack_head_results(model, cache, layer=-1, *, onto=None):
 
     Returns [head, batch, pos, d_model] ("L0H0", "L0H1", …), or with `onto` their products with it.
     """
-    return of_kind("H", *decomposition(model, cache, layer, unit="head", onto=onto))
+    return select_rows("H", *decomposition(model, cache, layer, unit="head", onto=onto))
 
 
 def stack_neuron_results(model, cache, layer=-1, *, project_onto=None):
@@ -173,10 +174,10 @@ def stack_neuron_results(model, cache, layer=-1, *, project_onto=None):
     """
     if model.cfg.attn_only:
         raise UserError("attn_only=True: this model has no neurons; use stack_head_results")
-    return of_kind("N", *decomposition(model, cache, layer, unit="neuron", onto=project_onto))
+    return select_rows("N", *decomposition(model, cache, layer, unit="neuron", onto=project_onto))
 
 
-def of_kind(letter, stack, labels):
+def select_rows(letter, stack, labels):
     """The rows of a decomposition whose label is a layer, that letter and a number."""
     chosen = [row for row, label in enumerate(labels) if label[0] == "L" and letter in label]
     return stack[chosen], [labels[row] for row in chosen]
@@ -189,7 +190,7 @@ def apply_ln_to_stack(model, cache, stack, labels, *, layer=-1, mlp_input=False,
     the LayerNorm's weights, and append its bias as a row, "ln_bias": the rows of a whole
     decomposition then sum to its output. Returns (stack, labels). Without LayerNorms, as it was.
     """
-    layer = checked_layer(model, cache, layer, mlp_input)
+    layer = resolve_layer(model, cache, layer, mlp_input)
     norm = norm_before(model, layer, mlp_input)
     if model.cfg.norm == "none":
         return stack, list(labels)
@@ -207,7 +208,7 @@ def before_layer_norm(model, cache, direction, layer=-1, *, mlp_input=False):
     d = w * direction. LayerNorm's bias adds <b, direction> once. direction: [..., d_model], what
     broadcasts to [batch, pos, d_model]. Returns [batch, pos, d_model].
     """
-    layer = checked_layer(model, cache, layer, mlp_input)
+    layer = resolve_layer(model, cache, layer, mlp_input)
     if model.cfg.norm == "none":
         return direction.expand_as(cache["embed"])
     weighted = direction * norm_before(model, layer, mlp_input).w.detach()
@@ -239,7 +240,7 @@ def stream_before(model, cache, layer):
     return embed if model.position_embedding is None else embed + cache["pos_embed"]
 
 
-def checked_layer(model, cache, layer, mlp_input=False):
+def resolve_layer(model, cache, layer, mlp_input=False):
     """layer with -1 as n_layers; raises UserError for others that are not there, for an MLP's input
     where there is no MLP, and for a cache whose shapes are not the model's."""
     n_layers, d_model, n_heads = model.cfg.n_layers, model.cfg.d_model, model.cfg.n_heads
@@ -266,7 +267,7 @@ def norm_budget(model, cache, layer=-1):
     <c, r> / |r|^2, [component, batch, pos]: they sum to 1; a part that writes against the stream
     has a negative one.
     """
-    resid = stream_before(model, cache, checked_layer(model, cache, layer))
+    resid = stream_before(model, cache, resolve_layer(model, cache, layer))
     shares, labels = decomposition(model, cache, layer, onto=resid)
     return shares / resid.pow(2).sum(-1), labels
 

@@ -5,7 +5,8 @@ they come from a list. Byte-pair encoding lies between: it begins with the 256 b
 write anything, and again and again makes the most frequent pair of neighbours one token.
 
 Chapter: COURSE_ROADMAP.md, 2 (text with a known entropy)
-Read before: utils.py; after: data.py
+Prerequisites: utils.py
+Next: corpus.py
 Source: Shannon 1951 (letters as symbols); Sennrich et al. 2016 (BPE); Radford et al. 2019 (bytes)
 """
 
@@ -76,7 +77,7 @@ class CharTokenizer:
     def to_str_tokens(self, text):
         """The tokens of a text, or of its ids, as a list of str. UserError on unknown ones."""
         ids = self.encode(text) if isinstance(text, str) else text
-        return [self.symbols[i] for i in known_ids(ids, self.d_vocab)]
+        return [self.symbols[i] for i in check_ids(ids, self.d_vocab)]
 
     def state_dict(self):
         """All that `load_state_dict` needs, in plain types."""
@@ -193,12 +194,12 @@ class BPETokenizer(CharTokenizer):
             known = [pair for pair in itertools.pairwise(pieces) if pair in self.ranks]
             if not known:
                 break
-            pieces = merged(pieces, min(known, key=self.ranks.get))
+            pieces = merge_pair(pieces, min(known, key=self.ranks.get))
         return pieces
 
     def to_bytes(self, ids):
         """The bytes of ids; they need not be whole characters."""
-        return b"".join(self.symbols[i] for i in known_ids(ids, self.d_vocab))
+        return b"".join(self.symbols[i] for i in check_ids(ids, self.d_vocab))
 
     def decode(self, ids):
         """The text of ids, a sequence of int or a 1-D tensor; U+FFFD where bytes are not UTF-8."""
@@ -211,8 +212,8 @@ class BPETokenizer(CharTokenizer):
 
     def state_dict(self):
         """All that `load_state_dict` needs, in plain types: bytes as GPT-2's visible characters."""
-        merges = [[show(piece) for piece in pair] for pair in self.ranks]
-        return {"kind": self.kind, "tokens": [*map(show, self.symbols)], "merges": merges}
+        merges = [[show_bytes(piece) for piece in pair] for pair in self.ranks]
+        return {"kind": self.kind, "tokens": [*map(show_bytes, self.symbols)], "merges": merges}
 
     def load_state_dict(self, state):
         """Becomes the tokenizer that `state_dict` came from; returns itself."""
@@ -251,7 +252,7 @@ def check_kind(state, kind):
         raise UserError(f"a {state.get('kind')!r} tokenizer cannot be loaded as {kind!r}")
 
 
-def known_ids(ids, d_vocab):
+def check_ids(ids, d_vocab):
     """The ids as a list of int. Raises UserError where some are not in the vocabulary."""
     ids = [int(i) for i in ids]
     unknown = sorted({i for i in ids if not 0 <= i < d_vocab})
@@ -270,7 +271,7 @@ def byte_characters():
     return {byte: chr(code) for byte, code in codes.items()}
 
 
-def show(token):
+def show_bytes(token):
     """Bytes in GPT-2's visible characters: b" the" is "Ġthe"."""
     return "".join(byte_characters()[byte] for byte in token)
 
@@ -302,7 +303,7 @@ def split_words(text):
     return word_pattern().findall(text)
 
 
-def merged(pieces, pair):
+def merge_pair(pieces, pair):
     """The pieces with every occurrence of the pair, from the left, made one."""
     found, i = [], 0
     while i < len(pieces):
@@ -340,7 +341,7 @@ def learn_merges(word_counts, n_merges):
             for old in itertools.pairwise(pieces):
                 counts[old] -= count
                 changed.add(old)
-            pieces[:] = merged(pieces, pair)
+            pieces[:] = merge_pair(pieces, pair)
             for new in itertools.pairwise(pieces):
                 counts[new] += count
                 where[new].add(index)

@@ -8,7 +8,8 @@
 Writes outputs/<run>/: config.json, checkpoint.pt, best.pt, metrics.jsonl, loss.png, sample.txt.
 
 Chapter: COURSE_ROADMAP.md, 6 (learn and sample)
-Read before: optim.py, data.py, model.py; after: hooks.py, to look inside what was learned
+Prerequisites: data.py, model.py, optim.py, generate.py
+Next: activation_cache.py
 Source: Radford et al. 2019; Jordan et al. 2024 (the optimiser)
 """
 
@@ -32,7 +33,7 @@ from checkpoint import (
     save_checkpoint,
     to_resume,
 )
-from config import PRESETS, Config, GenerateConfig, config_from_dict, flag_parser, nested
+from config import PRESETS, Config, GenerateConfig, config_from_dict, flag_parser, nest_flags
 from data import load_dataset, random_batch, repeated_batch, windows_in_order
 from generate import generate_text
 from losses import cross_entropy, per_token_loss
@@ -114,7 +115,7 @@ def evaluate(model, tokens, batch_size=16):
     return fmean(token_losses(model, tokens, batch_size))
 
 
-class Run:
+class TrainingRun:
     """A run in progress: what it learns with, and the files that it keeps in its folder."""
 
     def __init__(self, cfg, dataset, device):
@@ -278,7 +279,7 @@ def start_run(cfg, device, overwrite=False, resumed=None):
         raise UserError(f"d_vocab={cfg.model.d_vocab} is not the tokenizer's {known}; leave "
                         "--model.d_vocab out")
     shape = dataclasses.replace(cfg.model, d_vocab=known)
-    run = Run(dataclasses.replace(cfg, model=shape), dataset, device)
+    run = TrainingRun(dataclasses.replace(cfg, model=shape), dataset, device)
     print(f"{dataset.name}: {len(dataset.train):,} {dataset.tokenizer.unit}s to train on, "
           f"{len(dataset.val):,} to validate on, of a vocabulary of {known:,}\n"
           f"model: {shape.n_layers} layers of {shape.n_heads} heads, d_model {shape.d_model}, "
@@ -323,8 +324,8 @@ def main(argv=None):
     resume, overwrite = flags.pop("resume", False), flags.pop("overwrite", False)
     if resume and overwrite:
         raise UserError("--resume goes on with a run and --overwrite replaces it; choose one")
-    found = to_resume(nested(flags)) if resume else None
-    *resumed, cfg = found or (config_from_dict(Config, nested(flags)),)
+    found = to_resume(nest_flags(flags)) if resume else None
+    *resumed, cfg = found or (config_from_dict(Config, nest_flags(flags)),)
     with joined_ranks(cfg.train.device) as device:
         carry_out(cfg, device, overwrite or resume, resumed)  # none to resume: none to lose
 

@@ -6,7 +6,8 @@
 Nothing is ever overwritten: the stream is a sum, and every part's contribution can be told apart.
 
 Chapter: COURSE_ROADMAP.md, 5 (the whole model)
-Read before: attention.py, mlp.py; after: model.py
+Prerequisites: attention.py, mlp.py
+Next: model.py
 Source: Radford et al. 2019 (pre-LayerNorm); Xiong et al. 2020 (why)
 """
 

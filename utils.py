@@ -1,7 +1,8 @@
 """What every program needs and no lesson is about: errors, seeds, devices, ranks, files, progress.
 
 Chapter: COURSE_ROADMAP.md, 0 (what counts as evidence: the same seed gives the same bits)
-Read before: nothing; after: config.py
+Prerequisites: nothing
+Next: config.py
 Source: torch's notes on reproducibility
 """
 
@@ -35,7 +36,7 @@ class RankLost(UserError):
     """Another process of the same run is gone, and this one can't go on alone."""
 
 
-def closest(name, known):
+def suggest_closest(name, known):
     """`"; the closest are a, b"` for a misspelt name, or an empty string if nothing is near.
 
     Names are compared in full and by their last part, so that `hook_patern` finds
@@ -200,7 +201,7 @@ def text_pieces(paths, size=1 << 18, what=None):
                         f"{error.object[error.start]:#04x}); save it as UTF-8 first") from None
 
 
-def whole_numbers(values, what):
+def as_integers(values, what):
     """A number or a list of them as a tensor; raises UserError for others, masks among them."""
     try:
         numbers = torch.as_tensor(values)
@@ -212,13 +213,13 @@ def whole_numbers(values, what):
     return numbers
 
 
-def chosen_positions(pos, n_pos):
+def choose_positions(pos, n_pos):
     """An int, a slice, a list of positions, or None for all, as positions from 0: [n]. Raises
     UserError for one outside of n_pos, and for none."""
     if pos is None or isinstance(pos, slice):
         chosen = torch.arange(n_pos)[pos or slice(None)]
     else:
-        chosen = whole_numbers(pos, "pos")
+        chosen = as_integers(pos, "pos")
         if chosen.ndim > 1:
             raise UserError(f"pos is {list(chosen.shape)}; pass [n], the same for all rows")
         chosen = chosen.reshape(-1)
@@ -284,7 +285,7 @@ def fetch_into(file, address):
     return response
 
 
-def download(mirrors, sha256, remedy, *, attempts=2, pause=1.0):
+def download_verified(mirrors, sha256, remedy, *, attempts=2, pause=1.0):
     """The bytes behind the first mirror whose content has that SHA-256.
 
     Each mirror is tried `attempts` times, `pause` seconds apart.

@@ -14,7 +14,8 @@ its predictions drifted, which should be rounding.
     scores = composition_scores(model, "K")             # who could read what whom wrote
 
 Chapter: COURSE_ROADMAP.md, 5 (the whole model) and 8 (read)
-Read before: model.py; after: residual_stream_analysis.py
+Prerequisites: attention.py, model.py
+Next: optim.py
 Source: Elhage et al. 2021 (circuits, composition, freedoms); names of TransformerLens
 """
 
@@ -46,7 +47,7 @@ def fold_layer_norm(model):
     is read; their columns are centred too, since a normalised stream has no mean to read. The
     result is untied and has attention biases and b_U. Raises UserError without LayerNorms.
     """
-    need_layer_norm(model, "fold")
+    check_layer_norm(model, "fold")
     new = reshaped(model, tie_embeddings=False, attn_bias=True, unembed_bias=True)
     with torch.no_grad():
         for block in new.blocks:
@@ -73,7 +74,7 @@ def centre_writing_weights(model):
     Every reader is a LayerNorm, which subtracts the mean: it was never read. The result is untied,
     and its positions are a learned table. Raises UserError without LayerNorms.
     """
-    need_layer_norm(model, "centre")
+    check_layer_norm(model, "centre")
     positions = "none" if model.position_embedding is None else "learned"
     new = reshaped(model, tie_embeddings=False, positions=positions)
     with torch.no_grad():
@@ -113,7 +114,7 @@ def fold_value_biases(model):
     return new, drift(model, new)
 
 
-def need_layer_norm(model, what):
+def check_layer_norm(model, what):
     """Raises UserError where the model has none."""
     if model.cfg.norm == "none":
         raise UserError(f"norm='none': there is no LayerNorm to {what} for; take a model with one")

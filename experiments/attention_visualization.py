@@ -48,7 +48,7 @@ from checkpoint import (
     load_model,
     load_pretrained,
 )
-from config import ModelConfig, TrainConfig, check, check_choices, option
+from config import ModelConfig, TrainConfig, check_choices, check_field, option
 from data import place_to_cut, random_batch, repeated_batch
 from experiments.attention_evidence import (
     RANKERS,
@@ -58,7 +58,7 @@ from experiments.attention_evidence import (
     rank_correlation,
     view_of,
 )
-from experiments.common import ExperimentConfig, as_run, kept, perform
+from experiments.common import ExperimentConfig, as_run, load_or_make, perform
 from model import GPT
 from tokenizer import WordTokenizer
 from train import fit
@@ -91,8 +91,8 @@ class AttentionConfig(ExperimentConfig):
         super().__post_init__()
         check_choices(self)
         for name in ("windows", "length"):
-            check(self, name, lambda n: n >= 2, "2 or more")
-        check(self, "steps", lambda n: n >= 1, "1 or more")
+            check_field(self, name, lambda n: n >= 2, "2 or more")
+        check_field(self, "steps", lambda n: n >= 1, "1 or more")
         if self.text is not None and not self.text.strip():
             raise UserError(f"text={self.text!r} is empty; give two tokens or more")
 
@@ -168,7 +168,7 @@ def trained(cfg, folder):
     found = [subject_of(cfg, f"seed {seed}", GPT(shape, seed), tokenizer,
                         story=tokenizer.encode(STORY)) for seed in cfg.seeds]
     for seed, each in zip(cfg.seeds, found, strict=True):
-        state = kept(folder / f"seed_{seed}" / "checkpoint.pt", how | {"seed": seed},
+        state = load_or_make(folder / f"seed_{seed}" / "checkpoint.pt", how | {"seed": seed},
                      lambda seed=seed, each=each: learn(each, tokens, seed, how["steps"]),
                      cfg.retrain)
         each.model.load_weights_(state["model"], folder)

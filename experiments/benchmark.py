@@ -37,7 +37,7 @@ from config import (
     ModelConfig,
     SamplingConfig,
     TrainConfig,
-    check,
+    check_field,
     option,
 )
 from experiments.benchmark_tools import (
@@ -75,7 +75,7 @@ class BenchmarkConfig:
 
     def __post_init__(self):
         for name in ("threads", "rounds"):
-            check(self, name, lambda n: n >= 1, "1 or more")
+            check_field(self, name, lambda n: n >= 1, "1 or more")
 
 
 def matmul_flops(cfg, batch):

@@ -20,8 +20,17 @@ from pathlib import Path
 import torch
 
 import plotting
-from checkpoint import find_run, save_checkpoint
-from config import SEEDS, Config, check, config_from_dict, flag_parser, option
+from checkpoint import (
+    config_of,
+    dataset_again,
+    find_run,
+    load_checkpoint,
+    save_checkpoint,
+)
+from config import SEEDS, Config, check_field, config_from_dict, flag_parser, option
+from losses import cross_entropy
+from model import GPT
+from train import fit
 from utils import Progress, UserError, atomic_write, read_json, write_json
 
 HEADINGS = ("claim", "reported", "measured", "range, or 95 %", "null, control or mark", "")
@@ -60,6 +69,44 @@ class Claim:
                 self.verdict)
 
 
+def claim(text, values, *, above=None, below=None, between=None, holds=None, judged=True,
+          interval=None, median=False, **more):
+    """One line of the table: a Claim on a number, or on one number a seed (model, round).
+
+    values: a number, or a list or tensor of them; the line shows their mean (or median) and their
+    range, or the interval (low, high) that is given in the range's place.
+    above, below: every value must lie strictly above, or below, this number; between: (low, high),
+    both included; they are written here and nowhere else, and become the line's mark and, where no
+    control is given, its control. median: compare the median alone, as timings are judged.
+    holds: the verdict of a test that is not a threshold on the values (a p-value, another model);
+    with a threshold, both must hold. judged: False leaves the line open (a quick run, a model that
+    somebody brought). more: the other fields of a Claim.
+    """
+    values = torch.as_tensor(values).double().reshape(-1).tolist()
+    centre = statistics.median(values) if median else statistics.fmean(values)
+    low, high = interval or (min(values), max(values))
+    tests, marks = ([] if holds is None else [holds]), []
+    for each in [centre] if median else values:
+        if above is not None:
+            tests.append(each > above)
+        if below is not None:
+            tests.append(each < below)
+        if between is not None:
+            tests.append(between[0] <= each <= between[1])
+    if above is not None:
+        marks.append((f"above {above:g}", above))
+    if below is not None:
+        marks.append((f"below {below:g}", below))
+    if between is not None:
+        exactly = between[0] == between[1]
+        words = f"{between[0]:g}" if exactly else f"{between[0]:g} to {between[1]:g}"
+        marks.append((words, between[0] if exactly else between[1]))
+    if marks:
+        more = {"control": " and ".join(words for words, _ in marks), "mark": marks[0][1]} | more
+    verdict = all(tests) if tests and judged else None
+    return Claim(text, centre, low, high, verdict, **more)
+
+
 def over_seeds(text, values, holds=None, **more):
     """A Claim on one number a seed (or model): their mean and range. holds: a test that each must
     pass, or a verdict on them all; None leaves it open."""
@@ -84,13 +131,13 @@ def as_dicts(claims):
     return [asdict(claim) | {"verdict": claim.verdict} for claim in claims]
 
 
-def finite(values):
+def replace_nonfinite(values):
     """Plain values, dicts, lists and tuples among them, with None for what JSON has no number for:
     NaN and infinity."""
     if isinstance(values, dict):
-        return {name: finite(value) for name, value in values.items()}
+        return {name: replace_nonfinite(value) for name, value in values.items()}
     if isinstance(values, (list, tuple)):
-        return [finite(value) for value in values]
+        return [replace_nonfinite(value) for value in values]
     return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
@@ -111,7 +158,7 @@ class ExperimentConfig:
 
     def __post_init__(self):
         check_seeds(self)
-        check(self, "threads", lambda n: n >= 1, "1 or more")
+        check_field(self, "threads", lambda n: n >= 1, "1 or more")
         run_name, model = self.others
         if run_name is not None and model is not None:
             raise UserError(f"run_name={run_name!r} and model={model!r} are both given; choose one")
@@ -134,7 +181,7 @@ def check_seeds(cfg):
     """Raises UserError unless a config has seeds, each of them once: one that comes twice would
     count as two independent trainings."""
     in_range, wanted = SEEDS
-    check(cfg, "seeds", lambda seeds: len(seeds) == len(set(seeds)) > 0
+    check_field(cfg, "seeds", lambda seeds: len(seeds) == len(set(seeds)) > 0
           and all(map(in_range, seeds)), f"one or more, each once and {wanted}")
 
 
@@ -152,7 +199,7 @@ def experiment_folder(name, out_dir):
     return folder
 
 
-def kept(path, settings, make, retrain=False):
+def load_or_make(path, settings, make, retrain=False):
     """What `make()` returns, a dict of tensors and plain values, from the file `path` where it was
     made with the same settings; else it is made, and written there. retrain: made in any case.
 
@@ -176,6 +223,48 @@ def as_run(model, tokenizer, **more):
     """A model as the dict of a checkpoint.pt, which `load_model` reads; and `more`."""
     return {"model": model.state_dict(), "optimizer": [], "step": 0,
             "config": asdict(Config(model=model.cfg)), "tokenizer": tokenizer.state_dict()} | more
+
+
+def trained_gpt(path, cfg, seed, train, *, tokenizer, settings, retrain=False):
+    """(model, state): the GPT of a ModelConfig and a seed, trained, or read where it was kept.
+
+    path: of its checkpoint.pt, which `load_model` reads; the model comes in evaluation mode.
+    train(model): trains it in place; a dict that it returns is kept with the run and comes back in
+    `state`. settings: all that the training depends on, but for cfg and seed, as in `load_or_make`.
+    """
+    def make():
+        model = GPT(cfg, seed)
+        more = train(model) or {}
+        return as_run(model, tokenizer, **more)
+
+    state = load_or_make(path, settings | {"shape": asdict(cfg), "seed": seed}, make, retrain)
+    model = GPT(cfg, seed=None)
+    model.load_weights_(state["model"], path)
+    return model.eval(), state
+
+
+def fit_with_progress(model, next_batch, how, label, *, loss_fn=cross_entropy):
+    """Trains the model in place with a progress line that begins with `label`.
+
+    next_batch() -> (inputs, targets). how: a TrainConfig. loss_fn: as in `fit`.
+    """
+    progress = Progress(how.max_steps, " steps")
+    for step in fit(model, next_batch, how, loss_fn=loss_fn):
+        progress.show(step.number, f"{label}: loss {step.loss:.2f}")
+    progress.close()
+
+
+def validation_tokens(run):
+    """The ids [n] that a run of train.py was validated on.
+
+    run: its folder. Raises UserError where the run does not say what text it was trained on, and
+    where that text can't be had any more.
+    """
+    path = Path(run) / "checkpoint.pt"
+    state = load_checkpoint(path)
+    if "data_sha256" not in state:
+        raise UserError(f"{run} does not say what text it was trained on; name a run of train.py")
+    return dataset_again(Path(run), state, config_of(state, path)).val
 
 
 @contextlib.contextmanager
@@ -220,7 +309,8 @@ def conclude(result, folder, figures=None, seconds=None):
 
     result: {"claims": list of Claim, plain values}. figures: {name: Figure}. seconds: it took.
     """
-    write_json(folder / "results.json", finite(result | {"claims": as_dicts(result["claims"])}))
+    values = result | {"claims": as_dicts(result["claims"])}
+    write_json(folder / "results.json", replace_nonfinite(values))
     for name, figure in (figures or {}).items():
         plotting.save(figure, folder / f"{name}.png")
     print(claims_table(result["claims"]))

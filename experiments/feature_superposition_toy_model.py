@@ -29,8 +29,8 @@ from typing import Literal
 
 import torch
 
-from config import check, option
-from experiments.common import ExperimentConfig, kept, perform
+from config import check_field, option
+from experiments.common import ExperimentConfig, load_or_make, perform
 from experiments.superposition_model import (
     Toys,
     arrangement_of,
@@ -65,7 +65,7 @@ class SuperpositionConfig(ExperimentConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check(self, "cells", lambda n: n >= 4 and n % 2 == 0, "4 or more, and even")
+        check_field(self, "cells", lambda n: n >= 4 and n % 2 == 0, "4 or more, and even")
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def run(cfg, folder):
     """{"claims": [Claim], "seeds": for each the measures of its studies}."""
     todo, found = jobs(cfg), []
     for seed in cfg.seeds[:1] if cfg.quick else cfg.seeds:
-        states = {name: kept(folder / f"seed_{seed}" / f"{name.replace(' ', '_')}.pt",
+        states = {name: load_or_make(folder / f"seed_{seed}" / f"{name.replace(' ', '_')}.pt",
                              dataclasses.asdict(job) | {"seed": seed},
                              lambda job=job, seed=seed: job.train(seed), cfg.retrain)
                   for name, job in todo.items()}

@@ -31,7 +31,7 @@ from dataclasses import asdict
 import torch
 from matplotlib.figure import Figure
 
-from experiments.common import kept, over_seeds, perform
+from experiments.common import load_or_make, over_seeds, perform
 from experiments.grokking_fourier import (
     answer_shares,
     excluded,
@@ -309,7 +309,7 @@ def run(cfg, folder):
     """{"claims": [Claim], "runs": {name: what `measured` returns}, "p"}. cfg: a GrokkingConfig."""
     runs = {}
     for name, recipe in cfg.recipes().items():
-        state = kept(folder / name / "checkpoint.pt", asdict(recipe),
+        state = load_or_make(folder / name / "checkpoint.pt", asdict(recipe),
                      lambda recipe=recipe, name=name: trained(recipe, name), cfg.retrain)
         runs[name] = measured(recipe, state, name)
     seeds = [each for name, each in runs.items() if "seed_" in name]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from config import ModelConfig, TrainConfig, check, option
+from config import ModelConfig, TrainConfig, check_field, option
 from experiments.common import ExperimentConfig, as_run
 from experiments.grokking_fourier import sums
 from losses import cross_entropy
@@ -98,7 +98,8 @@ class GrokkingConfig(ExperimentConfig):
             ("weight_decay", lambda decay: 0 <= decay < 10, "at least 0 and less than 10"),
             ("lr", lambda lr: 0 < lr < 1, "more than 0 and less than 1"),
         ):
-            check(self, name, lambda value, holds=holds: value is None or holds(value), wanted)
+            check_field(self, name, lambda value, holds=holds: value is None or holds(value),
+                        wanted)
 
     @property
     def folder_suffix(self):

@@ -39,7 +39,7 @@ import torch
 import torch.nn.functional as F
 
 from activation_cache import get_act_name
-from config import check, check_choices, option
+from config import check_choices, check_field, option
 from experiments.common import ExperimentConfig, perform
 from experiments.importance_claims import ABLATIONS, METHODS, claims_of, figures
 from experiments.importance_models import subjects
@@ -74,9 +74,9 @@ class ImportanceConfig(ExperimentConfig):
     def __post_init__(self):
         super().__post_init__()
         check_choices(self)
-        check(self, "steps", lambda n: n >= 1, "1 or more")
-        check(self, "windows", lambda n: n >= 8, "8 or more")
-        check(self, "orders", lambda n: n >= 20, "20 or more")
+        check_field(self, "steps", lambda n: n >= 1, "1 or more")
+        check_field(self, "windows", lambda n: n >= 8, "8 or more")
+        check_field(self, "orders", lambda n: n >= 20, "20 or more")
 
 
 # What is measured

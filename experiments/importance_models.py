@@ -14,7 +14,7 @@ import torch
 from checkpoint import config_of, dataset_again, find_run, load_checkpoint, load_model
 from config import DataConfig, ModelConfig, TrainConfig
 from data import load_dataset, random_batch
-from experiments.common import as_run, kept
+from experiments.common import as_run, load_or_make
 from experiments.induction_model import Recipe, Repeats, circuit, repeats_metric
 from experiments.induction_model import trained as induction_model
 from model import GPT
@@ -103,7 +103,7 @@ def trained(cfg, folder):
 
     for seed in cfg.seeds:
         settings = {"shape": asdict(shape), "train": asdict(how), "data": dataset.sha256}
-        state = kept(folder / f"seed_{seed}" / "checkpoint.pt", settings | {"seed": seed},
+        state = load_or_make(folder / f"seed_{seed}" / "checkpoint.pt", settings | {"seed": seed},
                      lambda seed=seed: make(seed), cfg.retrain)
         model = GPT(shape, seed=None)
         model.load_state_dict(state["model"])

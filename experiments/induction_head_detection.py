@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataclasses import dataclass
 
 from checkpoint import find_run, is_pretrained, load_model
-from config import check, option
+from config import check_field, option
 from experiments.common import ExperimentConfig, perform
 from experiments.induction_model import Recipe, circuit, trained
 from experiments.induction_proof import proof, transfer
@@ -53,7 +53,7 @@ class InductionConfig(ExperimentConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check(self, "steps", lambda n: n >= 1, "1 or more")
+        check_field(self, "steps", lambda n: n >= 1, "1 or more")
         if self.model is not None and not is_pretrained(self.model):
             GPT.from_pretrained(self.model)  # says which there are
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from config import ModelConfig, TrainConfig
-from experiments.common import as_run, kept
+from experiments.common import as_run, load_or_make
 from losses import per_token_loss
 from metrics import (
     Metric,
@@ -160,7 +160,7 @@ def trained(folder, seed, recipe=None, *, retrain=False):
         history = list(training(model, recipe, seed))
         return as_run(model, CharTokenizer().fit(WORDS), history=history)
 
-    state = kept(Path(folder) / f"{kind}seed_{seed}" / "checkpoint.pt",
+    state = load_or_make(Path(folder) / f"{kind}seed_{seed}" / "checkpoint.pt",
                  asdict(recipe) | {"seed": seed, "unknown": UNKNOWN, "jumps": JUMPS,
                                    "texts": asdict(Repeats(recipe.n_ctx + 1))}, make, retrain)
     model = GPT(cfg, seed=None)

@@ -35,7 +35,7 @@ from config import (
     DataConfig,
     ModelConfig,
     TrainConfig,
-    check,
+    check_field,
     option,
 )
 from data import load_dataset, random_batch
@@ -60,7 +60,7 @@ class RaceConfig:
 
     def __post_init__(self):
         check_seeds(self)
-        check(self, "threads", lambda n: n >= 1, "1 or more")
+        check_field(self, "threads", lambda n: n >= 1, "1 or more")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 import torch
 
-from config import check, option
+from config import check_field, option
 from experiments.common import check_seeds, perform
 from experiments.wired_board import (
     BOS,
@@ -306,7 +306,7 @@ class WiredConfig:
     def __post_init__(self):
         check_seeds(self)
         for name in ("prompts", "threads"):
-            check(self, name, lambda n: n >= 1, "1 or more")
+            check_field(self, name, lambda n: n >= 1, "1 or more")
 
 
 def run(cfg, folder):

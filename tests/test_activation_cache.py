@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import tiny_model, tiny_tokens
 
-from activation_cache import ActivationCache, UnknownName, get_act_name, take
+from activation_cache import ActivationCache, UnknownName, get_act_name, slice_axes
 from attention import GrowingPast
 from utils import UserError
 
@@ -178,9 +178,10 @@ def test_a_position_outside_raises(pos):
 
 def test_take_reads_axes_by_name():
     tensor = torch.arange(24).view(2, 3, 4)
-    assert torch.equal(take(tensor, "batch head pos", head=-1, pos=[0, 2]), tensor[:, 2:, [0, 2]])
+    part = slice_axes(tensor, "batch head pos", head=-1, pos=[0, 2])
+    assert torch.equal(part, tensor[:, 2:, [0, 2]])
     with pytest.raises(UserError, match="head=3 is outside of the 3"):
-        take(tensor, "batch head pos", head=3)
+        slice_axes(tensor, "batch head pos", head=3)
 
 
 def test_nbytes_counts_each_storage_once():

@@ -18,7 +18,7 @@ from experiments.common import (
     as_run,
     conclude,
     experiment_folder,
-    kept,
+    load_or_make,
     over_seeds,
     perform,
     torch_threads,
@@ -42,8 +42,8 @@ def counted(made):
 
 def test_a_trained_model_is_made_once(tmp_path):
     made, path = [], tmp_path / "seed_0" / "checkpoint.pt"
-    first = kept(path, {"seed": 0, "seeds": (0, 1)}, counted(made))
-    again = kept(path, {"seed": 0, "seeds": (0, 1)}, counted(made))
+    first = load_or_make(path, {"seed": 0, "seeds": (0, 1)}, counted(made))
+    again = load_or_make(path, {"seed": 0, "seeds": (0, 1)}, counted(made))
     assert len(made) == 1 and again["n"] == 1
     assert torch.equal(first["weights"], again["weights"])
 
@@ -51,17 +51,18 @@ def test_a_trained_model_is_made_once(tmp_path):
 @pytest.mark.parametrize("change", ["settings", "retrain", "damage"])
 def test_a_trained_model_is_made_anew_where_it_must_be(tmp_path, change):
     made, path = [], tmp_path / "checkpoint.pt"
-    kept(path, {"seed": 0}, counted(made))
+    load_or_make(path, {"seed": 0}, counted(made))
     if change == "damage":
         path.write_bytes(path.read_bytes()[:100])
     settings = {"seed": 1 if change == "settings" else 0}
-    assert kept(path, settings, counted(made), retrain=change == "retrain")["n"] == 2
-    assert kept(path, settings, counted(made))["n"] == 2
+    assert load_or_make(path, settings, counted(made), retrain=change == "retrain")["n"] == 2
+    assert load_or_make(path, settings, counted(made))["n"] == 2
 
 
 def test_a_kept_model_is_a_run_that_load_model_reads(tmp_path):
     model, tokenizer = tiny_model(), CharTokenizer().fit("abcdefghijk")
-    kept(tmp_path / "seed_0" / "checkpoint.pt", {"seed": 0}, lambda: as_run(model, tokenizer))
+    load_or_make(tmp_path / "seed_0" / "checkpoint.pt", {"seed": 0},
+                 lambda: as_run(model, tokenizer))
     loaded, known = load_model(tmp_path / "seed_0")
     assert torch.equal(loaded(tiny_tokens()), model(tiny_tokens()))
     assert known.decode([0, 1]) == "ab"

@@ -20,7 +20,7 @@ from config import (
     TrainConfig,
     config_from_dict,
     flag_parser,
-    nested,
+    nest_flags,
 )
 from model import GPT
 from utils import UserError
@@ -55,7 +55,7 @@ def another_value(default, hint):
 
 
 def parse(kind, *args):
-    return config_from_dict(kind, nested(vars(flag_parser(kind, "A test.").parse_args(args))))
+    return config_from_dict(kind, nest_flags(vars(flag_parser(kind, "A test.").parse_args(args))))
 
 
 def help_of(kind, capsys):
@@ -201,8 +201,8 @@ def test_a_config_cannot_be_changed(kind):
 @pytest.mark.parametrize("flags", [
     {"model.preset": "gpt2", "model.n_ctx": 64}, {"model.n_ctx": 64, "model.preset": "gpt2"}])
 def test_a_preset_stands_for_its_flags_and_those_given_win(flags):
-    assert nested(flags) == {"model": PRESETS["gpt2"] | {"n_ctx": 64}}
-    assert nested({"model.n_ctx": 64}) == {"model": {"n_ctx": 64}}
+    assert nest_flags(flags) == {"model": PRESETS["gpt2"] | {"n_ctx": 64}}
+    assert nest_flags({"model.n_ctx": 64}) == {"model": {"n_ctx": 64}}
 
 
 def test_the_preset_gpt2_has_as_many_parameters_as_gpt2():

@@ -26,7 +26,7 @@ from data import (
     NoNetwork,
     PrepareConfig,
     TokenFile,
-    download,
+    download_verified,
     encoded_in_order,
     load_dataset,
     load_text,
@@ -229,7 +229,7 @@ class Mirror(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch):
     """A server on this machine; requests go there directly and are tried again at once."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(data, "download", functools.partial(download, pause=0))
+    monkeypatch.setattr(data, "download_verified", functools.partial(download_verified, pause=0))
     monkeypatch.setattr(data, "SHAKESPEARE_SHA256", sha256_of(GOOD))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
     server.requested, server.url = [], f"http://127.0.0.1:{server.server_port}"
@@ -251,7 +251,7 @@ def nobody():
 
 def fetch_from(server, *paths):
     mirrors = [nobody() if path == "nobody" else server.url + path for path in paths]
-    return data.download(mirrors, sha256_of(GOOD), REMEDY)
+    return data.download_verified(mirrors, sha256_of(GOOD), REMEDY)
 
 
 @pytest.mark.parametrize(("paths", "requested"), [
@@ -284,7 +284,7 @@ def test_no_content_anywhere_is_a_missing_network(server, paths):
 def test_a_mirror_is_tried_again_after_a_pause(server, monkeypatch):
     pauses = []
     monkeypatch.setattr(utils.time, "sleep", pauses.append)
-    assert download([server.url + "/busy"], sha256_of(GOOD), REMEDY, pause=3.0) == GOOD
+    assert download_verified([server.url + "/busy"], sha256_of(GOOD), REMEDY, pause=3.0) == GOOD
     assert [pause for pause in pauses if pause] == [3.0]
 
 

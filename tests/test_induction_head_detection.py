@@ -13,7 +13,7 @@ import experiments.induction_head_detection as program
 from checkpoint import export_pretrained, load_model
 from config import ModelConfig
 from experiments import induction_proof
-from experiments.common import as_run, kept
+from experiments.common import as_run, load_or_make
 from experiments.induction_model import (
     UNKNOWN,
     WORDS,
@@ -463,7 +463,7 @@ def output(flags, capsys):
 def test_any_run_is_scanned_into_a_folder_beside_the_experiment(tmp_path, capsys):
     model = tiny_model(n_ctx=20, d_vocab=30, n_layers=1)
     tokenizer = CharTokenizer().fit(WORDS[:30])
-    kept(tmp_path / "mine" / "checkpoint.pt", {}, lambda: as_run(model, tokenizer))
+    load_or_make(tmp_path / "mine" / "checkpoint.pt", {}, lambda: as_run(model, tokenizer))
     code, printed = output(["--run_name", "mine", "--out_dir", str(tmp_path)], capsys)
     assert code == 0 and "one layer can have no induction head" in printed
     folder = tmp_path / "induction_head_detection_mine"

@@ -12,7 +12,7 @@ import patching
 from activation_cache import UnknownName, get_act_name
 from metrics import Metric, as_metric, bootstrap_ci, logit_diff, per_token_loss
 from patching import PatchResult, activation_patch, path_patch, path_patch_matrix
-from rerun import Run
+from rerun import Rerun
 from utils import UserError
 
 CLEAN, CORRUPT = tiny_tokens(3, 7, seed=3), tiny_tokens(3, 7, seed=4)
@@ -304,7 +304,7 @@ def test_a_model_without_layers_has_no_blocks_to_sweep_and_no_paths():
 
 def test_edits_with_and_without_a_short_cut_can_be_mixed():
     model = doubled()
-    source, run = cache_of(model, CLEAN), Run(model, CORRUPT, DIFFERENCE)
+    source, run = cache_of(model, CLEAN), Rerun(model, CORRUPT, DIFFERENCE)
     names = ("hook_embed", "blocks.1.attn.hook_z", "blocks.0.mlp.hook_post")
     for name, values in zip(names, run.patched((name, source[name][None]) for name in names),
                             strict=True):

@@ -785,7 +785,7 @@ def test_the_program_downloads_to_its_cache_dir(hub, tmp_path, monkeypatch, caps
 
 def test_each_name_asks_for_its_own_repository(hub, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(pretrained, "download", lambda address, path: asked.append(address))
+    monkeypatch.setattr(pretrained, "download_file", lambda address, path: asked.append(address))
     for name in ("gpt2-xl", "distilgpt2"):
         assert pretrained_folder(name, tmp_path) == tmp_path / name
     places = [address.removeprefix(pretrained.HUB) for address in asked]
@@ -810,7 +810,7 @@ def test_what_was_whole_already_or_too_long_is_fetched_again(hub, tmp_path):
     for content in (whole, whole + b"more"):
         (tmp_path / "model.safetensors.part").write_bytes(content)
         hub.requested.clear()
-        pretrained.download(f"{pretrained.HUB}{PREFIX}{path.name}", path, attempts=1)
+        pretrained.download_file(f"{pretrained.HUB}{PREFIX}{path.name}", path, attempts=1)
         assert of_weights(hub) == [f"bytes={len(content)}-", None]
         assert path.read_bytes() == whole and not path.with_name(f"{path.name}.part").exists()
 

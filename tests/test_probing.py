@@ -9,11 +9,11 @@ from torch.testing import assert_close
 
 import probing
 from probing import (
+    assign_folds,
     concept_erasure,
     control_task_labels,
     erasing,
     fit_probe,
-    folds_of,
     layer_sweep,
     mdl_online,
     selectivity,
@@ -58,13 +58,13 @@ def test_the_fit_is_where_the_gradient_of_the_objective_vanishes():
 
 def test_no_group_is_on_both_sides(monkeypatch):
     X, groups = torch.randn(120, 4, generator=seeded_generator(0)), torch.arange(120) // 6
-    seen, fit = [], probing.fit
+    seen, fit = [], probing.fit_logistic
 
     def watched(X, y, l2):
         seen.append({tuple(row) for row in X.tolist()})
         return fit(X, y, l2)
 
-    monkeypatch.setattr(probing, "fit", watched)
+    monkeypatch.setattr(probing, "fit_logistic", watched)
     fit_probe(X, torch.arange(120) % 2, groups)
     rows = [tuple(row) for row in X.double().tolist()]
     for training in seen[:5]:
@@ -84,8 +84,8 @@ def test_a_label_that_only_the_group_knows_is_not_found_in_other_groups():
 
 def test_features_are_standardised_by_the_training_side_alone(monkeypatch):
     X, y = clusters(n=100)
-    seen, fit = [], probing.fit
-    monkeypatch.setattr(probing, "fit", lambda *parts: seen.append((parts[0], fit(*parts)))
+    seen, fit = [], probing.fit_logistic
+    monkeypatch.setattr(probing, "fit_logistic", lambda *parts: seen.append((parts[0], fit(*parts)))
                         or seen[-1][1])
     fit_probe(X, y)
     for training, (_, mean, scale, _, _) in seen:
@@ -150,7 +150,7 @@ def test_the_description_length_is_the_sum_over_the_blocks():
     order = torch.randperm(40, generator=seeded_generator(0))
     X, y = X[order].double(), y[order]
     bits = 10.0
-    _, mean, scale, W, b = probing.fit(X[:10], y[:10], 1e-3)
+    _, mean, scale, W, b = probing.fit_logistic(X[:10], y[:10], 1e-3)
     probs = ((X[10:] - mean) / scale @ W + b).softmax(-1) * 10 / 12 + 1 / 12
     bits -= probs[torch.arange(30), y[10:]].log2().sum().item()
     X, y = clusters(n=40, n_classes=2, apart=1.0)
@@ -174,7 +174,7 @@ def test_a_label_that_only_the_group_knows_is_not_cheap_where_whole_groups_are_s
     assert mdl_online(X, y).compression > 2.2
     group_of = {tuple(row): int(group) for row, group in zip(X.double().tolist(), groups,
                                                              strict=True)}
-    sizes, fit = [], probing.fit
+    sizes, fit = [], probing.fit_logistic
 
     def watched(X, y, l2):
         sent = [group_of[tuple(row)] for row in X.tolist()]
@@ -182,7 +182,7 @@ def test_a_label_that_only_the_group_knows_is_not_cheap_where_whole_groups_are_s
         sizes.append(len(sent))
         return fit(X, y, l2)
 
-    monkeypatch.setattr(probing, "fit", watched)
+    monkeypatch.setattr(probing, "fit_logistic", watched)
     assert mdl_online(X, y, groups).compression < 1
     assert sizes == [10, 20, 40, 80, 150, 300]
 
@@ -225,7 +225,7 @@ def test_the_layers_are_probed_with_a_group_for_each_text_and_folds_drawn_by_the
         expected = fit_probe(X, y.flatten(), groups, seed=seed)
         assert torch.equal(probe.accuracies, expected.accuracies)
         assert not torch.equal(probe.accuracies, fit_probe(X, y.flatten(), seed=seed).accuracies)
-    folds = [folds_of(None, 50, 5, seed) for seed in (0, 1)]
+    folds = [assign_folds(None, 50, 5, seed) for seed in (0, 1)]
     assert not torch.equal(*folds) and not torch.equal(folds[0], torch.arange(50) % 5)
 
 
@@ -245,7 +245,7 @@ def test_after_erasure_no_linear_probe_does_better_than_the_largest_class(n_clas
     erased = erasing(X, y)(X, None)
     for label in y.unique():
         assert_close(erased[y == label].mean(0), X.mean(0), atol=1e-9, rtol=0)
-    _, _, _, W, _ = probing.fit(erased, y, 1e-9)
+    _, _, _, W, _ = probing.fit_logistic(erased, y, 1e-9)
     assert W.abs().max() < 1e-6  # the best one does not look
     most = y.bincount().max().item() / len(y)
     assert fit_probe(erased, y).accuracy < most + 0.02

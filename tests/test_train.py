@@ -28,7 +28,7 @@ from data import PrepareConfig, load_dataset, prepare
 from generate import generate_text
 from losses import cross_entropy, per_token_loss
 from optim import AdamW, Muon, schedule
-from train import Diverged, Run, evaluate, fit, main, make_optimizers
+from train import Diverged, TrainingRun, evaluate, fit, main, make_optimizers
 from utils import NoNetwork, UserError, seeded_generator
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -486,7 +486,7 @@ def test_the_seed_decides_the_first_weights_and_the_batches(home):
     def beginning(seed):
         cfg = Config(DataConfig(path=str(home / "text.txt")),
                      ModelConfig(n_layers=0, n_ctx=8, d_vocab=99), TrainConfig(seed=seed))
-        run = Run(cfg, load_dataset(cfg.data, 8), torch.device("cpu"))
+        run = TrainingRun(cfg, load_dataset(cfg.data, 8), torch.device("cpu"))
         return run.model.W_E, run.next_batch()[0]
 
     (weights, batch), same_one, (other_weights, other_batch) = map(beginning, (0, 0, 1))
@@ -916,7 +916,7 @@ def test_every_rank_takes_its_share_of_one_draw(home, monkeypatch):
     def batch_of(number, n_ranks):
         cfg = Config(DataConfig(path=str(home / "text.txt"), repeats=0.3),
                      dataclasses.replace(TINY_SHAPE, n_ctx=8), TrainConfig())
-        run = Run(cfg, load_dataset(cfg.data, 8), torch.device("cpu"))
+        run = TrainingRun(cfg, load_dataset(cfg.data, 8), torch.device("cpu"))
         with monkeypatch.context() as patched:
             patched.setattr(train, "rank", lambda: number)
             patched.setattr(train, "n_ranks", lambda: n_ranks)
@@ -932,7 +932,7 @@ def test_every_rank_takes_its_share_of_one_draw(home, monkeypatch):
 def test_other_ranks_draw_other_dropout_and_the_same_again(home, monkeypatch):
     def drawn(number, step):
         cfg = Config(DataConfig(path=str(home / "text.txt")), TINY_SHAPE)
-        run = Run(cfg, load_dataset(cfg.data, 32), torch.device("cpu"))
+        run = TrainingRun(cfg, load_dataset(cfg.data, 32), torch.device("cpu"))
         run.step = step
         with monkeypatch.context() as patched:
             patched.setattr(train, "rank", lambda: number)
@@ -951,7 +951,7 @@ def test_of_each_batch_the_share_that_was_asked_for_is_repeats(tmp_path):
     def batch(share):
         text = str(tmp_path / "text.txt")
         cfg = Config(DataConfig(path=text, repeats=share), TINY_SHAPE, TrainConfig(batch_size=10))
-        return Run(cfg, load_dataset(cfg.data, 32), torch.device("cpu")).next_batch()
+        return TrainingRun(cfg, load_dataset(cfg.data, 32), torch.device("cpu")).next_batch()
 
     (tmp_path / "text.txt").write_text(corpus.text(1500), encoding="utf-8")
     for share, expected in ((0.0, 0), (0.2, 2), (0.9, 9)):

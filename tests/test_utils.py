@@ -17,7 +17,6 @@ from utils import (
     RankLost,
     UserError,
     atomic_write,
-    closest,
     joined_ranks,
     mean_over_ranks,
     n_ranks,
@@ -26,6 +25,7 @@ from utils import (
     run_program,
     seeded_generator,
     stop_on_signal,
+    suggest_closest,
     write_json,
 )
 
@@ -67,11 +67,11 @@ def test_a_program_that_ends_well_raises_nothing():
 
 @pytest.mark.parametrize("name", ["hook_patern", "blocks.0.attn.hook_patern", "attn.hook_patern"])
 def test_a_misspelt_name_finds_its_neighbour_in_full_or_by_its_last_part(name):
-    assert closest(name, HOOKS).startswith("; the closest: blocks.0.attn.hook_pattern")
+    assert suggest_closest(name, HOOKS).startswith("; the closest: blocks.0.attn.hook_pattern")
 
 
 def test_nothing_is_proposed_where_nothing_is_near():
-    assert closest("zzzzzz", HOOKS) == "" == closest("hook_embed", [])
+    assert suggest_closest("zzzzzz", HOOKS) == "" == suggest_closest("hook_embed", [])
 
 
 def test_an_atomic_write_creates_folders_and_replaces_the_whole_file(tmp_path):
