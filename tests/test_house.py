@@ -161,7 +161,8 @@ def check_defaults(function, place):
     """Fails for a default that one call could change for the next."""
     mutable = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
     for default in [d for d in function.args.defaults + function.args.kw_defaults if d]:
-        made = isinstance(default, ast.Call) and ast.unparse(default.func) in ("list", "dict", "set")
+        called = ast.unparse(default.func) if isinstance(default, ast.Call) else ""
+        made = called in ("list", "dict", "set")
         assert not isinstance(default, mutable) and not made, f"{place}: mutable default"
 
 
