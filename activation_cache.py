@@ -48,6 +48,12 @@ def get_act_name(name, layer=None, module=None):
     return f"blocks.{layer}.{part}hook_{name}"
 
 
+def head_label(layer, head):
+    """How a head is written in labels and texts: "L0H1" for head 1 of layer 0. A call takes the
+    pair (layer, head)."""
+    return f"L{layer}H{head}"
+
+
 def slice_axes(tensor, axes, **where):
     """A copy of part of a tensor, chosen along named axes, each of which stays.
 

@@ -36,7 +36,9 @@ class Attention(nn.Module):
 
     def __init__(self, cfg):
         super().__init__()
-        self.n_heads, self.d_head, self.dropout = cfg.n_heads, cfg.d_head, cfg.dropout
+        self.n_heads = cfg.n_heads
+        self.d_head = cfg.d_head
+        self.dropout = cfg.dropout
         d_model = cfg.d_model
         self.W_QKV = nn.Parameter(torch.empty(d_model, 3 * d_model))
         self.W_heads_out = nn.Parameter(torch.empty(d_model, d_model))
@@ -54,7 +56,7 @@ class Attention(nn.Module):
         """What q, k and v read (usually the same) -> what the heads write, [batch, pos, d_model].
 
         Each input: [batch, pos, d_model], or [batch, pos, head, d_model] where heads read apart.
-        past: None, or earlier keys and values to look at too (GrowingPast, FixedPast).
+        past: None, or earlier keys and values to look at too, such as a GrowingPast.
         """
         q, k, v = self.project(q_input, k_input, v_input)  # [batch, pos, head, d_head]
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
@@ -79,13 +81,14 @@ class Attention(nn.Module):
             if self.b_QKV is not None:
                 qkv = qkv.add_(self.b_QKV)  # in place: on a CPU cheaper than F.linear's way
             return qkv.unflatten(-1, (3, self.n_heads, self.d_head)).unbind(2)
-        reads = ((q_input, self.W_Q, self.b_Q), (k_input, self.W_K, self.b_K),
-                 (v_input, self.W_V, self.b_V))
-        return [
-            torch.einsum("bphm,hmd->bphd", read if read.ndim == 4 else read.unsqueeze(2).expand(
-                -1, -1, self.n_heads, -1), W) + b
-            for read, W, b in reads
-        ]
+
+        projected = []
+        for resid, W, b in ((q_input, self.W_Q, self.b_Q), (k_input, self.W_K, self.b_K),
+                            (v_input, self.W_V, self.b_V)):
+            if resid.ndim == 3:  # one stream for all heads
+                resid = resid.unsqueeze(2).expand(-1, -1, self.n_heads, -1)
+            projected.append(torch.einsum("bphm,hmd->bphd", resid, W) + b)
+        return projected
 
     def attend(self, q, k, v, key_mask=None):
         """The weighted mean of the values that each query sees, [batch, pos, head, d_head].
@@ -94,20 +97,21 @@ class Attention(nn.Module):
         one fused kernel gives the same numbers without building the pattern.
         """
         q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # [batch, head, pos, d_head]
+        n_queries, n_keys = q.shape[2], k.shape[2]
         if self.hook_attn_scores.listeners or self.hook_pattern.listeners:
-            visible = causal_mask(q.shape[2], k.shape[2], key_mask, q.device)
+            visible = causal_mask(n_queries, n_keys, key_mask, q.device)
             scores = q @ k.transpose(-1, -2) / math.sqrt(self.d_head)
             scores = self.hook_attn_scores(scores.masked_fill(~visible, -math.inf))
             pattern = self.hook_pattern(scores.softmax(-1))  # [batch, head, query_pos, key_pos]
             z = F.dropout(pattern, self.dropout, self.training) @ v
         else:
-            square = q.shape[2] == k.shape[2] and key_mask is None
-            sees_all = q.shape[2] == 1 and key_mask is None  # the last position, while decoding
-            visible = None
-            if not (square or sees_all):
-                visible = causal_mask(q.shape[2], k.shape[2], key_mask, q.device)
+            # the kernel has a causal mask of its own for as many queries as keys, and a single
+            # query, the last position while decoding, sees all keys
+            is_causal = n_queries == n_keys and key_mask is None
+            needs_no_mask = is_causal or (n_queries == 1 and key_mask is None)
+            visible = None if needs_no_mask else causal_mask(n_queries, n_keys, key_mask, q.device)
             dropout = self.dropout if self.training else 0.0
-            z = F.scaled_dot_product_attention(q, k, v, visible, dropout, is_causal=square)
+            z = F.scaled_dot_product_attention(q, k, v, visible, dropout, is_causal=is_causal)
         return z.transpose(1, 2)
 
     def by_head(self, which):
@@ -180,23 +184,3 @@ class GrowingPast:
         self.length = end
         mask = None if self.key_mask is None else self.key_mask[:, :end]
         return self.k[:, :end], self.v[:, :end], mask
-
-
-class FixedPast:
-    """A read-only prefix of keys and values, for re-running only what comes after it, one a layer.
-
-    k, v: [batch, pos, head, d_head], batch 1 to serve every row. key_mask: [batch, pos] or None.
-    """
-
-    def __init__(self, k, v, key_mask=None):
-        self.k, self.v, self.key_mask = k, v, key_mask
-
-    def extend(self, k, v):
-        """The prefix in front of k, v [batch, pos, head, d_head] of the new positions, and the mask
-        of all keys; the prefix itself stays as it is."""
-        n_rows, n_new = k.shape[:2]
-        mask = self.key_mask
-        if mask is not None:
-            mask = torch.cat([mask.expand(n_rows, -1), mask.new_ones(n_rows, n_new)], 1)
-        prefix_k, prefix_v = (t.expand(n_rows, -1, -1, -1) for t in (self.k, self.v))
-        return torch.cat([prefix_k, k], 1), torch.cat([prefix_v, v], 1), mask

@@ -1,7 +1,7 @@
-"""Who said it, and what came of it: a metric split among writers, and among all activations.
+"""Split a metric among the parts that caused it: writers of the stream, or any activations.
 
 The unembedding and, given its scale, the final LayerNorm are linear. So the logit difference is a
-sum over writers, plus what LayerNorm's bias and the unembedding's say by themselves:
+sum over writers, plus what the biases of LayerNorm and of the unembedding say by themselves:
 
     logits[correct] - logits[wrong] = sum_c <c, d> + <b_ln, W_U[:, correct] - W_U[:, wrong]>
                                       + b_U[correct] - b_U[wrong]
@@ -9,8 +9,8 @@ sum over writers, plus what LayerNorm's bias and the unembedding's say by themse
 with d the direction of `before_layer_norm`. No weight has to be folded first, and nothing is left
 over. It says what was written, not what was needed: an effect through later layers is not in it.
 
-Patching measures such effects, a node a run; one gradient estimates them for all nodes at once, as
-far as the model is straight between the two runs:
+Patching measures such effects, one node with each run. One gradient estimates them for all nodes at
+once, as far as the model is straight between the two runs:
 
     m(run with a from the source) - m(run)  =  <a_source - a, dm/da>  +  what bends
 
@@ -32,9 +32,9 @@ import torch
 
 from activation_cache import OUTSIDE_BLOCKS, check_same_shape, get_act_name
 from hooks import select_names
-from metrics import Effects, differentiable_metric, token_ids
-from residual_stream_analysis import before_layer_norm, decomposition
-from utils import UserError
+from metrics import EffectsOfTwoRuns, as_metric, differentiable_metric, token_ids
+from residual_stream_analysis import before_layer_norm, decomposition, last_stream
+from utils import UserError, check_choice
 
 FIXES = ("qk", "grad_drop")  # the two together are AtP*
 SOFTMAX = ("q", "k", "attn_scores", "pattern")
@@ -53,33 +53,40 @@ def direct_logit_attribution(model, cache, correct, wrong=None, *, unit="compone
     Raises UserError for what the cache lacks, and positions and tokens that are not there.
     """
     n_rows, n_pos = cache["embed"].shape[:2]
+    d_vocab = model.cfg.d_vocab
     if not (isinstance(pos, int) and -n_pos <= pos < n_pos):
         raise UserError(f"pos={pos} is outside of the {n_pos} positions of the cache")
-    d_vocab = model.cfg.d_vocab
+
+    # the direction in the vocabulary, as W_U has it
     W_U, b_U = model.W_U.detach(), model.b_U.detach()
     right = token_ids(correct, n_rows, d_vocab, tokenizer=tokenizer).to(W_U.device)
     direction, bias = W_U[:, right].T, b_U[right]  # [batch, d_model], [batch]
     if wrong is not None:
         other = token_ids(wrong, n_rows, d_vocab, tokenizer=tokenizer).to(W_U.device)
         direction, bias = direction - W_U[:, other].T, bias - b_U[other]
+
+    # the same direction in the stream, before the final LayerNorm, and each write along it
     here = cache.slice(pos=pos)
-    onto = before_layer_norm(model, here, direction[:, None])
-    attr, labels = decomposition(model, here, unit=unit, onto=onto)
+    in_stream = before_layer_norm(model, here, direction[:, None])
+    attr, labels = decomposition(model, here, unit=unit, project_output_onto=in_stream)
+
+    # what no part wrote
     from_ln = torch.zeros_like(bias)
     if model.cfg.norm == "layernorm":
         from_ln = direction @ model.ln_final.b.detach()
     return torch.cat([attr[..., 0], from_ln[None], bias[None]]), [*labels, "ln_bias", "b_U"]
 
 
-@dataclass(frozen=True)
-class Attribution(Effects):
-    """By how much patching each cell would move the metric, to first order: values [*axes, batch],
-    sizes without a sign with "grad_drop". axes: the names of the cells' axes. direction:
-    "denoising" or "noising".
+@dataclass(frozen=True, eq=False)
+class Attribution(EffectsOfTwoRuns):
+    """By how much patching each cell would move the metric, to first order: an Effects.
+
+    values: [*axes, batch], sizes without a sign with "grad_drop". axes: the names of the cells'
+    axes. baseline, target: [batch], the metric of the run as it is and of the source's run.
+    direction: "denoising" or "noising".
     """
 
-    axes: tuple
-    direction: str
+    direction: str = "denoising"
 
 
 def attribution_patching(model, tokens, source_cache, metric, *, names=None,
@@ -99,28 +106,46 @@ def attribution_patching(model, tokens, source_cache, metric, *, names=None,
     Raises UserError for names, axes, shapes and metrics that do not fit, for a source that is the
     run itself, and in training with dropout.
     """
-    known("direction", direction, ("denoising", "noising"))
-    known("fix", fixes, FIXES)
+    check_choice("direction", direction, ("denoising", "noising"))
+    fixes = (fixes,) if isinstance(fixes, str) else fixes
+    for fix in fixes:
+        check_choice("fix", fix, FIXES)
     nodes = find_nodes(model, names, axes)
-    places = [place for of_name, *_ in nodes.values() for place in of_name]
     if "qk" in fixes and "d_head" in axes:
         raise UserError("the fix 'qk' is of a whole query or key; leave the axis 'd_head' out")
+    places = [place for of_name, *_ in nodes.values() for place in of_name]
     fixed = [p for p in places if "qk" in fixes and p.endswith((".hook_q", ".hook_k"))]
     beside = [place[:-1] + part for place in fixed for part in SOFTMAX]
 
-    def effects(dropped=None):
-        _, acts, grads = metric_gradients(model, tokens, metric, [*places, *beside])
+    def estimate(dropped=None):
+        """(the metric [batch], {name: effects}); dropped: a part that has no effect of its own."""
+        value, acts, grads = metric_gradients(model, tokens, metric, [*places, *beside])
         moves = source_differences(acts, source_cache, places)
         found = {place: move * grads[place] * (place != dropped) for place, move in moves.items()}
         for place in fixed:
             found[place] = qk_effect(place, acts, grads, source_cache, one_key="pos" in axes)
-        return {name: torch.einsum(  # sums over the axes that are not kept
-                    torch.stack([found[place] for place in of_name]), list(range(len(dims))),
-                    [dims.index(axis) for axis in (*kept, "batch")])
-                for name, (of_name, dims, kept) in nodes.items()}
 
-    values = grad_drop(model, effects) if "grad_drop" in fixes else effects()
-    return {name: Attribution(values[name], nodes[name][2], direction) for name in nodes}
+        # sums over the axes that are not kept
+        effects = {}
+        for name, (of_name, dims, kept) in nodes.items():
+            stacked = torch.stack([found[place] for place in of_name])
+            wanted = [dims.index(axis) for axis in (*kept, "batch")]
+            effects[name] = torch.einsum(stacked, list(range(len(dims))), wanted)
+        return value, effects
+
+    baseline, values = estimate()
+    if "grad_drop" in fixes:
+        values = grad_drop(model, lambda part: estimate(part)[1])
+    target = metric_of_cache(model, source_cache, metric)
+    return {name: Attribution(values[name], nodes[name][2], baseline, target, direction)
+            for name in nodes}
+
+
+@torch.no_grad()
+def metric_of_cache(model, cache, metric):
+    """The metric of a run, [batch], from its cache; None where that lacks the last stream."""
+    resid = last_stream(model, cache)
+    return None if resid is None else as_metric(metric).of_stream(model, resid)
 
 
 def qk_effect(place, acts, grads, source, *, one_key=True):
@@ -211,23 +236,17 @@ def integrated_gradients(model, tokens, source_cache, metric, *, act_name="embed
 
 def quadrature(rule, steps):
     """Points and their weights for a mean over [0, 1]; raises UserError for what is none."""
-    known("rule", rule, ("gauss", "riemann", "trapezoid"))
+    check_choice("rule", rule, ("gauss", "riemann", "trapezoid"))
     if steps < 1:
         raise UserError(f"steps={steps} is not possible; choose 1 or more")
     if rule == "gauss":
         points, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
         return ((1 + points) / 2).tolist(), (weights / 2).tolist()
-    points, inner = np.linspace(0, 1, steps + 1).tolist(), [1 / steps] * (steps - 1)
-    if rule == "riemann":
-        return points[1:], [*inner, 1 / steps]
-    return points, [0.5 / steps, *inner, 0.5 / steps]
 
-
-def known(what, chosen, choices):
-    """Raises UserError for what is not among the choices; chosen: one, or several."""
-    for each in [chosen] if isinstance(chosen, str) else chosen:
-        if each not in choices:
-            raise UserError(f"{what}={each!r} is unknown; choose from: {', '.join(choices)}")
+    points = np.linspace(0, 1, steps + 1).tolist()
+    if rule == "riemann":  # right ends
+        return points[1:], [1 / steps] * steps
+    return points, [0.5 / steps, *[1 / steps] * (steps - 1), 0.5 / steps]
 
 
 def find_nodes(model, names, axes):
@@ -235,17 +254,22 @@ def find_nodes(model, names, axes):
     for names and axes that are not there."""
     if names is None:
         names = ("z",) if model.cfg.attn_only else ("z", "mlp_out")
-    nodes, points = {}, model.hook_points()
+    points = model.hook_points()
+
+    nodes = {}
     for name in [names] if isinstance(names, str) else names:
         in_full = "hook_" in name or name in OUTSIDE_BLOCKS
         if not in_full and "layer" not in axes:
             raise UserError(f"{name!r} lies in every block; add the axis 'layer' or name one hook")
+
         layers = [None] if in_full else range(model.cfg.n_layers)
         places = select_names(points, [get_act_name(name, layer) for layer in layers])
         alias = "query_pos" if "query_pos" in axes else "pos"
         own = points[places[0]].axes.replace("query_pos", alias).split()
         dims = ["" if in_full else "layer", *own]
-        nodes[name] = places, dims, tuple(axis for axis in dict.fromkeys(axes) if axis in dims)
+        kept = tuple(axis for axis in dict.fromkeys(axes) if axis in dims)
+        nodes[name] = places, dims, kept
+
     there = {axis: None for _, dims, _ in nodes.values() for axis in dims[:1] + dims[2:]}
     for axis in axes:
         if axis not in (*there, "layer"):
@@ -256,7 +280,7 @@ def find_nodes(model, names, axes):
 
 def metric_gradients(model, tokens, metric, names):
     """`gradient_cache` for a metric that must have a gradient, in a model that is not random."""
-    model.need_no_dropout()
+    model.check_no_dropout()
     return model.gradient_cache(tokens, differentiable_metric(metric), names)
 
 
@@ -268,6 +292,7 @@ def source_differences(acts, source_cache, names):
         own, source = acts[name], source_cache[name]
         check_same_shape(name, own, source)
         moves[name] = (source - own).masked_fill(source == own, 0)  # -inf - -inf would be NaN
+
     half = min(1e-3, torch.finfo(own.dtype).eps ** 0.5)
     if all(move.norm() <= half * acts[name].nan_to_num(neginf=0).norm()
            for name, move in moves.items()):

@@ -1,18 +1,26 @@
-"""Circuits: which connections between the parts of a model carry a behaviour.
+"""Find which connections between the parts of a model carry a behaviour: its circuit.
 
-A stream is a sum of writes, so what a part reads can be split by who wrote it. An *edge* is one
+The stream is a sum of writes, so what a part reads can be split by who wrote it. An *edge* is one
 writer's share in one reader's input. Writers: the embedding with its positions, "embed"; a head,
-"0.1"; an MLP, "0.mlp". Readers: a head's inputs, "2.3.q", "2.3.k", "2.3.v"; an MLP's, "2.mlp"; and
-"logits". A *circuit* is a set of edges. In its run absent edges carry what another run writes:
+"L0H1"; an MLP, "L0.mlp". Readers: a head's inputs, "L2H3.q", "L2H3.k", "L2H3.v"; an MLP's,
+"L2.mlp"; and "logits". A *circuit* is a set of edges. In its run absent edges carry what is written
+somewhere else:
 
     input(v) = the stream before v + sum over absent edges (u, v) of (other_u - write_u)
 
-Everywhere `clean` is the run whose behaviour counts, and `corrupt` is where absent edges are taken
-from: with all edges the run is the clean one, with none the corrupt one.
+What `other` is depends on the mode, with the same words as in head_ablation.py:
 
-    scores = eap(model, clean, corrupt, metric)      # estimates of all edges, by the metric's slope
+    resample  what u writes on the corrupted prompt that belongs to this one
+    mean      its mean over the corrupted prompts and positions
+    mean_pos  its mean over the corrupted prompts at each position
+    zero      nothing
+
+Everywhere the clean run is the one whose behaviour counts: with all edges a circuit's run is the
+clean one, with none (and "resample") it is the corrupted one.
+
+    scores = eap(model, clean_tokens, corrupted_tokens, metric)     # estimates of all edges
     circuit = scores.circuit(20)                     # or acdc(...), which tries each
-    faithfulness(circuit, model, clean, corrupt, metric=metric).mean
+    faithfulness(circuit, model, clean_tokens, corrupted_tokens, metric=metric).mean
 
 Chapter: COURSE_ROADMAP.md, 10 (approximate)
 Prerequisites: attribution.py, patching.py, head_ablation.py
@@ -25,30 +33,30 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from metrics import as_metric, differentiable_metric, spearman
-from rerun import measured
-from utils import UserError, seeded_generator, suggest_closest
-
-ABLATIONS = ("corrupt", "mean", "zero")
+from activation_cache import head_label
+from head_ablation import MODES
+from metrics import Effects, as_metric, bootstrap_draws, differentiable_metric, spearman
+from utils import UserError, check_choice, suggest_closest
 
 
 def run_order(cfg):
     """(hook name, the nodes there, whether they read) in the order of the run."""
     yield "hook_embed", ["embed"], False
     for layer in range(cfg.n_layers):
-        block, heads = f"blocks.{layer}.", [f"{layer}.{head}" for head in range(cfg.n_heads)]
+        block = f"blocks.{layer}."
+        heads = [head_label(layer, head) for head in range(cfg.n_heads)]
         for letter in "qkv":
             yield f"{block}hook_{letter}_input", [f"{head}.{letter}" for head in heads], True
         yield f"{block}attn.hook_result", heads, False
         if not cfg.attn_only:
-            yield f"{block}hook_mlp_in", [f"{layer}.mlp"], True
-            yield f"{block}hook_mlp_out", [f"{layer}.mlp"], False
+            yield f"{block}hook_mlp_in", [f"L{layer}.mlp"], True
+            yield f"{block}hook_mlp_out", [f"L{layer}.mlp"], False
     yield f"{block}hook_resid_post" if cfg.n_layers else "hook_embed", ["logits"], True
 
 
 def node_of_input(reader):
-    """The node that an input belongs to: "2.3" for "2.3.k"."""
-    return ".".join(reader.split(".")[:2])
+    """The node that an input belongs to: "L2H3" for "L2H3.k", and an MLP or the logits itself."""
+    return reader[:-2] if reader.endswith((".q", ".k", ".v")) else reader
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +78,22 @@ class Circuit:
     @classmethod
     def of(cls, model, parts=None):
         """The circuit of some parts, as in `touching`: of none for [], of all for None."""
-        writers, readers, writes, reads, written = [], [], {}, {}, []
+        writers = []
+        readers = []
+        write_points = {}
+        read_points = {}
+        n_written = []  # [reader]: how many writers come before it
         for hook, nodes, do_read in run_order(model.cfg):
-            names, points = (readers, reads) if do_read else (writers, writes)
-            points[hook] = slice(len(names), len(names) + len(nodes))
-            names += nodes
-            written += [len(writers)] * len(nodes) if do_read else []  # whom each reader reads
-        exists = torch.arange(len(writers))[:, None] < torch.tensor(written)
-        full = cls(writers, readers, writes, reads, exists, exists)
+            if do_read:
+                read_points[hook] = slice(len(readers), len(readers) + len(nodes))
+                readers += nodes
+                n_written += [len(writers)] * len(nodes)
+            else:
+                write_points[hook] = slice(len(writers), len(writers) + len(nodes))
+                writers += nodes
+
+        exists = torch.arange(len(writers))[:, None] < torch.tensor(n_written)
+        full = cls(writers, readers, write_points, read_points, exists, exists)
         return full if parts is None else full.only(parts)
 
     def __len__(self):
@@ -102,9 +118,10 @@ class Circuit:
 
     def touching(self, parts):
         """[writer, reader], True for the model's edges that are one of the parts, (writer, reader),
-        or lead from or to one, a node. As a reader, "0.1" is all three inputs of that head. Raises
-        UserError for a part that the model lacks."""
-        mask, names = torch.zeros_like(self.exists), [*self.writers, *self.readers]
+        or lead from or to one, a node. As a reader, "L0H1" is all three inputs of that head.
+        Raises UserError for a part that the model lacks."""
+        mask = torch.zeros_like(self.exists)
+        names = [*self.writers, *self.readers]
         for part in [parts] if isinstance(parts, str) else parts:
             ends = (part,) if isinstance(part, str) else part[:2]
             rows = torch.tensor([name == ends[0] for name in self.writers])[:, None]
@@ -119,19 +136,13 @@ class Circuit:
 
 
 @dataclass(frozen=True, eq=False)
-class EdgeScores:
-    """How much the metric rises with each edge's corrupt write in place of its clean one.
+class EdgeScores(Effects):
+    """How much the metric rises when an edge carries the corrupted write in place of the clean one.
 
-    full: the circuit of all edges. per_prompt: [edge, batch], negative for what the metric needs.
+    values: [edge, batch], negative for what the metric needs. full: the circuit of all edges.
     """
 
-    full: Circuit
-    per_prompt: torch.Tensor
-
-    @property
-    def mean(self):
-        """Averaged over prompts, [edge]."""
-        return self.per_prompt.mean(-1)
+    full: Circuit = None
 
     def edges(self):
         """[(writer, reader)] of all edges, reader by reader."""
@@ -139,7 +150,8 @@ class EdgeScores:
 
     def top(self, n):
         """[(writer, reader, mean)] of the n largest means, whatever their sign, largest first."""
-        edges, mean, order = self.edges(), self.mean, self.mean.abs().argsort(descending=True)
+        edges, mean = self.edges(), self.mean
+        order = mean.abs().argsort(descending=True)
         return [(*edges[i], mean[i].item()) for i in order[: max(n, 0)].tolist()]
 
     def circuit(self, n):
@@ -147,31 +159,38 @@ class EdgeScores:
         return self.full.only(self.top(n))
 
 
-def eap(model, clean_tokens, corrupt_tokens, metric, *, ig_steps=1):
+def eap(model, clean_tokens, corrupted_tokens, metric, *, ig_steps=1):
     """First-order estimates of all edges, by two runs and `ig_steps` gradients: EdgeScores.
 
-        score(u, v) = (corrupt write of u - clean write of u) . dm/d(input of v)
+        score(u, v) = (corrupted write of u - clean write of u) . dm/d(input of v)
 
     summed over positions and d_model. EAP takes the gradient in the clean run; with more steps,
     EAP-IG takes the mean over runs whose embeddings are k / ig_steps of the way from clean to
-    corrupt, k = 0, …, ig_steps - 1. A write is part of every later input, so dm/d(write of u) is
-    the sum of dm/d(input of v) over its readers: u's scores sum to the node's. As `CircuitRun`.
+    corrupted, k = 0, …, ig_steps - 1. A write is part of every later input, so dm/d(write of u) is
+    the sum of dm/d(input of v) over its readers: u's scores sum to the node's.
+    Arguments and errors as in `CircuitRun`.
     """
     if ig_steps < 1:
         raise UserError(f"ig_steps={ig_steps} leaves no gradient; choose 1 or more")
-    run, gradients = CircuitRun(model, clean_tokens, corrupt_tokens, metric), 0
-    full, difference = run.full, run.other - run.writes
+    run = CircuitRun(model, clean_tokens, corrupted_tokens, metric)
+    readers = list(run.full.read_points)
+    difference = run.other - run.writes  # [writer, batch, pos, d_model]
+
+    # the mean gradient by each reader's input, [reader, batch, pos, d_model]
+    gradients = 0
     for step in range(ig_steps):
         towards = step / ig_steps * difference[0]
         with model.hooks([("hook_embed", lambda embed, hook, towards=towards: embed + towards)]):
-            grads = model.gradient_cache(
-                clean_tokens, differentiable_metric(metric), list(full.read_points))[2]
-        gradients = gradients + torch.cat([by_node(grads[name]) for name in full.read_points])
+            _, _, grads = model.gradient_cache(
+                clean_tokens, differentiable_metric(metric), readers)
+        gradients = gradients + torch.cat([split_nodes(grads[name]) for name in readers])
+
     scores = torch.einsum("wbpm,rbpm->rwb", difference, gradients / ig_steps)
-    return EdgeScores(full, scores[full.mask.T.to(scores.device)])
+    exists = run.full.mask.T.to(scores.device)  # [reader, writer]
+    return EdgeScores(scores[exists], ("edge",), run.full)
 
 
-def by_node(tensor):
+def split_nodes(tensor):
     """[batch, pos, head, d_model], or without heads -> [node, batch, pos, d_model]."""
     return tensor.movedim(2, 0) if tensor.ndim == 4 else tensor[None]
 
@@ -179,28 +198,30 @@ def by_node(tensor):
 class CircuitRun:
     """Runs circuits on some prompts, exactly.
 
-    clean, corrupt: [batch, pos]. metric: a Metric, or logits [..., batch, pos, d_vocab] -> [...,
-    batch]. ablation: what absent edges carry: "corrupt", the prompt's corrupt write; "mean", at
-    each position the mean over the corrupt prompts, however many; "zero", nothing (corrupt may be
-    None). An MLP's bias is part of its write; the attention's is nobody's, and stays. Raises
-    UserError for prompts of two shapes, or twice the same, and in training with dropout.
+    clean_tokens, corrupted_tokens: [batch, pos]. metric: a Metric, or a function of logits [...,
+    batch, pos, d_vocab] -> [..., batch]. mode: what absent edges carry, "resample", "mean",
+    "mean_pos" or "zero", as above; means may be over any number of corrupted prompts, and for
+    "zero" corrupted_tokens may be None. An MLP's bias is part of its write; the attention's belongs
+    to no head, and stays. Raises UserError for prompts of two shapes, or twice the same, and in
+    training with dropout.
     """
 
-    def __init__(self, model, clean, corrupt, metric, *, ablation="corrupt"):
-        if ablation not in ABLATIONS:
-            raise UserError(f"ablation={ablation!r} is unknown; choose from {', '.join(ABLATIONS)}")
-        model.need_no_dropout()
-        axes = slice(ablation == "mean", None)  # a mean may be over other prompts
-        shape = None if corrupt is None else corrupt.shape
-        if ablation != "zero" and (shape is None or clean.shape[axes] != shape[axes]):
-            raise UserError(f"clean is {list(clean.shape)}, corrupt is {shape and list(shape)}; "
-                            "make them match position by position")
-        if ablation == "corrupt" and torch.equal(clean, corrupt):
-            raise UserError("clean and corrupt are the same, so no edge has an effect; change one")
-        self.model, self.metric, self.full = model, as_metric(metric), Circuit.of(model)
-        self.writes, self.streams = self.run_and_keep(clean)
-        self.other = 0 * self.writes if ablation == "zero" else self.run_and_keep(corrupt)[0]
-        if ablation == "mean":
+    def __init__(self, model, clean_tokens, corrupted_tokens, metric, *, mode="resample"):
+        check_choice("mode", mode, MODES)
+        model.check_no_dropout()
+        check_prompts(clean_tokens, corrupted_tokens, mode)
+        self.model = model
+        self.metric = as_metric(metric)
+        self.full = Circuit.of(model)
+
+        self.writes, self.streams = self.run_and_keep(clean_tokens)
+        if mode == "zero":
+            self.other = torch.zeros_like(self.writes)
+        else:
+            self.other, _ = self.run_and_keep(corrupted_tokens)  # [writer, batch, pos, d_model]
+        if mode == "mean":
+            self.other = self.other.mean((1, 2), keepdim=True)
+        if mode == "mean_pos":
             self.other = self.other.mean(1, keepdim=True)
 
     @torch.no_grad()
@@ -211,13 +232,14 @@ class CircuitRun:
         with self.model.caching([*self.full.write_points, *streams]) as cache:
             embed = self.model.embed(tokens)  # with the positions, which hook_embed lacks
             last = self.model.run_blocks(embed)
-        writes = [by_node(cache[name]) for name in self.full.write_points]
-        return torch.cat([embed[None], *writes[1:]]), [*(cache[name] for name in streams), last]
+        writes = [split_nodes(cache[name]) for name in self.full.write_points]
+        writes[0] = embed[None]
+        return torch.cat(writes), [*(cache[name] for name in streams), last]
 
     @torch.no_grad()
     def value(self, circuit):
         """The metric for each prompt, [batch]."""
-        return measured(self.metric, self.model, self.stream(circuit))
+        return self.metric.of_stream(self.model, self.stream(circuit))
 
     @torch.no_grad()
     def stream(self, circuit):
@@ -227,44 +249,67 @@ class CircuitRun:
         if circuit.write_points != writes or circuit.read_points != reads:
             raise UserError(f"the circuit is of another model, of {len(circuit.writers)} writers, "
                             f"not of {len(self.full.writers)}; make one of this model")
-        absent = (self.full.mask & ~circuit.mask).to(self.writes)
+        absent = (self.full.mask & ~circuit.mask).to(self.writes)  # [writer, reader], 0 or 1
         change = self.other - self.writes  # of the clean run, until this one has written
 
-        def listen(tensor, hook):
-            if hook.name in reads:
-                return replaced(tensor, reads[hook.name])
+        def note_write(tensor, hook):
             rows = writes[hook.name]
-            change[rows] = self.other[rows] - by_node(tensor)
+            change[rows] = self.other[rows] - split_nodes(tensor)
 
-        def replaced(tensor, columns):
+        def swap_absent(tensor, columns):
             extra = torch.einsum("wr,wbpm->bprm", absent[:, columns], change)
             return tensor + extra.reshape(tensor.shape)
 
+        def edit_input(tensor, hook):
+            return swap_absent(tensor, reads[hook.name])
+
+        # the parts that lose an edge: as readers, and as writers
         *inputs, (_, last) = reads.items()
-        hooks = [name for name, columns in inputs if absent[:, columns].any()]
-        # Nothing changes before the first block that loses an edge: the run is taken up there.
-        start = min((int(name.split(".")[1]) for name in hooks), default=len(self.streams) - 1)
-        hooks += [name for name, rows in writes.items() if absent[rows].any()]
-        with self.model.hooks([(hooks, listen)] if hooks else []):
+        edited = [name for name, columns in inputs if absent[:, columns].any()]
+        noted = [name for name, rows in writes.items() if absent[rows].any()]
+        hooks = [(names, fn) for names, fn in ((edited, edit_input), (noted, note_write)) if names]
+
+        # nothing changes before the first block that loses an edge, so the run starts there
+        start = min((int(name.split(".")[1]) for name in edited), default=len(self.streams) - 1)
+        with self.model.hooks(hooks):
             stream = self.model.run_blocks(self.streams[start], start)
-        return replaced(stream, last) if absent[:, last].any() else stream
+        return swap_absent(stream, last) if absent[:, last].any() else stream
 
 
-def acdc(model, clean, corrupt, metric, *, threshold, ablation="corrupt"):
+def check_prompts(clean_tokens, corrupted_tokens, mode):
+    """Raises UserError for corrupted prompts that don't fit the clean ones under that mode."""
+    if mode == "zero":
+        return
+    clean = list(clean_tokens.shape)
+    corrupted = None if corrupted_tokens is None else list(corrupted_tokens.shape)
+    as_many = mode == "resample"  # a mean may be over other prompts
+    if corrupted is None or corrupted[-1] != clean[-1] or (as_many and corrupted != clean):
+        raise UserError(f"clean_tokens is {clean}, corrupted_tokens is {corrupted}; make them "
+                        "match position by position")
+    if as_many and torch.equal(clean_tokens, corrupted_tokens):
+        raise UserError("clean_tokens and corrupted_tokens are the same, so no edge has an effect; "
+                        "change one")
+
+
+def acdc(model, clean_tokens, corrupted_tokens, metric, *, threshold, mode="resample"):
     """The circuit that is left when each edge that can be spared has been removed, one at a time.
 
     From the last reader to the first, for each from the last writer to the first, an edge stays if
     without it the distance |m(circuit) - m(model)|, averaged over prompts, rises by more than the
-    threshold (in float32, below 1e-6 is rounding). Of KL(clean || circuit), m(model) is 0, and the
-    distance is the KL. Else as `CircuitRun`.
+    threshold (in float32, below 1e-6 is rounding). Where m is KL(clean || circuit), m(model) is 0,
+    and the distance is the KL. Other arguments and errors as in `CircuitRun`.
     """
     if not threshold >= 0:
         raise UserError(f"threshold={threshold} is below 0; choose 0 or more")
-    run = CircuitRun(model, clean, corrupt, metric, ablation=ablation)
-    circuit, whole, distance = run.full, run.value(run.full), 0.0
+    run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode)
+    circuit = run.full
+    whole = run.value(run.full)
+    distance = 0.0
     for edge in reversed(circuit.edges()):
-        smaller, further = circuit.without([edge]), distance
-        if node_of_input(edge[1]) in ("logits", *circuit.nodes()):  # else nobody reads the reader
+        smaller = circuit.without([edge])
+        somebody_reads_the_reader = node_of_input(edge[1]) in ("logits", *circuit.nodes())
+        further = distance
+        if somebody_reads_the_reader:
             further = (run.value(smaller) - whole).abs().mean().item()
         if further - distance <= threshold:
             circuit, distance = smaller, further
@@ -272,59 +317,87 @@ def acdc(model, clean, corrupt, metric, *, threshold, ablation="corrupt"):
 
 
 @dataclass(frozen=True, eq=False)
-class Faithfulness:
-    """per_prompt: [batch], wild where all edges do little. mean: the ratio of the means over
-    prompts. interval: of that ratio, 95 % when prompts are drawn again; None for one."""
+class Faithfulness(Effects):
+    """The share of a behaviour that a circuit keeps: an Effects without cells.
 
-    per_prompt: torch.Tensor
-    mean: float
-    interval: tuple | None
+    kept: [batch], m(C) - m(0). gap: [batch], m(M) - m(0). values: [batch], kept / gap, wild for a
+    prompt on which all edges together do little. So `mean` is not their mean but the ratio of the
+    means, in which each prompt counts by its gap, and `ci` is an interval of that ratio.
+    """
+
+    kept: torch.Tensor = None
+    gap: torch.Tensor = None
+
+    @property
+    def mean(self):
+        """mean(kept) / mean(gap), a number as a tensor []."""
+        return self.kept.mean() / self.gap.mean()
+
+    def ci(self, level=0.95, seed=0):
+        """(low, high), each []: an interval of the ratio, by drawing prompts again and again.
+        Raises UserError for a single prompt."""
+        draws = bootstrap_draws(len(self.gap), level=level, seed=seed)
+        kept, gap = self.kept.cpu().double(), self.gap.cpu().double()
+        ratios = kept[draws].mean(1) / gap[draws].mean(1)
+        low, high = ratios.quantile(ratios.new_tensor([0.5 - level / 2, 0.5 + level / 2]))
+        return low, high
 
 
-def faithfulness(circuit, model, clean, corrupt, *, metric, ablation="corrupt", seed=0):
+def faithfulness(circuit, model, clean_tokens, corrupted_tokens, *, metric, mode="resample"):
     """How much of a behaviour a circuit C keeps, (m(C) - m(0)) / (m(M) - m(0)): a Faithfulness.
 
-    0 for no edges, 1 for all; outside of that where one of two parts that work against each other
-    is left out. Else as `CircuitRun`; UserError also where m(M) is m(0).
+    m(0) is the metric with no edges and m(M) with all. 0 for no edges, 1 for all; outside of that
+    where one of two parts that work against each other is left out. Other arguments and errors as
+    in `CircuitRun`; raises UserError also where m(M) is m(0).
     """
-    run = CircuitRun(model, clean, corrupt, metric, ablation=ablation)
+    run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode)
     empty, whole = run.value(run.full.only([])), run.value(run.full)
-    kept, gap, interval = run.value(circuit) - empty, whole - empty, None
+    kept, gap = run.value(circuit) - empty, whole - empty
     if gap.mean().abs() <= 1e-6 * whole.abs().mean():
         raise UserError(f"the metric is {whole.mean().item():.4g} with all edges and with none, so "
                         "there is nothing to keep; take prompts that it tells apart")
-    if len(gap) > 1:
-        draws = torch.randint(len(gap), (2000, len(gap)), generator=seeded_generator(seed))
-        ratios = kept.cpu().double()[draws].mean(1) / gap.cpu().double()[draws].mean(1)
-        interval = tuple(ratios.quantile(ratios.new_tensor([0.025, 0.975])).tolist())
-    return Faithfulness(kept / gap, (kept.mean() / gap.mean()).item(), interval)
+    return Faithfulness(kept / gap, (), kept, gap)
 
 
-def completeness(circuit, model, clean, corrupt, *, metric, subsets, ablation="corrupt"):
-    """|F(C without K) - F(M without K)| for each subset K, a list of parts: [subset]. F is the mean
-    metric; where this is small, the circuit breaks as the model does, and no stand-in was left out.
-    Else as `CircuitRun`."""
-    run = CircuitRun(model, clean, corrupt, metric, ablation=ablation)
+def completeness(circuit, model, clean_tokens, corrupted_tokens, *, metric, subsets,
+                 mode="resample"):
+    """|F(C without K) - F(M without K)| for each subset K, a list of parts: [subset].
+
+    F is the mean metric. Where this is small the circuit breaks as the model does, and no stand-in
+    was left out. Other arguments and errors as in `CircuitRun`.
+    """
+    run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode)
     gaps = [run.value(circuit.without(subset)) - run.value(run.full.without(subset))
             for subset in subsets]
     return torch.stack(gaps).mean(1).abs() if gaps else torch.zeros(0)
 
 
-def minimality(circuit, model, clean, corrupt, *, metric, parts=None, removed=(),
-               ablation="corrupt"):
-    """m(C without K and v) - m(C without K) for each part v: ([part, batch], parts).
+@dataclass(frozen=True, eq=False)
+class PartEffects(Effects):
+    """By how much the metric moves when each part of a circuit is removed: values [part, batch].
+
+    parts: what they are, nodes or edges, in the order of the values.
+    """
+
+    parts: list = None
+
+
+def minimality(circuit, model, clean_tokens, corrupted_tokens, *, metric, parts=None, removed=(),
+               mode="resample"):
+    """m(C without K and v) - m(C without K) for each part v: PartEffects.
 
     A part that never changes anything has no place there. For `Circuit.of(model)` these are the
     exact effects, which `eap` estimates. parts, removed (K): as in `Circuit.touching`; parts=None
-    for all nodes. Else as `CircuitRun`; UserError also where there is no part.
+    for all nodes. Other arguments and errors as in `CircuitRun`; raises UserError also where there
+    is no part.
     """
     parts = circuit.nodes() if parts is None else list(parts)
     if not parts:
         raise UserError("the circuit has no edges, so no part of it can be removed; add some")
-    run = CircuitRun(model, clean, corrupt, metric, ablation=ablation)
+    run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode)
     rest = circuit.without(removed)
     values = torch.stack([run.value(rest.without([part])) for part in parts])
-    return values - run.value(rest), parts
+    return PartEffects(values - run.value(rest), ("part",), parts)
 
 
 @dataclass(frozen=True)
@@ -340,8 +413,8 @@ class ApproximationReport:
 def approximation_report(estimate, exact, labels, *, n_misses=5):
     """How near the estimates for nodes or edges come to the exact effects: an ApproximationReport.
 
-    estimate, exact: [n], such as `eap(...).mean` and the mean over prompts of `minimality`; n
-    labels. Raises UserError for other shapes and for n < 2.
+    estimate, exact: [n], such as `eap(...).mean` and `minimality(...).mean`; n labels.
+    Raises UserError for other shapes and for n < 2.
     """
     if not estimate.shape == exact.shape == (len(labels),) or len(labels) < 2:
         raise UserError(f"{list(estimate.shape)} estimates, {list(exact.shape)} effects and "

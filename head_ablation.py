@@ -29,9 +29,16 @@ import torch
 import torch.nn.functional as F
 
 from activation_cache import ActivationCache, get_act_name
-from metrics import Effects, Metric, as_metric, differentiable_metric, per_token_loss
-from rerun import measured
-from utils import UserError, as_integers, choose_positions
+from losses import next_token_loss
+from metrics import (
+    Effects,
+    Metric,
+    as_integers,
+    as_metric,
+    choose_positions,
+    differentiable_metric,
+)
+from utils import UserError, check_choice
 
 MODES = ("zero", "mean", "mean_pos", "resample")
 
@@ -59,8 +66,7 @@ class Replacement:
     pos: int | slice | list | None = None
 
     def __post_init__(self):
-        if self.mode not in MODES:
-            raise UserError(f"mode={self.mode!r} is unknown; choose from: {', '.join(MODES)}")
+        check_choice("mode", self.mode, MODES)
         if self.mode != "zero" and self.reference is None:
             raise UserError(f"mode={self.mode!r} needs a reference; pass "
                             "reference=model.run_with_cache(tokens)[1]")
@@ -73,8 +79,11 @@ class Replacement:
         if self.mode == "zero":
             return 0.0
         kept = self.reference[name]  # [row, pos, unit, ...]
-        if self.mode != "resample":
-            return kept.mean((0, 1) if self.mode == "mean" else 0, keepdim=True)
+        if self.mode == "mean":
+            return kept.mean((0, 1), keepdim=True)
+        if self.mode == "mean_pos":
+            return kept.mean(0, keepdim=True)
+
         rows = as_integers(self.source, "source").to(kept.device)
         if rows.min() < 0 or rows.max() >= len(kept):
             raise UserError(f"source runs from {int(rows.min())} to {int(rows.max())}; the "
@@ -86,7 +95,7 @@ class Replacement:
         value = self.value(name)
 
         def replace(tensor, hook):
-            self.check(value, tensor.shape)
+            self.check_value(value, tensor.shape)
             here = tensor.new_zeros(tensor.shape[1], dtype=torch.bool)  # [pos]
             here[choose_positions(self.pos, len(here))] = True
             gone = here[:, None] & chosen.to(here.device)  # [pos, unit]
@@ -94,7 +103,7 @@ class Replacement:
 
         return replace
 
-    def check(self, value, shape):
+    def check_value(self, value, shape):
         """Raises UserError where a value is not of the rows, positions and units that run."""
         n_rows, n_pos, *unit = shape
         fitting = {"mean": [1, 1, *unit], "mean_pos": [1, n_pos, *unit],
@@ -144,7 +153,8 @@ def ablate_layers(model, layers, part="attn", mode="zero", **how):
     part: "attn" or "mlp". how: reference (which holds "attn_out" or "mlp_out"), source and pos, as
     in `ablate_heads`. Raises UserError as it does, and for a part that is not there.
     """
-    if part not in ("attn", "mlp")[: 2 - model.cfg.attn_only]:
+    there = ("attn",) if model.cfg.attn_only else ("attn", "mlp")
+    if part not in there:
         raise UserError(f"part={part!r} is not in this model; choose 'attn', or 'mlp' where there "
                         "is one")
     chosen = chosen_units([(layer, 0) for layer in layers], model.cfg.n_layers, 1, part)
@@ -154,7 +164,9 @@ def ablate_layers(model, layers, part="attn", mode="zero", **how):
 def chosen_units(units, n_layers, n_units, what):
     """(layer, unit) pairs as [layer, unit], True for each that is among them."""
     units = list(units)
-    pairs = as_integers(units, f"(layer, {what}) pairs") if units else torch.zeros(0, 2)
+    if not units:
+        return torch.zeros(n_layers, n_units, dtype=torch.bool)
+    pairs = as_integers(units, f"(layer, {what}) pairs")
     if pairs.shape[1:] != (2,):
         raise UserError(f"{units} are no pairs (layer, {what}); pass [(0, 1), (0, 2)]")
     chosen = torch.zeros(n_layers, n_units, dtype=torch.bool)
@@ -187,21 +199,27 @@ def ablation_effects(model, tokens, sets, metric=None, *, mode="zero", progress=
     A run is taken up at its set's first layer, before which nothing changes. Hooks that are open
     act in both runs. Raises UserError as `ablate_heads`, for no sets, and in training with dropout.
     """
-    metric, n_layers = checked_metric(model, tokens, metric), model.cfg.n_layers
+    metric = metric_or_loss(model, tokens, metric)
+    n_layers = model.cfg.n_layers
     if not len(sets):
         raise UserError("there are no heads to measure; give some")
+
+    # the intact run, and the stream before each block
     streams = [model.embed(tokens)]
     for layer in range(n_layers):
         streams.append(model.run_blocks(streams[-1], layer, layer + 1))
-    intact, rises = measured(metric, model, streams[-1]), []
+    intact = metric.of_stream(model, streams[-1])
+
+    # each set's run, from its first layer on
+    rises = []
     for heads in sets:
         with ablate_heads(model, heads, mode, **how):
             first = min((int(layer) for layer, _ in heads), default=n_layers)
             last = model.run_blocks(streams[first], start=first)
-        rises.append(measured(metric, model, last) - intact)
+        rises.append(metric.of_stream(model, last) - intact)
         if progress:
             progress()
-    return Effects(torch.stack(rises))
+    return Effects(torch.stack(rises), ("set",))
 
 
 def head_importance(model, tokens, metric=None, *, mode="zero", **how):
@@ -212,7 +230,7 @@ def head_importance(model, tokens, metric=None, *, mode="zero", **how):
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     sets = [[(layer, head)] for layer in range(n_layers) for head in range(n_heads)]
     effects = ablation_effects(model, tokens, sets, metric, mode=mode, **how)
-    return Effects(effects.values.unflatten(0, (n_layers, n_heads)))
+    return Effects(effects.values.unflatten(0, (n_layers, n_heads)), ("layer", "head"))
 
 
 def head_slopes(model, tokens, metric=None):
@@ -220,10 +238,12 @@ def head_slopes(model, tokens, metric=None):
     batch], in the metric's unit. Minus the sum over positions and d_head of z dM/dz: what removing
     the head would raise the metric by if all were straight. Errors as in `ablation_effects`.
     """
-    metric = checked_metric(model, tokens, metric)
+    metric = metric_or_loss(model, tokens, metric)
     names = [get_act_name("z", layer) for layer in range(model.cfg.n_layers)]
     _, acts, grads = model.gradient_cache(tokens, differentiable_metric(metric), names)
-    return Effects(-(acts.stack("z") * grads.stack("z")).sum((2, 4)).transpose(1, 2))
+
+    z, slope = acts.stack("z"), grads.stack("z")  # [layer, batch, pos, head, d_head]
+    return Effects(-(z * slope).sum((2, 4)).transpose(1, 2), ("layer", "head"))
 
 
 def head_importance_gradient(model, tokens, metric=None, *, normalised=False):
@@ -247,11 +267,15 @@ def pairwise_interaction(model, tokens, heads, metric=None, *, mode="zero", **ho
     heads = torch.as_tensor(heads).tolist()
     pairs = [[one, other] for i, one in enumerate(heads) for other in heads[i:]]
     effects = ablation_effects(model, tokens, pairs, metric, mode=mode, **how).values
+
+    # the pairs as a symmetric matrix
     i, j = torch.triu_indices(len(heads), len(heads))  # in the order of `pairs`
     joint = effects.new_zeros(len(heads), len(heads), effects.shape[-1])
-    joint[i, j] = joint[j, i] = effects
+    joint[i, j] = effects
+    joint[j, i] = effects
+
     alone = joint.diagonal().T  # [n, batch]: a head that is removed twice is removed once
-    return Effects(joint - alone[:, None] - alone)
+    return Effects(joint - alone[:, None] - alone, ("head", "other head"))
 
 
 @dataclass(frozen=True)
@@ -285,45 +309,55 @@ def self_repair(model, tokens, head, metric, *, mode="zero", **how):
     head: (layer, head). metric: as in `ablation_effects`, best Metric.logit_diff(correct, wrong).
     Other arguments and errors as there.
     """
-    metric = checked_metric(model, tokens, metric)
+    metric = metric_or_loss(model, tokens, metric)
     removed = ablate_heads(model, [head], mode, **how)
-    layer, wrote = head[0], get_act_name("attn_out", head[0])
-    later = [get_act_name("pattern", other) for other in range(layer + 1, model.cfg.n_layers)]
+    layer = head[0]
+    attn_out = get_act_name("attn_out", layer)
+    later_patterns = [get_act_name("pattern", later)
+                      for later in range(layer + 1, model.cfg.n_layers)]
+
+    # the last stream as it is
     start = model.run_blocks(model.embed(tokens), stop=layer)
-    with model.caching([wrote, *later]) as intact:
+    with model.caching([attn_out, *later_patterns]) as intact:
         last = model.run_blocks(start, start=layer)
+
+    # without the head: all later parts free, then with their patterns held
     with removed:
-        with model.caching(wrote) as ablated:
+        with model.caching(attn_out) as ablated:
             free = model.run_blocks(start, start=layer)
-        with model.hooks([(name, lambda t, hook: intact[hook.name]) for name in later]):
-            looking_there = model.run_blocks(start, start=layer)
-    missing = last + (ablated[wrote] - intact[wrote])
-    before = measured(metric, model, last)
-    total = measured(metric, model, free) - before
-    scale, patterns, direct = (at_scale_of(last, model, resid, metric) - before
-                               for resid in (free, looking_there, missing))
+        held = [(name, lambda pattern, hook: intact[hook.name]) for name in later_patterns]
+        with model.hooks(held):
+            patterns_held = model.run_blocks(start, start=layer)
+
+    # and with all that later parts write held: only the head's own write is missing
+    all_held = last + (ablated[attn_out] - intact[attn_out])
+
+    before = metric.of_stream(model, last)
+    total = metric.of_stream(model, free) - before
+    scale, patterns, direct = (metric_at_scale_of(last, model, resid, metric) - before
+                               for resid in (free, patterns_held, all_held))
     return SelfRepair(total, direct, patterns - direct, scale - patterns, total - scale)
 
 
-def checked_metric(model, tokens, metric):
+def metric_or_loss(model, tokens, metric):
     """The metric, or else each row's loss in nats a token. Raises UserError where there are no
     heads, where dropout would drown what is measured, and for texts that have no loss."""
     if not model.cfg.n_layers:
         raise UserError("n_layers=0: this model has no heads to measure; take one with layers")
-    model.need_no_dropout()
+    model.check_no_dropout()
     if metric is not None:
         return as_metric(metric)
     if tokens.shape[1] < 2:
         raise UserError("a text of one token predicts nothing; pass longer ones, or a metric")
-    return Metric(lambda logits: per_token_loss(logits, tokens, reduction="none"))
+    return Metric(lambda logits: next_token_loss(logits, tokens, reduction="none"))
 
 
-def at_scale_of(last, model, resid, metric):
+def metric_at_scale_of(last, model, resid, metric):
     """The metric of a last stream `resid`, [batch], where the final LayerNorm divides by the scale
     of another, `last`; both [batch, pos, d_model]."""
     if model.cfg.norm == "none":
-        return measured(metric, model, resid)
+        return metric.of_stream(model, resid)
     with model.caching("ln_final.hook_scale") as cache:
         model.ln_final(last)
     with model.hooks([("ln_final.hook_scale", lambda scale, hook: cache[hook.name])]):
-        return measured(metric, model, resid)
+        return metric.of_stream(model, resid)

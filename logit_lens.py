@@ -1,4 +1,4 @@
-"""What the model would say already here: the unembedding, applied to every stream on the way.
+"""Read every stream on the way as if it were the last: what would the model say already here?
 
     result = logit_lens(model, cache, targets=answer)
     result.rank            # [row, batch, pos]: how many tokens are likelier than the answer
@@ -22,17 +22,17 @@ import torch
 from torch import nn
 
 from losses import kl_divergence
-from metrics import token_ids
+from metrics import choose_positions, token_ids
 from optim import AdamW, schedule
 from residual_stream_analysis import accumulated_resid
-from utils import UserError, atomic_write, choose_positions, seeded_generator
+from utils import UserError, atomic_write, seeded_generator
 
 LOGITS_AT_ONCE = 2**24  # 64 MB
 
 
 @dataclass(frozen=True)
 class LensResult:
-    """What each row says, [row, batch, pos, …], and the rows' labels.
+    """What each row says, and the rows' labels. A row is one stream; shapes [row, batch, pos, …].
 
     entropy: of its prediction, in nats. kl: KL(final || row), in nats. logits: [..., d_vocab],
     where no top_k was asked for; else top_tokens and top_probs, [..., k], the likeliest first.
@@ -49,45 +49,53 @@ class LensResult:
 
 
 @torch.no_grad()
-def logit_lens(model, cache, incl_mid=False, positions=None, *, lens=None, top_k=None,
+def logit_lens(model, cache, incl_mid=False, pos=None, *, lens=None, top_k=None,
                targets=None, tokenizer=None):
     """The LensResult of every stream before a block (and, with incl_mid, inside it) and the last.
 
-    cache: of `model`, with the streams. positions: int, slice or list; all by default. lens: a
+    cache: of `model`, with the streams. pos: int, slice or list; all by default. lens: a
     TunedLens. top_k: keep that many tokens and no logits: GPT-2's would take 2.6 MB a position.
-    targets: ids [batch, pos] of the whole text or of the positions alone, one a row, or one (or
-    text, with a tokenizer) for all. Raises UserError for a top_k or a position that is not there, a
-    lens of another model, targets of another text.
+    targets: ids [batch, pos] of the whole text or of the chosen positions alone, one for each text,
+    or one (or text, with a tokenizer) for all. Raises UserError for a top_k or a position that is
+    not there, a lens of another model, targets of another text.
     """
     d_vocab = model.cfg.d_vocab
     if top_k is not None and not 1 <= top_k <= d_vocab:
         raise UserError(f"top_k={top_k} is not possible; choose 1 to {d_vocab}")
-    kept = cache if positions is None else cache.slice(pos=positions)
+
+    # the streams, [row, batch, pos, d_model]
+    kept = cache if pos is None else cache.slice(pos=pos)
     stack, labels = accumulated_resid(model, kept, incl_mid=incl_mid)
     n_rows, n_batch, n_pos = stack.shape[:3]
     if lens is not None:
         stack = torch.stack([lens.translate(row, label)
                              for row, label in zip(stack, labels, strict=True)])
+
+    # the targets, [batch * pos]
     wanted = None
     if targets is not None:
         n_all = accumulated_resid(model, cache, 0)[0].shape[2]
         if not isinstance(targets, torch.Tensor) or targets.ndim < 2:
             targets = token_ids(targets, n_batch, d_vocab, tokenizer=tokenizer)[:, None]
-        wanted = targets_at(targets, (n_batch, n_pos), positions, n_all=n_all, d_vocab=d_vocab)
+        wanted = targets_at(targets, (n_batch, n_pos), pos, n_all=n_all, d_vocab=d_vocab)
         wanted = wanted.to(stack.device).flatten()
+
+    # some points at a time: the logits of all would be the largest tensor of the program
     points = stack.flatten(1, 2)  # [row, point, d_model]
+    at_once = max(1, LOGITS_AT_ONCE // (n_rows * d_vocab))
     found = []
-    for some in torch.arange(n_batch * n_pos).split(max(1, LOGITS_AT_ONCE // (n_rows * d_vocab))):
+    for some in torch.arange(n_batch * n_pos).split(at_once):
         found.append(read_predictions(model.unembed(points[:, some]), top_k, wanted, some))
+
     columns = {name: torch.cat([each[name] for each in found], 1).unflatten(1, (n_batch, n_pos))
                for name in found[0]}
     return LensResult(labels, **columns)
 
 
-def targets_at(targets, shape, positions, *, n_all, d_vocab):
+def targets_at(targets, shape, pos, *, n_all, d_vocab):
     """targets [batch, pos] at the positions, of shape (batch, pos). Raises UserError for others."""
-    if targets.ndim == 2 and targets.shape[1] == n_all and positions is not None:
-        targets = targets[:, choose_positions(positions, n_all)]
+    if targets.ndim == 2 and targets.shape[1] == n_all and pos is not None:
+        targets = targets[:, choose_positions(pos, n_all)]
     if targets.ndim != 2 or len(targets) != shape[0] or targets.shape[1] not in (1, shape[1]):
         raise UserError(f"targets is {list(targets.shape)} for {list(shape)} predictions; pass ids "
                         "[batch, pos], one a row, or one for all")
@@ -185,23 +193,32 @@ def fit_tuned_lens(model, tokens, *, steps=300, batch_size=16, lr=2e-3, seed=0):
 
 def train_lens(model, tokens, steps, batch_size, *, lr, seed):
     """The loop of `fit_tuned_lens`."""
-    n_layers, mid = model.cfg.n_layers, not model.cfg.attn_only
-    names = ["hook_embed", "hook_pos_embed"][: 1 + (model.position_embedding is not None)]
-    names += [f"blocks.{layer}.hook_resid_{where}" for layer in range(n_layers)
-              for where in ("pre", "mid", "post") if mid or where != "mid"]
-    lens, generator = None, seeded_generator(seed)
+    has_mid = not model.cfg.attn_only
+    sites = ("pre", "mid", "post") if has_mid else ("pre", "post")
+    names = ["hook_embed"] if model.position_embedding is None else ["hook_embed", "hook_pos_embed"]
+    names += [f"blocks.{layer}.hook_resid_{site}" for layer in range(model.cfg.n_layers)
+              for site in sites]
+
+    lens = None
+    generator = seeded_generator(seed)
     for step in range(steps):
+        # the streams of some texts, and what the model says in the end
         rows = tokens[torch.randint(len(tokens), (batch_size,), generator=generator)]
         with torch.no_grad():
             logits, cache = model.run_with_cache(rows.to(model.W_E.device), names)
-            stack, labels = accumulated_resid(model, cache, incl_mid=mid)
-        if lens is None:
+            stack, labels = accumulated_resid(model, cache, incl_mid=has_mid)
+        if lens is None:  # the labels are known only now
             lens = TunedLens(model.cfg.d_model, labels[:-1]).to(stack)
             optimizer = AdamW(lens.parameters(), lr, weight_decay=0.0)
-        said = model.unembed(torch.stack([lens.translate(row, label) for row, label
-                                          in zip(stack[:-1], labels[:-1], strict=True)]))
-        lens.zero_grad()
+
+        # forward
+        translated = [lens.translate(row, label)
+                      for row, label in zip(stack[:-1], labels[:-1], strict=True)]
+        said = model.unembed(torch.stack(translated))
         loss = kl_divergence(logits, said).mean((1, 2)).sum()
-        loss.backward(inputs=list(lens.parameters()))  # and nothing for the model's own
+
+        # backward, and nothing for the model's own weights
+        lens.zero_grad()
+        loss.backward(inputs=list(lens.parameters()))
         optimizer.step(schedule(step, steps, warmup_steps=10))
     return lens

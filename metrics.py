@@ -1,7 +1,7 @@
-"""What an analysis reports: differences of logits, ranks, scores of heads, and how sure one is.
+"""What an analysis reports: logit differences, ranks, scores of heads, and how sure one can be.
 
-Metrics of logits map [..., batch, pos, d_vocab] to [..., batch], leading axes being a sweep's
-cells, and to a number with reduction="mean"; scores, patterns [..., query_pos, key_pos] to [...].
+A metric of logits maps [..., batch, pos, d_vocab] to [..., batch], where leading axes are the cells
+of a sweep. A score of an attention pattern maps [..., query_pos, key_pos] to [...].
 
 Chapter: COURSE_ROADMAP.md, 8 (read)
 Prerequisites: losses.py, attention.py, hooks.py
@@ -16,10 +16,79 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-import losses
-from utils import UserError, as_integers, choose_positions, seeded_generator
+from losses import REDUCTIONS
+from losses import kl_divergence as kl_divergence  # an analysis reports it too, under one name
+from utils import UserError, check_choice, seeded_generator
 
-REDUCTIONS = ("mean", "none")
+# Positions and tokens: what an argument may be
+
+
+def as_integers(values, what):
+    """An integer or a list of them as a tensor. Raises UserError for anything else, such as a mask
+    of booleans; `what` names the argument in the message."""
+    try:
+        numbers = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        numbers = torch.zeros(0)
+    if not numbers.numel() or numbers.dtype == torch.bool or numbers.is_floating_point():
+        raise UserError(f"{what}={values} are no integers; pass some, and of a mask its nonzero()")
+    return numbers
+
+
+def choose_positions(pos, n_pos):
+    """The positions that `pos` selects among n_pos, counted from 0: [n].
+
+    pos: an int, a slice, a list of positions (the same for all prompts), or None for all.
+    Raises UserError for a position outside of n_pos, and where none is selected.
+    """
+    if pos is None or isinstance(pos, slice):
+        chosen = torch.arange(n_pos)[pos or slice(None)]
+    else:
+        chosen = as_integers(pos, "pos")
+        if chosen.ndim > 1:
+            raise UserError(f"pos is {list(chosen.shape)}; pass [n], the same for all rows")
+        chosen = chosen.reshape(-1)
+
+    if not len(chosen) or chosen.min() < -n_pos or chosen.max() >= n_pos:
+        raise UserError(f"pos={pos} is outside of the {n_pos} positions")
+    return chosen % n_pos
+
+
+def token_ids(tokens, n_rows, d_vocab, *, tokenizer=None):
+    """Tokens as ids, [batch]: an id or a text for all rows, or one for each.
+
+    Texts need a tokenizer, for which they must be one token each. Raises UserError otherwise, and
+    for ids outside of the vocabulary.
+    """
+    listed = tokens if isinstance(tokens, (list, tuple)) else [tokens]
+    if any(isinstance(token, str) for token in listed):
+        tokens = single_tokens(listed, tokenizer)
+
+    ids = torch.as_tensor(tokens)
+    if ids.is_floating_point() or ids.ndim > 1 or (ids.ndim == 1 and len(ids) != n_rows):
+        raise UserError(f"token ids are {list(ids.shape)} {ids.dtype}; pass one, or one for each "
+                        f"of the {n_rows} rows")
+    if ids.min() < 0 or ids.max() >= d_vocab:
+        raise UserError(f"token id {int(ids.max() if ids.min() >= 0 else ids.min())} is outside of "
+                        f"the vocabulary of {d_vocab}")
+    return ids.expand(n_rows)
+
+
+def single_tokens(texts, tokenizer):
+    """The ids of texts that are one token each: one id, or a list. Raises UserError otherwise."""
+    if tokenizer is None:
+        raise UserError(f"{texts!r} is text where ids are needed; pass tokenizer=, or "
+                        "tokenizer.encode(text)")
+    pieces = [tokenizer.encode(text) for text in texts]
+    for text, ids in zip(texts, pieces, strict=True):
+        if len(ids) != 1:
+            raise UserError(f"{text!r} is {len(ids)} tokens, not one; choose another text")
+
+    ids = [ids[0] for ids in pieces]
+    return ids[0] if len(ids) == 1 else ids
+
+
+# Metrics of logits
 
 
 @dataclass(frozen=True)
@@ -46,12 +115,14 @@ class Metric:
         return cls(lambda logits: logits[..., 0, 0] - logits[..., 0, 1], pos, pair)
 
     def positions(self, n_pos):
-        """Its positions among n_pos, [n], as `choose_positions`."""
+        """The positions that it reads, among n_pos: [n], as `choose_positions`."""
         return choose_positions(self.pos, n_pos)
 
     def ids(self, n_rows, d_vocab, device=None):
-        """Its tokens for n_rows, [n] or [batch, n], or None. Raises UserError for what is no id of
-        the vocabulary, and for another batch's."""
+        """Its tokens for n_rows, [n] or [batch, n], or None for the whole vocabulary.
+
+        Raises UserError for an id outside of the vocabulary, and for tokens of another batch.
+        """
         if self.tokens is None:
             return None
         ids = as_integers(self.tokens, "tokens").to(device)
@@ -63,25 +134,44 @@ class Metric:
                             f"the vocabulary has 0 to {d_vocab - 1}")
         return ids
 
-    def of(self, chosen):
-        """fn of the chosen logits [..., batch, pos, token], its shape checked: [..., batch].
+    def of_needed(self, logits):
+        """fn of the logits that it needs, [..., batch, pos, token]: [..., batch].
 
-        Raises UserError for a metric that does not return a number for each row."""
-        values = self.fn(chosen)
-        if not isinstance(values, torch.Tensor) or values.shape != chosen.shape[:-2]:
+        Raises UserError for a function that does not return a number for each row.
+        """
+        values = self.fn(logits)
+        if not isinstance(values, torch.Tensor) or values.shape != logits.shape[:-2]:
             found = list(getattr(values, "shape", [type(values).__name__]))
-            raise UserError(f"the metric returned {found} for logits {list(chosen.shape)}; return "
-                            f'{list(chosen.shape[:-2])}, [..., batch], as with reduction="none"')
+            raise UserError(f"the metric returned {found} for logits {list(logits.shape)}; return "
+                            f'{list(logits.shape[:-2])}, [..., batch], as with reduction="none"')
         return values
 
+    def needed_logits(self, model, resid):
+        """The logits that it needs, [batch, pos, token], from the last stream of a model.
+
+        resid: [batch, pos, d_model]. Other positions and tokens are not unembedded.
+        """
+        positions = self.positions(resid.shape[1]).to(resid.device)
+        ids = self.ids(len(resid), model.cfg.d_vocab, resid.device)
+        return model.unembed(resid, ids, positions)
+
+    def of_stream(self, model, resid):
+        """The metric of a model's last stream [batch, pos, d_model]: [batch]."""
+        return self.of_needed(self.needed_logits(model, resid))
+
     def __call__(self, logits):
-        """Of whole logits, [..., batch, pos, d_vocab] -> [..., batch]."""
+        """The metric of whole logits, [..., batch, pos, d_vocab] -> [..., batch]."""
         logits = logits[..., self.positions(logits.shape[-2]).to(logits.device), :]
         ids = self.ids(logits.shape[-3], logits.shape[-1], logits.device)
         if ids is not None:
             ids = ids if ids.ndim == 1 else ids[:, None]  # [batch, 1, n]: the same at each position
             logits = logits.gather(-1, ids.expand(*logits.shape[:-1], ids.shape[-1]))
-        return self.of(logits)
+        return self.of_needed(logits)
+
+
+def as_metric(metric):
+    """A Metric as it is; a function of whole logits, [..., batch, pos, d_vocab], as one."""
+    return metric if isinstance(metric, Metric) else Metric(metric)
 
 
 def differentiable_metric(metric):
@@ -98,59 +188,9 @@ def differentiable_metric(metric):
     return moving
 
 
-@dataclass(frozen=True)
-class Effects:
-    """Effects on a metric, kept for each prompt: values [..., batch], in the metric's unit."""
-
-    values: torch.Tensor
-
-    @property
-    def mean(self):
-        """Averaged over prompts: [...]."""
-        return self.values.mean(-1)
-
-    def ci(self, level=0.95, seed=0):
-        """(low, high), each [...]: an interval of the mean, by drawing prompts again and again.
-        Raises UserError for a single prompt."""
-        return bootstrap_ci(self.values.movedim(-1, 0), level=level, seed=seed)
-
-
-def as_metric(metric):
-    """A Metric as it is; a function of whole logits, [..., batch, pos, d_vocab], as one."""
-    return metric if isinstance(metric, Metric) else Metric(metric)
-
-
-def token_ids(tokens, n_rows, d_vocab, *, tokenizer=None):
-    """Tokens as ids, [batch]: an id or a text for all rows, or one for each.
-
-    Texts need a tokenizer, for which they must be one token each. Raises UserError otherwise, and
-    for ids outside of the vocabulary.
-    """
-    listed = tokens if isinstance(tokens, (list, tuple)) else [tokens]
-    if any(isinstance(token, str) for token in listed):
-        if tokenizer is None:
-            raise UserError(f"{tokens!r} is text where ids are needed; pass tokenizer=, or "
-                            "tokenizer.encode(text)")
-        pieces = [tokenizer.encode(token) for token in listed]
-        for token, ids in zip(listed, pieces, strict=True):
-            if len(ids) != 1:
-                raise UserError(f"{token!r} is {len(ids)} tokens, not one; choose another text")
-        tokens = [ids[0] for ids in pieces]
-        tokens = tokens[0] if len(tokens) == 1 else tokens
-    ids = torch.as_tensor(tokens)
-    if ids.is_floating_point() or ids.ndim > 1 or (ids.ndim == 1 and len(ids) != n_rows):
-        raise UserError(f"token ids are {list(ids.shape)} {ids.dtype}; pass one, or one for each "
-                        f"of the {n_rows} rows")
-    if ids.min() < 0 or ids.max() >= d_vocab:
-        raise UserError(f"token id {int(ids.max() if ids.min() >= 0 else ids.min())} is outside of "
-                        f"the vocabulary of {d_vocab}")
-    return ids.expand(n_rows)
-
-
-def reduced(values, reduction):
+def mean_over_batch(values, reduction):
     """values [..., batch] as they are ("none"), or their mean over the batch ("mean")."""
-    if reduction not in REDUCTIONS:
-        raise UserError(f"reduction={reduction!r} is unknown; choose from: {', '.join(REDUCTIONS)}")
+    check_choice("reduction", reduction, REDUCTIONS)
     return values if reduction == "none" else values.mean(-1)
 
 
@@ -161,50 +201,103 @@ def chosen_logits(logits, tokens, pos, tokenizer=None):
     return logits[..., pos, :].gather(-1, ids[:, None].expand(*logits.shape[:-2], 1)).squeeze(-1)
 
 
-def logit_diff(logits, correct, wrong, *, pos=-1, reduction="mean", tokenizer=None):
+def logit_diff(logits, correct, wrong, *, pos=-1, reduction="none", tokenizer=None):
     """The logit of `correct` less that of `wrong`, in nats: ln of how many times likelier it is.
 
     logits: [..., batch, pos, d_vocab]; correct, wrong: an id (or text, with a tokenizer) for all
-    rows, or one for each. Returns [...], or with reduction="none" [..., batch].
+    rows, or one for each. Returns [..., batch], or with reduction="mean" [...].
     """
     difference = (chosen_logits(logits, correct, pos, tokenizer)
                   - chosen_logits(logits, wrong, pos, tokenizer))
-    return reduced(difference, reduction)
+    return mean_over_batch(difference, reduction)
 
 
 def target_rank(logits, target, *, pos=-1, reduction="none", tokenizer=None):
     """How many tokens have a higher logit than `target`: 0 where it is the likeliest.
 
-    logits: [..., batch, pos, d_vocab]. Returns [..., batch], int64, or the mean over the batch; of
-    d_vocab tokens, where the target's logit is NaN, d_vocab: no rank that there is.
+    logits: [..., batch, pos, d_vocab]. Returns [..., batch], int64, or with reduction="mean" [...].
+    Where the target's logit is NaN the rank is d_vocab, which no token can have.
     """
     own = chosen_logits(logits, target, pos, tokenizer)
     rank = (~(logits[..., pos, :] <= own[..., None])).sum(-1)
-    return reduced(rank if reduction == "none" else rank.float(), reduction)
+    return mean_over_batch(rank if reduction == "none" else rank.float(), reduction)
 
 
-def kl_divergence(logits, reference, *, pos=-1, reduction="mean"):
-    """KL(reference || logits) of the predictions at one position, in nats.
+# Results
 
-    logits: [..., batch, pos, d_vocab]; reference: what broadcasts to it, such as the clean run's.
-    Returns [...], or with reduction="none" [..., batch].
+
+@dataclass(frozen=True, eq=False)
+class Effects:
+    """What an analysis found, kept for each prompt: effects on a metric, in the metric's unit.
+
+    values: [*cells, batch]. axes: the names of the cells' axes, such as ("layer", "head").
+
+    Where a number a cell is wanted, it stands for its means: `effects[0, 1]` and
+    `numpy.asarray(effects)` read `effects.mean`, so that `imshow(effects)` draws it.
     """
-    return reduced(losses.kl_divergence(reference[..., pos, :], logits[..., pos, :]), reduction)
+
+    values: torch.Tensor
+    axes: tuple = ()
+
+    @property
+    def mean(self):
+        """Averaged over prompts: [*cells]."""
+        return self.values.mean(-1)
+
+    def ci(self, level=0.95, seed=0):
+        """(low, high), each [*cells]: an interval that encloses the mean, by drawing prompts again
+        and again. Raises UserError for a single prompt."""
+        return bootstrap_ci(self.values.movedim(-1, 0), level=level, seed=seed)
+
+    def __getitem__(self, cell):
+        """The means of some cells: an index into [*cells]."""
+        return self.mean[cell]
+
+    def __len__(self):
+        """How many cells the first axis has."""
+        return len(self.mean)
+
+    def __array__(self, dtype=None, copy=None):
+        """The means as a numpy array, [*cells]."""
+        means = self.mean.detach().cpu().numpy()
+        return means if dtype is None else means.astype(dtype)
 
 
-def per_token_loss(logits, tokens, *, reduction="mean"):
-    """The mean surprise of a text at itself, in nats a token; the last position predicts nothing.
+@dataclass(frozen=True, eq=False)
+class EffectsOfTwoRuns(Effects):
+    """Effects of bringing parts of one run, the source, into another.
 
-    logits: [..., batch, pos, d_vocab]; tokens: [batch, pos]. Returns [...], or [..., batch].
+    baseline: [batch], the metric of the run as it is. target: [batch], that of the source; None
+    where it is not known, since the source's cache lacks the last stream.
     """
-    targets = tokens[:, 1:].expand(*logits.shape[:-3], -1, -1)
-    return reduced(losses.per_token_loss(logits[..., :-1, :], targets).mean(-1), reduction)
+
+    baseline: torch.Tensor = None
+    target: torch.Tensor | None = None
+
+    def normalized(self):
+        """The mean effect as a share of what separates the two runs: [*cells].
+
+        1 where the metric becomes the source's, 0 where it stays the run's. Raises UserError
+        without a target, and where nothing separates the two runs.
+        """
+        if self.target is None:
+            raise UserError("the source cache lacks the last stream, so its metric is unknown; "
+                            "cache it without a filter")
+        gap = (self.target - self.baseline).mean()
+        if gap.abs() <= 1e-6 * self.baseline.abs().mean():
+            raise UserError(f"both runs have the metric {self.baseline.mean().item():.4g}: effects "
+                            "are undefined; take prompts that it tells apart")
+        return self.mean / gap
+
+
+# Scores of attention patterns
 
 
 def check_square(pattern, least=1, batch=None):
-    """The pattern, if it has all of its queries; with `batch` (n_rows, n_pos), if it is theirs too.
+    """The pattern, if it has all of its queries and, with `batch` (n_rows, n_pos), belongs to it.
 
-    Raises UserError for other shapes."""
+    Raises UserError for other shapes.
+    """
     rows, n_pos = batch or (None, pattern.shape[-1])
     wrong = batch and (pattern.ndim < 4 or pattern.shape[-4] != rows)
     if wrong or pattern.shape[-2:] != (n_pos, n_pos) or n_pos < least:
@@ -281,6 +374,9 @@ def copying_score(OV_eigenvalues):
     return OV_eigenvalues.real.sum(-1) / OV_eigenvalues.abs().sum(-1)
 
 
+# Ranks, intervals and tests
+
+
 def spearman(one, other):
     """The correlation of two rankings along the last axis, [..., n] -> [...]; ties share their mean
     rank; NaN where one of them is constant or has a NaN."""
@@ -321,14 +417,22 @@ def bootstrap_ci(values, *, level=0.95, n_draws=2000, seed=0):
     Raises UserError for fewer than two values, or no draws, or a level outside of 0 to 1.
     """
     values = torch.as_tensor(values).double()
-    if len(values) < 2 or n_draws < 1 or not 0 < level < 1:
-        raise UserError(f"{len(values)} values, n_draws={n_draws}, level={level} have no interval; "
-                        "give two values, one draw, a level between 0 and 1")
-    draws = torch.randint(len(values), (n_draws, len(values)), generator=seeded_generator(seed))
+    draws = bootstrap_draws(len(values), n_draws, level=level, seed=seed)
     means = torch.stack([values[draw].mean(0) for draw in draws])
     ends = np.quantile(means.cpu().numpy(), [0.5 - level / 2, 0.5 + level / 2], axis=0)
     low, high = torch.from_numpy(ends)  # torch's own quantile takes no more than 16 million numbers
     return low, high
+
+
+def bootstrap_draws(n, n_draws=2000, *, level=0.95, seed=0):
+    """n of n values drawn again, n_draws times: their indices, [n_draws, n].
+
+    Raises UserError for fewer than two values, or no draws, or a level outside of 0 to 1.
+    """
+    if n < 2 or n_draws < 1 or not 0 < level < 1:
+        raise UserError(f"{n} values, n_draws={n_draws}, level={level} have no interval; "
+                        "give two values, one draw, a level between 0 and 1")
+    return torch.randint(n, (n_draws, n), generator=seeded_generator(seed))
 
 
 def permutation_pvalue(observed, null):

@@ -126,7 +126,7 @@ class GPT(HookedModule):
         """The stream after the blocks start, …, stop - 1; all of them by default.
 
         resid: [batch, pos, d_model], the stream before block `start`.
-        past: one object a layer with extend(k, v) (GrowingPast, FixedPast), by absolute layer.
+        past: one object a layer with extend(k, v) (GrowingPast), by absolute layer.
         """
         stop = self.cfg.n_layers if stop is None else stop
         if not 0 <= start <= stop <= self.cfg.n_layers:
@@ -162,7 +162,7 @@ class GPT(HookedModule):
             scale = std / math.sqrt(2 * self.cfg.n_layers) if writes else std
             weight.copy_(torch.empty(weight.shape).normal_(0.0, scale, generator=generator))
 
-    def need_no_dropout(self):
+    def check_no_dropout(self):
         """Raises UserError where dropout is on, which would drown what is measured."""
         if self.training and self.cfg.dropout:
             raise UserError("the model drops activations at random; call model.eval() first")

@@ -26,62 +26,44 @@ Source: Vig et al. 2020; Meng et al. 2022; Wang et al. 2022 (path patching); Hei
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from activation_cache import check_same_shape, get_act_name
-from metrics import Effects
+from metrics import EffectsOfTwoRuns
 from rerun import IN_BLOCK, Rerun
-from utils import UserError, suggest_closest
+from utils import UserError, check_choice, suggest_closest
 
 DIRECTIONS = ("denoising", "noising")
 FROZEN = {"heads": ("hook_z",), "all": ("hook_z", "hook_mlp_out"), None: ()}
 ORDER = ("q_input", "k_input", "v_input", "z", "attn_out", "mlp_in", "mlp_out")
 
 
-@dataclass(frozen=True)
-class PatchResult(Effects):
-    """What the metric was in each cell of a sweep.
+@dataclass(frozen=True, eq=False)
+class PatchResult(EffectsOfTwoRuns):
+    """By how much patching each cell of a sweep moves the metric: an Effects.
 
-    values: [*axes, batch], of the patched run. baseline: [batch], of the run as it is. target:
-    [batch], of the run that the source is from; None where its cache lacks the last stream.
-    axes: the names of the cells' axes. direction: "denoising" (clean activations into the corrupted
-    run) or "noising" (corrupted ones into the clean run).
+    values: [*axes, batch], the effects, patched - baseline; `.mean`, `.ci()` and `.normalized()`
+    are theirs. patched: [*axes, batch], the metric of the patched runs itself. baseline: [batch],
+    of the run as it is. target: [batch], of the run that the source is from; None where its cache
+    lacks the last stream. axes: the names of the cells' axes. direction: "denoising" (clean
+    activations into the corrupted run) or "noising" (corrupted ones into the clean run).
     """
 
-    baseline: torch.Tensor
-    target: torch.Tensor | None
-    axes: tuple
-    direction: str
+    patched: torch.Tensor = None
+    direction: str = "denoising"
 
-    @property
-    def effect(self):
-        """By how much patching moves it, averaged over prompts: [*axes]."""
-        return (self.values - self.baseline).mean(-1)
-
-    def normalized(self):
-        """The effect as a share of what separates the two runs: [*axes], 1 where the metric becomes
-        the source's. Raises UserError without a target, and where nothing separates them."""
-        if self.target is None:
-            raise UserError("the source cache lacks the last stream, so its metric is unknown; "
-                            "cache it without a filter")
-        gap = (self.target - self.baseline).mean()
-        if gap.abs() <= 1e-6 * self.baseline.abs().mean():
-            raise UserError(f"both runs have the metric {self.baseline.mean().item():.4g}: effects "
-                            "are undefined; take prompts that it tells apart")
-        return self.effect / gap
-
-    def ci(self, level=0.95, seed=0):
-        """(low, high), each [*axes]: an interval of the effect, each prompt with its own baseline.
-        Raises UserError for a single prompt."""
-        return Effects(self.values - self.baseline).ci(level, seed)
+    @classmethod
+    def from_metric(cls, patched, axes, *, baseline, target, direction):
+        """The result of patched runs whose metric is `patched`, [*axes, batch]."""
+        return cls(patched - baseline, axes, baseline, target, patched, direction)
 
 
 @torch.no_grad()
 def activation_patch(model, tokens, source_cache, metric, act_name, axes, *,
                      direction="denoising", batch_cells=None):
-    """The metric of `tokens` with one cell from `source_cache`, for every cell: a PatchResult.
+    """The effect of patching one cell from `source_cache` into the run of `tokens`, for every cell.
 
     tokens: [batch, pos], of the run that is patched: the corrupted one when denoising, the clean
     one when noising. source_cache: an ActivationCache of the other run, of the same shapes.
@@ -89,29 +71,39 @@ def activation_patch(model, tokens, source_cache, metric, act_name, axes, *,
     act_name: a short name ("resid_pre", "z", "post", …) of all layers if "layer" is an axis, else a
     full one. axes: of the cells, "layer" first, then any that the hook point has, such as "pos" or
     "head"; what is not among them is patched whole. direction: a label; only you know which run is
-    which. batch_cells: how many at once (None: what 1 GB holds). Raises UserError for what does not
-    fit, while hooks are open (a sweep would run past them), and in training with dropout.
+    which. batch_cells: how many at once (None: what 1 GB holds).
+    Returns a PatchResult. Raises UserError for what does not fit, while hooks are open (a sweep
+    would run past them), and in training with dropout.
     """
-    if direction not in DIRECTIONS:
-        raise UserError(f"direction={direction!r} is unknown; choose from: {', '.join(DIRECTIONS)}")
+    check_choice("direction", direction, DIRECTIONS)
     axes = (axes,) if isinstance(axes, str) else tuple(axes)
     by_layer = "layer" in axes
     check_axes(model, act_name, axes, batch_cells)
     layers = range(model.cfg.n_layers) if by_layer else [None]
     names = [get_act_name(act_name, layer) for layer in layers]
-    run = Rerun(model, tokens, metric, [*source_cache, *names])  # kept alike: equal to the bit
-    shape, dims = run.cache[names[0]].shape, run.cache.axes[names[0]].split()
+    rerun = Rerun(model, tokens, metric, [*source_cache, *names])  # kept alike: equal to the bit
+
+    # the grid of cells, of one layer
+    shape = rerun.cache[names[0]].shape
+    dims = rerun.cache.axes[names[0]].split()
     alias = {} if "pos" in dims else {"pos": "query_pos"}
     inner = [alias.get(axis, axis) for axis in axes[by_layer:]]
-    check_cells(run.cache, source_cache, names, inner)
-    sizes, parts = [shape[dims.index(axis)] for axis in inner], []
-    for cells in torch.arange(math.prod(sizes)).split(batch_cells or run.cells_at_once(len(names))):
+    check_cells(rerun.cache, source_cache, names, inner)
+    sizes = [shape[dims.index(axis)] for axis in inner]
+    at_once = batch_cells or rerun.cells_at_once(len(names))
+
+    # some cells at a time, of all layers together
+    parts = []
+    for cells in torch.arange(math.prod(sizes)).split(at_once):
         chosen = cells_of(shape, dims, inner, cells).to(tokens.device)
-        edits = ((name, torch.where(chosen, source_cache[name], run.cache[name])) for name in names)
-        parts.append(torch.stack(run.patched(edits)))
-    values = torch.cat(parts, 1).view(len(names), *sizes, -1)
-    return PatchResult(values if by_layer else values[0], run.baseline,
-                       run.metric_of(source_cache), axes, direction)
+        edits = ((name, torch.where(chosen, source_cache[name], rerun.cache[name]))
+                 for name in names)
+        parts.append(torch.stack(rerun.patched(edits)))
+
+    patched = torch.cat(parts, 1).view(len(names), *sizes, -1)
+    return PatchResult.from_metric(
+        patched if by_layer else patched[0], axes, baseline=rerun.baseline,
+        target=rerun.metric_of(source_cache), direction=direction)
 
 
 def check_axes(model, act_name, axes, batch_cells):
@@ -184,25 +176,27 @@ get_act_patch_attn_head_pattern_dest_src_pos = sweep_of(
     "pattern", "layer", "head", "query_pos", "key_pos")
 
 
-def run_all(*sweeps):
-    """A function that runs several sweeps of the same cells."""
+def stack_sweeps(*sweeps):
+    """A function that runs several sweeps of the same cells, and stacks them along a first axis."""
 
-    def all_of_them(model, corrupted_tokens, clean_cache, metric, **more):
-        results = [one(model, corrupted_tokens, clean_cache, metric, **more) for one in sweeps]
-        return replace(results[0], values=torch.stack([result.values for result in results]),
-                       axes=("what", *results[0].axes))
+    def run_all(model, corrupted_tokens, clean_cache, metric, **more):
+        results = [sweep(model, corrupted_tokens, clean_cache, metric, **more) for sweep in sweeps]
+        one = results[0]
+        return PatchResult.from_metric(
+            torch.stack([result.patched for result in results]), ("what", *one.axes),
+            baseline=one.baseline, target=one.target, direction=one.direction)
 
-    all_of_them.__doc__ = "Denoising: several sweeps, stacked along a first axis: a PatchResult."
-    return all_of_them
+    run_all.__doc__ = "Denoising: several sweeps, stacked along a first axis: a PatchResult."
+    return run_all
 
 
-get_act_patch_block_every = run_all(
+get_act_patch_block_every = stack_sweeps(
     get_act_patch_resid_pre, get_act_patch_attn_out, get_act_patch_mlp_out)
-get_act_patch_attn_head_all_pos_every = run_all(
+get_act_patch_attn_head_all_pos_every = stack_sweeps(
     get_act_patch_attn_head_out_all_pos, get_act_patch_attn_head_q_all_pos,
     get_act_patch_attn_head_k_all_pos, get_act_patch_attn_head_v_all_pos,
     get_act_patch_attn_head_pattern_all_pos)
-get_act_patch_attn_head_by_pos_every = run_all(
+get_act_patch_attn_head_by_pos_every = stack_sweeps(
     get_act_patch_attn_head_out_by_pos, get_act_patch_attn_head_q_by_pos,
     get_act_patch_attn_head_k_by_pos, get_act_patch_attn_head_v_by_pos,
     get_act_patch_attn_head_pattern_by_pos)
@@ -211,69 +205,85 @@ get_act_patch_attn_head_by_pos_every = run_all(
 # Paths
 
 
-def path_patch(model, clean, corrupt, senders, receivers, metric, freeze="heads"):
-    """Noising along chosen paths: the metric of `clean` when the receivers alone see what the
-    senders are in `corrupt`; a PatchResult without axes.
+def path_patch(model, clean_tokens, corrupted_tokens, senders, receivers, metric, freeze="heads"):
+    """Noising along chosen paths: the effect on the clean run where the receivers alone see what
+    the senders are in the corrupted run; a PatchResult without axes.
 
-    clean, corrupt: [batch, pos] of one shape; clean is the run that is disturbed. senders: hook
-    names of what is written, `hook_embed`, `hook_pos_embed`, or a block's `attn.hook_z`,
+    clean_tokens, corrupted_tokens: [batch, pos] of one shape; the clean run is disturbed. senders:
+    hook names of what is written, `hook_embed`, `hook_pos_embed`, or a block's `attn.hook_z`,
     `hook_attn_out`, `hook_mlp_out`; receivers: of what reads, a block's `hook_q_input`,
     `hook_k_input`, `hook_v_input`, `hook_mlp_in`, or "logits". Those with a head axis may be
-    (name, head). Two runs: in the first, on `clean`, the senders have their corrupt values and what
-    the receivers read is kept; in the second, on `clean`, that is what they read. So a later
-    receiver does not see what an earlier one makes of it, beside "logits" no other counts, and
-    without any nothing happens.
-    freeze: what else keeps its clean value in the first: "heads" (so that MLPs and LayerNorms alone
-    pass the change on), "all" (MLPs too: the direct path), or None.
+    (name, head).
+    It takes two runs of the clean tokens. In the first the senders have their corrupted values, and
+    what the receivers read is kept; in the second that is what they read. So a later receiver does
+    not see what an earlier one makes of it; beside "logits" no other receiver counts; and without
+    any receiver nothing happens.
+    freeze: what else keeps its clean value in the first run: "heads" (so that only MLPs and
+    LayerNorms pass the change on), "all" (MLPs too: the direct path), or None.
     Raises UserError for names that are no sender or receiver, and a sender above its receiver.
     """
-    to_send, to_receive = heads_by_name(model, senders), heads_by_name(model, receivers)
+    to_send = heads_by_name(model, senders)
+    to_receive = heads_by_name(model, receivers)
     check_order(model, to_send, to_receive)
-    check_sides(clean, corrupt, freeze)
-    run, source = Rerun(model, clean, metric), Rerun(model, corrupt, metric, list(to_send))
-    edits = [(name, replace_with(own)) for name, own in run.cache.items()
-             if name.endswith(FROZEN[freeze])]
-    edits += [(name, replace_with(source.cache[name], heads)) for name, heads in to_send.items()]
-    values = run.baseline
+    check_sides(clean_tokens, corrupted_tokens, freeze)
+    clean = Rerun(model, clean_tokens, metric)
+    corrupted = Rerun(model, corrupted_tokens, metric, list(to_send))
+
+    patched = clean.baseline
     if to_receive:
+        # first run: what the receivers read where the senders are corrupted
+        edits = [(name, replace_with(own)) for name, own in clean.cache.items()
+                 if name.endswith(FROZEN[freeze])]
+        edits += [(name, replace_with(corrupted.cache[name], heads))
+                  for name, heads in to_send.items()]
         with torch.no_grad(), model.hooks(edits), model.caching(list(to_receive)) as seen:
-            model(clean)
+            model(clean_tokens)
+
+        # second run: they read that
         received = [(name, replace_with(seen[name], heads)) for name, heads in to_receive.items()]
         with torch.no_grad():
-            values = run.metric(model.run_with_hooks(clean, received))
-    return PatchResult(values, run.baseline, source.baseline, (), "noising")
+            patched = clean.metric(model.run_with_hooks(clean_tokens, received))
+
+    return PatchResult.from_metric(patched, (), baseline=clean.baseline,
+                                   target=corrupted.baseline, direction="noising")
 
 
 def replace_with(value, heads=None):
     """A hook that puts `value` in place of the activation, or of some of its heads."""
 
-    def replaced(own, hook):
+    def replace(own, hook):
         if heads is None:
             return value
         return own.index_copy(2, torch.tensor(heads, device=own.device), value[:, :, heads])
 
-    return replaced
+    return replace
 
 
 def heads_by_name(model, places):
     """{hook name: list of heads, or None for all} of names and (name, head) pairs."""
-    points, found = model.hook_points(), {}
+    points = model.hook_points()
     if not model.cfg.n_layers:
         raise UserError("n_layers=0: there are no paths; take a model with layers")
-    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
-    alone = isinstance(places, str) or (isinstance(places, tuple) and isinstance(places[-1], int))
-    for place in [places] if alone else places:
+    is_one = isinstance(places, str) or (isinstance(places, tuple) and isinstance(places[-1], int))
+
+    found = {}
+    for place in [places] if is_one else places:
         name, head = (place, None) if isinstance(place, str) else place
-        name = last if name == "logits" else name
+        name = last_stream_name(model) if name == "logits" else name
         if name not in points:
             raise UserError(f"{name} is not a hook of this model{suggest_closest(name, points)}")
         if head is not None and not ("head" in points[name].axes.split()
                                      and 0 <= head < model.cfg.n_heads):
             raise UserError(f"{name} has no head {head}; this model has {model.cfg.n_heads} heads "
                             "in q_input, k_input, v_input and z")
-        whole = head is None or found.get(name, []) is None
-        found[name] = None if whole else [*found.get(name, []), head]
+        is_whole = head is None or found.get(name, []) is None
+        found[name] = None if is_whole else [*found.get(name, []), head]
     return found
+
+
+def last_stream_name(model):
+    """The hook name of what the unembedding reads, in a model with layers."""
+    return get_act_name("resid_post", model.cfg.n_layers - 1)
 
 
 def depth(name, last):
@@ -287,7 +297,7 @@ def depth(name, last):
 def check_order(model, senders, receivers):
     """Raises UserError for what is no sender or no receiver, a sender above all receivers, and a
     receiver below all senders."""
-    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    last = last_stream_name(model)
     for name in senders:
         if not name.endswith(("embed", "attn.hook_z", "hook_attn_out", "hook_mlp_out")):
             raise UserError(f"{name} does not write to the stream; send from attn.hook_z, "
@@ -296,6 +306,7 @@ def check_order(model, senders, receivers):
         if name != last and not name.endswith(("_input", "hook_mlp_in")):
             raise UserError(f"{name} does not read the stream; receive at hook_q_input, "
                             'hook_k_input, hook_v_input, hook_mlp_in or "logits"')
+
     at = {name: depth(name, last) for name in [*senders, *receivers]}
     lowest = min(senders, key=at.get, default=None)
     highest = max(receivers, key=at.get, default=None)
@@ -306,42 +317,51 @@ def check_order(model, senders, receivers):
 
 
 @torch.no_grad()
-def path_patch_matrix(model, clean, corrupt, metric, *, receiver="v", freeze="heads"):
-    """Noising along every path from a head to a later head's queries, keys or values: a PatchResult
-    with the cells [layer, head, later layer, later head]; where the later one is not later, the
-    baseline. As `path_patch` for each pair; receiver: "q", "k" or "v".
+def path_patch_matrix(model, clean_tokens, corrupted_tokens, metric, *, receiver="v",
+                      freeze="heads"):
+    """Noising along every path from a head to a later head's queries, keys or values.
+
+    As `path_patch` for each pair; receiver: "q", "k" or "v". Returns a PatchResult with the cells
+    [layer, head, later layer, later head]; where the later one is not later, the effect is 0.
     """
-    if receiver not in ("q", "k", "v"):
-        raise UserError(f"receiver={receiver!r} is unknown; choose from: q, k, v")
-    check_sides(clean, corrupt, freeze)
-    run, source = Rerun(model, clean, metric), Rerun(model, corrupt, metric)
+    check_choice("receiver", receiver, ("q", "k", "v"))
+    check_sides(clean_tokens, corrupted_tokens, freeze)
+    clean = Rerun(model, clean_tokens, metric)
+    corrupted = Rerun(model, corrupted_tokens, metric)
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
-    values = run.baseline.repeat(n_layers, n_heads, n_layers, n_heads, 1)
-    own_head = torch.eye(n_heads, dtype=torch.bool, device=clean.device)[:, None, None, :, None]
-    frozen = [(name, replace_with(torch.cat([own] * n_heads))) for name, own in run.cache.items()
-              if name.endswith(FROZEN[freeze])]  # a copy for each sender of a layer
+    patched = clean.baseline.repeat(n_layers, n_heads, n_layers, n_heads, 1)
+
+    # all heads of a layer send at once, each in a copy of the batch: [head, batch, pos, head, …]
+    own_head = torch.eye(n_heads, dtype=torch.bool, device=clean_tokens.device)
+    own_head = own_head[:, None, None, :, None]
+    frozen = [(name, replace_with(torch.cat([own] * n_heads)))
+              for name, own in clean.cache.items() if name.endswith(FROZEN[freeze])]
+
     for layer in range(n_layers - 1):
-        sent = torch.where(own_head, source.cache["z", layer], run.cache["z", layer])
+        sent = torch.where(own_head, corrupted.cache["z", layer], clean.cache["z", layer])
         edits = [*frozen, (get_act_name("z", layer), replace_with(sent.flatten(0, 1)))]
-        start = run.cache["resid_pre", layer].repeat(n_heads, 1, 1)
+        start = clean.cache["resid_pre", layer].repeat(n_heads, 1, 1)
         with model.hooks(edits), model.caching(lambda name: "resid_pre" in name) as seen:
             model.run_blocks(start, layer)
+
         for later in range(layer + 1, n_layers):
             block = model.blocks[later]
-            normalized = block.ln1.fused(seen["resid_pre", later])
-            reads = block.attn.project(normalized, normalized, normalized)["qkv".index(receiver)]
-            z = run.z_of(later, receiver, reads.unflatten(0, (n_heads, -1)))
+            reads = block.attn.project(*block.attention_inputs(seen["resid_pre", later]))
+            read = reads["qkv".index(receiver)].unflatten(0, (n_heads, -1))
+            z = clean.z_of(later, receiver, read)
             for head in range(n_heads):
-                edited = torch.where(own_head, z[head], run.cache["z", later])
-                values[layer, head, later], = run.patched([(get_act_name("z", later), edited)])
+                edited = torch.where(own_head, z[head], clean.cache["z", later])
+                values, = clean.patched([(get_act_name("z", later), edited)])
+                patched[layer, head, later] = values
+
     axes = ("layer", "head", "later layer", "later head")
-    return PatchResult(values, run.baseline, source.baseline, axes, "noising")
+    return PatchResult.from_metric(patched, axes, baseline=clean.baseline,
+                                   target=corrupted.baseline, direction="noising")
 
 
-def check_sides(clean, corrupt, freeze):
+def check_sides(clean_tokens, corrupted_tokens, freeze):
     """Raises UserError for runs that can't be laid side by side, and for what can't be frozen."""
-    if clean.shape != corrupt.shape:
-        raise UserError(f"clean is {list(clean.shape)} and corrupt {list(corrupt.shape)}; take as "
-                        "many prompts of one length")
-    if freeze not in tuple(FROZEN):
-        raise UserError(f"freeze={freeze!r} is unknown; choose from: 'heads', 'all', None")
+    if clean_tokens.shape != corrupted_tokens.shape:
+        raise UserError(f"clean_tokens is {list(clean_tokens.shape)} and corrupted_tokens "
+                        f"{list(corrupted_tokens.shape)}; take as many prompts of one length")
+    check_choice("freeze", freeze, tuple(FROZEN))

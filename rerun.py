@@ -1,18 +1,21 @@
-"""A run taken up again where one activation of it was edited: what makes patching fast.
+"""Re-run the model from the point of an edit on: this is what makes patching fast.
 
-    run = Rerun(model, tokens, metric)
-    values, = run.patched([("blocks.1.attn.hook_z", edited)])     # [cell, batch], one of many edits
+    rerun = Rerun(model, tokens, metric)
+    values, = rerun.patched([("blocks.1.attn.hook_z", edited)])   # [cell, batch], one of many edits
 
-An edit changes nothing before its block, so the run is taken up there. Attention is causal, so it
-changes nothing before its position either. What may have changed is computed, against the keys and
-values of the run as it was, and of all edits together, so that each weight is read once. Of two
-edits (*cells*) in a batch of three texts (*prompts*) there are six *jobs*; those in which nothing
-changes drop out, and of the others each position from the first change on is a *row*. The last
-block and the unembedding compute what the metric looks at. What stays as it was is not computed, so
-an edit that edits nothing has an effect of exactly 0. (Names off this way, such as `mlp.hook_post`,
-run through the model's own blocks, by a hook.)
+An edit changes nothing before its block, so the model is run again only from there. Attention is
+causal, so an edit changes nothing before its position either. What may have changed is computed
+against the keys and values of the original run, and for all edits together, so that each weight is
+read once. Three words are used for this:
 
-The lines of `through` are those of Block.forward, on rows in place of whole texts.
+    cell    one edit of the whole batch, such as one head and one position
+    job     one prompt of one cell: two cells and a batch of three make six jobs; a job in which
+            nothing changes drops out
+    row     one position of a job, from the first change on: all rows of all jobs lie in one list
+
+The last block and the unembedding compute only what the metric looks at. What stays as it was is
+not computed, so an edit that edits nothing has an effect of exactly 0. Activations that have no
+such short cut, like `mlp.hook_post`, are edited by a hook while the blocks run as usual.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: model.py, metrics.py, residual_stream_analysis.py
@@ -26,125 +29,162 @@ from dataclasses import dataclass, replace
 import torch
 
 from metrics import as_metric
-from residual_stream_analysis import stream_before
+from residual_stream_analysis import last_stream, stream_before
 from utils import UserError
 
 MEMORY = 1 << 30  # bytes that the cells of one batch may take
 IN_BLOCK = re.compile(r"blocks\.(\d+)\.(?:attn\.)?hook_(\w+)")
 ATTENTION = ("q", "k", "v", "pattern")
-ON_THE_WAY = ("resid_pre", *ATTENTION, "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
+SHORT_CUTS = ("resid_pre", *ATTENTION, "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
 
 
 class Rerun:
-    """A run of `tokens`, as it is: what is kept of it is all that is needed to edit it.
+    """One run of `tokens`, and all of it that edited runs need in order to start in the middle.
 
     tokens: [batch, pos]. metric: a Metric, or a function of logits [..., batch, pos, d_vocab] ->
-    [..., batch]. names: hook names to keep in `cache` beside those of the short cut.
+    [..., batch]. names: hook names to keep in `cache` beside those of the short cuts.
+    baseline: [batch], the metric of the run as it is.
     Raises UserError while hooks are open, which it would run past, and in training with dropout.
     """
 
     @torch.no_grad()
     def __init__(self, model, tokens, metric, names=()):
-        heard = [name for name, point in model.hook_points().items() if point.listeners]
-        if heard:
-            raise UserError(f"hooks are open at {', '.join(heard[:3])}, which this would run past; "
-                            "close them first, or write their edit into a copy of the weights")
-        model.need_no_dropout()
-        self.model, self.tokens, self.metric = model, tokens, as_metric(metric)
-        _, self.cache = model.run_with_cache(tokens, lambda name: name in names or is_needed(name))
+        check_no_hooks(model)
+        model.check_no_dropout()
+        self.model = model
+        self.tokens = tokens
+        self.metric = as_metric(metric)
+        _, self.cache = model.run_with_cache(
+            tokens, lambda name: name in names or is_needed(name))
+
         self.positions = self.metric.positions(tokens.shape[1]).to(tokens.device)
-        self.looked_at = torch.zeros_like(tokens[0], dtype=torch.bool)
+        self.looked_at = torch.zeros_like(tokens[0], dtype=torch.bool)  # [pos]
         self.looked_at[self.positions] = True
         self.ids = self.metric.ids(len(tokens), model.cfg.d_vocab, tokens.device)
-        last = stream_before(model, self.cache, model.cfg.n_layers)
-        self.logits = logits_for(self.metric, model, last)
-        self.baseline = self.metric.of(self.logits)
+
+        self.logits = self.metric.needed_logits(model, last_stream(model, self.cache))
+        self.baseline = self.metric.of_needed(self.logits)
 
     def metric_of(self, cache):
         """The metric of another run, [batch]; None where its cache lacks the last stream."""
-        n_layers = self.model.cfg.n_layers
-        last = f"blocks.{n_layers - 1}.hook_resid_post" if n_layers else "hook_embed"
-        if last not in cache:
-            return None
-        return measured(self.metric, self.model, stream_before(self.model, cache, n_layers))
+        resid = last_stream(self.model, cache)
+        return None if resid is None else self.metric.of_stream(self.model, resid)
 
     def cells_at_once(self, n_edits=1):
         """How many cells of each of n_edits take MEMORY bytes, if they change all positions."""
-        cfg, (n_prompts, n_pos) = self.model.cfg, self.tokens.shape
+        cfg = self.model.cfg
+        n_prompts, n_pos = self.tokens.shape
         per_token = 12 * cfg.d_model + 3 * cfg.d_mlp + cfg.n_heads * n_pos  # about what is alive
-        numbers = n_prompts * (n_pos * per_token + 3 * self.logits[0].numel())
-        return max(1, MEMORY // (self.logits.element_size() * numbers * n_edits))
+        per_prompt = n_pos * per_token + 3 * self.logits[0].numel()
+        n_bytes = self.logits.element_size() * n_prompts * per_prompt
+        return max(1, MEMORY // (n_bytes * n_edits))
 
     @torch.no_grad()
     def patched(self, edits):
         """The metric of each edit, as a list of [cell, batch].
 
         edits: (hook name, edited) pairs of one activation each; edited [cell, batch, ...]. They may
-        come one by one: nothing of them is kept but the rows that change.
+        come one by one: only the rows that change are kept.
         """
-        values, sizes, entering = {}, {}, {}  # by the edit's number
+        values = {}  # by the number of the edit
+        n_cells = {}
+        entering = {}  # {block: the Rows that enter there}
         for number, (name, edited) in enumerate(edits):
             found = IN_BLOCK.fullmatch(name)
-            if not found or found[2] not in ON_THE_WAY:
-                values[number] = self.run_with(name, edited)
+            if not found or found[2] not in SHORT_CUTS:
+                values[number] = self.run_with_hook(name, edited)
                 continue
-            start, rows = self.entry(int(found[1]), found[2], edited)
-            rows.cell += sum(sizes.values())  # the cells of the edits before this one come first
-            sizes[number] = len(edited)
+            start, rows = self.enter(int(found[1]), found[2], edited)
+            rows.cell += sum(n_cells.values())  # the cells of the edits before this one come first
+            n_cells[number] = len(edited)
             entering.setdefault(start, []).append(rows)
+
         if entering:
-            found = self.metric_of_rows(self.onward(entering), sum(sizes.values()))
-            values |= zip(sizes, found.split(list(sizes.values())), strict=True)
+            all_values = self.metric_of_rows(self.run_blocks(entering), sum(n_cells.values()))
+            values |= zip(n_cells, all_values.split(list(n_cells.values())), strict=True)
         return [values[number] for number in sorted(values)]
 
-    def run_with(self, name, edited):
-        """The same through the model itself, by a hook: for what has no short cut."""
+    def run_with_hook(self, name, edited):
+        """The metric of an edit that has no short cut, [cell, batch]: the blocks run as usual."""
         model, n_cells = self.model, len(edited)
-        found = re.match(r"blocks\.(\d+)", name)
+        in_block = re.match(r"blocks\.(\d+)", name)
         with model.hooks([(name, lambda own, hook: edited.flatten(0, 1))]):
-            if found or name.startswith("ln_final"):
-                start = int(found[1]) if found else model.cfg.n_layers
+            if in_block or name.startswith("ln_final"):
+                start = int(in_block[1]) if in_block else model.cfg.n_layers
                 resid = stream_before(model, self.cache, start).repeat(n_cells, 1, 1)
             else:
-                start, resid = 0, model.embed(self.tokens.repeat(n_cells, 1))
+                start = 0
+                resid = model.embed(self.tokens.repeat(n_cells, 1))
             logits = model.unembed(model.run_blocks(resid, start))
         return self.metric(logits.unflatten(0, (n_cells, -1)))
 
-    def entry(self, layer, site, edited):
-        """The block that an edit enters, and the Rows that it has there: block `layer` for an edit
-        of what it reads; the one after it for all others, whose way through this one is run here.
+    def enter(self, layer, site, edited):
+        """Where an edit enters the re-run: (block, the Rows of the stream before that block).
+
+        The block is `layer` for an edit of resid_pre, which the block has yet to read. For all
+        other sites it is the next one, since this method finishes block `layer` itself:
+
+        1. An edit of q, k, v or the pattern is an edit of z.
+        2. Mark the positions at which the edited activation differs: dirty, [cell, batch, pos].
+        3. Number the jobs, and gather the edited activation at the dirty positions alone.
+        4. Take it from its site to the end of the block. This needs no attention: z is past it.
+        5. Put the result into a copy of the stream, and list the rows that have to be run: from the
+           first dirty position on, since attention passes a change on to all later positions.
+        """
+        n_layers = self.model.cfg.n_layers
+
+        # 1. from q, k, v or pattern to z
+        if site in ATTENTION:
+            edited = self.z_of(layer, site, edited)
+            site = "z"
+
+        # 2. what changes
+        start = layer if site == "resid_pre" else layer + 1
+        dirty = (edited != self.cache[site, layer]).flatten(3).any(-1)  # [cell, batch, pos]
+        if start == n_layers:
+            dirty[..., ~self.looked_at] = False  # nobody reads the last stream elsewhere
+
+        # 3. the jobs, and what is new in them
+        cell, prompt = dirty.any(-1).nonzero(as_tuple=True)  # each [job]
+        dirty = dirty[cell, prompt]  # [job, pos]
+        dirty_job, dirty_pos = dirty.nonzero(as_tuple=True)  # each [row]
+        value = edited[cell[dirty_job], prompt[dirty_job], dirty_pos][None]  # [1, row, ...]
+
+        # 4. the rest of the block
+        here = prompt[dirty_job], dirty_pos
+        resid = self.finish_block(layer, site, value, here)  # [1, row, d_model]
+
+        # 5. the stream before block `start`, and the rows to run
+        stream = stream_before(self.model, self.cache, start)[prompt]  # [job, pos, d_model], a copy
+        stream[dirty_job, dirty_pos] = resid[0]
+        changed = dirty if start == n_layers else dirty.cumsum(-1) > 0
+        job, pos = changed.nonzero(as_tuple=True)
+        return start, Rows(stream[job, pos][None], job, pos, dirty[job, pos], cell, prompt)
+
+    def finish_block(self, layer, site, value, here):
+        """The stream after block `layer`, or at its beginning for resid_pre, [1, row, d_model].
+
+        value: [1, row, ...], the edited activation at `site`; here: (prompt, pos) of the rows, at
+        which all that was written before the site is taken from the original run.
         """
         block, cache = self.model.blocks[layer], self.cache
-        if site in ATTENTION:
-            site, edited = "z", self.z_of(layer, site, edited)
-        start = layer + (site != "resid_pre")
-        dirty = (edited != cache[site, layer]).flatten(3).any(-1)  # [cell, batch, pos]
-        if start == self.model.cfg.n_layers:
-            dirty[..., ~self.looked_at] = False  # nobody reads the last stream elsewhere
-        cell, prompt = dirty.any(-1).nonzero(as_tuple=True)  # a job is a prompt that a cell changes
-        dirty = dirty[cell, prompt]
-        job, pos = dirty.nonzero(as_tuple=True)
-        value = edited[cell[job], prompt[job], pos][None]  # [1, row, ...]
-        here = prompt[job], pos
         if site == "z":
             site, value = "attn_out", block.attn.write(value)
         if site == "attn_out":
             site, value = "resid_mid", cache["resid_pre", layer][here] + value
+        if site == "resid_mid":
+            return block.after_attention(value)
         if site == "mlp_out":
-            value = cache["resid_mid", layer][here] + value
-        if site == "resid_mid" and not block.attn_only:
-            value = value + block.mlp(block.ln2.fused(value))
-        stream = stream_before(self.model, cache, start)[prompt]  # [job, pos, d_model], a copy
-        stream[job, pos] = value[0]
-        if start < self.model.cfg.n_layers:  # attention may change all that comes later
-            job, pos = (dirty.cumsum(-1) > 0).nonzero(as_tuple=True)
-        return start, Rows(stream[job, pos][None], job, pos, dirty[job, pos], cell, prompt)
+            return cache["resid_mid", layer][here] + value
+        return value  # resid_pre, resid_post: the stream itself
 
     def z_of(self, layer, site, edited):
-        """z [cell, batch, pos, head, d_head] with q, k, v or the pattern edited; of heads and rows
-        that none of it touches, as it was."""
+        """z [cell, batch, pos, head, d_head] of a block whose q, k, v or pattern is edited.
+
+        Heads and positions that the edit does not touch keep their z to the last bit.
+        """
         attn, own = self.model.blocks[layer].attn, self.cache[site, layer]
-        touched = (edited != own).any(-1)  # [cell, batch, pos, head], of a pattern [.., head, pos]
+        touched = (edited != own).any(-1)  # [cell, batch, pos, head]; of a pattern [.., head, pos]
         if site == "pattern":
             touched = touched.transpose(2, 3)
             z = (edited @ self.cache["v", layer].transpose(1, 2)).transpose(2, 3)
@@ -156,63 +196,53 @@ class Rerun:
             z = attn.attend(*(part.flatten(0, 1) for part in parts)).unflatten(0, edited.shape[:2])
         return torch.where(touched[..., None], z, self.cache["z", layer])
 
-    def onward(self, entering):
+    def run_blocks(self, entering):
         """The Rows of the last stream. entering: {block: list of the Rows that enter there}."""
+        n_layers = self.model.cfg.n_layers
         rows = []
-        for layer in range(self.model.cfg.n_layers):
+        for layer in range(n_layers):
             rows += entering.get(layer, [])
             if rows:
-                rows = [self.through(layer, join_rows(rows))]
-        return join_rows(rows + entering.get(self.model.cfg.n_layers, []))
+                rows = [self.run_block(layer, join_rows(rows))]
+        return join_rows(rows + entering.get(n_layers, []))
 
-    def through(self, layer, rows):
-        """Rows through one block; of the last block, those that the metric looks at."""
+    def run_block(self, layer, rows):
+        """Rows after a block; after the last block, those that the metric looks at."""
         block = self.model.blocks[layer]
+
+        # new queries, keys and values where the stream has changed; the others are as they were
         job, pos = rows.job[rows.moved], rows.pos[rows.moved]
-        normalized = block.ln1.fused(rows.resid[:, rows.moved])
+        changed = block.attn.project(*block.attention_inputs(rows.resid[:, rows.moved]))
         everywhere = [self.cache[part, layer][rows.prompt] for part in ("q", "k", "v")]
-        changed = block.attn.project(normalized, normalized, normalized)
         for whole, new in zip(everywhere, changed, strict=True):
             whole[job, pos] = new[0]  # [job, pos, head, d_head]
+
         if layer + 1 == self.model.cfg.n_layers:
-            rows = rows.at(self.looked_at[rows.pos])
-        z = block.attn.attend(*everywhere)[rows.job, rows.pos]
-        resid = rows.resid + block.attn.write(z[None])
-        if not block.attn_only:
-            resid = resid + block.mlp(block.ln2.fused(resid))
+            rows = rows.select(self.looked_at[rows.pos])
+        z = block.attn.attend(*everywhere)[rows.job, rows.pos]  # [row, head, d_head]
+        resid = block.after_attention(rows.resid + block.attn.write(z[None]))
         return replace(rows, resid=resid, moved=torch.ones_like(rows.moved))
 
     def metric_of_rows(self, rows, n_cells):
         """The metric of all cells, [cell, batch], from the Rows of the last stream that changed."""
-        logits = self.logits.expand(n_cells, *self.logits.shape).clone()
+        logits = self.logits.expand(n_cells, *self.logits.shape).clone()  # [cell, batch, pos, id]
         seen, place = (rows.pos[:, None] == self.positions).nonzero(as_tuple=True)
         job = rows.job[seen]
         cell, prompt = rows.cell[job], rows.prompt[job]
-        own = self.ids is not None and self.ids.ndim == 2  # each prompt's own tokens
-        ids = self.ids[prompt] if own else self.ids
+
+        each_has_its_own = self.ids is not None and self.ids.ndim == 2
+        ids = self.ids[prompt] if each_has_its_own else self.ids
         logits[cell, prompt, place] = self.model.unembed(rows.resid[0, seen, None], ids)[:, 0]
-        return self.metric.of(logits)
-
-
-def logits_for(metric, model, last):
-    """Of a last stream [batch, pos, d_model], the logits that a Metric needs, [batch, pos, token].
-    """
-    at = metric.positions(last.shape[1]).to(last.device)
-    return model.unembed(last, metric.ids(len(last), model.cfg.d_vocab, last.device), at)
-
-
-def measured(metric, model, last):
-    """A Metric of a last stream [batch, pos, d_model], from the logits that it needs: [batch]."""
-    return metric.of(logits_for(metric, model, last))
+        return self.metric.of_needed(logits)
 
 
 @dataclass
 class Rows:
-    """The positions of edited runs that may have changed, those of all of them one after another.
+    """The positions of edited runs that may have changed, one after another in one list.
 
-    resid: [1, row, d_model], the stream there. job, pos: [row], whose they are, and where. moved:
-    [row], whether the stream has changed there yet. cell, prompt: [job], the edit and the row of
-    tokens that each job is.
+    resid: [1, row, d_model], the stream there. job, pos: [row], of which job each row is, and at
+    which position. moved: [row], whether the stream has changed there yet. cell, prompt: [job], the
+    cell and the row of `tokens` that each job is of.
     """
 
     resid: torch.Tensor
@@ -222,18 +252,18 @@ class Rows:
     cell: torch.Tensor
     prompt: torch.Tensor
 
-    def at(self, chosen):
+    def select(self, chosen):
         """Some of the rows, chosen [row]."""
         return replace(self, resid=self.resid[:, chosen], job=self.job[chosen],
                        pos=self.pos[chosen], moved=self.moved[chosen])
 
 
 def join_rows(parts):
-    """Several Rows as one."""
+    """Several Rows as one, whose jobs are numbered on from part to part."""
     if len(parts) == 1:
         return parts[0]
-    before = torch.tensor([0, *(len(part.cell) for part in parts)]).cumsum(0)
-    jobs = [part.job + int(n) for part, n in zip(parts, before, strict=False)]
+    jobs_before = torch.tensor([0, *(len(part.cell) for part in parts)]).cumsum(0).tolist()
+    jobs = [part.job + n for part, n in zip(parts, jobs_before, strict=False)]
     resid = torch.cat([part.resid for part in parts], 1)
     pos, moved, cell, prompt = (torch.cat([getattr(part, name) for part in parts])
                                 for name in ("pos", "moved", "cell", "prompt"))
@@ -241,8 +271,16 @@ def join_rows(parts):
 
 
 def is_needed(name):
-    """Whether the short cut needs the activation of that name: not patterns, which cost the fused
-    kernel, unless they are asked for."""
+    """Whether the short cuts need the activation of that name. Patterns, which cost the fused
+    kernel, are kept only where they are asked for."""
     found = IN_BLOCK.fullmatch(name)
-    wanted = found and found[2] in set(ON_THE_WAY) - {"pattern"}
-    return name.startswith("hook_") or bool(wanted)
+    has_short_cut = found is not None and found[2] in SHORT_CUTS and found[2] != "pattern"
+    return has_short_cut or name.startswith("hook_")
+
+
+def check_no_hooks(model):
+    """Raises UserError while hooks are open on the model."""
+    open_at = [name for name, point in model.hook_points().items() if point.listeners]
+    if open_at:
+        raise UserError(f"hooks are open at {', '.join(open_at[:3])}, which this would run past; "
+                        "close them first, or write their edit into a copy of the weights")

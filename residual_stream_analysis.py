@@ -1,11 +1,11 @@
-"""The stream as a sum of what was written to it: every part, every head, every neuron.
+"""Take the residual stream apart into what each part, each head and each neuron wrote to it.
 
 The last stream is the embedding plus what each part wrote, so whatever reads it linearly can be
 split among the writers, exactly. The final LayerNorm is no obstacle: given its scale, which the
 cache holds, it is linear too.
 
     stack, labels = decompose_resid(model, cache)             # [component, batch, pos, d_model]
-    stack, labels = decomposition(model, cache, unit="neuron", onto=direction)  # their readings
+    stack, labels = decomposition(model, cache, unit="neuron", project_output_onto=direction)
 
 Chapter: COURSE_ROADMAP.md, 8 (read)
 Prerequisites: model.py, activation_cache.py
@@ -16,7 +16,8 @@ Source: Elhage et al. 2021 (the stream as a sum); names of TransformerLens (Nand
 import torch
 import torch.nn.functional as F
 
-from utils import UserError
+from activation_cache import head_label
+from utils import UserError, check_choice
 
 UNITS = ("component", "head", "neuron")
 
@@ -38,74 +39,92 @@ def decompose_resid(model, cache, layer=-1, mlp_input=False, *, apply_ln=False):
     return stack, labels
 
 
-def full_decomposition(model, cache, layer=-1, mlp_input=False, *, expand_neurons=True, onto=None):
-    """`decompose_resid` with each head apart, each neuron too unless told otherwise, and the biases
-    of what was taken apart in one row, "biases". onto: as in `decomposition`, and wise: the neurons
-    of GPT-2 small at 64 tokens would else take 7 GB."""
+def full_decomposition(model, cache, layer=-1, mlp_input=False, *, expand_neurons=True,
+                       project_output_onto=None):
+    """`decompose_resid` with each head apart, and each neuron too unless told otherwise.
+
+    The biases of what was taken apart are one row, "biases". project_output_onto: as in
+    `decomposition`, and wise: the neurons of GPT-2 small at 64 tokens would otherwise take 7 GB.
+    """
     unit = "neuron" if expand_neurons else "head"
-    return decomposition(model, cache, layer, unit=unit, mlp_input=mlp_input, onto=onto)
+    return decomposition(model, cache, layer, unit=unit, mlp_input=mlp_input,
+                         project_output_onto=project_output_onto)
 
 
-def decomposition(model, cache, layer=-1, *, unit="component", mlp_input=False, onto=None):
+def decomposition(model, cache, layer=-1, *, unit="component", mlp_input=False,
+                  project_output_onto=None):
     """The writes to the stream before block `layer`, taken apart down to `unit`: (stack, labels).
 
     unit: "component", "head" (the rest as components), or "neuron" (heads too).
-    onto: [batch, pos, d_model], or what broadcasts to it: what each write is multiplied with; the
-    writes themselves are then never built. Returns [component, batch, pos, d_model], or with
-    `onto` [component, batch, pos]. Raises as `decompose_resid`, and for an unknown unit.
+    project_output_onto: [batch, pos, d_model], or what broadcasts to it: the direction that each
+    write is multiplied with; the writes themselves are then never built.
+    Returns [component, batch, pos, d_model], or with a direction [component, batch, pos].
+    Raises as `decompose_resid`, and for an unknown unit.
     """
-    if unit not in UNITS:
-        raise UserError(f"unit={unit!r} is unknown; choose from: {', '.join(UNITS)}")
+    check_choice("unit", unit, UNITS)
     layer = resolve_layer(model, cache, layer, mlp_input)
-    rows, labels = [as_rows(cache["embed"], onto)], ["embed"]
-    biases = torch.zeros_like(cache["embed"])
+    direction = project_output_onto
+
+    # where the stream begins
+    rows = [as_rows(cache["embed"], direction)]
+    labels = ["embed"]
     if model.position_embedding is not None:
-        rows.append(as_rows(cache["pos_embed"], onto))
+        rows.append(as_rows(cache["pos_embed"], direction))
         labels.append("pos_embed")
+
+    # what each block adds; with mlp_input, of the last one its attention alone
+    biases = torch.zeros_like(cache["embed"])
     for index, block in enumerate(model.blocks[: layer + mlp_input]):
         if unit == "component":
-            rows.append(as_rows(cache["attn_out", index], onto))
+            rows.append(as_rows(cache["attn_out", index], direction))
             labels.append(f"{index}_attn_out")
         else:
-            rows.append(head_writes(cache["z", index], block.attn.W_O.detach(), onto))
-            labels += [f"L{index}H{head}" for head in range(model.cfg.n_heads)]
+            rows.append(head_writes(cache["z", index], block.attn.W_O.detach(), direction))
+            labels += [head_label(index, head) for head in range(model.cfg.n_heads)]
             biases = biases + block.attn.b_O.detach()
+
         if model.cfg.attn_only or index == layer:
             continue
         if unit == "neuron":
-            rows.append(neuron_writes(cache["post", index], block.mlp.W_out.detach(), onto))
+            rows.append(neuron_writes(cache["post", index], block.mlp.W_out.detach(), direction))
             labels += [f"L{index}N{neuron}" for neuron in range(model.cfg.d_mlp)]
             biases = biases + block.mlp.b_out.detach()
         else:
-            rows.append(as_rows(cache["mlp_out", index], onto))
+            rows.append(as_rows(cache["mlp_out", index], direction))
             labels.append(f"{index}_mlp_out")
     if unit != "component":
-        rows.append(as_rows(biases, onto))
+        rows.append(as_rows(biases, direction))
         labels.append("biases")
+
     stack = torch.cat(rows)
-    if unit != "neuron" or onto is not None:  # neurons apart are too many to sum them twice
-        check_sum(stack, stream_if_kept(model, cache, layer, mlp_input), onto)
+    if unit != "neuron" or direction is not None:  # neurons apart are too many to sum them twice
+        check_sum(stack, stream_if_kept(model, cache, layer, mlp_input), direction)
     return stack, labels
 
 
 def stream_if_kept(model, cache, layer, mlp_input):
-    """The stream there, [batch, pos, d_model], or None where the cache has not got it."""
-    key = ("resid_post", layer - 1) if layer == model.cfg.n_layers else ("resid_pre", layer)
-    return cache.get(("resid_mid", layer) if mlp_input else key)
+    """The stream there, [batch, pos, d_model], or None where the cache lacks it."""
+    if mlp_input:
+        return cache.get(("resid_mid", layer))
+    if layer == model.cfg.n_layers:
+        return cache.get(("resid_post", layer - 1))
+    return cache.get(("resid_pre", layer))
 
 
-def check_sum(stack, stream, onto):
+def check_sum(stack, stream, direction):
     """Raises UserError where the rows do not sum to the stream [batch, pos, d_model], or where
-    their products with `onto` do not sum to its product; rounding aside."""
+    their products with `direction` do not sum to its product; rounding aside."""
     if stream is None:
         return
     exact = torch.promote_types(stack.dtype, torch.float32)
-    error = stack.sum(0, dtype=exact) - as_rows(stream.to(exact), onto)[0]
+    error = stack.sum(0, dtype=exact) - as_rows(stream.to(exact), direction)[0]
     size = torch.linalg.vector_norm(stack, 1, dim=0, dtype=exact)
-    if onto is None:
+    if direction is None:
         error, size = error.norm(dim=-1), size.norm(dim=-1)
     else:
-        error, size = error.abs(), size + (stream.to(exact).norm(dim=-1) * onto.norm(dim=-1))
+        error = error.abs()
+        size = size + stream.to(exact).norm(dim=-1) * direction.norm(dim=-1)
+
     most = max(1e-3, 8 * torch.finfo(stack.dtype).eps)
     if (error > most * size).any():
         raise UserError(f"the writes miss the cached stream by {(error / size).max():.1g} of their "
@@ -113,25 +132,27 @@ def check_sum(stack, stream, onto):
                         "another model? Cache this model in eval() and without edits")
 
 
-def as_rows(write, onto):
-    """A write [batch, pos, d_model] as one row, or its product with `onto`."""
-    return (write if onto is None else (write * onto).sum(-1))[None]
+def as_rows(write, direction):
+    """A write [batch, pos, d_model] as one row, or its product with the direction."""
+    row = write if direction is None else (write * direction).sum(-1)
+    return row[None]
 
 
-def head_writes(z, W_O, onto):
-    """What each head writes, z [batch, pos, head, d_head] @ W_O [head, d_head, d_model]: a row
-    each."""
-    if onto is None:
+def head_writes(z, W_O, direction):
+    """What each head writes, z [batch, pos, head, d_head] @ W_O [head, d_head, d_model]: one row a
+    head, or its product with the direction."""
+    if direction is None:
         return torch.einsum("bphd,hdm->hbpm", z, W_O)
-    reads = torch.einsum("...m,hdm->...hd", onto, W_O)  # what each head's z counts for
+    reads = torch.einsum("...m,hdm->...hd", direction, W_O)  # what each head's z counts for
     return (z * reads).sum(-1).movedim(-1, 0)
 
 
-def neuron_writes(post, W_out, onto):
-    """What each neuron writes, post [batch, pos, d_mlp] times its row of W_out: a row each."""
-    if onto is None:
+def neuron_writes(post, W_out, direction):
+    """What each neuron writes, post [batch, pos, d_mlp] times its row of W_out: one row a neuron,
+    or its product with the direction."""
+    if direction is None:
         return torch.einsum("bpn,nm->nbpm", post, W_out)
-    return (post * (onto @ W_out.T)).movedim(-1, 0)
+    return (post * (direction @ W_out.T)).movedim(-1, 0)
 
 
 def accumulated_resid(model, cache, layer=-1, *, incl_mid=False, apply_ln=False):
@@ -157,24 +178,29 @@ def accumulated_resid(model, cache, layer=-1, *, incl_mid=False, apply_ln=False)
     return stack, labels
 
 
-def stack_head_results(model, cache, layer=-1, *, onto=None):
+def stack_head_results(model, cache, layer=-1, *, project_output_onto=None):
     """What each head of the blocks before `layer` has written, without b_O: (stack, labels).
 
-    Returns [head, batch, pos, d_model] ("L0H0", "L0H1", …), or with `onto` their products with it.
+    Returns [head, batch, pos, d_model], labels "L0H0", "L0H1", …; with project_output_onto, as in
+    `decomposition`, [head, batch, pos].
     """
-    return select_rows("H", *decomposition(model, cache, layer, unit="head", onto=onto))
+    stack, labels = decomposition(model, cache, layer, unit="head",
+                                  project_output_onto=project_output_onto)
+    return select_rows("H", stack, labels)
 
 
-def stack_neuron_results(model, cache, layer=-1, *, project_onto=None):
+def stack_neuron_results(model, cache, layer=-1, *, project_output_onto=None):
     """What each neuron of the blocks before `layer` has written, without b_out: (stack, labels).
 
-    project_onto: as `onto` in `decomposition`; the products are taken before anything is expanded,
+    project_output_onto: as in `decomposition`; the products are taken before anything is expanded,
     so that a neuron costs one number a position and not d_model. Returns [neuron, batch, pos
     (, d_model)], labels "L0N0", … Raises UserError for a model without MLPs.
     """
     if model.cfg.attn_only:
         raise UserError("attn_only=True: this model has no neurons; use stack_head_results")
-    return select_rows("N", *decomposition(model, cache, layer, unit="neuron", onto=project_onto))
+    stack, labels = decomposition(model, cache, layer, unit="neuron",
+                                  project_output_onto=project_output_onto)
+    return select_rows("N", stack, labels)
 
 
 def select_rows(letter, stack, labels):
@@ -240,6 +266,14 @@ def stream_before(model, cache, layer):
     return embed if model.position_embedding is None else embed + cache["pos_embed"]
 
 
+def last_stream(model, cache):
+    """The stream that the unembedding reads, [batch, pos, d_model]; None where the cache lacks it.
+    """
+    n_layers = model.cfg.n_layers
+    name = f"blocks.{n_layers - 1}.hook_resid_post" if n_layers else "hook_embed"
+    return stream_before(model, cache, n_layers) if name in cache else None
+
+
 def resolve_layer(model, cache, layer, mlp_input=False):
     """layer with -1 as n_layers; raises UserError for others that are not there, for an MLP's input
     where there is no MLP, and for a cache whose shapes are not the model's."""
@@ -268,7 +302,7 @@ def norm_budget(model, cache, layer=-1):
     has a negative one.
     """
     resid = stream_before(model, cache, resolve_layer(model, cache, layer))
-    shares, labels = decomposition(model, cache, layer, onto=resid)
+    shares, labels = decomposition(model, cache, layer, project_output_onto=resid)
     return shares / resid.pow(2).sum(-1), labels
 
 

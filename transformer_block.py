@@ -65,7 +65,8 @@ class Block(nn.Module):
 
     def __init__(self, cfg):
         super().__init__()
-        self.n_heads, self.attn_only = cfg.n_heads, cfg.attn_only
+        self.n_heads = cfg.n_heads
+        self.attn_only = cfg.attn_only
         self.ln1 = make_norm(cfg)
         self.attn = Attention(cfg)
         self.dropout = nn.Dropout(cfg.dropout)
@@ -86,7 +87,13 @@ class Block(nn.Module):
         """resid [batch, pos, d_model] -> the stream after this block; past as in Attention."""
         resid = self.hook_resid_pre(resid)
         attn_out = self.attn(*self.attention_inputs(resid), past)
-        resid = resid + self.hook_attn_out(self.dropout(attn_out))
+        return self.after_attention(resid + self.hook_attn_out(self.dropout(attn_out)))
+
+    def after_attention(self, resid):
+        """The stream after this block, from the stream to which attention has been added.
+
+        resid: [batch, pos, d_model]. Positions no longer mix here, so any rows will do.
+        """
         if not self.attn_only:
             resid = self.hook_resid_mid(resid)
             mlp_out = self.mlp(self.ln2(self.hook_mlp_in(resid)))

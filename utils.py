@@ -49,6 +49,13 @@ def suggest_closest(name, known):
     return f"; the closest: {', '.join(near)}" if near else ""
 
 
+def check_choice(name, value, choices):
+    """The value, if it is one of the choices. Raises UserError listing them for any other."""
+    if value not in list(choices):
+        raise UserError(f"{name}={value!r} is unknown; choose from: {', '.join(map(str, choices))}")
+    return value
+
+
 def seeded_generator(seed):
     """A fresh CPU `torch.Generator`; all randomness goes through one, so every run can be repeated.
 
@@ -199,33 +206,6 @@ def text_pieces(paths, size=1 << 18, what=None):
         position = done - begin - len(error.object) + error.start
         raise UserError(f"{path} is not UTF-8 (byte {position} is "
                         f"{error.object[error.start]:#04x}); save it as UTF-8 first") from None
-
-
-def as_integers(values, what):
-    """A number or a list of them as a tensor; raises UserError for others, masks among them."""
-    try:
-        numbers = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError):
-        numbers = torch.zeros(0)
-    if not numbers.numel() or numbers.dtype == torch.bool or numbers.is_floating_point():
-        raise UserError(f"{what}={values} are no whole numbers; pass some, and of a mask its "
-                        "nonzero()")
-    return numbers
-
-
-def choose_positions(pos, n_pos):
-    """An int, a slice, a list of positions, or None for all, as positions from 0: [n]. Raises
-    UserError for one outside of n_pos, and for none."""
-    if pos is None or isinstance(pos, slice):
-        chosen = torch.arange(n_pos)[pos or slice(None)]
-    else:
-        chosen = as_integers(pos, "pos")
-        if chosen.ndim > 1:
-            raise UserError(f"pos is {list(chosen.shape)}; pass [n], the same for all rows")
-        chosen = chosen.reshape(-1)
-    if not len(chosen) or chosen.min() < -n_pos or chosen.max() >= n_pos:
-        raise UserError(f"pos={pos} is outside of the {n_pos} positions")
-    return chosen % n_pos
 
 
 class Progress:

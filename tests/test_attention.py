@@ -7,7 +7,7 @@ import torch
 from helpers import tiny_model, tiny_tokens
 from torch import nn
 
-from attention import FixedPast, GrowingPast, causal_mask
+from attention import GrowingPast, causal_mask
 from utils import UserError, seeded_generator
 
 POINTS = ("q", "k", "v", "attn_scores", "pattern", "z", "result")
@@ -256,8 +256,10 @@ def test_each_row_of_a_ragged_batch_is_what_it_is_alone(listened):
 def cached_prefix(model, tokens, n, key_mask=None):
     """The past of the first n positions, one object a layer."""
     _, cache = model.run_with_cache(tokens)
-    return [FixedPast(cache["k", layer][:, :n], cache["v", layer][:, :n], key_mask)
-            for layer in range(model.cfg.n_layers)]
+    past = [GrowingPast(9, key_mask) for _ in model.blocks]
+    for layer, one in enumerate(past):
+        one.extend(cache["k", layer][:, :n], cache["v", layer][:, :n])
+    return past
 
 
 @pytest.mark.parametrize("listened", [(), ("attn_scores",)], ids=["fused", "explicit"])
@@ -270,23 +272,10 @@ def test_a_run_of_the_suffix_after_a_cached_prefix_is_the_whole_run(n, listened)
     assert_same(logits, model(tokens)[:, n:].detach())
 
 
-def test_one_prefix_serves_many_rows_and_stays_as_it_was():
-    model, prefix = tiny_model(dtype=torch.float64), tiny_tokens(batch=1, pos=4)
-    suffixes = tiny_tokens(batch=5, pos=3, seed=8)
-    past = cached_prefix(model, prefix, 4)
-    before = [(one.k.clone(), one.v.clone()) for one in past]
-    for _ in range(2):  # the second run finds the prefix unchanged
-        logits = step(model, suffixes, past, torch.arange(4, 7))
-        whole = torch.cat([prefix.expand(5, -1), suffixes], 1)
-        assert_same(logits, model(whole)[:, 4:].detach())
-    assert all(torch.equal(one.k, k) and torch.equal(one.v, v)
-               for one, (k, v) in zip(past, before, strict=True))
-
-
 @pytest.mark.parametrize("listened", [(), ("pattern",)], ids=["fused", "explicit"])
 def test_a_hidden_key_of_a_prefix_is_one_whose_score_is_minus_infinity(listened):
     model, tokens = tiny_model(dtype=torch.float64), tiny_tokens()
-    key_mask = torch.tensor([[True, False, True, True]])
+    key_mask = torch.arange(9)[None] != 1
 
     def hide(scores, hook):
         scores = scores.clone()
@@ -299,14 +288,11 @@ def test_a_hidden_key_of_a_prefix_is_one_whose_score_is_minus_infinity(listened)
         assert_same(step(model, tokens[:, 4:], past, torch.arange(4, 7)), expected.detach())
 
 
-@pytest.mark.parametrize("kind", ["growing", "fixed"])
-def test_hooks_see_the_new_keys_and_values_only_and_patterns_over_all_of_them(kind):
+def test_hooks_see_the_new_keys_and_values_only_and_patterns_over_all_of_them():
     model, tokens = tiny_model(dtype=torch.float64), tiny_tokens()
     _, whole = model.run_with_cache(tokens)
-    past = cached_prefix(model, tokens, 4)
-    if kind == "growing":
-        past = [GrowingPast(9) for _ in model.blocks]
-        step(model, tokens[:, :4], past, torch.arange(4))
+    past = [GrowingPast(9) for _ in model.blocks]
+    step(model, tokens[:, :4], past, torch.arange(4))
     with model.caching() as cache:
         step(model, tokens[:, 4:], past, torch.arange(4, 7))
     for layer in range(2):

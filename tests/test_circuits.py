@@ -7,7 +7,6 @@ import torch
 from helpers import TINY, tiny_model, tiny_tokens
 from torch.testing import assert_close
 
-import circuits
 from circuits import (
     Circuit,
     CircuitRun,
@@ -19,7 +18,9 @@ from circuits import (
     minimality,
 )
 from config import ModelConfig
-from metrics import Metric, kl_divergence
+from head_ablation import MODES
+from losses import kl_divergence
+from metrics import Metric
 from model import GPT
 from utils import UserError, seeded_generator
 
@@ -72,31 +73,32 @@ def naive_writes(model, tokens, edges=None, other=None):
     for layer, block in enumerate(model.blocks):
         attn, n_written = block.attn, len(writes)
         for head in range(cfg.n_heads):
-            q, k, v = (normalise(block.ln1, read(f"{layer}.{head}.{letter}", n_written)) for letter
+            q, k, v = (normalise(block.ln1, read(f"L{layer}H{head}.{letter}", n_written)) for letter
                        in "qkv")
             q, k, v = (q @ attn.W_Q[head] + attn.b_Q[head], k @ attn.W_K[head] + attn.b_K[head],
                        v @ attn.W_V[head] + attn.b_V[head])
             odds = (q @ k.mT / math.sqrt(cfg.d_head)).exp().tril()
-            writes[f"{layer}.{head}"] = odds / odds.sum(-1, keepdim=True) @ v @ attn.W_O[head]
+            writes[f"L{layer}H{head}"] = odds / odds.sum(-1, keepdim=True) @ v @ attn.W_O[head]
         biases = biases + attn.b_O
         if not cfg.attn_only:
             mlp = block.mlp
-            resid = normalise(block.ln2, read(f"{layer}.mlp", len(writes)))
+            resid = normalise(block.ln2, read(f"L{layer}.mlp", len(writes)))
             post = mlp.activation(resid @ mlp.W_in + mlp.b_in)
-            writes[f"{layer}.mlp"] = post @ mlp.W_out + mlp.b_out
+            writes[f"L{layer}.mlp"] = post @ mlp.W_out + mlp.b_out
     final = normalise(model.ln_final, read("logits", len(writes)))
     return writes, final @ model.W_U + model.b_U
 
 
-def naive_other(model, ablation):
+def naive_other(model, mode):
     writes, _ = naive_writes(model, CORRUPT)
-    change = {"mean": lambda write: write.mean(0, keepdim=True).expand_as(write),
-              "zero": torch.zeros_like, "corrupt": torch.clone}[ablation]
+    change = {"mean_pos": lambda write: write.mean(0, keepdim=True).expand_as(write),
+              "mean": lambda write: write.mean((0, 1), keepdim=True).expand_as(write),
+              "zero": torch.zeros_like, "resample": torch.clone}[mode]
     return {node: change(write) for node, write in writes.items()}
 
 
-def naive_value(model, edges, ablation="corrupt"):
-    return DIFF(naive_writes(model, CLEAN, set(edges), naive_other(model, ablation))[1])
+def naive_value(model, edges, mode="resample"):
+    return DIFF(naive_writes(model, CLEAN, set(edges), naive_other(model, mode))[1])
 
 
 # The graph
@@ -105,10 +107,10 @@ def naive_value(model, edges, ablation="corrupt"):
 def test_the_edges_of_a_small_model_are_those_that_one_counts_by_hand():
     circuit = Circuit.of(tiny_model(n_layers=1, n_heads=1))
     assert set(circuit.edges()) == {
-        ("embed", "0.0.q"), ("embed", "0.0.k"), ("embed", "0.0.v"), ("embed", "0.mlp"),
-        ("0.0", "0.mlp"), ("embed", "logits"), ("0.0", "logits"), ("0.mlp", "logits")}
-    assert circuit.nodes() == circuit.writers == ["embed", "0.0", "0.mlp"]
-    assert circuit.readers == ["0.0.q", "0.0.k", "0.0.v", "0.mlp", "logits"]
+        ("embed", "L0H0.q"), ("embed", "L0H0.k"), ("embed", "L0H0.v"), ("embed", "L0.mlp"),
+        ("L0H0", "L0.mlp"), ("embed", "logits"), ("L0H0", "logits"), ("L0.mlp", "logits")}
+    assert circuit.nodes() == circuit.writers == ["embed", "L0H0", "L0.mlp"]
+    assert circuit.readers == ["L0H0.q", "L0H0.k", "L0H0.v", "L0.mlp", "logits"]
 
 
 def test_gpt2_small_has_as_many_edges_as_its_papers_say():
@@ -118,34 +120,36 @@ def test_gpt2_small_has_as_many_edges_as_its_papers_say():
 
 def test_a_circuit_without_parts_lacks_their_edges_alone():
     full = Circuit.of(tiny_model())
-    assert set(full.edges()) - set(full.without([("embed", "1.0.k")]).edges()) == {
-        ("embed", "1.0.k")}
-    gone = set(full.edges()) - set(full.without(["0.1"]).edges())
-    assert gone == {edge for edge in full.edges() if edge[0] == "0.1" or edge[1][:4] == "0.1."}
-    gone = set(full.edges()) - set(full.without(["1.2.v", "0.mlp"]).edges())
-    assert gone == {edge for edge in full.edges() if edge[1] == "1.2.v" or "0.mlp" in edge}
-    assert full.without(["1.0", "1.0"]).without(["1.0"]).edges() == full.without(["1.0"]).edges()
+    assert set(full.edges()) - set(full.without([("embed", "L1H0.k")]).edges()) == {
+        ("embed", "L1H0.k")}
+    gone = set(full.edges()) - set(full.without(["L0H1"]).edges())
+    assert gone == {edge for edge in full.edges() if edge[0] == "L0H1" or edge[1][:5] == "L0H1."}
+    gone = set(full.edges()) - set(full.without(["L1H2.v", "L0.mlp"]).edges())
+    assert gone == {edge for edge in full.edges() if edge[1] == "L1H2.v" or "L0.mlp" in edge}
+    without = full.without(["L1H0"])
+    assert full.without(["L1H0", "L1H0"]).without(["L1H0"]).edges() == without.edges()
     assert len(full.without([])) == len(full) and not len(full.only([]))
-    assert full.without(["1.0"]).only(["0.1"]).edges() == [
-        edge for edge in full.edges() if "0.1" in (edge[0], edge[1][:3]) and edge[1][:3] != "1.0"]
+    assert full.without(["L1H0"]).only(["L0H1"]).edges() == [
+        edge for edge in full.edges()
+        if "L0H1" in (edge[0], edge[1][:4]) and edge[1][:4] != "L1H0"]
 
 
 def test_a_head_as_a_reader_is_its_three_inputs():
-    circuit = Circuit.of(tiny_model(), [("0.1", "1.2"), ("embed", "0.mlp")])
-    assert set(circuit.edges()) == {("0.1", "1.2.q"), ("0.1", "1.2.k"), ("0.1", "1.2.v"),
-                                    ("embed", "0.mlp")}
-    assert circuit.nodes() == ["embed", "0.1"]
+    circuit = Circuit.of(tiny_model(), [("L0H1", "L1H2"), ("embed", "L0.mlp")])
+    assert set(circuit.edges()) == {("L0H1", "L1H2.q"), ("L0H1", "L1H2.k"), ("L0H1", "L1H2.v"),
+                                    ("embed", "L0.mlp")}
+    assert circuit.nodes() == ["embed", "L0H1"]
 
 
 # Running a circuit
 
 
 @each_shape
-@pytest.mark.parametrize("ablation", circuits.ABLATIONS)
-def test_the_run_of_a_circuit_is_that_of_a_loop_over_the_weights(changes, ablation):
+@pytest.mark.parametrize("mode", MODES)
+def test_the_run_of_a_circuit_is_that_of_a_loop_over_the_weights(changes, mode):
     model = tiny(**changes)
-    run = CircuitRun(model, CLEAN, CORRUPT, DIFF, ablation=ablation)
-    other = naive_other(model, ablation)
+    run = CircuitRun(model, CLEAN, CORRUPT, DIFF, mode=mode)
+    other = naive_other(model, mode)
     for share in (0.3, 0.9):
         circuit = random_circuit(model, share)
         expected = naive_writes(model, CLEAN, set(circuit.edges()), other)[1]
@@ -185,12 +189,14 @@ def test_what_is_not_cut_stays_bit_for_bit():
     assert torch.equal(before[0], run.writes) and torch.equal(before[1], run.other)
 
 
-def test_the_mean_may_be_over_other_prompts_than_the_clean_ones():
+@pytest.mark.parametrize("mode, axes", [("mean_pos", (0,)), ("mean", (0, 1))])
+def test_the_mean_may_be_over_other_prompts_than_the_clean_ones(mode, axes):
     model = tiny()
     many = torch.cat([CORRUPT, tiny_tokens(batch=4, seed=6)])
-    run = CircuitRun(model, CLEAN, many, DIFF, ablation="mean")
+    run = CircuitRun(model, CLEAN, many, DIFF, mode=mode)
     writes, _ = naive_writes(model, many)
-    means = {node: write.mean(0, keepdim=True) for node, write in writes.items()}
+    means = {node: write.mean(axes, keepdim=True).expand(1, 7, -1)
+             for node, write in writes.items()}
     circuit = random_circuit(model)
     expected = naive_writes(model, CLEAN, set(circuit.edges()), means)[1]
     assert_close(run.value(circuit), DIFF(expected))
@@ -199,7 +205,7 @@ def test_the_mean_may_be_over_other_prompts_than_the_clean_ones():
 def test_zero_needs_no_corrupt_prompts():
     model = tiny()
     circuit = random_circuit(model)
-    assert_close(CircuitRun(model, CLEAN, None, DIFF, ablation="zero").value(circuit),
+    assert_close(CircuitRun(model, CLEAN, None, DIFF, mode="zero").value(circuit),
                  naive_value(model, circuit.edges(), "zero"))
 
 
@@ -208,7 +214,7 @@ def test_zero_needs_no_corrupt_prompts():
 
 def sums_by_writer(scores):
     totals = dict.fromkeys(scores.full.writers, 0)
-    for (writer, _), row in zip(scores.edges(), scores.per_prompt, strict=True):
+    for (writer, _), row in zip(scores.edges(), scores.values, strict=True):
         totals[writer] = totals[writer] + row
     return totals
 
@@ -226,9 +232,9 @@ def test_a_writer_s_edges_sum_to_the_first_order_effect_of_its_write(changes):
         if node == "embed":
             slope = grads["hook_embed"]
         elif node.endswith("mlp"):
-            slope = grads[f"blocks.{node[0]}.hook_mlp_out"]
+            slope = grads[f"blocks.{node[1]}.hook_mlp_out"]
         else:
-            slope = grads[f"blocks.{node[0]}.attn.hook_result"][:, :, int(node[2:])]
+            slope = grads[f"blocks.{node[1]}.attn.hook_result"][:, :, int(node[3:])]
         assert_close(total, ((corrupt[node] - clean[node]) * slope).sum((1, 2)))
 
 
@@ -244,7 +250,7 @@ def test_a_score_is_the_slope_along_its_edge(changes):
         for step in (1e-4, -1e-4):
             moved = {node: clean[node] + step * (corrupt[node] - clean[node]) for node in clean}
             ends.append(DIFF(naive_writes(model, CLEAN, present, moved)[1]))
-        assert_close(scores.per_prompt[at], (ends[0] - ends[1]) / 2e-4, atol=1e-6, rtol=1e-5)
+        assert_close(scores.values[at], (ends[0] - ends[1]) / 2e-4, atol=1e-6, rtol=1e-5)
 
 
 def last_layer_edges(model):
@@ -259,25 +265,25 @@ def last_layer_edges(model):
 def test_a_score_is_exact_where_the_model_is_linear(changes):
     model = tiny(norm="none", **changes)
     scores, edges = eap(model, CLEAN, CORRUPT, DIFF), last_layer_edges(model)
-    exact, _ = minimality(Circuit.of(model), model, CLEAN, CORRUPT, metric=DIFF, parts=edges)
+    exact = minimality(Circuit.of(model), model, CLEAN, CORRUPT, metric=DIFF, parts=edges).values
     at = [scores.edges().index(edge) for edge in edges]
-    assert_close(scores.per_prompt[at], exact)
+    assert_close(scores.values[at], exact)
     assert len(edges) > 0 and exact.abs().min() > 1e-4
 
 
 def test_elsewhere_an_estimate_is_wrong():
     model = tiny()
     scores = eap(model, CLEAN, CORRUPT, DIFF)
-    exact, _ = minimality(Circuit.of(model), model, CLEAN, CORRUPT, metric=DIFF,
-                          parts=scores.edges())
-    assert (scores.per_prompt - exact).abs().max() > 0.1
+    exact = minimality(Circuit.of(model), model, CLEAN, CORRUPT, metric=DIFF,
+                       parts=scores.edges())
+    assert (scores.values - exact.values).abs().max() > 0.1
 
 
 @each_shape
 def test_one_step_of_integrated_gradients_is_the_clean_gradient(changes):
     model = tiny(**changes)
     one = eap(model, CLEAN, CORRUPT, DIFF, ig_steps=1)
-    assert torch.equal(one.per_prompt, eap(model, CLEAN, CORRUPT, DIFF).per_prompt)
+    assert torch.equal(one.values, eap(model, CLEAN, CORRUPT, DIFF).values)
     # Two steps: the mean of the gradients at the clean embeddings and half way to the corrupt ones.
     two = eap(model, CLEAN, CORRUPT, DIFF, ig_steps=2)
     with torch.no_grad():
@@ -293,7 +299,7 @@ def test_one_step_of_integrated_gradients_is_the_clean_gradient(changes):
             slope = slope[:, :, two.full.readers[where].index(reader)]
         row = two.full.writers.index(writer)
         middle = ((run.other - run.writes)[row] * slope).sum((1, 2))
-        assert_close(two.per_prompt[at], (one.per_prompt[at] + middle) / 2)
+        assert_close(two.values[at], (one.values[at] + middle) / 2)
 
 
 def test_with_more_steps_the_embedding_s_edges_sum_to_the_whole_difference():
@@ -313,14 +319,14 @@ def test_scores_are_ranked_by_size_and_give_a_circuit():
     assert {edge[2] < 0 for edge in top} == {True, False}
     assert set(scores.circuit(5).edges()) == set(ranked[:5])
     assert len(scores.top(0)) == 0 and len(scores.circuit(len(by_edge))) == len(by_edge)
-    assert_close(scores.mean, scores.per_prompt.mean(1))
+    assert_close(scores.mean, scores.values.mean(1))
 
 
 def test_prompts_do_not_mix():
     model = tiny()
     scores = eap(model, CLEAN, CORRUPT, DIFF, ig_steps=3)
     alone = eap(model, CLEAN[1:2], CORRUPT[1:2], Metric.logit_diff(4, 0), ig_steps=3)
-    assert_close(scores.per_prompt[:, 1:2], alone.per_prompt)
+    assert_close(scores.values[:, 1:2], alone.values)
 
 
 def test_a_plain_function_of_the_logits_is_a_metric_too():
@@ -330,12 +336,12 @@ def test_a_plain_function_of_the_logits_is_a_metric_too():
         return logits[..., 2, 3] - logits[..., 2, 5]
 
     third = Metric.logit_diff(3, 5, pos=2)
-    assert_close(eap(model, CLEAN, CORRUPT, plain).per_prompt,
-                 eap(model, CLEAN, CORRUPT, third).per_prompt)
+    assert_close(eap(model, CLEAN, CORRUPT, plain).values,
+                 eap(model, CLEAN, CORRUPT, third).values)
     circuit = random_circuit(model)
     values = [CircuitRun(model, CLEAN, CORRUPT, metric).value(circuit) for metric in (plain, third)]
     assert_close(*values)
-    expected = naive_writes(model, CLEAN, set(circuit.edges()), naive_other(model, "corrupt"))[1]
+    expected = naive_writes(model, CLEAN, set(circuit.edges()), naive_other(model, "resample"))[1]
     assert_close(values[0], plain(expected))
 
 
@@ -343,25 +349,25 @@ def test_a_plain_function_of_the_logits_is_a_metric_too():
 
 
 @each_shape
-@pytest.mark.parametrize("ablation", circuits.ABLATIONS)
-def test_faithfulness_is_1_for_all_edges_and_0_for_none(changes, ablation):
+@pytest.mark.parametrize("mode", MODES)
+def test_faithfulness_is_1_for_all_edges_and_0_for_none(changes, mode):
     model = tiny(**changes)
     for parts, value in ((None, 1.0), ([], 0.0)):
         result = faithfulness(Circuit.of(model, parts), model, CLEAN, CORRUPT, metric=DIFF,
-                              ablation=ablation)
-        assert_close(result.per_prompt, torch.full((3,), value).double())
-        assert (result.mean, *result.interval) == pytest.approx((value,) * 3)
+                              mode=mode)
+        assert_close(result.values, torch.full((3,), value).double())
+        assert [float(each) for each in (result.mean, *result.ci())] == pytest.approx([value] * 3)
 
 
-@pytest.mark.parametrize("ablation", circuits.ABLATIONS)
-def test_faithfulness_of_a_part_is_the_ratio_of_the_naive_loops(ablation):
+@pytest.mark.parametrize("mode", MODES)
+def test_faithfulness_of_a_part_is_the_ratio_of_the_naive_loops(mode):
     model = tiny()
     circuit = random_circuit(model, 0.7)
-    result = faithfulness(circuit, model, CLEAN, CORRUPT, metric=DIFF, ablation=ablation)
-    empty, kept, full = (naive_value(model, edges, ablation)
+    result = faithfulness(circuit, model, CLEAN, CORRUPT, metric=DIFF, mode=mode)
+    empty, kept, full = (naive_value(model, edges, mode)
                          for edges in ([], circuit.edges(), Circuit.of(model).edges()))
-    assert_close(result.per_prompt, (kept - empty) / (full - empty))
-    assert result.mean == pytest.approx(((kept - empty).mean() / (full - empty).mean()).item())
+    assert_close(result.values, (kept - empty) / (full - empty))
+    assert_close(result.mean, (kept - empty).mean() / (full - empty).mean())
 
 
 def by_hand():
@@ -377,21 +383,22 @@ def by_hand():
     return model
 
 
-@pytest.mark.parametrize("ablation, mean, per_prompt", [
+@pytest.mark.parametrize("mode, mean, values", [
     # clean 3 -> 3 + 6 = 9, 4 -> 12. Kept are the edges along the head: other + 2 * clean.
     # corrupt 1 and 2 -> 3 and 6: (1 + 6 - 3) / (9 - 3), (2 + 8 - 6) / (12 - 6)
-    ("corrupt", 8 / 12, [4 / 6, 4 / 6]),
+    ("resample", 8 / 12, [4 / 6, 4 / 6]),
     # their mean 1.5, and 3 from the head: (1.5 + 6 - 4.5) / (9 - 4.5), (1.5 + 8 - 4.5) / 7.5
-    ("mean", 8 / 12, [3 / 4.5, 5 / 7.5]),
+    ("mean_pos", 8 / 12, [3 / 4.5, 5 / 7.5]),
+    ("mean", 8 / 12, [3 / 4.5, 5 / 7.5]),  # there is one position
     ("zero", 14 / 21, [6 / 9, 8 / 12]),
 ])
-def test_faithfulness_is_the_number_computed_by_hand(ablation, mean, per_prompt):
+def test_faithfulness_is_the_number_computed_by_hand(mode, mean, values):
     model, clean, corrupt = by_hand(), torch.tensor([[2], [3]]), torch.tensor([[0], [1]])
-    circuit = Circuit.of(model, [("embed", "0.0.v"), ("0.0", "logits")])
-    result = faithfulness(circuit, model, clean, corrupt, ablation=ablation,
+    circuit = Circuit.of(model, [("embed", "L0H0.v"), ("L0H0", "logits")])
+    result = faithfulness(circuit, model, clean, corrupt, mode=mode,
                           metric=lambda logits: logits[..., 0, 0])
-    assert result.mean == pytest.approx(mean)
-    assert_close(result.per_prompt, torch.tensor(per_prompt).double())
+    assert result.mean.item() == pytest.approx(mean)
+    assert_close(result.values, torch.tensor(values).double())
 
 
 def squared(logits):
@@ -404,10 +411,12 @@ def test_the_mean_is_the_ratio_of_means():
     model, clean = by_hand(), torch.tensor([[1], [2], [3]])
     circuit = Circuit.of(model, [("embed", "logits")])
     result = faithfulness(circuit, model, clean, 0 * clean, metric=squared)
-    assert_close(result.per_prompt, torch.tensor([7 / 27, 16 / 72, 27 / 135]).double())
-    assert result.mean == pytest.approx((7 + 16 + 27) / (27 + 72 + 135))
+    assert_close(result.values, torch.tensor([7 / 27, 16 / 72, 27 / 135]).double())
+    assert result.mean.item() == pytest.approx((7 + 16 + 27) / (27 + 72 + 135))
     alone = faithfulness(circuit, model, clean[:1], 0 * clean[:1], metric=squared)
-    assert alone.interval is None and alone.mean == pytest.approx(7 / 27)
+    assert alone.mean.item() == pytest.approx(7 / 27)
+    with pytest.raises(UserError, match="1 values"):
+        alone.ci()
 
 
 def test_the_interval_is_that_of_the_ratio_of_means_over_all_draws():
@@ -415,42 +424,44 @@ def test_the_interval_is_that_of_the_ratio_of_means_over_all_draws():
     circuit = Circuit.of(model, [("embed", "logits")])
     first, again = (faithfulness(circuit, model, clean, 0 * clean, metric=squared)
                     for _ in range(2))
-    assert first.interval == again.interval
+    assert first.ci() == again.ci()
     kept, gap = torch.tensor([[7.0, 27], [16, 72], [27, 135]])[clean[:, 0] - 1].T
     draws = torch.cartesian_prod(*[torch.arange(6)] * 6)  # every one that there is
     ratios = kept[draws].mean(1) / gap[draws].mean(1)
     expected = ratios.quantile(torch.tensor([0.025, 0.975])).tolist()
-    assert first.interval == pytest.approx(expected, abs=0.001)
+    assert [float(end) for end in first.ci()] == pytest.approx(expected, abs=0.001)
+    low, high = first.ci(level=0.5)
+    assert first.ci()[0] < low < first.mean < high < first.ci()[1]
 
 
-@pytest.mark.parametrize("ablation", circuits.ABLATIONS)
-def test_completeness_and_minimality_are_differences_of_naive_loops(ablation):
+@pytest.mark.parametrize("mode", MODES)
+def test_completeness_and_minimality_are_differences_of_naive_loops(mode):
     model = tiny()
     circuit, full = random_circuit(model, 0.8), Circuit.of(model)
 
     def value(kept):
-        return naive_value(model, kept.edges(), ablation)
+        return naive_value(model, kept.edges(), mode)
 
-    subsets = [[], ["0.1"], ["1.0.k", ("embed", "logits"), "0.mlp"], circuit.nodes()]
+    subsets = [[], ["L0H1"], ["L1H0.k", ("embed", "logits"), "L0.mlp"], circuit.nodes()]
     found = completeness(circuit, model, CLEAN, CORRUPT, metric=DIFF, subsets=subsets,
-                         ablation=ablation)
+                         mode=mode)
     assert_close(found, torch.stack([(value(circuit.without(some)) - value(full.without(some)))
                                      .mean().abs() for some in subsets]))
     assert found[:3].min() > 1e-3
-    removed = ["0.2", ("0.1", "logits")]
-    change, parts = minimality(circuit, model, CLEAN, CORRUPT, metric=DIFF, removed=removed,
-                               ablation=ablation)
+    removed = ["L0H2", ("L0H1", "logits")]
+    found = minimality(circuit, model, CLEAN, CORRUPT, metric=DIFF, removed=removed, mode=mode)
+    change, parts = found.values, found.parts
     assert parts == circuit.nodes()
     rest = circuit.without(removed)
     assert_close(change, torch.stack([value(rest.without([part])) - value(rest)
                                       for part in parts]))
-    assert (change[parts.index("0.2")] == 0).all()
+    assert (change[parts.index("L0H2")] == 0).all()
 
 
 def test_the_model_is_complete_and_removing_all_is_the_same_everywhere():
     model = tiny()
     full, circuit = Circuit.of(model), random_circuit(model)
-    subsets = [[], ["0.0"], ["embed", "1.mlp"]]
+    subsets = [[], ["L0H0"], ["embed", "L1.mlp"]]
     found = completeness(full, model, CLEAN, CORRUPT, metric=DIFF, subsets=subsets)
     assert (found == 0).all()
     found = completeness(circuit, model, CLEAN, CORRUPT, metric=DIFF, subsets=[full.writers])
@@ -460,8 +471,8 @@ def test_the_model_is_complete_and_removing_all_is_the_same_everywhere():
 # A planted circuit
 
 
-PLANTED = {("embed", "0.1.q"), ("embed", "0.1.k"), ("embed", "0.1.v"), ("0.1", "1.2.k"),
-           ("embed", "1.2.q"), ("embed", "1.2.v"), ("1.2", "logits")}
+PLANTED = {("embed", "L0H1.q"), ("embed", "L0H1.k"), ("embed", "L0H1.v"), ("L0H1", "L1H2.k"),
+           ("embed", "L1H2.q"), ("embed", "L1H2.v"), ("L1H2", "logits")}
 
 
 def planted():
@@ -494,28 +505,28 @@ def test_acdc_finds_a_planted_circuit_and_nothing_else():
     found = acdc(model, CLEAN, CORRUPT, DIFF, threshold=1e-9)
     assert set(found.edges()) == PLANTED
     result = faithfulness(found, model, CLEAN, CORRUPT, metric=DIFF)
-    assert result.mean == pytest.approx(1)
-    change, _ = minimality(found, model, CLEAN, CORRUPT, metric=DIFF, parts=found.edges())
-    assert change.abs().mean(1).min() > 1e-9
+    assert result.mean.item() == pytest.approx(1)
+    change = minimality(found, model, CLEAN, CORRUPT, metric=DIFF, parts=found.edges())
+    assert change.values.abs().mean(1).min() > 1e-9
 
 
-def test_acdc_finds_it_by_kl_and_with_other_ablations_too():
+def test_acdc_finds_it_by_kl_and_with_other_modes_too():
     model = planted()
     with torch.no_grad():
         reference = model(CLEAN)
 
     def kl(logits):
-        return kl_divergence(logits, reference, reduction="none")
+        return kl_divergence(reference, logits, pos=-1)
 
-    for ablation in circuits.ABLATIONS:
-        found = acdc(model, CLEAN, CORRUPT, kl, threshold=1e-12, ablation=ablation)
+    for mode in MODES:
+        found = acdc(model, CLEAN, CORRUPT, kl, threshold=1e-12, mode=mode)
         assert set(found.edges()) == PLANTED
 
 
 def test_the_estimates_of_a_planted_circuit_are_0_outside_of_it():
     model = planted()
     scores = eap(model, CLEAN, CORRUPT, DIFF)
-    for edge, row in zip(scores.edges(), scores.per_prompt, strict=True):
+    for edge, row in zip(scores.edges(), scores.values, strict=True):
         assert (row.abs().max() > 1e-9) == (edge in PLANTED), edge
     assert set(scores.circuit(len(PLANTED)).edges()) == PLANTED
 
@@ -571,13 +582,13 @@ def test_a_report_is_that_computed_by_hand():
 def test_a_report_takes_edges_and_nodes():
     model = tiny()
     scores, full = eap(model, CLEAN, CORRUPT, DIFF), Circuit.of(model)
-    exact, edges = minimality(full, model, CLEAN, CORRUPT, metric=DIFF, parts=scores.edges())
-    report = approximation_report(scores.mean, exact.mean(1), edges)
+    exact = minimality(full, model, CLEAN, CORRUPT, metric=DIFF, parts=scores.edges())
+    report = approximation_report(scores.mean, exact.mean, exact.parts)
     assert 0 < report.spearman < 1 and 0.5 < report.sign_agreement <= 1 and len(report.misses) == 5
-    exact, nodes = minimality(full, model, CLEAN, CORRUPT, metric=DIFF)
+    exact = minimality(full, model, CLEAN, CORRUPT, metric=DIFF)
     totals = sums_by_writer(scores)
-    report = approximation_report(torch.stack([totals[node].mean() for node in nodes]),
-                                  exact.mean(1), nodes)
+    report = approximation_report(torch.stack([totals[node].mean() for node in exact.parts]),
+                                  exact.mean, exact.parts)
     assert -1 < report.spearman <= 1
 
 
@@ -585,19 +596,20 @@ def test_a_report_takes_edges_and_nodes():
 
 
 @pytest.mark.parametrize("call, problem", [
-    (lambda m: eap(m, CLEAN, CORRUPT[:, :5], DIFF), r"clean is \[3, 7\], corrupt is \[3, 5\]"),
-    (lambda m: eap(m, CLEAN, CORRUPT[:2], DIFF), r"corrupt is \[2, 7\]"),
-    (lambda m: CircuitRun(m, CLEAN, CORRUPT[:, :5], DIFF, ablation="mean"), r"corrupt is \[3, 5\]"),
+    (lambda m: eap(m, CLEAN, CORRUPT[:, :5], DIFF),
+     r"clean_tokens is \[3, 7\], corrupted_tokens is \[3, 5\]"),
+    (lambda m: eap(m, CLEAN, CORRUPT[:2], DIFF), r"corrupted_tokens is \[2, 7\]"),
+    (lambda m: CircuitRun(m, CLEAN, CORRUPT[:, :5], DIFF, mode="mean"), r"is \[3, 5\]"),
     (lambda m: eap(m, CLEAN, CLEAN.clone(), DIFF), "are the same"),
     (lambda m: eap(m, CLEAN, CORRUPT, DIFF, ig_steps=0), "ig_steps=0"),
     (lambda m: acdc(m, CLEAN, CORRUPT, DIFF, threshold=-0.1), "threshold=-0.1"),
     (lambda m: acdc(m, CLEAN, CORRUPT, DIFF, threshold=math.nan), "threshold=nan"),
-    (lambda m: CircuitRun(m, CLEAN, CORRUPT, DIFF, ablation="man"), "choose from corrupt, mean"),
-    (lambda m: Circuit.of(m, [("0.1", "1.7.k")]), "the closest: .*1.1.k"),
-    (lambda m: Circuit.of(m, [("0.mpl", "logits")]), "the closest: .*0.mlp"),
+    (lambda m: CircuitRun(m, CLEAN, CORRUPT, DIFF, mode="man"), "choose from: zero, mean"),
+    (lambda m: Circuit.of(m, [("L0H1", "L1H7.k")]), "the closest: .*L1H1.k"),
+    (lambda m: Circuit.of(m, [("L0.mpl", "logits")]), "the closest: .*L0.mlp"),
     (lambda m: Circuit.of(m).without(["logit"]), "'logit' has no edge.*the closest: logits"),
-    (lambda m: Circuit.of(m, [("1.0", "0.1.k")]), r"\('1.0', '0.1.k'\) has no edge"),
-    (lambda m: Circuit.of(m, [("0.0", "0.1.k")]), "has no edge"),
+    (lambda m: Circuit.of(m, [("L1H0", "L0H1.k")]), r"\('L1H0', 'L0H1.k'\) has no edge"),
+    (lambda m: Circuit.of(m, [("L0H0", "L0H1.k")]), "has no edge"),
     (lambda m: minimality(Circuit.of(m, []), m, CLEAN, CORRUPT, metric=DIFF), "has no edges"),
     (lambda m: faithfulness(Circuit.of(m), m, CLEAN, CORRUPT,
                             metric=lambda logits: logits[..., 0, 0] * 0), "nothing to keep"),
@@ -659,7 +671,7 @@ def test_hooks_that_are_open_act_in_circuits_too():
         here = CircuitRun(model, CLEAN, CORRUPT, DIFF).value(circuit)
         scores = eap(model, CLEAN, CORRUPT, DIFF)
     assert_close(here, CircuitRun(ablated, CLEAN, CORRUPT, DIFF).value(circuit))
-    assert_close(scores.per_prompt, eap(ablated, CLEAN, CORRUPT, DIFF).per_prompt)
+    assert_close(scores.values, eap(ablated, CLEAN, CORRUPT, DIFF).values)
 
 
 def test_float32_holds_to_its_rounding():

@@ -24,7 +24,8 @@ from head_ablation import (
     pairwise_interaction,
     self_repair,
 )
-from metrics import Metric, bootstrap_ci, per_token_loss
+from losses import next_token_loss
+from metrics import Metric, bootstrap_ci
 from utils import UserError, seeded_generator
 
 SHAPES = [{}, {"tie_embeddings": True}, {"attn_only": True}, {"attn_bias": False},
@@ -78,7 +79,7 @@ def naive(model, tokens, heads, how, more_hooks=()):
 
 
 def loss_of(tokens):
-    return lambda logits: per_token_loss(logits, tokens, reduction="none")
+    return lambda logits: next_token_loss(logits, tokens, reduction="none")
 
 
 # Removing
@@ -439,8 +440,8 @@ def test_measuring_leaves_no_hook_and_no_gradient_even_when_the_metric_fails():
     ([(2, 0)], {}, r"head \(2, 0\) is not there; this model has 2 layers with 3 each"),
     ([(0, 3)], {}, r"head \(0, 3\) is not there"), ([(-1, 0)], {}, r"head \(-1, 0\)"),
     ([(0, -1)], {}, r"head \(0, -1\)"), ((0, 1), {}, r"\[0, 1\] are no pairs \(layer, head\)"),
-    (["L0H1"], {}, "no whole numbers"),
-    ([(0.5, 1)], {}, "no whole numbers"), ([(0, 1, 2)], {}, "are no pairs"),
+    (["L0H1"], {}, "no integers"),
+    ([(0.5, 1)], {}, "no integers"), ([(0, 1, 2)], {}, "are no pairs"),
     ([], {"mode": "median"}, "mode='median' is unknown; choose from: zero, mean, mean_pos"),
     ([], {"mode": "mean"}, "mode='mean' needs a reference"),
     ([], {"mode": "resample"}, "mode='resample' needs a reference"),

@@ -60,7 +60,7 @@ def test_top_tokens_and_ranks_are_those_of_the_logits():
 @pytest.mark.parametrize("positions", [-1, 3, slice(2, 5), [0, 6]])
 def test_some_positions_are_those_of_all(positions):
     model, _, cache = cached()
-    some, whole = logit_lens(model, cache, positions=positions), logit_lens(model, cache)
+    some, whole = logit_lens(model, cache, pos=positions), logit_lens(model, cache)
     chosen = [positions] if isinstance(positions, int) else positions
     assert_close(some.logits, whole.logits[:, :, chosen])
     assert_close(some.kl, whole.kl[:, :, chosen])
@@ -73,7 +73,7 @@ def test_targets_of_the_whole_text_are_taken_at_the_positions(positions):
     chosen = [positions] if isinstance(positions, int) else positions or slice(None)
     whole = logit_lens(model, cache, targets=targets).rank[:, :, chosen]
     for given in (targets, targets[:, chosen]):
-        assert torch.equal(logit_lens(model, cache, positions=positions, targets=given).rank, whole)
+        assert torch.equal(logit_lens(model, cache, pos=positions, targets=given).rank, whole)
 
 
 def test_a_target_whose_logit_is_nan_is_never_the_likeliest():
@@ -184,7 +184,7 @@ def test_a_lens_comes_back_from_its_file(tmp_path):
 
 @pytest.mark.parametrize("call, problem", [
     (lambda model, cache: logit_lens(model, cache, top_k=12), "top_k=12 .* 1 to 11"),
-    (lambda model, cache: logit_lens(model, cache, positions=7), "pos=7 is outside of the 7"),
+    (lambda model, cache: logit_lens(model, cache, pos=7), "pos=7 is outside of the 7"),
     (lambda model, cache: logit_lens(model, cache, targets="a"), "text where ids are needed"),
     (lambda model, cache: logit_lens(model, cache, lens=TunedLens(12, ["0_pre"])), "not 1_pre"),
     (lambda model, cache: logit_lens(model, cache, lens=TunedLens(9, ["0_pre"])), "of width 9"),
@@ -195,7 +195,7 @@ def test_a_lens_comes_back_from_its_file(tmp_path):
     (lambda model, cache: fit_tuned_lens(model, tiny_tokens(), steps=3, lr=float("nan")),
      "not finite after 3 steps"),
     (lambda model, cache: logit_lens(model, cache, targets=tiny_tokens(3)), r"targets is \[3, 7\]"),
-    (lambda model, cache: logit_lens(model, cache, positions=[1, 2, 3], targets=tiny_tokens(2, 2)),
+    (lambda model, cache: logit_lens(model, cache, pos=[1, 2, 3], targets=tiny_tokens(2, 2)),
      r"targets is \[2, 2\] for \[2, 3\]"),
 ])
 def test_what_is_not_possible_is_said(call, problem):

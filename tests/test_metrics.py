@@ -2,12 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from losses import next_token_loss
 from metrics import (
+    Effects,
     Metric,
     as_metric,
     attention_entropy,
@@ -19,7 +22,6 @@ from metrics import (
     kl_divergence,
     logit_diff,
     pearson,
-    per_token_loss,
     permutation_pvalue,
     prev_token_score,
     sink_score,
@@ -165,19 +167,21 @@ def test_metrics_keep_the_cells_of_a_sweep_and_the_mean_is_over_the_batch():
     tokens = torch.randint(6, (3, 4), generator=seeded_generator(2))
     for metric in (lambda logits, how: logit_diff(logits, CORRECT, WRONG, reduction=how),
                    lambda logits, how: target_rank(logits, CORRECT, reduction=how).double(),
-                   lambda logits, how: kl_divergence(logits, clean, reduction=how),
-                   lambda logits, how: per_token_loss(logits, tokens, reduction=how)):
+                   lambda logits, how: kl_divergence(clean, logits, pos=-1, reduction=how),
+                   lambda logits, how: next_token_loss(logits, tokens, reduction=how)):
         values = metric(logits, "none")
         assert values.shape == (2, 5, 3)
         assert_close(values[1, 3], metric(logits[1, 3], "none"))
-        assert_close(metric(logits, "mean"), values.mean(-1), check_dtype=False, atol=1e-6, rtol=0)
+        mean = metric(logits, "mean")
+        expected = values.mean(-1) if mean.ndim else values.mean()
+        assert_close(mean, expected, check_dtype=False, atol=1e-6, rtol=0)
 
 
-def test_the_loss_of_a_text_is_that_of_each_next_token():
+def test_a_logit_difference_is_a_metric_as_it_is():
     logits = cells()[0, 0]
-    tokens = torch.randint(6, (3, 4), generator=seeded_generator(2))
-    expected = [-logits[row].log_softmax(-1)[range(3), tokens[row, 1:]].mean() for row in range(3)]
-    assert_close(per_token_loss(logits, tokens, reduction="none"), torch.stack(expected))
+    assert logit_diff(logits, CORRECT, WRONG).shape == (3,)
+    whole = as_metric(lambda logits: logit_diff(logits, CORRECT, WRONG))
+    assert_close(whole(logits), Metric.logit_diff(CORRECT, WRONG)(logits))
 
 
 def test_the_logit_difference_is_antisymmetric_and_knows_no_shift():
@@ -208,13 +212,42 @@ def test_a_logit_that_is_nan_is_never_the_likeliest():
 
 def test_kl_of_a_run_from_itself_is_nothing_and_from_another_what_the_sum_says():
     logits, other = cells()[0, 0], cells(1)[0, 0]
-    assert_close(kl_divergence(logits, logits, reduction="none"), torch.zeros(3).double())
-    p, q = other[:, -1].softmax(-1), logits[:, -1].softmax(-1)
-    assert_close(kl_divergence(logits, other, reduction="none"), (p * (p / q).log()).sum(-1))
+    assert_close(kl_divergence(logits, logits, pos=-1), torch.zeros(3).double())
+    p, q = logits[:, -1].softmax(-1), other[:, -1].softmax(-1)
+    assert_close(kl_divergence(logits, other, pos=-1), (p * (p / q).log()).sum(-1))
+    every = kl_divergence(logits, other)
+    assert_close(kl_divergence(logits, other, pos=[0, 2]), every[:, [0, 2]])
+    assert_close(kl_divergence(logits, other, reduction="mean"), every.mean())
+
+
+def test_kl_is_one_function_whose_first_argument_is_p_wherever_it_is_imported_from():
+    import losses
+    import metrics
+    assert metrics.kl_divergence is losses.kl_divergence
+    sure, unsure = torch.tensor([[4.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    p, q = sure.softmax(-1), unsure.softmax(-1)
+    assert_close(losses.kl_divergence(sure, unsure), (p * (p / q).log()).sum(-1))
+
+
+def test_effects_stand_for_their_means_where_a_number_a_cell_is_wanted():
+    values = torch.randn(2, 3, 8, generator=seeded_generator(0))
+    effects = Effects(values, ("layer", "head"))
+    assert_close(effects.mean, values.mean(-1))
+    assert_close(effects[1, 2], values[1, 2].mean())
+    assert_close(effects[:, 0], values[:, 0].mean(-1))
+    assert np.array_equal(np.asarray(effects), values.mean(-1).numpy())
+    assert np.asarray(effects, dtype=np.float64).dtype == np.float64
+    assert [row.tolist() for row in effects] == values.mean(-1).tolist() and len(effects) == 2
+
+
+def test_an_interval_of_effects_encloses_their_mean():
+    effects = Effects(torch.randn(4, 40, generator=seeded_generator(1)) + 3, ("head",))
+    low, high = effects.ci()
+    assert (low < effects.mean).all() and (effects.mean < high).all()
 
 
 def test_an_unknown_reduction_is_refused():
-    with pytest.raises(UserError, match="reduction='sum' is unknown; choose from: mean, none"):
+    with pytest.raises(UserError, match="reduction='sum' is unknown; choose from: none, mean"):
         logit_diff(cells(), 1, 2, reduction="sum")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import tiny_model, tiny_tokens
 
-from attention import FixedPast
+from attention import GrowingPast
 from config import ModelConfig
 from losses import next_token_loss
 from model import GPT
@@ -228,7 +228,8 @@ def test_a_way_that_does_not_exist_raises(start, stop):
 def test_past_is_counted_by_absolute_layer():
     model, tokens = tiny_model(), tiny_tokens()
     _, cache = model.run_with_cache(tokens)
-    past = [None, FixedPast(cache["k", 1][:, :4], cache["v", 1][:, :4])]
+    past = [None, GrowingPast(9)]
+    past[1].extend(cache["k", 1][:, :4], cache["v", 1][:, :4])
     resid = model.run_blocks(cache["resid_pre", 1][:, 4:], start=1, past=past)
     torch.testing.assert_close(resid, cache["resid_post", 1][:, 4:], rtol=0, atol=1e-5)
 

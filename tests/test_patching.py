@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 import patching
 from activation_cache import UnknownName, get_act_name
-from metrics import Metric, as_metric, bootstrap_ci, logit_diff, per_token_loss
+from losses import next_token_loss
+from metrics import Metric, as_metric, bootstrap_ci, logit_diff
 from patching import PatchResult, activation_patch, path_patch, path_patch_matrix
 from rerun import Rerun
 from utils import UserError
@@ -21,7 +22,7 @@ DIFFERENCE = Metric.logit_diff([1, 2, 3], [4, 5, 6])
 METRICS = {
     "at the end": DIFFERENCE,
     "at two places": Metric(lambda chosen: chosen[..., 0, 0] - chosen[..., 1, 1], [1, -2], [3, 9]),
-    "a plain function": lambda logits: per_token_loss(logits, CORRUPT, reduction="none"),
+    "a plain function": lambda logits: next_token_loss(logits, CORRUPT, reduction="none"),
 }
 SHAPES = [{}, {"attn_only": True}, {"norm": "none"}, {"tie_embeddings": True, "unembed_bias": True},
           {"n_layers": 3, "positions": "none", "attn_bias": False}]
@@ -89,7 +90,7 @@ def test_a_sweep_is_the_loop_over_all_cells(changes, sweep):
     source = cache_of(model, CLEAN)
     for metric in METRICS.values():
         result = activation_patch(model, CORRUPT, source, metric, *sweep)
-        assert_close(result.values, by_the_loop(model, CORRUPT, source, metric, sweep),
+        assert_close(result.patched, by_the_loop(model, CORRUPT, source, metric, sweep),
                      rtol=0, atol=1e-9)
 
 
@@ -98,7 +99,7 @@ def test_in_float32_a_sweep_is_the_loop_but_for_rounding(sweep):
     model = tiny_model()
     source = cache_of(model, CLEAN)
     result = activation_patch(model, CORRUPT, source, DIFFERENCE, *sweep)
-    assert_close(result.values, by_the_loop(model, CORRUPT, source, DIFFERENCE, sweep),
+    assert_close(result.patched, by_the_loop(model, CORRUPT, source, DIFFERENCE, sweep),
                  rtol=0, atol=1e-5)
 
 
@@ -107,27 +108,27 @@ def test_how_many_cells_run_at_once_changes_nothing(batch_cells):
     model, sweep = doubled(), ("z", ("layer", "pos", "head"))
     source = cache_of(model, CLEAN)
     some = activation_patch(model, CORRUPT, source, DIFFERENCE, *sweep, batch_cells=batch_cells)
-    assert_close(some.values, activation_patch(model, CORRUPT, source, DIFFERENCE, *sweep).values)
+    assert_close(some.patched, activation_patch(model, CORRUPT, source, DIFFERENCE, *sweep).patched)
 
 
 def test_a_run_patched_with_itself_has_no_effect_at_all():
     model = tiny_model()
     for sweep in SWEEPS[:17]:
         result = activation_patch(model, CLEAN, cache_of(model, CLEAN), DIFFERENCE, *sweep)
-        assert (result.effect == 0).all(), sweep
+        assert (result.mean == 0).all(), sweep
 
 
 def test_prompts_that_begin_alike_have_no_effect_there():
     result = patching.get_act_patch_resid_pre(
         tiny_model(), CORRUPT, cache_of(tiny_model(), CLEAN), DIFFERENCE)
-    assert (result.effect[:, :2] == 0).all() and (result.effect[:, 2:] != 0).all()
+    assert (result.mean[:, :2] == 0).all() and (result.mean[:, 2:] != 0).all()
 
 
 def test_the_whole_stream_of_any_layer_gives_the_source_s_metric():
     model = doubled(n_layers=3)
     result = activation_patch(model, CORRUPT, cache_of(model, CLEAN), DIFFERENCE, "resid_pre",
                               ("layer",))
-    assert_close(result.values, DIFFERENCE(model(CLEAN)).expand(3, -1))
+    assert_close(result.patched, DIFFERENCE(model(CLEAN)).expand(3, -1))
     assert_close(result.normalized(), torch.ones(3, dtype=torch.float64))
     assert_close(result.target, DIFFERENCE(model(CLEAN)))
     assert_close(result.baseline, DIFFERENCE(model(CORRUPT)))
@@ -140,7 +141,7 @@ def test_the_whole_stream_of_any_layer_gives_the_source_s_metric():
 def test_the_z_of_all_heads_is_what_attention_writes(one, other):
     model = doubled()
     source = cache_of(model, CLEAN)
-    values = [activation_patch(model, CORRUPT, source, DIFFERENCE, *sweep).values
+    values = [activation_patch(model, CORRUPT, source, DIFFERENCE, *sweep).patched
               for sweep in (one, other)]
     assert_close(*values)
 
@@ -156,7 +157,7 @@ def test_queries_and_keys_of_all_heads_are_the_pattern_and_with_the_values_z():
 
     def swept(name):
         full = get_act_name(name, 1)
-        return activation_patch(model, CORRUPT, source, DIFFERENCE, full, ()).values
+        return activation_patch(model, CORRUPT, source, DIFFERENCE, full, ()).patched
 
     assert_close(with_these("q", "k"), swept("pattern"))
     assert_close(with_these("pattern", "v"), swept("z"))
@@ -205,7 +206,7 @@ def test_a_metric_that_says_what_it_needs_gets_no_more():
 def test_the_family_has_the_axes_that_its_names_say(name, axes):
     model, sweep = tiny_model(), getattr(patching, name)
     result = sweep(model, CORRUPT, cache_of(model, CLEAN), DIFFERENCE)
-    assert result.values.shape == (*axes, 3) and result.mean.shape == axes
+    assert result.patched.shape == (*axes, 3) and result.mean.shape == axes
     assert len(result.axes) == len(axes) and result.direction == "denoising"
     assert inspect.getdoc(sweep).startswith("Denoising")
 
@@ -213,11 +214,11 @@ def test_the_family_has_the_axes_that_its_names_say(name, axes):
 def test_every_is_its_sweeps_stacked():
     model = tiny_model()
     source = cache_of(model, CLEAN)
-    apart = [sweep(model, CORRUPT, source, DIFFERENCE).values for sweep in (
+    apart = [sweep(model, CORRUPT, source, DIFFERENCE).patched for sweep in (
         patching.get_act_patch_resid_pre, patching.get_act_patch_attn_out,
         patching.get_act_patch_mlp_out)]
     together = patching.get_act_patch_block_every(model, CORRUPT, source, DIFFERENCE)
-    assert torch.equal(together.values, torch.stack(apart))
+    assert torch.equal(together.patched, torch.stack(apart))
 
 
 def test_noising_is_the_same_sweep_the_other_way_round():
@@ -231,17 +232,29 @@ def test_noising_is_the_same_sweep_the_other_way_round():
 # The result
 
 
+def result_of(patched, baseline, target):
+    """A PatchResult whose cells are positions."""
+    return PatchResult.from_metric(patched, ("pos",), baseline=baseline, target=target,
+                                   direction="denoising")
+
+
 def test_effects_are_averaged_over_prompts_and_normalised_by_what_separates_the_runs():
-    result = PatchResult(torch.tensor([[1.0, 3.0], [2.0, 8.0]]), torch.tensor([1.0, 2.0]),
-                         torch.tensor([5.0, 6.0]), ("pos",), "denoising")
-    assert result.mean.tolist() == [2, 5] and result.effect.tolist() == [0.5, 3.5]
+    patched, baseline = torch.tensor([[1.0, 3.0], [2.0, 8.0]]), torch.tensor([1.0, 2.0])
+    result = result_of(patched, baseline, torch.tensor([5.0, 6.0]))
+    assert result.patched is patched and result.values.tolist() == [[0, 1], [1, 6]]
+    assert result.mean.tolist() == [0.5, 3.5]
     assert result.normalized().tolist() == [0.125, 0.875]
+    uneven = result_of(patched, baseline, torch.tensor([6.0, 3.0]))
+    assert_close(uneven.normalized(), torch.tensor([0.5 / 3, 3.5 / 3]))  # of means, not of ratios
+
+
+def test_the_interval_of_an_effect_encloses_its_mean():
+    result = result_of(torch.tensor([[11.0, 13.0], [12.0, 18.0]]), torch.tensor([11.0, 12.0]), None)
     low, high = result.ci()
     assert low.tolist() == [0, 1] and high.tolist() == [1, 6]
-    uneven = PatchResult(result.values, result.baseline, torch.tensor([6.0, 3.0]), ("pos",), "")
-    assert_close(uneven.normalized(), torch.tensor([0.5 / 3, 3.5 / 3]))  # of means, not of ratios
+    assert (low <= result.mean).all() and (result.mean <= high).all()
     rows = torch.arange(12.0).view(2, 6) ** 2
-    narrow = PatchResult(rows, torch.zeros(6), None, ("pos",), "noising").ci(level=0.5, seed=4)
+    narrow = result_of(rows, torch.zeros(6), None).ci(level=0.5, seed=4)
     assert_close(narrow, bootstrap_ci(rows.T, level=0.5, seed=4))
 
 
@@ -299,7 +312,7 @@ def test_a_model_without_layers_has_no_blocks_to_sweep_and_no_paths():
     with pytest.raises(UserError, match="no paths"):
         path_patch(model, CLEAN, CORRUPT, ["hook_embed"], ["logits"], DIFFERENCE)
     swept = activation_patch(model, CORRUPT, cache_of(model, CLEAN), DIFFERENCE, "embed", ())
-    assert_close(swept.values, DIFFERENCE(model(CLEAN)))
+    assert_close(swept.patched, DIFFERENCE(model(CLEAN)))
 
 
 def test_edits_with_and_without_a_short_cut_can_be_mixed():
@@ -309,7 +322,7 @@ def test_edits_with_and_without_a_short_cut_can_be_mixed():
     for name, values in zip(names, run.patched((name, source[name][None]) for name in names),
                             strict=True):
         alone = activation_patch(model, CORRUPT, source, DIFFERENCE, name, ())
-        assert_close(values[0], alone.values)
+        assert_close(values[0], alone.patched)
 
 
 def test_an_activation_that_was_not_kept_is_named():
@@ -408,8 +421,8 @@ def path_by_hooks(model, senders, receivers, freeze):
 def test_path_patching_is_its_definition_hook_by_hook(senders, receivers, freeze):
     model = doubled(n_layers=3)
     result = path_patch(model, CLEAN, CORRUPT, senders, receivers, DIFFERENCE, freeze)
-    assert result.direction == "noising" and result.values.shape == (3,)
-    assert_close(result.values, path_by_hooks(model, senders, receivers, freeze))
+    assert result.direction == "noising" and result.patched.shape == (3,)
+    assert_close(result.patched, path_by_hooks(model, senders, receivers, freeze))
     assert_close(result.target, DIFFERENCE(model(CORRUPT)))
 
 
@@ -421,13 +434,13 @@ def test_a_path_to_everything_with_nothing_frozen_is_activation_patching(layer):
                       DIFFERENCE, freeze=None)
     whole = activation_patch(model, CLEAN, cache_of(model, CORRUPT), DIFFERENCE, sender, ("head",),
                              direction="noising")
-    assert_close(path.values, whole.values[1])
+    assert_close(path.patched, whole.patched[1])
 
 
 def test_without_receivers_nothing_happens():
     model = tiny_model()
     path = path_patch(model, CLEAN, CORRUPT, [("blocks.0.attn.hook_z", 1)], [], DIFFERENCE)
-    assert torch.equal(path.values, path.baseline)
+    assert torch.equal(path.patched, path.baseline)
 
 
 @pytest.mark.parametrize("freeze", ["heads", "all", None])
@@ -435,15 +448,15 @@ def test_without_receivers_nothing_happens():
 def test_the_matrix_is_path_patching_for_every_pair_of_heads(receiver, freeze):
     model = doubled(n_layers=3)
     matrix = path_patch_matrix(model, CLEAN, CORRUPT, DIFFERENCE, receiver=receiver, freeze=freeze)
-    assert matrix.values.shape == (3, 3, 3, 3, 3)
+    assert matrix.patched.shape == (3, 3, 3, 3, 3)
     for layer, head, later, other in itertools.product(range(3), repeat=4):
         expected = matrix.baseline
         if later > layer and head != 1:  # two thirds of the heads are enough
             expected = path_patch(
                 model, CLEAN, CORRUPT, [(f"blocks.{layer}.attn.hook_z", head)],
-                [(f"blocks.{later}.hook_{receiver}_input", other)], DIFFERENCE, freeze).values
+                [(f"blocks.{later}.hook_{receiver}_input", other)], DIFFERENCE, freeze).patched
         if head != 1:
-            assert_close(matrix.values[layer, head, later, other], expected)
+            assert_close(matrix.patched[layer, head, later, other], expected)
 
 
 @pytest.mark.parametrize("change, message", [
@@ -455,11 +468,11 @@ def test_the_matrix_is_path_patching_for_every_pair_of_heads(receiver, freeze):
     ({"senders": [("blocks.0.attn.hook_zz", 0)]}, "closest|hook_z"),
     ({"senders": [("blocks.0.attn.hook_z", 3)]}, "no head 3"),
     ({"senders": [("blocks.0.hook_mlp_out", 0)]}, "no head 0"),
-    ({"freeze": "mlps"}, "'heads', 'all', None"),
-    ({"corrupt": CORRUPT[:, :5]}, r"\[3, 7\] and corrupt \[3, 5\]"),
+    ({"freeze": "mlps"}, "freeze='mlps' is unknown; choose from: heads, all, None"),
+    ({"corrupted_tokens": CORRUPT[:, :5]}, r"\[3, 7\] and corrupted_tokens \[3, 5\]"),
 ])
 def test_paths_that_can_t_be_are_refused(change, message):
-    given = {"corrupt": CORRUPT, "senders": [("blocks.0.attn.hook_z", 0)],
+    given = {"corrupted_tokens": CORRUPT, "senders": [("blocks.0.attn.hook_z", 0)],
              "receivers": [("blocks.1.hook_k_input", 1)]} | change
     model = tiny_model(n_layers=3)
     with pytest.raises(UserError, match=message):
@@ -472,4 +485,4 @@ def test_a_metric_may_be_a_plain_function_here_too():
     plain = path_patch(model, CLEAN, CORRUPT, ["hook_embed"], ["logits"],
                        lambda logits: logit_diff(logits, [1, 2, 3], [4, 5, 6], reduction="none"))
     named = path_patch(model, CLEAN, CORRUPT, ["hook_embed"], ["logits"], DIFFERENCE)
-    assert_close(plain.values, named.values)
+    assert_close(plain.patched, named.patched)

@@ -78,7 +78,7 @@ def test_the_writes_read_through_a_layer_norm_sum_to_its_output(changes):
 def test_projecting_before_expanding_equals_expanding_before_projecting(changes, unit):
     model, cache = cached(**changes)
     for direction in (torch.randn(12).double(), torch.randn(2, 7, 12).double()):
-        onto, labels = decomposition(model, cache, unit=unit, onto=direction)
+        onto, labels = decomposition(model, cache, unit=unit, project_output_onto=direction)
         stack, same = decomposition(model, cache, unit=unit)
         assert_close(onto, (stack * direction).sum(-1))
         assert labels == same
@@ -203,9 +203,11 @@ def test_writes_that_miss_an_edited_stream_are_refused_and_before_the_edit_they_
     cache = edited(model, "blocks.1.hook_resid_mid")
     for layer, mlp_input in ((-1, False), (1, True)):
         with pytest.raises(UserError, match="did a hook edit the stream, was dropout on"):
-            decomposition(model, cache, layer, unit=unit, mlp_input=mlp_input, onto=onto)
+            decomposition(model, cache, layer, unit=unit, mlp_input=mlp_input,
+                          project_output_onto=onto)
     for layer, mlp_input in ((0, False), (0, True), (1, False)):
-        decomposition(model, cache, layer, unit=unit, mlp_input=mlp_input, onto=onto)
+        decomposition(model, cache, layer, unit=unit, mlp_input=mlp_input,
+                      project_output_onto=onto)
     norm_budget(model, cache, 1)
     with pytest.raises(UserError, match="did a hook edit"):
         norm_budget(model, cache)
@@ -244,7 +246,7 @@ def test_rounding_is_no_edit_and_a_part_of_the_positions_sums_too(dtype, unit):
             cache = model.run_with_cache(tiny_tokens(), pos_slice=pos_slice)[1]
             for layer in range(7):
                 decomposition(model, cache, layer, unit=unit)
-                decomposition(model, cache, layer, unit=unit, onto=direction)
+                decomposition(model, cache, layer, unit=unit, project_output_onto=direction)
 
 
 def test_without_the_stream_in_the_cache_nothing_is_compared():
