@@ -1,4 +1,4 @@
-"""What a run left behind: a mapping from hook names to activations, and how the names are made.
+"""The activations of a run, by the names of their hook points; and how these names are made.
 
 Chapter: COURSE_ROADMAP.md, 7 (instrument)
 Prerequisites: attention.py, model.py
@@ -43,9 +43,14 @@ def get_act_name(name, layer=None, module=None):
         raise UserError(f"{name!r} lies in a block; say which, as in ({name!r}, 0)")
     if name in IN_LAYERNORM and module not in ("ln1", "ln2"):
         raise UserError(f"{name!r} is in ln1 and in ln2; say which: ({name!r}, {layer}, 'ln1')")
-    part = "attn." if name in IN_ATTENTION else "mlp." if name in IN_MLP else ""
-    part = f"{module}." if name in IN_LAYERNORM else part
-    return f"blocks.{layer}.{part}hook_{name}"
+
+    if name in IN_LAYERNORM:
+        return f"blocks.{layer}.{module}.hook_{name}"
+    if name in IN_ATTENTION:
+        return f"blocks.{layer}.attn.hook_{name}"
+    if name in IN_MLP:
+        return f"blocks.{layer}.mlp.hook_{name}"
+    return f"blocks.{layer}.hook_{name}"
 
 
 def head_label(layer, head):
@@ -89,9 +94,10 @@ class ActivationCache(Mapping):
     """
 
     def __init__(self, tensors, axes):
-        self.tensors, self.axes = tensors, axes
-        layers = [int(found[1]) for name in axes if (found := re.match(r"blocks\.(\d+)\.", name))]
-        self.n_layers = max(layers, default=-1) + 1
+        self.tensors = tensors
+        self.axes = axes
+        found = [re.match(r"blocks\.(\d+)\.", name) for name in axes]
+        self.n_layers = max((int(each[1]) for each in found if each), default=-1) + 1
 
     def full_name(self, key):
         """The hook name of a key: a name, or (name, layer[, module]); layer -1 is the last."""
@@ -101,7 +107,9 @@ class ActivationCache(Mapping):
         if layer is not None and not -self.n_layers <= layer < self.n_layers:
             raise UnknownName(f"layer {layer} of {name!r} is not there; this model has "
                               f"{self.n_layers} layers")
-        return get_act_name(name, layer if layer is None else layer % self.n_layers, *module)
+        if layer is not None:
+            layer = layer % self.n_layers
+        return get_act_name(name, layer, *module)
 
     def __getitem__(self, key):
         name = self.full_name(key)

@@ -1,4 +1,4 @@
-"""Hook points: named places in the forward pass where anyone may look, or put something else.
+"""Hook points: named places in the forward pass where anyone may read or replace an activation.
 
 In the model, `z = self.hook_z(pattern @ v)` is all that shows. While nobody listens, the call
 returns its argument after one truth test: the instruments cost nothing, the mathematics stays
@@ -28,8 +28,9 @@ from utils import UserError, suggest_closest
 class HookPoint:
     """A named place in the forward pass.
 
-    A plain object, not an `nn.Module`: a call costs a tenth as much, the state_dict stays free of
-    it, and a hook added to a compiled model is seen (its empty list is a guard of the compiler).
+    It is a plain object, not an `nn.Module`, for three reasons: a call costs a tenth as much; the
+    state_dict does not list it; and a hook that is added to a compiled model is seen, because the
+    compiler guards the empty list of listeners.
 
     axes: the names of the activation's axes, such as "batch pos head d_head".
     """
@@ -71,7 +72,11 @@ class HookPoint:
         return remove
 
     def tell(self, listener, tensor):
-        """What the listener makes of the tensor; raises UserError on what must not pass."""
+        """The tensor that the listener returns, or the one it was given where it returns None.
+
+        Raises UserError where it edited its tensor in place, and where what it returns is not a
+        tensor of the same shape and dtype.
+        """
         if tensor.is_inference():
             raise UserError(f"{self.name}: hooks need torch.no_grad() in place of inference_mode()")
         version = tensor._version
@@ -210,9 +215,13 @@ def select_names(points, names_filter):
 def hook_table(model):
     """A text table of every hook point of a HookedModule and its axes, blocks after the first
     left out (they repeat it)."""
-    rows = [(name, point) for name, point in model.hook_points().items()
-            if not name.startswith("blocks.") or name.startswith("blocks.0.")]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  [{point.axes.replace(' ', ', ')}]" for name, point in rows]
-    notes = ["  (cached only when named)" * point.is_large for _, point in rows]
-    return "\n".join(line + note for line, note in zip(lines, notes, strict=True))
+    points = {name: point for name, point in model.hook_points().items()
+              if not name.startswith("blocks.") or name.startswith("blocks.0.")}
+    width = max(map(len, points))
+
+    lines = []
+    for name, point in points.items():
+        axes = point.axes.replace(" ", ", ")
+        note = "  (cached only when named)" if point.is_large else ""
+        lines.append(f"{name:<{width}}  [{axes}]{note}")
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""GPT: embed, run the blocks, unembed; and every weight under the name that the field gives it.
+"""The whole model: embed, run the blocks, unembed; and every weight by the field's name for it.
 
     resid  = model.embed(tokens)                 # [batch, pos, d_model]
     resid  = model.run_blocks(resid)             # or a part of the way: start=, stop=
@@ -39,7 +39,8 @@ class GPT(HookedModule):
     """A decoder-only transformer in GPT-2's form.
 
     cfg: a ModelConfig with d_vocab set. seed: of the initial weights, drawn on the CPU; None leaves
-    them as memory was, for who loads others. Raises UserError where d_vocab is missing.
+    the memory as it was, for a caller who loads weights next. Raises UserError where d_vocab is
+    missing.
     """
 
     def __init__(self, cfg, seed=0):
@@ -163,7 +164,7 @@ class GPT(HookedModule):
             weight.copy_(torch.empty(weight.shape).normal_(0.0, scale, generator=generator))
 
     def check_no_dropout(self):
-        """Raises UserError where dropout is on, which would drown what is measured."""
+        """Raises UserError where dropout is on: its noise would drown what is measured."""
         if self.training and self.cfg.dropout:
             raise UserError("the model drops activations at random; call model.eval() first")
 

@@ -1,4 +1,4 @@
-"""Is it in there: what a linear probe can decode, what that is worth, and whether it is used.
+"""Linear probes: what can be decoded from an activation, and whether the model uses it.
 
     probe = fit_probe(X, y, groups)              # held-out accuracy: no group is on both sides
     selectivity(X, y, tokens)                    # and on labels that mean nothing?
@@ -68,8 +68,10 @@ def fit_probe(X, y, groups=None, l2=1e-3, *, n_folds=5, seed=0):
     """
     if not l2 >= 0:
         raise UserError(f"l2={l2} is not possible; it must be 0 or more")
-    given, (X, y) = X, check_examples(X, y)
+    given = X
+    X, y = check_examples(X, y)
     folds = assign_folds(groups, len(y), n_folds, seed)
+
     accuracies = []
     for fold in range(n_folds):
         held_out = folds == fold
@@ -81,7 +83,8 @@ def fit_probe(X, y, groups=None, l2=1e-3, *, n_folds=5, seed=0):
 
 def check_examples(X, y):
     """X as float64 and y, on the CPU; raises UserError where a probe makes no sense of them."""
-    X, y = torch.as_tensor(X).detach().cpu().double(), torch.as_tensor(y).cpu()
+    X = torch.as_tensor(X).detach().cpu().double()
+    y = torch.as_tensor(y).cpu()
     if X.ndim != 2 or y.shape != X.shape[:1]:
         raise UserError(f"X is {list(X.shape)} and y {list(y.shape)}; pass [n, d] and [n]")
     if y.is_floating_point():
@@ -214,14 +217,22 @@ def mdl_online(X, y, groups=None, *, blocks=BLOCKS, l2=1e-3, seed=0):
     mixed with a uniform one, of the weight n_classes / (n_before + n_classes).
     """
     X, y = check_examples(X, y)
+
+    # whole groups in random order
     names, index = groups_of(groups, len(y))
     generator = seeded_generator(seed)
     turn = torch.randperm(len(names), generator=generator).argsort()[index]  # of its group
-    order, group_ends = turn.argsort(stable=True), turn.bincount().cumsum(0)
-    X, (classes, target) = X[order], y[order].unique(return_inverse=True)
+    order = turn.argsort(stable=True)
+    X = X[order]
+    classes, target = y[order].unique(return_inverse=True)
     n, n_classes = len(y), len(classes)
+
+    # where the blocks end
     ends = torch.tensor([min(n, max(n_classes, math.ceil(share * n))) for share in (*blocks, 1)])
+    group_ends = turn.bincount().cumsum(0)
     ends = group_ends[torch.searchsorted(group_ends, ends)].unique().tolist()
+
+    # the first block as it is, each other one by a probe that has seen all before it
     bits = ends[0] * math.log2(n_classes)
     for start, end in itertools.pairwise(ends):
         probe = Probe(*fit_logistic(X[:start], target[:start], l2))
@@ -231,6 +242,7 @@ def mdl_online(X, y, groups=None, *, blocks=BLOCKS, l2=1e-3, seed=0):
         mixed = torch.logaddexp(log_probs + math.log1p(-share),
                                 torch.full_like(log_probs, math.log(share / n_classes)))
         bits -= mixed.gather(1, target[start:end, None]).sum().item() / math.log(2)
+
     entropy = torch.special.entr(target.bincount() / n).sum().item() / math.log(2)
     return DescriptionLength(bits, n * math.log2(n_classes), n * entropy)
 
@@ -292,10 +304,12 @@ def erasure_of(X, y):
     write = U^T W^+. The probe's own W would not do: it is not where the classes differ.
     """
     X, y = check_examples(X, y)
-    mean, belongs = X.mean(0), F.one_hot(y.unique(return_inverse=True)[1]).double()
+    mean = X.mean(0)
+    belongs = F.one_hot(y.unique(return_inverse=True)[1]).double()  # [n, class]
     variance, basis = torch.linalg.eigh((X - mean).T @ (X - mean) / len(X))
     varies = variance > 1e-12 * variance[-1]  # where nothing varies there is nothing to find
-    scale, basis = variance[varies].sqrt(), basis[:, varies]
+    scale = variance[varies].sqrt()
+    basis = basis[:, varies]
     white = (X - mean) @ basis / scale  # [n, d]
     U, S, _ = torch.linalg.svd(white.T @ belongs / len(X), full_matrices=False)
     U = U[:, S > 1e-8]  # [d, rank]; the class means, times their shares, sum to zero

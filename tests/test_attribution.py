@@ -12,6 +12,7 @@ from attribution import FIXES, attribution_patching, direct_logit_attribution, i
 from config import ModelConfig
 from metrics import Metric, bootstrap_ci, logit_diff, target_rank
 from model import GPT
+from patching import get_act_patch_attn_head_out_all_pos
 from tokenizer import CharTokenizer
 from utils import UserError
 
@@ -253,9 +254,24 @@ def test_the_result_gives_a_mean_and_an_interval_over_prompts():
     found = attribution_patching(model, tokens, source, surprise, direction="noising")["z"]
     assert found.direction == "noising"
     assert torch.equal(found.mean, found.values.mean(-1))
+    low, high = found.ci()
+    assert (low <= found.mean).all() and (found.mean <= high).all()
     low, high = found.ci(level=0.5, seed=4)
     expected = bootstrap_ci(found.values.movedim(-1, 0), level=0.5, seed=4)
     assert torch.equal(low, expected[0]) and torch.equal(high, expected[1])
+
+
+def test_estimates_are_normalised_by_what_separates_the_two_runs():
+    model, tokens, source = pair()
+    found = attribution_patching(model, tokens, source, DIFFERENCE)["z"]
+    swept = get_act_patch_attn_head_out_all_pos(model, tokens, source, DIFFERENCE)
+    assert_close(found.baseline, swept.baseline)
+    assert_close(found.target, swept.target)
+    assert_close(found.normalized(), found.mean / (swept.target - swept.baseline).mean())
+    part = model.run_with_cache(tokens, ["blocks.0.attn.hook_z", "blocks.1.attn.hook_z"])[1]
+    unknown = attribution_patching(model, tiny_tokens(pos=5, seed=9), part, surprise, names="z")
+    with pytest.raises(UserError, match="without a filter"):
+        unknown["z"].normalized()
 
 
 @pytest.mark.parametrize("fixes", [(), ("qk",), FIXES], ids=str)

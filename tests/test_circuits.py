@@ -18,7 +18,7 @@ from circuits import (
     minimality,
 )
 from config import ModelConfig
-from head_ablation import MODES
+from head_ablation import MODES, ablate_heads
 from losses import kl_divergence
 from metrics import Metric
 from model import GPT
@@ -200,6 +200,18 @@ def test_the_mean_may_be_over_other_prompts_than_the_clean_ones(mode, axes):
     circuit = random_circuit(model)
     expected = naive_writes(model, CLEAN, set(circuit.edges()), means)[1]
     assert_close(run.value(circuit), DIFF(expected))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mode_of_a_circuit_is_the_ablation_of_that_name(mode):
+    """All edges of a head carry what `ablate_heads` puts in its place."""
+    model = tiny(n_layers=3)
+    with torch.no_grad():
+        reference = model.run_with_cache(CORRUPT)[1]
+        with ablate_heads(model, [(1, 2)], mode, reference=reference, source=[0, 1, 2]):
+            expected = DIFF(model(CLEAN))
+    run = CircuitRun(model, CLEAN, CORRUPT, DIFF, mode=mode)
+    assert_close(run.value(run.full.without(["L1H2"])), expected)
 
 
 def test_zero_needs_no_corrupt_prompts():
