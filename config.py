@@ -149,7 +149,8 @@ class TrainConfig:
         check_choices(self)
         for name in ("max_steps", "batch_size", "accumulate", "eval_interval", "log_interval"):
             check_field(self, name, lambda n: n >= 1, "1 or more")
-        self.windows_at_once()
+        self.windows_at_once()  # raises where the batch does not divide into parts
+
         for name in ("warmup_steps", "weight_decay", "grad_clip"):
             check_field(self, name, lambda n: 0 <= n < INFINITY, "0 or more, and finite")
         check_field(self, "seed", *SEEDS)

@@ -154,9 +154,9 @@ class Storyteller:
             self.question("is", self.place_of, "At", "the")
         elif first == "What":
             self.question("has", self.thing_of, "A")
-        elif self.draw(["sings", "is"]) == "sings":
+        elif self.draw(["sings", "is"]) == "sings":  # first is a name from here on
             self.song()
-            return
+            return  # a song brings its own full stop
         else:
             self.say("at", "the")
             self.place_of[first] = self.draw(PLACES)
@@ -273,6 +273,7 @@ def characters(sample):
     for word, category, options in zip(
             sample.words, sample.categories, sample.options, strict=True):
         spelling = spell_word(before, word)
+
         possible = options
         for end in range(1, len(spelling) + 1):
             total = sum(possible.values())
@@ -280,6 +281,7 @@ def characters(sample):
                 possible = {other: p for other, p in possible.items()
                             if spell_word(before, other).startswith(spelling[:end])}
             log_probs.append(math.log(sum(possible.values()) / total))
+
         categories += [category] * len(spelling)
         before = word
     return log_probs, categories

@@ -110,11 +110,13 @@ def download_file(address, path, attempts=3):
         part.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "ab") as file:
             response = fetch_into(file, address)
+
         if not content_matches(part, response):
             part.unlink()
             raise UserError(f"{address} sent something else than its checksum says; try again, or "
                             f"put the file at {path}")
         os.replace(part, path)
+
     except requests.RequestException as error:
         if attempts > 1:
             return download_file(address, path, attempts - 1)

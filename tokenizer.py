@@ -35,10 +35,12 @@ class CharTokenizer:
     The order depends on the characters alone, so the same text gives the same ids everywhere.
     """
 
-    kind, unit = "char", "character"
+    kind = "char"
+    unit = "character"  # what an id stands for
 
     def __init__(self):
-        self.symbols, self.ids = [], {}
+        self.symbols = []  # by id
+        self.ids = {}
 
     @property
     def d_vocab(self):
@@ -96,7 +98,8 @@ class CharTokenizer:
 class WordTokenizer(CharTokenizer):
     """One id for each distinct word, mark and end of line; spaces are not kept but put back."""
 
-    kind, unit = "word", "word"
+    kind = "word"
+    unit = "word"  # what an id stands for
 
     def split(self, text):
         """The words, marks and ends of lines of a text."""
@@ -115,7 +118,8 @@ class BPETokenizer(CharTokenizer):
     first again, until no known pair is left.
     """
 
-    kind, unit = "bpe", "token"
+    kind = "bpe"
+    unit = "token"  # what an id stands for
 
     def __init__(self):
         self.set_vocabulary_([bytes([byte]) for byte in byte_characters()], [])

@@ -355,13 +355,18 @@ class TrainingRun:
     def save(self, name):
         """Writes a checkpoint of all that the next step depends on."""
         save_checkpoint(self.folder / name, {
+            # What learns, and how far it has come
             "model": self.model.state_dict(),
             "optimizer": [optimizer.state_dict() for optimizer in self.optimizers],
             **dataclasses.asdict(self.state),
             "threads": torch.get_num_threads(),
             "recent": [dataclasses.astuple(step) for step in self.recent],
+
+            # What is drawn next
             "sampler": self.sampler.get_state(),
             "rng": torch.get_rng_state(),
+
+            # What the run was made with
             "tokenizer": self.dataset.tokenizer.state_dict(),
             "config": dataclasses.asdict(self.cfg),
             "data_sha256": self.dataset.sha256,

@@ -175,10 +175,12 @@ def atomic_write(path, mode="wb"):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; choose another folder or make room"
         ) from error
+
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()  # it is gone already where all went well

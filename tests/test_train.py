@@ -31,6 +31,7 @@ from losses import cross_entropy, per_token_loss
 from optim import AdamW, Muon, schedule
 from train import (
     Diverged,
+    RunState,
     TrainingRun,
     evaluate,
     fit,
@@ -240,7 +241,9 @@ def test_only_the_last_part_lets_ranks_average_their_gradients():
             return logits
 
     model = Shared(tiny_model())
-    next(fit(model, random_batches(batch=6), TrainConfig(accumulate=3)))
+    cfg = TrainConfig(accumulate=3)
+    optimizers = make_optimizers(model.model, cfg)
+    next(fit(model, random_batches(batch=6), cfg, optimizers=optimizers))
     assert [is_local for _, is_local in model.parts] == [True, True, True, True, False, False]
     assert [name for name, _ in model.parts] == ["forward", "backward"] * 3
 
