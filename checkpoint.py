@@ -1,4 +1,4 @@
-"""Runs on disk: their folders, their checkpoints, and the way back to a model and its tokenizer.
+"""Runs on disk: their folders, their checkpoints, and how a model is loaded from them.
 
     outputs/mine/  config.json  checkpoint.pt  best.pt  metrics.jsonl  loss.png  sample.txt
 
@@ -29,18 +29,26 @@ from pretrained import PRETRAINED_NAMES, pretrained_folder
 from tokenizer import BPETokenizer, load_tokenizer
 from utils import UserError, atomic_write, n_ranks, rank, suggest_closest, write_json
 
-CONTENTS = {"config": dict, "model": dict, "optimizer": list, "step": int, "tokenizer": dict}
-GPT2_BPE, GPT2_TOKENS = Path("data/gpt2_bpe"), 50257
-VERSION_LINE = "#version: 0.2"  # how a file of merges begins
-FREE_TO_CHANGE = {"device", "threads", "folder", "path", "compile", "accumulate"}  # on resuming
-FILES = ("config.json", "checkpoint.pt", "best.pt", "metrics.jsonl", "loss.png", "sample.txt")
+# What every checkpoint holds, with its type
+CHECKPOINT_TYPES = {
+    "config": dict, "model": dict, "optimizer": list, "step": int, "tokenizer": dict,
+}
+GPT2_BPE = Path("data/gpt2_bpe")  # a folder with the two files of GPT-2's tokenizer
+GPT2_TOKENS = 50257
+VERSION_LINE = "#version: 0.2"  # the first line of a file of merges
+# The settings that a resumed run may have otherwise
+FREE_TO_CHANGE = {"device", "threads", "folder", "path", "compile", "accumulate"}
+RUN_FILES = ("config.json", "checkpoint.pt", "best.pt", "metrics.jsonl", "loss.png", "sample.txt")
 
 
 def save_checkpoint(path, state):
     """Writes a dict of tensors and plain values; the old file stays until the new one is whole.
-    Of several ranks, which all have the same, the first one writes."""
+
+    Of several ranks, which all have the same state, only the first one writes.
+    """
     if rank():
         return
+
     content = io.BytesIO()  # torch's own writer reports a full disk as a bug of its file format
     torch.save(state, content)
     with atomic_write(path) as file:
@@ -56,30 +64,34 @@ def load_checkpoint(path):
         file = open(path, "rb")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
+
     with file:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a foreign file can fail anywhere inside the unpickler
             raise UserError(f"{path} is truncated or not a checkpoint ({type(error).__name__}); "
                             "train again, or use another file") from None
+
     values = state if isinstance(state, dict) else {}
-    wrong = [name for name, kind in CONTENTS.items() if not isinstance(values.get(name), kind)]
-    if wrong:
+    missing = [name for name, kind in CHECKPOINT_TYPES.items()
+               if not isinstance(values.get(name), kind)]
+    if missing:
         raise UserError(f"{path} is not one of this project's checkpoints: it lacks "
-                        f"{', '.join(wrong)}")
+                        f"{', '.join(missing)}")
     return state
 
 
 def load_model(run=None, out_dir="outputs", device="cpu", *, file="checkpoint.pt", cache_dir=None):
     """(model, tokenizer) of a run or of a pretrained model, the model in evaluation mode.
 
-    run: a run's name in out_dir, its folder, or None for the newest run in out_dir; else what
-    `GPT.from_pretrained` takes. file: "checkpoint.pt", a run's last state, or "best.pt", the one of
-    the lowest validation loss. cache_dir: where downloads are kept.
-    Raises UserError for what is not there and weights that do not fit their config.
+    run: a run's name in out_dir, its folder, or None for the newest run in out_dir; or else what
+    `GPT.from_pretrained` takes. file: "checkpoint.pt", the last state of a run, or "best.pt", the
+    state of its lowest validation loss. cache_dir: where downloads are kept.
+    Raises UserError for a run that is not there, and for weights that do not fit their config.
     """
-    if run is not None and folder_of_run(run, out_dir) is None and is_pretrained(run):
+    if run is not None and existing_run_folder(run, out_dir) is None and is_pretrained(run):
         return load_pretrained(run, device, cache_dir=cache_dir)
+
     path = find_run(run, out_dir) / file
     state = load_checkpoint(path)
     model = GPT(config_of(state, path).model, seed=None)
@@ -90,9 +102,9 @@ def load_model(run=None, out_dir="outputs", device="cpu", *, file="checkpoint.pt
 def load_pretrained(name_or_folder, device="cpu", *, cache_dir=None):
     """(model, tokenizer) of a published GPT-2; see `GPT.from_pretrained`.
 
-    The tokenizer's two files lie beside the weights; where there are none, a model of GPT-2's
-    50,257 tokens gets those in data/gpt2_bpe, and it is said. Raises UserError where there are none
-    at all, or of more tokens than the model knows.
+    The tokenizer's two files lie beside the weights. Where they don't, a model of GPT-2's 50,257
+    tokens gets those in data/gpt2_bpe, and a line on stderr says so. Raises UserError where there
+    are none at all, and where they hold more tokens than the model knows.
     """
     folder = pretrained_folder(name_or_folder, cache_dir)
     if (folder / "metrics.jsonl").exists():  # a run has a config.json too, of another kind
@@ -100,12 +112,16 @@ def load_pretrained(name_or_folder, device="cpu", *, cache_dir=None):
                         "with --run_name in generate.py")
     model = GPT.from_pretrained(folder)
     d_vocab = model.cfg.d_vocab
+
     files = tokenizer_files(folder)
-    if files is None and d_vocab == GPT2_TOKENS and (files := tokenizer_files(GPT2_BPE)):
-        print(f"{folder} has no tokenizer; taking GPT-2's from {GPT2_BPE}", file=sys.stderr)
+    if files is None and d_vocab == GPT2_TOKENS:
+        files = tokenizer_files(GPT2_BPE)
+        if files is not None:
+            print(f"{folder} has no tokenizer; taking GPT-2's from {GPT2_BPE}", file=sys.stderr)
     if files is None:
         raise UserError(f"{folder} has no vocab.json and merges.txt; put them there, or load the "
                         "model alone with GPT.from_pretrained")
+
     tokenizer = BPETokenizer.from_files(*files)
     if tokenizer.d_vocab > d_vocab:
         raise UserError(f"{files[0]} has {tokenizer.d_vocab:,} tokens and the model {d_vocab:,}; "
@@ -114,7 +130,10 @@ def load_pretrained(name_or_folder, device="cpu", *, cache_dir=None):
 
 
 def tokenizer_files(folder):
-    """The two files of a tokenizer in a folder, under either of their names; None without them."""
+    """(vocabulary, merges), paths of a tokenizer's two files in a folder; None without them.
+
+    They have one pair of names in Hugging Face's layout, and another where OpenAI published them.
+    """
     for vocab, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
         if (folder / vocab).exists() and (folder / merges).exists():
             return folder / vocab, folder / merges
@@ -129,11 +148,15 @@ def export_pretrained(folder, model, tokenizer):
     if tokenizer.kind != "bpe":
         raise UserError(f"a {tokenizer.kind!r} tokenizer has no place in GPT-2's format; write the "
                         "model alone with model.save_pretrained")
+    folder = Path(folder)
     model.save_pretrained(folder)
+
     state = tokenizer.state_dict()
-    write_json(Path(folder) / "vocab.json", {token: i for i, token in enumerate(state["tokens"])})
-    with atomic_write(Path(folder) / "merges.txt", "w") as file:
-        file.writelines([f"{VERSION_LINE}\n"] + [f"{' '.join(pair)}\n" for pair in state["merges"]])
+    write_json(folder / "vocab.json", {token: i for i, token in enumerate(state["tokens"])})
+    with atomic_write(folder / "merges.txt", "w") as file:
+        file.write(f"{VERSION_LINE}\n")
+        for left, right in state["merges"]:
+            file.write(f"{left} {right}\n")
 
 
 def is_pretrained(name_or_folder):
@@ -142,22 +165,28 @@ def is_pretrained(name_or_folder):
 
 
 def config_of(state, path):
-    """The Config in a checkpoint; `path` is for the error that is raised where it has none."""
+    """The Config in a checkpoint's state. Raises UserError, naming `path`, where it has none."""
     try:
         return config_from_dict(Config, state["config"])
     except (UserError, TypeError, AttributeError) as error:
         raise UserError(f"{path} has no usable config ({error}); train again") from None
 
 
-def describe(folder, cfg, dataset, model):
+# A run's folder
+
+
+def write_run_config(folder, cfg, dataset, model):
     """Writes a run's config.json, on rank 0: the settings, and what else the numbers depend on."""
-    if rank() == 0:
-        write_json(folder / "config.json", dataclasses.asdict(cfg) | {
-            "text": {"name": dataset.name, "sha256": dataset.sha256},
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "threads": torch.get_num_threads(), "device": str(model.W_E.device),
-            "ranks": n_ranks(),
-        })
+    if rank():
+        return
+    circumstances = {
+        "text": {"name": dataset.name, "sha256": dataset.sha256},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "threads": torch.get_num_threads(),
+        "device": str(model.W_E.device),
+        "ranks": n_ranks(),
+    }
+    write_json(folder / "config.json", dataclasses.asdict(cfg) | circumstances)
 
 
 def list_runs(out_dir):
@@ -166,55 +195,71 @@ def list_runs(out_dir):
     return [path.parent for path in sorted(checkpoints, key=lambda path: path.stat().st_mtime_ns)]
 
 
-def folder_of_run(run, out_dir):
+def existing_run_folder(run, out_dir):
     """The folder of a run by its name in out_dir, or by its path; None where there is none."""
-    places = (Path(out_dir) / run, Path(run))
-    return next((folder for folder in places if (folder / "checkpoint.pt").exists()), None)
+    for folder in (Path(out_dir) / run, Path(run)):
+        if (folder / "checkpoint.pt").exists():
+            return folder
+    return None
 
 
 def find_run(run, out_dir):
-    """The folder of a run by name, by path, or (None) the newest. Raises UserError listing those
-    that are there."""
+    """The folder of a run by its name, by its path, or (None) of the newest run in out_dir.
+
+    Raises UserError listing those that are there.
+    """
     runs = list_runs(out_dir)
     if run is None:
         if not runs:
             raise UserError(f"no run in {out_dir} yet; make one with: python train.py")
         return runs[-1]
-    if folder := folder_of_run(run, out_dir):
-        return folder
-    there = ", ".join(folder.name for folder in runs[-8:]) or "none"
-    near = suggest_closest(str(run), [*(folder.name for folder in runs), *PRETRAINED_NAMES])
-    raise UserError(f"no run {run!r} in {out_dir}; there: {there}{near}")
+
+    folder = existing_run_folder(run, out_dir)
+    if folder is None:
+        names = [folder.name for folder in runs]
+        there = ", ".join(names[-8:]) or "none"
+        closest = suggest_closest(str(run), [*names, *PRETRAINED_NAMES])
+        raise UserError(f"no run {run!r} in {out_dir}; there: {there}{closest}")
+    return folder
 
 
-def flags_of(folder, prefix="--"):
+def run_flags(folder, prefix="--"):
     """The flags by which a program finds a run: its name, and out_dir where not the default."""
-    place, name = shlex.quote(str(folder.parent)), shlex.quote(folder.name)
-    elsewhere = folder.parent != Path(LoggingConfig().out_dir)
-    return f"{prefix}run_name {name}" + f" {prefix}out_dir {place}" * elsewhere
+    flags = f"{prefix}run_name {shlex.quote(folder.name)}"
+    if folder.parent != Path(LoggingConfig().out_dir):
+        flags += f" {prefix}out_dir {shlex.quote(str(folder.parent))}"
+    return flags
 
 
-def to_resume(given):
-    """(folder, state, Config) of the run that `--resume` asks for; None where there is none yet, or
-    one that was killed before its first checkpoint.
+# Going on with a run
 
-    given: the flags, nested; what they leave out is as it was in the run.
-    Raises UserError naming every flag that contradicts it.
+
+def load_run_to_resume(given):
+    """(folder, state, Config) of the run that `--resume` asks for.
+
+    given: the flags, nested; a setting that they leave out is as it was in the run.
+    None where there is no run yet, or one that was killed before its first checkpoint.
+    Raises UserError naming every flag that contradicts the run.
     """
+    # Which run, if there is one
     logging = config_from_dict(LoggingConfig, given.get("logging", {}))
     names = [folder.name for folder in list_runs(logging.out_dir)]
     if not names or logging.run_name not in (None, *names):
-        near = suggest_closest(logging.run_name or "", names)
-        if near and not (Path(logging.out_dir) / logging.run_name).is_dir():
-            raise UserError(f"no run {logging.run_name!r} to resume{near}")
+        closest = suggest_closest(logging.run_name or "", names)
+        if closest and not (Path(logging.out_dir) / logging.run_name).is_dir():
+            raise UserError(f"no run {logging.run_name!r} to resume{closest}")
         print("nothing to resume yet: starting afresh")
         return None
     folder = find_run(logging.run_name, logging.out_dir)
-    state = load_checkpoint(folder / "checkpoint.pt")
-    saved = dataclasses.asdict(config_of(state, folder / "checkpoint.pt"))
+    path = folder / "checkpoint.pt"
+    state = load_checkpoint(path)
+
+    # Its settings, and those that are given now
+    saved = dataclasses.asdict(config_of(state, path))
     different = [
         f"{section}.{name} was {saved[section][name]}, not {value}"
-        for section in ("data", "model", "train") for name, value in given.get(section, {}).items()
+        for section in ("data", "model", "train")
+        for name, value in given.get(section, {}).items()
         if value != saved[section].get(name) and name not in FREE_TO_CHANGE
     ]
     if different:
@@ -222,35 +267,44 @@ def to_resume(given):
                         "these flags out, or start another run")
     merged = {section: saved[section] | given.get(section, {}) for section in saved}
     cfg = config_from_dict(Config, merged)
-    now = cfg.train.threads or torch.get_num_threads()
-    if now != (before := state.get("threads", now)):
-        print(f"{now} threads now, {before} before: the last bits of the result may differ")
+
+    threads_now = cfg.train.threads or torch.get_num_threads()
+    threads_before = state.get("threads", threads_now)
+    if threads_now != threads_before:
+        print(f"{threads_now} threads now, {threads_before} before: the last bits of the result "
+              "may differ")
     return folder, state, cfg
 
 
-def dataset_again(folder, state, cfg):
+def reload_dataset(folder, state, cfg):
     """The Dataset that a run was trained on, from wherever its text lies now.
 
-    cfg: a Config; "auto" stands for the text that it was, whatever can be had now. Raises UserError
-    where there is another text, or none.
+    folder: the run's. state: its checkpoint. cfg: a Config; a dataset "auto" stands for the text
+    that was chosen then, whatever can be had now. Raises UserError where the text is another one,
+    or missing.
     """
     which = cfg.data.dataset
     if which == "auto":
         shakespeare = state["data_sha256"] == SHAKESPEARE_SHA256
         which = "tiny_shakespeare" if shakespeare else "builtin"
-    there = dataclasses.replace(cfg.data, dataset=which)
-    dataset = load_dataset(there, cfg.model.n_ctx, load_tokenizer(state["tokenizer"]))
+
+    data_cfg = dataclasses.replace(cfg.data, dataset=which)
+    dataset = load_dataset(data_cfg, cfg.model.n_ctx, load_tokenizer(state["tokenizer"]))
     if dataset.sha256 != state["data_sha256"]:
         raise UserError(f"the text is not the one that {folder} was trained on; put that one back, "
                         "name it with --data.path, or start another run")
     return dataset
 
 
+# Beginning a run, and its metrics
+
+
 def on_first_rank(function):
-    """The function, called by rank 0 alone: every rank gets what it returned, or its UserError."""
+    """A function that rank 0 alone calls: every rank gets what it returned, or its UserError."""
 
     @functools.wraps(function)
     def shared(*args, **named):
+        # In a list, whose contents `broadcast_object_list` replaces on the other ranks
         result = [None]
         if rank() == 0:
             try:
@@ -268,10 +322,10 @@ def on_first_rank(function):
 
 @on_first_rank
 def new_run_folder(out_dir, run_name=None, overwrite=False):
-    """A new run's folder: out_dir/run_name, or out_dir/run-001 and so on where no name is given.
+    """Makes a new run's folder: out_dir/run_name, or out_dir/run-001 and so on without a name.
 
-    overwrite: empty an existing one of its run's files. Raises UserError where the name is taken,
-    or the place cannot be written.
+    overwrite: empty an existing folder of its run's files. Returns the folder. Raises UserError
+    where the name is taken, and where the place cannot be written.
     """
     out_dir = Path(out_dir)
     try:
@@ -279,14 +333,18 @@ def new_run_folder(out_dir, run_name=None, overwrite=False):
         if run_name is None:
             taken = [int(p.name[4:]) for p in out_dir.glob("run-*") if p.name[4:].isdigit()]
             run_name = f"run-{max(taken, default=0) + 1:03d}"
+
         folder = out_dir / run_name
         if folder.exists() and not overwrite:
-            whole = (folder / "checkpoint.pt").exists()
-            there = "already; go on with --resume," if whole else "without a checkpoint;"
-            raise UserError(f"run {run_name!r} is in {out_dir} {there} replace it with "
+            if (folder / "checkpoint.pt").exists():
+                found = "already; go on with --resume,"
+            else:
+                found = "without a checkpoint;"
+            raise UserError(f"run {run_name!r} is in {out_dir} {found} replace it with "
                             "--overwrite, or choose another --logging.run_name")
+
         folder.mkdir(exist_ok=True)
-        for name in FILES:
+        for name in RUN_FILES:
             (folder / name).unlink(missing_ok=True)
         remove_temporary(folder)
     except OSError as error:
@@ -296,32 +354,46 @@ def new_run_folder(out_dir, run_name=None, overwrite=False):
 
 
 def remove_temporary(folder):
-    """Removes what a killed writer left of the files that `atomic_write` had begun in a run."""
-    for path in (path for name in FILES for path in folder.glob(f".{name}.[0-9]*")):
-        path.unlink(missing_ok=True)
+    """Removes the unfinished files that a killed `atomic_write` left in a run's folder."""
+    for name in RUN_FILES:
+        for path in folder.glob(f".{name}.[0-9]*"):
+            path.unlink(missing_ok=True)
 
 
 def add_rows(folder, rows, afresh=False):
-    """Adds dicts to a run's metrics.jsonl, or puts them in its place; of several ranks, the first
-    one does. UserError on a full disk."""
+    """Adds dicts to a run's metrics.jsonl, a line each; of several ranks, only the first one does.
+
+    afresh: write a new file that holds these lines alone. Raises UserError on a full disk.
+    """
     if rank():
         return
+
     path = folder / "metrics.jsonl"
+    lines = [json.dumps(row) + "\n" for row in rows]
     try:
         if afresh:
             remove_temporary(folder)
-        with atomic_write(path, "w") if afresh else open(path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+            with atomic_write(path, "w") as file:
+                file.writelines(lines)
+        else:
+            with open(path, "a", encoding="utf-8") as file:
+                file.writelines(lines)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; make room, then go on with "
                         "--resume") from None
 
 
 def read_metrics(folder):
-    """The lines of a run's metrics.jsonl, a list of dict; one that was cut off is passed over, and
-    without the file there are none."""
-    rows, path = [], Path(folder) / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    """The lines of a run's metrics.jsonl, a list of dict; an empty list without the file.
+
+    A line that was cut off, by a kill or a full disk, is passed over.
+    """
+    path = Path(folder) / "metrics.jsonl"
+    if not path.exists():
+        return []
+
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
     return rows

@@ -12,16 +12,17 @@ import typing
 from dataclasses import dataclass, field
 from typing import Literal
 
-from utils import UserError, suggest_closest
+from utils import UserError, check_choice, suggest_closest
 
 INFINITY = float("inf")
-SEEDS = (lambda seed: 0 <= seed < 2**63, "from 0 to 2^63 - 1")  # that a generator takes
+# What a torch.Generator takes as a seed: a test of a value, and its words for `check_field`
+SEEDS = (lambda seed: 0 <= seed < 2**63, "from 0 to 2^63 - 1")
 PRESETS = {"gpt2": {"n_layers": 12, "n_heads": 12, "d_model": 768, "n_ctx": 1024,
                     "tie_embeddings": True}}
 
 
 def option(default, help):
-    """A dataclass field with its help text."""
+    """A dataclass field with a default and a help text, for the command line."""
     return field(default=default, metadata={"help": help})
 
 
@@ -71,8 +72,10 @@ class ModelConfig:
     init_scale: float = option(0.02, "standard deviation of the initial weights")
 
     def __post_init__(self):
-        if self.d_mlp is None:  # resolved once; a replace() of d_model wants d_mlp=None beside it
+        # Resolved once: `dataclasses.replace` of d_model wants d_mlp=None beside it.
+        if self.d_mlp is None:
             object.__setattr__(self, "d_mlp", 4 * self.d_model)
+
         check_choices(self)
         check_field(self, "n_layers", lambda n: n >= 0, "0 or more")
         for name in ("n_heads", "d_model", "d_mlp", "n_ctx"):
@@ -80,13 +83,13 @@ class ModelConfig:
         check_field(self, "d_vocab", lambda n: n is None or n >= 1, "1 or more")
         check_field(self, "dropout", lambda p: 0 <= p < 1, "at least 0 and less than 1")
         check_field(self, "init_scale", lambda std: 0 < std < INFINITY, "more than 0, and finite")
+
         if self.d_model % self.n_heads:
             divisors = [n for n in range(1, self.d_model + 1) if self.d_model % n == 0]
-            near = sorted(divisors, key=lambda n: abs(n - self.n_heads))[:3]
-            raise UserError(
-                f"n_heads={self.n_heads} does not divide d_model={self.d_model}; "
-                f"choose a divisor, such as {', '.join(map(str, sorted(near)))}"
-            )
+            nearest = sorted(divisors, key=lambda n: abs(n - self.n_heads))[:3]
+            suggested = ", ".join(map(str, sorted(nearest)))
+            raise UserError(f"n_heads={self.n_heads} does not divide d_model={self.d_model}; "
+                            f"choose a divisor, such as {suggested}")
 
     @property
     def d_head(self):
@@ -95,12 +98,24 @@ class ModelConfig:
 
     @property
     def activation_bytes(self):
-        """What training keeps of each token until the backward pass, in float32, without dropout:
-        what products, norms, GELU and attention read, and the loss's probabilities."""
-        norm = self.d_model + 2 if self.norm == "layernorm" else 0  # what it gives, mean, variance
-        mlp = self.d_model + norm + (3 if self.activation == "gelu" else 1) * self.d_mlp
-        block = 5 * self.d_model + norm + self.n_heads + mlp * (not self.attn_only)  # q, k, v, z, …
-        return 4 * (self.n_layers * block + self.d_model + norm + self.d_vocab + 2)
+        """How many bytes training keeps of each token until the backward pass, in float32.
+
+        These are what products, norms, GELU and attention read, and the loss's probabilities;
+        what dropout keeps is left out.
+        """
+        norm = 0
+        if self.norm == "layernorm":
+            norm = self.d_model + 2  # its output, the mean and the variance
+
+        mlp = 0
+        if not self.attn_only:
+            copies_of_neurons = 3 if self.activation == "gelu" else 1
+            mlp = norm + self.d_model + copies_of_neurons * self.d_mlp
+
+        attention = norm + 5 * self.d_model + self.n_heads  # the stream, q, k, v and z
+        unembedding = norm + self.d_model + self.d_vocab + 2
+        numbers = self.n_layers * (attention + mlp) + unembedding
+        return 4 * numbers
 
 
 @dataclass(frozen=True)
@@ -134,7 +149,8 @@ class TrainConfig:
         check_choices(self)
         for name in ("max_steps", "batch_size", "accumulate", "eval_interval", "log_interval"):
             check_field(self, name, lambda n: n >= 1, "1 or more")
-        self.windows_at_once()
+        self.windows_at_once()  # raises where the batch does not divide into parts
+
         for name in ("warmup_steps", "weight_decay", "grad_clip"):
             check_field(self, name, lambda n: 0 <= n < INFINITY, "0 or more, and finite")
         check_field(self, "seed", *SEEDS)
@@ -146,7 +162,10 @@ class TrainConfig:
         check_field(self, "threads", lambda n: n is None or n >= 1, "1 or more")
 
     def windows_at_once(self, n_ranks=1):
-        """How many windows each of n_ranks devices goes through at once. UserError for a part."""
+        """How many windows each of n_ranks devices goes through at once.
+
+        Raises UserError where the batch does not divide into so many parts.
+        """
         parts = n_ranks * self.accumulate
         if self.batch_size % parts:
             raise UserError(f"batch_size={self.batch_size} does not divide into {n_ranks} ranks x "
@@ -162,10 +181,11 @@ class LoggingConfig:
     run_name: str | None = option(None, "this run's folder in it (none: the next free number)")
 
     def __post_init__(self):
-        if self.run_name is not None and (
-            not self.run_name or set(self.run_name) & set("/\\") or self.run_name.startswith(".")
-        ):
-            raise UserError(f"run_name={self.run_name!r} is not a folder name; leave out / and \\")
+        name = self.run_name
+        if name is None:
+            return
+        if not name or set(name) & set("/\\") or name.startswith("."):
+            raise UserError(f"run_name={name!r} is not a folder name; leave out / and \\")
 
 
 @dataclass(frozen=True)
@@ -250,33 +270,37 @@ def check_field(config, name, holds, wanted):
 
 
 def check_choices(config):
-    """Raises UserError where a field of a fixed set of words holds another."""
-    for name, kind in typing.get_type_hints(type(config)).items():
-        words, value = typing.get_args(kind), getattr(config, name)
-        if typing.get_origin(kind) is Literal and value not in words:
-            raise UserError(f"{name}={value!r} is unknown; choose from: {', '.join(words)}")
+    """Raises UserError where a field that takes one of some words (`Literal`) holds another."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(hint) is Literal:
+            check_choice(name, getattr(config, name), typing.get_args(hint))
 
 
 def config_from_dict(kind, values):
     """The dataclass `kind` from nested dicts; raises UserError on a field that it does not have."""
-    hints, read = typing.get_type_hints(kind), {}
+    hints = typing.get_type_hints(kind)
+    fields = {}
     for name, value in values.items():
         if name not in hints:
             raise UserError(f"{kind.__name__} has no field {name!r}{suggest_closest(name, hints)}")
-        nested = dataclasses.is_dataclass(hints[name])
-        read[name] = config_from_dict(hints[name], value) if nested else value
-    return kind(**read)
+        if dataclasses.is_dataclass(hints[name]):
+            value = config_from_dict(hints[name], value)
+        fields[name] = value
+    return kind(**fields)
+
+
+# The command line
 
 
 class FlagParser(argparse.ArgumentParser):
-    """argparse, whose errors are ours: one line, and for an unknown flag the closest one."""
+    """argparse with this project's errors: one line, and for an unknown flag the closest one."""
 
     def parse_args(self, args=None):
         known, unknown = self.parse_known_args(args)
         if unknown:
             flag = unknown[0].split("=")[0]
-            near = suggest_closest(flag, self._option_string_actions)
-            raise UserError(f"unknown flag {flag}{near}; --help lists them all")
+            closest = suggest_closest(flag, self._option_string_actions)
+            raise UserError(f"unknown flag {flag}{closest}; --help lists them all")
         return known
 
     def error(self, message):
@@ -297,41 +321,52 @@ def add_flags(parser, kind, prefix):
     """Adds a flag for each field of the dataclass `kind`; a nested one becomes a titled group."""
     hints = typing.get_type_hints(kind)
     for item in dataclasses.fields(kind):
-        hint, name = hints[item.name], prefix + item.name
+        hint = hints[item.name]
+        flag = prefix + item.name
         if dataclasses.is_dataclass(hint):
             group = parser.add_argument_group(item.name, hint.__doc__)
-            add_flags(group, hint, prefix=f"{name}.")
+            add_flags(group, hint, prefix=f"{flag}.")
             continue
-        plain = item.default is None or isinstance(item.default, bool)
-        default = str(item.default).lower() if plain else item.default
-        shown = f"{item.metadata['help']} (default: {default})"
-        parser.add_argument(f"--{name}", help=shown, **flag_type(hint))
+
+        default = item.default
+        if default is None or isinstance(default, bool):
+            default = str(default).lower()  # as it is typed
+        help_text = f"{item.metadata['help']} (default: {default})"
+        parser.add_argument(f"--{flag}", help=help_text, **argument_settings(hint))
 
 
-def flag_type(hint):
-    """argparse's keywords for a field's type: a word from a set, a switch, a value or several."""
+def argument_settings(hint):
+    """The keywords of argparse's `add_argument` for a field's type."""
+    # One of some words
     if typing.get_origin(hint) is Literal:
-        return {"choices": typing.get_args(hint), "metavar": "|".join(typing.get_args(hint))}
+        words = typing.get_args(hint)
+        return {"choices": words, "metavar": "|".join(words)}
+
+    # A switch, which may be given alone or with its value
     if hint is bool:
-        return {"type": true_or_false, "nargs": "?", "const": True, "metavar": "true|false"}
-    plain = next((kind for kind in typing.get_args(hint) if kind is not type(None)), hint)
-    keywords = {"metavar": {int: "N", float: "X", str: "TEXT"}[plain]}
+        return {"type": parse_bool, "nargs": "?", "const": True, "metavar": "true|false"}
+
+    # A number or a text; several of them (`tuple[int, ...]`), or one that may be none
+    kind = next((kind for kind in typing.get_args(hint) if kind is not type(None)), hint)
+    metavar = {int: "N", float: "X", str: "TEXT"}[kind]
     if typing.get_origin(hint) is tuple:
-        return keywords | {"type": plain, "nargs": "+"}
-    return keywords | {"type": plain if plain is hint else none_or(plain)}
+        return {"type": kind, "nargs": "+", "metavar": metavar}
+    if kind is not hint:
+        return {"type": optional_parser(kind), "metavar": metavar}
+    return {"type": kind, "metavar": metavar}
 
 
-def none_or(kind):
-    """A reader of words that takes "none" for None, and else what `kind` reads."""
+def optional_parser(kind):
+    """A function of a word: None for "none", and else what `kind` makes of it."""
 
-    def read(word):
+    def parse(word):
         return None if word == "none" else kind(word)
 
-    read.__name__ = kind.__name__  # argparse names it where a word is refused
-    return read
+    parse.__name__ = kind.__name__  # argparse names it where a word is refused
+    return parse
 
 
-def true_or_false(word):
+def parse_bool(word):
     """The truth value of a word on the command line."""
     values = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
     if word.lower() not in values:
@@ -342,11 +377,18 @@ def true_or_false(word):
 def nest_flags(flags):
     """{"model.n_layers": 2} as {"model": {"n_layers": 2}}, which `config_from_dict` reads.
 
-    "model.preset" stands for the flags of that shape, except for those that are there themselves.
+    "model.preset" stands for the flags of that shape; a flag that is given itself goes before.
     """
-    preset, values = PRESETS.get(flags.get("model.preset"), {}), {}
-    for name, value in ({f"model.{name}": size for name, size in preset.items()} | flags).items():
-        section, _, leaf = name.rpartition(".")
-        if name != "model.preset":
-            (values.setdefault(section, {}) if section else values)[leaf] = value
-    return values
+    preset = PRESETS.get(flags.get("model.preset"), {})
+    preset_flags = {f"model.{name}": value for name, value in preset.items()}
+
+    nested = {}
+    for flag, value in (preset_flags | flags).items():
+        if flag == "model.preset":
+            continue
+        section, _, name = flag.rpartition(".")
+        if section:
+            nested.setdefault(section, {})[name] = value
+        else:
+            nested[name] = value
+    return nested

@@ -1,9 +1,9 @@
-"""A little language whose entropy is known: every word is drawn with a probability that is kept.
+"""A small artificial language whose entropy is known: each word's probability is kept.
 
-What comes next depends on the visible text alone (the source is *unifilar*): whoever has read the
-story so far knows which words can follow and how likely each is, so the probability with which a
-word is drawn **is** the best possible prediction. The mean of -log p is then the floor that no
-model can pass, except by luck or by having seen the text before.
+What comes next depends on the visible text alone (the source is *unifilar*). Whoever has read the
+story so far knows which words can follow, and how likely each is: the probability with which a
+word is drawn **is** the best possible prediction. The mean of -log p is then the floor: no model
+can get below it, except by luck or by having seen the text before.
 
     When Ola and Leo went to the park, Leo gave a kite to Ola. What has Ola? A kite.
     Ivo sings ri sa do mu, again ri sa do mu. Mia is at the lake. Where is Mia? At the lake.
@@ -32,18 +32,23 @@ ANIMALS = ["cat", "dog", "fox", "hen"]
 LOOKS = ["old", "small", "red", "quiet"]
 VERBS = ["sleeps", "waits", "plays", "hides"]
 SYLLABLES = ["ri", "sa", "do", "mu", "la", "fe", "to", "ni"]
-SHORTEST, LONGEST = 3, 6  # songs, in syllables
+SHORTEST_SONG = 3  # syllables
+LONGEST_SONG = 6
 MARKS = (",", ".", "?")
 END = "\n"  # of a story; the next begins after it
-FEWEST, MOST = 2, 5  # sentences in a story
+FEWEST_SENTENCES = 2  # in a story
+MOST_SENTENCES = 5
 CHARACTERS_A_STORY = 125  # on average
 CATEGORIES = ("syntax", "choice", "duplicate", "indirect object", "copying", "recall")
 
 
 @dataclass
 class Sample:
-    """Words, and for each: its log-probability in nats, its category, and {word: probability} of
-    all that could have stood there."""
+    """Words that were drawn, and what is known of each.
+
+    words, log_probs (in nats), categories, and options, {word: probability} of all words that could
+    have stood there: a list each, in which an item stands for a word of the text.
+    """
 
     words: list = field(default_factory=list)
     log_probs: list = field(default_factory=list)
@@ -53,22 +58,29 @@ class Sample:
 
 @dataclass(frozen=True)
 class Floor:
-    """The best possible prediction of a text: log_probs [n], in nats, the category of each token,
-    and where stories begin (`starts`, positions of the ends before them)."""
+    """The best possible prediction of a text of n tokens.
+
+    log_probs: [n], in nats. categories: of each token. starts: where stories begin, as positions of
+    the ends of the stories before them.
+    """
 
     log_probs: torch.Tensor
     categories: list
     starts: list
 
     def above(self, losses):
-        """{category: nats} by which losses [n - 1], of the tokens after the first, lie above the
-        floor on average; "all" comes first, the others as in CATEGORIES, if they occur."""
+        """{category: how many nats the losses lie above the floor, on average}.
+
+        losses: [n - 1], of the tokens after the first. "all" comes first; the others follow in the
+        order of CATEGORIES, if they occur.
+        """
         excess = losses + self.log_probs[1:]
-        kinds = {kind: [other == kind for other in self.categories[1:]]
-                 for kind in CATEGORIES}
-        return {"all": excess.mean().item()} | {
-            kind: excess[torch.tensor(mask)].mean().item() for kind, mask in kinds.items()
-            if any(mask)}
+        means = {"all": excess.mean().item()}
+        for category in CATEGORIES:
+            mask = [other == category for other in self.categories[1:]]
+            if any(mask):
+                means[category] = excess[torch.tensor(mask)].mean().item()
+        return means
 
 
 class Storyteller:
@@ -77,7 +89,8 @@ class Storyteller:
     def __init__(self, seed):
         self.random = random.Random(seed)
         self.sample = Sample()
-        self.place_of, self.thing_of = {}, {}
+        self.place_of = {}  # {name: the place where they are}, said in this story
+        self.thing_of = {}  # {name: the thing that they have}
 
     def draw(self, options, category="choice"):
         """Appends one of {word: probability}, or of equally likely words, and returns it."""
@@ -96,28 +109,40 @@ class Storyteller:
             self.draw({word: 1.0}, category)
 
     def story(self):
-        """Appends a story, at least FEWEST and at most MOST sentences, and its end."""
-        self.place_of, self.thing_of = {}, {}
+        """Appends a story, FEWEST_SENTENCES to MOST_SENTENCES long, and its end."""
+        self.place_of = {}
+        self.thing_of = {}
         n_sentences = 0
         while True:
-            first = self.draw(self.openings(n_sentences))
+            first = self.draw(self.opening_options(n_sentences))
             if first == END:
                 return
             self.sentence(first)
             n_sentences += 1
 
-    def openings(self, n_sentences):
-        """{first word: probability} after that many sentences; a question needs an answer that was
-        given. It tells what kind of sentence follows, but for a name, after which the verb does."""
+    def opening_options(self, n_sentences):
+        """{first word: probability} of the sentence that comes after n_sentences, or of END.
+
+        The first word says what kind of sentence follows; after a name, the verb says it. A
+        question is possible only where its answer was given.
+        """
         weights = {"When": 2.0, "The": 1.0} | {name: 4.0 / len(NAMES) for name in NAMES}
         if self.place_of:
             weights["Where"] = 2.0
         if self.thing_of:
             weights["What"] = 2.0
-        end = 0.0 if n_sentences < FEWEST else 1.0 if n_sentences == MOST else 1 / 3
+
+        if n_sentences < FEWEST_SENTENCES:
+            p_end = 0.0
+        elif n_sentences == MOST_SENTENCES:
+            p_end = 1.0
+        else:
+            p_end = 1 / 3
+
         total = sum(weights.values())
-        options = {word: (1 - end) * weight / total for word, weight in weights.items()}
-        return {word: p for word, p in (options | {END: end}).items() if p}
+        options = {word: (1 - p_end) * weight / total for word, weight in weights.items()}
+        options[END] = p_end
+        return without_impossible(options)
 
     def sentence(self, first):
         """Appends the rest of a sentence that begins with `first`, and its full stop."""
@@ -129,22 +154,25 @@ class Storyteller:
             self.question("is", self.place_of, "At", "the")
         elif first == "What":
             self.question("has", self.thing_of, "A")
-        elif self.draw(["sings", "is"]) == "sings":
+        elif self.draw(["sings", "is"]) == "sings":  # first is a name from here on
             self.song()
-            return
+            return  # a song brings its own full stop
         else:
             self.say("at", "the")
             self.place_of[first] = self.draw(PLACES)
         self.say(".")
 
     def gift(self):
-        """Two people and a place; who gives and who gets are the two."""
+        """Appends what follows "When": two people go somewhere, and one gives the other a thing."""
         one = self.draw(NAMES)
         self.say("and")
         two = self.draw([name for name in NAMES if name != one])
         self.say("went", "to", "the")
-        self.place_of[one] = self.place_of[two] = self.draw(PLACES)
+        place = self.draw(PLACES)
+        self.place_of[one] = place
+        self.place_of[two] = place
         self.say(",")
+
         giver = self.draw([one, two], "duplicate")
         self.say("gave", "a")
         thing = self.draw(THINGS)
@@ -154,92 +182,125 @@ class Storyteller:
         self.thing_of[receiver] = thing
 
     def song(self):
-        """Three to six syllables, and the same again. How far back the first one lies is different
-        each time: to copy, one must find where one is in the song."""
+        """Appends a song, three to six syllables, and the same syllables again.
+
+        Songs differ in length, so the syllable to copy lies a different distance back each time: to
+        copy, one must find where one is in the song.
+        """
         song = []
-        while (syllable := self.draw(self.going_on(len(song)))) != ",":
+        while (syllable := self.draw(self.song_options(len(song)))) != ",":
             song.append(syllable)
         self.say("again")
         self.say(*song, ".", category="copying")
 
-    def going_on(self, n_syllables):
-        """{word: probability} after that many syllables: every length of a song is as likely."""
-        end = 1 / (1 + LONGEST - n_syllables) if n_syllables >= SHORTEST else 0.0
-        options = {",": end} | {other: (1 - end) / len(SYLLABLES) for other in SYLLABLES}
-        return {word: p for word, p in options.items() if p}
+    def song_options(self, n_syllables):
+        """{word: probability} after n_syllables of a song; its possible lengths are equally likely.
+
+        A comma ends the song.
+        """
+        p_end = 0.0
+        if n_syllables >= SHORTEST_SONG:
+            p_end = 1 / (1 + LONGEST_SONG - n_syllables)
+        options = {",": p_end}
+        for syllable in SYLLABLES:
+            options[syllable] = (1 - p_end) / len(SYLLABLES)
+        return without_impossible(options)
 
     def scene(self):
-        """An animal does something."""
+        """Appends what follows "The": an animal, and what it does."""
         for words in (LOOKS, ANIMALS, VERBS):
             self.draw(words)
 
-    def question(self, verb, known, *answer):
-        """Asks after somebody of whom it is known, and answers. known: {name: word}."""
+    def question(self, verb, answers, *answer_begin):
+        """Appends a question about somebody whose answer is known, and that answer.
+
+        answers: {name: word}. answer_begin: the words of the answer before that word.
+        """
         self.say(verb)
-        name = self.draw(list(known))
-        self.say("?", *answer)
-        self.say(known[name], category="recall")
+        name = self.draw(list(answers))
+        self.say("?", *answer_begin)
+        self.say(answers[name], category="recall")
+
+
+def without_impossible(options):
+    """{word: probability} without the words of probability zero."""
+    return {word: p for word, p in options.items() if p}
 
 
 def sample(n_stories, seed):
-    """A Sample of that many stories; a longer one begins like a shorter one."""
+    """A Sample of n_stories; with the same seed, a longer one begins like a shorter one."""
     teller = Storyteller(seed)
     for _ in range(n_stories):
         teller.story()
     return teller.sample
 
 
-def spelled(before, word):
-    """A word as characters: a space in front, but none before a mark or around a story's end."""
-    return word if word in (*MARKS, END) or before == END else f" {word}"
-
-
-def characters(sample):
-    """(log_probs, categories) of a Sample's text, a value a character: its log-probability in nats,
-    exactly, and the category of its word.
-
-    Of the words that can follow, those that begin with the characters seen so far are still
-    possible: p(next character) is the share of their probability that goes on with it (a walk down
-    the trie of these words). No word that can follow is the beginning of another, so the
-    characters of a word cost together what the word costs.
-    """
-    log_probs, categories, before = [], [], END
-    columns = sample.words, sample.categories, sample.options
-    for word, category, options in zip(*columns, strict=True):
-        whole, possible = spelled(before, word), options
-        for end in range(1, len(whole) + 1):
-            total, seen = sum(possible.values()), whole[:end]
-            if len(possible) > 1:
-                possible = {other: p for other, p in possible.items()
-                            if spelled(before, other).startswith(seen)}
-            log_probs.append(math.log(sum(possible.values()) / total))
-        categories += [category] * len(whole)
-        before = word
-    return log_probs, categories
-
-
-def floor_of(sample, tokenizer, val):
-    """The Floor of val [n], the last tokens of a Sample; None where it is not known, which
-    is for any other text, and for pieces of words."""
-    if sample is None or tokenizer.kind == "bpe":
-        return None
-    log_probs, categories = sample.log_probs, sample.categories
-    if tokenizer.kind == "char":
-        log_probs, categories = characters(sample)
-    starts = (val == tokenizer.ids[END]).nonzero().flatten().tolist()
-    return Floor(torch.tensor(log_probs[-len(val):]), categories[-len(val):], starts)
-
-
 def sample_of_length(n_characters, seed=0):
-    """A Sample of about that many characters (whole stories, at least one)."""
+    """A Sample of about n_characters (whole stories, at least one)."""
     return sample(max(1, n_characters // CHARACTERS_A_STORY), seed)
+
+
+def spell_word(before, word):
+    """A word as it is written after the word `before`: with a space in front, in most cases."""
+    if word in (*MARKS, END) or before == END:
+        return word
+    return f" {word}"
 
 
 def spell(words):
     """Words as text."""
-    return "".join(spelled(before, word) for before, word in itertools.pairwise([END, *words]))
+    return "".join(spell_word(before, word) for before, word in itertools.pairwise([END, *words]))
 
 
 def text(n_characters, seed=0):
     """The text of `sample_of_length`."""
     return spell(sample_of_length(n_characters, seed).words)
+
+
+def characters(sample):
+    """(log_probs, categories) of the characters of a Sample's text.
+
+    log_probs: of each character, in nats, exactly. categories: of the word that it belongs to.
+
+    Of the words that can follow, those that begin with the characters seen so far are still
+    possible. p(next character) is the share of their probability that goes on with it (a walk down
+    the trie of these words). No word that can follow is the beginning of another, so the
+    characters of a word cost together what the word costs.
+    """
+    log_probs = []
+    categories = []
+    before = END
+    for word, category, options in zip(
+            sample.words, sample.categories, sample.options, strict=True):
+        spelling = spell_word(before, word)
+
+        possible = options
+        for end in range(1, len(spelling) + 1):
+            total = sum(possible.values())
+            if len(possible) > 1:
+                possible = {other: p for other, p in possible.items()
+                            if spell_word(before, other).startswith(spelling[:end])}
+            log_probs.append(math.log(sum(possible.values()) / total))
+
+        categories += [category] * len(spelling)
+        before = word
+    return log_probs, categories
+
+
+def floor_of(sample, tokenizer, val):
+    """The Floor of val [n], the last tokens of a Sample's text.
+
+    None where it is not known: for any other text (sample is None), and for pieces of words.
+    """
+    if sample is None or tokenizer.kind == "bpe":
+        return None
+
+    if tokenizer.kind == "char":
+        log_probs, categories = characters(sample)
+    else:
+        log_probs = sample.log_probs
+        categories = sample.categories
+
+    n = len(val)
+    starts = (val == tokenizer.ids[END]).nonzero().flatten().tolist()
+    return Floor(torch.tensor(log_probs[-n:]), categories[-n:], starts)

@@ -1,4 +1,4 @@
-"""From a text to batches: find it, split it, and cut windows out of it.
+"""From a text to batches: find or download it, tokenise it, split it, and cut windows out of it.
 
     python data.py prepare FILE… --tokenizer bpe --out data/mine     # more than fits into memory
     python train.py --data.path data/mine
@@ -11,17 +11,20 @@ Source: Tiny Shakespeare is the text of Karpathy's char-rnn (2015)
 
 import bisect
 import hashlib
+import io
 import itertools
 import json
 import os
 import re
 import shlex
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
+import requests
 import torch
 
 import corpus
@@ -31,10 +34,9 @@ from utils import (
     NoNetwork,
     UserError,
     atomic_write,
-    download_verified,
+    fetch_into,
     read_text,
     run_program,
-    sha256_of,
     text_pieces,
 )
 
@@ -46,19 +48,21 @@ SHAKESPEARE_MIRRORS = (
 )
 BUILTIN_CHARACTERS = 1_000_000
 TOKENS_FILE = "tokens.bin"  # a line of JSON, then the ids
-DTYPES = {"uint16": "<u2", "uint32": "<u4"}
-PIECE, SAMPLE = 1 << 18, 1 << 21  # how many bytes or ids at once; and bytes for bpe to learn from
-# Where a text can be cut and each token stays what it was, by the kind of tokenizer.
-BETWEEN_TOKENS = {"char": "", "word": r"(?<!\w)|(?!\w)", "bpe": r"(?<=\S)(?=[ \n])"}
+TOKEN_DTYPES = {"uint16": "<u2", "uint32": "<u4"}  # numpy's names for them, little-endian
+PIECE_SIZE = 1 << 18  # how many bytes or ids are read at once
+BPE_SAMPLE_SIZE = 1 << 21  # how many bytes of a text bpe learns from
+# Patterns of places where a text can be cut and each token stays what it was, by the tokenizer
+TOKEN_BOUNDARIES = {"char": "", "word": r"(?<!\w)|(?!\w)", "bpe": r"(?<=\S)(?=[ \n])"}
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A tokenised text, split where training ends and validation begins.
+    """A tokenised text, split into a training part and a validation part.
 
     train, val: [n], int64 ids, in memory or a TokenFile. name: for people. sha256: of the text, or
-    of a TokenFile, for the record. val_characters: how long the validation text is, to compare
-    losses between tokenizers. floor: what each token of `val` costs at best, where it is known.
+    of a TokenFile, so that a resumed run can tell that it is the same. val_characters: how long the
+    validation text is, to compare losses between tokenizers. floor: the lowest possible loss of
+    each token of `val`, where it is known.
     """
 
     train: "torch.Tensor | TokenFile"
@@ -79,10 +83,15 @@ def load_dataset(cfg, n_ctx, tokenizer=None):
     if cfg.tokenizer != "bpe" and cfg.vocab_size != DataConfig().vocab_size:
         raise UserError(f"vocab_size={cfg.vocab_size} does nothing with tokenizer="
                         f"{cfg.tokenizer!r}; leave it out, or use --data.tokenizer bpe")
+
+    # A token file is known by its folder, and may be named itself
     if cfg.path is not None and Path(cfg.path).name == TOKENS_FILE:
         cfg = replace(cfg, path=str(Path(cfg.path).parent))
-    prepared = cfg.path is not None and (Path(cfg.path) / TOKENS_FILE).exists()
-    dataset = (prepared_dataset if prepared else text_dataset)(cfg, tokenizer)
+    if cfg.path is not None and (Path(cfg.path) / TOKENS_FILE).exists():
+        dataset = prepared_dataset(cfg, tokenizer)
+    else:
+        dataset = text_dataset(cfg, tokenizer)
+
     for part, name_of_part in ((dataset.train, "training"), (dataset.val, "validation")):
         if len(part) <= n_ctx:
             raise UserError(
@@ -92,33 +101,57 @@ def load_dataset(cfg, n_ctx, tokenizer=None):
     return dataset
 
 
+# Texts that fit into memory
+
+
 def text_dataset(cfg, tokenizer=None):
     """The Dataset of a text that is read as a whole; arguments as in `load_dataset`."""
     text, name, sample = load_text(cfg)
+
+    # Where the training part ends
     n_train = len(text) - int(len(text) * cfg.val_fraction)
     if sample is not None:
-        n_train = max(0, text.rfind(corpus.END, 0, n_train))  # it begins with a whole story
+        n_train = max(0, text.rfind(corpus.END, 0, n_train))  # validation begins between stories
     else:
-        n_train = place_to_cut(text, n_train, tokenizer.kind if tokenizer else cfg.tokenizer)
-    if tokenizer is None and cfg.tokenizer == "bpe":  # what the validation part is made of is news
+        kind = tokenizer.kind if tokenizer else cfg.tokenizer
+        n_train = last_token_boundary(text, n_train, kind)
+
+    # Characters and words are listed from the whole text; bpe must not learn from what it is
+    # validated on.
+    if tokenizer is None and cfg.tokenizer == "bpe":
         tokenizer = BPETokenizer().train(text[:n_train], cfg.vocab_size)
-    tokenizer = tokenizer or TOKENIZERS[cfg.tokenizer]().fit(text)
-    train, val = (torch.tensor(tokenizer.encode(part)) for part in (text[:n_train], text[n_train:]))
-    return Dataset(train, val, tokenizer, name, sha256_of(text.encode()), len(text) - n_train,
-                   corpus.floor_of(sample, tokenizer, val))
+    elif tokenizer is None:
+        tokenizer = TOKENIZERS[cfg.tokenizer]().fit(text)
+
+    train = torch.tensor(tokenizer.encode(text[:n_train]))
+    val = torch.tensor(tokenizer.encode(text[n_train:]))
+    return Dataset(
+        train=train, val=val, tokenizer=tokenizer, name=name,
+        sha256=sha256_of(text.encode()), val_characters=len(text) - n_train,
+        floor=corpus.floor_of(sample, tokenizer, val),
+    )
 
 
-def place_to_cut(text, n, kind):
-    """The last place up to n, if it is near, where no token is cut in two; without one, n."""
-    between = re.compile(BETWEEN_TOKENS[kind])
-    return next((i for i in range(n, max(0, n - 1000), -1) if between.match(text, i)), n)
+def last_token_boundary(text, n, kind):
+    """The last place up to n where a text can be cut between two tokens of a kind of tokenizer.
+
+    n itself, where there is none within a thousand characters.
+    """
+    boundary = re.compile(TOKEN_BOUNDARIES[kind])
+    for place in range(n, max(0, n - 1000), -1):
+        if boundary.match(text, place):
+            return place
+    return n
 
 
 def load_text(cfg):
-    """(text, name, sample) of the file at `path`, of Tiny Shakespeare, or of the built-in corpus,
-    which alone has a corpus.Sample."""
+    """(text, name, sample) of the file at `path`, of Tiny Shakespeare, or of the built-in corpus.
+
+    sample: the corpus.Sample of the built-in corpus; None for the other texts.
+    """
     if cfg.path is not None:
         return read_text(Path(cfg.path)), Path(cfg.path).name, None
+
     if cfg.dataset != "builtin":
         try:
             return tiny_shakespeare(Path(cfg.folder)), "Tiny Shakespeare", None
@@ -127,28 +160,70 @@ def load_text(cfg):
                 raise
             print(f"WARNING: {problem}\nWARNING: training on the built-in corpus instead, a little "
                   "language of gifts, songs and questions", file=sys.stderr)
+
     sample = corpus.sample_of_length(BUILTIN_CHARACTERS)
     return corpus.spell(sample.words), "built-in corpus", sample
 
 
 def tiny_shakespeare(folder, mirrors=SHAKESPEARE_MIRRORS):
-    """The text of Tiny Shakespeare, from `folder` or, the first time, from a mirror. Raises
-    NoNetwork where no mirror answers, UserError where the file is not what it should be."""
+    """The text of Tiny Shakespeare, from `folder` or, the first time, from a mirror.
+
+    Raises NoNetwork where no mirror answers, UserError where the file is not what it should be.
+    """
     path = folder / SHAKESPEARE_FILE
     if not path.exists():
-        content = download_verified(mirrors, SHAKESPEARE_SHA256, f"put the file at {path}, or use "
-                           "--data.path FILE or --data.dataset builtin")
+        remedy = f"put the file at {path}, or use --data.path FILE or --data.dataset builtin"
+        content = download_verified(mirrors, SHAKESPEARE_SHA256, remedy)
         with atomic_write(path) as file:
             file.write(content)
+
     text = read_text(path)
-    if (found := sha256_of(text.encode())) != SHAKESPEARE_SHA256:
+    found = sha256_of(text.encode())
+    if found != SHAKESPEARE_SHA256:
         raise UserError(f"{path} is not Tiny Shakespeare (SHA-256 {found[:12]}…); delete it, to "
                         "download it again, or pass your own text with --data.path")
     return text
 
 
+def download_verified(mirrors, sha256, remedy, *, attempts=2, pause=1.0):
+    """The bytes at the first mirror that sends content of that SHA-256.
+
+    Each mirror is tried `attempts` times, `pause` seconds apart. remedy: what to do instead, for
+    the error. Raises UserError if only wrong content came, NoNetwork if nothing came.
+    """
+    wrong = None
+    failure = None
+    for attempt in range(attempts):
+        time.sleep(pause if attempt else 0)
+        for address in mirrors:
+            file = io.BytesIO()
+            try:
+                fetch_into(file, address)
+            except requests.RequestException as error:
+                failure = type(error).__name__
+                continue
+
+            content = file.getvalue()
+            found = sha256_of(content)
+            if found == sha256:
+                return content
+            wrong = f"{address} sent {len(content):,} bytes with SHA-256 {found[:12]}…"
+
+    if wrong:
+        raise UserError(f"{wrong}, expected {sha256[:12]}…; {remedy}")
+    raise NoNetwork(f"no network: {len(mirrors)} mirrors did not answer ({failure}); {remedy}")
+
+
+def sha256_of(content):
+    """The SHA-256 of bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+# Batches and windows
+
+
 def random_batch(tokens, batch_size, n_ctx, generator):
-    """(inputs, targets), each [batch, pos]: windows from anywhere, and the same one token later.
+    """(inputs, targets), each [batch, pos]: windows drawn from anywhere; targets are a token later.
 
     tokens: [n]. generator: a CPU torch.Generator, the only source of randomness.
     """
@@ -158,11 +233,11 @@ def random_batch(tokens, batch_size, n_ctx, generator):
 
 
 def repeated_batch(d_vocab, batch_size, n_ctx, generator):
-    """(inputs, targets), each [batch, pos]: random tokens, repeated from the period on, which is
-    another one in each row, from 4 to half of the window.
+    """(inputs, targets), each [batch, pos]: random tokens that repeat with a period.
 
-    Nothing in them can be known but what the same tokens were followed by before: what an induction
-    head does (Olsson et al. 2022). With one period for all, looking that far back would do.
+    Each row draws its own period, from 4 to half of the window. All that can be predicted is that
+    a token is followed by what followed it before, which is what an induction head does (Olsson et
+    al. 2022). If all rows had one period, looking that far back would be enough.
     """
     drawn = torch.randint(d_vocab, (batch_size, n_ctx + 1), generator=generator)
     periods = torch.randint(4, max(4, (n_ctx + 1) // 2) + 1, (batch_size, 1), generator=generator)
@@ -171,36 +246,45 @@ def repeated_batch(d_vocab, batch_size, n_ctx, generator):
 
 
 def windows_in_order(tokens, batch_size, n_ctx, starts=None):
-    """Yields (inputs, targets, counted), each [batch, pos], which predict every token after the
-    first once: where `counted`. What is not is padding, or belongs to the next window.
+    """Yields (inputs, targets, counted), each [batch, pos], which cover a text from left to right.
 
-    starts: where a window should begin, such as at stories, if it can (it is n_ctx long at most);
-    without, one begins where the last one ends.
+    Where `counted`, every token after the first is predicted exactly once; the other places are
+    padding, or belong to the next window.
+    tokens: [n]. starts: positions where windows should begin, such as the starts of stories, as far
+    as n_ctx allows; without it, a window begins where the one before it ends.
     """
-    last, offsets = len(tokens) - 1, torch.arange(n_ctx + 1)
+    last = len(tokens) - 1
+    offsets = torch.arange(n_ctx + 1)
     bounds = window_bounds(last, n_ctx, starts)
-    while some := list(itertools.islice(bounds, batch_size)):
-        begins, ends = torch.tensor(some).T[..., None]  # [batch, 1]
-        windows = tokens[(begins + offsets).clamp(max=last)]
+    while batch := list(itertools.islice(bounds, batch_size)):
+        begins, ends = torch.tensor(batch).T[..., None]  # each [batch, 1]
+        windows = tokens[(begins + offsets).clamp(max=last)]  # [batch, pos + 1]
         yield windows[:, :-1], windows[:, 1:], begins + offsets[:-1] < ends
 
 
 def window_bounds(last, n_ctx, starts):
-    """Yields (begin, end) of windows that lie end to begin from 0 to the position `last`."""
+    """Yields (begin, end) of windows that follow each other from 0 to the position `last`."""
     begin = 0
     while begin < last:
         end = min(begin + n_ctx, last)
         if starts and end < last:
-            story = starts[bisect.bisect_right(starts, end) - 1]
-            end = story if begin < story <= end else end
+            last_start = starts[bisect.bisect_right(starts, end) - 1]
+            if begin < last_start <= end:
+                end = last_start
         yield begin, end
         begin = end
 
 
+# Texts of any size, whose ids lie in a file
+
+
 @dataclass(frozen=True)
 class TokenFile:
-    """Ids on the disk, [n]: what is indexed is read, as int64; nothing else is kept in memory.
-    file: open, so that another one of its name changes nothing. offset: of the first, in bytes."""
+    """Ids on the disk, [n]: only what is indexed is read, as int64.
+
+    file: kept open, so that another file of the same name changes nothing. dtype: numpy's name of
+    it. offset: where the first id lies in the file, in bytes.
+    """
 
     file: BinaryIO
     dtype: str
@@ -217,14 +301,17 @@ class TokenFile:
 
     def split(self, n_first):
         """Two of them: the first n_first ids, and the others."""
-        later = self.offset + n_first * np.dtype(self.dtype).itemsize
-        return (TokenFile(self.file, self.dtype, self.offset, n_first),
-                TokenFile(self.file, self.dtype, later, self.n_tokens - n_first))
+        split_offset = self.offset + n_first * np.dtype(self.dtype).itemsize
+        first = TokenFile(self.file, self.dtype, self.offset, n_first)
+        others = TokenFile(self.file, self.dtype, split_offset, self.n_tokens - n_first)
+        return first, others
 
 
 def prepared_dataset(cfg, tokenizer=None):
-    """The Dataset in the folder cfg.path, which `prepare` made; UserError for a damaged file, and
-    for another tokenizer than was asked for. Arguments as in `load_dataset`."""
+    """The Dataset in the folder cfg.path, which `prepare` made; arguments as in `load_dataset`.
+
+    Raises UserError for a damaged file, and for another tokenizer than was asked for.
+    """
     path = Path(cfg.path) / TOKENS_FILE
     ids, found, sha256 = read_token_file(path)
     if cfg.tokenizer not in (DataConfig().tokenizer, found.kind):
@@ -232,38 +319,56 @@ def prepared_dataset(cfg, tokenizer=None):
                         f"{cfg.tokenizer} out, or prepare the text again")
     if tokenizer is not None and tokenizer.state_dict() != found.state_dict():
         raise UserError(f"{path} is of another tokenizer than the run; put that one back")
+
     train, val = ids.split(len(ids) - int(len(ids) * cfg.val_fraction))
-    n_characters = 0 if found.kind == "bpe" else len(val)
-    for start in range(0, len(val), PIECE) if found.kind == "bpe" else ():
-        text = np.frombuffer(found.to_bytes(val[start : start + PIECE].tolist()), np.uint8)
-        n_characters += int((text & 0xC0 != 0x80).sum())  # the bytes that begin a character
+    n_characters = count_characters(val, found)
     return Dataset(train, val, found, path.parent.name, sha256, n_characters)
 
 
+def count_characters(ids, tokenizer):
+    """How many characters the text of ids [n] has, a TokenFile read piece by piece."""
+    if tokenizer.kind != "bpe":
+        return len(ids)
+
+    n_characters = 0
+    for start in range(0, len(ids), PIECE_SIZE):
+        piece = ids[start : start + PIECE_SIZE].tolist()
+        text = np.frombuffer(tokenizer.to_bytes(piece), np.uint8)
+        n_characters += int((text & 0xC0 != 0x80).sum())  # the bytes that begin a character
+    return n_characters
+
+
 def read_token_file(path):
-    """(TokenFile, tokenizer, SHA-256 of that and the ids) of a file that `prepare` wrote; it is
-    read once, piece by piece. Raises UserError where it is cut off, changed, or something else."""
-    again, highest = "make it again with: python data.py prepare", 0
+    """(TokenFile, tokenizer, SHA-256 of the two) of a file that `prepare` wrote.
+
+    It is read once, piece by piece. Raises UserError where it is cut off, changed, or something
+    else.
+    """
+    remedy = "make it again with: python data.py prepare"
+    highest = 0
     try:
         file = open(path, "rb")
         line = file.readline(1 << 26)
         header = json.loads(line)
-        tokenizer, n_tokens = load_tokenizer(header["tokenizer"]), int(header["n_tokens"])
+        tokenizer = load_tokenizer(header["tokenizer"])
+        n_tokens = int(header["n_tokens"])
+        ids = TokenFile(file, TOKEN_DTYPES[header["dtype"]], len(line), n_tokens)
+
         sha256 = hashlib.sha256(json.dumps(header["tokenizer"]).encode())
-        ids = TokenFile(file, DTYPES[header["dtype"]], len(line), n_tokens)
-        while len(piece := np.fromfile(file, ids.dtype, PIECE)):
+        while len(piece := np.fromfile(file, ids.dtype, PIECE_SIZE)):
             highest = max(highest, piece.max().item())
             sha256.update(piece)
-        there = (file.seek(0, 2) - len(line)) / np.dtype(ids.dtype).itemsize
+        n_found = (file.seek(0, 2) - len(line)) / np.dtype(ids.dtype).itemsize
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is cut off or not a token file ({error}); {again}") from None
-    if there != n_tokens:
-        raise UserError(f"{path} has {there:,.0f} ids in place of {n_tokens:,}; {again}")
+        raise UserError(f"{path} is cut off or not a token file ({error}); {remedy}") from None
+
+    if n_found != n_tokens:
+        raise UserError(f"{path} has {n_found:,.0f} ids in place of {n_tokens:,}; {remedy}")
     if highest >= tokenizer.d_vocab:
         raise UserError(f"{path} has the id {highest}, and its tokenizer knows 0 to "
-                        f"{tokenizer.d_vocab - 1}; {again}")
+                        f"{tokenizer.d_vocab - 1}; {remedy}")
     if sha256.hexdigest() != header["sha256"]:
-        raise UserError(f"{path} has changed since it was made; {again}")
+        raise UserError(f"{path} has changed since it was made; {remedy}")
     return ids, tokenizer, header["sha256"]
 
 
@@ -277,21 +382,26 @@ class PrepareConfig:
     out: str = option("data/prepared", f"the folder that {TOKENS_FILE} is written to")
 
 
-def prepare(paths, cfg, size=PIECE):
-    """Writes the ids of texts, joined, into the folder of a PrepareConfig, `size` bytes of text at
-    a time. Returns (how many ids, their tokenizer)."""
-    tokenizer, n_tokens = fitted_tokenizer(paths, cfg), 0
-    dtype, state = "uint16" if tokenizer.d_vocab <= 1 << 16 else "uint32", tokenizer.state_dict()
-    sha256 = hashlib.sha256(json.dumps(state).encode())
+def prepare(paths, cfg, size=PIECE_SIZE):
+    """Writes the ids of texts, joined, into the folder of a PrepareConfig.
 
-    def header():  # as long now as when all is known
+    size: how many bytes of text are read at a time. Returns (how many ids, their tokenizer).
+    """
+    tokenizer = fit_tokenizer(paths, cfg)
+    state = tokenizer.state_dict()
+    dtype = "uint16" if tokenizer.d_vocab <= 1 << 16 else "uint32"
+    sha256 = hashlib.sha256(json.dumps(state).encode())
+    n_tokens = 0
+
+    def header():
+        # The count is padded: the header is as long at first as when all is known.
         known = {"dtype": dtype, "n_tokens": f"{n_tokens:20}", "sha256": sha256.hexdigest()}
         return json.dumps(known | {"tokenizer": state}).encode() + b"\n"
 
     with atomic_write(Path(cfg.out) / TOKENS_FILE) as file:
         file.write(header())
-        for ids in encoded_in_order(text_pieces(paths, size, "made tokens"), tokenizer):
-            piece = np.array(ids, DTYPES[dtype]).tobytes()
+        for ids in encode_pieces(text_pieces(paths, size, "made tokens"), tokenizer):
+            piece = np.array(ids, TOKEN_DTYPES[dtype]).tobytes()
             file.write(piece)
             sha256.update(piece)
             n_tokens += len(ids)
@@ -302,30 +412,38 @@ def prepare(paths, cfg, size=PIECE):
     return n_tokens, tokenizer
 
 
-def fitted_tokenizer(paths, cfg):
+def fit_tokenizer(paths, cfg):
     """The tokenizer that a PrepareConfig asks for; bpe learns from the beginning of the text."""
     if cfg.gpt2 is not None:
-        published = Path(cfg.gpt2, "encoder.json"), Path(cfg.gpt2, "vocab.bpe")
-        renamed = Path(cfg.gpt2, "vocab.json"), Path(cfg.gpt2, "merges.txt")
-        return BPETokenizer.from_files(*(renamed if renamed[0].exists() else published))
+        folder = Path(cfg.gpt2)
+        if (folder / "vocab.json").exists():  # Hugging Face's names for the two files
+            return BPETokenizer.from_files(folder / "vocab.json", folder / "merges.txt")
+        return BPETokenizer.from_files(folder / "encoder.json", folder / "vocab.bpe")
+
     if cfg.tokenizer == "bpe":
-        sample = "".join(itertools.islice(text_pieces(paths), SAMPLE // PIECE))
-        half = sum(map(os.path.getsize, paths)) // 2  # of the bytes: the end is to validate on
-        return BPETokenizer().train(sample.encode()[:half].decode(errors="ignore"), cfg.vocab_size)
+        pieces = itertools.islice(text_pieces(paths), BPE_SAMPLE_SIZE // PIECE_SIZE)
+        content = "".join(pieces).encode()
+        half = sum(map(os.path.getsize, paths)) // 2  # in bytes: the end is to validate on
+        return BPETokenizer().train(content[:half].decode(errors="ignore"), cfg.vocab_size)
+
     characters = set()
     for piece in text_pieces(paths, what="read for their characters"):
         characters |= set(piece)
     return CharTokenizer().fit(characters)
 
 
-def encoded_in_order(pieces, tokenizer):
-    """Yields the ids of a text that comes in pieces: those of the whole text, wherever it is cut.
-    Two words are kept until more is there ("'l" is two, and "'ll" one), and blanks before them, of
-    which the last one belongs to what follows."""
+def encode_pieces(pieces, tokenizer):
+    """Yields the ids of a text that comes in pieces; they are the same wherever it is cut.
+
+    The last two words of a piece are kept until more is there, since what follows may change them
+    ("'l" is two words, and "'ll" is one). So are the blanks before these two, of which the last
+    one belongs to the word that follows.
+    """
     kept = ""
     for piece in pieces:
         text = kept + piece
         words = split_words(text) if tokenizer.kind == "bpe" else []
+
         end = max(0, len(words) - 2)
         while end and words[end - 1].isspace():
             end -= 1
@@ -340,9 +458,13 @@ def main(argv=None):
     parser.usage = "%(prog)s prepare FILE… [flags]"
     parser.add_argument("command", choices=["prepare"], help="the one thing there is to do")
     parser.add_argument("files", nargs="+", metavar="FILE", help="UTF-8 texts, joined as they are")
+
     flags = vars(parser.parse_args(argv))
-    _, files = flags.pop("command"), flags.pop("files")
-    n_tokens, tokenizer = prepare(files, cfg := config_from_dict(PrepareConfig, flags))
+    del flags["command"]
+    files = flags.pop("files")
+    cfg = config_from_dict(PrepareConfig, flags)
+
+    n_tokens, tokenizer = prepare(files, cfg)
     print(f"{n_tokens:,} {tokenizer.unit}s of a vocabulary of {tokenizer.d_vocab:,}; to train on "
           f"them: python train.py --data.path {shlex.quote(cfg.out)}")
 

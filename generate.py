@@ -6,8 +6,8 @@
     python generate.py --model gpt2 --prompt "I think dogs are" --steer " I love them" \
         --steer_away " I hate them" --steer_at blocks.6.hook_resid_post
 
-The keys and values of what was read are kept, so each step computes one position alone. Hooks that
-are open while it runs act at every step: that is all that steering is.
+The keys and values of the tokens that were read are kept, so each step computes one position alone.
+Hooks that are open while it runs act at every step: that is all that steering is.
 
 Chapter: COURSE_ROADMAP.md, 6 (learn and sample)
 Prerequisites: model.py, checkpoint.py
@@ -34,16 +34,18 @@ DEFAULT_NEW_TOKENS = 500
 def token_probs(logits, temperature=1.0, top_k=None, top_p=None):
     """The distribution that the next token is drawn from, [batch, d_vocab], in float64.
 
-    logits: [batch, d_vocab]. temperature divides them. top_k keeps the k likeliest tokens; top_p
-    then keeps the fewest likeliest whose probability adds up to p or more, at least one; of equal
-    ones the first. What is left is scaled to sum to one.
+    logits: [batch, d_vocab]. temperature divides them. top_k keeps the k likeliest tokens. top_p
+    then keeps the fewest likeliest tokens whose probabilities add up to p or more, at least one. Of
+    equally likely tokens, both keep the first. The probabilities that are left are scaled to sum to
+    one.
     """
     logits = logits.double()
     logits = (logits - logits.max(-1, keepdim=True).values) / temperature  # at most 0: no overflow
     if top_k is None and (top_p is None or top_p == 1):
         return logits.softmax(-1)
+
     descending, order = logits.sort(descending=True, stable=True)
-    probs = descending[:, :top_k].softmax(-1)
+    probs = descending[:, :top_k].softmax(-1)  # [batch, the k likeliest]
     if top_p is not None and top_p < 1:
         likelier = probs.cumsum(-1) - probs  # the probability of all before it
         probs = probs.masked_fill(likelier >= top_p - 1e-12, 0.0)
@@ -52,9 +54,9 @@ def token_probs(logits, temperature=1.0, top_k=None, top_p=None):
 
 
 def penalise_repetition(logits, tokens, known, penalty):
-    """Logits with those of tokens that were there before divided by the penalty, or, where they are
-    negative, multiplied: either way less likely for a penalty above 1.
+    """Logits in which the tokens that were there before are less likely, for a penalty above 1.
 
+    Their logits are divided by the penalty, or, where they are negative, multiplied by it.
     logits: [batch, d_vocab]. tokens, known: [batch, pos]; where known is False is padding.
     """
     if penalty == 1:
@@ -65,7 +67,7 @@ def penalise_repetition(logits, tokens, known, penalty):
 
 
 def pad_left(prompts, device=None):
-    """(tokens, known), each [batch, pos]: prompts of any lengths that end together.
+    """(tokens, known), each [batch, pos]: prompts of any lengths, padded so that they end together.
 
     prompts: [batch, pos] of ids, or a list of lists of ids. known is False where there is padding.
     Raises UserError where a prompt is empty.
@@ -74,22 +76,30 @@ def pad_left(prompts, device=None):
         return prompts, torch.ones_like(prompts, dtype=torch.bool)
     if isinstance(prompts, torch.Tensor) or any(isinstance(prompt, int) for prompt in prompts):
         raise UserError("prompts is one row of ids; give a list of rows, or [batch, pos]")
+
     lengths = [len(prompt) for prompt in prompts]
     if not lengths or min(lengths) == 0:
         raise UserError("a prompt is empty; give each at least one token")
+
     longest = max(lengths)
-    tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    padded = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    tokens = torch.tensor(padded, device=device)
     known = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
     return tokens, known.to(tokens.device)
 
 
 def n_new_tokens(cfg, n_prompt, n_ctx):
-    """How many tokens to add. Raises UserError where so many do not fit and may not slide."""
-    fit, wanted = n_ctx - n_prompt, cfg.max_new_tokens
+    """How many tokens to add to a prompt of n_prompt tokens, as a SamplingConfig asks for them.
+
+    Raises UserError where they do not fit into the context and the window may not slide.
+    """
+    room = n_ctx - n_prompt
+    wanted = cfg.max_new_tokens
     if wanted is None:
-        wanted = DEFAULT_NEW_TOKENS if cfg.sliding else max(0, min(DEFAULT_NEW_TOKENS, fit))
-    if wanted > fit and not cfg.sliding:
-        remedy = f"ask for at most {fit}" if fit > 0 else "shorten the prompt"
+        wanted = DEFAULT_NEW_TOKENS if cfg.sliding else max(0, min(DEFAULT_NEW_TOKENS, room))
+
+    if wanted > room and not cfg.sliding:
+        remedy = f"ask for at most {room}" if room > 0 else "shorten the prompt"
         raise UserError(f"{n_prompt} tokens of prompt and {wanted} new ones do not fit into "
                         f"n_ctx={n_ctx}; {remedy}, or use --sliding")
     return wanted
@@ -100,29 +110,41 @@ def generate(model, prompts, cfg, *, stop_ids=(), cached=True):
     """Yields the tokens that the model adds to each row, one [batch, 1] at a time.
 
     prompts: [batch, pos] of ids, or a list of lists of ids whose lengths may differ; a row goes on
-    as it would alone. cfg: a SamplingConfig. stop_ids: ends when every row has had one of these; a
-    row that has repeats it. cached: keep keys and values; without, each step reads all again, to
-    the same result. With cfg.sliding each token is drawn given the last n_ctx before it.
+    as it would alone. cfg: a SamplingConfig; if it is sliding, each token is drawn given the last
+    n_ctx tokens before it. stop_ids: ends when every row has had one of these; a row that has had
+    one repeats it. cached: keep keys and values; without it, each step reads all tokens again, to
+    the same result.
     Raises UserError for an empty prompt, and where the text does not fit into the context.
     """
-    tokens, known = pad_left(prompts, model.W_E.device)
+    tokens, known = pad_left(prompts, model.W_E.device)  # each [batch, pos]
     check_tokens(tokens, model.cfg.d_vocab)
     n_ctx = model.cfg.n_ctx
     n_new = n_new_tokens(cfg, tokens.shape[1], n_ctx)
     room = min(tokens.shape[1] + n_new, n_ctx)
     generator = seeded_generator(cfg.seed)
     stops = torch.tensor([*stop_ids], dtype=tokens.dtype, device=tokens.device)
-    done, past = torch.zeros_like(known[:, :1]), None
+
+    done = torch.zeros_like(known[:, :1])  # [batch, 1]: whether a row has had its stop
+    past = None
     for _ in range(n_new):
-        window, seen = tokens[:, -n_ctx:], known[:, -n_ctx:]
-        unread = window[:, -1:]
-        if past is None or not cached or tokens.shape[1] > n_ctx:  # beyond, all positions move
-            past, unread = new_past(model, seen, room), window
-        positions = (seen.cumsum(1) - 1).clamp(min=0)[:, -unread.shape[1] :]
+        # What the model has not read yet: the last token, or all of the window. Beyond the context
+        # all positions move with each token, and so all keys and values change.
+        window = tokens[:, -n_ctx:]
+        window_known = known[:, -n_ctx:]
+        if past is None or not cached or tokens.shape[1] > n_ctx:
+            past = empty_past(model, window_known, room)
+            unread = window
+        else:
+            unread = window[:, -1:]
+
+        # The logits of the last position; a row's positions count from its first real token.
+        positions = (window_known.cumsum(1) - 1).clamp(min=0)[:, -unread.shape[1] :]
         resid = model.run_blocks(model.embed(unread, positions), past=past)
-        logits = model.unembed(resid[:, -1:])[:, 0]  # [batch, d_vocab], of the last position alone
+        logits = model.unembed(resid[:, -1:])[:, 0]  # [batch, d_vocab]
         logits = penalise_repetition(logits, tokens, known, cfg.repetition_penalty)
-        new = torch.where(done, tokens[:, -1:], choose(logits, cfg, generator))
+
+        # The next token
+        new = torch.where(done, tokens[:, -1:], choose_token(logits, cfg, generator))
         done = done | torch.isin(new, stops)
         tokens = torch.cat([tokens, new], 1)
         known = torch.cat([known, torch.ones_like(done)], 1)
@@ -131,16 +153,19 @@ def generate(model, prompts, cfg, *, stop_ids=(), cached=True):
             return
 
 
-def new_past(model, seen, room):
-    """An empty past for each layer, with room for that many positions; seen [batch, pos] is False
-    where there is padding, which nobody may look at."""
+def empty_past(model, known, room):
+    """A past for each layer that holds no keys and values yet, and has room for some positions.
+
+    known: [batch, pos], False where there is padding, which no position may look at.
+    """
     mask = None
-    if not seen.all():
-        mask = torch.cat([seen, seen.new_ones(len(seen), room - seen.shape[1])], 1)
+    if not known.all():
+        new_tokens = known.new_ones(len(known), room - known.shape[1])
+        mask = torch.cat([known, new_tokens], 1)
     return [GrowingPast(room, mask) for _ in model.blocks]
 
 
-def choose(logits, cfg, generator):
+def choose_token(logits, cfg, generator):
     """The next token of each row, [batch, 1]: drawn, or the likeliest. logits: [batch, d_vocab]."""
     if cfg.greedy:
         return logits.argmax(-1, keepdim=True)
@@ -149,12 +174,14 @@ def choose(logits, cfg, generator):
 
 
 def steering_vector(model, tokenizer, towards, away, *, at):
-    """What sets two texts apart in the stream at their last token, [d_model].
+    """The stream at the last token of one text minus that of another, [d_model].
 
-    at: the hook to read, of shape [batch, pos, d_model]. Give texts of at least two tokens: GPT-2's
-    stream at the first position is unlike all others. Raises UserError for another hook.
+    towards, away: the two texts, of at least two tokens: GPT-2's stream at the first position is
+    unlike all others. at: the hook to read, of shape [batch, pos, d_model]. Raises UserError for
+    another hook.
     """
-    def last(text):
+
+    def resid_at_end(text):
         tokens = torch.tensor([tokenizer.encode(text)], device=model.W_E.device)
         _, cache = model.run_with_cache(tokens, at, pos_slice=-1)
         if cache.axes[at] != "batch pos d_model":
@@ -163,21 +190,24 @@ def steering_vector(model, tokenizer, towards, away, *, at):
         return cache[at][0, 0]
 
     with torch.no_grad():
-        return last(towards) - last(away)
+        return resid_at_end(towards) - resid_at_end(away)
 
 
 def steering_hooks(model, tokenizer, cfg):
-    """The hooks that push the model as a GenerateConfig says, at every position that it computes;
-    none where it does not say so. Raises UserError where it says only half."""
+    """The hooks that push the stream as a GenerateConfig says, at every position; none without it.
+
+    Raises UserError where the config has only a part of what is needed.
+    """
     if (cfg.steer is None) != (cfg.steer_away is None):
         raise UserError("steer and steer_away go together: a direction is the difference between "
                         "two texts; give both")
     if cfg.steer is None:
-        plain = GenerateConfig()
-        if (cfg.steer_at, cfg.steer_scale) != (plain.steer_at, plain.steer_scale):
+        default = GenerateConfig()
+        if (cfg.steer_at, cfg.steer_scale) != (default.steer_at, default.steer_scale):
             raise UserError("steer_at and steer_scale do nothing without steer; give --steer and "
                             "--steer_away, or leave them out")
         return []
+
     if not model.cfg.n_layers and cfg.steer_at is None:
         raise UserError("this model has no blocks to steer at; name a hook with --steer_at")
     at = cfg.steer_at or f"blocks.{model.cfg.n_layers // 2}.hook_resid_post"
@@ -200,22 +230,26 @@ def stop_tokens(tokenizer, text):
 def generate_text(model, tokenizer, cfg):
     """Yields the continuation of cfg.prompt piece by piece, as a GenerateConfig asks for it.
 
-    A character whose bytes come in several tokens is yielded when it is whole, and a word with the
-    space that its tokenizer puts between it and the one before.
+    A character whose bytes come in several tokens is yielded when it is whole. A word is yielded
+    with the space that its tokenizer puts between it and the word before.
     """
-    prompt, stop_ids = tokenizer.encode(cfg.prompt), stop_tokens(tokenizer, cfg.stop)
-    last = prompt[-1:]  # what comes is written after it
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    prompt = tokenizer.encode(cfg.prompt)
+    stop_ids = stop_tokens(tokenizer, cfg.stop)
     hooks = steering_hooks(model, tokenizer, cfg)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    last = prompt[-1:]  # the last token as a list, in case there is none
     steps = generate(model, [prompt], cfg, stop_ids=stop_ids)
     while True:
-        with model.hooks(hooks):  # closed whenever the caller has a piece in hand
+        with model.hooks(hooks):  # closed while the caller has a piece in hand
             new = next(steps, None)
         if new is None or new.item() in stop_ids:
             break
-        there, last = len(tokenizer.to_bytes(last)), [*last, new.item()]
-        yield decoder.decode(tokenizer.to_bytes(last)[there:])
-        last = last[-1:]
+        # What the new token adds to the bytes of the one before it
+        n_bytes_before = len(tokenizer.to_bytes(last))
+        added = tokenizer.to_bytes([*last, new.item()])[n_bytes_before:]
+        yield decoder.decode(added)
+        last = [new.item()]
     yield decoder.decode(b"", final=True)
 
 
@@ -223,13 +257,15 @@ def main(argv=None):
     """The program: prints the prompt and what follows, as it comes."""
     parser = flag_parser(GenerateConfig, "Write text with a trained model.")
     cfg = config_from_dict(GenerateConfig, vars(parser.parse_args(argv)))
+
     device = pick_device(cfg.device)
     if cfg.model is not None:
         model, tokenizer = load_pretrained(cfg.model, device, cache_dir=cfg.cache_dir)
     else:
         model, tokenizer = load_model(cfg.run_name, cfg.out_dir, device)
+
     pieces = generate_text(model, tokenizer, cfg)
-    first = next(pieces, "")  # what is wrong is said before anything is printed
+    first = next(pieces, "")  # an error is raised here, before anything is printed
     sys.stdout.write(cfg.prompt.lstrip("\n") + first)
     for piece in pieces:
         sys.stdout.write(piece)

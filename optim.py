@@ -1,7 +1,7 @@
-"""From a batch to better weights: its gradient, a limit on it, AdamW and Muon, a schedule.
+"""From gradients to better weights: a limit on them, AdamW and Muon, and a schedule.
 
-Both optimisers have one face: `step(share)` moves the weights by `share` of the full learning rate,
-which is how the schedule acts on all of them alike.
+Both optimisers are used alike: `step(share)` moves the weights by `share` of the full learning
+rate, so one schedule acts on all of them.
 
 Chapter: COURSE_ROADMAP.md, 6 (learn and sample)
 Prerequisites: losses.py, model.py
@@ -11,18 +11,20 @@ Express: its polynomials); Pascanu et al. 2013 (clipping)
 """
 
 import math
-from contextlib import nullcontext
 
 import torch
 
-from utils import mean_over_ranks
-
-ROUNDS = ((8.38367, -24.76591, 18.35708), (4.04347, -3.01144, 0.56952),
-          (3.5064, -2.62726, 0.52579), (2.49121, -1.8352, 0.43694))  # of `orthogonalise`
+# (a, b, c) of each round of `orthogonalise`
+POLAR_EXPRESS_ROUNDS = (
+    (8.38367, -24.76591, 18.35708),
+    (4.04347, -3.01144, 0.56952),
+    (3.5064, -2.62726, 0.52579),
+    (2.49121, -1.8352, 0.43694),
+)
 
 
 class AdamW:
-    """Adam with decoupled weight decay.
+    """Adam with decoupled weight decay. A step:
 
         m = beta1 m + (1 - beta1) g              # where the gradient points, on average
         v = beta2 v + (1 - beta2) g^2            # how large it is, on average
@@ -39,7 +41,10 @@ class AdamW:
     def __init__(self, parameters, lr, *, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01):
         self.parameters = [p for p in parameters if p.requires_grad]
         self.matrices = [p for p in self.parameters if p.ndim >= 2]
-        self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
+        self.lr = lr
+        self.betas = betas
+        self.eps = eps
+        self.weight_decay = weight_decay
         self.step_count = 0
         self.m = [torch.zeros_like(p) for p in self.parameters]
         self.v = [torch.zeros_like(p) for p in self.parameters]
@@ -52,14 +57,21 @@ class AdamW:
         one call for all parameters instead of one for each.
         """
         grads = gradients_of(self.parameters)
-        lr, (beta1, beta2) = share * self.lr, self.betas
+        lr = share * self.lr
+        beta1, beta2 = self.betas
         self.step_count += 1
+
+        # The two averages
         torch._foreach_lerp_(self.m, grads, 1 - beta1)
         torch._foreach_mul_(self.v, beta2)
         torch._foreach_addcmul_(self.v, grads, grads, 1 - beta2)
+
+        # The decay
         if self.matrices:
             torch._foreach_mul_(self.matrices, 1 - lr * self.weight_decay)
-        # m' / (sqrt(v') + eps), the corrections drawn out of the lists: numbers instead of passes
+
+        # The move along m' / (sqrt(v') + eps). The corrections for the start from zero are taken
+        # out of the lists: two numbers are scaled, and no list has to be passed over.
         root = math.sqrt(1 - beta2**self.step_count)
         size = torch._foreach_sqrt(self.v)
         torch._foreach_add_(size, self.eps * root)
@@ -79,40 +91,46 @@ class AdamW:
 
 
 def gradients_of(parameters):
-    """The gradient of each; zero for what the loss did not reach."""
+    """The gradient of each parameter; zeros for one that the loss did not reach."""
     return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
 
 
 def orthogonalise(matrices):
-    """U V^T, nearly, of each matrix U S V^T: the nearest orthogonal one. [..., rows, cols].
+    """Nearly the orthogonal matrix U V^T that is nearest to each matrix U S V^T [..., rows, cols].
 
     An odd polynomial of a matrix acts on its singular values alone:
         a X + b (X X^T) X + c (X X^T)^2 X  =  U (a S + b S^3 + c S^5) V^T.
-    Each of the ROUNDS is, of all such polynomials, the one that stays nearest to 1 where the round
-    before has left the singular values (Amsel et al. 2025): from [0.003, 1] they come into
-    [0.025, 1.975], [0.10, 1.90], [0.35, 1.65] and at last [0.80, 1.20]; the smallest ones grow
-    about 300 times. That is matrix products alone, at a fraction of a decomposition's time.
+    The four rounds (POLAR_EXPRESS_ROUNDS) bring all singular values near to 1. Each is, of all
+    such polynomials, the one that stays nearest to 1 where the round before has left the singular
+    values (Amsel et al. 2025): from [0.003, 1] they come into [0.025, 1.975], [0.10, 1.90],
+    [0.35, 1.65] and at last [0.80, 1.20]. The smallest ones grow about 300 times. All of it is
+    matrix products, which take a fraction of a decomposition's time.
     """
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    X = matrices.mT if tall else matrices  # X X^T is then the smaller of the two squares
-    X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # singular values at most 1
+    # X X^T should be the smaller of the two squares, and no singular value larger than 1.
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    X = matrices.mT if is_tall else matrices
+    X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+
     if X.shape[-1] > 2 * X.shape[-2]:  # wide: the rounds are cheaper on the square
-        X = inverse_root(X @ X.mT) @ X
+        X = inverse_square_root(X @ X.mT) @ X
     else:
-        for a, b, c in ROUNDS:
+        for a, b, c in POLAR_EXPRESS_ROUNDS:
             square = X @ X.mT
             X = ((square @ square).mul_(c).add_(square, alpha=b) @ X).add_(X, alpha=a)
-    return X.mT if tall else X
+    return X.mT if is_tall else X
 
 
-def inverse_root(square):
-    """The same rounds as one factor: (X X^T)^(-1/2), nearly, of X X^T [..., n, n].
+def inverse_square_root(square):
+    """Nearly (X X^T)^(-1/2), from the square X X^T [..., n, n]: the same rounds as one factor.
 
-    A round multiplies X by the factor a + b X X^T + c (X X^T)^2, and so X X^T by its square.
+    A round multiplies X by the factor a + b X X^T + c (X X^T)^2. It therefore multiplies X X^T by
+    the same factor from both sides.
     """
-    factor = product = None
-    for a, b, c in ROUNDS:
-        square = square if factor is None else factor @ square @ factor
+    factor = None
+    product = None
+    for a, b, c in POLAR_EXPRESS_ROUNDS:
+        if factor is not None:
+            square = factor @ square @ factor  # what the round before has made of it
         factor = (square @ square).mul_(c).add_(square, alpha=b)
         factor.diagonal(dim1=-2, dim2=-1).add_(a)
         product = factor if product is None else factor @ product
@@ -121,6 +139,8 @@ def inverse_root(square):
 
 class Muon:
     """Momentum whose matrix is made orthogonal before it is applied; for hidden matrices only.
+
+    A step:
 
         m = beta m + g
         W = W - lr * decay * W
@@ -132,15 +152,19 @@ class Muon:
     step follows the few large singular values and hardly moves along the rest. It is steepest
     descent under the spectral norm, as sign descent (roughly Adam) is under the largest entry.
 
-    An embedding's rows are read one at a time, and a vector has no singular directions: those are
-    AdamW's. parameters: matrices [d_in, d_out]. parts: for each, how many matrices lie side by side
-    in it (3 for W_QKV: queries, keys and values are made orthogonal apart).
+    An embedding's rows are read one at a time, and a vector has no singular directions: AdamW
+    learns those.
+
+    parameters: matrices [d_in, d_out]. parts: for each, how many matrices lie side by side in it
+    (3 for W_QKV: queries, keys and values are made orthogonal apart).
     """
 
     def __init__(self, parameters, lr, *, parts=None, momentum=0.95, weight_decay=0.0):
         self.parameters = list(parameters)
         self.parts = list(parts) if parts else [1] * len(self.parameters)
-        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
+        self.lr = lr
+        self.momentum = momentum
+        self.weight_decay = weight_decay
         self.m = [torch.zeros_like(p) for p in self.parameters]
 
     @torch.no_grad()
@@ -148,23 +172,28 @@ class Muon:
         """Moves every matrix once, by `share` of the learning rate."""
         lr = share * self.lr
         grads = gradients_of(self.parameters)
+
         torch._foreach_mul_(self.m, self.momentum)
         torch._foreach_add_(self.m, grads)
         ahead = torch._foreach_add(grads, self.m, alpha=self.momentum)  # Nesterov's look ahead
+
         torch._foreach_mul_(self.parameters, 1 - lr * self.weight_decay)
         torch._foreach_add_(self.parameters, self.directions(ahead), alpha=-lr)
 
     def directions(self, momenta):
         """The orthogonal step of each parameter; equal shapes go through one batched product."""
+        # Take apart what lies side by side, and gather the matrices of each shape.
         pieces = [list(m.chunk(n, dim=1)) for m, n in zip(momenta, self.parts, strict=True)]
-        places = {}
+        places_of = {}  # {shape: [(parameter, piece), …]}
         for i, row in enumerate(pieces):
             for j, piece in enumerate(row):
-                places.setdefault(piece.shape, []).append((i, j))
-        for (d_in, d_out), where in places.items():
+                places_of.setdefault(piece.shape, []).append((i, j))
+
+        # Make all matrices of one shape orthogonal at once, and put each back in its place.
+        for (d_in, d_out), places in places_of.items():
             scale = math.sqrt(max(1.0, d_out / d_in))
-            steps = scale * orthogonalise(torch.stack([pieces[i][j] for i, j in where]))
-            for (i, j), step in zip(where, steps, strict=True):
+            steps = scale * orthogonalise(torch.stack([pieces[i][j] for i, j in places]))
+            for (i, j), step in zip(places, steps, strict=True):
                 pieces[i][j] = step
         return [row[0] if len(row) == 1 else torch.cat(row, dim=1) for row in pieces]
 
@@ -181,28 +210,33 @@ class Muon:
 def make_optimizers(model, cfg):
     """The optimisers of a TrainConfig, which together move every parameter once.
 
-    With "muon", the matrices inside the blocks are Muon's; the rest, and with "adamw" all, AdamW's.
+    With "muon", Muon learns the matrices inside the blocks, and AdamW the rest; with "adamw", AdamW
+    learns all.
     """
-    hidden = {name: p for name, p in model.blocks.named_parameters()
-              if p.ndim == 2 and p.requires_grad}
-    hidden = hidden if cfg.optimizer == "muon" else {}
+    hidden = {}
+    if cfg.optimizer == "muon":
+        hidden = {name: p for name, p in model.blocks.named_parameters()
+                  if p.ndim == 2 and p.requires_grad}
     rest = [p for p in model.parameters() if not any(p is matrix for matrix in hidden.values())]
     adamw = AdamW(rest, cfg.lr, betas=(cfg.beta1, cfg.beta2), weight_decay=cfg.weight_decay)
     if not hidden:
         return [adamw]
+
     parts = [3 if name.endswith("W_QKV") else 1 for name in hidden]  # q, k and v apart
-    return [adamw, Muon(hidden.values(), cfg.muon_lr, parts=parts, weight_decay=cfg.weight_decay)]
+    muon = Muon(hidden.values(), cfg.muon_lr, parts=parts, weight_decay=cfg.weight_decay)
+    return [adamw, muon]
 
 
 def schedule(step, max_steps, warmup_steps=0, *, shape="linear", final_fraction=0.0):
     """The share of the full learning rate at step 0, 1, …, max_steps - 1.
 
-    It rises linearly over warmup_steps (Adam's averages know nothing yet), then falls to
-    final_fraction: "linear", by half a "cosine", or, as a "trapezoid", only over the last fifth.
-    The fall lets the noise of the batches average out.
+    It rises linearly over warmup_steps, as long as Adam's averages know little. Then it falls to
+    final_fraction: linearly ("linear"), by half a cosine ("cosine"), or only over the last fifth
+    ("trapezoid"). The fall lets the noise of the batches average out.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
+
     progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))  # 0 to 1
     remaining = {
         "linear": 1 - progress,
@@ -223,23 +257,3 @@ def clip_gradients_(parameters, most):
     if most > 0:
         torch._foreach_mul_(grads, (most / (norm + 1e-6)).clamp(max=1.0))
     return norm
-
-
-def backward_(model, batch, cfg, loss_fn):
-    """Leaves the gradient of a batch's loss in `.grad`, and returns the loss: a float.
-
-    batch: (inputs, targets). cfg: a TrainConfig. loss_fn(logits, targets) -> a scalar, a mean.
-    The batch goes through in cfg.accumulate parts, whose gradients add up: only the activations of
-    one are there at a time. DistributedDataParallel averages over the ranks, after the last part.
-    """
-    model.zero_grad()
-    total, dtype = 0.0, next(model.parameters()).dtype
-    parts = list(zip(*(tokens.chunk(cfg.accumulate) for tokens in batch), strict=True))
-    for number, (inputs, targets) in enumerate(parts, 1):
-        alone = getattr(model, "no_sync", nullcontext)  # which DistributedDataParallel has
-        with alone() if number < len(parts) else nullcontext():
-            with torch.autocast(inputs.device.type, torch.bfloat16, cfg.precision == "bfloat16"):
-                loss = loss_fn(model(inputs).to(dtype), targets) * (len(inputs) / len(batch[0]))
-            loss.backward()
-        total += loss.detach()
-    return mean_over_ranks(total.item())

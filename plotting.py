@@ -1,7 +1,7 @@
-"""Figures from numbers and labels, never from a model: they return a Figure and show nothing.
+"""Figures made from numbers and labels, never from a model; each function returns a Figure.
 
-The palette is Okabe and Ito's, told apart by colour-blind readers too; nothing is drawn that does
-not carry information.
+The palette is Okabe and Ito's, whose colours colour-blind readers can tell apart too. Nothing is
+drawn that does not carry information.
 
 Chapter: COURSE_ROADMAP.md, 0 (what counts as evidence)
 Prerequisites: utils.py
@@ -10,6 +10,7 @@ Source: Tufte 1983 (data-ink); Okabe & Ito 2008 (colours)
 """
 
 import itertools
+import math
 import textwrap
 
 import numpy as np
@@ -18,11 +19,11 @@ from matplotlib.ticker import LogLocator
 
 from utils import atomic_write
 
-FEW = 30
+FEW_POINTS = 30  # a line of no more points shows each of them
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
-def save(figure, path):
+def save_figure(figure, path):
     """Writes a figure as PNG; the same figure gives the same bytes."""
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
@@ -38,17 +39,23 @@ def bare_axes(axes, title, xlabel, ylabel):
 
 
 def draw_lines(axes, lines, levels):
-    """Draws {name: (x, y)}, a few values as points: what lies between was not measured; and
-    {name: y} as horizontal lines of reference."""
+    """Draws lines {name: (x, y)} and horizontal lines of reference {name: y}.
+
+    A few values are drawn as points with a dotted line: what lies between was not measured.
+    """
     for (name, (x, y)), colour in zip(lines.items(), itertools.cycle(COLOURS), strict=False):
-        few = {"marker": "o", "markersize": 4, "linestyle": ":", "linewidth": 0.8}
-        style = few if len(x) <= FEW else {"linewidth": 1.2}
+        style = {"linewidth": 1.2}
+        if len(x) <= FEW_POINTS:
+            style = {"marker": "o", "markersize": 4, "linestyle": ":", "linewidth": 0.8}
         axes.plot(x, y, color=colour, label=name, **style)
+
+    # The names of levels stand below those that lie below all lines, and above the others.
     lowest = min((value for _, y in lines.values() for value in y), default=0.0)
     for name, level in levels.items():
         axes.axhline(level, color="0.55", linewidth=1, linestyle="--")
         axes.annotate(name, (0.99, level), xycoords=("axes fraction", "data"), ha="right",
                       va="top" if level < lowest else "bottom", color="0.35", fontsize=9)
+
     if len(lines) > 1:
         axes.legend(frameon=False, fontsize=9)
 
@@ -65,29 +72,35 @@ def curve(lines, *, title, xlabel, ylabel, levels=None):
 
 
 def training_curves(rows, *, name, unit, levels):
-    """The Figure of a run: the losses; where it is known, how far each kind of word lies above its
-    floor; and below, smaller, the learning rate and the gradient's norm.
+    """The curves of a training run, one below the other.
 
+    They are the losses; how far each kind of word lies above its floor, where that is known; and,
+    smaller, the learning rate and the gradient's norm.
     rows: a run's lines, dicts with some of train_loss, val_loss, above_floor ({category: nats}), lr
     and grad_norm. name: of the text. unit: what a token is. levels: {name: nats} to compare with.
+    Returns a Figure.
     """
+
     def over_steps(key):
         having = [row for row in rows if key in row]
         return [row["step"] for row in having], [row[key] for row in having]
 
-    parts = [({"training": over_steps("train_loss"), "validation": over_steps("val_loss")},
-              f"loss (nats/{unit})", levels)]
+    # What each part shows: (height, lines, label, levels)
+    losses = {"training": over_steps("train_loss"), "validation": over_steps("val_loss")}
+    parts = [(3, losses, f"loss (nats/{unit})", levels)]
     steps, above = over_steps("above_floor")
     if above:
-        lines = {kind: (steps[1:], [nats[kind] for nats in above[1:]])  # not what chance gives
-                 for kind in above[0] if kind != "all"}
-        parts.append((lines, f"above the floor (nats/{unit})", {"the floor": 0.0}))
-    small = [({"": over_steps("lr")}, "learning rate", {}),
-             ({"": over_steps("grad_norm")}, "gradient norm", {})]
-    heights = [3] * len(parts) + [1] * len(small)
+        # Without the first one, which is from before training and would hide the others
+        excesses = {kind: (steps[1:], [nats[kind] for nats in above[1:]])
+                    for kind in above[0] if kind != "all"}
+        parts.append((3, excesses, f"above the floor (nats/{unit})", {"the floor": 0.0}))
+    parts.append((1, {"": over_steps("lr")}, "learning rate", {}))
+    parts.append((1, {"": over_steps("grad_norm")}, "gradient norm", {}))
+
+    heights = [height for height, *_ in parts]
     figure = Figure(figsize=(7, 1.3 * sum(heights)), layout="constrained")
-    rows_of_axes = figure.subplots(len(heights), sharex=True, height_ratios=heights)
-    for axes, (lines, ylabel, marks) in zip(rows_of_axes, parts + small, strict=True):
+    rows_of_axes = figure.subplots(len(parts), sharex=True, height_ratios=heights)
+    for axes, (_, lines, ylabel, marks) in zip(rows_of_axes, parts, strict=True):
         draw_lines(bare_axes(axes, "", "", ylabel), lines, marks)
     figure.axes[-1].set_xlabel("step")
     figure.axes[0].set_title(f"{name}: {rows[-1]['val_loss']:.3f} nats/{unit} on unseen text",
@@ -104,9 +117,12 @@ def dot_rows(rows, *, title, xlabel):
     axes = bare_axes(figure.subplots(), title, xlabel, "")
     axes.set_xscale("log")
     axes.axvline(1, color="0.55", linewidth=1, linestyle="--")
+
     for y, (value, low, high) in enumerate(rows.values()):
         axes.plot([low, high], [y, y], color=COLOURS[0], linewidth=2.5, alpha=0.5)
-        axes.plot(value, y, "o", color=COLOURS[value < 1])
+        colour = COLOURS[1] if value < 1 else COLOURS[0]
+        axes.plot(value, y, "o", color=colour)
+
     axes.set_yticks(range(len(rows)), [textwrap.fill(name, 52) for name in rows], fontsize=8)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter("{x:g}")
@@ -116,13 +132,16 @@ def dot_rows(rows, *, title, xlabel):
 
 
 def colour_scale(values):
-    """(values masked where they are not finite, imshow's keywords): a white zero in the middle of a
-    symmetric scale where there are both signs, else at its end."""
+    """(values masked where they are not finite, keywords of `imshow`) for a matrix as colours.
+
+    Zero is white: in the middle of a symmetric scale where there are negative values, and else at
+    its lower end.
+    """
     values = np.ma.masked_invalid(np.ma.asarray(values, dtype=float))
     most = np.abs(values).max() if values.count() else 1.0
-    signed = values.count() and values.min() < 0
-    return values, {"cmap": "RdBu_r" if signed else "Blues", "vmin": -most if signed else 0,
-                    "vmax": most}
+    if values.count() and values.min() < 0:
+        return values, {"cmap": "RdBu_r", "vmin": -most, "vmax": most}
+    return values, {"cmap": "Blues", "vmin": 0, "vmax": most}
 
 
 def heatmap(values, *, title, xlabel, ylabel, row_labels=None, column_labels=None):
@@ -153,15 +172,20 @@ def write_cells(axes, values, texts, scale):
 
 
 def head_grid(values, *, title, unit):
-    """A number for each head, layers downwards. values: [layer, head]; those that are not finite
-    stay blank. unit: what they are, for the colour bar. Returns a Figure."""
+    """A number for each head, as a grid with the layers downwards.
+
+    values: [layer, head]; those that are not finite stay blank. unit: what the numbers are, for
+    the colour bar. Returns a Figure.
+    """
     values, scale = colour_scale(values)
     n_layers, n_heads = values.shape
+    texts = [[f"{value:.2f}" if np.isfinite(value) else "" for value in row]
+             for row in values.filled(np.nan)]
+
     figure = Figure(figsize=(2.6 + 0.62 * n_heads, 1.6 + 0.5 * n_layers), layout="constrained")
     axes = bare_axes(figure.subplots(), title, "head", "layer")
     image = axes.imshow(values, **scale, aspect="auto")
-    write_cells(axes, values, [[f"{value:.2f}" if np.isfinite(value) else "" for value in row]
-                               for row in values.filled(np.nan)], scale)
+    write_cells(axes, values, texts, scale)
     axes.set_xticks(range(n_heads))
     axes.set_yticks(range(n_layers))
     figure.colorbar(image, ax=axes, label=unit)
@@ -169,18 +193,22 @@ def head_grid(values, *, title, unit):
 
 
 def dla_bar(values, labels, *, title, xlabel, low=None, high=None, most=20):
-    """What each writer adds, the largest at the top, as bars from zero.
+    """How much each part of a model adds, as bars from zero, the largest at the top.
 
-    values, low, high: [row], low and high as whiskers. most: rows to show; the others, summed, are
-    one bar more, so that the bars still add up to the whole; of nothing, no bar. Returns a Figure.
+    values, low, high: [row]; low and high are drawn as whiskers. labels: one a row. most: how many
+    rows to show. The others are added up to one more bar, so that the bars still add up to the
+    whole; a value of zero gets no bar, unless all are zero. Returns a Figure.
     """
     values = np.asarray(values, dtype=float)
-    order = np.argsort(-np.abs(values), kind="stable")[: max(1, np.count_nonzero(values))]
+    n_bars = max(1, np.count_nonzero(values))
+    order = np.argsort(-np.abs(values), kind="stable")[:n_bars]  # by size, without zeros
     shown = sorted(order[:most], key=lambda row: -values[row])
-    names, lengths = [labels[row] for row in shown], [values[row] for row in shown]
+    names = [labels[row] for row in shown]
+    lengths = [values[row] for row in shown]
     if len(order) > most:
         names.append(f"{len(order) - most} others")
         lengths.append(values[order[most:]].sum())
+
     figure = Figure(figsize=(7, 1.2 + 0.26 * len(names)), layout="constrained")
     axes = bare_axes(figure.subplots(), title, xlabel, "")
     colours = [COLOURS[0] if length >= 0 else COLOURS[1] for length in lengths]
@@ -188,6 +216,7 @@ def dla_bar(values, labels, *, title, xlabel, low=None, high=None, most=20):
     if low is not None:
         for y, row in enumerate(shown):
             axes.plot([low[row], high[row]], [y, y], color="0.2", linewidth=1)
+
     axes.axvline(0, color="0.2", linewidth=0.8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
@@ -195,51 +224,60 @@ def dla_bar(values, labels, *, title, xlabel, low=None, high=None, most=20):
 
 
 def lens_table(probs, tokens, *, title, row_labels, column_labels):
-    """What each row would say at each position: its first token, coloured by its probability.
+    """The likeliest token of each row of a lens at each position, coloured by its probability.
 
-    probs: [row, pos]; tokens: [row][pos], texts; column_labels: the text that was read. The last
-    row, what the model says, is at the top. Returns a Figure.
+    probs: [row, pos]. tokens: [row][pos], texts. row_labels: one a row. column_labels: the tokens
+    that were read. The last row, the model's own prediction, is at the top. Returns a Figure.
     """
     values, scale = colour_scale(np.asarray(probs, dtype=float)[::-1])
     scale["vmax"] = 1.0
     n_rows, n_pos = values.shape
+    texts = [[show_spaces(token) for token in row] for row in tokens[::-1]]
+
     figure = Figure(figsize=(1.8 + 0.62 * n_pos, 1.4 + 0.36 * n_rows), layout="constrained")
     axes = bare_axes(figure.subplots(), title, "the text so far, token by token", "stream")
     image = axes.imshow(values, **scale, aspect="auto")
-    write_cells(axes, values, [[visible(token) for token in row] for row in tokens[::-1]], scale)
-    axes.set_xticks(range(n_pos), [visible(token) for token in column_labels], fontsize=8)
+    write_cells(axes, values, texts, scale)
+    axes.set_xticks(range(n_pos), [show_spaces(token) for token in column_labels], fontsize=8)
     axes.set_yticks(range(n_rows), row_labels[::-1], fontsize=8)
     figure.colorbar(image, ax=axes, label="probability of the token shown")
     return figure
 
 
-def visible(token):
+def show_spaces(token):
     """A token as text in which spaces and line ends can be seen, and a dollar begins no formula."""
     return token.replace("\n", "↵").replace(" ", "·").replace("$", r"\$")
 
 
 def attention_grid(patterns, *, title, labels, tokens=None):
-    """Attention patterns side by side, [pattern, query_pos, key_pos] on one scale from 0 to 1; what
-    a query can't see stays blank. labels: one a pattern. tokens: texts, of all keys. Fewer queries
-    than keys are the last ones. Returns a Figure."""
+    """Attention patterns side by side, on one scale from 0 to 1.
+
+    patterns: [pattern, query_pos, key_pos]; what a query can't see stays blank. If there are fewer
+    queries than keys, they are the last positions. labels: one a pattern. tokens: the texts of all
+    keys. Returns a Figure.
+    """
     patterns = np.asarray(patterns, dtype=float)
-    before = patterns.shape[2] - patterns.shape[1]  # keys from before the first query
-    future = np.triu(np.ones(patterns.shape[1:], dtype=bool), before + 1)
+    n_before = patterns.shape[2] - patterns.shape[1]  # keys before the first query
+    future = np.triu(np.ones(patterns.shape[1:], dtype=bool), n_before + 1)
+
     columns = min(4, len(patterns))
-    rows = -(-len(patterns) // columns)
+    rows = math.ceil(len(patterns) / columns)
     figure = Figure(figsize=(1 + 2.3 * columns, 1 + 2.3 * rows), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     grid = figure.subplots(rows, columns, squeeze=False)
+
     for axes, pattern, label in itertools.zip_longest(grid.flat, patterns, labels):
         if pattern is None:
             axes.set_visible(False)
             continue
-        image = bare_axes(axes, label, "", "").imshow(np.ma.masked_array(pattern, future),
-                                                      cmap="Blues", vmin=0, vmax=1)
+        seen = np.ma.masked_array(pattern, future)
+        bare_axes(axes, label, "", "")
+        image = axes.imshow(seen, cmap="Blues", vmin=0, vmax=1)
         if tokens is not None:
-            texts = [visible(token) for token in tokens]
+            texts = [show_spaces(token) for token in tokens]
             axes.set_xticks(range(len(texts)), texts, fontsize=6, rotation=90)
-            axes.set_yticks(range(len(texts) - before), texts[before:], fontsize=6)
+            axes.set_yticks(range(len(texts) - n_before), texts[n_before:], fontsize=6)
+
     figure.supxlabel("key (what is looked at)", fontsize=9)
     figure.supylabel("query (who looks)", fontsize=9)
     figure.colorbar(image, ax=grid, shrink=0.6, label="attention")

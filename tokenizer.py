@@ -1,8 +1,9 @@
 """Text to integers and back: one id a character, a word, or a frequent piece (byte-level BPE).
 
-Characters are few, so a text is long. Words make it short, but there is always another one, unless
-they come from a list. Byte-pair encoding lies between: it begins with the 256 bytes, which can
-write anything, and again and again makes the most frequent pair of neighbours one token.
+There are few characters, so a text has many of them. Words make a text short, but there is always
+another word, unless they come from a list. Byte-pair encoding (BPE) lies between: it begins with
+the 256 bytes, which can write anything, and again and again makes the most frequent pair of
+neighbours one token.
 
 Chapter: COURSE_ROADMAP.md, 2 (text with a known entropy)
 Prerequisites: utils.py
@@ -20,7 +21,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from utils import UserError
+from utils import UserError, check_choice
 
 ENDOFTEXT = "<|endoftext|>"
 MOST_CACHED_WORDS = 1 << 18
@@ -34,10 +35,12 @@ class CharTokenizer:
     The order depends on the characters alone, so the same text gives the same ids everywhere.
     """
 
-    kind, unit = "char", "character"
+    kind = "char"
+    unit = "character"  # what an id stands for
 
     def __init__(self):
-        self.symbols, self.ids = [], {}
+        self.symbols = []  # by id
+        self.ids = {}
 
     @property
     def d_vocab(self):
@@ -58,9 +61,10 @@ class CharTokenizer:
         return self.load_state_dict({"kind": self.kind, "symbols": symbols})
 
     def encode(self, text):
-        """The ids of a text, a list of int. Raises UserError naming the symbols it lacks."""
+        """The ids of a text, a list of int. Raises UserError naming symbols that have no id."""
         symbols = self.split(text)
-        if unknown := sorted(set(symbols) - set(self.ids)):
+        unknown = sorted(set(symbols) - set(self.ids))
+        if unknown:
             known = "".join(self.symbols) if self.d_vocab < 300 else "…"
             raise UserError(f"unknown {self.unit}s {' '.join(map(repr, unknown[:10]))}; "
                             f"this tokenizer knows {self.d_vocab}: {known!r}")
@@ -92,9 +96,10 @@ class CharTokenizer:
 
 
 class WordTokenizer(CharTokenizer):
-    """One id for each distinct word, mark and end of line; spaces are understood, not kept."""
+    """One id for each distinct word, mark and end of line; spaces are not kept but put back."""
 
-    kind, unit = "word", "word"
+    kind = "word"
+    unit = "word"  # what an id stands for
 
     def split(self, text):
         """The words, marks and ends of lines of a text."""
@@ -113,12 +118,13 @@ class BPETokenizer(CharTokenizer):
     first again, until no known pair is left.
     """
 
-    kind, unit = "bpe", "token"
+    kind = "bpe"
+    unit = "token"  # what an id stands for
 
     def __init__(self):
-        self.set_([bytes([byte]) for byte in byte_characters()], [])
+        self.set_vocabulary_([bytes([byte]) for byte in byte_characters()], [])
 
-    def set_(self, tokens, merges):
+    def set_vocabulary_(self, tokens, merges):
         """Takes tokens (bytes, by id) and merges (pairs of bytes, first merged first) as its own.
 
         Raises UserError where a byte or what a merge makes has no id.
@@ -126,7 +132,8 @@ class BPETokenizer(CharTokenizer):
         self.symbols = tokens
         self.ids = {token: i for i, token in enumerate(tokens)}
         self.ranks = {pair: rank for rank, pair in enumerate(merges)}
-        self.known_words = {}
+        self.known_words = {}  # {word: its ids}, so that each is merged once
+
         needed = [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
         missing = [token for token in needed if token not in self.ids]
         if missing:
@@ -141,13 +148,17 @@ class BPETokenizer(CharTokenizer):
         return self.ids[ENDOFTEXT.encode()]
 
     def train(self, text, vocab_size):
-        """Learns merges from `text` until there are vocab_size tokens or no pair occurs twice; ties
-        go to the pair that sorts first. Returns itself. UserError for fewer than 256 tokens."""
+        """Learns merges from `text` until there are vocab_size tokens or no pair occurs twice.
+
+        Of equally frequent pairs, the one that sorts first is merged. Returns itself.
+        Raises UserError for fewer than 256 tokens.
+        """
         if vocab_size < 256:
             raise UserError(f"vocab_size={vocab_size} is less than the 256 bytes; choose more")
         merges = learn_merges(Counter(split_words(text)), vocab_size - 256)
         tokens = [bytes([byte]) for byte in byte_characters()]
-        self.set_(tokens + [left + right for left, right in merges], merges)
+        tokens += [left + right for left, right in merges]
+        self.set_vocabulary_(tokens, merges)
         return self
 
     @classmethod
@@ -168,16 +179,22 @@ class BPETokenizer(CharTokenizer):
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{vocab} and {merges} are not a tokenizer's files ({error}); download "
                             "them again") from None
+
         tokens = sorted(ids, key=ids.get)
         return cls().load_state_dict({"kind": cls.kind, "tokens": tokens, "merges": pairs})
 
     def encode(self, text, endoftext=False):
         """The ids of a text, a list of int. Raises UserError on half a surrogate pair.
+
         endoftext: read `<|endoftext|>` in it as that one token; else it is plain characters.
         """
         if endoftext:
-            first, *others = map(self.encode, text.split(ENDOFTEXT))
-            return first + [i for part in others for i in (self.endoftext_id, *part)]
+            first, *others = text.split(ENDOFTEXT)
+            ids = self.encode(first)
+            for part in others:
+                ids += [self.endoftext_id, *self.encode(part)]
+            return ids
+
         ids = []
         for word in split_words(text):
             if word not in self.known_words:
@@ -218,17 +235,11 @@ class BPETokenizer(CharTokenizer):
     def load_state_dict(self, state):
         """Becomes the tokenizer that `state_dict` came from; returns itself."""
         check_kind(state, self.kind)
-        byte_of = {character: byte for byte, character in byte_characters().items()}
-
-        def hide(shown):
-            if any(character not in byte_of for character in shown):
-                raise UserError(f"the token {shown!r} is not written in GPT-2's visible bytes")
-            return bytes(byte_of[character] for character in shown)
-
-        pairs = [tuple(hide(piece) for piece in pair) for pair in state["merges"]]
+        pairs = [tuple(map(parse_shown_bytes, pair)) for pair in state["merges"]]
         if any(len(pair) != 2 for pair in pairs):
             raise UserError("a line of the merges is not a pair; use the two files of a tokenizer")
-        self.set_([hide(token) for token in state["tokens"]], pairs)
+        tokens = [parse_shown_bytes(token) for token in state["tokens"]]
+        self.set_vocabulary_(tokens, pairs)
         return self
 
 
@@ -237,9 +248,7 @@ TOKENIZERS = {kind.kind: kind for kind in (CharTokenizer, WordTokenizer, BPEToke
 
 def load_tokenizer(state):
     """The tokenizer that a state_dict came from, of whichever kind."""
-    kind = state.get("kind")
-    if kind not in list(TOKENIZERS):
-        raise UserError(f"a {kind!r} tokenizer is unknown; there are: {', '.join(TOKENIZERS)}")
+    kind = check_choice("tokenizer", state.get("kind"), TOKENIZERS)
     try:
         return TOKENIZERS[kind]().load_state_dict(state)
     except (KeyError, TypeError, AttributeError) as error:
@@ -254,7 +263,7 @@ def check_kind(state, kind):
 
 def check_ids(ids, d_vocab):
     """The ids as a list of int. Raises UserError where some are not in the vocabulary."""
-    ids = [int(i) for i in ids]
+    ids = list(map(int, ids))
     unknown = sorted({i for i in ids if not 0 <= i < d_vocab})
     if unknown:
         raise UserError(f"unknown ids {unknown[:10]}; they run from 0 to {d_vocab - 1}")
@@ -263,12 +272,22 @@ def check_ids(ids, d_vocab):
 
 @functools.cache
 def byte_characters():
-    """{byte: a visible character}, in GPT-2's order, since its files are text: a byte that Latin-1
-    shows stands for itself, the others (space, controls) are U+0100 and on."""
+    """{byte: the visible character that stands for it in GPT-2's files}, in GPT-2's order.
+
+    A byte that Latin-1 shows stands for itself; the others (space, controls) are U+0100 and on.
+    """
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    codes = {byte: byte for byte in visible} | {byte: 256 + i for i, byte in enumerate(hidden)}
-    return {byte: chr(code) for byte, code in codes.items()}
+    invisible = [byte for byte in range(256) if byte not in visible]
+    characters = {byte: chr(byte) for byte in visible}
+    for number, byte in enumerate(invisible):
+        characters[byte] = chr(256 + number)
+    return characters
+
+
+@functools.cache
+def character_bytes():
+    """{visible character: the byte that it stands for}: `byte_characters` the other way round."""
+    return {character: byte for byte, character in byte_characters().items()}
 
 
 def show_bytes(token):
@@ -276,25 +295,42 @@ def show_bytes(token):
     return "".join(byte_characters()[byte] for byte in token)
 
 
+def parse_shown_bytes(shown):
+    """The bytes that `show_bytes` wrote: "Ġthe" is b" the". Raises UserError for other text."""
+    if any(character not in character_bytes() for character in shown):
+        raise UserError(f"the token {shown!r} is not written in GPT-2's visible bytes")
+    return bytes(character_bytes()[character] for character in shown)
+
+
 @functools.cache
 def word_pattern():
-    """GPT-2's rule for what a word is, compiled (a third of a second, once): an English ending ('s,
-    'll, …); letters, digits or other signs, each with the one space before it; or blanks, of which
-    the last is left for the word that follows."""
-    ranges = defaultdict(str)  # of all code points of a general category: L letters, N numbers
+    """GPT-2's rule for what a word is, as a regular expression.
+
+    A word is an English ending ('s, 'll, …); letters, digits or other signs, with the one space
+    before them; or blanks, of which the last is left for the word that follows. It is compiled
+    once, which takes a third of a second.
+    """
+    # The ranges of code points of each general category: L has the letters, N the numbers.
+    ranges = defaultdict(str)
     characters = map(chr, range(sys.maxunicode + 1))
     for category, run in itertools.groupby(characters, lambda c: unicodedata.category(c)[0]):
         run = "".join(run)
         ranges[category] += f"{run[0]}-{run[-1]}"
-    letter, number = ranges["L"], ranges["N"]
-    return re.compile(
-        rf"'(?:[sdmt]|ll|ve|re)| ?[{letter}]+| ?[{number}]+| ?[^{SPACES}{letter}{number}]+"
-        rf"|[{SPACES}]+(?![^{SPACES}])|[{SPACES}]+"
-    )
+    letter = ranges["L"]
+    number = ranges["N"]
+
+    return re.compile("|".join([
+        "'(?:[sdmt]|ll|ve|re)",
+        f" ?[{letter}]+",
+        f" ?[{number}]+",
+        f" ?[^{SPACES}{letter}{number}]+",
+        f"[{SPACES}]+(?![^{SPACES}])",
+        f"[{SPACES}]+",
+    ]))
 
 
 def split_words(text):
-    """A text's words, which put together are the text. Raises UserError on half a surrogate."""
+    """The words of a text; joined, they are the text. Raises UserError on half a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -304,13 +340,17 @@ def split_words(text):
 
 
 def merge_pair(pieces, pair):
-    """The pieces with every occurrence of the pair, from the left, made one."""
-    found, i = [], 0
+    """The pieces with every occurrence of the pair, from the left, made one piece."""
+    merged = []
+    i = 0
     while i < len(pieces):
-        both = i + 1 < len(pieces) and pieces[i] == pair[0] and pieces[i + 1] == pair[1]
-        found.append(pieces[i] + pieces[i + 1] if both else pieces[i])
-        i += 2 if both else 1
-    return found
+        if i + 1 < len(pieces) and pieces[i] == pair[0] and pieces[i + 1] == pair[1]:
+            merged.append(pieces[i] + pieces[i + 1])
+            i += 2
+        else:
+            merged.append(pieces[i])
+            i += 1
+    return merged
 
 
 def learn_merges(word_counts, n_merges):
@@ -319,22 +359,29 @@ def learn_merges(word_counts, n_merges):
     word_counts: {word: how often}. When a pair is merged, only words that have it are looked at;
     the heap may hold outdated counts, which are passed over when they come up.
     """
+    # How often each pair occurs, and in which words
     words = [([bytes([byte]) for byte in word.encode()], n) for word, n in word_counts.items()]
-    counts, where = Counter(), defaultdict(set)
+    counts = Counter()
+    where = defaultdict(set)
     for index, (pieces, count) in enumerate(words):
         for pair in itertools.pairwise(pieces):
             counts[pair] += count
             where[pair].add(index)
+
+    # The most frequent pair comes up first; of equally frequent ones, the one that sorts first.
     heap = [(-count, pair) for pair, count in counts.items()]
     heapq.heapify(heap)
+
     merges = []
     while heap and len(merges) < n_merges:
-        negative, pair = heapq.heappop(heap)
-        if -negative != counts[pair]:
+        negative_count, pair = heapq.heappop(heap)
+        if -negative_count != counts[pair]:  # outdated
             continue
         if counts[pair] < 2:
             break
         merges.append(pair)
+
+        # Merge it in the words that have it, and count the pairs that are lost and made
         changed = set()
         for index in where.pop(pair):
             pieces, count = words[index]

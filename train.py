@@ -13,11 +13,14 @@ Next: activation_cache.py
 Source: Radford et al. 2019; Jordan et al. 2024 (the optimiser)
 """
 
+import contextlib
 import dataclasses
 import math
+import signal
 import time
 from dataclasses import dataclass
 from statistics import fmean
+from types import SimpleNamespace
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -25,20 +28,20 @@ from torch.nn.parallel import DistributedDataParallel
 import plotting
 from checkpoint import (
     add_rows,
-    dataset_again,
-    describe,
-    flags_of,
+    load_run_to_resume,
     new_run_folder,
     read_metrics,
+    reload_dataset,
+    run_flags,
     save_checkpoint,
-    to_resume,
+    write_run_config,
 )
 from config import PRESETS, Config, GenerateConfig, config_from_dict, flag_parser, nest_flags
 from data import load_dataset, random_batch, repeated_batch, windows_in_order
 from generate import generate_text
 from losses import cross_entropy, per_token_loss
 from model import GPT
-from optim import backward_, clip_gradients_, make_optimizers, schedule
+from optim import clip_gradients_, make_optimizers, schedule
 from utils import (
     Progress,
     UserError,
@@ -49,10 +52,12 @@ from utils import (
     rank,
     run_program,
     seeded_generator,
-    stop_on_signal,
 )
 
-PATIENCE = 100  # steps whose loss may be above that of the untrained model, in a row
+PATIENCE = 100  # so many steps in a row may have a loss above that of the untrained model
+
+
+# The loop
 
 
 class Diverged(UserError):
@@ -61,8 +66,11 @@ class Diverged(UserError):
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of training reports: its number (from 1), the batch's loss in nats a token, the
-    share of the full learning rate, the gradient's norm before its limit, and the time it took."""
+    """What one step of training reports.
+
+    number: from 1. loss: of the batch, in nats a token. share: of the full learning rate.
+    grad_norm: the gradient's norm before its limit. seconds: the time that the step took.
+    """
 
     number: int
     loss: float
@@ -75,17 +83,48 @@ def fit(model, next_batch, cfg, *, optimizers=None, start=0, loss_fn=cross_entro
     """Trains the model in place and yields a Step after each one: the loop itself.
 
     next_batch() -> (inputs, targets), on the model's device. cfg: a TrainConfig.
-    loss_fn(model(inputs), targets) -> a scalar. start: how many steps are behind it already.
+    loss_fn(model(inputs), targets) -> a scalar, a mean. start: how many steps were taken before.
     Raises Diverged, before the weights are touched, if the loss or its gradient is not finite.
+
+    A batch goes through in cfg.accumulate parts, one after another, whose gradients add up: only
+    the activations of one part are in memory at a time.
     """
-    optimizers = make_optimizers(model, cfg) if optimizers is None else optimizers
+    if optimizers is None:
+        optimizers = make_optimizers(model, cfg)
+    dtype = next(model.parameters()).dtype
+    no_sync = getattr(model, "no_sync", contextlib.nullcontext)  # DistributedDataParallel has it
+
     for number in range(start + 1, cfg.max_steps + 1):
         began = time.perf_counter()
-        loss = backward_(model, next_batch(), cfg, loss_fn)
+        inputs, targets = next_batch()  # each [batch, pos]
+        parts = list(zip(inputs.chunk(cfg.accumulate), targets.chunk(cfg.accumulate), strict=True))
+
+        model.zero_grad()
+        loss = 0.0
+        for part, (part_inputs, part_targets) in enumerate(parts, 1):
+            # Of several ranks, the backward pass of the last part averages the gradients.
+            with no_sync() if part < len(parts) else contextlib.nullcontext():
+                with torch.autocast(part_inputs.device.type, torch.bfloat16,
+                                    enabled=cfg.precision == "bfloat16"):
+                    # Forward
+                    logits = model(part_inputs).to(dtype)  # [part, pos, d_vocab]
+
+                    # Loss: this part's share of the batch's mean
+                    part_loss = loss_fn(logits, part_targets) * (len(part_inputs) / len(inputs))
+                    del logits  # the largest tensor; the loss has kept what it needs of it
+
+                # Backward: adds this part's gradient to `.grad`
+                part_loss.backward()
+            loss += part_loss.detach()
+        loss = mean_over_ranks(loss.item())
+
+        # Clip
         grad_norm = clip_gradients_(model.parameters(), cfg.grad_clip).item()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise Diverged(f"training diverged at step {number}: loss {loss:.4g}, gradient "
                            f"norm {grad_norm:.4g}; try a smaller --train.lr")
+
+        # Step
         share = schedule(number - 1, cfg.max_steps, cfg.warmup_steps, shape=cfg.schedule,
                          final_fraction=cfg.final_lr_fraction)
         for optimizer in optimizers:
@@ -115,203 +154,361 @@ def evaluate(model, tokens, batch_size=16):
     return fmean(token_losses(model, tokens, batch_size))
 
 
+# A run
+
+
+@dataclass
+class RunState:
+    """How far a run has come: what its checkpoint holds of it beside tensors and settings.
+
+    step: how many steps were taken. seconds: the time that they took. best_loss: the lowest
+    validation loss so far. lost: how many steps in a row had a loss above that of the untrained
+    model. untrained: the validation loss before the first step.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    best_loss: float = math.inf
+    lost: int = 0
+    untrained: float = math.inf
+
+    @classmethod
+    def from_checkpoint(cls, saved):
+        """The RunState in a checkpoint's dict; what an older checkpoint lacks has its default."""
+        names = [field.name for field in dataclasses.fields(cls) if field.name in saved]
+        return cls(**{name: saved[name] for name in names})
+
+
 class TrainingRun:
-    """A run in progress: what it learns with, and the files that it keeps in its folder."""
+    """A run in progress: the model that learns, what it learns with, and the files that it writes.
+
+    `begin` or `resume` it, then `train` it.
+    """
 
     def __init__(self, cfg, dataset, device):
-        self.cfg, self.dataset = cfg, dataset
+        self.cfg = cfg
+        self.dataset = dataset
         self.model = GPT(cfg.model, cfg.train.seed).to(device)
+
+        # What goes through the batches: the same weights, compiled or shared between ranks
         self.learner = torch.compile(self.model) if cfg.train.compile else self.model
         if n_ranks() > 1:
             self.learner = DistributedDataParallel(self.learner)
+
         self.optimizers = make_optimizers(self.model, cfg.train)
         self.sampler = seeded_generator(cfg.train.seed)
         torch.manual_seed(cfg.train.seed)  # for dropout, the only draw that takes no generator
-        self.step, self.seconds, self.best_loss = 0, 0.0, math.inf
-        self.untrained = math.inf  # the validation loss before the first step
-        self.lost = 0  # steps in a row whose loss was above that of the untrained model
-        self.rows, self.recent = [], []  # the lines of metrics.jsonl; the steps since the last one
+        self.state = RunState()
+        self.rows = []  # the lines of metrics.jsonl
+        self.recent = []  # the steps since the last of them
 
     def begin(self, overwrite=False):
-        """Makes the run's folder and its first checkpoint: whatever happens now, there is one."""
+        """Makes the run's folder and its first checkpoint, so that there is one from now on."""
         logging = self.cfg.logging
         self.folder = new_run_folder(logging.out_dir, logging.run_name, overwrite)
-        describe(self.folder, self.cfg, self.dataset, self.model)
+        write_run_config(self.folder, self.cfg, self.dataset, self.model)
         self.validate()
 
-    def resume(self, folder, state):
-        """Takes over all that the next step depends on; lines that lie ahead of it are dropped."""
+    def resume(self, folder, saved):
+        """Takes over a checkpoint, all that the next step depends on.
+
+        folder: the run's. saved: the checkpoint's dict. Lines of metrics.jsonl that lie ahead of
+        the checkpoint are dropped.
+        """
         self.folder = folder
-        self.model.load_weights_(state["model"], folder / "checkpoint.pt")
-        for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.sampler.set_state(state["sampler"])
-        torch.set_rng_state(state["rng"])
-        for name in ("step", "seconds", "best_loss", "lost", "untrained"):
-            setattr(self, name, state.get(name, getattr(self, name)))
-        self.recent = [Step(*values) for values in state["recent"]]
-        self.saved_step = self.step
-        self.rows = [row for row in read_metrics(folder) if row["step"] <= self.step]
+        self.model.load_weights_(saved["model"], folder / "checkpoint.pt")
+        for optimizer, optimizer_state in zip(self.optimizers, saved["optimizer"], strict=True):
+            optimizer.load_state_dict(optimizer_state)
+        self.sampler.set_state(saved["sampler"])
+        torch.set_rng_state(saved["rng"])
+        self.state = RunState.from_checkpoint(saved)
+        self.saved_step = self.state.step
+
+        self.recent = [Step(*values) for values in saved["recent"]]
+        self.rows = [row for row in read_metrics(folder) if row["step"] <= self.state.step]
         add_rows(folder, self.rows, afresh=True)
-        known = self.rows[-1]["step"] if self.rows else -1
-        if known < self.step == self.cfg.train.max_steps:  # the result was lost with its line
+
+        # A finished run whose last line was lost has lost its result with it.
+        last_row_step = self.rows[-1]["step"] if self.rows else -1
+        if self.is_finished() and last_row_step < self.state.step:
             self.validate()
 
+    def is_finished(self):
+        """Whether all steps were taken."""
+        return self.state.step == self.cfg.train.max_steps
+
     def next_batch(self):
-        """(inputs, targets): a rank's share of windows from anywhere in the training part, and of
-        the repeats; every rank draws them all."""
-        if rank() or not self.model.W_E.is_cpu:  # dropout of which no checkpoint has the "rng"
-            torch.manual_seed(hash((self.cfg.train.seed, self.step, rank())))
-        size, n_ctx, n_repeats = self.cfg.train.batch_size, self.cfg.model.n_ctx, self.cfg.n_repeats
-        batch = random_batch(self.dataset.train, size - n_repeats, n_ctx, self.sampler)
+        """(inputs, targets), each [batch, pos]: this rank's share of the next batch.
+
+        A batch holds windows from anywhere in the training part, and repeats where they are asked
+        for. Every rank draws all of it.
+        """
+        # Of dropout on other ranks and devices, no checkpoint has the generator: it is seeded anew.
+        if rank() or not self.model.W_E.is_cpu:
+            torch.manual_seed(hash((self.cfg.train.seed, self.state.step, rank())))
+
+        n_ctx = self.cfg.model.n_ctx
+        n_repeats = self.cfg.n_repeats
+        n_windows = self.cfg.train.batch_size - n_repeats
+        inputs, targets = random_batch(self.dataset.train, n_windows, n_ctx, self.sampler)
         if n_repeats:
-            more = repeated_batch(self.cfg.model.d_vocab, n_repeats, n_ctx, self.sampler)
-            batch = map(torch.cat, zip(batch, more, strict=True))
-        return [tokens.chunk(n_ranks())[rank()].to(self.model.W_E.device) for tokens in batch]
+            repeats = repeated_batch(self.cfg.model.d_vocab, n_repeats, n_ctx, self.sampler)
+            inputs = torch.cat([inputs, repeats[0]])
+            targets = torch.cat([targets, repeats[1]])
+
+        device = self.model.W_E.device
+        return [tokens.chunk(n_ranks())[rank()].to(device) for tokens in (inputs, targets)]
 
     def train(self):
         """Steps until max_steps, or until a signal asks to stop. Returns whether it got there."""
         cfg = self.cfg.train
-        progress = Progress(cfg.max_steps, " steps", done=self.step)
-        steps = fit(self.learner, self.next_batch, cfg, optimizers=self.optimizers, start=self.step)
+        state = self.state
+        progress = Progress(cfg.max_steps, " steps", done=state.step)
+        steps = fit(self.learner, self.next_batch, cfg, optimizers=self.optimizers,
+                    start=state.step)
         with stop_on_signal() as stop:
             for step in steps:
-                self.step, self.seconds = step.number, self.seconds + step.seconds
+                state.step = step.number
+                state.seconds += step.seconds
                 self.recent.append(step)
-                self.check(step)
-                if self.step % cfg.eval_interval == 0 or self.step == cfg.max_steps:
+                self.count_lost_steps(step)
+
+                if state.step % cfg.eval_interval == 0 or self.is_finished():
                     self.validate()
-                elif self.step % cfg.log_interval == 0:
+                elif state.step % cfg.log_interval == 0:
                     self.log()
-                progress.show(self.step, f"loss {step.loss:.3f}  {self.tokens_per_s(step):,.0f} "
-                              "tokens/s")
-                if mean_over_ranks(stop.requested):  # whichever of them was asked
-                    if not self.lost:  # as in `validate`
+                speed = self.tokens_per_second([step])
+                progress.show(state.step, f"loss {step.loss:.3f}  {speed:,.0f} tokens/s")
+
+                if mean_over_ranks(stop.requested):  # by a signal to any of the ranks
+                    if not state.lost:  # else the last good checkpoint stays
                         self.save("checkpoint.pt")
                     break
         progress.close()
-        return self.step == cfg.max_steps
+        return self.is_finished()
 
-    def check(self, step):
-        """Raises Diverged where training has made things worse for long."""
-        worse = step.loss > 1.02 * self.untrained  # one that has learned nothing may vary by less
-        self.lost = self.lost + 1 if worse else 0
-        if self.lost == PATIENCE:
-            raise Diverged(f"the loss was above the untrained model's {self.untrained:.4g} "
-                           f"for {PATIENCE} steps, {step.loss:.4g} at step {self.step}; try a "
+    def count_lost_steps(self, step):
+        """Raises Diverged where training has made things worse for PATIENCE steps in a row."""
+        state = self.state
+        # The loss of a model that has learned nothing yet may vary by less than two percent.
+        if step.loss > 1.02 * state.untrained:
+            state.lost += 1
+        else:
+            state.lost = 0
+
+        if state.lost == PATIENCE:
+            raise Diverged(f"the loss was above the untrained model's {state.untrained:.4g} "
+                           f"for {PATIENCE} steps, {step.loss:.4g} at step {state.step}; try a "
                            "smaller --train.lr or --train.muon_lr")
 
-    def tokens_per_s(self, *steps):
+    def tokens_per_second(self, steps):
         """The speed over some steps."""
         n_tokens = len(steps) * self.cfg.train.batch_size * self.cfg.model.n_ctx
         return n_tokens / sum(step.seconds for step in steps)
 
     def validate(self):
-        """Evaluates on the whole validation split, and writes the checkpoints."""
-        floor, size = self.dataset.floor, self.cfg.train.windows_at_once(n_ranks())
-        losses = token_losses(self.model, self.dataset.val, size, floor and floor.starts)
-        losses = list(losses) if floor else losses
-        val_loss = fmean(losses)
-        above = {"above_floor": floor.above(torch.tensor(losses).double())} if floor else {}
+        """Evaluates on the whole validation split, logs it, and writes the checkpoints."""
+        state = self.state
+        floor = self.dataset.floor
+        windows_at_once = self.cfg.train.windows_at_once(n_ranks())
+
+        # The losses, in windows that begin at stories where those are known
+        starts = None if floor is None else floor.starts
+        losses = token_losses(self.model, self.dataset.val, windows_at_once, starts)
+        results = {}
+        if floor is None:
+            results["val_loss"] = fmean(losses)
+        else:
+            losses = list(losses)
+            results["val_loss"] = fmean(losses)
+            results["above_floor"] = floor.above(torch.tensor(losses).double())
+
+        val_loss = results["val_loss"]
         if not math.isfinite(val_loss):
-            raise Diverged(f"the validation loss is {val_loss} at step {self.step}; try a smaller "
+            raise Diverged(f"the validation loss is {val_loss} at step {state.step}; try a smaller "
                            "--train.lr")
-        self.untrained = self.untrained if self.step else val_loss
-        self.log(val_loss=val_loss, **above)
-        if val_loss < self.best_loss:
-            self.best_loss = val_loss
+        if state.step == 0:
+            state.untrained = val_loss
+        self.log(**results)
+
+        # The checkpoints
+        if val_loss < state.best_loss:
+            state.best_loss = val_loss
             self.save("best.pt")
-        if not self.lost or self.step == self.cfg.train.max_steps:  # the last good one stays
+        if not state.lost or self.is_finished():  # else the last good checkpoint stays
             self.save("checkpoint.pt")
 
-    def log(self, **more):
-        """Adds a line to metrics.jsonl: means over the steps since the last one, and `more`."""
-        row, recent = {"step": self.step, "seconds": self.seconds}, self.recent
-        if recent:
-            row["train_loss"] = sum(step.loss for step in recent) / len(recent)
-            row["grad_norm"] = sum(step.grad_norm for step in recent) / len(recent)
-            row["lr"] = recent[-1].share * self.cfg.train.lr
-            row["tokens_per_s"] = self.tokens_per_s(*recent)
-        self.rows.append(row | more)
-        self.recent = []
-        add_rows(self.folder, self.rows[-1:])
+    def log(self, **results):
+        """Adds a line to metrics.jsonl: means over the steps since the last one, and `results`."""
+        row = {"step": self.state.step, "seconds": self.state.seconds}
+        if self.recent:
+            n_steps = len(self.recent)
+            row["train_loss"] = sum(step.loss for step in self.recent) / n_steps
+            row["grad_norm"] = sum(step.grad_norm for step in self.recent) / n_steps
+            row["lr"] = self.recent[-1].share * self.cfg.train.lr
+            row["tokens_per_s"] = self.tokens_per_second(self.recent)
+            self.recent = []
+        row |= results
+        self.rows.append(row)
+        add_rows(self.folder, [row])
 
     def save(self, name):
         """Writes a checkpoint of all that the next step depends on."""
         save_checkpoint(self.folder / name, {
+            # What learns, and how far it has come
             "model": self.model.state_dict(),
             "optimizer": [optimizer.state_dict() for optimizer in self.optimizers],
-            "step": self.step, "seconds": self.seconds, "best_loss": self.best_loss,
-            "lost": self.lost, "untrained": self.untrained, "threads": torch.get_num_threads(),
+            **dataclasses.asdict(self.state),
+            "threads": torch.get_num_threads(),
             "recent": [dataclasses.astuple(step) for step in self.recent],
-            "sampler": self.sampler.get_state(), "rng": torch.get_rng_state(),
+
+            # What is drawn next
+            "sampler": self.sampler.get_state(),
+            "rng": torch.get_rng_state(),
+
+            # What the run was made with
             "tokenizer": self.dataset.tokenizer.state_dict(),
-            "config": dataclasses.asdict(self.cfg), "data_sha256": self.dataset.sha256,
+            "config": dataclasses.asdict(self.cfg),
+            "data_sha256": self.dataset.sha256,
         })
         if name == "checkpoint.pt":
-            self.saved_step = self.step
+            self.saved_step = self.state.step
 
 
-def figure_of(run):
-    """The Figure of loss.png."""
-    d_vocab, floor = run.cfg.model.d_vocab, run.dataset.floor
-    levels = {f"uniform guess, ln {d_vocab} = {math.log(d_vocab):.2f}": math.log(d_vocab)}
-    if floor:
-        best = -floor.log_probs[1:].mean().item()
-        levels[f"the floor, {best:.3f}"] = best
-    return plotting.training_curves(run.rows, name=run.dataset.name, levels=levels,
-                                    unit=run.dataset.tokenizer.unit)
+@contextlib.contextmanager
+def stop_on_signal():
+    """Lets Ctrl-C and SIGTERM ask for a stop, while it is open, so that no step is cut in two.
+
+    Yields an object whose `.requested` they set to True; a second signal stops at once.
+    """
+    stop = SimpleNamespace(requested=False)
+
+    def request(number, frame):
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    handlers_before = [signal.signal(number, request) for number in signals]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(signals, handlers_before, strict=True):
+            signal.signal(number, handler)
 
 
-def start_run(cfg, device, overwrite=False, resumed=None):
-    """A Run that is ready to train: a new one, or the (folder, state) to go on with.
+# The program
 
-    All is checked before anything is written; what is wrong is raised as UserError.
+
+def start_run(cfg, device, *, overwrite=False, saved_run=None):
+    """A TrainingRun that is ready to train: a new one, or one to go on with.
+
+    saved_run: (folder, checkpoint's dict) of the run to go on with.
+    Raises UserError for all that is wrong, before anything is written.
     """
     if cfg.train.threads is not None:
         torch.set_num_threads(cfg.train.threads)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32: products of ten bits, sums of 23
-    dataset = (dataset_again(*resumed, cfg) if resumed else
-               load_dataset(cfg.data, cfg.model.n_ctx))
-    at_once, known = cfg.train.windows_at_once(n_ranks()), dataset.tokenizer.d_vocab
-    if cfg.model.d_vocab not in (None, known):
-        raise UserError(f"d_vocab={cfg.model.d_vocab} is not the tokenizer's {known}; leave "
+
+    # The text, the shape of the model, and the run
+    if saved_run is None:
+        dataset = load_dataset(cfg.data, cfg.model.n_ctx)
+    else:
+        dataset = reload_dataset(*saved_run, cfg)
+    cfg.train.windows_at_once(n_ranks())  # raises where the ranks can't share a batch
+    d_vocab = dataset.tokenizer.d_vocab
+    if cfg.model.d_vocab not in (None, d_vocab):
+        raise UserError(f"d_vocab={cfg.model.d_vocab} is not the tokenizer's {d_vocab}; leave "
                         "--model.d_vocab out")
-    shape = dataclasses.replace(cfg.model, d_vocab=known)
+    shape = dataclasses.replace(cfg.model, d_vocab=d_vocab)
     run = TrainingRun(dataclasses.replace(cfg, model=shape), dataset, device)
-    print(f"{dataset.name}: {len(dataset.train):,} {dataset.tokenizer.unit}s to train on, "
-          f"{len(dataset.val):,} to validate on, of a vocabulary of {known:,}\n"
-          f"model: {shape.n_layers} layers of {shape.n_heads} heads, d_model {shape.d_model}, "
-          f"{run.model.n_parameters:,} parameters; {device}, {torch.get_num_threads()} threads, "
-          f"{n_ranks()} x {at_once * shape.n_ctx * shape.activation_bytes / 1e6:,.1f} MB of "
-          "activations" + ", and dropout's" * (shape.dropout > 0))
-    run.resume(*resumed) if resumed else run.begin(overwrite)
-    print(f"writing to {run.folder}" + (f", going on after step {run.step:,}" if resumed else ""))
+    print_beginning(run, device)
+
+    if saved_run is None:
+        run.begin(overwrite)
+        print(f"writing to {run.folder}")
+    else:
+        run.resume(*saved_run)
+        print(f"writing to {run.folder}, going on after step {run.state.step:,}")
     return run
 
 
-def finish(run):
-    """Draws the curve, writes the sample, and says what came out."""
-    d_vocab, tokenizer = run.cfg.model.d_vocab, run.dataset.tokenizer
-    unit, loss = tokenizer.unit, run.rows[-1]["val_loss"]
-    plotting.save(figure_of(run), run.folder / "loss.png")
-    prompt = tokenizer.decode(run.dataset.train[:1])
-    prompt = "\n" if unit == "token" or "\n" in tokenizer.ids else prompt
+def print_beginning(run, device):
+    """Says what is trained, on what, and how much memory its activations take."""
+    dataset = run.dataset
+    shape = run.cfg.model
+    tokens_at_once = run.cfg.train.windows_at_once(n_ranks()) * shape.n_ctx
+    megabytes = tokens_at_once * shape.activation_bytes / 1e6
+    and_dropout = ", and dropout's" if shape.dropout > 0 else ""
+    print(f"{dataset.name}: {len(dataset.train):,} {dataset.tokenizer.unit}s to train on, "
+          f"{len(dataset.val):,} to validate on, of a vocabulary of {shape.d_vocab:,}")
+    print(f"model: {shape.n_layers} layers of {shape.n_heads} heads, d_model {shape.d_model}, "
+          f"{run.model.n_parameters:,} parameters; {device}, {torch.get_num_threads()} threads, "
+          f"{n_ranks()} x {megabytes:,.1f} MB of activations{and_dropout}")
+
+
+def training_figure(run):
+    """The Figure of loss.png."""
+    d_vocab = run.cfg.model.d_vocab
+    levels = {f"uniform guess, ln {d_vocab} = {math.log(d_vocab):.2f}": math.log(d_vocab)}
+    if run.dataset.floor:
+        floor = -run.dataset.floor.log_probs[1:].mean().item()
+        levels[f"the floor, {floor:.3f}"] = floor
+    return plotting.training_curves(run.rows, name=run.dataset.name, levels=levels,
+                                    unit=run.dataset.tokenizer.unit)
+
+
+def sample_text(run):
+    """A prompt and the text with which the run's model goes on."""
+    tokenizer = run.dataset.tokenizer
+    if tokenizer.kind == "bpe" or "\n" in tokenizer.ids:
+        prompt = "\n"
+    else:
+        prompt = tokenizer.decode(run.dataset.train[:1])
     cfg = GenerateConfig(prompt=prompt, max_new_tokens=500, sliding=True)
     pieces = generate_text(run.model.eval(), tokenizer, cfg)
-    sample = (prompt + "".join(pieces)).strip()
+    return (prompt + "".join(pieces)).strip()
+
+
+def finish(run):
+    """Draws the curve, writes the sample, and prints what came out."""
+    plotting.save_figure(training_figure(run), run.folder / "loss.png")
+    sample = sample_text(run)
     with atomic_write(run.folder / "sample.txt", "w") as file:
         file.write(sample + "\n")
-    share = (len(run.dataset.val) - 1) / run.dataset.val_characters
-    per_character = f", {loss * share:.4f} nats/character," * (unit != "character")
-    above = [f"{nats:.3f} ({kind})" for kind, nats in run.rows[-1].get("above_floor", {}).items()]
-    print(f"\n{sample}\n\n"
-          f"validation loss {loss:.4f} nats/{unit}{per_character} over the whole split, after "
-          f"{run.step:,} steps in {run.seconds:.0f} s (a uniform guess: {math.log(d_vocab):.4f})\n"
-          + f"nats/token above the floor: {', '.join(above)}\n" * bool(above) +
-          f"the curve: {run.folder / 'loss.png'}\n"
-          f'more text: python generate.py {flags_of(run.folder)} --sliding --prompt "..."')
+
+    # The loss in nats a token, and where a token is not a character, a character
+    unit = run.dataset.tokenizer.unit
+    loss = run.rows[-1]["val_loss"]
+    per_character = ""
+    if unit != "character":
+        tokens_per_character = (len(run.dataset.val) - 1) / run.dataset.val_characters
+        per_character = f", {loss * tokens_per_character:.4f} nats/character,"
+    uniform_loss = math.log(run.cfg.model.d_vocab)
+    print(f"\n{sample}\n")
+    print(f"validation loss {loss:.4f} nats/{unit}{per_character} over the whole split, after "
+          f"{run.state.step:,} steps in {run.state.seconds:.0f} s "
+          f"(a uniform guess: {uniform_loss:.4f})")
+
+    above_floor = run.rows[-1].get("above_floor", {})
+    if above_floor:
+        parts = [f"{nats:.3f} ({category})" for category, nats in above_floor.items()]
+        print(f"nats/token above the floor: {', '.join(parts)}")
+    print(f"the curve: {run.folder / 'loss.png'}")
+    print(f'more text: python generate.py {run_flags(run.folder)} --sliding --prompt "..."')
+
+
+def print_how_to_resume(run):
+    """Says where a stopped run stands, and the command that goes on with it."""
+    behind = ""
+    if run.saved_step < run.state.step:
+        behind = f" from step {run.saved_step:,}"
+    program = "python"
+    if n_ranks() > 1:
+        program = f"torchrun --standalone --nproc_per_node {n_ranks()}"
+    print(f"stopped after step {run.state.step:,}; to go on{behind}: {program} train.py "
+          f"{run_flags(run.folder, '--logging.')} --resume")
 
 
 def main(argv=None):
@@ -321,30 +518,32 @@ def main(argv=None):
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace a run of that name")
     flags = vars(parser.parse_args(argv))
-    resume, overwrite = flags.pop("resume", False), flags.pop("overwrite", False)
+    resume = flags.pop("resume", False)
+    overwrite = flags.pop("overwrite", False)
     if resume and overwrite:
         raise UserError("--resume goes on with a run and --overwrite replaces it; choose one")
-    found = to_resume(nest_flags(flags)) if resume else None
-    *resumed, cfg = found or (config_from_dict(Config, nest_flags(flags)),)
+
+    given = nest_flags(flags)
+    found = load_run_to_resume(given) if resume else None
+    if found is None:
+        cfg = config_from_dict(Config, given)
+        saved_run = None
+        overwrite = overwrite or resume  # a folder without a checkpoint has nothing to lose
+    else:
+        folder, saved, cfg = found
+        saved_run = (folder, saved)
+
     with joined_ranks(cfg.train.device) as device:
-        carry_out(cfg, device, overwrite or resume, resumed)  # none to resume: none to lose
-
-
-def carry_out(cfg, device, overwrite, resumed):
-    """A run from its beginning, or from where it stopped, to its end or to a signal."""
-    run = start_run(cfg, device, overwrite, resumed)
-    try:
-        finished = run.train()
-    except Diverged as problem:
-        raise UserError(f"{problem}; the last good checkpoint is "
-                        f"{run.folder / 'checkpoint.pt'}, of step {run.saved_step}") from None
-    if not finished:
-        behind = f" from step {run.saved_step:,}" * (run.saved_step < run.step)
-        program = f"torchrun --standalone --nproc_per_node {n_ranks()}" * (n_ranks() > 1)
-        print(f"stopped after step {run.step:,}; to go on{behind}: {program or 'python'} train.py "
-              f"{flags_of(run.folder, '--logging.')} --resume")
-    elif rank() == 0:
-        finish(run)
+        run = start_run(cfg, device, overwrite=overwrite, saved_run=saved_run)
+        try:
+            is_finished = run.train()
+        except Diverged as problem:
+            raise UserError(f"{problem}; the last good checkpoint is "
+                            f"{run.folder / 'checkpoint.pt'}, of step {run.saved_step}") from None
+        if not is_finished:
+            print_how_to_resume(run)
+        elif rank() == 0:
+            finish(run)
 
 
 if __name__ == "__main__":

@@ -15,16 +15,16 @@ import checkpoint
 import corpus
 from checkpoint import (
     add_rows,
-    describe,
     export_pretrained,
     find_run,
-    flags_of,
     list_runs,
     load_checkpoint,
     load_model,
     new_run_folder,
     read_metrics,
+    run_flags,
     save_checkpoint,
+    write_run_config,
 )
 from config import Config, DataConfig, ModelConfig, config_from_dict
 from data import load_dataset
@@ -241,7 +241,7 @@ def test_a_disk_that_is_full_is_said_in_one_line_and_the_old_checkpoint_stays(tm
     ("my runs/the first", "--x.run_name 'the first' --x.out_dir 'my runs'"),
 ])
 def test_a_run_is_named_with_its_place_where_that_is_not_the_default(folder, flags):
-    assert flags_of(Path(folder), "--x.") == flags
+    assert run_flags(Path(folder), "--x.") == flags
 
 
 def test_runs_without_a_name_are_numbered_after_the_last(tmp_path):
@@ -261,7 +261,7 @@ def test_a_taken_name_is_refused_and_its_files_stay(tmp_path):
 
 def test_overwriting_removes_the_run_s_files_and_nothing_else(tmp_path):
     save_run(tmp_path / "mine")
-    for name in (*checkpoint.FILES, "notes.txt", ".checkpoint.pt.123"):
+    for name in (*checkpoint.RUN_FILES, "notes.txt", ".checkpoint.pt.123"):
         (tmp_path / "mine" / name).touch()
     folder = new_run_folder(tmp_path, "mine", overwrite=True)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
@@ -298,7 +298,7 @@ def test_a_line_of_the_metrics_that_was_cut_off_is_passed_over(tmp_path):
 def test_the_description_gives_the_settings_back_and_says_which_text(tmp_path):
     (tmp_path / "text.txt").write_text("abc " * 100)
     cfg = Config(DataConfig(path=str(tmp_path / "text.txt")), ModelConfig(n_ctx=8, d_vocab=4))
-    describe(tmp_path, cfg, load_dataset(cfg.data, 8), GPT(cfg.model))
+    write_run_config(tmp_path, cfg, load_dataset(cfg.data, 8), GPT(cfg.model))
     told = json.loads((tmp_path / "config.json").read_text())
     assert told["text"]["name"] == "text.txt" and len(told["text"]["sha256"]) == 64
     assert told["versions"]["torch"] == torch.__version__
@@ -313,7 +313,7 @@ def test_of_several_ranks_the_first_one_writes(tmp_path, monkeypatch):
     save_checkpoint(tmp_path / "checkpoint.pt", state_of(tiny_model()))
     add_rows(tmp_path, [{"step": 1}])
     add_rows(tmp_path, [{"step": 1}], afresh=True)
-    describe(tmp_path, None, None, None)
+    write_run_config(tmp_path, None, None, None)
     assert new_run_folder(tmp_path / "outputs") is None and not list(tmp_path.iterdir())
 
 

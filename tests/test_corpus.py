@@ -132,8 +132,8 @@ def test_a_longer_sample_begins_like_a_shorter_one():
 def test_no_word_that_can_follow_is_the_beginning_of_another():
     before = END
     for word, options in zip(sample().words, sample().options, strict=True):
-        spelled = sorted(corpus.spelled(before, other) for other in options)
-        assert not any(b.startswith(a) for a, b in itertools.pairwise(spelled))
+        spellings = sorted(corpus.spell_word(before, other) for other in options)
+        assert not any(b.startswith(a) for a, b in itertools.pairwise(spellings))
         before = word
 
 
@@ -142,7 +142,7 @@ def test_the_characters_of_a_word_cost_what_the_word_costs():
     log_probs, categories = corpus.characters(drawn)
     costs, kinds, before = iter(log_probs), iter(categories), END
     for word, p, kind in zip(drawn.words, drawn.log_probs, drawn.categories, strict=True):
-        n = len(corpus.spelled(before, word))
+        n = len(corpus.spell_word(before, word))
         assert sum(itertools.islice(costs, n)) == pytest.approx(p, abs=1e-9)
         assert set(itertools.islice(kinds, n)) == {kind}
         before = word
@@ -154,10 +154,10 @@ def test_each_character_has_the_probability_that_counting_continuations_gives():
     drawn = corpus.sample(60, 4)
     log_probs, before, at = corpus.characters(drawn)[0], END, 0
     for word, options in zip(drawn.words, drawn.options, strict=True):
-        whole = corpus.spelled(before, word)
+        whole = corpus.spell_word(before, word)
         for i in range(len(whole)):
-            going = {corpus.spelled(before, w): p for w, p in options.items()
-                     if corpus.spelled(before, w)[:i] == whole[:i]}
+            going = {corpus.spell_word(before, w): p for w, p in options.items()
+                     if corpus.spell_word(before, w)[:i] == whole[:i]}
             wanted = sum(p for w, p in going.items() if w[i] == whole[i]) / sum(going.values())
             assert math.exp(log_probs[at]) == pytest.approx(wanted)
             at += 1

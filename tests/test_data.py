@@ -19,7 +19,6 @@ import torch
 
 import corpus
 import data
-import utils
 from config import DataConfig
 from data import (
     TOKENS_FILE,
@@ -27,7 +26,7 @@ from data import (
     PrepareConfig,
     TokenFile,
     download_verified,
-    encoded_in_order,
+    encode_pieces,
     load_dataset,
     load_text,
     prepare,
@@ -283,7 +282,7 @@ def test_no_content_anywhere_is_a_missing_network(server, paths):
 
 def test_a_mirror_is_tried_again_after_a_pause(server, monkeypatch):
     pauses = []
-    monkeypatch.setattr(utils.time, "sleep", pauses.append)
+    monkeypatch.setattr(data.time, "sleep", pauses.append)
     assert download_verified([server.url + "/busy"], sha256_of(GOOD), REMEDY, pause=3.0) == GOOD
     assert [pause for pause in pauses if pause] == [3.0]
 
@@ -438,7 +437,7 @@ def test_any_text_in_any_pieces_has_the_ids_of_the_whole():
         text = "".join(chance.choices("'lvesx1é \n\t.", k=chance.randint(0, 12)))
         cuts = sorted(chance.choices(range(len(text) + 1), k=chance.randint(0, 5)))
         pieces = [text[i:j] for i, j in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-        found = [i for ids in encoded_in_order(pieces, tokenizer) for i in ids]
+        found = [i for ids in encode_pieces(pieces, tokenizer) for i in ids]
         assert found == tokenizer.encode(text), pieces
 
 
@@ -478,7 +477,7 @@ def test_a_dataset_from_a_token_file_is_the_one_from_the_text(tmp_path):
 
 
 def test_the_characters_of_a_validation_part_are_counted_whatever_its_tokens(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "PIECE", 5)  # ids at once, so that characters are cut
+    monkeypatch.setattr(data, "PIECE_SIZE", 5)  # ids at once, so that characters are cut
     cfg = prepared(tmp_path, AWKWARD * 3, tokenizer="bpe", vocab_size=260)
     dataset = load_dataset(cfg, 8)
     begins = [byte & 0xC0 != 0x80 for byte in dataset.tokenizer.to_bytes(dataset.val[:])]
@@ -509,7 +508,7 @@ def test_published_files_are_taken_from_their_folder(tmp_path, names):
 
 
 def test_bpe_learns_from_the_beginning_and_never_from_what_validates(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "SAMPLE", 4 * data.PIECE)
+    monkeypatch.setattr(data, "BPE_SAMPLE_SIZE", 4 * data.PIECE_SIZE)
     for first, second in (("ab", "xy"), ("éà", "ñü")):  # of one byte and of two
         cfg = prepared(tmp_path, first * 200 + second * 200, tokenizer="bpe", vocab_size=300)
         learned = load_dataset(cfg, 8).tokenizer.symbols[256:]
@@ -568,7 +567,7 @@ def test_what_cannot_be_prepared_is_one_line_and_leaves_nothing(tmp_path, capsys
 def test_an_interrupted_preparation_leaves_the_old_file(tmp_path, monkeypatch):
     cfg = prepared(tmp_path, "ab" * 50)
     before = all_ids(Path(cfg.path))
-    monkeypatch.setattr(data, "encoded_in_order", lambda *args: iter([[0], 1 / 0]))
+    monkeypatch.setattr(data, "encode_pieces", lambda *args: iter([[0], 1 / 0]))
     with pytest.raises(ZeroDivisionError):
         prepared(tmp_path, "cd" * 50)
     monkeypatch.undo()

@@ -10,7 +10,7 @@ from test_checkpoint import TOKENIZER, save_run
 
 from config import GenerateConfig, SamplingConfig
 from generate import (
-    choose,
+    choose_token,
     generate,
     generate_text,
     main,
@@ -46,10 +46,10 @@ def steps(model, prompts, n, **how):
 
     def watched(of_step, *rest):
         logits.append(of_step)
-        return choose(of_step, *rest)
+        return choose_token(of_step, *rest)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("generate.choose", watched)
+        patched.setattr("generate.choose_token", watched)
         tokens = drawn(model, prompts, n, **how)
     return tokens, torch.stack(logits, 1)
 

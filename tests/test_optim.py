@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from optim import ROUNDS, AdamW, Muon, clip_gradients_, orthogonalise, schedule
+from optim import POLAR_EXPRESS_ROUNDS, AdamW, Muon, clip_gradients_, orthogonalise, schedule
 from utils import seeded_generator
 
 SHAPES = [(6, 4), (4, 12), (5,), (2, 3, 4), (1,)]
@@ -34,7 +34,7 @@ def train(parameters, optimizer, steps, first=0, **step):
 
 def newton_schulz(s):
     """The polynomials of `orthogonalise`, applied to numbers."""
-    for a, b, c in ROUNDS:
+    for a, b, c in POLAR_EXPRESS_ROUNDS:
         s = a * s + b * s**3 + c * s**5
     return s
 
@@ -142,7 +142,7 @@ def test_orthogonalising_brings_every_singular_value_near_one_and_keeps_the_vect
 
 def test_each_round_stays_nearest_to_one_where_the_last_has_left_the_singular_values():
     low, high = 0.003, 1.0
-    for a, b, c in ROUNDS:
+    for a, b, c in POLAR_EXPRESS_ROUNDS:
         s = torch.linspace(low, high, 200_001, dtype=torch.float64)
         off = a * s + b * s**3 + c * s**5 - 1
         most = off.abs().max()

@@ -17,7 +17,7 @@ from plotting import (
     head_grid,
     heatmap,
     lens_table,
-    save,
+    save_figure,
 )
 
 LINES = {"train": ([0, 1, 2], [3.0, 2.0, 1.5]), "validation": ([0, 2], [3.1, 2.2])}
@@ -47,8 +47,8 @@ def test_the_same_numbers_give_the_same_bytes(tmp_path):
     for i, (one, two) in enumerate(zip(
             draw_all() + draw_the_tools_figures(), draw_all() + draw_the_tools_figures(),
             strict=True)):
-        save(one, tmp_path / f"one{i}.png")
-        save(two, tmp_path / f"two{i}.png")
+        save_figure(one, tmp_path / f"one{i}.png")
+        save_figure(two, tmp_path / f"two{i}.png")
         content = (tmp_path / f"one{i}.png").read_bytes()
         assert content.startswith(b"\x89PNG") and content == (tmp_path / f"two{i}.png").read_bytes()
 
@@ -120,13 +120,13 @@ def test_nan_and_masked_cells_stay_blank_and_do_not_stretch_the_scale(hidden, tm
     image = image_of(hidden)
     assert image.get_clim() == (0, 3)
     assert np.ma.getmaskarray(image.get_array()).tolist() == [[False, True], [False, False]]
-    save(image.figure, tmp_path / "figure.png")
+    save_figure(image.figure, tmp_path / "figure.png")
 
 
 def test_drawing_needs_neither_a_window_nor_a_model(tmp_path):
     program = ("import sys, plotting\n"
                "figure = plotting.heatmap([[1.0]], title='', xlabel='', ylabel='')\n"
-               "plotting.save(figure, sys.argv[1])\n"
+               "plotting.save_figure(figure, sys.argv[1])\n"
                "print(sorted({'model', 'matplotlib.pyplot', 'tkinter'} & set(sys.modules)))")
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run([sys.executable, "-c", program, tmp_path / "figure.png"], cwd=root,
@@ -154,7 +154,7 @@ def test_rows_of_dots_show_all_that_they_have_beside_one_and_what_is_below_it_st
     dots = [line for line in axes.lines if len(line.get_xdata()) == 1]
     colours = {line.get_xdata()[0]: line.get_color() for line in dots}
     assert colours[2.0] != colours[0.9]
-    save(figure, tmp_path / "figure.png")
+    save_figure(figure, tmp_path / "figure.png")
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 9])
@@ -210,5 +210,5 @@ def test_the_last_queries_of_a_pattern_see_all_keys_up_to_their_own():
 def test_a_token_with_dollars_is_drawn_as_it_is(tmp_path):
     figure = lens_table([[0.1, 0.2]], [["$\\frac$", "$5"]], title="", row_labels=["final"],
                         column_labels=["$$", "$x$"])
-    save(figure, tmp_path / "figure.png")  # as a formula, the first would be refused
+    save_figure(figure, tmp_path / "figure.png")  # as a formula, the first would be refused
     assert [text.get_text() for text in figure.axes[0].texts] == [r"\$\frac\$", r"\$5"]

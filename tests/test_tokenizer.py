@@ -400,7 +400,7 @@ def test_a_state_gives_the_tokenizer_of_its_kind():
         again = load_tokenizer(tokenizer.state_dict())
         assert type(again) is type(tokenizer) and again.encode("ab") == tokenizer.encode("ab")
     for state in ({}, {"kind": "words"}, {"kind": None}):
-        with pytest.raises(UserError, match=r"tokenizer is unknown; there are: char, word, bpe"):
+        with pytest.raises(UserError, match=r"tokenizer=.*; choose from: char, word, bpe"):
             load_tokenizer(state)
     with pytest.raises(UserError, match=r"'char' tokenizer cannot be loaded as 'bpe'"):
         BPETokenizer().load_state_dict(CharTokenizer().fit("ab").state_dict())

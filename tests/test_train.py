@@ -1,5 +1,6 @@
 """Training: the loop, what a run leaves behind, and that it can be stopped anywhere and goes on."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -28,7 +29,16 @@ from data import PrepareConfig, load_dataset, prepare
 from generate import generate_text
 from losses import cross_entropy, per_token_loss
 from optim import AdamW, Muon, schedule
-from train import Diverged, TrainingRun, evaluate, fit, main, make_optimizers
+from train import (
+    Diverged,
+    RunState,
+    TrainingRun,
+    evaluate,
+    fit,
+    main,
+    make_optimizers,
+    stop_on_signal,
+)
 from utils import NoNetwork, UserError, seeded_generator
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -187,6 +197,55 @@ def test_accumulating_has_one_part_s_activations_at_a_time():
     with model.hooks([("hook_embed", lambda resid, hook: rows.append(len(resid)))]):
         next(fit(model, random_batches(batch=8), TrainConfig(accumulate=4)))
     assert rows == [2, 2, 2, 2]
+
+
+def test_the_gradient_of_a_step_is_the_sum_over_its_parts_to_the_bit():
+    """The naive loop over parts, before any weight has moved."""
+    model = tiny_model()
+    inputs, targets = random_batches(batch=8)()
+    expected = [torch.zeros_like(weight) for weight in model.parameters()]
+    expected_loss = 0.0
+    for rows in (slice(0, 3), slice(3, 6), slice(6, 8)):  # 3 parts of 8 windows
+        share = len(inputs[rows]) / 8
+        loss = cross_entropy(model(inputs[rows]), targets[rows]) * share
+        expected_loss += loss.detach()
+        for total, grad in zip(expected, torch.autograd.grad(loss, list(model.parameters())),
+                               strict=True):
+            total += grad
+
+    cfg = TrainConfig(accumulate=3, grad_clip=0)
+    step = next(fit(model, random_batches(batch=8), cfg))
+    assert step.loss == expected_loss.item()
+    for (name, weight), grad in zip(model.named_parameters(), expected, strict=True):
+        assert torch.equal(weight.grad, grad), f"the gradient of {name} is another"
+
+
+def test_only_the_last_part_lets_ranks_average_their_gradients():
+    class Shared(torch.nn.Module):  # stands in for DistributedDataParallel
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+            self.is_local = False
+            self.parts = []
+
+        @contextlib.contextmanager
+        def no_sync(self):
+            self.is_local = True
+            yield
+            self.is_local = False
+
+        def forward(self, tokens):
+            self.parts.append(("forward", self.is_local))
+            logits = self.model(tokens)
+            logits.register_hook(lambda grad: self.parts.append(("backward", self.is_local)))
+            return logits
+
+    model = Shared(tiny_model())
+    cfg = TrainConfig(accumulate=3)
+    optimizers = make_optimizers(model.model, cfg)
+    next(fit(model, random_batches(batch=6), cfg, optimizers=optimizers))
+    assert [is_local for _, is_local in model.parts] == [True, True, True, True, False, False]
+    assert [name for name, _ in model.parts] == ["forward", "backward"] * 3
 
 
 def test_in_bfloat16_the_products_are_short_and_weights_and_loss_are_not():
@@ -547,6 +606,36 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys, f
     main(argv(tmp_path, *named("halves", "--resume")))
     assert same(final(tmp_path, "halves"), final(tmp_path, "whole"))
     assert curve(tmp_path, "halves", "val_loss") == curve(tmp_path, "whole", "val_loss")
+
+
+@pytest.mark.parametrize("lacking", [["lost", "untrained"], ["untrained"], []])
+def test_a_checkpoint_from_before_a_field_was_kept_goes_on_to_the_same_bits(
+    home, tmp_path, monkeypatch, lacking
+):
+    quietly(monkeypatch)
+    with monkeypatch.context() as patched:
+        on_batch(patched, 4, interrupt)
+        main(argv(tmp_path, *named("older")))
+    path = run_of(tmp_path, "older") / "checkpoint.pt"
+    state = load_checkpoint(path)
+    for name in lacking:
+        del state[name]
+    checkpoint.save_checkpoint(path, state)
+
+    main(argv(tmp_path, *named("older", "--resume")))
+    ends = [final(folder, name) for folder, name in ((home, "first"), (tmp_path, "older"))]
+    untrained = math.inf if lacking else ends[0]["untrained"]
+    assert ends[1]["lost"] == 0 and ends[1]["untrained"] == untrained
+    for end in ends:
+        del end["untrained"]
+    assert same(*ends)
+
+
+def test_a_run_s_state_comes_back_from_its_checkpoint():
+    state = RunState(step=3, seconds=2.5, best_loss=1.5, lost=2, untrained=4.0)
+    saved = {"model": {}, "threads": 1} | dataclasses.asdict(state)
+    assert RunState.from_checkpoint(saved) == state
+    assert RunState.from_checkpoint({"step": 3}) == RunState(3, 0.0, math.inf, 0, math.inf)
 
 
 def test_elsewhere_than_on_the_cpu_each_step_seeds_its_own_dropout(tmp_path, monkeypatch):
@@ -933,7 +1022,7 @@ def test_other_ranks_draw_other_dropout_and_the_same_again(home, monkeypatch):
     def drawn(number, step):
         cfg = Config(DataConfig(path=str(home / "text.txt")), TINY_SHAPE)
         run = TrainingRun(cfg, load_dataset(cfg.data, 32), torch.device("cpu"))
-        run.step = step
+        run.state.step = step
         with monkeypatch.context() as patched:
             patched.setattr(train, "rank", lambda: number)
             patched.setattr(train, "n_ranks", lambda: 3)
@@ -964,6 +1053,24 @@ def test_of_each_batch_the_share_that_was_asked_for_is_repeats(tmp_path):
 def test_repeats_that_would_be_no_window_are_refused():
     with pytest.raises(UserError, match=r"repeats=0\.01 of batch_size=12 .*0\.083 or more"):
         Config(DataConfig(repeats=0.01))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_for_a_stop_and_a_second_one_stops_at_once(number):
+    with stop_on_signal() as stop:
+        assert not stop.requested
+        signal.raise_signal(number)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+
+
+def test_signal_handlers_are_put_back_even_after_an_error():
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(RuntimeError), stop_on_signal():
+        assert signal.getsignal(signal.SIGTERM) is not before[1]
+        raise RuntimeError
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 # Whole processes

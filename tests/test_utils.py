@@ -1,11 +1,10 @@
-"""Errors, files, progress, signals, devices and seeds."""
+"""Errors, choices, files, progress, devices and seeds."""
 
 import errno
 import io
 import itertools
 import json
 import os
-import signal
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +16,7 @@ from utils import (
     RankLost,
     UserError,
     atomic_write,
+    check_choice,
     joined_ranks,
     mean_over_ranks,
     n_ranks,
@@ -24,7 +24,6 @@ from utils import (
     rank,
     run_program,
     seeded_generator,
-    stop_on_signal,
     suggest_closest,
     write_json,
 )
@@ -72,6 +71,15 @@ def test_a_misspelt_name_finds_its_neighbour_in_full_or_by_its_last_part(name):
 
 def test_nothing_is_proposed_where_nothing_is_near():
     assert suggest_closest("zzzzzz", HOOKS) == "" == suggest_closest("hook_embed", [])
+
+
+def test_a_choice_is_returned_and_another_value_is_refused_with_all_choices():
+    assert check_choice("kind", "b", ("a", "b")) == "b"
+    assert check_choice("kind", None, {"a": 1, None: 2}) is None
+    for wrong in ("c", None, ["a"], 0):
+        with pytest.raises(UserError) as error:
+            check_choice("kind", wrong, ["a", "b"])
+        assert str(error.value) == f"kind={wrong!r} is unknown; choose from: a, b"
 
 
 def test_an_atomic_write_creates_folders_and_replaces_the_whole_file(tmp_path):
@@ -189,24 +197,6 @@ def test_work_done_before_does_not_count_for_the_pace(monkeypatch):
     clock.now = 50.0
     progress.show(95)
     assert "50 s left" in utils.sys.stderr.getvalue()  # 10 s a step, 5 steps left
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_asks_for_a_stop_and_a_second_one_stops_at_once(number):
-    with stop_on_signal() as stop:
-        assert not stop.requested
-        signal.raise_signal(number)
-        assert stop.requested
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)
-
-
-def test_signal_handlers_are_put_back_even_after_an_error():
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(RuntimeError), stop_on_signal():
-        assert signal.getsignal(signal.SIGTERM) is not before[1]
-        raise RuntimeError
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_the_cpu_is_always_there_and_auto_takes_a_device_that_works():
