@@ -355,9 +355,11 @@ def read_token_file(path):
         ids = TokenFile(file, TOKEN_DTYPES[header["dtype"]], len(line), n_tokens)
 
         sha256 = hashlib.sha256(json.dumps(header["tokenizer"]).encode())
-        while len(piece := np.fromfile(file, ids.dtype, PIECE_SIZE)):
+        piece = np.fromfile(file, ids.dtype, PIECE_SIZE)
+        while len(piece):
             highest = max(highest, piece.max().item())
             sha256.update(piece)
+            piece = np.fromfile(file, ids.dtype, PIECE_SIZE)
         n_found = (file.seek(0, 2) - len(line)) / np.dtype(ids.dtype).itemsize
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is cut off or not a token file ({error}); {remedy}") from None

@@ -168,15 +168,15 @@ class Rerun:
         which all that was written before the site is taken from the original run.
         """
         block, cache = self.model.blocks[layer], self.cache
-        if site == "z":
-            site, value = "attn_out", block.attn.write(value)
-        if site == "attn_out":
-            site, value = "resid_mid", cache["resid_pre", layer][here] + value
-        if site == "resid_mid":
-            return block.after_attention(value)
+        if site in ("resid_pre", "resid_post"):  # the stream itself
+            return value
         if site == "mlp_out":
             return cache["resid_mid", layer][here] + value
-        return value  # resid_pre, resid_post: the stream itself
+
+        # from z to what attention writes, to the stream after it, to the end of the block
+        attn_out = block.attn.write(value) if site == "z" else value
+        resid_mid = value if site == "resid_mid" else cache["resid_pre", layer][here] + attn_out
+        return block.after_attention(resid_mid)
 
     def z_of(self, layer, site, edited):
         """z [cell, batch, pos, head, d_head] of a block whose q, k, v or pattern is edited.
