@@ -14,8 +14,8 @@ Expected: with every seed an induction score above 0.9, a previous-token score a
 on repeats below 0.1 nats, also on lengths, gaps and orders that it was not trained on.
 
 Chapter: COURSE_ROADMAP.md, 11 (induction)
-Prerequisites: experiments/induction/model.py, measure.py, report.py, scan.py
-Next: experiments/head_importance.py
+Prerequisites: experiments/induction/model.py, experiments/induction/measure.py
+Next: experiments/induction/scan.py
 Source: Elhage et al. 2021; Olsson et al. 2022
 """
 

@@ -10,8 +10,8 @@ that each query sees. Of many heads one is always the best, so a head is compare
 all heads in each draw.
 
 Chapter: COURSE_ROADMAP.md, 11 (induction)
-Prerequisites: experiments/induction/model.py
-Next: experiments/induction_head_detection.py
+Prerequisites: experiments/induction_head_detection.py
+Next: experiments/feature_superposition_toy_model.py
 Source: Olsson et al. 2022 (prefix matching); Wang et al. 2022 (GPT-2's heads)
 """
 
