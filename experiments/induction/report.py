@@ -281,13 +281,14 @@ def describe_findings(seeds):
     rise = mean_text(seeds, lambda result: ablation_rise(result, "previous-token head"))
     carried = fmean(path_share(result, "previous-token head to K") for result in seeds)
     one_layer = mean_text(seeds, lambda result: result["one_layer"][-1]["repeats"])
-    return (f"With {sum(formed)} of {len(seeds)} seeds two heads form an induction circuit: the "
-            f"best induction head pays {induction} of its attention to the token after the last "
-            f"occurrence of its own, the best previous-token head {previous} to the token before. "
-            f"The loss on repeats goes from {loss_before} to {loss_after} nats (with one layer to "
-            f"{one_layer}), and rises by {rise} without the previous-token head; the induction "
-            f"heads' keys carry {100 * carried:.0f} % of what that head does. "
-            "induction.png shows when the heads come, and what each intervention costs.")
+    return (f"With {sum(formed)} of {len(seeds)} seeds two heads form an induction circuit: on "
+            f"average the best induction head pays {induction} of its attention to the token after "
+            "the last occurrence of its own, and the best previous-token head pays "
+            f"{previous} to the token before. The loss on repeats goes from {loss_before} to "
+            f"{loss_after} nats (with one layer to {one_layer}), and is {rise} higher without the "
+            f"previous-token head; the induction heads' keys carry {100 * carried:.0f} % of what "
+            "that head does. Look at induction.png for when the heads come, and what each "
+            "intervention costs.")
 
 
 # The figure
