@@ -250,6 +250,8 @@ def counterexample_claims(seeds, judged):
         seed_claim("one layer: best induction score", seeds,
                    lambda result: best_score(result["one_layer"][-1], "induction"), below=0.2,
                    judged=judged),
+
+        # A low loss without the heads, which is why a loss alone is no proof.
         add_control(
             seed_claim("trained with circles: loss on repeats (nats)", seeds,
                        lambda result: result["circles"][-1]["repeats"], below=1, judged=judged),

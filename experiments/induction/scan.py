@@ -207,7 +207,7 @@ def head_claim(scan, kind, head, reported=False):
     if not reported:
         return claim(text, score, interval=(low, high), control=control)
     return claim(text, score, interval=(low, high), holds=is_clear(scan, kind, head),
-                 reported="listed", control=f"{control}; mark {CLEAR}", mark=CLEAR)
+                 reported="listed", control=f"above {CLEAR:g}; {control}", mark=CLEAR)
 
 
 # The summary, and the figures
