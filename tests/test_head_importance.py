@@ -277,7 +277,7 @@ def test_the_summary_counts_the_models_in_which_the_circuit_is_on_top(measured):
     text = describe_findings([*good, worse])
     assert "all ablations put its heads on top in 1 of 2 models, and the gradient in 1" in text
     assert f"a Spearman of {good[0]['agreement']['mean']:.2f} on average" in text
-    assert "cost 0.10 of what they cost in a random order" in text
+    assert "cost 0.10 times what they cost in a random order" in text
 
 
 # What cannot be

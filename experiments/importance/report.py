@@ -263,10 +263,10 @@ def describe_findings(models):
     by_gradient = sum(one["auroc"][3] == 1 for one in known)
     return (f"{name_of_text(texts)}: the rankings of two methods have a Spearman of {rho:.2f} on "
             f"average (95 % of shuffled ones stay below {null:.2f}). Pruned up to half, heads cost "
-            f"{ablation:.2f} of what they cost in a random order where the worst ablation chooses "
-            f"them, and {gradient:.2f} where the gradient does (pruning.png). Where the circuit is "
-            f"known, all ablations put its heads on top in {found} of {len(known)} models, and the "
-            f"gradient in {by_gradient} (importance.png).")
+            f"{ablation:.2f} times what they cost in a random order where the worst ablation "
+            f"chooses them, and {gradient:.2f} times where the gradient does (pruning.png). Where "
+            f"the circuit is known, all ablations put its heads on top in {found} of {len(known)} "
+            f"models, and the gradient in {by_gradient} (importance.png).")
 
 
 # Figures

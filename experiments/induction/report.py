@@ -115,9 +115,8 @@ def induction_claims(seeds, judged=True):
 
 
 def seed_claim(text, seeds, value, **how):
-    """A `claim` on value(result) of every seed; nan stands where it is None. how: as in `claim`."""
-    values = [value(result) for result in seeds]
-    return claim(text, [math.nan if each is None else each for each in values], **how)
+    """A `claim` on value(result) of every seed. how: as in `claim`."""
+    return claim(text, [value(result) for result in seeds], **how)
 
 
 def add_control(line, control):
