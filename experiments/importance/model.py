@@ -85,8 +85,7 @@ def subject_of_run(cfg):
 
 
 def trained_text_subjects(cfg, folder):
-    """Yields the ImportanceSubject of a model of text for each seed, trained or kept from
-    before."""
+    """Yields the ImportanceSubject of a model of text for each seed, trained or read where kept."""
     n_ctx = ModelConfig().n_ctx
     dataset = load_dataset(DataConfig(dataset="builtin" if cfg.quick else cfg.dataset), n_ctx)
     shape = replace(ModelConfig(), d_vocab=dataset.tokenizer.d_vocab)

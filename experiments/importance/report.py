@@ -187,8 +187,7 @@ def worst_auroc(one):
 
 
 def gradient_claims(models, texts, judged):
-    """The claims on the gradient: at the model's own z, where it is flat, and along the way to
-    0."""
+    """The claims on the gradient: at the model's own z, where it is flat, and on the way to 0."""
     flat = [one["slope"][one["previous"]] / one["importance"][0][one["previous"]]
             for one in models]
     on_text = fmean(sum(one["slope"]) / sum(one["importance"][0]) for one in texts)
@@ -252,8 +251,10 @@ def parallel_claims(models, judged):
 
 
 def describe_findings(models):
-    """Three plain sentences on what was found, whatever it was. models: as in
-    `importance_claims`."""
+    """Three plain sentences on what was found, whatever it was.
+
+    models: as in `importance_claims`.
+    """
     texts, known = split_by_truth(models)
     rho = fmean(one["agreement"]["mean"] for one in texts)
     null = max(one["agreement"]["null_high"] for one in texts)

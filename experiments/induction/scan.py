@@ -236,6 +236,6 @@ def scan_figures(scan):
         score = look_up(scan, "scores", kind, best)
         figures[kind] = plotting.head_grid(
             torch.tensor(scores).numpy(), unit="share of attention",
-            title=f"{kind}: most in head {head_label(*best)}, {score:.2f} "
+            title=f"{kind}: most in {head_label(*best)}, {score:.2f}\n"
                   f"(random keys: {scan['null'][kind]:.2f})")
     return figures
