@@ -11,33 +11,52 @@ from torch.testing import assert_close
 from checkpoint import save_checkpoint
 from experiments import head_importance as program
 from experiments.common import as_run
-from experiments.importance_claims import (
+from experiments.importance.measure import (
+    DRAWS,
     METHODS,
-    against_chance,
-    by_layer,
-    claims_of,
-    figures,
-    of_pairs,
+    bootstrap_weights,
+    cache_z,
+    equal_weights,
+    gradient_along_path,
+    head_effects,
+    importance_scores,
+    measure_pruning,
+    measure_subject,
+    pruning_curves,
+    rank_agreement,
+)
+from experiments.importance.model import (
+    ImportanceSubject,
+    load_subjects,
+    repeats_and_metric,
+    subject_of_circuit,
+    subject_of_text,
+)
+from experiments.importance.report import (
+    compare_with_chance,
+    describe_findings,
+    importance_claims,
+    pair_claims,
+    pair_costs_by_layer,
     series_share,
 )
-from experiments.importance_models import Subject, of_circuit, of_text, repeats
-from experiments.induction_model import Circuit, Recipe, Repeats
+from experiments.induction.model import InductionCircuit, InductionRecipe, Repeats
 from head_ablation import ablate_heads, head_importance, head_importance_gradient
 from losses import per_token_loss
 from metrics import per_token_loss as loss_of_rows
 from tokenizer import CharTokenizer
 from utils import UserError, seeded_generator
 
-N_CTX = Recipe().n_ctx
+N_CTX = InductionRecipe().n_ctx
 
 
 def subject(**changes):
     """A Subject of a scrambled model of 2 layers with 3 heads."""
-    return Subject("tiny", tiny_model(**changes), tiny_tokens(8), tiny_tokens(5, seed=3))
+    return ImportanceSubject("tiny", tiny_model(**changes), tiny_tokens(8), tiny_tokens(5, seed=3))
 
 
-def how_of(one):
-    return {"mode": "mean", "reference": program.z_of(one.model, one.tokens)}
+def mean_ablation(one):
+    return {"mode": "mean", "reference": cache_z(one.model, one.tokens)}
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +64,9 @@ def measured():
     """The facts of a small model of text, and of one with a circuit that is declared."""
     cfg = program.ImportanceConfig(windows=8, orders=20)
     model = tiny_model(n_ctx=N_CTX, d_vocab=100)
-    found = Circuit((0, 0), (1, 1), ((1, 1), (1, 2)), ((0, 1), (0, 2)))
-    return [program.facts(subject(), cfg), program.facts(of_circuit("known", model, found, cfg),
-                                                         cfg)]
+    found = InductionCircuit((0, 0), (1, 1), ((1, 1), (1, 2)), ((0, 1), (0, 2)))
+    known = subject_of_circuit("known", model, found, cfg)
+    return [measure_subject(one, cfg.orders) for one in (subject(), known)]
 
 
 # What is measured
@@ -55,8 +74,8 @@ def measured():
 
 def test_importance_is_that_of_the_library_when_all_texts_count_alike():
     one = subject()
-    found = program.effects(one)
-    point = program.importance(found, program.even(found), 2)
+    found = head_effects(one)
+    point = importance_scores(found, equal_weights(found), 2)
     zero = head_importance(one.model, one.tokens).mean
     gradient = head_importance_gradient(one.model, one.tokens, normalised=True)
     assert_close(point[0], zero.flatten())
@@ -64,8 +83,8 @@ def test_importance_is_that_of_the_library_when_all_texts_count_alike():
 
 
 def test_a_redrawn_text_counts_a_whole_number_of_times():
-    weights = program.redrawn(6)
-    assert_close(weights.sum(1), torch.ones(program.DRAWS).double())
+    weights = bootstrap_weights(6)
+    assert_close(weights.sum(1), torch.ones(DRAWS).double())
     assert_close(weights * 6, (weights * 6).round())
     assert_close(weights.mean(0), torch.full((6,), 1 / 6).double(), rtol=0, atol=0.02)
 
@@ -73,15 +92,15 @@ def test_a_redrawn_text_counts_a_whole_number_of_times():
 def test_weights_on_one_text_give_that_text():
     found = torch.arange(48.0).view(4, 6, 2)
     weights = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    scores = program.importance(found, weights, 2)
+    scores = importance_scores(found, weights, 2)
     assert_close(scores[:, :3], found[:3].permute(2, 0, 1))
     assert_close(scores[:, 3].unflatten(-1, (2, 3)).norm(dim=-1), torch.ones(2, 2))
 
 
 def test_the_pruning_curve_is_the_loop_over_hooks():
     one, order = subject(), [4, 0, 5, 2, 1, 3]
-    how = how_of(one)
-    curve, again = program.pruned(one, [order, order[::-1]], how)
+    how = mean_ablation(one)
+    curve, again = pruning_curves(one, [order, order[::-1]], how)
     with torch.no_grad():
         for n in range(7):
             heads = [one.heads[head] for head in order[:n]]
@@ -95,27 +114,27 @@ def test_the_pruning_curve_is_the_loop_over_hooks():
 def test_the_area_is_the_mean_rise_up_to_half_of_the_heads():
     one = subject()
     point = torch.arange(24.0).view(4, 6)
-    found = program.pruning(one, point, 20, how_of(one))
+    found = measure_pruning(one, point, 20, mean_ablation(one))
     for method in METHODS:
         assert found["areas"][method] == pytest.approx(sum(found["curves"][method][1:4]) / 3)
-    assert found["curves"]["zero"] == program.pruned(one, [list(range(6))], how_of(one))[0]
+    assert found["curves"]["zero"] == pruning_curves(one, [list(range(6))], mean_ablation(one))[0]
     beaten = sum(area <= found["areas"]["zero"] for area in found["random_areas"])
     assert found["p"]["zero"] == pytest.approx((1 + beaten) / 21)
 
 
 def test_equal_rankings_agree_and_shuffled_ones_do_not():
     same = torch.arange(12.0).expand(4, -1)
-    found = program.agreement(same, same.expand(9, -1, -1))
+    found = rank_agreement(same, same.expand(9, -1, -1))
     assert found["mean"] == pytest.approx(1) and found["p"] < 0.01
     assert found["pairs"]["zero, gradient"] == pytest.approx([1, 1, 1])
     order = torch.rand(4, 12, generator=seeded_generator(5)).argsort(-1)
     shuffled = same.gather(1, order)
-    assert program.agreement(shuffled, shuffled.expand(9, -1, -1))["p"] > 0.05
+    assert rank_agreement(shuffled, shuffled.expand(9, -1, -1))["p"] > 0.05
 
 
 def test_the_spearman_of_reversed_rankings_is_minus_one():
     up = torch.arange(6.0)
-    found = program.agreement(torch.stack([up, -up, up, up]), up.expand(3, 4, -1))
+    found = rank_agreement(torch.stack([up, -up, up, up]), up.expand(3, 4, -1))
     assert found["pairs"]["zero, mean"][0] == pytest.approx(-1)
     assert found["mean"] == pytest.approx(0)  # three pairs at 1, three at -1
 
@@ -125,22 +144,22 @@ def test_a_dead_head_is_exactly_nothing_to_every_method(head):
     one = subject()
     with torch.no_grad():
         one.model.blocks[head[0]].attn.W_O[head[1]] = 0
-    found = program.effects(one)
+    found = head_effects(one)
     index = one.heads.index(head)
     assert found[:, index].abs().max() == 0
     assert (found.abs().amax((0, 2)) > 0).sum() == 5
 
 
 def test_the_gradient_along_the_way_adds_up_to_the_zero_ablation():
-    one = Subject("one text", tiny_model(), tiny_tokens(1), tiny_tokens(1))
+    one = ImportanceSubject("one text", tiny_model(), tiny_tokens(1), tiny_tokens(1))
     expected = head_importance(one.model, one.tokens).values.abs().mean(-1).flatten()
-    assert_close(program.along_the_way(one), expected, rtol=0.02, atol=1e-3)
+    assert_close(gradient_along_path(one), expected, rtol=0.02, atol=1e-3)
     at_its_z = head_importance_gradient(one.model, one.tokens).flatten()
     assert not torch.allclose(at_its_z, expected, rtol=0.1, atol=1e-3)
 
 
 def test_what_can_be_known_is_measured_and_nothing_else():
-    tokens, metric = repeats(N_CTX, 4, seeded_generator(0))
+    tokens, metric = repeats_and_metric(N_CTX, 4, seeded_generator(0))
     logits = torch.randn(4, N_CTX, 100, generator=seeded_generator(1))
     texts, known = Repeats(N_CTX + 1).draw(4, seeded_generator(0))
     for row in range(4):
@@ -173,9 +192,9 @@ def test_pairs_are_told_apart_by_layer():
     pairs[:2, :2] = pairs[2:, 2:] = 2.0
     one = {"heads": list(itertools.product(range(2), range(2))), "alone": [1.0, 1.0, 1.0, 1.0],
            "pairs": pairs.tolist()}
-    assert by_layer(one) == (2.0, 0.5)
+    assert pair_costs_by_layer(one) == (2.0, 0.5)
     one["heads"] = [(0, head) for head in range(4)]  # of one layer, none in two
-    assert by_layer(one)[1] is None and len(of_pairs([one])) == 1
+    assert pair_costs_by_layer(one)[1] is None and len(pair_claims([one])) == 1
 
 
 def passing(models):
@@ -194,13 +213,13 @@ def passing(models):
 
 
 def failed(models):
-    return [claim.claim for claim in claims_of(models) if claim.holds is False]
+    return [claim.claim for claim in importance_claims(models) if claim.holds is False]
 
 
 def test_claims_hold_where_they_should_and_each_can_fail(measured):
     good = passing(measured)
     assert not failed(good)
-    assert sum(claim.holds is True for claim in claims_of(good)) == 9
+    assert sum(claim.holds is True for claim in importance_claims(good)) == 9
     changes = [
         (0, "agreement", "p", 0.06),
         *((0, "pruning", "areas", dict.fromkeys(METHODS, 0.1) | {ablation: 1.0})
@@ -217,10 +236,10 @@ def test_claims_hold_where_they_should_and_each_can_fail(measured):
 
 
 def test_what_is_not_trained_here_is_only_reported(measured):
-    claims = claims_of(measured, own=False)
+    claims = importance_claims(measured, own=False)
     assert all(claim.holds is None for claim in claims[:8])
     assert all(claim.holds is None or claim.control == "exactly 0"
-               for claim in claims_of(measured, tested=False))
+               for claim in importance_claims(measured, judged=False))
 
 
 def test_the_worst_ranking_is_held_against_random_orders_of_all_models():
@@ -228,7 +247,7 @@ def test_the_worst_ranking_is_held_against_random_orders_of_all_models():
     areas = {"zero": 0.5, "mean": 0.5, "gradient": 9.0}
     models = [{"pruning": one | {"areas": areas | {"mean": 1.5}}},
               {"pruning": one | {"areas": areas, "random_areas": [3.0, 1.0]}}]
-    found = against_chance(models, ("zero", "mean"))
+    found = compare_with_chance(models, ("zero", "mean"))
     assert found["worst"] == [0.75, 0.25] and found["single"] == "2 of 4"
     assert found["p"] == pytest.approx(1 / 3)  # each order's mean over the models is 1
     assert found["chance"] == pytest.approx(1)
@@ -238,17 +257,27 @@ def test_the_gradients_pruning_is_reported_and_not_claimed(measured):
     good = passing(measured)
     good[0]["pruning"]["areas"]["gradient"] = 2.0
     assert not failed(good)
-    row = next(claim for claim in claims_of(good) if "pruned up to half by the grad" in claim.claim)
+    row = next(claim for claim in importance_claims(good)
+               if "pruned up to half by the grad" in claim.claim)
     assert row.holds is None and row.measured > 1 and "(p = 1;" in row.control
 
 
 def test_the_titles_say_what_was_found(measured):
     measured[1]["auroc"] = [1.0, 1.0, 0.5, 1.0]
-    drawn = figures({"models": measured})
+    drawn = program.figures({"models": measured})
     titles = [axes.get_title(loc="left") for axes in drawn["importance"].axes]
     assert f"{measured[0]['agreement']['mean']:.2f}" in titles[0]
-    assert "3 of 4 measures put the circuit (0.0 and 1.1) above" in titles[1]
+    assert "3 of 4 measures put the circuit (L0H0 and L1H1) above" in titles[1]
     assert f"{measured[1]['outside_cost']:.2f} nats" in drawn["pruning"].axes[1].get_title("left")
+
+
+def test_the_summary_counts_the_models_in_which_the_circuit_is_on_top(measured):
+    good = passing(measured)
+    worse = copy.deepcopy(good[1]) | {"auroc": [1.0, 0.75, 1.0, 0.5]}
+    text = describe_findings([*good, worse])
+    assert "all ablations put its heads on top in 1 of 2 models, and the gradient in 1" in text
+    assert f"a Spearman of {good[0]['agreement']['mean']:.2f} on average" in text
+    assert "cost 0.10 times what they cost in a random order" in text
 
 
 # What cannot be
@@ -259,7 +288,7 @@ def test_bad_settings_and_texts_that_are_too_short_are_refused():
         with pytest.raises(UserError):
             program.ImportanceConfig(**bad)
     with pytest.raises(UserError, match="smaller --windows"):
-        of_text("short", tiny_model(), torch.zeros(40, dtype=torch.long),
+        subject_of_text("short", tiny_model(), torch.zeros(40, dtype=torch.long),
                 program.ImportanceConfig())
 
 
@@ -274,7 +303,7 @@ def test_runs_that_are_not_there_or_not_of_use_are_refused(tmp_path):
                           ("alone", "2 in a layer"), ("fine", "train.py")):
         with pytest.raises(UserError, match=message):
             cfg = program.ImportanceConfig(run_name=name, out_dir=str(tmp_path))
-            next(program.subjects(cfg, tmp_path))
+            next(load_subjects(cfg, tmp_path))
 
 
 @pytest.mark.slow

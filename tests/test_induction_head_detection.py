@@ -12,43 +12,44 @@ from helpers import quick_run, tiny_model
 import experiments.induction_head_detection as program
 from checkpoint import export_pretrained, load_model
 from config import ModelConfig
-from experiments import induction_proof
 from experiments.common import as_run, load_or_make
-from experiments.induction_model import (
+from experiments.induction import measure
+from experiments.induction.measure import (
+    TEXTS,
+    draw_texts,
+    find_phase_change,
+    first_crossing,
+    measure_circuit,
+    measure_paths,
+    measure_transfer,
+)
+from experiments.induction.model import (
     UNKNOWN,
     WORDS,
-    Circuit,
-    Recipe,
+    InductionCircuit,
+    InductionRecipe,
     Repeats,
-    circuit,
+    draw_maps,
+    find_circuit,
     head_scores,
     in_context_score,
-    losses,
-    maps,
-    measured,
+    measure_heads,
+    repeat_losses,
     repeats_metric,
-    trained,
+    trained_induction_model,
     training_batch,
     training_loss,
 )
-from experiments.induction_proof import (
-    TEXTS,
-    crossing,
-    paths,
-    phase_change,
-    proof,
-    texts_of,
-    transfer,
-)
-from experiments.induction_report import claims_of, figure_of
-from experiments.induction_scan import (
-    GPT2_SMALL,
-    REPORTED,
+from experiments.induction.report import describe_findings, induction_claims, induction_figure
+from experiments.induction.scan import (
+    GPT2_SMALL_HEADS,
+    GPT2_SMALL_SHAPE,
+    describe_scan,
+    draw_scan_texts,
     random_pattern_scores,
-    scan,
     scan_ablation,
     scan_claims,
-    texts_for,
+    scan_heads,
 )
 from metrics import earlier_occurrences
 from model import GPT
@@ -61,7 +62,7 @@ SHARP = 100.0
 
 
 def wired():
-    """A model whose circuit is known: head 0.1 tells each position the token before it, head 1.2
+    """A model whose circuit is known: head L0H1 tells each position the token before it, head L1H2
     looks for its own token there, and says what it finds; the other four heads do nothing.
 
     The stream holds, one after another, the token, the token before, what is said and the position.
@@ -129,7 +130,7 @@ def test_ids_that_count_upwards_do():
 
 @pytest.mark.parametrize("circles", [False, True])
 def test_what_a_map_is_said_to_tell_has_been_there(circles):
-    tokens, known = maps(60, 41, seeded_generator(0), circles)
+    tokens, known = draw_maps(60, 41, seeded_generator(0), circles)
     for row, told in zip(tokens.tolist(), known.tolist(), strict=True):
         followers = {}
         for at in range(1, 41):
@@ -142,7 +143,7 @@ def test_what_a_map_is_said_to_tell_has_been_there(circles):
 
 def test_in_a_circle_alone_no_two_tokens_have_one_follower():
     for circles in (False, True):
-        tokens, known = maps(200, 41, seeded_generator(1), circles)
+        tokens, known = draw_maps(200, 41, seeded_generator(1), circles)
         shared = 0
         for row, told in zip(tokens.tolist(), known.tolist(), strict=True):
             pairs = {(row[at - 1], row[at]) for at in range(1, 41) if told[at]}
@@ -153,7 +154,7 @@ def test_in_a_circle_alone_no_two_tokens_have_one_follower():
 def test_training_never_has_a_token_after_the_one_below_it():
     generator = seeded_generator(0)
     for _ in range(20):
-        inputs, targets = training_batch(Recipe(), generator)
+        inputs, targets = training_batch(InductionRecipe(), generator)
         assert inputs.shape == (32, 40) and targets.shape == (32, 40, 2)
         assert not ((targets[..., 0] - inputs) % N_WORDS == 1).any()
         assert torch.equal(targets[:, :-1, 0], inputs[:, 1:])
@@ -170,25 +171,27 @@ def test_what_nothing_tells_counts_a_tenth():
 
 
 def test_a_model_is_trained_once_and_can_be_loaded_as_a_run(tmp_path):
-    recipe = Recipe(steps=2, every=1)
-    model, history = trained(tmp_path, 3, recipe)
+    recipe = InductionRecipe(steps=2, every=1)
+    model, history = trained_induction_model(tmp_path, 3, recipe)
     stamp = (tmp_path / "seed_3" / "checkpoint.pt").stat().st_mtime_ns
-    again, same = trained(tmp_path, 3, recipe)
+    again, same = trained_induction_model(tmp_path, 3, recipe)
     assert (tmp_path / "seed_3" / "checkpoint.pt").stat().st_mtime_ns == stamp
     assert history == same and [row["step"] for row in history] == [0, 1, 2]
     loaded, tokenizer = load_model(tmp_path / "seed_3")
     tokens = torch.tensor([tokenizer.encode("abcd")])
     assert torch.equal(model(tokens), again(tokens)) and torch.equal(model(tokens), loaded(tokens))
-    anew, _ = trained(tmp_path, 3, recipe, retrain=True)
+    anew, _ = trained_induction_model(tmp_path, 3, recipe, retrain=True)
     assert torch.equal(anew(tokens), model(tokens))
     assert (tmp_path / "seed_3" / "checkpoint.pt").stat().st_mtime_ns > stamp
 
 
 def test_each_recipe_and_seed_is_a_model_of_its_own(tmp_path):
-    short = Recipe(steps=1)
+    short = InductionRecipe(steps=1)
     kinds = [short, *(dataclasses.replace(short, **change)
                       for change in ({"n_layers": 1}, {"circles": True}))]
-    ends = [trained(tmp_path, seed, kind)[1][-1]["repeats"] for kind in kinds for seed in (0, 1)]
+    histories = [trained_induction_model(tmp_path, seed, kind)[1]
+                 for kind in kinds for seed in (0, 1)]
+    ends = [history[-1]["repeats"] for history in histories]
     assert len(set(ends)) == 6
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"{kind}seed_{seed}" for kind in ("circles_", "one_layer_", "") for seed in (0, 1)]
@@ -204,7 +207,7 @@ def test_losses_are_apart_where_a_token_is_known():
         for at in range(40):
             nats = -log_probs[row, at, tokens[row, at + 1]].item()
             each[int(known[row, at + 1])].append(nats)
-    told, fresh = losses(model, tokens, known)
+    told, fresh = repeat_losses(model, tokens, known)
     assert told == pytest.approx(sum(each[1]) / len(each[1]), abs=1e-6)
     assert fresh == pytest.approx(sum(each[0]) / len(each[0]), rel=1e-5)
 
@@ -215,12 +218,13 @@ def test_losses_are_apart_where_a_token_is_known():
 @pytest.fixture(scope="module")
 def proven():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(induction_proof, "DRAWS", 8)  # this model is wide
-        return proof(wired(), [measured(GPT(wired().cfg), 0), measured(wired(), 10)])
+        patch.setattr(measure, "DRAWS", 8)  # this model is wide
+        history = [measure_heads(GPT(wired().cfg), 0), measure_heads(wired(), 10)]
+        return measure_circuit(wired(), history)
 
 
 def test_the_wired_heads_are_found():
-    found = circuit(wired())
+    found = find_circuit(wired())
     assert (found.previous, found.induction) == ((0, 1), (1, 2))
     assert found.all_induction == ((1, 2),) and found.others == ((0, 0), (0, 2))
 
@@ -233,7 +237,7 @@ def test_the_wired_heads_score_one(proven):
 
 
 def test_only_without_the_wired_heads_are_repeats_lost(proven):
-    nothing, other = (proven["ablation"][name] for name in ("nothing", "other head 0.0"))
+    nothing, other = (proven["ablation"][name] for name in ("nothing", "other head L0H0"))
     assert other == nothing
     for name in ("previous-token head", "induction head", "all induction heads"):
         assert proven["ablation"][name]["repeats"] > nothing["repeats"] + 1
@@ -246,7 +250,7 @@ def test_the_wired_path_alone_carries_all(proven):
     assert ways["previous-token head to K"] == pytest.approx(
         ways["previous-token head by all ways"], rel=1e-4)
     assert ways["previous-token head to K"] > 1
-    for way in ("previous-token head to Q", "previous-token head to V", "other head 0.0 to K"):
+    for way in ("previous-token head to Q", "previous-token head to V", "other head L0H0 to K"):
         assert ways[way] == 0
 
 
@@ -275,8 +279,8 @@ def test_the_in_context_score_is_the_difference_of_its_two_parts():
 
 def test_paths_begin_and_end_at_the_heads_that_were_found():
     model = some_model()
-    found = Circuit((0, 1), (1, 2), ((1, 1), (1, 2)), ((0, 0), (0, 2)))
-    tokens, known = texts_of(model)
+    found = InductionCircuit((0, 1), (1, 2), ((1, 1), (1, 2)), ((0, 0), (0, 2)))
+    tokens, known = draw_texts(model)
     corrupt = (tokens[:, :-1] + 50) % N_WORDS
 
     def rise(head, receivers, freeze):
@@ -289,31 +293,31 @@ def test_paths_begin_and_end_at_the_heads_that_were_found():
 
     expected = {f"previous-token head to {letter}": rise(1, to(letter.lower()), "heads")
                 for letter in "KQV"}
-    expected |= {f"other head 0.{head} to K": rise(head, to("k"), "heads") for head in (0, 2)}
+    expected |= {f"other head L0H{head} to K": rise(head, to("k"), "heads") for head in (0, 2)}
     expected["previous-token head by all ways"] = rise(1, ["logits"], None)
-    assert paths(model, found) == expected
+    assert measure_paths(model, found) == expected
     assert len(set(expected.values())) == 6
 
 
 def test_each_kind_of_text_is_measured_on_itself():
     model = some_model()
-    found = transfer(model, circuit(model))
+    found = measure_transfer(model, find_circuit(model))
     for name, kind in TEXTS.items():
-        tokens, known = texts_of(model, **kind)
-        assert (found[name]["repeats"], found[name]["first"]) == losses(model, tokens, known)
+        tokens, known = draw_texts(model, **kind)
+        assert (found[name]["repeats"], found[name]["first"]) == repeat_losses(model, tokens, known)
     assert len({each["repeats"] for each in found.values()}) == len(TEXTS)
 
 
 def test_a_crossing_is_found_from_either_side():
     history = [{"step": step, "of": value} for step, value in
                zip((0, 5, 10, 15), (4.0, 2.0, 1.0, 2.5), strict=True)]
-    assert crossing(history, lambda row: row["of"], 2.2) == 5
-    assert crossing(history, lambda row: -row["of"], -1.5) == 10
-    assert crossing(history, lambda row: row["of"], 0.5) is None
+    assert first_crossing(history, lambda row: row["of"], 2.2) == 5
+    assert first_crossing(history, lambda row: -row["of"], -1.5) == 10
+    assert first_crossing(history, lambda row: row["of"], 0.5) is None
 
 
 def test_phases_are_steps_of_the_history(proven):
-    assert phase_change(proven["history"], circuit(wired())) == {
+    assert find_phase_change(proven["history"], find_circuit(wired())) == {
         "loss at 90 %": 10, "loss at 50 %": 10, "loss at 10 %": 10, "induction": 10,
         "previous-token": 10}
 
@@ -323,23 +327,23 @@ def test_phases_are_steps_of_the_history(proven):
 
 @pytest.fixture(scope="module")
 def seeds(proven):
-    one, hopeless = measured(some_model(n_layers=1), 10), {"repeats": 4.6}
+    one, hopeless = measure_heads(some_model(n_layers=1), 10), {"repeats": 4.6}
     return [proven | {"seed": seed, "one_layer": [one], "circles": [one | {"repeats": 0.3}],
                       "circles_transfer": proven["transfer"] | {"segments of 2 to 5": hopeless}}
             for seed in (0, 1)]
 
 
 def test_on_the_wired_circuit_the_claims_hold(seeds):
-    verdicts = {claim.claim: claim.holds for claim in claims_of(seeds)}
+    verdicts = {claim.claim: claim.holds for claim in induction_claims(seeds)}
     assert sum(held is not None for held in verdicts.values()) > 20
     assert [text for text, held in verdicts.items() if held is False] == [
         "induction score without the previous-token head"]  # it then looks evenly, above .1
-    assert not any(claim.holds for claim in claims_of(seeds, tested=False))
+    assert not any(claim.holds for claim in induction_claims(seeds, judged=False))
 
 
 @pytest.mark.parametrize(("where", "value", "claim"), [
-    (("measured", "repeats"), 0.2, "loss on repeats below .1"),
-    (("ablation", "other head 0.0", "repeats"), 1.0, "rises without the other head"),
+    (("measured", "repeats"), 0.2, "loss on repeats (nats)"),
+    (("ablation", "other head L0H0", "repeats"), 1.0, "rises without the other head"),
     (("ablation", "previous-token head", "repeats"), 0.1, "without the previous-token head (nats)"),
     (("paths", "previous-token head to Q"), 5.0, "the largest of those controls"),
     (("paths", "previous-token head to K"), 0.1, "by way of the induction heads' keys"),
@@ -350,20 +354,29 @@ def test_on_the_wired_circuit_the_claims_hold(seeds):
     (("circles_transfer", "segments of 2 to 5", "repeats"), 0.1, "circles: loss on segments"),
 ])
 def test_one_seed_that_misses_fails_the_claim(seeds, where, value, claim):
-    worse = copy.deepcopy(seeds)
+    worse = [copy.deepcopy(one) for one in seeds]
     part = worse[1]
     for key in where[:-1]:
         part = part[key]
     part[where[-1]] = value
-    failed = [line.claim for line in claims_of(worse) if line.holds is False]
+    failed = [line.claim for line in induction_claims(worse) if line.holds is False]
     assert any(claim in text for text in failed)
 
 
 def test_the_figure_says_what_was_found(seeds):
-    titles = [axes.get_title(loc="left") for axes in figure_of(seeds).axes]
+    titles = [axes.get_title(loc="left") for axes in induction_figure(seeds).axes]
     assert any("100 % of the previous-token head's effect" in title for title in titles)
     none = [found | {"phase": dict.fromkeys(found["phase"])} for found in seeds]
-    assert figure_of(none).axes
+    assert induction_figure(none).axes
+
+
+def test_the_summary_counts_the_seeds_in_which_the_circuit_is_there(seeds):
+    worse = [copy.deepcopy(one) for one in seeds]
+    worse[1]["measured"]["induction"][1][2] = 0.5
+    assert describe_findings(seeds).startswith("With 2 of 2 seeds two heads form")
+    text = describe_findings(worse)
+    assert text.startswith("With 1 of 2 seeds two heads form")
+    assert "pays 0.75 of its attention" in text and "keys carry 100 %" in text
 
 
 # Any model
@@ -391,22 +404,24 @@ def test_random_keys_are_visible_and_all_of_them_are_drawn():
 
 
 def test_the_wired_heads_stand_out_among_random_patterns_and_no_other_does():
-    found = scan(wired())
+    found = scan_heads(wired())
     p = {kind: torch.tensor(values) for kind, values in found["p"].items()}
     assert p["induction"][1, 2] == p["previous-token"][0, 1] == pytest.approx(1 / 301)
     assert (p["induction"] < 0.05).sum() == 1 and (p["duplicate-token"] > 0.05).all()
     assert found["scores"]["induction"][1][2] == pytest.approx(1, abs=2e-3)
     removed = scan_ablation(wired(), (1, 2))
     assert removed["low"] > 1 and removed["others"] == [0, 0]
+    text = describe_scan(found, removed)
+    assert "L1H2 with 1.00 for induction" in text and "L0H1 with 1.00 for previous-token" in text
     lines = {claim.claim: claim for claim in scan_claims(wired().cfg, found, removed)}
-    assert "induction head 1.2: share of its attention" in lines
+    assert "induction head L1H2: share of its attention" in lines
     assert not any(claim.holds is not None for claim in lines.values())
 
 
 def test_a_scan_is_of_texts_that_every_size_of_model_can_read():
     for n_ctx, d_vocab in ((16, 16), (17, 200), (48, 48), (1024, 300)):
         cfg = ModelConfig(n_layers=1, n_heads=1, d_model=4, n_ctx=n_ctx, d_vocab=d_vocab)
-        tokens, known = texts_for(cfg)
+        tokens, known = draw_scan_texts(cfg)
         assert tokens.shape == (32, min(n_ctx, 48)) and known.any(-1).all()
 
 
@@ -417,14 +432,14 @@ def test_a_scan_is_of_texts_that_every_size_of_model_can_read():
 ])
 def test_a_model_that_cannot_be_scanned_is_refused(changes, told):
     with pytest.raises(UserError, match=told):
-        scan(tiny_model(**changes))
+        scan_heads(tiny_model(**changes))
 
 
 def test_of_gpt2_the_listed_heads_are_tested():
-    cfg = ModelConfig(**GPT2_SMALL)
+    cfg = ModelConfig(**GPT2_SMALL_SHAPE)
     flat = torch.full((12, 12), 0.02)
     found = {name: {} for name in ("scores", "low", "high", "p", "null")}
-    for kind, heads in REPORTED.items():
+    for kind, heads in GPT2_SMALL_HEADS.items():
         scores = flat.clone()
         for head in heads:
             scores[head] = 0.8
@@ -438,13 +453,13 @@ def test_of_gpt2_the_listed_heads_are_tested():
     claims = [claim for claim in scan_claims(cfg, found, removed) if claim.holds is not None]
     assert len(claims) == 10
     assert [claim.claim for claim in claims if not claim.holds] == [
-        "induction head 7.10: share of its attention"]
+        "induction head L7H10: share of its attention"]
     smaller = dataclasses.replace(cfg, d_vocab=100)
     assert all(claim.holds is None for claim in scan_claims(smaller, found, removed))
 
 
 def test_scores_are_those_of_the_wired_heads_alone():
-    tokens, _ = texts_of(wired())
+    tokens, _ = draw_texts(wired())
     scores = head_scores(wired(), tokens[:, :-1])
     assert scores["previous-token"].mean(1)[0, 0] < 0.2  # attends evenly
     assert scores["induction"].shape == (2, 64, 3)

@@ -1,0 +1,349 @@
+"""What the head importance experiment claims of what it measured, its figures, and a summary.
+
+Chapter: COURSE_ROADMAP.md, 9 (intervene)
+Prerequisites: experiments/importance/measure.py
+Next: experiments/head_importance.py
+Source: Michel et al. 2019 (pruning curves)
+"""
+
+import math
+from statistics import fmean
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from experiments.common import claim
+from experiments.importance.measure import ABLATIONS, METHODS
+from experiments.induction.model import head_label
+from experiments.induction.report import add_control
+from metrics import permutation_pvalue
+from plotting import COLOURS, bare_axes
+
+LEFT = 0.1  # the most of the whole that what lies outside of a circuit, or a slope, may say
+
+
+def importance_claims(models, judged=True, own=True):
+    """[Claim] on what `measure_subject` gave of each model: of text first, then of those whose
+    circuit is known.
+
+    judged: False leaves every claim open that training may fail. own: whether the models of text
+    were trained here; of others nothing is claimed, only reported.
+    """
+    texts, known = split_by_truth(models)
+    return [*text_claims(texts, judged and own), *circuit_claims(known, texts, judged)]
+
+
+def split_by_truth(models):
+    """(models of text, models whose circuit is known)."""
+    return ([one for one in models if "truth" not in one],
+            [one for one in models if "truth" in one])
+
+
+# A model of text
+
+
+def text_claims(models, judged):
+    """The claims on models of which nobody knows which heads matter."""
+    agreements = [one["agreement"] for one in models]
+    null = max(agreement["null_high"] for agreement in agreements)
+    agree = max(agreement["p"] for agreement in agreements) < 0.05
+    zero_gradient = [agreement["pairs"]["zero, gradient"] for agreement in agreements]
+    lowest = min(low for _, low, _ in zero_gradient)
+    highest = max(high for _, _, high in zero_gradient)
+
+    ablations = compare_with_chance(models, ABLATIONS)
+    gradient = compare_with_chance(models, ("gradient",))
+    summed = [sum(one["alone"]) / one["pruning"]["curves"]["mean"][-1] for one in models]
+    repair = [one["repair"] for one in models]
+    return [
+        claim(f"{name_of_text(models)}: Spearman of two methods, mean of the "
+              f"{len(agreements[0]['pairs'])} pairs",
+              [agreement["mean"] for agreement in agreements], holds=agree, judged=judged,
+              mark=null, control=f"95 % of shuffled heads: below {null:.2f}"),
+        claim("… of zero ablation and the gradient alone", [rho for rho, _, _ in zero_gradient],
+              control=f"over texts {lowest:.2f} to {highest:.2f}"),
+        claim("… pruned up to half by the worst ablation, over random orders' mean cost",
+              ablations["worst"], holds=ablations["p"] < 0.05, judged=judged,
+              mark=ablations["chance"], control=describe_chance(ablations)),
+        claim("… pruned up to half by the gradient, over the same", gradient["worst"],
+              control=describe_chance(gradient)),
+        claim("… the heads' single costs, summed, over what all cost together", summed,
+              control="1, were they independent"),
+        *pair_claims(models),
+        claim("… a head's own words, over what its removal costs (direct / total)",
+              [sum(one["direct"]) / sum(one["total"]) for one in repair],
+              control=f"less than their own words cost: {count_repaired(repair)}"),
+    ]
+
+
+def name_of_text(models):
+    """The name of the text that models were trained on, or of the run."""
+    return models[0]["name"].split(", seed")[0]
+
+
+def compare_with_chance(models, methods):
+    """The areas under the methods' pruning curves over the mean of random orders: a dict.
+
+    worst: of each model, the largest of any method. p: of the worst method, how often one random
+    order a model does as well on average. chance: what 95 % of those are above. single: in how many
+    cases the p of one model and method is below 0.05.
+    """
+    own, null = [], []
+    for one in models:
+        random_areas = torch.tensor(one["pruning"]["random_areas"])
+        areas = torch.tensor([one["pruning"]["areas"][method] for method in methods])
+        own.append(areas / random_areas.mean())
+        null.append(random_areas / random_areas.mean())
+    own = torch.stack(own)  # [model, method]
+    null = torch.stack(null)  # [model, order]
+
+    single = [one["pruning"]["p"][method] < 0.05 for one in models for method in methods]
+    return {"worst": own.max(1).values.tolist(),
+            "p": max(permutation_pvalue(-area, -null.mean(0)).item() for area in own.mean(0)),
+            "chance": null.mean(0).quantile(0.05).item(),
+            "single": f"{sum(single)} of {len(single)}"}
+
+
+def describe_chance(compared):
+    """The control of a claim on pruning, from what `compare_with_chance` gave."""
+    return (f"random orders: 95 % above {compared['chance']:.2f} (p = {compared['p']:.2g}; "
+            f"below 0.05 in {compared['single']})")
+
+
+def pair_costs_by_layer(one):
+    """The mean of what two heads cost beyond the two, over the mean cost of one alone.
+
+    (of pairs in one layer, of pairs in two layers); None for a kind of which there is no pair.
+    """
+    layers = np.array([layer for layer, _ in one["heads"]])
+    pairs = np.array(one["pairs"])
+    in_one = (layers[:, None] == layers) & ~np.eye(len(layers), dtype=bool)
+    in_two = layers[:, None] != layers
+    alone = fmean(one["alone"])
+    return tuple(float(pairs[chosen].mean() / alone) if chosen.any() else None
+                 for chosen in (in_one, in_two))
+
+
+def pair_claims(models):
+    """What two heads cost beyond the two: a Claim, for information, for each kind of pair."""
+    in_one, in_two = zip(*map(pair_costs_by_layer, models), strict=True)
+    claims = []
+    for kind, costs in (("a layer", in_one), ("different layers", in_two)):
+        if None not in costs:
+            claims.append(claim(f"… two heads of {kind} cost beyond their own, over one's cost",
+                                costs))
+    return claims
+
+
+def count_repaired(repair):
+    """How many heads cost less than their own words, of how many."""
+    less = [total < direct for one in repair
+            for total, direct in zip(one["total"], one["direct"], strict=True)]
+    return f"{sum(less)} of {len(less)}"
+
+
+# A model whose circuit is known
+
+
+def circuit_claims(models, texts, judged):
+    """The claims on models with an induction circuit. texts: the models of text, for contrast."""
+    untrained = fmean(min(one["auroc_untrained"][:3]) for one in models)
+    luck = math.prod(1 / math.comb(sum(one["truth"]) + len(one["outside"]), sum(one["truth"]))
+                     for one in models)
+
+    all_costs = [one["pruning"]["curves"]["mean"][-1] for one in models]
+    left = [one["outside_cost"] / cost for one, cost in zip(models, all_costs, strict=True)]
+    others = [fmean(one["other_costs"]) / cost
+              for one, cost in zip(models, all_costs, strict=True)]
+    previous = fmean(mean_over_zero(one, one["previous"]) for one in models)
+    return [
+        add_control(
+            claim("induction: AUROC of the worst ablation, the circuit against what is outside",
+                  [worst_auroc(one) for one in models], between=(1, 1), judged=judged),
+            f"untrained {untrained:.2f}; all right by luck: {luck:.2g}"),
+        *gradient_claims(models, texts, judged),
+        claim("… a planted dead head: the most that a method says of it, on any text (nats)",
+              [one["dead"] for one in models], between=(0, 0), control="exactly 0"),
+        add_control(
+            claim("… all pruned that is neither circuit nor spare: of what all heads cost", left,
+                  below=LEFT, holds=max(left) < min(others), judged=judged),
+            f"as many others: {fmean(others):.2f} on average"),
+        add_control(
+            claim("… in series: of the smaller single cost, what both together do not cost",
+                  [series_share(one) for one in models], above=0.5, judged=judged),
+            "0, were they independent"),
+        *parallel_claims(models, judged),
+        *repair_claims(models, judged),
+        claim("… the induction head's cost by the mean, over its cost by zero",
+              [mean_over_zero(one, one["induction"]) for one in models],
+              control=f"the previous-token head's: {previous:.2f}"),
+    ]
+
+
+def worst_auroc(one):
+    """The lowest AUROC of any ablation, in a model and in the same with a dead head planted."""
+    return min(one["auroc"][:3] + one["auroc_planted"][:3])
+
+
+def gradient_claims(models, texts, judged):
+    """The claims on the gradient: at the model's own z, where it is flat, and on the way to 0."""
+    flat = [one["slope"][one["previous"]] / one["importance"][0][one["previous"]]
+            for one in models]
+    on_text = fmean(sum(one["slope"]) / sum(one["importance"][0]) for one in texts)
+    return [
+        claim("… of the gradient", [one["auroc"][3] for one in models],
+              control="luck where it is flat, as the next line says"),
+        add_control(
+            claim("… the gradient's size for the previous-token head, over the cost by zero", flat,
+                  below=LEFT, judged=judged),
+            f"all heads of the model of text: {on_text:.2f}"),
+        claim("… of the gradient along the way to z = 0", [one["auroc_along"] for one in models],
+              control="no evidence of its own: a text's mean over the way is its cost by zero"),
+    ]
+
+
+def repair_claims(models, judged):
+    """The claims on where the effects of the circuit's two heads come from."""
+    def shares(part, head):
+        return [one["repair"][part][one[head]] / one["repair"]["total"][one[head]]
+                for one in models]
+
+    none_later = max(map(abs, shares("by_patterns", "induction")))
+    return [
+        add_control(
+            claim("… the previous-token head's own words (direct / total)",
+                  shares("direct", "previous"), below=LEFT, judged=judged),
+            f"the induction head's: {fmean(shares('direct', 'induction')):.2f}"),
+        claim("… what it costs because later heads look elsewhere (by_patterns / total)",
+              shares("by_patterns", "previous"),
+              control=f"the induction head's, with none later: {none_later:.0f}"),
+    ]
+
+
+def mean_over_zero(one, head):
+    """What a head costs by mean ablation over what it costs by zero ablation."""
+    by_method = dict(zip(METHODS, one["importance"], strict=True))
+    return by_method["mean"][head] / by_method["zero"][head]
+
+
+def series_share(one):
+    """Of the smaller of two single costs, what is saved where both are removed: 1 where the second
+    of two heads in series costs nothing more."""
+    i, j = one["previous"], one["induction"]
+    return -one["pairs"][i][j] / min(one["alone"][i], one["alone"][j])
+
+
+def parallel_claims(models, judged):
+    """The claim on the induction head and its first spare, where there is one."""
+    with_spare = [one for one in models if one["spare"] is not None]
+    if not with_spare:
+        return []
+    beyond = [one["pairs"][one["induction"]][one["spare"]] for one in with_spare]
+    alone = fmean(one["alone"][one["spare"]] for one in with_spare)
+    return [add_control(
+        claim("… in parallel: two induction heads cost beyond their own (nats)", beyond, above=0,
+              judged=judged),
+        f"the second alone costs {alone:.2f}")]
+
+
+# The summary
+
+
+def describe_findings(models):
+    """Three plain sentences on what was found, whatever it was.
+
+    models: as in `importance_claims`.
+    """
+    texts, known = split_by_truth(models)
+    rho = fmean(one["agreement"]["mean"] for one in texts)
+    null = max(one["agreement"]["null_high"] for one in texts)
+    ablation = fmean(compare_with_chance(texts, ABLATIONS)["worst"])
+    gradient = fmean(compare_with_chance(texts, ("gradient",))["worst"])
+    found = sum(worst_auroc(one) == 1 for one in known)
+    by_gradient = sum(one["auroc"][3] == 1 for one in known)
+    return (f"{name_of_text(texts)}: the rankings of two methods have a Spearman of {rho:.2f} on "
+            f"average (95 % of shuffled ones stay below {null:.2f}). Pruned up to half, heads cost "
+            f"{ablation:.2f} times what they cost in a random order where the worst ablation "
+            f"chooses them, and {gradient:.2f} times where the gradient does (pruning.png). Where "
+            f"the circuit is known, all ablations put its heads on top in {found} of {len(known)} "
+            f"models, and the gradient in {by_gradient} (importance.png).")
+
+
+# Figures
+
+
+def importance_figure(text, known):
+    """Every head by the four methods, each in units of its own largest value, with intervals.
+
+    text, known: what `measure_subject` gave of a model of text, and of one with a circuit.
+    """
+    figure = Figure(figsize=(9, 6.6), layout="constrained")
+    upper, lower = figure.subplots(2)
+
+    rho, null = text["agreement"]["mean"], text["agreement"]["null_high"]
+    draw_importance(upper, text, f"{text['name']}: rankings of the heads by two measures have a "
+                    f"Spearman of {rho:.2f} on average\n(95 % of shuffled ones stay below "
+                    f"{null:.2f})")
+
+    circuit = " and ".join(head_label(*head) for head, is_true in
+                           zip(known["heads"], known["truth"], strict=True) if is_true)
+    outside = ", ".join(head_label(*head) for head in known["outside"])
+    n_right = sum(score == 1 for score in known["auroc"])
+    draw_importance(lower, known, f"{known['name']}: {n_right} of {len(METHODS)} measures put the "
+                    f"circuit ({circuit}) above what is outside of it ({outside})")
+
+    figure.legend(*lower.get_legend_handles_labels(), frameon=False, fontsize=9, ncols=4,
+                  loc="outside lower center")
+    return figure
+
+
+def draw_importance(axes, one, title):
+    """Dots with intervals over texts, four for each head."""
+    bare_axes(axes, title, "head", "importance, over the\nmethod's largest")
+    axes.axhline(0, color="0.8", linewidth=0.8)
+    for i, (method, colour) in enumerate(zip(METHODS, COLOURS, strict=False)):
+        values, low, high = (np.array(one[key][i]) for key in ("importance", "low", "high"))
+        largest = np.abs(values).max() or 1.0
+        x = np.arange(len(values)) + 0.15 * (i - 1.5)
+        axes.vlines(x, low / largest, high / largest, color=colour, linewidth=1.2)
+        axes.plot(x, values / largest, "o", color=colour, markersize=5, label=method)
+    axes.set_xticks(range(len(one["heads"])), [head_label(*head) for head in one["heads"]])
+
+
+def pruning_figure(text, known):
+    """The loss's rise over heads removed, by each ranking, against the band of random orders.
+
+    text, known: as in `importance_figure`.
+    """
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+
+    half = len(text["heads"]) // 2
+    most = max(text["pruning"]["curves"][method][half] for method in METHODS)
+    chance = float(np.median([row[half] for row in text["pruning"]["random"]]))
+    draw_pruning(left, text, f"{text['name']}: the {half} least heads of {2 * half}\ncost at most "
+                 f"{most:.2f} nats, {half} at random {chance:.2f}")
+
+    all_cost = known["pruning"]["curves"]["mean"][-1]
+    draw_pruning(right, known, f"{known['name']}: what is outside of the circuit\ncosts "
+                 f"{known['outside_cost']:.2f} nats, all heads {all_cost:.1f}")
+    left.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def draw_pruning(axes, one, title):
+    """One line a method, and where nine in ten random orders lie."""
+    bare_axes(axes, title, "heads removed, least important first",
+              "rise of the loss (nats/token)")
+    random = np.array(one["pruning"]["random"])
+    low, median, high = np.quantile(random, [0.05, 0.5, 0.95], axis=0)
+    n_removed = np.arange(random.shape[1])
+    axes.fill_between(n_removed, low, high, color="0.88",
+                      label=f"{len(random)} random orders, 5 to 95 %")
+    axes.plot(n_removed, median, color="0.5", linewidth=1, label="their median")
+    styles = ("-", "--", "-.", ":")
+    for method, colour, style in zip(METHODS, COLOURS, styles, strict=False):
+        axes.plot(n_removed, one["pruning"]["curves"][method], style, color=colour, marker="o",
+                  markersize=4, linewidth=1.2, label=f"by {method}")
+    axes.set_xticks(n_removed)

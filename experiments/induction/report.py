@@ -1,0 +1,418 @@
+"""What the trained models of the induction experiment show: its claims, its figure, and a summary.
+
+Chapter: COURSE_ROADMAP.md, 11 (induction)
+Prerequisites: experiments/induction/measure.py
+Next: experiments/induction_head_detection.py
+Source: Elhage et al. 2021; Olsson et al. 2022
+"""
+
+import math
+import textwrap
+from dataclasses import replace
+from statistics import fmean
+
+from matplotlib.figure import Figure
+
+from experiments.common import claim
+from experiments.induction.measure import DRAWS, TEXTS
+from experiments.induction.model import WORDS
+from plotting import COLOURS, bare_axes
+
+UNIFORM = math.log(len(WORDS))  # nats: the loss of a uniform guess
+SHORT = "segments of 2 to 5"
+UNSEEN = list(TEXTS)[1:]  # the kinds of text that no model was trained on
+LEAST_SCORES = {"induction": 0.9, "previous-token": 0.85}  # of the circuit's two heads
+
+
+# What a number of the table is
+
+
+def score_of(row, kind, head):
+    """The score of a head, (layer, head), in a row of a history."""
+    layer, index = head
+    return row[kind][layer][index]
+
+
+def best_score(row, kind):
+    """The highest score of any head in a row of a history."""
+    return max(max(heads) for heads in row[kind])
+
+
+def final_score(result, kind):
+    """The score of the circuit's head of a kind, in the trained model."""
+    part = {"induction": "induction", "previous-token": "previous"}[kind]
+    return score_of(result["measured"], kind, result["heads"][part])
+
+
+def steps_of_fall(result):
+    """The share of all steps in which the loss on repeats falls from 90 % to 10 %, or nan."""
+    phase = result["phase"]
+    if None in (phase["loss at 90 %"], phase["loss at 10 %"]):
+        return math.nan
+    return (phase["loss at 10 %"] - phase["loss at 90 %"]) / result["history"][-1]["step"]
+
+
+def steps_from_half_loss(result):
+    """Steps from half the loss on repeats to an induction score of 0.5, or nan."""
+    phase = result["phase"]
+    if None in (phase["induction"], phase["loss at 50 %"]):
+        return math.nan
+    return phase["induction"] - phase["loss at 50 %"]
+
+
+def strongest_other_head(result):
+    """The K-composition of the layer's other heads with the induction head, the largest z."""
+    return max(result["composition"]["other K"], default=math.nan)
+
+
+def composition_lead(result):
+    """By how many z the circuit's K-composition leads that by Q, by V, and the other heads'."""
+    z = result["composition"]
+    return z["K"] - max(z["Q"], z["V"], *z["other K"])
+
+
+def ablation_rise(result, removed):
+    """The rise of the loss on repeats (nats) without what is removed."""
+    without = result["ablation"]
+    return without[removed]["repeats"] - without["nothing"]["repeats"]
+
+
+def largest_other_rise(result):
+    """The largest rise (nats) without any one of the other heads of the first layer."""
+    others = [name for name in result["ablation"] if name.startswith("other head")]
+    return max((ablation_rise(result, name) for name in others), default=math.nan)
+
+
+def path_share(result, path):
+    """What a path carries of all that the previous-token head does to the loss."""
+    return result["paths"][path] / result["paths"]["previous-token head by all ways"]
+
+
+def largest_control_share(result):
+    """The largest share, of either sign, of the paths that should carry nothing."""
+    controls = [path for path in result["paths"]
+                if path[-1] in "QV" or path.startswith("other head")]
+    return max(abs(path_share(result, path)) for path in controls)
+
+
+def mean_text(seeds, value):
+    """The mean of value(result) over the seeds, as a text of two digits."""
+    return f"{fmean(map(value, seeds)):.2g}"
+
+
+# The claims
+
+
+def induction_claims(seeds, judged=True):
+    """[Claim] on the trained models.
+
+    seeds: what `measure_seed` gives for each. judged: False leaves every claim open.
+    """
+    return [*loss_and_score_claims(seeds, judged), *phase_claims(seeds, judged),
+            *composition_claims(seeds, judged), *ablation_claims(seeds, judged),
+            *path_claims(seeds, judged), *transfer_claims(seeds, judged),
+            *counterexample_claims(seeds, judged)]
+
+
+def seed_claim(text, seeds, value, **how):
+    """A `claim` on value(result) of every seed. how: as in `claim`."""
+    return claim(text, [value(result) for result in seeds], **how)
+
+
+def add_control(line, control):
+    """A Claim that names, behind its threshold, what else the same measurement gives."""
+    return replace(line, control=f"{line.control}; {control}")
+
+
+def loss_and_score_claims(seeds, judged):
+    """The circuit is there: the losses and the scores of its two heads."""
+    def untrained(kind):
+        return mean_text(seeds, lambda result: best_score(result["history"][0], kind))
+
+    loss_before = mean_text(seeds, lambda result: result["history"][0]["repeats"])
+    return [
+        add_control(
+            seed_claim("loss on repeats (nats)", seeds,
+                       lambda result: result["measured"]["repeats"], below=0.1, judged=judged),
+            f"before training {loss_before}"),
+        seed_claim("loss on first occurrences (nats)", seeds,
+                   lambda result: result["measured"]["first"],
+                   control=f"uniform guess {UNIFORM:.3g}"),
+        add_control(
+            seed_claim("induction score", seeds, lambda result: final_score(result, "induction"),
+                       above=LEAST_SCORES["induction"], judged=judged),
+            f"untrained, best head {untrained('induction')}"),
+        seed_claim("the same head, scored one key off", seeds, lambda result: result["shifted"],
+                   control="at most what the score leaves of 1"),
+        add_control(
+            seed_claim("previous-token score", seeds,
+                       lambda result: final_score(result, "previous-token"),
+                       above=LEAST_SCORES["previous-token"], judged=judged),
+            f"untrained, best head {untrained('previous-token')}"),
+    ]
+
+
+def phase_claims(seeds, judged):
+    """The fall of the loss and both heads come in one short phase."""
+    return [
+        seed_claim("loss on repeats falls from 90 % to 10 % in this share of the steps", seeds,
+                   steps_of_fall, below=0.2, judged=judged, reported="a phase change"),
+        seed_claim("steps from half the loss to an induction score of 0.5", seeds,
+                   steps_from_half_loss, between=(-50, 50), judged=judged),
+        add_control(
+            seed_claim("in-context score (nats): the loss on late tokens minus early ones", seeds,
+                       lambda result: result["measured"]["in_context"], below=-3, judged=judged,
+                       reported="below 0"),
+            "before training 0"),
+    ]
+
+
+def composition_claims(seeds, judged):
+    """The weights of the two heads fit together."""
+    by_q = mean_text(seeds, lambda result: result["composition"]["Q"])
+    by_v = mean_text(seeds, lambda result: result["composition"]["V"])
+    other = mean_text(seeds, strongest_other_head)
+    return [
+        seed_claim("previous-token to induction head, K-composition "
+                   f"(z of {DRAWS} random draws)", seeds,
+                   lambda result: result["composition"]["K"], above=5, judged=judged,
+                   reported="stands out"),
+        add_control(
+            seed_claim("by how much it leads Q, V and the layer's other head into K (z)", seeds,
+                       composition_lead, above=5, judged=judged),
+            f"Q {by_q}, V {by_v}, other head {other}"),
+        seed_claim("the other head into the induction head's values, V-composition (z)", seeds,
+                   lambda result: max(result["composition"]["other V"], default=math.nan),
+                   control="without that head the loss rises by "
+                           f"{mean_text(seeds, largest_other_rise)}"),
+    ]
+
+
+def ablation_claims(seeds, judged):
+    """What is lost without the heads."""
+    intact = mean_text(seeds, lambda result: result["ablation"]["nothing"]["induction"])
+    best_alone = mean_text(seeds, lambda result: ablation_rise(result, "induction head"))
+    return [
+        add_control(
+            seed_claim("loss on repeats rises without the previous-token head (nats)", seeds,
+                       lambda result: ablation_rise(result, "previous-token head"), above=3,
+                       judged=judged),
+            f"without the layer's other head {mean_text(seeds, largest_other_rise)}"),
+        add_control(
+            seed_claim("induction score without the previous-token head", seeds,
+                       lambda result: result["ablation"]["previous-token head"]["induction"],
+                       below=0.1, judged=judged),
+            f"as it is {intact}"),
+        seed_claim("loss rises without the other head of that layer (nats)", seeds,
+                   largest_other_rise, below=0.1, judged=judged),
+        add_control(
+            seed_claim("loss rises without all heads of an induction score above 0.5 (nats)", seeds,
+                       lambda result: ablation_rise(result, "all induction heads"), above=3,
+                       judged=judged),
+            f"without the best one alone {best_alone}"),
+    ]
+
+
+def path_claims(seeds, judged):
+    """One path carries all that the previous-token head does."""
+    return [
+        add_control(
+            seed_claim("share of the previous-token head's effect by way of the induction heads' "
+                       "keys", seeds, lambda result: path_share(result, "previous-token head to K"),
+                       above=0.8, judged=judged),
+            "by queries or values, or another head's to keys: "
+            f"{mean_text(seeds, largest_control_share)}"),
+        seed_claim("the largest of those controls", seeds, largest_control_share, below=0.1,
+                   judged=judged),
+    ]
+
+
+def transfer_claims(seeds, judged):
+    """The model has not learnt a table of places or pairs: it does the same on unseen texts."""
+    def lowest_score(result):
+        return min(result["transfer"][text]["induction"] for text in UNSEEN)
+
+    losses = [seed_claim(f"loss on repeats, {text} (nats)", seeds,
+                         lambda result, text=text: result["transfer"][text]["repeats"],
+                         below=0.2, judged=judged) for text in UNSEEN]
+    return [*losses, seed_claim("lowest induction score on these", seeds, lowest_score,
+                                above=LEAST_SCORES["induction"], judged=judged)]
+
+
+def counterexample_claims(seeds, judged):
+    """What must fail does: one layer, and texts that can be predicted from a distance."""
+    with_heads = mean_text(seeds, lambda result: result["transfer"][SHORT]["repeats"])
+    return [
+        seed_claim("one layer, same training: loss on repeats (nats)", seeds,
+                   lambda result: result["one_layer"][-1]["repeats"], above=2, judged=judged,
+                   reported="no induction"),
+        seed_claim("one layer: best induction score", seeds,
+                   lambda result: best_score(result["one_layer"][-1], "induction"), below=0.2,
+                   judged=judged),
+
+        # A low loss without the heads, which is why a loss alone is no proof.
+        add_control(
+            seed_claim("trained with circles: loss on repeats (nats)", seeds,
+                       lambda result: result["circles"][-1]["repeats"], below=1, judged=judged),
+            "a low loss"),
+        add_control(
+            seed_claim("trained with circles: best induction score", seeds,
+                       lambda result: best_score(result["circles"][-1], "induction"), below=0.2,
+                       judged=judged),
+            "and no such head"),
+        add_control(
+            seed_claim(f"trained with circles: loss on {SHORT} (nats)", seeds,
+                       lambda result: result["circles_transfer"][SHORT]["repeats"], above=1,
+                       judged=judged),
+            f"with the heads {with_heads}"),
+    ]
+
+
+# The summary
+
+
+def describe_findings(seeds):
+    """Three plain sentences on what was found, whatever it was. seeds: as in `induction_claims`."""
+    formed = [all(final_score(result, kind) > least for kind, least in LEAST_SCORES.items())
+              for result in seeds]
+    induction = mean_text(seeds, lambda result: final_score(result, "induction"))
+    previous = mean_text(seeds, lambda result: final_score(result, "previous-token"))
+    loss_before = mean_text(seeds, lambda result: result["history"][0]["repeats"])
+    loss_after = mean_text(seeds, lambda result: result["measured"]["repeats"])
+    rise = mean_text(seeds, lambda result: ablation_rise(result, "previous-token head"))
+    carried = fmean(path_share(result, "previous-token head to K") for result in seeds)
+    one_layer = mean_text(seeds, lambda result: result["one_layer"][-1]["repeats"])
+    return (f"With {sum(formed)} of {len(seeds)} seeds two heads form an induction circuit: on "
+            f"average the best induction head pays {induction} of its attention to the token after "
+            "the last occurrence of its own, and the best previous-token head pays "
+            f"{previous} to the token before. The loss on repeats goes from {loss_before} to "
+            f"{loss_after} nats (with one layer to {one_layer}), and is {rise} higher without the "
+            f"previous-token head; the induction heads' keys carry {100 * carried:.0f} % of what "
+            "that head does. Look at induction.png for when the heads come, and what each "
+            "intervention costs.")
+
+
+# The figure
+
+
+def induction_figure(seeds):
+    """Losses and scores over training, and what interventions do to the trained model."""
+    figure = Figure(figsize=(11, 7.6), layout="constrained")
+    (losses, scores), (context, interventions) = figure.subplots(2, 2)
+    draw_losses(losses, seeds)
+    draw_scores(scores, seeds)
+    draw_in_context(context, seeds)
+    draw_interventions(interventions, seeds)
+
+    # The phase in which the loss falls, in grey.
+    began = step_of_event(seeds, "loss at 90 %", min)
+    ended = step_of_event(seeds, "loss at 10 %", max)
+    for axes in (losses, scores, context):
+        if began is not None and ended is not None:
+            axes.axvspan(began, ended, color="0.93", zorder=0)
+    return figure
+
+
+def step_of_event(seeds, event, choose):
+    """The first (choose=min) or last (max) step of an event over the seeds; None where one seed
+    lacks it."""
+    steps = [result["phase"][event] for result in seeds]
+    return None if None in steps else choose(steps)
+
+
+def draw_over_steps(axes, seeds, values, history="history", **style):
+    """A line of each seed for each {name: value(result, row)}, over a history's steps."""
+    n_drawn = len(axes.lines) // len(seeds)
+    for colour, (name, value) in zip(COLOURS[n_drawn:], values.items(), strict=False):
+        for number, result in enumerate(seeds):
+            rows = result[history]
+            axes.plot([row["step"] for row in rows], [value(result, row) for row in rows],
+                      color=colour, linewidth=1, label=None if number else name, **style)
+
+
+def draw_losses(axes, seeds):
+    """The losses of the model, and of the two that have no induction heads."""
+    def repeats(result, row):
+        return row["repeats"]
+
+    def first(result, row):
+        return row["first"]
+
+    draw_over_steps(axes, seeds, {"on repeats": repeats, "on first occurrences": first})
+    draw_over_steps(axes, seeds, {"on repeats, one layer": repeats}, "one_layer", linestyle="--")
+    draw_over_steps(axes, seeds, {"on repeats, trained with circles": repeats}, "circles",
+                    linestyle="--")
+    axes.axhline(UNIFORM, color="0.6", linewidth=0.8, linestyle=":", label="a uniform guess")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8, loc=(0.45, 0.14))
+
+    began = step_of_event(seeds, "loss at 90 %", min)
+    ended = step_of_event(seeds, "loss at 10 %", max)
+    if None in (began, ended):
+        title = "The loss on repeats does not fall to 10 % with each seed"
+    else:
+        title = f"The loss on repeats falls from 90 % to 10 % in steps {began} to {ended}"
+    bare_axes(axes, title, "step", "loss (nats/token)")
+
+
+def draw_scores(axes, seeds):
+    """The scores of the two heads, and the best of those models that have no induction heads."""
+    def induction(result, row):
+        return score_of(row, "induction", result["heads"]["induction"])
+
+    def previous(result, row):
+        return score_of(row, "previous-token", result["heads"]["previous"])
+
+    def best(result, row):
+        return best_score(row, "induction")
+
+    draw_over_steps(axes, seeds, {"induction head": induction, "previous-token head": previous})
+    draw_over_steps(axes, seeds, {"best induction score, one layer": best}, "one_layer",
+                    linestyle="--")
+    draw_over_steps(axes, seeds, {"best induction score, trained with circles": best}, "circles",
+                    linestyle="--")
+    axes.set_ylim(0, 1)
+    axes.legend(frameon=False, fontsize=8, loc=(0.4, 0.4))
+
+    def describe_step(kind):
+        step = step_of_event(seeds, kind, max)
+        return "not with each seed" if step is None else f"by step {step}"
+
+    bare_axes(axes, f"Induction passes 0.5 {describe_step('induction')},\n"
+              f"the previous-token score {describe_step('previous-token')}",
+              "step", "score (share of attention)")
+
+
+def draw_in_context(axes, seeds):
+    """The in-context score over training."""
+    draw_over_steps(axes, seeds, {"": lambda result, row: row["in_context"]})
+    end = fmean(result["history"][-1]["in_context"] for result in seeds)
+    bare_axes(axes, f"Late tokens cost {-end:.1f} nats less than early ones in the end", "step",
+              "in-context score:\nlate minus early tokens (nats)")
+
+
+def draw_interventions(axes, seeds):
+    """A row for each intervention, a dot for each seed."""
+    def removed(name):
+        return lambda result: ablation_rise(result, name)
+
+    def along(path):
+        return lambda result: result["paths"][path]
+
+    rows = {"previous-token head removed": removed("previous-token head"),
+            "other head of its layer removed": largest_other_rise,
+            "best induction head removed": removed("induction head"),
+            "all induction heads removed": removed("all induction heads")}
+    for letter, name in (("K", "keys"), ("Q", "queries"), ("V", "values")):
+        rows[f"previous-token head of another text, in the {name} alone"] = along(
+            f"previous-token head to {letter}")
+
+    for y, value in enumerate(rows.values()):
+        axes.plot([value(result) for result in seeds], [y] * len(seeds), "o", color=COLOURS[0],
+                  alpha=0.6)
+    carried = fmean(path_share(result, "previous-token head to K") for result in seeds)
+    bare_axes(axes, f"{100 * carried:.0f} % of the previous-token head's effect is in the keys",
+              "rise of the loss on repeats (nats/token)", "")
+    axes.set_yticks(range(len(rows)), [textwrap.fill(name, 26) for name in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(0, color="0.2", linewidth=0.8)
