@@ -106,9 +106,9 @@ def run(cfg, folder):
         _, history = trained_adder(folder / name / "checkpoint.pt", recipe, name, cfg.retrain)
         runs[name] = measure_training(recipe, history, name)
 
-    p, symmetric = recipe.p, recipe.symmetric
-    claims = claims_of_grokking(runs, p, symmetric, judged=not cfg.quick)
-    return {"found": summarize_grokking(runs, p), "claims": claims, "runs": runs, "p": p}
+    claims = claims_of_grokking(runs, recipe.p, recipe.symmetric, judged=not cfg.quick)
+    return {"found": summarize_grokking(runs, recipe.p), "claims": claims, "runs": runs,
+            "p": recipe.p}
 
 
 def figures(result):

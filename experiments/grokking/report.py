@@ -140,7 +140,8 @@ def control_claims(runs, *, judged):
 def summarize_grokking(runs, p):
     """What was found, in three sentences, of the first seed's run."""
     run = seed_runs(runs)[0]
-    when, final = run["when"], run["final"]
+    when = run["when"]
+    final = run["final"]
     return (
         "The first model knows 99 % of the pairs that it was trained on "
         f"{at_step(when['train_known'])}, and of the other pairs {at_step(when['test_known'])} "

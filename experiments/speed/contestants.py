@@ -91,7 +91,8 @@ def run_race(dataset, contestants, progress):
     alike; only the steps are timed. dataset: a Dataset. contestants: {name: Contestant}. progress:
     a Progress over the turns.
     """
-    models, trainings = {}, {}
+    models = {}
+    trainings = {}
     for name, each in contestants.items():
         models[name] = starting_model(each, name)
         next_batch = partial(random_batch, dataset.train, each.train.batch_size, each.model.n_ctx,

@@ -112,7 +112,9 @@ class NotedPoint:
     """
 
     def __init__(self, point, called, asked):
-        self.point, self.called, self.asked = point, called, asked
+        self.point = point
+        self.called = called
+        self.asked = asked
 
     def __call__(self, tensor):
         self.called.append(self.point)
@@ -132,7 +134,8 @@ def passed_hook_points(model, tokens):
     The points are those of a copy of the model, which shares its weights.
     """
     noted = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
-    called, asked = [], []
+    called = []
+    asked = []
     for name, point in noted.hook_points().items():
         path, _, attribute = name.rpartition(".")
         setattr(noted.get_submodule(path), attribute, NotedPoint(point, called, asked))

@@ -64,6 +64,7 @@ def polytope_claims(measures):
     """Five features in the plane."""
     study = "polytopes"
     mean = functools.partial(measures.mean, study)
+
     return [
         measures.claim(
             "5 features in 2 dimensions, density 1: D of the two most important, the lesser",
@@ -94,6 +95,7 @@ def plateau_claims(measures):
     """Many features in twenty dimensions."""
     study = "geometry"
     mean = functools.partial(measures.mean, study)
+
     return [
         measures.claim(
             "200 features in 20, density 1: how far D* = m / |W|^2 is from 1",
