@@ -151,8 +151,8 @@ def summarize_grokking(runs, p):
         f"{at_step(when['test_loss_falls'])} by all of the logits. "
         f"At the end {final['share']:.0%} of the logits' variance lies in waves of a + b at "
         f"{len(final['keys'])} of {len(final['shares'])} frequencies; without these the loss on "
-        f"the pairs trained on is {run['curves']['excluded'][-1]:.2g} nats, where a uniform guess "
-        f"has {math.log(p):.1f} (frequencies.png)."
+        f"the pairs trained on is {run['curves']['excluded'][-1]:.2g} nats (a uniform guess: "
+        f"{math.log(p):.1f}; frequencies.png)."
     )
 
 
