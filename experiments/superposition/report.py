@@ -150,8 +150,8 @@ def summarize_toys(found):
         f"there, and {kept[-1]} where each is there in one example of twenty (polytopes.png). "
         f"Of 200 features in 20 dimensions each that is kept has {star:.2f} of a dimension on the "
         "plateau (plateau.png). "
-        "Where a closed form says clearly what becomes of one feature too many, training does it in "
-        f"at least {agree:.0%} of the cells (phases.png)."
+        "Where a closed form says clearly what becomes of one feature too many, training does it "
+        f"in at least {agree:.0%} of the cells (phases.png)."
     )
 
 
