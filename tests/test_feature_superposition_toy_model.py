@@ -8,32 +8,32 @@ import torch
 from helpers import quick_run
 
 from config import config_from_dict
-from experiments.feature_superposition_toy_model import (
-    Job,
-    SuperpositionConfig,
-    best,
-    jobs,
-    pairs,
-    phases,
-)
-from experiments.superposition_model import (
+from experiments.feature_superposition_toy_model import SuperpositionConfig
+from experiments.superposition.measure import (
     ARRANGEMENTS,
-    Toys,
     arrangement_of,
-    chances_of,
     closed_form,
     dimensionality,
     dimensions_per_feature,
-    expected_loss,
-    fit_toys,
-    gaps,
-    in_patterns,
-    independent,
     lowest_cosine,
-    pair_chances,
-    patterns,
+    measure_pairs,
+    measure_phases,
+    neighbour_angles,
 )
-from experiments.superposition_report import Table
+from experiments.superposition.model import (
+    ToyJob,
+    Toys,
+    best_start,
+    expected_loss,
+    features_in_patterns,
+    fit_toys,
+    independent_chances,
+    independent_features,
+    pair_chances,
+    presence_patterns,
+    toy_jobs,
+)
+from experiments.superposition.report import SeedMeasures, summarize_toys
 from utils import UserError, seeded_generator
 
 
@@ -113,7 +113,7 @@ def test_pairs_are_at_an_angle_only_where_both_are_there():
     for W, antipodal, orthogonal in ((two, 1, 0), (apart, 0, 0.5), (nothing, 0, 0)):
         states = {f"pairs {meeting}": {"W": W[None, None]}
                   for meeting in ("never", "always", "by chance")}
-        assert pairs(states)["always"] == {"antipodal": antipodal, "orthogonal": orthogonal}
+        assert measure_pairs(states)["always"] == {"antipodal": antipodal, "orthogonal": orthogonal}
 
 
 def test_dimensionalities_add_up_to_at_most_the_dimensions_there_are():
@@ -131,9 +131,9 @@ def test_two_fifths_five_times_need_not_be_a_pentagon():
     pentagon = ring(5, 0.3)
     other = torch.cat([torch.eye(2), ring(3)], 1)
     assert torch.allclose(dimensionality(other), dimensionality(pentagon))
-    assert torch.allclose(gaps(pentagon), torch.full((5,), 72.0), atol=1e-4)
-    assert (gaps(other) - 72).abs().max() > 40
-    assert math.isclose(gaps(other).sum().item(), 360, rel_tol=1e-5)
+    assert torch.allclose(neighbour_angles(pentagon), torch.full((5,), 72.0), atol=1e-4)
+    assert (neighbour_angles(other) - 72).abs().max() > 40
+    assert math.isclose(neighbour_angles(other).sum().item(), 360, rel_tol=1e-5)
 
 
 # Data
@@ -141,7 +141,7 @@ def test_two_fifths_five_times_need_not_be_a_pentagon():
 
 def test_a_feature_is_there_with_its_density_and_then_uniform():
     density = torch.tensor([1.0, 0.3])
-    x = independent(density, 2)(100_000, seeded_generator(0))
+    x = independent_features(density, 2)(100_000, seeded_generator(0))
     assert x.shape == (2, 100_000, 2) and x.min() >= 0 and x.max() < 1
     for toy, share in zip(x, density, strict=True):
         there = toy[toy > 0]
@@ -152,7 +152,7 @@ def test_a_feature_is_there_with_its_density_and_then_uniform():
 
 
 def test_what_is_there_in_a_rarer_toy_is_there_in_a_denser_one():
-    x = independent(torch.tensor([0.6, 0.2]), 4)(1000, seeded_generator(0))
+    x = independent_features(torch.tensor([0.6, 0.2]), 4)(1000, seeded_generator(0))
     assert ((x[0] > 0) | (x[1] == 0)).all()
 
 
@@ -160,8 +160,8 @@ def test_what_is_there_in_a_rarer_toy_is_there_in_a_denser_one():
 def test_pairs_meet_as_they_should_and_each_feature_has_its_density(meeting):
     chances = pair_chances(0.2, meeting)
     assert math.isclose(chances.sum().item(), 1, rel_tol=1e-6)
-    assert torch.allclose(chances @ patterns(4), torch.full((4,), 0.2))
-    there = in_patterns(chances, 4)(50_000, seeded_generator(0))[0] > 0
+    assert torch.allclose(chances @ presence_patterns(4), torch.full((4,), 0.2))
+    there = features_in_patterns(chances, 4)(50_000, seeded_generator(0))[0] > 0
     assert torch.allclose(there.float().mean(0), torch.full((4,), 0.2), atol=0.01)
     both = (there[:, 0] & there[:, 1]).float().mean().item()
     assert abs(both - {"always": 0.2, "never": 0.0, "by chance": 0.04}[meeting]) < 0.005
@@ -170,9 +170,9 @@ def test_pairs_meet_as_they_should_and_each_feature_has_its_density(meeting):
 
 def test_chances_are_those_of_independent_features():
     density = torch.tensor([0.3, 1.0])
-    chances = chances_of(density, 3)
+    chances = independent_chances(density, 3)
     assert torch.allclose(chances.sum(-1), torch.ones(2)) and chances[1].tolist() == [0] * 7 + [1]
-    for pattern, chance in zip(patterns(3).tolist(), chances[0].tolist(), strict=True):
+    for pattern, chance in zip(presence_patterns(3).tolist(), chances[0].tolist(), strict=True):
         assert math.isclose(chance, 0.3 ** sum(pattern) * 0.7 ** (3 - sum(pattern)), rel_tol=1e-5)
 
 
@@ -194,7 +194,7 @@ def test_toys_do_not_touch_each_other():
                  together.b[1:2].detach().clone().requires_grad_())
     density = torch.tensor([1.0, 0.5, 0.1])
     for toys, those in ((together, density), (alone, density[1:2])):
-        fit_toys(toys, independent(those, 5), weight, steps=20, batch=16,
+        fit_toys(toys, independent_features(those, 5), weight, steps=20, batch=16,
                  generator=seeded_generator(3))
     assert torch.allclose(together.W[1], alone.W[0], atol=1e-5)
 
@@ -202,21 +202,22 @@ def test_toys_do_not_touch_each_other():
 def test_the_expected_loss_is_the_mean_over_samples():
     toys, weight = scrambled(2, 3, dtype=torch.float32), torch.tensor([[[1.0, 0.5, 2.0]]])
     density = torch.tensor([0.2, 0.7])
-    x = independent(density, 3)(200_000, seeded_generator(0))
-    expected = expected_loss(toys, chances_of(density, 3), weight, n_values=20_000)
+    x = independent_features(density, 3)(200_000, seeded_generator(0))
+    expected = expected_loss(toys, independent_chances(density, 3), weight, n_values=20_000)
     assert torch.allclose(expected, toys.loss(x, weight).detach(), rtol=0.03)
 
 
 def test_two_rare_features_share_a_line_and_without_the_relu_they_do_not():
-    job = Job("pair", 2, 1, (0.1,), ((1.0, 0.9),), 400, 64, 6)
-    W = best(job.train(0))[0, 0]
+    job = ToyJob("pair", 2, 1, (0.1,), ((1.0, 0.9),), 400, 64, 6)
+    W = best_start(job.train(0))[0, 0]
     assert W[0] * W[1] < -0.9
-    linear = Job("pair", 2, 1, (0.1,), ((1.0, 0.5),), 400, 64, 6, linear=True)
-    assert torch.allclose(best(linear.train(0))[0, 0].abs(), torch.tensor([1.0, 0.0]), atol=0.05)
+    linear = ToyJob("pair", 2, 1, (0.1,), ((1.0, 0.5),), 400, 64, 6, linear=True)
+    W = best_start(linear.train(0))[0, 0]
+    assert torch.allclose(W.abs(), torch.tensor([1.0, 0.0]), atol=0.05)
 
 
 def test_the_same_seed_trains_the_same_toys_and_another_does_not():
-    job = Job("pair", 2, 1, (0.5, 0.1), ((1.0, 1.0),), 30, 32, 2)
+    job = ToyJob("pair", 2, 1, (0.5, 0.1), ((1.0, 1.0),), 30, 32, 2)
     one, same, other = job.train(0), job.train(0), job.train(1)
     assert all(torch.equal(one[key], same[key]) for key in one)
     assert not torch.equal(one["W"], other["W"])
@@ -225,9 +226,9 @@ def test_the_same_seed_trains_the_same_toys_and_another_does_not():
 def test_of_several_starts_the_one_with_the_lowest_loss_counts():
     W = torch.arange(12.0).view(2, 3, 1, 2)
     state = {"W": W, "loss": torch.tensor([[1.0, 2, 3], [2, 1, 4]])}
-    assert torch.equal(best(state), torch.stack([W[0, 0], W[1, 1], W[0, 2]]))
-    assert torch.equal(best(state, within=1.0), W[0])
-    assert torch.equal(best(state, within=0.5), best(state))
+    assert torch.equal(best_start(state), torch.stack([W[0, 0], W[1, 1], W[0, 2]]))
+    assert torch.equal(best_start(state, within=1.0), W[0])
+    assert torch.equal(best_start(state, within=0.5), best_start(state))
 
 
 # The closed form
@@ -253,13 +254,13 @@ def arranged(density, n_features):
 def test_the_closed_form_is_what_sampling_gives(n_features, density, importance):
     weight = torch.ones(1, 1, n_features)
     weight[..., -1] = importance
-    x = independent(torch.full((3,), density), n_features)(400_000, seeded_generator(0))
+    x = independent_features(torch.full((3,), density), n_features)(400_000, seeded_generator(0))
     toys, expected = arranged(density, n_features), closed_form(
         torch.tensor(density), torch.tensor(importance), n_features)
     each = (weight * (toys(x) - x) ** 2).sum(-1)                # [arrangement, sample]
     error = each.std(-1) / math.sqrt(each.shape[1])
     assert ((each.mean(-1) - expected).abs() < 4 * error + 1e-6).all()
-    chances = chances_of(torch.tensor([density]), n_features)
+    chances = independent_chances(torch.tensor([density]), n_features)
     exact = expected_loss(toys, chances, weight, n_values=200_000)
     assert torch.allclose(exact, expected, rtol=0.02)
 
@@ -288,14 +289,14 @@ def planted(job):
 
 @pytest.mark.parametrize("name", ["phases 2,1", "phases 3,2"])
 def test_a_diagram_that_is_the_closed_form_s_agrees_fully_and_a_shuffled_one_does_not(name):
-    job = jobs(SuperpositionConfig(cells=10))[name]
+    job = toy_jobs(cells=10)[name]
     state = planted(job)
-    found = phases(job, state, seed=0)
+    found = measure_phases(job, state, seed=0)
     assert found["agree"] == found["agree_all"] == found["single"] == 1
     assert found["density_shuffled"] < 0.9 and found["importance_shuffled"] < 0.7
     assert found["as_good"] <= 5 and 0.6 < found["away"] < 1
     state["W"] = state["W"].view(2, 10, 10, job.n_hidden, -1).transpose(1, 2).flatten(1, 2)
-    assert phases(job, state, seed=0)["agree"] < 0.8
+    assert measure_phases(job, state, seed=0)["agree"] < 0.8
 
 
 # The program
@@ -309,11 +310,25 @@ def test_settings_out_of_range_are_refused(flags):
 
 def test_a_line_holds_only_where_it_does_for_every_seed():
     found = [{"a": {"b": 0.01}}, {"a": {"b": 0.05}}]
-    low = Table(found, True).line("", ("a", "b"), "", at_most=0.05)
-    assert low.holds and (low.low, low.high) == (0.01, 0.05) and math.isclose(low.measured, 0.03)
-    assert not Table(found, True).line("", ("a", "b"), "", at_most=0.04).holds
-    assert not Table(found, True).line("", ("a", "b"), "", at_least=0.02).holds
-    assert Table(found, False).line("", ("a", "b"), "", at_most=0.04).holds is None
+
+    def line(judged=True, **threshold):
+        return SeedMeasures(found, judged).claim("", ("a", "b"), "untrained 1", **threshold)
+
+    low = line(below=0.06)
+    assert low.holds and (low.low, low.high, low.mark) == (0.01, 0.05, 0.06)
+    assert math.isclose(low.measured, 0.03) and low.control == "below 0.06; untrained 1"
+    assert not line(below=0.04).holds
+    assert not line(above=0.02).holds
+    assert line(judged=False, below=0.04).holds is None
+
+
+def test_the_summary_tells_what_was_measured_though_it_is_not_what_was_claimed():
+    W = [[[1.0, 0, 0, 0, 0], [0, 1, 0, 0, 0]], [[1.0, -1, 0, 0, 0], [0, 0, 1, -1, 0.4]]]
+    seed = {"polytopes": {"W": W},
+            "geometry": {"star": [1.0, 0.75, 0.1], "on": [False, True, False]},
+            "phases": {"2,1": {"agree": 0.9}, "3,2": {"agree": 0.3}}}
+    text = summarize_toys([seed])
+    assert all(words in text for words in ("keeps 2 of 5", "and 4 where", "has 0.75", "30%"))
 
 
 @pytest.mark.slow

@@ -11,41 +11,36 @@ from helpers import quick_run
 
 from checkpoint import load_model
 from config import config_from_dict
-from experiments.grokking_experiment import (
-    claims_of_controls,
-    claims_on_time,
-    first,
-    losses_of,
-    over,
-)
-from experiments.grokking_fourier import (
+from experiments.grokking.fourier import (
     answer_shares,
-    centred,
-    excluded,
+    centre_logits,
+    excluded_logits,
     fourier_basis,
     key_frequencies,
     mean_by_sum,
     neuron_fits,
-    restricted,
+    restricted_logits,
     sum_shares,
     sum_waves,
     waves_of,
 )
-from experiments.grokking_training import (
+from experiments.grokking.measure import first_step, measure_losses
+from experiments.grokking.model import (
     AtEquals,
-    GrokkingConfig,
-    Recipe,
+    GrokkingRecipe,
     exact_loss,
-    history_of,
-    trained,
+    states_of,
+    train_to_add,
+    trained_adder,
 )
+from experiments.grokking.report import control_claims, summarize_grokking, timing_claims
+from experiments.grokking_experiment import GrokkingConfig
 from losses import cross_entropy
 from model import GPT
 from utils import UserError, seeded_generator
 
 P, KEYS = 13, [2, 6]  # the last frequency of 13 is 6
-RECIPE = Recipe(p=P, fraction=0.6, d_model=8, weight_decay=1.0, lr=5e-3, max_steps=20, threads=1,
-                seed=0, symmetric=True)
+RECIPE = GrokkingRecipe(p=P, d_model=8, lr=5e-3, max_steps=20)
 
 
 def noise(*shape, seed=3):
@@ -113,7 +108,7 @@ def test_all_frequencies_together_are_all_that_depends_on_the_sum():
 
 def test_what_is_restricted_and_what_is_excluded_make_up_the_logits():
     logits = noise(P, P, P)
-    together = restricted(logits, KEYS) + excluded(logits, KEYS) - logits.mean((0, 1))
+    together = restricted_logits(logits, KEYS) + excluded_logits(logits, KEYS) - logits.mean((0, 1))
     torch.testing.assert_close(together, logits)
 
 
@@ -134,13 +129,13 @@ def test_a_planted_model_is_all_in_its_frequencies():
     torch.testing.assert_close(shares, expected, atol=1e-12, rtol=0)
     torch.testing.assert_close(answer_shares(logits), expected, atol=1e-12, rtol=0)
     assert key_frequencies(shares) == KEYS
-    torch.testing.assert_close(restricted(logits, KEYS), logits)
-    assert excluded(logits, KEYS).abs().max() < 1e-12
+    torch.testing.assert_close(restricted_logits(logits, KEYS), logits)
+    assert excluded_logits(logits, KEYS).abs().max() < 1e-12
 
 
 def test_a_planted_model_among_noise_answers_by_its_frequencies_and_by_nothing_else():
     logits = 4 * planted() + 6 * noise(P, P, P)
-    found = losses_of(logits, RECIPE, {"": KEYS, "_others": [1, 3]})
+    found = measure_losses(logits, RECIPE, {"": KEYS, "_others": [1, 3]})
     assert key_frequencies(sum_shares(logits), least=0.05) == KEYS
     assert found["restricted"] < 0.05 < math.log(P) < found["excluded"]
     assert found["restricted_others"] > 1 and found["excluded_others"] < found["excluded"]
@@ -163,7 +158,7 @@ def test_a_phase_is_in_the_sum_s_waves_and_not_in_the_answer_s():
 def test_answer_shares_are_those_of_regressions():
     logits = planted() + noise(P, P, P)
     a, b, c = grid()
-    flat = centred(logits).flatten()
+    flat = centre_logits(logits).flatten()
     for k, share in enumerate(answer_shares(logits), 1):
         wave = torch.cos(2 * math.pi * k / P * (a + b - c)).flatten()
         rest = flat - (flat @ wave) / (wave @ wave) * wave
@@ -181,7 +176,7 @@ def test_the_key_frequencies_are_those_with_enough_the_largest_first():
     assert key_frequencies(shares, least=0.1) == [2, 4, 1]
     assert key_frequencies(shares, least=0.0) == [2, 4, 1, 3]
     assert key_frequencies(shares, least=0.6) == []
-    assert restricted(planted(), []).abs().max() < 1e-12  # no frequency: nothing is said
+    assert restricted_logits(planted(), []).abs().max() < 1e-12  # no frequency: nothing is said
 
 
 # Neurons
@@ -273,14 +268,14 @@ def test_kept_steps_begin_with_none_end_with_the_last_and_stand_ever_further_apa
 
 def test_a_training_keeps_its_way_and_learns_what_it_was_given(tmp_path):
     recipe = dataclasses.replace(RECIPE, max_steps=60, d_model=32)
-    state = trained(recipe, "seed_0")
-    way = list(history_of(recipe, state))
+    _, history = trained_adder(tmp_path / "checkpoint.pt", recipe, "seed_0")
+    way = list(states_of(recipe, history))
     assert [step for step, _, _ in way] == recipe.kept_steps()
     start = AtEquals(GPT(recipe.model_config(), recipe.seed))(recipe.pairs()).detach()
     torch.testing.assert_close(way[0][2].flatten(0, 1), start.double())
-    losses = [losses_of(logits, recipe, {})["train_loss"] for _, _, logits in (way[0], way[-1])]
+    losses = [measure_losses(logits, recipe, {})["train_loss"]
+              for _, _, logits in (way[0], way[-1])]
     assert losses[0] > 2 and losses[1] < 1
-    torch.save(state, tmp_path / "checkpoint.pt")
     model, tokenizer = load_model(tmp_path)
     tokens = torch.tensor([tokenizer.encode("3 12 =")])
     assert tokens.tolist() == [[3, 12, P]]
@@ -288,41 +283,70 @@ def test_a_training_keeps_its_way_and_learns_what_it_was_given(tmp_path):
                                atol=1e-4)
 
 
+def test_a_kept_training_is_the_one_that_would_be_made_anew(tmp_path):
+    made, kept = (trained_adder(tmp_path / "checkpoint.pt", RECIPE, "seed_0") for _ in range(2))
+    alone = train_to_add(GPT(RECIPE.model_config(), RECIPE.seed), RECIPE, "alone")
+    for model, history in (made, kept):
+        assert torch.equal(model.W_E, alone["weights"]["token_embedding.W_E"][-1])
+        assert history["steps"] == alone["steps"]
+        assert all(torch.equal(history["weights"][name], alone["weights"][name])
+                   for name in alone["weights"])
+
+
 # Claims and settings
 
 
 def test_the_first_step_at_which_something_holds():
-    assert first([0, 5, 9, 20], [0.1, 0.99, 0.5, 1.0], lambda share: share >= 0.99) == 5
-    assert first([0, 5], [0.1, 0.2], lambda share: share >= 0.99) == math.inf
+    assert first_step([0, 5, 9, 20], [0.1, 0.99, 0.5, 1.0], lambda share: share >= 0.99) == 5
+    assert first_step([0, 5], [0.1, 0.2], lambda share: share >= 0.99) == math.inf
 
 
-def test_a_claim_over_seeds_holds_only_where_each_seed_does():
-    claim = over([1.0, 3.0], judged=True)
-    assert claim("both", float, lambda value: value > 0.5).holds
-    missed = claim("one", float, lambda value: value > 2)
-    assert (missed.measured, missed.low, missed.high, missed.holds) == (2.0, 1.0, 3.0, False)
-    assert over([1.0], judged=False)("small", float, lambda value: value > 2).holds is None
+WHEN = {"train_known": 50, "test_known": 400, "unseen_falls": 100, "test_loss_falls": 300,
+        "unseen_others_falls": math.inf}
+
+
+def run_reaching(test_accuracy=0.01, **when):
+    """A run that reaches things when WHEN says, but for `when`."""
+    return {"when": WHEN | when, "steps": [0, 50],
+            "curves": {"test_accuracy": [0.0, test_accuracy], "excluded": [4.0, 7.5]},
+            "final": {"share": 0.98, "keys": [2, 5], "shares": [0.0] * 29}}
 
 
 def test_what_is_never_reached_is_not_late_but_missed():
-    when = {"train_known": 50, "test_known": 400, "unseen_falls": 100, "test_loss_falls": 300,
-            "unseen_others_falls": math.inf}
-    run = {"when": when, "steps": [0, 50], "curves": {"test_accuracy": [0.0, 0.01]}}
-
-    def verdicts(**changes):
-        seeds = [run, run | {"when": when | changes}]
-        return [line.holds for line in claims_on_time(over(seeds, judged=True), seeds, 59, True)]
+    def verdicts(**when):
+        seeds = [run_reaching(), run_reaching(**when)]  # a line holds only where each seed does
+        return [line.holds for line in timing_claims(seeds, 59, True, judged=True)]
 
     assert verdicts() == [None, True, True, True]
+    assert verdicts(test_accuracy=0.06) == [None, False, True, True]
+    assert verdicts(test_known=240) == [None, True, False, True]
     assert verdicts(test_known=math.inf) == [None, True, False, True]
+    assert verdicts(test_loss_falls=140) == [None, True, True, False]
     assert verdicts(test_loss_falls=math.inf) == [None, True, True, False]
     assert verdicts(test_known=math.inf, train_known=math.inf)[2] is False
+
+
+def test_a_line_is_left_open_in_a_quick_run_and_where_mirrored_pairs_help():
+    def verdicts(symmetric, judged):
+        return [line.holds for line in timing_claims([run_reaching()], 59, symmetric,
+                                                     judged=judged)]
+
+    assert verdicts(symmetric=False, judged=True) == [None, None, True, True]
+    assert verdicts(symmetric=True, judged=False) == [None] * 4
+
+
+def test_the_summary_says_when_or_that_it_never_was():
+    found = summarize_grokking({"seed_0": run_reaching(test_known=1400)}, 59)
+    assert "at step 50, and of the other pairs at step 1,400" in found
+    assert "98% of the logits' variance" in found and "2 of 29" in found
+    assert "the other pairs at no step" in summarize_grokking(
+        {"seed_0": run_reaching(test_known=math.inf)}, 59)
 
 
 def test_a_control_that_generalises_fails():
     curves = {"train_accuracy": [0.0, 1.0], "test_accuracy": [0.0, 0.9]}
     control = {"curves": curves, "final": {"share": 0.6}}
-    lines = claims_of_controls(dict.fromkeys(("no_decay", "random_answers"), control), judged=True)
+    lines = control_claims(dict.fromkeys(("no_decay", "random_answers"), control), judged=True)
     assert [line.holds for line in lines] == [False] * 4
 
 
@@ -330,6 +354,7 @@ def test_the_recipes_are_one_a_seed_and_two_controls_and_one_alone_for_the_canon
     recipes = GrokkingConfig(seeds=(4, 5)).recipes()
     assert list(recipes) == ["seed_4", "seed_5", "no_decay", "random_answers"]
     assert recipes["no_decay"] == dataclasses.replace(recipes["seed_4"], weight_decay=0.0)
+    assert recipes["seed_4"] == GrokkingRecipe(seed=4)
     assert all(recipe.symmetric for recipe in recipes.values())
     canonical = GrokkingConfig(canonical=True).recipes()
     assert list(canonical) == ["canonical_seed_0"]
@@ -357,4 +382,4 @@ def test_the_program_writes_everything_in_a_small_run(tmp_path):
                for name in ("grokking", "frequencies"))
     load_model(folder / "seed_0")
     again, same = quick_run("grokking_experiment", tmp_path)
-    assert same == results and again.split("\n\n")[0] == printed.split("\n\n")[0]
+    assert same == results and again.split("\nwritten")[0] == printed.split("\nwritten")[0]

@@ -6,22 +6,32 @@ import pytest
 import torch
 from helpers import quick_run
 
-from experiments import race
+from config import ModelConfig, TrainConfig
+from experiments.speed import contestants
+from experiments.speed.contestants import (
+    N_EVALUATIONS,
+    NANOGPT,
+    OUR_DEFAULT,
+    race_contestants,
+    run_race,
+    starting_model,
+)
+from experiments.speed.report import race_claims, summarize_race
 
 
 def curves(nano, mine):
-    """What `race` returns, where each contestant ends at (seconds, loss)."""
-    return {race.NANO: [(1.0, 3.0), nano]} | {
-        name: [(0.5, 3.0), mine] for name in list(race.contestants(65, 0))[1:]}
+    """What `run_race` returns, where each contestant ends at (seconds, loss)."""
+    return {NANOGPT: [(1.0, 3.0), nano]} | {
+        name: [(0.5, 3.0), mine] for name in list(race_contestants(65, 0))[1:]}
 
 
 def test_a_contestant_is_held_against_its_own_time_and_loss():
-    field = race.contestants(65, 0)
+    field = race_contestants(65, 0)
     verdicts = {}
     for loss in (1.6, 1.5, 1.4):
         races = [curves((100.0, 1.9), (seconds, loss)) for seconds in (90.0, 110.0)]
         verdicts[loss] = {claim.claim.split(" (")[0] + claim.claim.split("): ")[1][:4]: claim.holds
-                          for claim in race.claims_of(field, races)}
+                          for claim in race_claims(field, races)}
     assert [verdicts[loss]["python train.pyvali"] for loss in (1.6, 1.5, 1.4)] == [
         False, True, True]
     assert [verdicts[loss]["five timesvali"] for loss in (1.6, 1.5, 1.4)] == [False, False, True]
@@ -32,34 +42,45 @@ def test_a_contestant_is_held_against_its_own_time_and_loss():
 def test_times_and_losses_are_means_over_seeds():
     races = [curves((100.0, 1.9), (90.0, 1.5)), curves((100.0, 1.7), (120.0, 1.7))]
     claims = {claim.claim.split(" (")[0] + claim.claim.split("): ")[1][:4]: claim
-              for claim in race.claims_of(race.contestants(65, 0), races)}
+              for claim in race_claims(race_contestants(65, 0), races)}
     assert claims["python train.pytime"].measured == pytest.approx(1.05)
     assert claims["python train.pyvali"].measured == pytest.approx(1.6)
     assert (claims["python train.pyvali"].low, claims["python train.pyvali"].high) == (1.5, 1.7)
     assert claims["a third of itvali"].mark == pytest.approx(1.8)  # nanoGPT's own mean
 
 
+def test_the_summary_tells_the_times_and_losses_of_means():
+    races = [curves((100.0, 1.9), (90.0, 1.5)), curves((100.0, 1.7), (110.0, 1.7))]
+    told = summarize_race(race_claims(race_contestants(65, 0), races), races)
+    assert all(words in told for words in ("In 1.00 of the time", "reaches 1.600", "at 1.800",
+                                           "means of 2 seeds", " of 8 marks"))
+
+
 def test_every_seed_has_weights_and_batches_of_its_own_and_nanogpt_its_exact_gelu():
-    for name in race.contestants(65, 0):
-        models = [race.starting_model(race.contestants(65, seed)[name], name) for seed in (0, 1)]
+    for name in race_contestants(65, 0):
+        models = [starting_model(race_contestants(65, seed)[name], name) for seed in (0, 1)]
         assert not torch.equal(models[0].W_E, models[1].W_E)
         exact = [block.mlp.activation is torch.nn.functional.gelu for block in models[0].blocks]
-        assert all(exact) if name == race.NANO else not any(exact)
+        assert all(exact) if name == NANOGPT else not any(exact)
 
 
 def test_the_batches_are_drawn_by_the_contestant_s_seed(monkeypatch):
     drawn = []
-    monkeypatch.setattr(race, "fit", lambda model, batch, cfg: drawn.append(batch()[0]) or iter(()))
-    monkeypatch.setattr(race, "TURNS", 0)
+
+    def draw_one_batch(model, next_batch, cfg):
+        drawn.append(next_batch()[0])
+
+    monkeypatch.setattr(contestants, "fit", draw_one_batch)
+    monkeypatch.setattr(contestants, "N_TURNS", 0)
     dataset = types.SimpleNamespace(train=torch.arange(60).repeat(20), val=None)
     for seed in (0, 1):
-        race.race(dataset, {"python train.py": race.contestants(65, seed)["python train.py"]}, None)
+        run_race(dataset, {OUR_DEFAULT: race_contestants(65, seed)[OUR_DEFAULT]}, None)
     assert not torch.equal(*drawn)
 
 
 def test_the_default_run_is_in_the_race_as_it_is():
-    mine = race.contestants(65, 0)["python train.py"]
-    assert mine.model == race.ModelConfig(d_vocab=65) and mine.train == race.TrainConfig()
+    mine = race_contestants(65, 0)[OUR_DEFAULT]
+    assert mine.model == ModelConfig(d_vocab=65) and mine.train == TrainConfig()
 
 
 @pytest.mark.slow
@@ -67,6 +88,6 @@ def test_a_quick_race_writes_what_it_measured(tmp_path):
     _, result = quick_run("race", tmp_path)
     for name, points in result["races"][0].items():
         seconds, losses = zip(*points, strict=True)
-        assert len(points) == race.LOOKS and list(seconds) == sorted(seconds), name
+        assert len(points) == N_EVALUATIONS and list(seconds) == sorted(seconds), name
         assert losses[-1] < losses[0] < 3.7, name
     assert (tmp_path / "race_quick" / "race.png").stat().st_size > 10_000

@@ -1,4 +1,4 @@
-"""Functions of two numbers mod p, taken apart into waves, for grokking_experiment.py.
+"""Functions of two numbers mod p, decomposed into waves of their sum.
 
 A function of a + b alone is a sum of cos w_k(a + b) and sin w_k(a + b), with w_k = 2 pi k / p and k
 from 1 to (p - 1) / 2, and a constant: K = (p - 1) / 2 frequencies. The part of any function of a
@@ -8,7 +8,8 @@ transform of length p does the work of p * p products with waves on the grid.
 Shapes: values [a, b, ...], both axes of length p. logits [a, b, c]: of the answer c to a + b.
 
 Chapter: COURSE_ROADMAP.md, 15 (grokking)
-Read before: losses.py; after: experiments/grokking_experiment.py
+Prerequisites: losses.py
+Next: experiments/grokking/measure.py
 Source: Nanda et al. 2023, section 4 and appendix B (restricted and excluded loss)
 """
 
@@ -32,7 +33,7 @@ def waves_of(frequencies, p):
     return fourier_basis(p)[rows]
 
 
-def sums(p):
+def pair_sums(p):
     """(a + b) mod p for all pairs, [a, b]."""
     numbers = torch.arange(p)
     return (numbers[:, None] + numbers) % p
@@ -42,11 +43,12 @@ def mean_by_sum(values, pairs=None):
     """The mean of values [a, b, ...] over the pairs of each sum, [sum, ...]: all of them, or those
     in `pairs`, [a, b], bool."""
     p = len(values)
-    pairs = torch.ones(p, p, dtype=torch.bool) if pairs is None else pairs
-    where, counted = sums(p)[pairs], values[pairs]  # [pair], [pair, ...]
-    totals = values.new_zeros(p, *values.shape[2:]).index_add_(0, where, counted)
-    n = where.bincount(minlength=p).clamp(min=1)
-    return totals / n.view(p, *[1] * (values.ndim - 2))
+    if pairs is None:
+        pairs = torch.ones(p, p, dtype=torch.bool)
+    sum_of_pair = pair_sums(p)[pairs]  # [pair]
+    totals = values.new_zeros(p, *values.shape[2:]).index_add_(0, sum_of_pair, values[pairs])
+    n_pairs = sum_of_pair.bincount(minlength=p).clamp(min=1)
+    return totals / n_pairs.view(p, *[1] * (values.ndim - 2))
 
 
 def sum_waves(values, frequencies, pairs=None):
@@ -55,10 +57,10 @@ def sum_waves(values, frequencies, pairs=None):
     p = len(values)
     waves = waves_of(frequencies, p)
     part = waves.T @ (waves @ mean_by_sum(values, pairs).flatten(1))  # [sum, …]
-    return part.view(p, *values.shape[2:])[sums(p)]
+    return part.view(p, *values.shape[2:])[pair_sums(p)]
 
 
-def restricted(logits, frequencies, pairs=None):
+def restricted_logits(logits, frequencies, pairs=None):
     """Logits [a, b, c] with nothing left but the waves of a + b at some frequencies, and the mean
     over all pairs, which says nothing about them.
 
@@ -69,12 +71,12 @@ def restricted(logits, frequencies, pairs=None):
     return sum_waves(logits, frequencies, pairs) + counted.mean(0)
 
 
-def excluded(logits, frequencies):
+def excluded_logits(logits, frequencies):
     """Logits [a, b, c] without the waves of a + b at some frequencies."""
     return logits - sum_waves(logits, frequencies)
 
 
-def centred(logits):
+def centre_logits(logits):
     """Logits [a, b, c] less their mean over c, which no softmax sees, and over all pairs."""
     logits = logits - logits.mean(-1, keepdim=True)
     return logits - logits.mean((0, 1))
@@ -83,7 +85,7 @@ def centred(logits):
 def sum_shares(logits):
     """The share of the variance of logits [a, b, c] that lies in waves of a + b at each frequency,
     [K]; together at most 1, and 1 where they depend on a + b alone."""
-    logits = centred(logits)
+    logits = centre_logits(logits)
     waves = fourier_basis(len(logits))[1:] @ mean_by_sum(logits)  # [2 K, c]
     energy = len(logits) * waves.square().sum(1).view(-1, 2).sum(1)  # p pairs have each sum
     return energy / logits.square().sum()
@@ -92,11 +94,12 @@ def sum_shares(logits):
 def answer_shares(logits):
     """The share of the variance of logits [a, b, c] that is a multiple of cos w_k(a + b - c), one
     number for each frequency: [K]. The algorithm itself, without its errors."""
-    logits = centred(logits)
+    logits = centre_logits(logits)
     basis = fourier_basis(len(logits))[1:]
-    both = (basis @ mean_by_sum(logits) @ basis.T).unflatten(0, (-1, 2)).unflatten(2, (-1, 2))
-    K = torch.arange(len(both))
-    blocks = both[K, :, K]  # [K, cos or sin of a + b, cos or sin of c]
+    waves = basis @ mean_by_sum(logits) @ basis.T  # [2 K of a + b, 2 K of c]
+    blocks = waves.unflatten(0, (-1, 2)).unflatten(2, (-1, 2))  # [K, cos or sin, K, cos or sin]
+    K = torch.arange(len(blocks))
+    blocks = blocks[K, :, K]  # [K, cos or sin of a + b, cos or sin of c]
     along = (blocks[:, 0, 0] + blocks[:, 1, 1]) / math.sqrt(2)  # cos(x - y) = cos cos + sin sin
     return len(logits) * along.square() / logits.square().sum()
 
@@ -115,14 +118,18 @@ def neuron_fits(post):
     share of its variance over all pairs that lies in 1, cos w_k a, sin w_k a times 1, cos w_k b,
     sin w_k b (8 numbers, the constant is no variance), and its k. A constant neuron has share 0.
     """
-    p, basis = len(post), fourier_basis(len(post))
+    p = len(post)
+    basis = fourier_basis(p)
     waves = torch.einsum("ia,abn,jb->ijn", basis, post.double(), basis)  # [wave of a, of b, neuron]
     energy = waves.square()
-    energy[0, 0] = 0
+    energy[0, 0] = 0  # the constant
+
+    # what each frequency explains: waves of a or of b alone, and products of one of each
     K = torch.arange((p - 1) // 2)
-    alone = energy[0, 1:] + energy[1:, 0]  # in a or b alone, [2 K, neuron]
+    alone = energy[0, 1:] + energy[1:, 0]  # [2 K, neuron]
     together = energy[1:, 1:].unflatten(0, (-1, 2)).unflatten(2, (-1, 2)).sum((1, 3))[K, K]
     explained = together + alone.unflatten(0, (-1, 2)).sum(1)  # [K, neuron]
-    best, which = explained.max(0)
-    whole = energy.sum((0, 1))
-    return torch.where(whole > 1e-12, best / whole.clamp(min=1e-12), 0.0), which + 1
+
+    most, which = explained.max(0)
+    variance = energy.sum((0, 1))
+    return torch.where(variance > 1e-12, most / variance.clamp(min=1e-12), 0.0), which + 1

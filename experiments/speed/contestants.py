@@ -1,0 +1,113 @@
+"""The race of experiments/race.py: who takes part, and how they take turns.
+
+Each contestant is a model of its own size and a number of steps that was chosen on the last tenth
+of the training split. Nothing was chosen on the validation split.
+
+Chapter: COURSE_ROADMAP.md, 6 (learn and sample)
+Prerequisites: train.py
+Next: experiments/speed/report.py
+Source: Karpathy's nanoGPT (its README's recipe for a CPU)
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import partial
+
+import torch.nn.functional as F
+
+from config import ModelConfig, TrainConfig
+from data import random_batch
+from model import GPT
+from train import evaluate, fit
+from utils import seeded_generator
+
+NANOGPT = "nanoGPT's recipe"
+OUR_DEFAULT = "python train.py"
+N_TURNS = 100
+N_EVALUATIONS = 10  # of each contestant
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model's shape, how it is trained, and its marks.
+
+    time: that it may take, in nanoGPT's. loss: that it must reach (None: nanoGPT's own).
+    """
+
+    model: ModelConfig
+    train: TrainConfig
+    time: float = 1.0
+    loss: float | None = None
+
+
+def race_contestants(d_vocab, seed):
+    """{name: Contestant}. The first is the recipe for a CPU in nanoGPT's README."""
+    nanogpt = Contestant(
+        ModelConfig(n_layers=4, n_heads=4, d_model=128, n_ctx=64, d_vocab=d_vocab,
+                    tie_embeddings=True, attn_bias=False),
+        TrainConfig(max_steps=2000, batch_size=12, optimizer="adamw", lr=1e-3, beta2=0.99,
+                    weight_decay=0.1, warmup_steps=100, schedule="cosine", final_lr_fraction=0.1,
+                    seed=seed),
+    )
+
+    shape = ModelConfig(d_vocab=d_vocab)
+    larger = dataclasses.replace(shape, d_model=96, d_mlp=None, n_heads=3, n_ctx=128)
+    largest = dataclasses.replace(shape, n_layers=4, d_model=96, d_mlp=None, n_ctx=192)
+    how = TrainConfig(seed=seed)
+    shorter = dataclasses.replace(how, max_steps=880)
+    longer = dataclasses.replace(how, max_steps=3800, batch_size=10, muon_lr=0.012)
+    longest = dataclasses.replace(how, max_steps=5700, batch_size=8, muon_lr=0.012)
+
+    return {
+        NANOGPT: nanogpt,
+        "a third of it": Contestant(shape, shorter, 0.35),
+        OUR_DEFAULT: Contestant(shape, how, 1.0, 1.58),
+        "twice": Contestant(larger, longer, 2.0, 1.53),
+        "five times": Contestant(largest, longest, 5.0, 1.47),
+    }
+
+
+def shrink(contestant):
+    """The same Contestant with a tiny model and few steps, for a quick run."""
+    shape = dataclasses.replace(contestant.model, n_layers=1, n_heads=2, d_model=8, d_mlp=None,
+                                n_ctx=16)
+    how = dataclasses.replace(contestant.train, max_steps=N_TURNS)
+    return dataclasses.replace(contestant, model=shape, train=how)
+
+
+def starting_model(contestant, name):
+    """A fresh GPT; nanoGPT's has torch's own GELU, the exact one, as there."""
+    model = GPT(contestant.model, contestant.train.seed)
+    if name == NANOGPT:
+        for block in model.blocks:
+            block.mlp.activation = F.gelu
+    return model
+
+
+def run_race(dataset, contestants, progress):
+    """{name: list of (seconds, validation loss)}, the last one at the end of its training.
+
+    All take turns, a hundredth of their steps at a time, so that a drift of the machine hits them
+    alike; only the steps are timed. dataset: a Dataset. contestants: {name: Contestant}. progress:
+    a Progress over the turns.
+    """
+    models = {}
+    trainings = {}
+    for name, each in contestants.items():
+        models[name] = starting_model(each, name)
+        next_batch = partial(random_batch, dataset.train, each.train.batch_size, each.model.n_ctx,
+                             seeded_generator(each.train.seed))
+        trainings[name] = fit(models[name], next_batch, each.train)
+
+    seconds = dict.fromkeys(contestants, 0.0)
+    curves = {name: [] for name in contestants}
+    for turn in range(1, N_TURNS + 1):
+        for name, each in contestants.items():
+            before = (turn - 1) * each.train.max_steps // N_TURNS
+            until = turn * each.train.max_steps // N_TURNS
+            for _ in range(until - before):
+                seconds[name] += next(trainings[name]).seconds
+            if turn % (N_TURNS // N_EVALUATIONS) == 0:
+                curves[name].append((seconds[name], evaluate(models[name], dataset.val)))
+        progress.show(turn, f"nanoGPT {seconds[NANOGPT]:.0f} s")
+    return curves

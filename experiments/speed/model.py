@@ -1,0 +1,239 @@
+"""What the benchmark times: training steps, forward passes, loops over a sweep, whole trainings.
+
+Each is a function without arguments; beside ours stand those of other libraries.
+
+Chapter: COURSE_ROADMAP.md, 7 (instrument)
+Prerequisites: model.py, train.py, hooks.py
+Next: experiments/speed/measure.py
+Source: compared with Hugging Face's transformers and TransformerLens where they are installed
+"""
+
+import copy
+import importlib
+import importlib.util
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+
+from config import PRESETS, TrainConfig
+from experiments.grokking.model import (
+    CANONICAL_ADDITION,
+    QUICK_ADDITION,
+    GrokkingRecipe,
+    train_to_add,
+)
+from experiments.induction_model import Recipe as InductionRecipe
+from experiments.induction_model import trained as trained_induction_model
+from experiments.superposition.model import toy_jobs
+from losses import cross_entropy
+from model import GPT
+from tokenizer import BPETokenizer
+from train import fit
+from utils import seeded_generator
+
+GPT2_SMALL_SHAPE = PRESETS["gpt2"] | {"d_vocab": 50257}
+NANOGPT_SHAPE = {"n_layers": 4, "n_heads": 4, "d_model": 128, "n_ctx": 64, "d_vocab": 65}
+DEFAULT_SHAPE = {"d_vocab": 65}
+LARGE_SHAPE = {"n_layers": 6, "n_heads": 6, "d_model": 384, "n_ctx": 256, "d_vocab": 65}
+TINY_SHAPE = {"n_layers": 1, "n_heads": 2, "d_model": 16, "n_ctx": 64, "d_vocab": 65}
+N_CELLS = 8  # of a sweep that the loop runs
+
+
+def random_tokens(cfg, batch, pos):
+    """[batch, pos] of ids, the same ones each time."""
+    return torch.randint(cfg.d_vocab, (batch, pos), generator=seeded_generator(0))
+
+
+def installed(package):
+    """Whether a package that is never required happens to be there."""
+    return importlib.util.find_spec(package) is not None
+
+
+# Training
+
+
+def our_step(cfg, batch, optimizer):
+    """A function that makes one training step of `fit`, on the same tokens each time."""
+    tokens = random_tokens(cfg, batch, cfg.n_ctx + 1)
+    settings = TrainConfig(max_steps=10**9, batch_size=batch, optimizer=optimizer)
+    steps = fit(GPT(cfg), lambda: (tokens[:, :-1], tokens[:, 1:]), settings)
+    return lambda: next(steps)
+
+
+def hugging_face_model(cfg):
+    """Hugging Face's GPT-2 of that shape, without dropout."""
+    library = importlib.import_module("transformers")
+    return library.GPT2LMHeadModel(library.GPT2Config(
+        vocab_size=cfg.d_vocab, n_positions=cfg.n_ctx, n_embd=cfg.d_model, n_layer=cfg.n_layers,
+        n_head=cfg.n_heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
+    ))
+
+
+def hugging_face_step(cfg, batch):
+    """One training step of Hugging Face's GPT-2 with torch's fused AdamW."""
+    model = hugging_face_model(cfg)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    tokens = random_tokens(cfg, batch, cfg.n_ctx + 1)
+
+    def step():
+        optimizer.zero_grad()
+        cross_entropy(model(tokens[:, :-1]).logits, tokens[:, 1:]).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+# Forward passes
+
+
+def weight_products(model, tokens):
+    """A function with the products of all weights with as many rows as there are tokens, alone."""
+    cfg = model.cfg
+    narrow, wide = (torch.randn(tokens.numel(), width) for width in (cfg.d_model, cfg.d_mlp))
+
+    def products():
+        for block in model.blocks:
+            narrow @ block.attn.W_QKV
+            narrow @ block.attn.W_heads_out
+            narrow @ block.mlp.W_in
+            wide @ block.mlp.W_out
+        narrow @ model.W_U
+
+    return products
+
+
+class NotedPoint:
+    """Stands in a hook point's place, and notes when it is called and when it is asked who listens.
+
+    point: the HookPoint. called, asked: the lists in which it is noted.
+    """
+
+    def __init__(self, point, called, asked):
+        self.point = point
+        self.called = called
+        self.asked = asked
+
+    def __call__(self, tensor):
+        self.called.append(self.point)
+        return tensor
+
+    @property
+    def listeners(self):
+        """Nobody."""
+        self.asked.append(self.point)
+        return []
+
+
+def passed_hook_points(model, tokens):
+    """(called, asked): the HookPoints that a forward calls while nobody listens, and those whose
+    list of listeners it looks at, each in its order and as often as it does.
+
+    The points are those of a copy of the model, which shares its weights.
+    """
+    noted = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+    called = []
+    asked = []
+    for name, point in noted.hook_points().items():
+        path, _, attribute = name.rpartition(".")
+        setattr(noted.get_submodule(path), attribute, NotedPoint(point, called, asked))
+    noted(tokens)
+    return called, asked
+
+
+def hook_point_work(model, tokens):
+    """A function that does all that a forward's hook points do while nobody listens, and nothing
+    else: every call, and every look at a list of listeners."""
+    called, asked = passed_hook_points(model, tokens)
+    resid = model.embed(tokens)
+
+    def work():
+        for point in called:
+            point(resid)
+        for point in asked:
+            assert not point.listeners
+
+    return work
+
+
+# Sweeps
+
+
+def loop_over_cells(model, tokens, source, *, metric, activation):
+    """A function that runs N_CELLS cells by the plain loop: one whole forward pass each."""
+    def patch(own, hook):
+        return source[hook.name]
+
+    part = "attn." if activation == "z" else ""
+    names = [f"blocks.{layer}.{part}hook_{activation}" for layer in range(model.cfg.n_layers)]
+    return lambda: [metric(model.run_with_hooks(tokens, [(names[cell % len(names)], patch)]))
+                    for cell in range(N_CELLS)]
+
+
+def lens_bridge(model, folder):
+    """TransformerLens's model with the same weights, which it reads from a folder in Hugging Face's
+    layout."""
+    library = importlib.import_module("transformer_lens")
+    model.save_pretrained(folder)
+    pieces = BPETokenizer().state_dict()["tokens"]
+    vocab = {token: number for number, token in enumerate([*pieces, "<|endoftext|>"])}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "GPT2Tokenizer"} | special))
+    return library.TransformerBridge.boot_transformers(str(folder))
+
+
+def lens_sweep(bridge, tokens, clean_tokens, *, activation, setter, axes, target):
+    """A function that runs N_CELLS cells of TransformerLens's own sweep.
+
+    activation, setter, axes: as in `measure.SWEEPS`. target: [d_vocab], 1 and -1 at two ids.
+    """
+    library = importlib.import_module("transformer_lens.patching")
+    library.tqdm = lambda rows: rows  # its progress bar
+    cells = importlib.import_module("pandas").DataFrame(
+        [[cell % bridge.cfg.n_layers, *[cell % 4] * (len(axes) - 1)] for cell in range(N_CELLS)],
+        columns=axes)
+    _, cache = bridge.run_with_cache(clean_tokens)
+    return lambda: library.generic_activation_patch(
+        bridge, tokens, cache, lambda logits: (logits[:, -1] @ target).mean(),
+        getattr(library, setter), activation, index_df=cells)
+
+
+# The experiments' trainings
+
+
+def experiment_trainings(quick):
+    """{what is trained: (a function that trains it, the most seconds that it may take)}: one of
+    each kind."""
+    jobs = toy_jobs(quick=quick)
+    if quick:
+        induction_recipe = InductionRecipe(steps=10)
+        addition = canonical = GrokkingRecipe(**QUICK_ADDITION)
+    else:
+        induction_recipe = InductionRecipe()
+        addition = GrokkingRecipe()
+        canonical = GrokkingRecipe(**CANONICAL_ADDITION, symmetric=False)
+
+    def train_induction():
+        with tempfile.TemporaryDirectory() as folder:
+            trained_induction_model(Path(folder), 0, induction_recipe)
+
+    def train_toys(*names):
+        for name in names:
+            jobs[name].train(0)
+
+    def train_adder(recipe):
+        train_to_add(GPT(recipe.model_config(), recipe.seed), recipe, f"p = {recipe.p}")
+
+    return {
+        "induction heads from nothing": (train_induction, 60),
+        "five features in a plane": (lambda: train_toys("polytopes"), 6),
+        "200 features in 20 dimensions": (lambda: train_toys("geometry"), 40),
+        "both phase diagrams": (lambda: train_toys("phases 2,1", "phases 3,2"), 60),
+        "grokking, p = 59": (lambda: train_adder(addition), 30),
+        "grokking, p = 113": (lambda: train_adder(canonical), 180),
+    }

@@ -1,0 +1,133 @@
+"""What is said of the benchmark and of the race: summaries, figures, and the lines of the race.
+
+Chapter: COURSE_ROADMAP.md, 7 (instrument)
+Prerequisites: plotting.py, experiments/speed/measure.py, experiments/speed/contestants.py
+Next: nothing
+Source: none
+"""
+
+import statistics
+
+import torch
+
+import plotting
+from experiments.common import claim
+from experiments.speed.contestants import NANOGPT, OUR_DEFAULT
+
+
+def summarize_benchmark(claims):
+    """What was found, in three sentences, from the table's lines."""
+    measured = {line.claim: line.measured for line in claims}
+
+    def measured_of(words):
+        return next(number for text, number in measured.items() if words in text)
+
+    judged = [line for line in claims if line.holds is not None]
+    if judged:
+        n_met = sum(line.holds for line in judged)
+        marks = f"{n_met} of {len(judged)} marks are met (benchmark.png)"
+    else:
+        marks = "These are tiny shapes, which show that it runs and not how fast"
+    return (
+        f"A training step runs at {measured_of('share of the matmul rate'):.2f} of the rate at "
+        "which the machine multiplies large matrices. "
+        "While nobody listens, the hook points take "
+        f"{measured_of('1 x 64: what hook points do'):.2%} of a forward pass of 64 tokens; a pass "
+        f"that caches everything takes {measured_of('1 x 64: time of caching over forward'):.2f} "
+        "times as long as one that does not. "
+        f"{marks}."
+    )
+
+
+def benchmark_figure(claims):
+    """The Figure of the lines that are judged: how many times as good as its mark each is. None
+    where there are none."""
+    judged = [line for line in claims if line.holds is not None]
+    if not judged:
+        return None
+    rows = {}
+    for line in judged:
+        sign = -1 if line.control.startswith("below") else 1
+        values = (line.measured, line.low, line.high)
+        rows[f"{line.claim} ({line.control})"] = [
+            min(30.0, (max(value, 1e-9) / line.mark) ** sign) for value in values]
+    return plotting.dot_rows(
+        rows, title=f"{sum(line.holds for line in judged)} of {len(judged)} marks are met",
+        xlabel="times as good as its mark, at most 30 (dot: median, bar: all rounds)")
+
+
+def race_claims(contestants, races, *, judged=True):
+    """Two lines for each contestant, its time and its loss, [Claim]: the means over the seeds are
+    judged, but for nanoGPT's.
+
+    contestants: {name: Contestant}. races: what `run_race` returned for each seed.
+    """
+    nanogpt_ends = [curves[NANOGPT][-1] for curves in races]
+    nanogpt_loss = statistics.mean(loss for _, loss in nanogpt_ends)
+    claims = []
+    for name, each in contestants.items():
+        ends = [curves[name][-1] for curves in races]
+        times = [seconds / nanogpt_seconds for (seconds, _), (nanogpt_seconds, _)
+                 in zip(ends, nanogpt_ends, strict=True)]
+        losses = [loss for _, loss in ends]
+        text = (f"{name} ({each.model.n_layers} layers of {each.model.d_model}, context "
+                f"{each.model.n_ctx}, {each.train.max_steps:,} steps)")
+        most_loss = nanogpt_loss if each.loss is None else each.loss
+        for what, values, most in (("time, in nanoGPT's", times, each.time),
+                                   ("validation loss", losses, most_loss)):
+            verdict = {}
+            if name != NANOGPT:
+                verdict = {"between": (0.0, most), "control": f"at most {most:.4g}"}
+            claims.append(claim(f"{text}: {what}", statistics.fmean(values), judged=judged,
+                                interval=(min(values), max(values)), **verdict))
+    return claims
+
+
+def mean_curves(races):
+    """{name: (times in nanoGPT's, losses)} of each contestant, means over the seeds."""
+    lines = {}
+    for name in races[0]:
+        points = torch.tensor([[(seconds / curves[NANOGPT][-1][0], loss)
+                                for seconds, loss in curves[name]] for curves in races]).mean(0)
+        lines[name] = points.T.tolist()  # [2, evaluation]
+    return lines
+
+
+def summarize_race(claims, races, *, quick=False):
+    """What was found, in three sentences, from the table's lines and the curves of each seed."""
+    lines = mean_curves(races)
+    times, losses = lines[OUR_DEFAULT]
+    judged = [line for line in claims if line.holds is not None]
+    if quick:
+        marks = "These are tiny shapes, which show that it runs and not who wins"
+    else:
+        marks = f"{sum(line.holds for line in judged)} of {len(judged)} marks are met"
+    seeds = "one seed" if len(races) == 1 else f"means of {len(races)} seeds"
+    return (
+        f"In {times[-1]:.2f} of the time of nanoGPT's recipe the recipe of train.py reaches "
+        f"{losses[-1]:.3f} nats a character on unseen text, where nanoGPT's ends at "
+        f"{lines[NANOGPT][1][-1]:.3f} ({seeds}). "
+        f"In {lines['five times'][0][-1]:.2f} times the time a larger model reaches "
+        f"{lines['five times'][1][-1]:.3f}. "
+        f"{marks} (race.png)."
+    )
+
+
+def race_figure(contestants, races):
+    """The Figure of the mean loss of each contestant over its time, in nanoGPT's.
+
+    contestants: {name: Contestant as a dict}. races: as `race_claims` takes them.
+    """
+    lines = mean_curves(races)
+    times, losses = lines[OUR_DEFAULT]
+    nanogpt_loss = lines[NANOGPT][1][-1]
+    figure = plotting.curve(
+        lines, xlabel="time (in that of nanoGPT's recipe, same core); crosses: marks",
+        ylabel="loss on the whole validation split (nats/character)",
+        title=(f"In {times[-1]:.2f} of the time of nanoGPT's recipe: {losses[-1]:.2f} "
+               f"nats/character, not {nanogpt_loss:.2f}"),
+    )
+    for each in contestants.values():
+        if each["loss"] is not None:
+            figure.axes[0].plot(each["time"], each["loss"], "x", color="0.2")
+    return figure
