@@ -152,23 +152,31 @@ def claims_table(claims):
 
 
 def column_widths(columns):
-    """The width of each column: that of its longest cell, but the widest columns of text are made
-    narrower until the table fits. columns: tuples of texts, of which the first is the heading."""
+    """The width of each column: that of its longest cell, but columns of text are made narrower
+    until the table fits, such that it gets few lines. columns: tuples of texts, the heading first.
+    """
     widths = [max(map(len, column)) for column in columns]
     of_text = [index for index, column in enumerate(columns) if column[0] in WRAPPED]
-    rules = 3 * len(columns) + 1  # the characters of "| " and " |" and of " | " between
+    rules = 3 * len(columns) + 1  # the characters of "| ", of " | " between, and of " |"
+
+    def lines_if_narrower(index):
+        """(lines of the table with one column a character narrower, less its width)."""
+        narrower = [width - (number == index) for number, width in enumerate(widths)]
+        lines = sum(len(row_lines(row, narrower)) for row in zip(*columns, strict=True))
+        return lines, -widths[index]
+
     while sum(widths) + rules > WIDTH:
-        widest = max(of_text, key=lambda index: widths[index])
-        if widths[widest] <= 12:
+        wide = [index for index in of_text if widths[index] > 12]
+        if not wide:
             break
-        widths[widest] -= 1
+        widths[min(wide, key=lines_if_narrower)] -= 1
     return widths
 
 
 def row_lines(cells, widths):
     """The lines of one row of the table; all but the first are indented, so that one sees where a
     row begins."""
-    wrapped = [textwrap.wrap(cell, width, subsequent_indent="  ")
+    wrapped = [textwrap.wrap(cell, width, subsequent_indent="  ", break_on_hyphens=False)
                for cell, width in zip(cells, widths, strict=True)]
     lines = itertools.zip_longest(*wrapped, fillvalue="")
     return ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))

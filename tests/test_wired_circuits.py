@@ -170,7 +170,8 @@ def test_copy_suppression_follows_what_is_predicted_and_nothing_else(wirings, se
     corrupted = run_caching(wired.model, pairs.corrupted_tokens)
     with wired.model.hooks([replace_z(*min(wired.truth.heads), clean["z", 0])]):
         moved = run_caching(wired.model, pairs.corrupted_tokens)
-    there, gone, back = (cache["pattern", layer][:, head, -1] for cache in (clean, corrupted, moved))
+    there, gone, back = (cache["pattern", layer][:, head, -1]
+                         for cache in (clean, corrupted, moved))
     assert (there * predicted).sum(-1).min() > 0.999 and gone[:, 0].min() > 0.999
     assert (back * predicted).sum(-1).min() > 0.999
     # What is predicted half as loudly is not looked at.
