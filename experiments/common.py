@@ -1,18 +1,24 @@
-"""What all experiments share: claims that are tested and their table, trained models that are kept,
-and the program around them.
+"""What all experiments share: claims and their table, kept models, and the program around them.
+
+An experiment is a `run(cfg, folder)` that measures and a list of claims on what it measured. All
+else is the same for each of them and stands here: the flags, the folder, the trained models that
+are read again on a second run, the printed table, results.json and the page of all experiments.
 
 Chapter: COURSE_ROADMAP.md, 0 (what counts as evidence)
-Read before: any experiment; after: experiments/benchmark.py
+Prerequisites: config.py, checkpoint.py, train.py
+Next: experiments/benchmark.py
 Source: the form of a claim is that of chapter 0
 """
 
 import contextlib
 import html
+import itertools
 import json
 import math
 import os
 import statistics
 import sys
+import textwrap
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +40,10 @@ from train import fit
 from utils import Progress, UserError, atomic_write, read_json, write_json
 
 HEADINGS = ("claim", "reported", "measured", "range, or 95 %", "null, control or mark", "")
+WRAPPED = ("claim", "reported", "null, control or mark")  # the columns of text, not of numbers
+WIDTH = 100  # characters a line of what is printed
+
+# Claims
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,7 @@ class Claim:
 
 
 def claim(text, values, *, above=None, below=None, between=None, holds=None, judged=True,
-          interval=None, median=False, **more):
+          interval=None, median=False, reported="", control=None, mark=None):
     """One line of the table: a Claim on a number, or on one number a seed (model, round).
 
     values: a number, or a list or tensor of them; the line shows their mean (or median) and their
@@ -80,31 +90,41 @@ def claim(text, values, *, above=None, below=None, between=None, holds=None, jud
     control is given, its control. median: compare the median alone, as timings are judged.
     holds: the verdict of a test that is not a threshold on the values (a p-value, another model);
     with a threshold, both must hold. judged: False leaves the line open (a quick run, a model that
-    somebody brought). more: the other fields of a Claim.
+    somebody brought). reported, control, mark: as in a Claim.
     """
-    values = torch.as_tensor(values).double().reshape(-1).tolist()
+    values = torch.as_tensor(values, dtype=torch.float64).reshape(-1).tolist()
     centre = statistics.median(values) if median else statistics.fmean(values)
-    low, high = interval or (min(values), max(values))
-    tests, marks = ([] if holds is None else [holds]), []
-    for each in [centre] if median else values:
-        if above is not None:
-            tests.append(each > above)
-        if below is not None:
-            tests.append(each < below)
-        if between is not None:
-            tests.append(between[0] <= each <= between[1])
+    low, high = (min(values), max(values)) if interval is None else interval
+
+    # The verdict: every test must hold.
+    compared = [centre] if median else values
+    tests = [] if holds is None else [holds]
     if above is not None:
-        marks.append((f"above {above:g}", above))
+        tests += [value > above for value in compared]
     if below is not None:
-        marks.append((f"below {below:g}", below))
+        tests += [value < below for value in compared]
     if between is not None:
-        exactly = between[0] == between[1]
-        words = f"{between[0]:g}" if exactly else f"{between[0]:g} to {between[1]:g}"
-        marks.append((words, between[0] if exactly else between[1]))
-    if marks:
-        more = {"control": " and ".join(words for words, _ in marks), "mark": marks[0][1]} | more
+        tests += [between[0] <= value <= between[1] for value in compared]
     verdict = all(tests) if tests and judged else None
-    return Claim(text, centre, low, high, verdict, **more)
+
+    # The thresholds again, for the reader (words) and for what reads results.json (marks).
+    words = []
+    marks = []
+    if above is not None:
+        words.append(f"above {above:g}")
+        marks.append(above)
+    if below is not None:
+        words.append(f"below {below:g}")
+        marks.append(below)
+    if between is not None:
+        is_one_number = between[0] == between[1]
+        words.append(f"{between[0]:g}" if is_one_number else f"{between[0]:g} to {between[1]:g}")
+        marks.append(between[1])
+    if control is None:
+        control = " and ".join(words)
+    if mark is None and marks:
+        mark = marks[0]
+    return Claim(text, centre, low, high, verdict, reported, control, mark)
 
 
 def over_seeds(text, values, holds=None, **more):
@@ -115,20 +135,57 @@ def over_seeds(text, values, holds=None, **more):
 
 
 def claims_table(claims):
-    """The claims as a Markdown table, aligned to be read as it is; a column that would be empty is
-    left out."""
-    columns = zip(HEADINGS, *(claim.cells() for claim in claims), strict=True)
-    rows = list(zip(*(column for column in columns if any(column[1:])), strict=True))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-             + " |" for row in rows]
+    """The claims as a table between `|`, at most WIDTH wide, to be read as it is.
+
+    A long cell goes on in the lines below, within its column. An empty column is left out.
+    """
+    columns = zip(HEADINGS, *(each.cells() for each in claims), strict=True)
+    columns = [column for column in columns if any(column[1:])]
+    widths = column_widths(columns)
+
+    headings, *rows = zip(*columns, strict=True)
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
+    lines = [*row_lines(headings, widths), rule]
+    for row in rows:
+        lines += row_lines(row, widths)
+    return "\n".join(lines)
+
+
+def column_widths(columns):
+    """The width of each column: that of its longest cell, but columns of text are made narrower
+    until the table fits, such that it gets few lines. columns: tuples of texts, the heading first.
+    """
+    widths = [max(map(len, column)) for column in columns]
+    of_text = [index for index, column in enumerate(columns) if column[0] in WRAPPED]
+    rules = 3 * len(columns) + 1  # the characters of "| ", of " | " between, and of " |"
+
+    def lines_if_narrower(index):
+        """(lines of the table with one column a character narrower, less its width)."""
+        narrower = [width - (number == index) for number, width in enumerate(widths)]
+        lines = sum(len(row_lines(row, narrower)) for row in zip(*columns, strict=True))
+        return lines, -widths[index]
+
+    while sum(widths) + rules > WIDTH:
+        wide = [index for index in of_text if widths[index] > 12]
+        if not wide:
+            break
+        widths[min(wide, key=lines_if_narrower)] -= 1
+    return widths
+
+
+def row_lines(cells, widths):
+    """The lines of one row of the table; all but the first are indented, so that one sees where a
+    row begins."""
+    wrapped = [textwrap.wrap(cell, width, subsequent_indent="  ", break_on_hyphens=False)
+               for cell, width in zip(cells, widths, strict=True)]
+    lines = itertools.zip_longest(*wrapped, fillvalue="")
+    return ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            + " |" for line in lines]
 
 
 def as_dicts(claims):
     """The claims as plain values, for results.json."""
-    return [asdict(claim) | {"verdict": claim.verdict} for claim in claims]
+    return [asdict(each) | {"verdict": each.verdict} for each in claims]
 
 
 def replace_nonfinite(values):
@@ -143,7 +200,10 @@ def replace_nonfinite(values):
 
 def exit_code(claims):
     """0 where no claim fails, else 1."""
-    return int(any(claim.holds is False for claim in claims))
+    return int(any(each.holds is False for each in claims))
+
+
+# What an experiment is told
 
 
 @dataclass(frozen=True)
@@ -173,16 +233,21 @@ class ExperimentConfig:
     @property
     def folder_suffix(self):
         """What the results of another model are kept apart by."""
-        return "".join(f"_{part}" for name in self.others if name
-                       for part in Path(name).parts[-2:] if part not in ("/", ".", ".."))
+        parts = []
+        for name in filter(None, self.others):
+            parts += [part for part in Path(name).parts[-2:] if part not in ("/", ".", "..")]
+        return "".join(f"_{part}" for part in parts)
 
 
 def check_seeds(cfg):
     """Raises UserError unless a config has seeds, each of them once: one that comes twice would
     count as two independent trainings."""
     in_range, wanted = SEEDS
-    check_field(cfg, "seeds", lambda seeds: len(seeds) == len(set(seeds)) > 0
-          and all(map(in_range, seeds)), f"one or more, each once and {wanted}")
+
+    def differ_and_fit(seeds):
+        return len(seeds) == len(set(seeds)) > 0 and all(map(in_range, seeds))
+
+    check_field(cfg, "seeds", differ_and_fit, f"one or more, each once and {wanted}")
 
 
 def experiment_folder(name, out_dir):
@@ -199,6 +264,9 @@ def experiment_folder(name, out_dir):
     return folder
 
 
+# Trained models that are kept
+
+
 def load_or_make(path, settings, make, retrain=False):
     """What `make()` returns, a dict of tensors and plain values, from the file `path` where it was
     made with the same settings; else it is made, and written there. retrain: made in any case.
@@ -208,11 +276,13 @@ def load_or_make(path, settings, make, retrain=False):
     """
     added = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     settings = json.loads(json.dumps(settings | added))
+
     if not retrain and path.exists():
         with contextlib.suppress(Exception):  # what can't be read is made anew
             state = torch.load(path, map_location="cpu", weights_only=True)
             if state["settings"] == settings:
                 return state
+
     state = make() | {"settings": settings}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(path, state)
@@ -234,7 +304,7 @@ def trained_gpt(path, cfg, seed, train, *, tokenizer, settings, retrain=False):
     """
     def make():
         model = GPT(cfg, seed)
-        more = train(model) or {}
+        more = train(model) or {}  # it may return nothing
         return as_run(model, tokenizer, **more)
 
     state = load_or_make(path, settings | {"shape": asdict(cfg), "seed": seed}, make, retrain)
@@ -267,91 +337,7 @@ def validation_tokens(run):
     return dataset_again(Path(run), state, config_of(state, path)).val
 
 
-@contextlib.contextmanager
-def torch_threads(n):
-    """While open, torch computes with n threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def perform(kind, run, figures, about, *, argv=None):
-    """The program of an experiment: reads the flags, runs, writes what came out, and ends.
-
-    kind: its config, a dataclass with threads and out_dir. run(cfg, folder) -> {"claims": list of
-    Claim, plain values}. figures(result) -> {name: Figure}. about: its docstring; its first line
-    says what it shows. The config's `folder_suffix`, where it has one, is added to the folder's
-    name, and "_quick" for a quick one, so that these lie beside the experiment's own results.
-    """
-    began, title = time.monotonic(), about.split("\n")[0]
-    cfg = config_from_dict(kind, vars(flag_parser(kind, title).parse_args(argv)))
-    name = next(line.split("/")[-1].split(".py")[0] for line in about.split("\n")
-                if "python experiments/" in line)
-    name += getattr(cfg, "folder_suffix", "") + "_quick" * getattr(cfg, "quick", False)
-    folder = experiment_folder(name, cfg.out_dir)
-    try:
-        with torch_threads(cfg.threads):
-            result = run(cfg, folder)
-    except UserError:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # where nothing came of it
-        raise
-    result |= {"about": title, "settings": asdict(cfg), "torch": torch.__version__}
-    conclude(result, folder, figures(result), seconds=time.monotonic() - began)
-
-
-def conclude(result, folder, figures=None, seconds=None):
-    """Writes results.json, the figures as {name}.png and the page of all experiments, prints the
-    table, and ends the program: a failed claim exits with 1.
-
-    result: {"claims": list of Claim, plain values}. figures: {name: Figure}. seconds: it took.
-    """
-    values = result | {"claims": as_dicts(result["claims"])}
-    write_json(folder / "results.json", replace_nonfinite(values))
-    for name, figure in (figures or {}).items():
-        plotting.save(figure, folder / f"{name}.png")
-    print(claims_table(result["claims"]))
-    write_index(folder.parent)
-    print(f"\nwritten to {folder}" + (f" in {seconds:.0f} s" if seconds else ""))
-    raise SystemExit(exit_code(result["claims"]))
-
-
-STYLE = """body { max-width: 60rem; margin: 2rem auto; font: 15px/1.5 sans-serif; color: #222 }
-table { border-collapse: collapse } td, th { padding: .2rem .7rem; text-align: left;
-border-bottom: 1px solid #ddd; font-size: 13px } img { max-width: 100% }
-.PASS { color: #00714f } .FAIL { color: #b34700; font-weight: bold }"""
-
-
-def section(file):
-    """What the page says of one experiment, lines of HTML. file: its results.json."""
-    result, folder = read_json(file), file.parent
-    rows = [HEADINGS, *(Claim(**{key: value for key, value in claim.items() if key != "verdict"})
-                        .cells() for claim in result.get("claims", ()))]
-    lines = ["<tr>" + "".join(f'<td class="{cell}">{html.escape(cell)}</td>' for cell in row)
-             + "</tr>" for row in rows]
-    pictures = [f'<p><img src="{folder.name}/{png.name}" alt="{folder.name}: {png.stem}">'
-                for png in sorted(folder.glob("*.png"))]
-    pages = [f'<p><a href="{folder.name}/{page.name}">{page.name}</a>'
-             for page in sorted(folder.glob("*.html"))]
-    return [f"<h2>{folder.name}</h2><p>{html.escape(result.get('about', ''))}",
-            "<table>", *lines, "</table>", *pages, *pictures]
-
-
-def write_index(out_dir):
-    """Writes out_dir/index.html: every figure and table of the experiments whose results lie in
-    out_dir, in one page that needs no network. Says on stderr whose can't be read."""
-    parts = []
-    for file in sorted(Path(out_dir).glob("*/results.json")):
-        try:
-            parts += section(file)
-        except (UserError, TypeError, ValueError, AttributeError):
-            print(f"{file} is not an experiment's results: not in index.html", file=sys.stderr)
-    with atomic_write(Path(out_dir) / "index.html", "w") as file:
-        file.write("<!doctype html><html lang=en><meta charset=utf-8><title>experiments</title>"
-                   f"<style>{STYLE}</style>\n<h1>Experiments</h1>\n" + "\n".join(parts) + "\n")
+# Timing
 
 
 def take_turns(contestants, rounds):
@@ -359,12 +345,13 @@ def take_turns(contestants, rounds):
 
     contestants: {name: function without arguments}.
     """
-    seconds, progress = {name: [] for name in contestants}, Progress(rounds, " rounds")
+    seconds = {name: [] for name in contestants}
+    progress = Progress(rounds, " rounds")
     for number in range(rounds + 1):
         for name, run in contestants.items():
             began = time.perf_counter()
             run()
-            if number:
+            if number > 0:
                 seconds[name].append(time.perf_counter() - began)
         progress.show(number, " against ".join(contestants))
     return {name: torch.tensor(each) for name, each in seconds.items()}
@@ -381,3 +368,129 @@ def claim_of(text, values, at_most=None, at_least=None, **more):
         verdict = {"holds": median >= at_least, "control": f"at least {at_least:g}",
                    "mark": at_least}
     return Claim(text, median, min(values), max(values), **verdict | more)
+
+
+# The program around an experiment
+
+
+@contextlib.contextmanager
+def torch_threads(n):
+    """While open, torch computes with n threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def perform(kind, run, figures, about, *, argv=None):
+    """The program of an experiment: reads the flags, runs, writes what came out, and ends.
+
+    kind: its config, a dataclass with threads and out_dir. run(cfg, folder) -> {"found": two or
+    three sentences that say in plain words what came out, "claims": list of Claim, plain values}.
+    figures(result) -> {name: Figure}. about: its docstring; its first line says what it shows. The
+    config's `folder_suffix`, where it has one, is added to the folder's name, and "_quick" for a
+    quick one, so that these lie beside the experiment's own results.
+    """
+    began = time.monotonic()
+    title = about.split("\n")[0]
+    cfg = config_from_dict(kind, vars(flag_parser(kind, title).parse_args(argv)))
+
+    name = program_name(about) + getattr(cfg, "folder_suffix", "")
+    if getattr(cfg, "quick", False):
+        name += "_quick"
+    folder = experiment_folder(name, cfg.out_dir)
+
+    try:
+        with torch_threads(cfg.threads):
+            result = run(cfg, folder)
+    except UserError:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # where nothing came of it
+        raise
+
+    result |= {"about": title, "settings": asdict(cfg), "torch": torch.__version__}
+    conclude(result, folder, figures(result), seconds=time.monotonic() - began)
+
+
+def program_name(about):
+    """The name of a program, from the command in its docstring."""
+    commands = [line for line in about.split("\n") if "python experiments/" in line]
+    return commands[0].split("/")[-1].split(".py")[0]
+
+
+def conclude(result, folder, figures=None, seconds=None):
+    """Writes results.json, the figures as {name}.png and the page of all experiments, prints what
+    was found and the table, and ends the program: a failed claim exits with 1.
+
+    result: {"claims": list of Claim, plain values, "found": what was found, if it is said}.
+    figures: {name: Figure}. seconds: it took.
+    """
+    values = result | {"claims": as_dicts(result["claims"])}
+    write_json(folder / "results.json", replace_nonfinite(values))
+    for name, figure in (figures or {}).items():
+        plotting.save(figure, folder / f"{name}.png")
+
+    if "found" in result:
+        print(textwrap.fill(result["found"], WIDTH))
+    print(f"open {page_to_open(folder)}\n")
+    print(claims_table(result["claims"]))
+
+    write_index(folder.parent)
+    took = "" if seconds is None else f" in {seconds:.0f} s"
+    print(f"\nwritten to {folder}{took}")
+    raise SystemExit(exit_code(result["claims"]))
+
+
+def page_to_open(folder):
+    """The HTML page of an experiment's folder or, where it has none, the page of them all."""
+    pages = sorted(folder.glob("*.html"))
+    return pages[0] if pages else folder.parent / "index.html"
+
+
+# The page of all experiments
+
+STYLE = """body { max-width: 60rem; margin: 2rem auto; font: 15px/1.5 sans-serif; color: #222 }
+table { border-collapse: collapse } td, th { padding: .2rem .7rem; text-align: left;
+border-bottom: 1px solid #ddd; font-size: 13px } img { max-width: 100% }
+.PASS { color: #00714f } .FAIL { color: #b34700; font-weight: bold }"""
+
+
+def index_section(file):
+    """What the page says of one experiment, lines of HTML. file: its results.json."""
+    result = read_json(file)
+    folder = file.parent
+    lines = [f"<h2>{folder.name}</h2><p>{html.escape(result.get('about', ''))}"]
+    if "found" in result:
+        lines.append(f"<p>{html.escape(result['found'])}")
+
+    rows = [HEADINGS]
+    for line in result.get("claims", ()):
+        fields = {name: value for name, value in line.items() if name != "verdict"}
+        rows.append(Claim(**fields).cells())
+    lines.append("<table>")
+    for row in rows:
+        cells = [f'<td class="{cell}">{html.escape(cell)}</td>' for cell in row]
+        lines.append("<tr>" + "".join(cells) + "</tr>")
+    lines.append("</table>")
+
+    for page in sorted(folder.glob("*.html")):
+        lines.append(f'<p><a href="{folder.name}/{page.name}">{page.name}</a>')
+    for png in sorted(folder.glob("*.png")):
+        lines.append(f'<p><img src="{folder.name}/{png.name}" alt="{folder.name}: {png.stem}">')
+    return lines
+
+
+def write_index(out_dir):
+    """Writes out_dir/index.html: every figure and table of the experiments whose results lie in
+    out_dir, in one page that needs no network. Says on stderr whose can't be read."""
+    parts = []
+    for file in sorted(Path(out_dir).glob("*/results.json")):
+        try:
+            parts += index_section(file)
+        except (UserError, TypeError, ValueError, AttributeError):
+            print(f"{file} is not an experiment's results: not in index.html", file=sys.stderr)
+    with atomic_write(Path(out_dir) / "index.html", "w") as file:
+        file.write("<!doctype html><html lang=en><meta charset=utf-8><title>experiments</title>"
+                   f"<style>{STYLE}</style>\n<h1>Experiments</h1>\n" + "\n".join(parts) + "\n")

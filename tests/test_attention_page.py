@@ -8,7 +8,7 @@ import pytest
 import torch
 from browser import browser
 
-from experiments.attention_visualization import packed, patterns_of, write_page
+from experiments.attention_page.page import pack_patterns, unpack_patterns, write_page
 from utils import seeded_generator
 
 pytestmark = pytest.mark.slow
@@ -26,13 +26,13 @@ def drawn_page(n_layers, n_heads, n_pos, mute=3):
         layer, head = divmod(index, n_heads)
         low, high = effect - 0.3, effect + 0.1
         written = [0.0 if index == mute else 1 + (key % 5) for key in range(n_pos)]
-        heads.append({"name": f"{layer}.{head}", "layer": layer, "head": head, "effect": effect,
+        heads.append({"name": f"L{layer}H{head}", "layer": layer, "head": head, "effect": effect,
                       "low": low, "high": high, "verdict": "needed" if low > 0 else "idle",
                       "scores": {"previous token": [here, elsewhere],
                                  "induction": [None, elsewhere / 2]}, "written": written})
     tokens = [f" w{k}" for k in range(n_pos - 3)] + ["\n", "</script>", "<!--"]
     return {"title": "title", "about": "about", "reading": "reading", "tokens": tokens,
-            "patterns": packed(pattern), "heads": heads,
+            "patterns": pack_patterns(pattern), "heads": heads,
             "stream": [[1 + (query % 3) for query in range(n_pos)]] * n_layers}
 
 
@@ -40,7 +40,7 @@ def drawn_page(n_layers, n_heads, n_pos, mute=3):
 def large():
     """(page, its patterns [head, pos, pos]) of 144 heads on 200 tokens."""
     page = drawn_page(12, 12, 200)
-    return page, patterns_of(page)
+    return page, unpack_patterns(page)
 
 
 @pytest.fixture(scope="module")
@@ -149,12 +149,12 @@ def test_the_keyboard_alone_moves_through_tokens_and_heads(opened):
         opened.key("Tab")
         if opened.run(f"{focus}.classList.contains('card')"):
             break
-    assert "0.0" in opened.run(f"{focus}.textContent")
+    assert "L0H0" in opened.run(f"{focus}.textContent")
     opened.key("ArrowRight")
-    assert text(opened, "#name") == "Head 0.1: layer 0, head 1"
+    assert text(opened, "#name") == "Head L0H1: layer 0, head 1"
     opened.key("ArrowDown")
     wide = opened.run("[...new Set(cards.map(card => card.box.offsetLeft))].length")
-    assert text(opened, "#name") == "Head {}.{}: layer {}, head {}".format(
+    assert text(opened, "#name") == "Head L{}H{}: layer {}, head {}".format(
         *2 * divmod(1 + wide, 12))
     assert opened.run("document.querySelectorAll('[aria-checked=true]').length") == 1
     assert opened.run(f"{focus}.getAttribute('aria-checked')") == "true"
@@ -165,11 +165,11 @@ def test_the_keyboard_alone_moves_through_tokens_and_heads(opened):
 def test_layers_and_heads_can_be_picked(opened):
     visible = "cards.filter(card => card.box.offsetParent).map(card => heads[card.h].name)"
     opened.mouse("#layers > :nth-child(3)", click=True)
-    assert opened.run(visible) == [f"2.{head}" for head in range(12)]
+    assert opened.run(visible) == [f"L2H{head}" for head in range(12)]
     opened.mouse("#numbers > :nth-child(5)", click=True)
-    assert opened.run(visible) == ["2.4"] and text(opened, "#name").startswith("Head 2.4")
+    assert opened.run(visible) == ["L2H4"] and text(opened, "#name").startswith("Head L2H4")
     opened.mouse("#layers > :nth-child(3)", click=True)
-    assert opened.run(visible) == [f"{layer}.4" for layer in range(12)]
+    assert opened.run(visible) == [f"L{layer}H4" for layer in range(12)]
 
 
 @pytest.mark.parametrize(("key", "value"), [
@@ -228,7 +228,7 @@ def test_every_control_has_a_name_for_a_screen_reader(opened):
     assert len(controls) > 300 and unnamed == []
     names = [node["name"]["value"] for node in controls]
     assert "57: ·w57" in names and "layer 3" in names
-    assert any(name.startswith("head 0.0, needed: +0.") for name in names)
+    assert any(name.startswith("head L0H0, needed: +0.") for name in names)
 
 
 def test_200_tokens_and_144_heads_are_drawn_without_lag(opened):

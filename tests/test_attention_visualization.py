@@ -14,33 +14,30 @@ from test_bad_input import complaint
 
 from checkpoint import export_pretrained, load_model
 from config import ModelConfig
-from experiments.attention_evidence import (
-    Subject,
-    claims_of,
-    effects,
-    even_pattern,
-    head_facts,
-    idle_share,
-    known_claims,
-    looking_back,
+from experiments.attention_page.measure import (
+    correlate_looking_back,
+    describe_heads,
+    measure_effects,
+    measure_silenced_head,
+    measure_wired_decoys,
     rank_correlation,
-    scores,
-    silenced,
-    view_of,
-    watched,
-    wired_views,
+    rank_heads,
+    record_attention,
+    score_heads,
+    sharper_head_share,
+    uniform_pattern,
+    view_subject,
 )
-from experiments.attention_visualization import (
-    PAGE,
-    STORY,
-    figures,
-    main,
-    packed,
-    page_of,
-    patterns_of,
-    sharp_and_needed,
-    write_page,
+from experiments.attention_page.model import STORY, AttentionSubject
+from experiments.attention_page.page import make_page, pack_patterns, unpack_patterns, write_page
+from experiments.attention_page.report import (
+    all_claims,
+    compare_first_heads,
+    looking_back_claim,
+    summarise,
+    wired_claims,
 )
+from experiments.attention_visualization import figures, main
 from metrics import Effects, per_token_loss
 from model import GPT
 from tokenizer import BPETokenizer, CharTokenizer
@@ -48,10 +45,10 @@ from tokenizer import BPETokenizer, CharTokenizer
 
 @pytest.fixture(scope="module")
 def seen():
-    """A View of a scrambled tiny model."""
-    subject = Subject("tiny", tiny_model(), CharTokenizer().fit("abcdefghijk"),
+    """A SubjectView of a scrambled tiny model."""
+    subject = AttentionSubject("tiny", tiny_model(), CharTokenizer().fit("abcdefghijk"),
                       tiny_tokens(1, 6, seed=5), tiny_tokens(8, 7))
-    return view_of(subject)
+    return view_subject(subject)
 
 
 # What is measured
@@ -59,22 +56,22 @@ def seen():
 
 def test_what_is_written_is_the_norm_of_what_the_heads_add(seen):
     model, tokens = tiny_model(), tiny_tokens()
-    looks = watched(model, tokens)
+    record = record_attention(model, tokens)
     _, cache = model.run_with_cache(tokens, ["blocks.1.attn.hook_v", "blocks.1.hook_resid_pre"])
     for batch, head, query, key in [(0, 2, 5, 3), (1, 0, 6, 6), (1, 1, 4, 0)]:
         value = cache["v", 1][batch, key, head] @ model.blocks[1].attn.W_O[head]
         share = value.norm() / cache["resid_pre", 1][batch, query].norm()
-        assert looks.written[1, batch, head, key].item() == pytest.approx(value.norm().item())
-        assert looks.weighed[1, batch, head, query, key].item() == pytest.approx(
-            (looks.pattern[1, batch, head, query, key] * share).item(), rel=1e-4)
+        assert record.written[1, batch, head, key].item() == pytest.approx(value.norm().item())
+        assert record.weighed[1, batch, head, query, key].item() == pytest.approx(
+            (record.pattern[1, batch, head, query, key] * share).item(), rel=1e-4)
 
 
 def test_sharpness_is_0_for_even_attention_and_1_for_one_key(seen):
-    looks = watched(tiny_model(), tiny_tokens())
-    pattern = torch.zeros_like(looks.pattern)
-    pattern[0] = even_pattern(7)
+    record = record_attention(tiny_model(), tiny_tokens())
+    pattern = torch.zeros_like(record.pattern)
+    pattern[0] = uniform_pattern(7)
     pattern[1, ..., 0] = 1.0
-    found = scores(type(looks)(pattern, looks.written, looks.stream), tiny_tokens())
+    found = score_heads(replace(record, pattern=pattern), tiny_tokens())
     assert found["sharpness"].tolist() == [pytest.approx([0.0] * 3, abs=1e-6), [1.0] * 3]
     assert found["first token"][1].tolist() == [1.0] * 3
 
@@ -82,7 +79,7 @@ def test_sharpness_is_0_for_even_attention_and_1_for_one_key(seen):
 @pytest.mark.parametrize("mode", ["mean", "zero"])
 def test_an_effect_is_what_the_loss_rises_by_where_the_head_is_replaced_by_hand(mode):
     model, tokens, others = tiny_model(), tiny_tokens(3), tiny_tokens(4, 5, seed=9)
-    found = effects(model, tokens, mode, reference=others).values
+    found = measure_effects(model, tokens, mode, reference=others).values
     name = "blocks.1.attn.hook_z"
     with torch.no_grad():
         z = model.run_with_cache(others, name)[1][name][:, :, 2].mean((0, 1))
@@ -100,18 +97,18 @@ def test_an_effect_is_what_the_loss_rises_by_where_the_head_is_replaced_by_hand(
 
 def test_a_silenced_head_keeps_its_pattern_and_does_nothing(seen):
     for head in [(0, 0), (1, 2)]:
-        assert silenced(seen.subject, head, "mean") == [0.0, 0.0, 0.0]
+        assert measure_silenced_head(seen.subject, head, "mean") == [0.0, 0.0, 0.0]
     assert seen.effects.mean.abs().min() > 1e-4  # and it did something before
 
 
 def test_the_wired_idle_heads_have_the_prettier_patterns():
-    for values, needed in wired_views(2):
+    for values, needed in measure_wired_decoys(2):
         assert needed.sum() == 1 and len(needed) == 4
         assert values["previous token"][~needed].min() > values["previous token"][needed]
         assert values["effect"][needed] > 1 > 1e-4 > values["effect"][~needed].abs().max()
         assert values["written"][~needed].min() < 1e-12  # the one that writes nothing
         assert values["written"][~needed].max() > 0.01  # and the ones that nobody reads
-    assert all(claim.holds for claim in known_claims())
+    assert all(claim.holds for claim in wired_claims())
 
 
 def test_the_rank_correlation_is_that_of_ranks_and_its_interval_holds_it():
@@ -133,17 +130,24 @@ def test_heads_are_ranked_in_their_own_model():
     assert rank_correlation(both, effect)[0] == pytest.approx(0)  # the mean of 1 and -1
 
 
-def test_looking_back_goes_with_the_effect_or_with_chance():
+def test_looking_back_goes_with_the_effect_or_with_chance(seen):
     draw = torch.Generator().manual_seed(4)
     score, other = torch.rand(3, 12, generator=draw), torch.rand(3, 12, generator=draw)
+    ranking = rank_heads([seen])
+
+    def judge(effect, judged=True):
+        each, p, by_chance = correlate_looking_back(score, effect)
+        own = replace(ranking, looking_back=each, p=p, by_chance=by_chance)
+        return looking_back_claim(own, judged)
+
     expected = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(score, other, strict=True)])
-    by_chance = looking_back(score, other, tested=True)
-    assert by_chance.measured == pytest.approx(expected) and by_chance.holds is False
-    needed = looking_back(score, 2 * score - 1, tested=True)
+    line = judge(other)
+    assert line.measured == pytest.approx(expected) and line.holds is False
+    needed = judge(2 * score - 1)
     assert needed.measured == pytest.approx(1) and needed.holds is True
     assert "(p = 0.0005)" in needed.control  # 1 of 2,001
-    assert looking_back(score, -score, tested=True).holds is False
-    assert looking_back(score, score, tested=False).holds is None
+    assert judge(-score).holds is False
+    assert judge(score, judged=False).holds is None
 
 
 def test_the_idle_share_looks_only_at_sharper_heads(seen):
@@ -151,36 +155,57 @@ def test_the_idle_share_looks_only_at_sharper_heads(seen):
         def of_heads(self, name):
             return torch.tensor({"sharpness": [0.5, 0.6, 0.2], "effect": [2.0, 0.5, 0.1]}[name])
 
-    assert idle_share(Two()) == 0.25
+    assert sharper_head_share(Two()) == 0.25
 
 
 def test_heads_are_told_apart_by_their_intervals(seen):
     values = torch.zeros(2, 3, 8)
     values[0, 1], values[1, 2] = torch.tensor([0.5, 0.6] * 4), torch.tensor([-0.5, -0.6] * 4)
     values[1, 0] = torch.tensor([0.5, -0.6] * 4)
-    facts = {fact["name"]: fact for fact in head_facts(replace(seen, effects=Effects(values)))}
+    facts = {fact["name"]: fact for fact in describe_heads(replace(seen, effects=Effects(values)))}
     verdicts = {name: fact["verdict"] for name, fact in facts.items()}
-    assert verdicts == {"0.0": "idle", "0.1": "needed", "0.2": "idle", "1.0": "idle",
-                        "1.1": "idle", "1.2": "harmful"}
-    assert facts["0.1"]["effect"] == pytest.approx(0.55)
-    assert 0.5 <= facts["0.1"]["low"] < 0.55 < facts["0.1"]["high"] <= 0.6
+    assert verdicts == {"L0H0": "idle", "L0H1": "needed", "L0H2": "idle", "L1H0": "idle",
+                        "L1H1": "idle", "L1H2": "harmful"}
+    assert facts["L0H1"]["effect"] == pytest.approx(0.55)
+    assert 0.5 <= facts["L0H1"]["low"] < 0.55 < facts["L0H1"]["high"] <= 0.6
 
 
 def test_claims_on_what_training_makes_are_only_reported_for_other_models(seen):
-    reported, claimed = claims_of([seen], tested=False), claims_of([seen])
-    assert [claim.holds for claim in reported[:7]] == [None] * 7
-    assert all(claim.holds is not False for claim in reported[7:])
+    ranking = rank_heads([seen])
+    reported, claimed = all_claims([seen], ranking, judged=False), all_claims([seen], ranking)
+    assert [line.holds for line in reported[:7]] == [None] * 7
+    assert all(line.holds is not False for line in reported[7:])
     # A scrambled model has no previous-token head, and its claim fails.
     assert claimed[0].holds is False and claimed[0].claim.startswith("the best previous-token")
+
+
+def test_what_was_found_says_what_was_measured_and_what_failed(seen):
+    ranking = rank_heads([seen])
+    claims = all_claims([seen], ranking)
+    n_failed = sum(line.holds is False for line in claims)
+    found = summarise([seen], ranking, claims)
+    assert "In one model" in found and f"{n_failed} of {len(claims)} claims fail" in found
+    for number in (seen.of_heads("previous token").max(), ranking.again[0],
+                   ranking.by["sharpness"][0], ranking.looking_back[0]):
+        assert f"{number:.2f}" in found
+    assert "No claim fails" in summarise([seen], None, all_claims([seen], None, judged=False))
+
+
+def test_two_heads_are_too_few_to_be_ranked(seen):
+    class Two:
+        def of_heads(self, name):
+            return torch.tensor([0.1, 0.2])
+
+    assert rank_heads([Two()]) is None
 
 
 # The page
 
 
 def test_patterns_come_back_as_they_were_packed(seen):
-    pattern = seen.looks.pattern[:, 0]
-    page = {"tokens": "abcdef", "heads": range(6), "patterns": packed(pattern)}
-    assert torch.allclose(torch.tensor(patterns_of(page)).float(), pattern.flatten(0, 1),
+    pattern = seen.record.pattern[:, 0]
+    page = {"tokens": "abcdef", "heads": range(6), "patterns": pack_patterns(pattern)}
+    assert torch.allclose(torch.tensor(unpack_patterns(page)).float(), pattern.flatten(0, 1),
                           atol=0.5 / 255 + 1e-6)
 
 
@@ -194,32 +219,25 @@ def test_the_page_holds_its_data_whatever_the_tokens_are_and_nothing_from_elsewh
     assert "default-src 'none'" in text
 
 
-def test_the_template_is_short_and_its_lines_are_too():
-    lines = PAGE.read_text(encoding="utf-8").splitlines()
-    assert len(lines) < 300 and max(map(len, lines)) <= 110
-
-
 def test_a_page_is_plain_values_and_the_figures_are_drawn_from_it(seen):
-    class Config:
-        ablation = "mean"
-
-    page = json.loads(json.dumps(page_of(seen, Config), allow_nan=False))
-    drawn = figures({"page": page, "models": {"tiny": head_facts(seen)}})
+    page = json.loads(json.dumps(make_page(seen, "mean"), allow_nan=False))
+    drawn = figures({"page": page, "models": {"tiny": describe_heads(seen)}})
     assert list(drawn) == ["attention", "written", "importance"]
     titles = [axes.get_title(loc="left") for axes in drawn["attention"].axes[:6]]
     assert titles == [f"{head['name']}   {head['effect']:+.3f}" for head in page["heads"]]
     shown = torch.tensor(drawn["written"].axes[4].images[0].get_array().filled(0))
-    assert torch.allclose(shown.float(), seen.looks.weighed[1, 0, 1], atol=0.02)
+    assert torch.allclose(shown.float(), seen.record.weighed[1, 0, 1], atol=0.02)
 
 
 def test_the_title_says_which_head_comes_first():
-    heads = [{"name": "0.0", "effect": 0.5, "scores": {"sharpness": [0, 0.2]}},
-             {"name": "0.1", "effect": 0.1, "scores": {"sharpness": [0, 0.9]}}]
-    assert sharp_and_needed(heads, "sharpness") == (
-        "Head 0.1 has the sharpest pattern and costs 0.100 nats a token; head 0.0 is needed most: "
-        "0.500")
+    heads = [{"name": "L0H0", "effect": 0.5, "scores": {"sharpness": [0, 0.2]}},
+             {"name": "L0H1", "effect": 0.1, "scores": {"sharpness": [0, 0.9]}}]
+    assert compare_first_heads(heads, "sharpness") == (
+        "Head L0H1 has the sharpest pattern and costs 0.100 nats a token; head L0H0 is needed "
+        "most: 0.500")
     heads[1]["effect"] = 0.7
-    assert "0.1 has the sharpest pattern and is needed most" in sharp_and_needed(heads, "sharpness")
+    title = compare_first_heads(heads, "sharpness")
+    assert "L0H1 has the sharpest pattern and is needed most" in title
 
 
 # The program
@@ -268,7 +286,8 @@ def test_a_pretrained_model_is_looked_at(tmp_path, folder, capsys):
     folder, = tmp_path.glob("attention_visualization_*_two")  # the last two parts of its path
     result = json.loads((folder / "results.json").read_text())
     assert "".join(result["page"]["tokens"]) == "One two, one two."
-    assert [head["name"] for head in result["page"]["heads"]] == ["0.0", "0.1", "1.0", "1.1"]
+    assert [head["name"] for head in result["page"]["heads"]] == [
+        "L0H0", "L0H1", "L1H0", "L1H1"]
 
 
 @pytest.mark.slow
@@ -276,6 +295,7 @@ def test_a_quick_run_writes_everything_and_gives_the_same_again(tmp_path):
     printed, result = quick_run("attention_visualization", tmp_path)
     place = tmp_path / "attention_visualization_quick"
     assert "PASS" in printed and "FAIL" not in printed
+    assert f"open {place / 'attention.html'}" in printed and "No claim fails" in result["found"]
     assert {path.name for path in place.iterdir()} == {
         "attention.html", "attention.png", "written.png", "importance.png", "results.json",
         "seed_0", "seed_1", "seed_2"}

@@ -1,35 +1,126 @@
-"""What experiments share: trained models are kept for the same settings only, and the page of all
-experiments says what their tables say."""
+"""What experiments share: a claim is judged by the threshold that it shows, trained models are kept
+for the same settings only, and the page of all experiments says what their tables say."""
 
+import itertools
 import json
 import math
 from dataclasses import dataclass
 
 import pytest
 import torch
-from helpers import tiny_model, tiny_tokens
+from helpers import TINY, tiny_model, tiny_tokens
 
 import plotting
+import train
 from checkpoint import load_model
-from config import config_from_dict, flag_parser, option
+from config import ModelConfig, TrainConfig, config_from_dict, flag_parser, option
 from experiments.common import (
+    WIDTH,
     Claim,
     ExperimentConfig,
     as_run,
+    claim,
+    claims_table,
     conclude,
     experiment_folder,
+    fit_with_progress,
     load_or_make,
-    over_seeds,
     perform,
     torch_threads,
+    trained_gpt,
+    validation_tokens,
     write_index,
 )
+from model import GPT
 from tokenizer import CharTokenizer
 from utils import UserError, read_json
 
 ABOUT = "What it shows.\n\n    python experiments/one.py  # a second\n"
 HELD = Claim("a < b", 1.0, 0.5, 1.5, True, control="2")
 MISSED = Claim("c", 3.0, 3.0, 3.0, False)
+
+
+# Claims
+
+
+def test_a_threshold_is_strict_and_a_range_holds_its_ends():
+    cases = [
+        ({"above": 2.0}, [2.1, 3.0], True), ({"above": 2.0}, [2.0, 3.0], False),
+        ({"below": 2.0}, [1.0, 1.9], True), ({"below": 2.0}, [1.0, 2.0], False),
+        ({"between": (1.0, 2.0)}, [1.0, 2.0], True), ({"between": (1.0, 2.0)}, [1.5, 2.1], False),
+        ({"between": (1.0, 2.0)}, [0.9, 1.5], False), ({"between": (0.0, 0.0)}, 0.0, True),
+        ({"above": 1.0, "below": 2.0}, 1.5, True), ({"above": 1.0, "below": 2.0}, 2.5, False),
+        ({"above": 1.0, "below": 2.0}, 0.5, False), ({}, 1.0, None)]
+    for threshold, values, verdict in cases:
+        assert claim("it", values, **threshold).holds is verdict, (threshold, values)
+
+
+def test_a_line_shows_the_mean_and_the_range_or_the_interval_it_was_given():
+    for values in ([0.1, 0.2, 0.6], torch.tensor([0.1, 0.2, 0.6], dtype=torch.float64)):
+        line = claim("it", values, reported="0.4 (A 2020)", control="chance 0.5", mark=7.0)
+        assert (line.measured, line.low, line.high) == (0.3, 0.1, 0.6)  # to the last bit
+        assert (line.reported, line.control, line.mark) == ("0.4 (A 2020)", "chance 0.5", 7.0)
+    line = claim("it", 0.3, interval=(0.0, 0.9))
+    assert (line.measured, line.low, line.high) == (0.3, 0.0, 0.9)
+
+
+def test_the_mark_and_the_control_are_the_threshold_unless_others_are_given():
+    cases = [
+        ({"above": 0.25}, "above 0.25", 0.25), ({"below": 3}, "below 3", 3),
+        ({"above": 1, "below": 2}, "above 1 and below 2", 1),
+        ({"between": (1, 2)}, "1 to 2", 2), ({"between": (4, 4)}, "4", 4),
+        ({"below": 3, "control": "chance"}, "chance", 3), ({"below": 3, "mark": 5}, "below 3", 5),
+        ({"holds": True}, "", None)]
+    for given, control, mark in cases:
+        line = claim("it", 1.5, **given)
+        assert (line.control, line.mark) == (control, mark), given
+
+
+def test_a_median_is_judged_alone():
+    values = [1.0, 2.0, 9.0]
+    line = claim("it", values, below=3, median=True)
+    assert (line.measured, line.low, line.high, line.holds) == (2.0, 1.0, 9.0, True)
+    assert claim("it", values, below=3).holds is False  # 9 is not below
+    assert claim("it", values, above=2, median=True).holds is False
+
+
+def test_a_verdict_from_elsewhere_and_a_threshold_must_both_hold():
+    for holds, below in itertools.product((None, True, False), (None, 1.0, 2.0)):
+        line = claim("it", 1.5, holds=holds, below=below)
+        tests = [test for test in (holds, None if below is None else below > 1.5)
+                 if test is not None]
+        assert line.holds is (all(tests) if tests else None), (holds, below)
+
+
+def test_a_claim_that_is_not_judged_has_no_verdict_and_keeps_its_mark():
+    for holds in (None, True, False):
+        line = claim("it", 1.5, above=2, holds=holds, judged=False)
+        assert (line.holds, line.verdict, line.mark) == (None, "", 2)
+
+
+def test_a_table_fits_the_page_and_loses_no_word():
+    words = "a rather long text that says in many words what was claimed of it, and of whom".split()
+    long = " ".join(words)
+    claims = [Claim(long, 0.123, -0.000123, 0.000456, True, reported=long, control=long), HELD]
+    lines = claims_table(claims).splitlines()
+    assert {len(line) for line in lines} == {WIDTH}
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    first = next(index for index, row in enumerate(cells) if row[0].startswith("a rather"))
+    second = next(index for index, row in enumerate(cells) if row[0] == "a < b")
+    for column in (0, 1, 4):
+        assert " ".join(filter(None, (row[column] for row in cells[first:second]))) == long
+    assert cells[first][2] == "0.123" and "PASS" in cells[first]  # numbers stand in one line
+    # One sees where a row begins: what goes on is indented.
+    assert lines[first].startswith("| a") and lines[first + 1].startswith("|   ")
+
+
+def test_a_table_that_fits_has_a_line_a_claim_and_no_empty_column():
+    lines = claims_table([HELD, MISSED]).splitlines()
+    assert len(lines) == 4 and "reported" not in lines[0]
+    assert lines[2].split("|")[1].strip() == "a < b" and max(map(len, lines)) < WIDTH
+
+
+# Models that are kept
 
 
 def counted(made):
@@ -68,6 +159,80 @@ def test_a_kept_model_is_a_run_that_load_model_reads(tmp_path):
     assert known.decode([0, 1]) == "ab"
 
 
+def test_a_gpt_is_trained_once_for_a_shape_a_seed_and_settings(tmp_path):
+    cfg = ModelConfig(**TINY)
+    trained = []
+
+    def train_(model):
+        trained.append(model)
+        with torch.no_grad():
+            model.W_E.add_(1.0)
+        return {"loss": 0.5}
+
+    def make(cfg=cfg, seed=3, settings=None, **more):
+        return trained_gpt(tmp_path / "seed" / "checkpoint.pt", cfg, seed, train_,
+                           tokenizer=CharTokenizer().fit("abcdefghijk"),
+                           settings=settings or {"steps": 1}, **more)
+
+    model, state = make()
+    with torch.no_grad():
+        expected = GPT(cfg, seed=3).W_E + 1.0
+    assert torch.equal(model.W_E, expected) and state["loss"] == 0.5 and not model.training
+    again, kept = make()
+    assert len(trained) == 1 and torch.equal(again.W_E, expected) and kept["loss"] == 0.5
+    loaded, tokenizer = load_model(tmp_path / "seed")
+    assert torch.equal(loaded.W_E, expected) and tokenizer.decode([1]) == "b"
+
+    wider = ModelConfig(**TINY | {"d_mlp": 7})
+    for changes in ({"seed": 4}, {"settings": {"steps": 2}}, {"cfg": wider}, {"retrain": True}):
+        make()
+        before = len(trained)
+        make(**changes)
+        assert len(trained) == before + 1, changes
+
+
+def test_a_model_is_trained_in_place_by_the_loss_that_was_given(capsys):
+    model = tiny_model()
+    before = model.W_E.clone()
+    asked = []
+
+    def next_batch():
+        asked.append(1)
+        return tiny_tokens(), tiny_tokens(seed=3)
+
+    def loss_fn(logits, targets):
+        return 1000 + logits.square().mean()
+
+    fit_with_progress(model, next_batch, TrainConfig(max_steps=3), "seed 0", loss_fn=loss_fn)
+    assert len(asked) == 3 and not torch.equal(model.W_E, before)
+    assert "3/3 steps  seed 0: loss 100" in capsys.readouterr().err
+
+
+def test_the_validation_tokens_are_those_that_the_run_was_validated_on(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("abcdefghij" * 40)
+    train.main(["--data.path", str(text), "--data.val_fraction", "0.2", "--model.n_layers", "1",
+                "--model.n_heads", "1", "--model.d_model", "8", "--model.n_ctx", "8",
+                "--train.max_steps", "1", "--logging.out_dir", str(tmp_path),
+                "--logging.run_name", "mine"])
+    tokenizer = load_model(tmp_path / "mine")[1]
+    assert tokenizer.decode(validation_tokens(tmp_path / "mine").tolist()) == "abcdefghij" * 8
+
+    text.write_text("jihgfedcba" * 40)
+    with pytest.raises(UserError, match=r"not the one that .*mine was trained on"):
+        validation_tokens(tmp_path / "mine")
+
+
+def test_a_run_that_does_not_say_what_it_was_trained_on_has_no_validation_tokens(tmp_path):
+    trained_gpt(tmp_path / "checkpoint.pt", ModelConfig(**TINY), 0, lambda model: None,
+                tokenizer=CharTokenizer().fit("abc"), settings={})
+    with pytest.raises(UserError, match="does not say what text"):
+        validation_tokens(tmp_path)
+
+
+# The program and the page
+
+
 def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="choose another --out_dir"):
@@ -103,16 +268,8 @@ def test_a_missed_claim_is_the_exit_code(tmp_path, capsys, claims, code):
     assert exit.value.code == code
     assert (tmp_path / "one" / "line.png").read_bytes()[1:4] == b"PNG"
     assert "a < b" in capsys.readouterr().out
-    assert [claim["verdict"] for claim in read_json(tmp_path / "one" / "results.json")["claims"]] \
+    assert [line["verdict"] for line in read_json(tmp_path / "one" / "results.json")["claims"]] \
         == ["PASS", "FAIL"][:len(claims)]
-
-
-def test_a_claim_over_seeds_is_their_mean_and_range_and_holds_where_each_one_does():
-    for holds, verdict in ((None, None), (lambda x: x < 4, True), (lambda x: x < 3, False),
-                           (True, True)):
-        claim = over_seeds("it", [1.0, 2.0, 3.0], holds, control="4")
-        assert (claim.measured, claim.low, claim.high, claim.holds) == (2.0, 1.0, 3.0, verdict)
-        assert claim.control == "4"
 
 
 def test_two_other_models_at_once_and_one_that_is_not_there_are_refused(tmp_path):
@@ -128,6 +285,24 @@ def test_two_other_models_at_once_and_one_that_is_not_there_are_refused(tmp_path
     assert LookConfig(model="gpt2").folder_suffix == "_gpt2"
     assert LookConfig(model="../some/gpt2/").folder_suffix == "_some_gpt2"
     assert LookConfig().folder_suffix == ""
+
+
+def test_what_was_found_is_said_before_the_table_and_on_the_page(tmp_path, capsys):
+    found = "The head 0 < 1 is needed. " + "So many words are said of it. " * 6
+    with pytest.raises(SystemExit):
+        conclude({"claims": [HELD], "found": found}, tmp_path / "one")
+    printed = capsys.readouterr().out
+    before, table = printed.split("| claim")
+    *said, page = before.strip().split("\n")
+    assert " ".join(said).split() == found.split() and max(map(len, said)) <= WIDTH
+    assert page == f"open {tmp_path}/index.html" and "PASS" in table
+    assert read_json(tmp_path / "one" / "results.json")["found"] == found
+    assert "<p>The head 0 &lt; 1 is needed." in (tmp_path / "index.html").read_text()
+
+    (tmp_path / "one" / "more.html").write_text("")
+    with pytest.raises(SystemExit):
+        conclude({"claims": [HELD]}, tmp_path / "one")
+    assert capsys.readouterr().out.startswith(f"open {tmp_path}/one/more.html\n")
 
 
 def test_the_page_shows_every_table_and_figure_and_loads_nothing_from_elsewhere(tmp_path):
@@ -190,7 +365,7 @@ def test_a_folder_that_nothing_came_into_is_not_left(tmp_path, written):
 
 
 def test_what_is_never_reached_is_null_in_the_file_and_a_dash_on_the_page(tmp_path, capsys):
-    never = over_seeds("reached at step", [3.0, math.inf], False)
+    never = claim("reached at step", [3.0, math.inf], holds=False)
     with pytest.raises(SystemExit):
         conclude({"claims": [never], "when": {"b": [math.nan, 1]}, "n": (2,)}, tmp_path / "one")
     text = (tmp_path / "one" / "results.json").read_text()

@@ -9,8 +9,7 @@ import pytest
 import torch
 from helpers import quick_run
 
-from experiments import wired_circuits
-from experiments.wired_board import (
+from experiments.wired.board import (
     BOS,
     CONTENT,
     GAIN,
@@ -19,12 +18,19 @@ from experiments.wired_board import (
     NO,
     SOFT,
     YES,
-    hyperplane,
     random_texts,
-    rotated,
+    zero_mean_basis,
 )
-from experiments.wired_facts import accuracy, claims_of, facts, figure
-from experiments.wired_scoring import TOOLS, Case, judged
+from experiments.wired.measure import (
+    TOOLS,
+    Case,
+    Fact,
+    answer_accuracy,
+    judge_tool,
+    measure_facts,
+)
+from experiments.wired.model import all_circuits
+from experiments.wired.report import all_claims, summarise, verdict_figure
 from utils import seeded_generator
 
 SEEDS = (0, 1, 2)
@@ -40,13 +46,13 @@ each_wiring = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="module")
-def zoos():
+def wirings():
     """{(name, seed): Wired}."""
-    return {(wired.name, seed): wired for seed in SEEDS for wired in wired_circuits.zoo(seed)}
+    return {(wired.name, seed): wired for seed in SEEDS for wired in all_circuits(seed)}
 
 
 def pairs_of(wired, n=6):
-    return wired.pairs(n, seeded_generator(3))
+    return wired.draw_pairs(n, seeded_generator(3))
 
 
 def run(model, tokens, fwd_hooks=()):
@@ -55,31 +61,31 @@ def run(model, tokens, fwd_hooks=()):
         return model.run_with_hooks(tokens, list(fwd_hooks))
 
 
-def cached(model, tokens):
+def run_caching(model, tokens):
     with torch.no_grad():
         return model.run_with_cache(tokens)[1]
 
 
-def putting(layer, head, value):
+def replace_z(layer, head, value):
     """A hook that puts `value`, a z or a number, in place of one head's z."""
-    def put(z, hook):
+    def edit(z, hook):
         z = z.clone()
         z[:, :, head] = value if isinstance(value, float) else value[:, :, head]
         return z
-    return f"blocks.{layer}.attn.hook_z", put
+    return f"blocks.{layer}.attn.hook_z", edit
 
 
 def dead_heads_of(wired):
     every = itertools.product(range(wired.model.cfg.n_layers), range(N_HEADS))
-    return [head for head in every if head not in wired.truth.circuit]
+    return [head for head in every if head not in wired.truth.heads]
 
 
 # What they do
 
 
 @each_wiring
-def test_the_model_says_the_answer_wherever_there_is_one(zoos, name, seed):
-    wired = zoos[name, seed]
+def test_the_model_says_the_answer_wherever_there_is_one(wirings, name, seed):
+    wired = wirings[name, seed]
     logits, n_answers = run(wired.model, TEXTS), 0
     for text, rows in zip(TEXTS.tolist(), logits, strict=True):
         for end, row in enumerate(rows, 1):
@@ -88,11 +94,11 @@ def test_the_model_says_the_answer_wherever_there_is_one(zoos, name, seed):
                 others = torch.cat([row[:answer], row[answer + 1:]])
                 assert row[answer] - others.max() > 0.45 * GAIN
                 n_answers += 1
-    assert n_answers > 100 and accuracy(wired, TEXTS) == 1.0
+    assert n_answers > 100 and answer_accuracy(wired, TEXTS) == 1.0
 
 
-def test_the_answers_are_those_of_the_tasks(zoos):
-    wired = {name: zoos[name, 0] for name in NAMES}
+def test_the_answers_are_those_of_the_tasks(wirings):
+    wired = {name: wirings[name, 0] for name in NAMES}
     assert wired["previous token"].answer([BOS, 4, 7, 2]) == 7
     assert wired["dead heads"].answer([BOS, 4]) is None
     assert wired["duplicate token"].answer([BOS, 4, 7, 4]) == YES
@@ -104,14 +110,14 @@ def test_the_answers_are_those_of_the_tasks(zoos):
 
 
 @each_wiring
-def test_clean_and_corrupt_have_the_metrics_that_were_wired(zoos, name, seed):
-    wired = zoos[name, seed]
+def test_clean_and_corrupted_have_the_metrics_that_were_wired(wirings, name, seed):
+    wired = wirings[name, seed]
     pairs = pairs_of(wired, 20)
-    for tokens, units in zip((pairs.clean, pairs.corrupt), METRICS.get(name, (1.0, -1.0)),
-                             strict=True):
+    texts = (pairs.clean_tokens, pairs.corrupted_tokens)
+    for tokens, units in zip(texts, METRICS.get(name, (1.0, -1.0)), strict=True):
         metric = pairs.metric(run(wired.model, tokens)) / GAIN
         assert (metric - units).abs().max() < 0.005
-    for text, other, right in zip(pairs.clean.tolist(), pairs.corrupt.tolist(),
+    for text, other, right in zip(pairs.clean_tokens.tolist(), pairs.corrupted_tokens.tolist(),
                                   pairs.right.tolist(), strict=True):
         assert wired.answer(text) == right != wired.answer(other)
         assert len(text) == N_CTX and text[0] == BOS and set(text[1:]) <= set(CONTENT)
@@ -121,14 +127,14 @@ def test_clean_and_corrupt_have_the_metrics_that_were_wired(zoos, name, seed):
 @pytest.mark.parametrize(("name", "expected"), [
     ("OR", {(0, 0): NO, (0, 1): YES, (1, 0): YES, (1, 1): YES}),
     ("AND", {(0, 0): NO, (0, 1): NO, (1, 0): NO, (1, 1): YES})])
-def test_a_gate_has_its_table_of_truth(zoos, name, expected, seed):
-    wired = zoos[name, seed]
+def test_a_gate_has_its_table_of_truth(wirings, name, expected, seed):
+    wired = wirings[name, seed]
     pairs = pairs_of(wired, 1)
-    i, j = (pairs.clean != pairs.corrupt).nonzero()[:, 1].tolist()
+    i, j = (pairs.clean_tokens != pairs.corrupted_tokens).nonzero()[:, 1].tolist()
     for bits, answer in expected.items():
-        text = pairs.corrupt.clone()
+        text = pairs.corrupted_tokens.clone()
         for position, bit in zip((i, j), bits, strict=True):
-            text[0, position] = (pairs.clean if bit else pairs.corrupt)[0, position]
+            text[0, position] = (pairs.clean_tokens if bit else pairs.corrupted_tokens)[0, position]
         assert run(wired.model, text)[0, -1].argmax() == answer
 
 
@@ -136,13 +142,13 @@ def test_a_gate_has_its_table_of_truth(zoos, name, expected, seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_heads_look_where_they_were_told_to(zoos, seed):
+def test_the_heads_look_where_they_were_told_to(wirings, seed):
     tokens = random_texts(20, seeded_generator(4))
 
     def pattern(name, which=max, tokens=tokens):
-        wired = zoos[name, seed]
-        layer, head = which(wired.truth.circuit)
-        return cached(wired.model, tokens)["pattern", layer][:, head]
+        wired = wirings[name, seed]
+        layer, head = which(wired.truth.heads)
+        return run_caching(wired.model, tokens)["pattern", layer][:, head]
 
     for name, which in (("previous token", max), ("dead heads", max), ("induction", min)):
         assert pattern(name, which).diagonal(offset=-1, dim1=1, dim2=2).min() > 0.999
@@ -156,32 +162,38 @@ def test_the_heads_look_where_they_were_told_to(zoos, seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_copy_suppression_follows_what_is_predicted_and_nothing_else(zoos, seed):
-    wired = zoos["copy suppression", seed]
-    pairs, (layer, head) = pairs_of(wired), max(wired.truth.circuit)
-    predicted = pairs.clean == pairs.wrong[:, None]  # [batch, key_pos]
-    clean, corrupt = cached(wired.model, pairs.clean), cached(wired.model, pairs.corrupt)
-    with wired.model.hooks([putting(*min(wired.truth.circuit), clean["z", 0])]):
-        moved = cached(wired.model, pairs.corrupt)
-    there, gone, back = (cache["pattern", layer][:, head, -1] for cache in (clean, corrupt, moved))
+def test_copy_suppression_follows_what_is_predicted_and_nothing_else(wirings, seed):
+    wired = wirings["copy suppression", seed]
+    pairs, (layer, head) = pairs_of(wired), max(wired.truth.heads)
+    predicted = pairs.clean_tokens == pairs.wrong[:, None]  # [batch, key_pos]
+    clean = run_caching(wired.model, pairs.clean_tokens)
+    corrupted = run_caching(wired.model, pairs.corrupted_tokens)
+    with wired.model.hooks([replace_z(*min(wired.truth.heads), clean["z", 0])]):
+        moved = run_caching(wired.model, pairs.corrupted_tokens)
+    there, gone, back = (cache["pattern", layer][:, head, -1]
+                         for cache in (clean, corrupted, moved))
     assert (there * predicted).sum(-1).min() > 0.999 and gone[:, 0].min() > 0.999
     assert (back * predicted).sum(-1).min() > 0.999
-    other = pairs.clean.where(~predicted, pairs.right[:, None])  # what is predicted half as loudly
-    assert cached(wired.model, other)["pattern", layer][:, head, -1, 0].min() > 0.999
+    # What is predicted half as loudly is not looked at.
+    other = pairs.clean_tokens.where(~predicted, pairs.right[:, None])
+    assert run_caching(wired.model, other)["pattern", layer][:, head, -1, 0].min() > 0.999
     assert (pairs.metric(run(wired.model, other)) / GAIN + 0.5).abs().max() < 0.005
 
 
 @each_wiring
-def test_each_head_restores_breaks_and_removes_its_wired_share(zoos, name, seed):
-    wired = zoos[name, seed]
+def test_each_head_restores_breaks_and_removes_its_wired_share(wirings, name, seed):
+    wired = wirings[name, seed]
     pairs, truth = pairs_of(wired), wired.truth
-    clean, corrupt = cached(wired.model, pairs.clean), cached(wired.model, pairs.corrupt)
-    high, low = (pairs.metric(run(wired.model, tokens)) for tokens in (pairs.clean, pairs.corrupt))
+    clean = run_caching(wired.model, pairs.clean_tokens)
+    corrupted = run_caching(wired.model, pairs.corrupted_tokens)
+    high = pairs.metric(run(wired.model, pairs.clean_tokens))
+    low = pairs.metric(run(wired.model, pairs.corrupted_tokens))
     for layer, head in itertools.product(range(wired.model.cfg.n_layers), range(N_HEADS)):
         restored, broken, removed = (
-            pairs.metric(run(wired.model, tokens, [putting(layer, head, value)]))
-            for tokens, value in ((pairs.corrupt, clean["z", layer]),
-                                  (pairs.clean, corrupt["z", layer]), (pairs.clean, 0.0)))
+            pairs.metric(run(wired.model, tokens, [replace_z(layer, head, value)]))
+            for tokens, value in ((pairs.corrupted_tokens, clean["z", layer]),
+                                  (pairs.clean_tokens, corrupted["z", layer]),
+                                  (pairs.clean_tokens, 0.0)))
         for measured, wanted in (((restored - low) / (high - low), truth.restores),
                                  ((high - broken) / (high - low), truth.breaks),
                                  ((high - removed) / GAIN, truth.removed)):
@@ -189,10 +201,10 @@ def test_each_head_restores_breaks_and_removes_its_wired_share(zoos, name, seed)
 
 
 @each_circuit
-def test_dead_heads_are_sharp_and_do_next_to_nothing(zoos, name):
-    wired, texts = zoos[name, 0], TEXTS[:20]
-    logits, cache = run(wired.model, texts), cached(wired.model, texts)
-    moved = {head: (run(wired.model, texts, [putting(*head, 0.0)]) - logits).abs().max().item()
+def test_dead_heads_are_sharp_and_do_next_to_nothing(wirings, name):
+    wired, texts = wirings[name, 0], TEXTS[:20]
+    logits, cache = run(wired.model, texts), run_caching(wired.model, texts)
+    moved = {head: (run(wired.model, texts, [replace_z(*head, 0.0)]) - logits).abs().max().item()
              for head in dead_heads_of(wired)}
     assert max(moved.values()) < 0.001 * 4 * GAIN
     for layer, head in moved:
@@ -203,32 +215,32 @@ def test_dead_heads_are_sharp_and_do_next_to_nothing(zoos, name):
     assert writes_the_mean and len(exact) < len(moved)
 
 
-def test_the_unused_bit_is_in_the_stream_and_changes_nothing(zoos):
-    wired = zoos["unused bit", 1]
+def test_the_unused_bit_is_in_the_stream_and_changes_nothing(wirings):
+    wired = wirings["unused bit", 1]
     pairs = pairs_of(wired, 40)
 
     def bits(name, texts):
         return torch.tensor([wired.bits[name](text) for text in texts.tolist()])
 
-    assert 5 < (bits("used", pairs.clean) ^ bits("unused", pairs.clean)).sum() < 35
-    for position in (pairs.clean != pairs.corrupt).any(0).nonzero()[:, 0].tolist():
-        texts = pairs.clean.clone()
-        texts[:, position] = pairs.corrupt[:, position]
-        one, other = (run(wired.model, each)[:, -1] for each in (pairs.clean, texts))
-        moved = (cached(wired.model, pairs.clean)["resid_post", 0][:, -1]
-                 - cached(wired.model, texts)["resid_post", 0][:, -1])
-        if (bits("unused", texts) != bits("unused", pairs.clean)).all():
+    assert 5 < (bits("used", pairs.clean_tokens) ^ bits("unused", pairs.clean_tokens)).sum() < 35
+    for position in (pairs.clean_tokens != pairs.corrupted_tokens).any(0).nonzero()[:, 0].tolist():
+        texts = pairs.clean_tokens.clone()
+        texts[:, position] = pairs.corrupted_tokens[:, position]
+        one, other = (run(wired.model, each)[:, -1] for each in (pairs.clean_tokens, texts))
+        moved = (run_caching(wired.model, pairs.clean_tokens)["resid_post", 0][:, -1]
+                 - run_caching(wired.model, texts)["resid_post", 0][:, -1])
+        if (bits("unused", texts) != bits("unused", pairs.clean_tokens)).all():
             assert (one - other).abs().max() < 1e-9
             assert moved.norm(dim=-1).min() > 1.9  # from -1 to 1, or back
         else:
             assert (one - other).abs().amax(-1).min() > 0.9 * GAIN
 
 
-def test_no_gradient_passes_the_saturated_softmax_though_all_of_the_effect_does(zoos):
-    wired = zoos["saturated softmax", 0]
-    pairs, (layer, head) = pairs_of(wired), max(wired.truth.circuit)
+def test_no_gradient_passes_the_saturated_softmax_though_all_of_the_effect_does(wirings):
+    wired = wirings["saturated softmax", 0]
+    pairs, (layer, head) = pairs_of(wired), max(wired.truth.heads)
     names = [f"blocks.{layer}.attn.hook_{part}" for part in ("q", "z")]
-    _, _, grads = wired.model.gradient_cache(pairs.corrupt, pairs.metric, names)
+    _, _, grads = wired.model.gradient_cache(pairs.corrupted_tokens, pairs.metric, names)
     steepest = {part: grads[part, layer][:, :, head].abs().max() for part in "qz"}
     assert steepest["q"] < 1e-4 * steepest["z"]
 
@@ -237,33 +249,33 @@ def test_no_gradient_passes_the_saturated_softmax_though_all_of_the_effect_does(
 
 
 @each_wiring
-def test_a_rotation_of_the_stream_leaves_the_logits(zoos, name, seed):
-    wired = zoos[name, seed]
-    turned = rotated(wired, seed + 5)
+def test_a_rotation_of_the_stream_leaves_the_logits(wirings, name, seed):
+    wired = wirings[name, seed]
+    turned = wired.rotated(seed + 5)
     assert (run(turned.model, TEXTS) - run(wired.model, TEXTS)).abs().max() < 1e-10
     assert (turned.model.W_E - wired.model.W_E).abs().max() > 0.1
     assert torch.allclose(turned.model.W_E.mean(-1), wired.model.W_E.mean(-1))
 
 
-def test_a_rotation_that_does_not_keep_the_mean_would_be_seen(zoos, monkeypatch):
-    wired = zoos["copying", 0]
+def test_a_rotation_that_does_not_keep_the_mean_would_be_seen(wirings, monkeypatch):
+    wired = wirings["copying", 0]
     noise = torch.randn(104, 104, generator=seeded_generator(0)).double()
     tilted = torch.linalg.qr(noise)[0][1:]  # orthonormal, but not to the ones
-    monkeypatch.setattr("experiments.wired_board.hyperplane", lambda width: tilted)
-    assert (run(rotated(wired, 5).model, TEXTS) - run(wired.model, TEXTS)).abs().max() > 1e-3
+    monkeypatch.setattr("experiments.wired.board.zero_mean_basis", lambda width: tilted)
+    assert (run(wired.rotated(5).model, TEXTS) - run(wired.model, TEXTS)).abs().max() > 1e-3
 
 
 @each_circuit
-def test_float32_is_enough(zoos, name):
-    wired = zoos[name, 0]
+def test_float32_is_enough(wirings, name):
+    wired = wirings[name, 0]
     single = dataclasses.replace(wired, model=copy.deepcopy(wired.model).float())
     assert (run(single.model, TEXTS) - run(wired.model, TEXTS)).abs().max() < 1e-3
-    assert accuracy(single, TEXTS) == 1.0
+    assert answer_accuracy(single, TEXTS) == 1.0
 
 
 @each_circuit
-def test_no_gain_is_1_and_no_bias_0(zoos, name):
-    for path, weight in zoos[name, 0].model.named_parameters():
+def test_no_gain_is_1_and_no_bias_0(wirings, name):
+    for path, weight in wirings[name, 0].model.named_parameters():
         leaf = path.rpartition(".")[2]
         if leaf == "w":
             assert weight.unique().numel() == 1 and (weight - 1).abs().max() > 1e-3, path
@@ -271,18 +283,18 @@ def test_no_gain_is_1_and_no_bias_0(zoos, name):
             assert weight.abs().max() > 0.01, path
 
 
-def test_the_seed_moves_heads_tokens_and_directions(zoos):
+def test_the_seed_moves_heads_tokens_and_directions(wirings):
     for name in NAMES:
-        circuits = {frozenset(zoos[name, seed].truth.circuit) for seed in SEEDS}
-        codes = [zoos[name, seed].model.W_E for seed in SEEDS]
+        circuits = {frozenset(wirings[name, seed].truth.heads) for seed in SEEDS}
+        codes = [wirings[name, seed].model.W_E for seed in SEEDS]
         assert not torch.allclose(codes[0], codes[1])
         assert len(circuits) > 1 or name in ("previous token", "duplicate token", "dead heads")
-    again = {wired.name: wired for wired in wired_circuits.zoo(1)}
-    assert all(torch.equal(again[name].model.W_U, zoos[name, 1].model.W_U) for name in NAMES)
+    again = {wired.name: wired for wired in all_circuits(1)}
+    assert all(torch.equal(again[name].model.W_U, wirings[name, 1].model.W_U) for name in NAMES)
 
 
 def test_the_waves_are_orthonormal_and_have_no_mean():
-    waves = hyperplane(7)
+    waves = zero_mean_basis(7)
     assert torch.allclose(waves @ waves.T, torch.eye(6).double())
     assert waves.sum(-1).abs().max() < 1e-12
 
@@ -291,7 +303,7 @@ def test_the_waves_are_orthonormal_and_have_no_mean():
 
 
 def case_of(wired):
-    return Case.of(wired, wired.pairs(2, seeded_generator(0)))
+    return Case.run(wired, wired.draw_pairs(2, seeded_generator(0)))
 
 
 def tool(name):
@@ -299,61 +311,63 @@ def tool(name):
 
 
 @pytest.mark.parametrize("name", [tool.name for tool in TOOLS if "-IG" not in tool.name])
-def test_every_tool_gets_what_was_wired(zoos, name):
+def test_every_tool_gets_what_was_wired(wirings, name):
     for circuit in ("duplicate token", "copy suppression", "OR", "AND", "dead heads"):
-        row = judged(tool(name), case_of(zoos[circuit, 2]))
+        row = judge_tool(tool(name), case_of(wirings[circuit, 2]))
         if row is not None:
             assert row.auroc == pytest.approx(row.wired) and row.error < 0.02, circuit
 
 
 @pytest.mark.parametrize("name", ["activation patching, noising", "zero ablation",
                                   "attribution patching", "direct logit attribution"])
-def test_a_circuit_that_is_not_there_is_not_found(zoos, name):
-    wired = zoos["copying", 0]
+def test_a_circuit_that_is_not_there_is_not_found(wirings, name):
+    wired = wirings["copying", 0]
     other = dead_heads_of(wired)[0]
     shares = {other: 1.0}
     false = dataclasses.replace(wired.truth, restores=shares, breaks=shares, slope=shares,
                                 removed=shares, direct=shares)
-    row = judged(tool(name), case_of(dataclasses.replace(wired, truth=false)))
+    row = judge_tool(tool(name), case_of(dataclasses.replace(wired, truth=false)))
     assert row.auroc < 0.5 and row.error > 0.3
-    claims = claims_of([row], [{"a fact": (0.5, 1.0, 0.1)}])
+    claims = all_claims([row], [{"a fact": Fact(0.5, 1.0, 0.1)}])
     assert [claim.holds for claim in claims] == [False, False, False]
+    found = summarise([row], claims)
+    assert "0 of the 1 answers" in found and "3 of 3 claims fail" in found
 
 
-def test_a_head_that_lost_its_work_fails_the_claims(zoos):
-    wired = zoos["induction", 0]
+def test_a_head_that_lost_its_work_fails_the_claims(wirings):
+    wired = wirings["induction", 0]
     model = copy.deepcopy(wired.model)
-    layer, head = max(wired.truth.circuit)
+    layer, head = max(wired.truth.heads)
     with torch.no_grad():
         model.blocks[layer].attn.W_O[head] *= 0.5
-    found = facts(case_of(dataclasses.replace(wired, model=model)))
-    assert found["faithfulness of the wired edges alone"][0] == pytest.approx(1.0, abs=0.01)
-    row = judged(tool("zero ablation"), case_of(dataclasses.replace(wired, model=model)))
+    found = measure_facts(case_of(dataclasses.replace(wired, model=model)))
+    assert found["faithfulness of the wired edges alone"].measured == pytest.approx(1.0, abs=0.01)
+    row = judge_tool(tool("zero ablation"), case_of(dataclasses.replace(wired, model=model)))
     assert row.auroc == 1.0 and row.error > 0.4
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "unused bit"])
-def test_the_facts_are_as_wired(zoos, name):
-    for what, (measured, wired, within) in facts(case_of(zoos[name, 1])).items():
-        assert abs(measured - wired) <= within, what
+def test_the_facts_are_as_wired(wirings, name):
+    for what, fact in measure_facts(case_of(wirings[name, 1])).items():
+        assert abs(fact.measured - fact.wired) <= fact.within and fact.holds, what
 
 
-def test_what_must_fail_is_predicted_from_what_is_seen(zoos):
-    truths = {name: zoos[name, 0].truth for name in NAMES}
-    assert tool("activation patching, denoising").wired(truths["AND"]) == 0.5
-    assert tool("activation patching, noising").wired(truths["OR"]) == 0.5
-    assert tool("zero ablation").wired(truths["OR"]) == 0.5
-    assert tool("attribution patching").wired(truths["saturated softmax"]) == 0.75
-    assert tool("integrated gradients").wired(truths["OR"]) == 1.0
-    assert tool("EAP (edges)").wired(truths["copy suppression"]) == 7 / 8
-    assert tool("ACDC (edges)").wired(truths["OR"]) == 0.8
-    assert tool("previous-token pattern").wired(truths["dead heads"]) == 0.0
+def test_what_must_fail_is_predicted_from_what_is_seen(wirings):
+    truths = {name: wirings[name, 0].truth for name in NAMES}
+    assert tool("activation patching, denoising").expected_auroc(truths["AND"]) == 0.5
+    assert tool("activation patching, noising").expected_auroc(truths["OR"]) == 0.5
+    assert tool("zero ablation").expected_auroc(truths["OR"]) == 0.5
+    assert tool("attribution patching").expected_auroc(truths["saturated softmax"]) == 0.75
+    assert tool("integrated gradients").expected_auroc(truths["OR"]) == 1.0
+    assert tool("EAP (edges)").expected_auroc(truths["copy suppression"]) == 7 / 8
+    assert tool("ACDC (edges)").expected_auroc(truths["OR"]) == 0.8
+    assert tool("previous-token pattern").expected_auroc(truths["dead heads"]) == 0.0
 
 
-def test_the_figure_frames_what_must_fail(zoos):
-    rows = [judged(tool(name), case_of(zoos[circuit, 0])) for circuit in ("OR", "AND")
+def test_the_figure_frames_what_must_fail(wirings):
+    rows = [judge_tool(tool(name), case_of(wirings[circuit, 0])) for circuit in ("OR", "AND")
             for name in ("activation patching, denoising", "activation patching, noising")]
-    axes = figure(rows).axes[0]
+    axes = verdict_figure(rows).axes[0]
     assert axes.get_title(loc="left").startswith("4 of 4") and len(axes.lines) == 2
     assert [text.get_text() for text in axes.texts] == ["1", "0.5", "0.5", "1"]
 
@@ -363,4 +377,6 @@ def test_a_quick_run_passes_every_claim(tmp_path):
     printed, result = quick_run("wired_circuits", tmp_path)
     assert printed.count("PASS") == len(result["claims"]) > 50 and "FAIL" not in printed
     assert {row["circuit"] for row in result["rows"]} == set(NAMES)
+    assert "No claim fails" in result["found"] and printed.startswith("16 tools were asked")
+    assert max(map(len, printed.split("written to")[0].splitlines())) <= 100
     assert (tmp_path / "wired_circuits_quick" / "wired_circuits.png").stat().st_size > 10_000

@@ -1,0 +1,147 @@
+"""The models that attention_visualization.py looks at, and the texts that it looks at them with.
+
+Chapter: COURSE_ROADMAP.md, 4 (QK and OV)
+Prerequisites: experiments/common.py, corpus.py, checkpoint.py
+Next: experiments/attention_page/measure.py
+Source: Elhage et al. 2021 (attention-only models); Olsson et al. 2022 (repeated random words)
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import corpus
+from checkpoint import find_run, load_model, load_pretrained
+from config import ModelConfig, TrainConfig
+from data import place_to_cut, random_batch, repeated_batch
+from experiments.common import fit_with_progress, trained_gpt, validation_tokens
+from model import GPT
+from tokenizer import WordTokenizer
+from utils import UserError, read_text, seeded_generator
+
+STORY = ("\nWhen Ola and Leo went to the park, Leo gave a kite to Ola. Ivo sings ri sa do mu, "
+         "again ri sa do mu. What has Ola? A kite.")
+SHAPE = {"n_layers": 3, "n_heads": 4, "d_model": 64, "n_ctx": 40, "attn_only": True}
+BATCH = 16
+REPEATS = 0.5  # of the windows repeat random words, so that looking back pays
+CHARACTERS = 400_000  # of the built-in corpus, to train on
+SHOWN = 40  # tokens, unless a text is given
+
+
+@dataclass(frozen=True)
+class AttentionSubject:
+    """A model that is looked at: tokens [1, pos], the text that is shown; held_out [batch, pos],
+    the texts that it is ablated on."""
+
+    name: str
+    model: GPT
+    tokenizer: object
+    tokens: torch.Tensor
+    held_out: torch.Tensor
+
+
+def choose_subjects(cfg, folder):
+    """[AttentionSubject]: the run or pretrained model that was named, or one trained here for each
+    seed. All that can be wrong with what was asked for is raised as UserError before a training.
+
+    cfg: an AttentionConfig. folder: where the models that are trained here are kept.
+    """
+    if cfg.run_name is None and cfg.model is None:
+        return train_subjects(cfg, folder)
+
+    if cfg.model is not None:
+        name = cfg.model
+        model, tokenizer = load_pretrained(name)
+        story = tokenizer.encode(STORY)
+        unseen = None
+    else:
+        run = find_run(cfg.run_name, cfg.out_dir)
+        name = run.name
+        model, tokenizer = load_model(run)
+        needed = cfg.held_out is None or cfg.text is None
+        story = unseen = validation_text(run) if needed else None
+    tokens, held_out = choose_texts(cfg, name, model.cfg, tokenizer, story=story, unseen=unseen)
+    return [AttentionSubject(name, model, tokenizer, tokens, held_out)]
+
+
+def validation_text(run):
+    """The ids [n] that a run was validated on. Raises UserError where they can't be had."""
+    try:
+        return validation_tokens(run)
+    except UserError as error:
+        raise UserError(f"{error}; or give both --text and --held_out") from None
+
+
+def choose_texts(cfg, name, model_cfg, tokenizer, *, story, unseen=None):
+    """(tokens [1, pos], held_out [batch, pos]): the texts that were asked for, or else the
+    beginning of `story` and windows of `unseen`, ids [n]; None: of the built-in corpus."""
+    if not model_cfg.n_layers:
+        raise UserError(f"{name} has n_layers=0, and so no heads to look at; choose another")
+    n_ctx = model_cfg.n_ctx
+
+    # The text that is shown
+    tokens = tokenizer.encode(cfg.text) if cfg.text else story[: min(n_ctx, SHOWN)]
+    if not 2 <= len(tokens) <= n_ctx:
+        raise UserError(f"the text has {len(tokens)} tokens, and {name} reads 2 to n_ctx={n_ctx}; "
+                        "change --text")
+
+    # The texts that heads are ablated on
+    length = min(cfg.length, n_ctx)
+    if cfg.held_out is not None or unseen is None:
+        unseen = encode_start(cfg.held_out, tokenizer, cfg.windows * length)
+    rows = min(cfg.windows, len(unseen) // length)
+    if rows < 2:
+        raise UserError(f"{len(unseen)} held-out tokens are not two windows of {length}; give more "
+                        "with --held_out, or a smaller --length")
+    held_out = torch.as_tensor(unseen[: rows * length]).view(rows, length)
+    return torch.as_tensor(tokens)[None], held_out
+
+
+def encode_start(path, tokenizer, n_tokens):
+    """The ids of the beginning of a file or, where path is None, of unseen stories; n_tokens of
+    them, if there are as many."""
+    n_characters = 16 * n_tokens  # words and marks of the corpus have 4, pieces of others less
+    if path is None:
+        return tokenizer.encode(corpus.text(n_characters, seed=1))
+    text = read_text(Path(path))
+    return tokenizer.encode(text[: place_to_cut(text, n_characters, tokenizer.kind)])
+
+
+def train_subjects(cfg, folder):
+    """[AttentionSubject], a model for each seed, trained on the built-in corpus or kept from
+    before."""
+    text = corpus.text(CHARACTERS)
+    tokenizer = WordTokenizer().fit(text)
+    train_tokens = torch.tensor(tokenizer.encode(text))
+    shape = ModelConfig(**SHAPE, d_vocab=tokenizer.d_vocab)
+    steps = 40 if cfg.quick else cfg.steps
+    settings = {"steps": steps, "batch": BATCH, "repeats": REPEATS, "characters": CHARACTERS}
+
+    # What can't be done is found out before the first training.
+    tokens, held_out = choose_texts(cfg, f"seed {cfg.seeds[0]}", shape, tokenizer,
+                                    story=tokenizer.encode(STORY))
+
+    subjects = []
+    for seed in cfg.seeds:
+        def train_(model, seed=seed):
+            train_on_repeats_(model, train_tokens, seed, steps)
+
+        model, _ = trained_gpt(folder / f"seed_{seed}" / "checkpoint.pt", shape, seed, train_,
+                               tokenizer=tokenizer, settings=settings, retrain=cfg.retrain)
+        subjects.append(AttentionSubject(f"seed {seed}", model, tokenizer, tokens, held_out))
+    return subjects
+
+
+def train_on_repeats_(model, tokens, seed, steps):
+    """Trains a model in place on windows of tokens [n] and on random words that repeat."""
+    generator = seeded_generator(seed)
+    n_repeats = round(REPEATS * BATCH)
+
+    def next_batch():
+        stories = random_batch(tokens, BATCH - n_repeats, model.cfg.n_ctx, generator)
+        repeats = repeated_batch(model.cfg.d_vocab, n_repeats, model.cfg.n_ctx, generator)
+        return [torch.cat(part) for part in zip(stories, repeats, strict=True)]
+
+    how = TrainConfig(max_steps=steps, lr=8e-3, muon_lr=0.02)
+    fit_with_progress(model, next_batch, how, f"training, seed {seed}")
