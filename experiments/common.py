@@ -28,9 +28,9 @@ import torch
 import plotting
 from checkpoint import (
     config_of,
-    dataset_again,
     find_run,
     load_checkpoint,
+    reload_dataset,
     save_checkpoint,
 )
 from config import SEEDS, Config, check_field, config_from_dict, flag_parser, option
@@ -125,13 +125,6 @@ def claim(text, values, *, above=None, below=None, between=None, holds=None, jud
     if mark is None and marks:
         mark = marks[0]
     return Claim(text, centre, low, high, verdict, reported, control, mark)
-
-
-def over_seeds(text, values, holds=None, **more):
-    """A Claim on one number a seed (or model): their mean and range. holds: a test that each must
-    pass, or a verdict on them all; None leaves it open."""
-    verdict = all(map(holds, values)) if callable(holds) else holds
-    return Claim(text, statistics.fmean(values), min(values), max(values), verdict, **more)
 
 
 def claims_table(claims):
@@ -334,7 +327,7 @@ def validation_tokens(run):
     state = load_checkpoint(path)
     if "data_sha256" not in state:
         raise UserError(f"{run} does not say what text it was trained on; name a run of train.py")
-    return dataset_again(Path(run), state, config_of(state, path)).val
+    return reload_dataset(Path(run), state, config_of(state, path)).val
 
 
 # Timing
@@ -355,19 +348,6 @@ def take_turns(contestants, rounds):
                 seconds[name].append(time.perf_counter() - began)
         progress.show(number, " against ".join(contestants))
     return {name: torch.tensor(each) for name, each in seconds.items()}
-
-
-def claim_of(text, values, at_most=None, at_least=None, **more):
-    """A Claim on the median of `values`, one for each round, with a mark from above or below."""
-    values = values.tolist()
-    median = statistics.median(values)
-    verdict = {}
-    if at_most is not None:
-        verdict = {"holds": median <= at_most, "control": f"at most {at_most:g}", "mark": at_most}
-    if at_least is not None:
-        verdict = {"holds": median >= at_least, "control": f"at least {at_least:g}",
-                   "mark": at_least}
-    return Claim(text, median, min(values), max(values), **verdict | more)
 
 
 # The program around an experiment
@@ -430,7 +410,7 @@ def conclude(result, folder, figures=None, seconds=None):
     values = result | {"claims": as_dicts(result["claims"])}
     write_json(folder / "results.json", replace_nonfinite(values))
     for name, figure in (figures or {}).items():
-        plotting.save(figure, folder / f"{name}.png")
+        plotting.save_figure(figure, folder / f"{name}.png")
 
     if "found" in result:
         print(textwrap.fill(result["found"], WIDTH))

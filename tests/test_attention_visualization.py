@@ -38,7 +38,8 @@ from experiments.attention_page.report import (
     wired_claims,
 )
 from experiments.attention_visualization import figures, main
-from metrics import Effects, per_token_loss
+from losses import next_token_loss
+from metrics import Effects
 from model import GPT
 from tokenizer import BPETokenizer, CharTokenizer
 
@@ -83,7 +84,7 @@ def test_an_effect_is_what_the_loss_rises_by_where_the_head_is_replaced_by_hand(
     name = "blocks.1.attn.hook_z"
     with torch.no_grad():
         z = model.run_with_cache(others, name)[1][name][:, :, 2].mean((0, 1))
-        intact = per_token_loss(model(tokens), tokens, reduction="none")
+        intact = next_token_loss(model(tokens), tokens, reduction="none")
 
         def edit(tensor, hook):
             tensor = tensor.clone()
@@ -91,7 +92,7 @@ def test_an_effect_is_what_the_loss_rises_by_where_the_head_is_replaced_by_hand(
             return tensor
 
         without = model.run_with_hooks(tokens, fwd_hooks=[(name, edit)])
-    rise = per_token_loss(without, tokens, reduction="none") - intact
+    rise = next_token_loss(without, tokens, reduction="none") - intact
     assert torch.allclose(found[1, 2], rise, atol=1e-5) and rise.abs().min() > 1e-3
 
 

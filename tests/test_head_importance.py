@@ -42,8 +42,7 @@ from experiments.importance.report import (
 )
 from experiments.induction.model import InductionCircuit, InductionRecipe, Repeats
 from head_ablation import ablate_heads, head_importance, head_importance_gradient
-from losses import per_token_loss
-from metrics import per_token_loss as loss_of_rows
+from losses import next_token_loss, per_token_loss
 from tokenizer import CharTokenizer
 from utils import UserError, seeded_generator
 
@@ -105,8 +104,8 @@ def test_the_pruning_curve_is_the_loop_over_hooks():
         for n in range(7):
             heads = [one.heads[head] for head in order[:n]]
             with ablate_heads(one.model, heads, **how):
-                loss = loss_of_rows(one.model(one.held), one.held)
-            assert curve[n] == pytest.approx((loss - loss_of_rows(one.model(one.held), one.held))
+                loss = next_token_loss(one.model(one.held), one.held)
+            assert curve[n] == pytest.approx((loss - next_token_loss(one.model(one.held), one.held))
                                              .item(), abs=1e-5)
     assert curve[0] == 0 and curve[6] == again[6]
 

@@ -286,7 +286,7 @@ def test_paths_begin_and_end_at_the_heads_that_were_found():
     def rise(head, receivers, freeze):
         result = path_patch(model, tokens[:, :-1], corrupt, [("blocks.0.attn.hook_z", head)],
                             receivers, repeats_metric(tokens, known), freeze)
-        return result.effect.item()
+        return result.mean.item()
 
     def to(letter):
         return [(f"blocks.1.hook_{letter}_input", head) for head in (1, 2)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from activation_cache import get_act_name
+from activation_cache import get_act_name, head_label
 from attention import causal_mask
 from experiments.attention_page.model import AttentionSubject
 from experiments.wired.board import BOS, CONTENT, N_CTX
@@ -191,11 +191,6 @@ def view_subject(subject, mode="mean", progress=None):
         effect_here=effects_here.mean, effects=effects,
         untrained=fresh_scores["previous token"].max().item(), watcher=watcher,
         silenced=measure_silenced_head(subject, watcher, mode))
-
-
-def head_label(layer, head):
-    """What a head is called: L0H1."""
-    return f"L{layer}H{head}"
 
 
 def describe_heads(view):

@@ -14,7 +14,7 @@ import torch
 import corpus
 from checkpoint import find_run, load_model, load_pretrained
 from config import ModelConfig, TrainConfig
-from data import place_to_cut, random_batch, repeated_batch
+from data import last_token_boundary, random_batch, repeated_batch
 from experiments.common import fit_with_progress, trained_gpt, validation_tokens
 from model import GPT
 from tokenizer import WordTokenizer
@@ -105,7 +105,7 @@ def encode_start(path, tokenizer, n_tokens):
     if path is None:
         return tokenizer.encode(corpus.text(n_characters, seed=1))
     text = read_text(Path(path))
-    return tokenizer.encode(text[: place_to_cut(text, n_characters, tokenizer.kind)])
+    return tokenizer.encode(text[: last_token_boundary(text, n_characters, tokenizer.kind)])
 
 
 def train_subjects(cfg, folder):

@@ -18,11 +18,11 @@ from dataclasses import replace
 
 import torch
 
+from activation_cache import head_label
 from experiments.induction.model import (
     MEASURED_ON,
     Repeats,
     find_circuit,
-    head_label,
     head_scores,
     measure_heads,
     repeat_losses,
@@ -140,7 +140,7 @@ def measure_paths(model, circuit):
         layer, head = sender
         result = path_patch(model, clean_tokens, corrupted_tokens,
                             [(f"blocks.{layer}.attn.hook_z", head)], receivers, metric, freeze)
-        return result.effect.item()
+        return result.mean.item()
 
     def induction_inputs(letter):
         return [(f"blocks.{n_layers - 1}.hook_{letter}_input", head)

@@ -329,8 +329,3 @@ def find_circuit(model):
     below_half = map(tuple, (previous_scores < 0.5).nonzero().tolist())
     others = tuple(head for head in below_half if head != previous)
     return InductionCircuit(previous, induction, tuple(sorted(all_induction)), others)
-
-
-def head_label(layer, head):
-    """A head as people write it: "L0H1"."""
-    return f"L{layer}H{head}"

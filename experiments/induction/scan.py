@@ -20,11 +20,11 @@ import itertools
 import torch
 
 import plotting
+from activation_cache import head_label
 from experiments.common import claim
 from experiments.induction.model import (
     MEASURED_ON,
     Repeats,
-    head_label,
     head_scores,
     repeat_losses,
     repeats_metric,

@@ -199,7 +199,7 @@ def reading_claims(cfg):
     contestants = {
         "forward": lambda: model(tokens),
         "half of the blocks": lambda: model.run_blocks(model.embed(tokens), stop=half),
-        "the lens at one position": lambda: logit_lens(model, cache, positions=-1, top_k=5),
+        "the lens at one position": lambda: logit_lens(model, cache, pos=-1, top_k=5),
         "every neuron": lambda: direct_logit_attribution(model, cache, 0, unit="neuron"),
     }
 

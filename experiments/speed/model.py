@@ -24,8 +24,7 @@ from experiments.grokking.model import (
     GrokkingRecipe,
     train_to_add,
 )
-from experiments.induction_model import Recipe as InductionRecipe
-from experiments.induction_model import trained as trained_induction_model
+from experiments.induction.model import InductionRecipe, trained_induction_model
 from experiments.superposition.model import toy_jobs
 from losses import cross_entropy
 from model import GPT

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from activation_cache import head_label
 from experiments.wired.board import (
     BOS,
     CONTENT,
@@ -115,12 +116,13 @@ class WiredCircuit:
 
 def node_name(head, letter=""):
     """A head (layer, head) as a node of `circuits`, or with a letter one of its inputs."""
-    return ".".join([*map(str, head), *letter])
+    label = head_label(*head)
+    return f"{label}.{letter}" if letter else label
 
 
 def mlp_name(layer):
     """The MLP of a layer as a node of `circuits`."""
-    return f"{layer}.mlp"
+    return f"L{layer}.mlp"
 
 
 def truth_of_one_head(head, reads="v", **more):
