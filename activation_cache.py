@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import torch
 
+from positions import as_index, choose_positions, take_positions
 from utils import UserError, suggest_closest
 
 IN_ATTENTION = {"q", "k", "v", "z", "attn_scores", "pattern", "result"}
@@ -63,15 +64,24 @@ def slice_axes(tensor, axes, **where):
     """A copy of part of a tensor, chosen along named axes, each of which stays.
 
     axes: the tensor's axis names, as in "batch pos head d_head".
-    where: axis = an int, a slice or a list; `pos` means `query_pos` on scores and patterns; axes
-    that the tensor lacks are passed over. Raises UserError for an int that lies outside.
+    where: axis = an int, a slice or a list; `pos` may also be a tensor [batch] with each row's own,
+    and means `query_pos` on scores and patterns; axes that the tensor lacks are passed over. Raises
+    UserError for what lies outside.
     """
-    for dim, axis in enumerate(axes.replace("query_pos", "pos").split()):
-        choice, size = where.get(axis), tensor.shape[dim]
-        if isinstance(choice, int):
-            if not -size <= choice < size:
-                raise UserError(f"{axis}={choice} is outside of the {size} that there are")
-            choice = slice(choice, choice + 1 or None)
+    names = axes.replace("query_pos", "pos").split()
+    if where.get("pos") is not None and "pos" in names:
+        dim = names.index("pos")
+        positions = choose_positions(where["pos"], tensor.shape[dim], tensor.shape[0])
+        tensor = take_positions(tensor, positions, dim)
+
+    for dim, axis in enumerate(names):
+        choice = None if axis == "pos" else where.get(axis)
+        index = as_index(choice)
+        if index is not None:
+            size = tensor.shape[dim]
+            if not -size <= index < size:
+                raise UserError(f"{axis}={index} is outside of the {size} that there are")
+            choice = slice(index, index + 1 or None)
         if choice is not None:
             tensor = tensor[(slice(None),) * dim + (choice,)]
     return tensor.clone()
@@ -90,12 +100,14 @@ class ActivationCache(Mapping):
 
     tensors: {hook name: activation}, detached and read-only by contract; some may share storage.
     axes: {hook name: "batch pos d_model"} for every hook point of the model, kept or not, so that
-    a missing name can be told from a misspelt one.
+    a missing name can be told from a misspelt one. key_mask: [batch, pos], True for real tokens,
+    where the prompts were padded; else None.
     """
 
-    def __init__(self, tensors, axes):
+    def __init__(self, tensors, axes, key_mask=None):
         self.tensors = tensors
         self.axes = axes
+        self.key_mask = key_mask
         found = [re.match(r"blocks\.(\d+)\.", name) for name in axes]
         self.n_layers = max((int(each[1]) for each in found if each), default=-1) + 1
 
@@ -156,8 +168,13 @@ class ActivationCache(Mapping):
         where = {"batch": batch, "pos": pos, "head": head}
         sliced = {name: slice_axes(tensor, self.axes[name], **where)
                   for name, tensor in self.tensors.items()}
-        return ActivationCache(sliced, self.axes)
+        key_mask = self.key_mask
+        if key_mask is not None:
+            key_mask = slice_axes(key_mask, "batch pos", **where)
+        return ActivationCache(sliced, self.axes, key_mask)
 
     def to(self, device):
         """A new cache on another device."""
-        return ActivationCache({name: t.to(device) for name, t in self.tensors.items()}, self.axes)
+        key_mask = None if self.key_mask is None else self.key_mask.to(device)
+        return ActivationCache({name: t.to(device) for name, t in self.tensors.items()}, self.axes,
+                               key_mask)

@@ -52,15 +52,15 @@ class Attention(nn.Module):
         self.hook_z = HookPoint("batch pos head d_head")
         self.hook_result = HookPoint("batch pos head d_model")
 
-    def forward(self, q_input, k_input, v_input, past=None):
+    def forward(self, q_input, k_input, v_input, past=None, key_mask=None):
         """What q, k and v read (usually the same) -> what the heads write, [batch, pos, d_model].
 
         Each input: [batch, pos, d_model], or [batch, pos, head, d_model] where heads read apart.
-        past: None, or earlier keys and values to look at too, such as a GrowingPast.
+        past: None, or earlier keys and values to look at too, such as a GrowingPast, which then
+        has a key mask of its own. key_mask: [batch, pos], False hides a key (padding).
         """
         q, k, v = self.project(q_input, k_input, v_input)  # [batch, pos, head, d_head]
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
-        key_mask = None
         if past is not None:
             k, v, key_mask = past.extend(k, v)
         z = self.hook_z(self.attend(q, k, v, key_mask))  # [batch, pos, head, d_head]

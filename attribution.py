@@ -32,7 +32,14 @@ import torch
 
 from activation_cache import OUTSIDE_BLOCKS, check_same_shape, get_act_name
 from hooks import select_names
-from metrics import EffectsOfTwoRuns, as_metric, differentiable_metric, token_ids
+from metrics import (
+    EffectsOfTwoRuns,
+    as_metric,
+    check_one_position,
+    differentiable_metric,
+    token_ids,
+)
+from positions import choose_positions
 from residual_stream_analysis import before_layer_norm, decomposition, last_stream
 from utils import UserError, check_choice
 
@@ -47,15 +54,15 @@ def direct_logit_attribution(model, cache, correct, wrong=None, *, unit="compone
 
     cache: of `model`, as it is, with the activations of `decomposition` and ln_final's scale.
     correct, wrong: an id or a token for all rows, or one for each, [batch]; tokens as text need
-    the tokenizer. unit: "component", "head", "neuron". pos: the position whose logits they are.
+    the tokenizer. unit: "component", "head", "neuron". pos: the position whose logits they are,
+    an int, or a tensor [batch] with each row's own.
     Returns [row, batch], in nats, and labels; the last two rows are "ln_bias" and "b_U". The sum
     over rows is the model's own logit difference (without `wrong`, its logit).
     Raises UserError for what the cache lacks, and positions and tokens that are not there.
     """
     n_rows, n_pos = cache["embed"].shape[:2]
     d_vocab = model.cfg.d_vocab
-    if not (isinstance(pos, int) and -n_pos <= pos < n_pos):
-        raise UserError(f"pos={pos} is outside of the {n_pos} positions of the cache")
+    check_one_position(pos, choose_positions(pos, n_pos, n_rows).shape[-1])
 
     # the direction in the vocabulary, as W_U has it
     W_U, b_U = model.W_U.detach(), model.b_U.detach()
@@ -90,19 +97,21 @@ class Attribution(EffectsOfTwoRuns):
 
 
 def attribution_patching(model, tokens, source_cache, metric, *, names=None,
-                         axes=("layer", "head"), direction="denoising", fixes=()):
+                         axes=("layer", "head"), direction="denoising", fixes=(),
+                         key_mask=None):
     """What patching each cell would change, by the slope at this run: {name: Attribution}.
 
     The sum of (a_source - a) * dm/da over the cell: one run and its gradient for all cells.
 
     tokens: [batch, pos], of the run that is patched: the corrupted one when denoising, the clean
     one when noising. source_cache: an ActivationCache of the other run, of the same shapes.
-    metric: a Metric, or a function of logits [..., batch, pos, d_vocab] -> [..., batch].
+    metric: a Metric, or a function of logits [batch, pos, d_vocab] -> [batch].
     names: one or several, short ("resid_pre", "q", "pattern", …: of all layers) or in full; None:
     "z" and "mlp_out". axes: of the cells, "layer" (which short names need) and any that the hook
     points have, such as "pos", "head", "key_pos", "d_mlp"; the others are summed over. One that a
     name lacks is left out for it, and "pos" means the query on patterns. fixes: "qk" (of q and k,
-    by `qk_effect`), "grad_drop" (a run for each part, see there), or both.
+    by `qk_effect`), "grad_drop" (a run for each part, see there), or both. key_mask: [batch, pos],
+    True for real tokens, where both runs' prompts are padded on the left in the same places.
     Raises UserError for names, axes, shapes and metrics that do not fit, for a source that is the
     run itself, and in training with dropout.
     """
@@ -119,7 +128,7 @@ def attribution_patching(model, tokens, source_cache, metric, *, names=None,
 
     def estimate(dropped=None):
         """(the metric [batch], {name: effects}); dropped: a part that has no effect of its own."""
-        value, acts, grads = metric_gradients(model, tokens, metric, [*places, *beside])
+        value, acts, grads = metric_gradients(model, tokens, metric, [*places, *beside], key_mask)
         moves = source_differences(acts, source_cache, places)
         found = {place: move * grads[place] * (place != dropped) for place, move in moves.items()}
         for place in fixed:
@@ -206,7 +215,7 @@ def grad_drop(model, effects):
 
 
 def integrated_gradients(model, tokens, source_cache, metric, *, act_name="embed", steps=32,
-                         rule="gauss"):
+                         rule="gauss", key_mask=None):
     """The whole change of a metric, split over an activation: (attribution, completeness gap).
 
     (a_source - a) * the mean of dm/da on the straight way to the source's activation, all before it
@@ -221,12 +230,12 @@ def integrated_gradients(model, tokens, source_cache, metric, *, act_name="embed
     """
     points, weights = quadrature(rule, steps)
     name = source_cache.full_name(act_name)
-    start, own, _ = metric_gradients(model, tokens, metric, [name])
+    start, own, _ = metric_gradients(model, tokens, metric, [name], key_mask)
     move = source_differences(own, source_cache, [name])[name]
 
     def at(share):
         with model.hooks([(name, lambda _, hook: own[name] + share * move)]):
-            value, _, slope = metric_gradients(model, tokens, metric, [name])
+            value, _, slope = metric_gradients(model, tokens, metric, [name], key_mask)
         return value, slope[name]
 
     slope = sum(weight * at(point)[1] for point, weight in zip(points, weights, strict=True))
@@ -278,10 +287,10 @@ def find_nodes(model, names, axes):
     return nodes
 
 
-def metric_gradients(model, tokens, metric, names):
+def metric_gradients(model, tokens, metric, names, key_mask=None):
     """`gradient_cache` for a metric that must have a gradient, in a model that is not random."""
     model.check_no_dropout()
-    return model.gradient_cache(tokens, differentiable_metric(metric), names)
+    return model.gradient_cache(tokens, differentiable_metric(metric), names, key_mask=key_mask)
 
 
 def source_differences(acts, source_cache, names):

@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from activation_cache import head_label
-from head_ablation import MODES
+from head_ablation import MODES, mean_of_real
 from metrics import Effects, as_metric, bootstrap_draws, differentiable_metric, spearman
 from utils import UserError, check_choice, suggest_closest
 
@@ -159,7 +159,7 @@ class EdgeScores(Effects):
         return self.full.only(self.top(n))
 
 
-def eap(model, clean_tokens, corrupted_tokens, metric, *, ig_steps=1):
+def eap(model, clean_tokens, corrupted_tokens, metric, *, ig_steps=1, key_mask=None):
     """First-order estimates of all edges, by two runs and `ig_steps` gradients: EdgeScores.
 
         score(u, v) = (corrupted write of u - clean write of u) . dm/d(input of v)
@@ -172,7 +172,7 @@ def eap(model, clean_tokens, corrupted_tokens, metric, *, ig_steps=1):
     """
     if ig_steps < 1:
         raise UserError(f"ig_steps={ig_steps} leaves no gradient; choose 1 or more")
-    run = CircuitRun(model, clean_tokens, corrupted_tokens, metric)
+    run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, key_mask=key_mask)
     readers = list(run.full.read_points)
     difference = run.other - run.writes  # [writer, batch, pos, d_model]
 
@@ -182,7 +182,7 @@ def eap(model, clean_tokens, corrupted_tokens, metric, *, ig_steps=1):
         towards = step / ig_steps * difference[0]
         with model.hooks([("hook_embed", lambda embed, hook, towards=towards: embed + towards)]):
             _, _, grads = model.gradient_cache(
-                clean_tokens, differentiable_metric(metric), readers)
+                clean_tokens, differentiable_metric(metric), readers, key_mask=key_mask)
         gradients = gradients + torch.cat([split_nodes(grads[name]) for name in readers])
 
     scores = torch.einsum("wbpm,rbpm->rwb", difference, gradients / ig_steps)
@@ -198,31 +198,34 @@ def split_nodes(tensor):
 class CircuitRun:
     """Runs circuits on some prompts, exactly.
 
-    clean_tokens, corrupted_tokens: [batch, pos]. metric: a Metric, or a function of logits [...,
-    batch, pos, d_vocab] -> [..., batch]. mode: what absent edges carry, "resample", "mean",
+    clean_tokens, corrupted_tokens: [batch, pos]. metric: a Metric, or a function of logits [batch,
+    pos, d_vocab] -> [batch]. mode: what absent edges carry, "resample", "mean",
     "mean_pos" or "zero", as above; means may be over any number of corrupted prompts, and for
     "zero" corrupted_tokens may be None. An MLP's bias is part of its write; the attention's belongs
     to no head, and stays. Raises UserError for prompts of two shapes, or twice the same, and in
-    training with dropout.
+    training with dropout. key_mask: [batch, pos], True for real tokens, where clean and corrupted
+    prompts are padded on the left in the same places.
     """
 
-    def __init__(self, model, clean_tokens, corrupted_tokens, metric, *, mode="resample"):
+    def __init__(self, model, clean_tokens, corrupted_tokens, metric, *, mode="resample",
+                 key_mask=None):
         check_choice("mode", mode, MODES)
         model.check_no_dropout()
         check_prompts(clean_tokens, corrupted_tokens, mode)
         self.model = model
         self.metric = as_metric(metric)
         self.full = Circuit.of(model)
+        self.key_mask = key_mask
 
         self.writes, self.streams = self.run_and_keep(clean_tokens)
         if mode == "zero":
             self.other = torch.zeros_like(self.writes)
         else:
             self.other, _ = self.run_and_keep(corrupted_tokens)  # [writer, batch, pos, d_model]
-        if mode == "mean":
-            self.other = self.other.mean((1, 2), keepdim=True)
-        if mode == "mean_pos":
-            self.other = self.other.mean(1, keepdim=True)
+        if mode in ("mean", "mean_pos"):
+            axes = (0, 1) if mode == "mean" else (0,)
+            by_text = self.other.movedim(0, 2)  # [batch, pos, writer, d_model]
+            self.other = mean_of_real(by_text, key_mask, axes).movedim(2, 0)
 
     @torch.no_grad()
     def run_and_keep(self, tokens):
@@ -230,8 +233,9 @@ class CircuitRun:
         at the end, a list of [batch, pos, d_model]."""
         streams = [f"blocks.{layer}.hook_resid_pre" for layer in range(self.model.cfg.n_layers)]
         with self.model.caching([*self.full.write_points, *streams]) as cache:
-            embed = self.model.embed(tokens)  # with the positions, which hook_embed lacks
-            last = self.model.run_blocks(embed)
+            # with the positions, which hook_embed lacks
+            embed = self.model.embed_prompts(tokens, self.key_mask)
+            last = self.model.run_blocks(embed, key_mask=self.key_mask)
         writes = [split_nodes(cache[name]) for name in self.full.write_points]
         writes[0] = embed[None]
         return torch.cat(writes), [*(cache[name] for name in streams), last]
@@ -272,7 +276,7 @@ class CircuitRun:
         # nothing changes before the first block that loses an edge, so the run starts there
         start = min((int(name.split(".")[1]) for name in edited), default=len(self.streams) - 1)
         with self.model.hooks(hooks):
-            stream = self.model.run_blocks(self.streams[start], start)
+            stream = self.model.run_blocks(self.streams[start], start, key_mask=self.key_mask)
         return swap_absent(stream, last) if absent[:, last].any() else stream
 
 
@@ -291,7 +295,8 @@ def check_prompts(clean_tokens, corrupted_tokens, mode):
                         "change one")
 
 
-def acdc(model, clean_tokens, corrupted_tokens, metric, *, threshold, mode="resample"):
+def acdc(model, clean_tokens, corrupted_tokens, metric, *, threshold, mode="resample",
+         key_mask=None):
     """The circuit that is left when each edge that can be spared has been removed, one at a time.
 
     From the last reader to the first, for each from the last writer to the first, an edge stays if
@@ -301,7 +306,8 @@ def acdc(model, clean_tokens, corrupted_tokens, metric, *, threshold, mode="resa
     """
     if not threshold >= 0:
         raise UserError(f"threshold={threshold} is below 0; choose 0 or more")
-    run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode)
+    run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode,
+                     key_mask=key_mask)
     circuit = run.full
     whole = run.value(run.full)
     distance = 0.0
@@ -343,14 +349,16 @@ class Faithfulness(Effects):
         return low, high
 
 
-def faithfulness(circuit, model, clean_tokens, corrupted_tokens, *, metric, mode="resample"):
+def faithfulness(circuit, model, clean_tokens, corrupted_tokens, *, metric, mode="resample",
+                 key_mask=None):
     """How much of a behaviour a circuit C keeps, (m(C) - m(0)) / (m(M) - m(0)): a Faithfulness.
 
     m(0) is the metric with no edges and m(M) with all. 0 for no edges, 1 for all; outside of that
     where one of two parts that work against each other is left out. Other arguments and errors as
     in `CircuitRun`; raises UserError also where m(M) is m(0).
     """
-    run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode)
+    run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode,
+                     key_mask=key_mask)
     empty, whole = run.value(run.full.only([])), run.value(run.full)
     kept, gap = run.value(circuit) - empty, whole - empty
     if gap.mean().abs() <= 1e-6 * whole.abs().mean():
@@ -360,13 +368,14 @@ def faithfulness(circuit, model, clean_tokens, corrupted_tokens, *, metric, mode
 
 
 def completeness(circuit, model, clean_tokens, corrupted_tokens, *, metric, subsets,
-                 mode="resample"):
+                 mode="resample", key_mask=None):
     """|F(C without K) - F(M without K)| for each subset K, a list of parts: [subset].
 
     F is the mean metric. Where this is small the circuit breaks as the model does, and no stand-in
     was left out. Other arguments and errors as in `CircuitRun`.
     """
-    run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode)
+    run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode,
+                     key_mask=key_mask)
     gaps = [run.value(circuit.without(subset)) - run.value(run.full.without(subset))
             for subset in subsets]
     return torch.stack(gaps).mean(1).abs() if gaps else torch.zeros(0)
@@ -383,7 +392,7 @@ class PartEffects(Effects):
 
 
 def minimality(circuit, model, clean_tokens, corrupted_tokens, *, metric, parts=None, removed=(),
-               mode="resample"):
+               mode="resample", key_mask=None):
     """m(C without K and v) - m(C without K) for each part v: PartEffects.
 
     A part that never changes anything has no place there. For `Circuit.of(model)` these are the
@@ -394,7 +403,8 @@ def minimality(circuit, model, clean_tokens, corrupted_tokens, *, metric, parts=
     parts = circuit.nodes() if parts is None else list(parts)
     if not parts:
         raise UserError("the circuit has no edges, so no part of it can be removed; add some")
-    run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode)
+    run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode,
+                     key_mask=key_mask)
     rest = circuit.without(removed)
     values = torch.stack([run.value(rest.without([part])) for part in parts])
     return PartEffects(values - run.value(rest), ("part",), parts)

@@ -26,6 +26,9 @@ def check_tokens(tokens, d_vocab):
 
     torch itself would say only that an index is out of range, and on a GPU lose all that is there.
     """
+    if not isinstance(tokens, torch.Tensor):
+        raise UserError(f"tokens is a {type(tokens).__name__}; pass ids as a tensor [batch, pos], "
+                        "such as torch.tensor([tokenizer.encode(text)])")
     if tokens.ndim != 2 or tokens.dtype not in (torch.int64, torch.int32):
         raise UserError(f"tokens is {list(tokens.shape)} of {tokens.dtype}; "
                         "pass integer ids as [batch, pos]")

@@ -33,11 +33,10 @@ from losses import next_token_loss
 from metrics import (
     Effects,
     Metric,
-    as_integers,
     as_metric,
-    choose_positions,
     differentiable_metric,
 )
+from positions import as_integers, choose_positions
 from utils import UserError, check_choice
 
 MODES = ("zero", "mean", "mean_pos", "resample")
@@ -63,7 +62,7 @@ class Replacement:
     mode: str = "zero"
     reference: ActivationCache | None = None
     source: torch.Tensor | list | None = None
-    pos: int | slice | list | None = None
+    pos: int | slice | list | torch.Tensor | None = None
 
     def __post_init__(self):
         check_choice("mode", self.mode, MODES)
@@ -80,9 +79,9 @@ class Replacement:
             return 0.0
         kept = self.reference[name]  # [row, pos, unit, ...]
         if self.mode == "mean":
-            return kept.mean((0, 1), keepdim=True)
+            return mean_of_real(kept, self.reference.key_mask, (0, 1))
         if self.mode == "mean_pos":
-            return kept.mean(0, keepdim=True)
+            return mean_of_real(kept, self.reference.key_mask, (0,))
 
         rows = as_integers(self.source, "source").to(kept.device)
         if rows.min() < 0 or rows.max() >= len(kept):
@@ -96,9 +95,11 @@ class Replacement:
 
         def replace(tensor, hook):
             self.check_value(value, tensor.shape)
-            here = tensor.new_zeros(tensor.shape[1], dtype=torch.bool)  # [pos]
-            here[choose_positions(self.pos, len(here))] = True
-            gone = here[:, None] & chosen.to(here.device)  # [pos, unit]
+            n_rows, n_pos = tensor.shape[:2]
+            positions = choose_positions(self.pos, n_pos, n_rows).expand(n_rows, -1)
+            here = tensor.new_zeros(n_rows, n_pos, dtype=torch.bool)
+            here.scatter_(1, positions.to(here.device), True)
+            gone = here[..., None] & chosen.to(here.device)  # [batch, pos, unit]
             return torch.where(gone if tensor.ndim == 3 else gone[..., None], value, tensor)
 
         return replace
@@ -114,6 +115,19 @@ class Replacement:
                             "positions, and a source row for each row")
 
 
+def mean_of_real(activation, key_mask, axes):
+    """The mean over some axes of an activation [row, pos, …], padding left out; the axes stay.
+
+    key_mask: [row, pos], True for real tokens, or None where all are. Taken in float32 at least.
+    """
+    exact = torch.promote_types(activation.dtype, torch.float32)
+    if key_mask is None:
+        return activation.mean(axes, keepdim=True, dtype=exact).to(activation.dtype)
+    is_real = key_mask.view(*key_mask.shape, *[1] * (activation.ndim - 2)).to(activation.device)
+    total = (activation * is_real).sum(axes, keepdim=True, dtype=exact)
+    return (total / is_real.sum(axes, keepdim=True).clamp(min=1)).to(activation.dtype)
+
+
 # Removing
 
 
@@ -125,7 +139,8 @@ def ablate_heads(model, heads, mode="zero", *, reference=None, source=None, pos=
     reference: an ActivationCache of this model that holds "z", for all modes but "zero".
     source: [batch], the reference's row that each row takes under "resample": `derangement` where
     the reference is of the same texts (its own would change nothing), range(n) where it is of
-    others that belong to these row by row. pos: an int, a slice or a list; None for all positions.
+    others that belong to these row by row. pos: an int, a slice or a list, or a tensor [batch] with
+    each row's own; None for all positions.
     Raises UserError for heads that are not there, a mode without what it needs, and (in the
     forward) a reference of other positions or rows.
     """
@@ -189,25 +204,26 @@ def ablating(model, name, chosen, replacement):
 
 
 @torch.no_grad()
-def ablation_effects(model, tokens, sets, metric=None, *, mode="zero", progress=None, **how):
+def ablation_effects(model, tokens, sets, metric=None, *, mode="zero", progress=None,
+                     key_mask=None, **how):
     """The rise of a metric when each of several sets of heads is removed: Effects [set, batch].
 
     tokens: [batch, pos]. sets: a list of lists of (layer, head) pairs. metric: a Metric, or a
-    function of logits [..., batch, pos, d_vocab] -> [..., batch]; each row's loss in nats a token
-    unless given. mode and how (reference, source, pos): as in `ablate_heads`. progress: is called
-    after each set.
+    function of logits [batch, pos, d_vocab] -> [batch]; each row's loss in nats a token unless
+    given. mode and how (reference, source, pos): as in `ablate_heads`. progress: is called after
+    each set. key_mask: [batch, pos], True for real tokens, where prompts are padded on the left.
     A run is taken up at its set's first layer, before which nothing changes. Hooks that are open
     act in both runs. Raises UserError as `ablate_heads`, for no sets, and in training with dropout.
     """
-    metric = metric_or_loss(model, tokens, metric)
+    metric = metric_or_loss(model, tokens, metric, key_mask)
     n_layers = model.cfg.n_layers
     if not len(sets):
         raise UserError("there are no heads to measure; give some")
 
     # the intact run, and the stream before each block
-    streams = [model.embed(tokens)]
+    streams = [model.embed_prompts(tokens, key_mask)]
     for layer in range(n_layers):
-        streams.append(model.run_blocks(streams[-1], layer, layer + 1))
+        streams.append(model.run_blocks(streams[-1], layer, layer + 1, key_mask=key_mask))
     intact = metric.of_stream(model, streams[-1])
 
     # each set's run, from its first layer on
@@ -215,7 +231,7 @@ def ablation_effects(model, tokens, sets, metric=None, *, mode="zero", progress=
     for heads in sets:
         with ablate_heads(model, heads, mode, **how):
             first = min((int(layer) for layer, _ in heads), default=n_layers)
-            last = model.run_blocks(streams[first], start=first)
+            last = model.run_blocks(streams[first], start=first, key_mask=key_mask)
         rises.append(metric.of_stream(model, last) - intact)
         if progress:
             progress()
@@ -233,27 +249,28 @@ def head_importance(model, tokens, metric=None, *, mode="zero", **how):
     return Effects(effects.values.unflatten(0, (n_layers, n_heads)), ("layer", "head"))
 
 
-def head_slopes(model, tokens, metric=None):
+def head_slopes(model, tokens, metric=None, *, key_mask=None):
     """The slope of each row's metric when a head's z shrinks towards zero: Effects [layer, head,
     batch], in the metric's unit. Minus the sum over positions and d_head of z dM/dz: what removing
     the head would raise the metric by if all were straight. Errors as in `ablation_effects`.
     """
-    metric = metric_or_loss(model, tokens, metric)
+    metric = metric_or_loss(model, tokens, metric, key_mask)
     names = [get_act_name("z", layer) for layer in range(model.cfg.n_layers)]
-    _, acts, grads = model.gradient_cache(tokens, differentiable_metric(metric), names)
+    _, acts, grads = model.gradient_cache(tokens, differentiable_metric(metric), names,
+                                          key_mask=key_mask)
 
     z, slope = acts.stack("z"), grads.stack("z")  # [layer, batch, pos, head, d_head]
     return Effects(-(z * slope).sum((2, 4)).transpose(1, 2), ("layer", "head"))
 
 
-def head_importance_gradient(model, tokens, metric=None, *, normalised=False):
+def head_importance_gradient(model, tokens, metric=None, *, normalised=False, key_mask=None):
     """What one backward pass says of each head's importance, [layer, head], in the metric's unit.
 
     The mean over rows of the size of `head_slopes`: the absolute value is each row's, so a head
     that helps here and harms there counts; it has no sign. normalised: each layer to length 1, as
     in Michel et al. 2019. Other arguments and errors as in `ablation_effects`.
     """
-    importance = head_slopes(model, tokens, metric).values.abs().mean(-1)
+    importance = head_slopes(model, tokens, metric, key_mask=key_mask).values.abs().mean(-1)
     return F.normalize(importance, dim=-1) if normalised else importance
 
 
@@ -300,7 +317,7 @@ class SelfRepair:
 
 
 @torch.no_grad()
-def self_repair(model, tokens, head, metric, *, mode="zero", **how):
+def self_repair(model, tokens, head, metric, *, mode="zero", key_mask=None, **how):
     """Whether the others make up for a head that is removed: a SelfRepair.
 
     All are rises, ablated - intact: of a logit difference that the head helps, `direct` is below 0,
@@ -309,7 +326,7 @@ def self_repair(model, tokens, head, metric, *, mode="zero", **how):
     head: (layer, head). metric: as in `ablation_effects`, best Metric.logit_diff(correct, wrong).
     Other arguments and errors as there.
     """
-    metric = metric_or_loss(model, tokens, metric)
+    metric = metric_or_loss(model, tokens, metric, key_mask)
     removed = ablate_heads(model, [head], mode, **how)
     layer = head[0]
     attn_out = get_act_name("attn_out", layer)
@@ -317,17 +334,17 @@ def self_repair(model, tokens, head, metric, *, mode="zero", **how):
                       for later in range(layer + 1, model.cfg.n_layers)]
 
     # the last stream as it is
-    start = model.run_blocks(model.embed(tokens), stop=layer)
+    start = model.run_blocks(model.embed_prompts(tokens, key_mask), stop=layer, key_mask=key_mask)
     with model.caching([attn_out, *later_patterns]) as intact:
-        last = model.run_blocks(start, start=layer)
+        last = model.run_blocks(start, start=layer, key_mask=key_mask)
 
     # without the head: all later parts free, then with their patterns held
     with removed:
         with model.caching(attn_out) as ablated:
-            free = model.run_blocks(start, start=layer)
+            free = model.run_blocks(start, start=layer, key_mask=key_mask)
         held = [(name, lambda pattern, hook: intact[hook.name]) for name in later_patterns]
         with model.hooks(held):
-            patterns_held = model.run_blocks(start, start=layer)
+            patterns_held = model.run_blocks(start, start=layer, key_mask=key_mask)
 
     # and with all that later parts write held: only the head's own write is missing
     all_held = last + (ablated[attn_out] - intact[attn_out])
@@ -339,7 +356,7 @@ def self_repair(model, tokens, head, metric, *, mode="zero", **how):
     return SelfRepair(total, direct, patterns - direct, scale - patterns, total - scale)
 
 
-def metric_or_loss(model, tokens, metric):
+def metric_or_loss(model, tokens, metric, key_mask=None):
     """The metric, or else each row's loss in nats a token. Raises UserError where there are no
     heads, where dropout would drown what is measured, and for texts that have no loss."""
     if not model.cfg.n_layers:
@@ -349,7 +366,8 @@ def metric_or_loss(model, tokens, metric):
         return as_metric(metric)
     if tokens.shape[1] < 2:
         raise UserError("a text of one token predicts nothing; pass longer ones, or a metric")
-    return Metric(lambda logits: next_token_loss(logits, tokens, reduction="none"))
+    return Metric(lambda logits: next_token_loss(logits, tokens, key_mask=key_mask,
+                                                 reduction="none"))
 
 
 def metric_at_scale_of(last, model, resid, metric):

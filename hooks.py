@@ -146,21 +146,26 @@ class HookedModule(nn.Module):
         with self.hooks([(select_names(points, names_filter), keep)]):
             yield ActivationCache(tensors, {name: point.axes for name, point in points.items()})
 
-    def run_with_hooks(self, tokens, fwd_hooks):
-        """`self(tokens)` while `fwd_hooks` listen, as in `hooks`."""
+    def run_with_hooks(self, tokens, fwd_hooks, **how):
+        """`self(tokens)` while `fwd_hooks` listen, as in `hooks`. how: further arguments of the
+        forward pass, such as key_mask."""
         with self.hooks(fwd_hooks):
-            return self(tokens)
+            return self(tokens, **how)
 
-    def run_with_cache(self, tokens, names_filter=None, pos_slice=None):
-        """`(self(tokens), cache)`; the filters are those of `caching`."""
+    def run_with_cache(self, tokens, names_filter=None, pos_slice=None, **how):
+        """`(self(tokens), cache)`; the filters are those of `caching`. how: further arguments of
+        the forward pass, such as key_mask."""
         with self.caching(names_filter, pos_slice) as cache:
-            return self(tokens), cache
+            logits = self(tokens, **how)
+        cache.key_mask = how.get("key_mask")
+        return logits, cache
 
-    def gradient_cache(self, tokens, metric_fn, names_filter=None):
+    def gradient_cache(self, tokens, metric_fn, names_filter=None, **how):
         """The metric, the activations, and the metric's derivative by each of them.
 
         tokens: [batch, pos]. metric_fn(logits): a scalar or [batch], whose sum is differentiated;
-        what else it runs, this model included, is not captured.
+        what else it runs, this model included, is not captured. how: further arguments of the
+        forward pass, such as key_mask.
         Returns (value, acts, grads): value is detached; acts and grads are ActivationCaches of the
         same names, with zeros where the metric does not reach. No weight's `.grad` is touched.
         """
@@ -177,7 +182,7 @@ class HookedModule(nn.Module):
 
         with torch.enable_grad():
             with self.hooks([(select_names(points, names_filter), capture)]):
-                logits = self(tokens)
+                logits = self(tokens, **how)
             value = metric_fn(logits)
             gradients = [torch.zeros_like(tensor) for tensor in live.values()]
             if value.requires_grad:  # a constant has no graph to go through

@@ -22,8 +22,9 @@ import torch
 from torch import nn
 
 from losses import kl_divergence
-from metrics import choose_positions, token_ids
+from metrics import token_ids
 from optim import AdamW, schedule
+from positions import choose_positions, take_positions
 from residual_stream_analysis import accumulated_resid
 from utils import UserError, atomic_write, seeded_generator
 
@@ -53,7 +54,8 @@ def logit_lens(model, cache, incl_mid=False, pos=None, *, lens=None, top_k=None,
                targets=None, tokenizer=None):
     """The LensResult of every stream before a block (and, with incl_mid, inside it) and the last.
 
-    cache: of `model`, with the streams. pos: int, slice or list; all by default. lens: a
+    cache: of `model`, with the streams. pos: an int, a slice or a list, or a tensor
+    [batch] with each text's own; all by default. lens: a
     TunedLens. top_k: keep that many tokens and no logits: GPT-2's would take 2.6 MB a position.
     targets: ids [batch, pos] of the whole text or of the chosen positions alone, one for each text,
     or one (or text, with a tokenizer) for all. Raises UserError for a top_k or a position that is
@@ -95,7 +97,7 @@ def logit_lens(model, cache, incl_mid=False, pos=None, *, lens=None, top_k=None,
 def targets_at(targets, shape, pos, *, n_all, d_vocab):
     """targets [batch, pos] at the positions, of shape (batch, pos). Raises UserError for others."""
     if targets.ndim == 2 and targets.shape[1] == n_all and pos is not None:
-        targets = targets[:, choose_positions(pos, n_all)]
+        targets = take_positions(targets, choose_positions(pos, n_all, len(targets)), 1)
     if targets.ndim != 2 or len(targets) != shape[0] or targets.shape[1] not in (1, shape[1]):
         raise UserError(f"targets is {list(targets.shape)} for {list(shape)} predictions; pass ids "
                         "[batch, pos], one a row, or one for all")

@@ -1,48 +1,76 @@
 """The numbers that training makes small: cross-entropy in nats, and the KL divergence.
 
+Softmax and logarithms are taken in float32 at least, whatever the precision of the logits: bfloat16
+has three digits, and a KL taken in it comes out below zero.
+
 Chapter: COURSE_ROADMAP.md, 1 (the mathematical language)
 Prerequisites: utils.py
 Next: tokenizer.py
 Source: Shannon 1948; Kullback & Leibler 1951
 """
 
-from utils import check_choice
+import torch
+
+from positions import at_positions, choose_positions, is_single
+from utils import UserError, check_choice
 
 REDUCTIONS = ("none", "mean")
+IGNORED = -100  # a target that does not count: padding, or a prompt that is given and not learned
+
+
+def log_probabilities(logits):
+    """log softmax over the vocabulary, in float32 at least. logits: [..., d_vocab]."""
+    return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def per_token_loss(logits, targets):
     """The surprise at each token, -log p(target), in nats.
 
-    logits: [..., d_vocab], unnormalised; targets: [...], integer ids.
-    Returns [...].
+    logits: [..., d_vocab], unnormalised; targets: [...], integer ids, or IGNORED where there is
+    nothing to predict. Returns [...], in float32 at least, and 0 for what is ignored.
+    Raises UserError where the targets are not one for each prediction.
     """
-    log_probs = logits.log_softmax(-1)
-    return -log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    if logits.shape[:-1] != targets.shape:
+        raise UserError(f"logits is {list(logits.shape)} and targets {list(targets.shape)}; pass "
+                        "one target for each prediction")
+    counts = targets != IGNORED
+    ids = targets.masked_fill(~counts, 0)
+    losses = -log_probabilities(logits).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    return losses.masked_fill(~counts, 0.0)
 
 
 def cross_entropy(logits, targets):
-    """The mean surprise, in nats a token: what training minimises.
+    """The mean surprise over the targets that count, in nats a token: what training minimises.
 
-    logits: [..., d_vocab]; targets: [...], the token that follows at each position.
-    Returns a scalar. A uniform guess costs ln d_vocab.
+    logits: [..., d_vocab]; targets: [...], the token that follows at each position, or IGNORED.
+    Returns a scalar. A uniform guess costs ln d_vocab; where nothing counts it is NaN.
     """
-    return per_token_loss(logits, targets).mean()
+    return per_token_loss(logits, targets).sum() / (targets != IGNORED).sum()
 
 
-def next_token_loss(logits, tokens, *, reduction="mean"):
+def next_token_loss(logits, tokens, *, key_mask=None, reduction="mean"):
     """The mean surprise of a text at itself, in nats a token: position i is scored on token i + 1.
 
     logits: [..., batch, pos, d_vocab]; tokens: [batch, pos], those that gave the logits. The last
-    position predicts a token that is not there, and counts nothing.
+    position predicts a token that is not there, and counts nothing. key_mask: [batch, pos], True
+    for real tokens: padding neither predicts nor is predicted.
     Returns a scalar, or with reduction="none" each text's own mean, [..., batch].
-    Raises UserError for another reduction.
+    Raises UserError for another reduction, and for logits of other texts.
     """
     check_choice("reduction", reduction, REDUCTIONS)
-    targets = tokens[:, 1:].expand(*logits.shape[:-3], -1, -1)
+    if logits.ndim < 3 or logits.shape[-3:-1] != tokens.shape:
+        raise UserError(f"logits is {list(logits.shape)} for tokens {list(tokens.shape)}; pass the "
+                        "logits [batch, pos, d_vocab] of these tokens")
+    targets = tokens[:, 1:].long()
+    if key_mask is not None:
+        targets = targets.masked_fill(~key_mask[:, :-1], IGNORED)
+    targets = targets.expand(*logits.shape[:-3], -1, -1)
     losses = per_token_loss(logits[..., :-1, :], targets)  # [..., batch, pos - 1]
 
-    return losses.mean() if reduction == "mean" else losses.mean(-1)
+    counts = targets != IGNORED
+    if reduction == "mean":
+        return losses.sum() / counts.sum()
+    return losses.sum(-1) / counts.sum(-1)
 
 
 def kl_divergence(p_logits, q_logits, *, pos=None, reduction="none"):
@@ -50,18 +78,21 @@ def kl_divergence(p_logits, q_logits, *, pos=None, reduction="none"):
 
     p_logits, q_logits: [..., d_vocab], unnormalised, of shapes that broadcast. The model that is
     judged is q, and what it should say is p: `kl_divergence(clean_logits, logits, pos=-1)`.
-    pos: an int, a slice or a list of positions of [..., pos, d_vocab]; None for all.
-    Returns [...] without d_vocab (and, for an int, without pos), or with reduction="mean" a scalar;
-    0 where p and q agree and never negative but for rounding.
-    Raises UserError for another reduction.
+    pos: of [..., batch, pos, d_vocab], an int, a slice or a list, or a tensor [batch] with each
+    row's own; None for all that is there.
+    Returns [...] without d_vocab, and without pos where one position a row is asked for; with
+    reduction="mean" a scalar; in float32 at least, 0 where p and q agree and never negative but
+    for rounding. Raises UserError for another reduction.
     """
     check_choice("reduction", reduction, REDUCTIONS)
     if pos is not None:
-        p_logits, q_logits = p_logits[..., pos, :], q_logits[..., pos, :]
+        chosen = choose_positions(pos, q_logits.shape[-2], q_logits.shape[-3])
+        p_logits, q_logits = at_positions(p_logits, chosen), at_positions(q_logits, chosen)
 
-    p_log, q_log = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
+    p_log, q_log = log_probabilities(p_logits), log_probabilities(q_logits)
     p = p_log.exp()
     terms = (p * (p_log - q_log)).masked_fill(p == 0, 0.0)  # what p rules out costs nothing
-    divergence = terms.sum(-1)
-
+    divergence = terms.sum(-1)  # [..., batch, pos]
+    if pos is not None and is_single(pos):
+        divergence = divergence.squeeze(-1)
     return divergence.mean() if reduction == "mean" else divergence

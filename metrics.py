@@ -18,40 +18,10 @@ import torch
 
 from losses import REDUCTIONS
 from losses import kl_divergence as kl_divergence  # an analysis reports it too, under one name
+from positions import as_integers, at_positions, choose_positions
 from utils import UserError, check_choice, seeded_generator
 
-# Positions and tokens: what an argument may be
-
-
-def as_integers(values, what):
-    """An integer or a list of them as a tensor. Raises UserError for anything else, such as a mask
-    of booleans; `what` names the argument in the message."""
-    try:
-        numbers = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError):
-        numbers = torch.zeros(0)
-    if not numbers.numel() or numbers.dtype == torch.bool or numbers.is_floating_point():
-        raise UserError(f"{what}={values} are no integers; pass some, and of a mask its nonzero()")
-    return numbers
-
-
-def choose_positions(pos, n_pos):
-    """The positions that `pos` selects among n_pos, counted from 0: [n].
-
-    pos: an int, a slice, a list of positions (the same for all prompts), or None for all.
-    Raises UserError for a position outside of n_pos, and where none is selected.
-    """
-    if pos is None or isinstance(pos, slice):
-        chosen = torch.arange(n_pos)[pos or slice(None)]
-    else:
-        chosen = as_integers(pos, "pos")
-        if chosen.ndim > 1:
-            raise UserError(f"pos is {list(chosen.shape)}; pass [n], the same for all rows")
-        chosen = chosen.reshape(-1)
-
-    if not len(chosen) or chosen.min() < -n_pos or chosen.max() >= n_pos:
-        raise UserError(f"pos={pos} is outside of the {n_pos} positions")
-    return chosen % n_pos
+# Tokens: what an argument may be
 
 
 def token_ids(tokens, n_rows, d_vocab, *, tokenizer=None):
@@ -95,28 +65,37 @@ def single_tokens(texts, tokenizer):
 class Metric:
     """A metric that says which logits it needs, so that a sweep computes no others.
 
-    fn: logits [..., batch, pos, token] -> [..., batch]; it gets the chosen positions and tokens
-    alone, with all axes kept. pos: an int, a slice or a list of positions (None: all). tokens: ids,
-    [n] for all rows or [batch, n] with each row's own (None: the whole vocabulary).
+    fn: logits [..., batch, pos, token] -> [..., batch], where leading axes are the cells of a
+    sweep; it gets the chosen positions and tokens alone, with all axes kept. pos: an int, a slice
+    or a list of positions, or a tensor [batch] with each row's own (None: all). tokens: ids, [n]
+    for all rows or [batch, n] with each row's own (None: the whole vocabulary). by_cell: hand fn
+    the cells one after another, each as [batch, pos, token]: what `as_metric` does with a plain
+    function, which was not written for more axes.
 
         Metric(lambda logits: logits[..., 0, 0] - logits[..., 0, 1], pos=-1, tokens=[right, wrong])
     """
 
     fn: Callable
-    pos: int | slice | list | None = None
+    pos: int | slice | list | torch.Tensor | None = None
     tokens: torch.Tensor | list | None = None
+    by_cell: bool = False
 
     @classmethod
     def logit_diff(cls, correct, wrong, *, pos=-1):
         """The logit of `correct` less that of `wrong`, ids for all rows or one for each, in nats;
-        [..., batch]."""
+        [..., batch]. It reads one position a row, and raises UserError where pos selects more."""
         ids = (as_integers(tokens, "tokens") for tokens in (correct, wrong))
         pair = torch.stack(torch.broadcast_tensors(*ids), -1)
-        return cls(lambda logits: logits[..., 0, 0] - logits[..., 0, 1], pos, pair)
 
-    def positions(self, n_pos):
-        """The positions that it reads, among n_pos: [n], as `choose_positions`."""
-        return choose_positions(self.pos, n_pos)
+        def difference(logits):  # [..., batch, pos, 2]
+            check_one_position(pos, logits.shape[-2])
+            return logits[..., 0, 0] - logits[..., 0, 1]
+
+        return cls(difference, pos, pair)
+
+    def positions(self, n_pos, n_rows):
+        """The positions that it reads, among n_pos: [n], or [batch, 1] with each row's own."""
+        return choose_positions(self.pos, n_pos, n_rows)
 
     def ids(self, n_rows, d_vocab, device=None):
         """Its tokens for n_rows, [n] or [batch, n], or None for the whole vocabulary.
@@ -137,8 +116,24 @@ class Metric:
     def of_needed(self, logits):
         """fn of the logits that it needs, [..., batch, pos, token]: [..., batch].
 
-        Raises UserError for a function that does not return a number for each row.
+        Raises UserError for a function that does not return a number for each row, and for one that
+        writes into the logits, which other cells may need as they are.
         """
+        if self.by_cell:
+            cells = logits.reshape(-1, *logits.shape[-3:])
+            # each gets a copy of its own: a function from a notebook may write into it
+            values = [self.checked_values(cell.clone()) for cell in cells]
+            return torch.stack(values).view(logits.shape[:-2])
+
+        version = logits._version
+        values = self.checked_values(logits)
+        if logits._version != version:
+            raise UserError("the metric writes into the logits; let it work on a copy, "
+                            "logits.clone()")
+        return values
+
+    def checked_values(self, logits):
+        """fn of some logits; raises UserError for a function that returns another shape."""
         values = self.fn(logits)
         if not isinstance(values, torch.Tensor) or values.shape != logits.shape[:-2]:
             found = list(getattr(values, "shape", [type(values).__name__]))
@@ -151,7 +146,7 @@ class Metric:
 
         resid: [batch, pos, d_model]. Other positions and tokens are not unembedded.
         """
-        positions = self.positions(resid.shape[1]).to(resid.device)
+        positions = self.positions(resid.shape[1], len(resid)).to(resid.device)
         ids = self.ids(len(resid), model.cfg.d_vocab, resid.device)
         return model.unembed(resid, ids, positions)
 
@@ -161,7 +156,8 @@ class Metric:
 
     def __call__(self, logits):
         """The metric of whole logits, [..., batch, pos, d_vocab] -> [..., batch]."""
-        logits = logits[..., self.positions(logits.shape[-2]).to(logits.device), :]
+        check_logits(logits)
+        logits = at_positions(logits, self.positions(logits.shape[-2], logits.shape[-3]))
         ids = self.ids(logits.shape[-3], logits.shape[-1], logits.device)
         if ids is not None:
             ids = ids if ids.ndim == 1 else ids[:, None]  # [batch, 1, n]: the same at each position
@@ -170,8 +166,13 @@ class Metric:
 
 
 def as_metric(metric):
-    """A Metric as it is; a function of whole logits, [..., batch, pos, d_vocab], as one."""
-    return metric if isinstance(metric, Metric) else Metric(metric)
+    """A Metric as it is; a plain function of whole logits as one.
+
+    The function is written for [batch, pos, d_vocab] -> [batch], as in a notebook
+    (`logits[range(n), end, ids]`), and never gets another shape: the cells of a sweep come one
+    after another.
+    """
+    return metric if isinstance(metric, Metric) else Metric(metric, by_cell=True)
 
 
 def differentiable_metric(metric):
@@ -194,21 +195,46 @@ def mean_over_batch(values, reduction):
     return values if reduction == "none" else values.mean(-1)
 
 
-def chosen_logits(logits, tokens, pos, tokenizer=None):
-    """The logits of one token a row at one position, [..., batch]."""
-    n_rows, d_vocab = logits.shape[-3], logits.shape[-1]
+def check_logits(logits):
+    """Raises UserError unless logits is a tensor [..., batch, pos, d_vocab] of numbers."""
+    if not isinstance(logits, torch.Tensor) or logits.ndim < 3 or not logits.is_floating_point():
+        found = f"{list(logits.shape)} {logits.dtype}" if isinstance(logits, torch.Tensor) \
+            else type(logits).__name__
+        raise UserError(f"logits is {found}; pass [batch, pos, d_vocab], such as model(tokens)")
+
+
+def check_one_position(pos, n_chosen):
+    """Raises UserError where a function that reads one position a row is given several."""
+    if n_chosen != 1:
+        raise UserError(f"pos={pos} selects {n_chosen} positions, and one is read; pass an int, or "
+                        "a tensor [batch] with each prompt's own")
+
+
+def logits_at_one(logits, pos):
+    """Logits [..., batch, pos, d_vocab] at one position a row: [..., batch, d_vocab]."""
+    check_logits(logits)
+    positions = choose_positions(pos, logits.shape[-2], logits.shape[-3])
+    check_one_position(pos, positions.shape[-1])
+    return at_positions(logits, positions).squeeze(-2)
+
+
+def chosen_logits(logits, tokens, tokenizer=None):
+    """Of logits [..., batch, d_vocab], the one of each row's token: [..., batch]."""
+    n_rows, d_vocab = logits.shape[-2:]
     ids = token_ids(tokens, n_rows, d_vocab, tokenizer=tokenizer).to(logits.device)
-    return logits[..., pos, :].gather(-1, ids[:, None].expand(*logits.shape[:-2], 1)).squeeze(-1)
+    return logits.gather(-1, ids[:, None].expand(*logits.shape[:-1], 1)).squeeze(-1)
 
 
 def logit_diff(logits, correct, wrong, *, pos=-1, reduction="none", tokenizer=None):
     """The logit of `correct` less that of `wrong`, in nats: ln of how many times likelier it is.
 
     logits: [..., batch, pos, d_vocab]; correct, wrong: an id (or text, with a tokenizer) for all
-    rows, or one for each. Returns [..., batch], or with reduction="mean" [...].
+    rows, or one for each; pos: an int, or a tensor [batch] with each row's own. Returns [...,
+    batch], or with reduction="mean" [...].
     """
-    difference = (chosen_logits(logits, correct, pos, tokenizer)
-                  - chosen_logits(logits, wrong, pos, tokenizer))
+    logits = logits_at_one(logits, pos)
+    difference = (chosen_logits(logits, correct, tokenizer)
+                  - chosen_logits(logits, wrong, tokenizer))
     return mean_over_batch(difference, reduction)
 
 
@@ -218,8 +244,9 @@ def target_rank(logits, target, *, pos=-1, reduction="none", tokenizer=None):
     logits: [..., batch, pos, d_vocab]. Returns [..., batch], int64, or with reduction="mean" [...].
     Where the target's logit is NaN the rank is d_vocab, which no token can have.
     """
-    own = chosen_logits(logits, target, pos, tokenizer)
-    rank = (~(logits[..., pos, :] <= own[..., None])).sum(-1)
+    logits = logits_at_one(logits, pos)
+    own = chosen_logits(logits, target, tokenizer)
+    rank = (~(logits <= own[..., None])).sum(-1)
     return mean_over_batch(rank if reduction == "none" else rank.float(), reduction)
 
 

@@ -20,8 +20,9 @@ import torch
 from torch import nn
 
 import pretrained
-from embeddings import PositionEmbedding, TokenEmbedding, Unembedding
+from embeddings import PositionEmbedding, TokenEmbedding, Unembedding, check_tokens
 from hooks import HookedModule, HookPoint
+from positions import at_positions, check_key_mask, positions_in_prompt
 from transformer_block import Block, make_norm
 from utils import UserError, seeded_generator
 
@@ -106,9 +107,24 @@ class GPT(HookedModule):
         """Writes config.json and model.safetensors into a folder, as Hugging Face reads them."""
         pretrained.write_pretrained(folder, self.cfg, self.to_hf_state_dict())
 
-    def forward(self, tokens):
-        """tokens [batch, pos] -> logits [batch, pos, d_vocab]."""
-        return self.unembed(self.run_blocks(self.embed(tokens)))
+    def forward(self, tokens, key_mask=None):
+        """tokens [batch, pos] -> logits [batch, pos, d_vocab].
+
+        key_mask: [batch, pos], True for real tokens of prompts that are padded on the left
+        (`positions.pad_left`): each row's logits are then what it gives alone. Raises UserError for
+        a mask of another shape.
+        """
+        return self.unembed(self.run_blocks(self.embed_prompts(tokens, key_mask),
+                                            key_mask=key_mask))
+
+    def embed_prompts(self, tokens, key_mask=None):
+        """`embed`, with positions that count from each row's first real token; key_mask [batch,
+        pos] or None."""
+        if key_mask is None:
+            return self.embed(tokens)
+        check_tokens(tokens, self.cfg.d_vocab)
+        check_key_mask(key_mask, tokens)
+        return self.embed(tokens, positions_in_prompt(key_mask))
 
     def embed(self, tokens, positions=None):
         """The stream before the first block, [batch, pos, d_model].
@@ -123,30 +139,32 @@ class GPT(HookedModule):
             resid = resid + self.hook_pos_embed(where)
         return self.dropout(resid)
 
-    def run_blocks(self, resid, start=0, stop=None, past=None):
+    def run_blocks(self, resid, start=0, stop=None, past=None, *, key_mask=None):
         """The stream after the blocks start, …, stop - 1; all of them by default.
 
         resid: [batch, pos, d_model], the stream before block `start`.
         past: one object a layer with extend(k, v) (GrowingPast), by absolute layer.
+        key_mask: [batch, pos], False hides a position from all others (padding).
         """
         stop = self.cfg.n_layers if stop is None else stop
         if not 0 <= start <= stop <= self.cfg.n_layers:
             raise UserError(f"start={start}, stop={stop} is not a way through "
                             f"{self.cfg.n_layers} layers; use 0 <= start <= stop")
         for layer in range(start, stop):
-            resid = self.blocks[layer](resid, None if past is None else past[layer])
+            layer_past = None if past is None else past[layer]
+            resid = self.blocks[layer](resid, layer_past, key_mask)
         return resid
 
     def unembed(self, resid, tokens=None, positions=None):
         """resid [..., pos, d_model] after the last block -> logits [..., pos, d_vocab].
 
         tokens: ids whose logits alone are computed, [n], or [batch, n] with each row's own; then
-        resid [..., batch, pos, d_model] -> [..., batch, pos, n]. positions: [n], those alone; the
-        last LayerNorm, and who listens there, has them all.
+        resid [..., batch, pos, d_model] -> [..., batch, pos, n]. positions: [n] or [batch, n], from
+        0, those alone; the last LayerNorm, and who listens there, has them all.
         """
         normalized = self.ln_final(resid)
         if positions is not None:
-            normalized = normalized[..., positions, :]
+            normalized = at_positions(normalized, positions)
         return self.unembedding(normalized, self.W_E, tokens)
 
     @torch.no_grad()

@@ -62,16 +62,17 @@ class PatchResult(EffectsOfTwoRuns):
 
 @torch.no_grad()
 def activation_patch(model, tokens, source_cache, metric, act_name, axes, *,
-                     direction="denoising", batch_cells=None):
+                     direction="denoising", batch_cells=None, key_mask=None):
     """The effect of patching one cell from `source_cache` into the run of `tokens`, for every cell.
 
     tokens: [batch, pos], of the run that is patched: the corrupted one when denoising, the clean
     one when noising. source_cache: an ActivationCache of the other run, of the same shapes.
-    metric: a Metric, or a function of logits [..., batch, pos, d_vocab] -> [..., batch].
+    metric: a Metric, or a function of logits [batch, pos, d_vocab] -> [batch].
     act_name: a short name ("resid_pre", "z", "post", …) of all layers if "layer" is an axis, else a
     full one. axes: of the cells, "layer" first, then any that the hook point has, such as "pos" or
     "head"; what is not among them is patched whole. direction: a label; only you know which run is
-    which. batch_cells: how many at once (None: what 1 GB holds).
+    which. batch_cells: how many at once (None: what 1 GB holds). key_mask: [batch, pos], True for
+    real tokens, where both runs' prompts are padded on the left in the same places.
     Returns a PatchResult. Raises UserError for what does not fit, while hooks are open (a sweep
     would run past them), and in training with dropout.
     """
@@ -81,7 +82,8 @@ def activation_patch(model, tokens, source_cache, metric, act_name, axes, *,
     check_axes(model, act_name, axes, batch_cells)
     layers = range(model.cfg.n_layers) if by_layer else [None]
     names = [get_act_name(act_name, layer) for layer in layers]
-    rerun = Rerun(model, tokens, metric, [*source_cache, *names])  # kept alike: equal to the bit
+    # kept alike, so that what is equal is equal to the bit
+    rerun = Rerun(model, tokens, metric, [*source_cache, *names], key_mask)
 
     # the grid of cells, of one layer
     shape = rerun.cache[names[0]].shape
@@ -205,7 +207,8 @@ get_act_patch_attn_head_by_pos_every = stack_sweeps(
 # Paths
 
 
-def path_patch(model, clean_tokens, corrupted_tokens, senders, receivers, metric, freeze="heads"):
+def path_patch(model, clean_tokens, corrupted_tokens, senders, receivers, metric, freeze="heads",
+               *, key_mask=None):
     """Noising along chosen paths: the effect on the clean run where the receivers alone see what
     the senders are in the corrupted run; a PatchResult without axes.
 
@@ -219,15 +222,16 @@ def path_patch(model, clean_tokens, corrupted_tokens, senders, receivers, metric
     not see what an earlier one makes of it; beside "logits" no other receiver counts; and without
     any receiver nothing happens.
     freeze: what else keeps its clean value in the first run: "heads" (so that only MLPs and
-    LayerNorms pass the change on), "all" (MLPs too: the direct path), or None.
+    LayerNorms pass the change on), "all" (MLPs too: the direct path), or None. key_mask: [batch,
+    pos], as in `activation_patch`.
     Raises UserError for names that are no sender or receiver, and a sender above its receiver.
     """
     to_send = heads_by_name(model, senders)
     to_receive = heads_by_name(model, receivers)
     check_order(model, to_send, to_receive)
     check_sides(clean_tokens, corrupted_tokens, freeze)
-    clean = Rerun(model, clean_tokens, metric)
-    corrupted = Rerun(model, corrupted_tokens, metric, list(to_send))
+    clean = Rerun(model, clean_tokens, metric, key_mask=key_mask)
+    corrupted = Rerun(model, corrupted_tokens, metric, list(to_send), key_mask)
 
     patched = clean.baseline
     if to_receive:
@@ -237,12 +241,13 @@ def path_patch(model, clean_tokens, corrupted_tokens, senders, receivers, metric
         edits += [(name, replace_with(corrupted.cache[name], heads))
                   for name, heads in to_send.items()]
         with torch.no_grad(), model.hooks(edits), model.caching(list(to_receive)) as seen:
-            model(clean_tokens)
+            model(clean_tokens, key_mask)
 
         # second run: they read that
         received = [(name, replace_with(seen[name], heads)) for name, heads in to_receive.items()]
         with torch.no_grad():
-            patched = clean.metric(model.run_with_hooks(clean_tokens, received))
+            patched = clean.metric(
+                model.run_with_hooks(clean_tokens, received, key_mask=key_mask))
 
     return PatchResult.from_metric(patched, (), baseline=clean.baseline,
                                    target=corrupted.baseline, direction="noising")
@@ -318,16 +323,17 @@ def check_order(model, senders, receivers):
 
 @torch.no_grad()
 def path_patch_matrix(model, clean_tokens, corrupted_tokens, metric, *, receiver="v",
-                      freeze="heads"):
+                      freeze="heads", key_mask=None):
     """Noising along every path from a head to a later head's queries, keys or values.
 
-    As `path_patch` for each pair; receiver: "q", "k" or "v". Returns a PatchResult with the cells
-    [layer, head, later layer, later head]; where the later one is not later, the effect is 0.
+    As `path_patch` for each pair; receiver: "q", "k" or "v"; key_mask as there. Returns a
+    PatchResult with the cells [layer, head, later layer, later head]; where the later one is not
+    later, the effect is 0.
     """
     check_choice("receiver", receiver, ("q", "k", "v"))
     check_sides(clean_tokens, corrupted_tokens, freeze)
-    clean = Rerun(model, clean_tokens, metric)
-    corrupted = Rerun(model, corrupted_tokens, metric)
+    clean = Rerun(model, clean_tokens, metric, key_mask=key_mask)
+    corrupted = Rerun(model, corrupted_tokens, metric, key_mask=key_mask)
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     patched = clean.baseline.repeat(n_layers, n_heads, n_layers, n_heads, 1)
 
@@ -336,13 +342,14 @@ def path_patch_matrix(model, clean_tokens, corrupted_tokens, metric, *, receiver
     own_head = own_head[:, None, None, :, None]
     frozen = [(name, replace_with(torch.cat([own] * n_heads)))
               for name, own in clean.cache.items() if name.endswith(FROZEN[freeze])]
+    mask_of_copies = None if key_mask is None else key_mask.repeat(n_heads, 1)
 
     for layer in range(n_layers - 1):
         sent = torch.where(own_head, corrupted.cache["z", layer], clean.cache["z", layer])
         edits = [*frozen, (get_act_name("z", layer), replace_with(sent.flatten(0, 1)))]
         start = clean.cache["resid_pre", layer].repeat(n_heads, 1, 1)
         with model.hooks(edits), model.caching(lambda name: "resid_pre" in name) as seen:
-            model.run_blocks(start, layer)
+            model.run_blocks(start, layer, key_mask=mask_of_copies)
 
         for later in range(layer + 1, n_layers):
             block = model.blocks[later]

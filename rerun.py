@@ -42,24 +42,27 @@ class Rerun:
     """One run of `tokens`, and all of it that edited runs need in order to start in the middle.
 
     tokens: [batch, pos]. metric: a Metric, or a function of logits [..., batch, pos, d_vocab] ->
-    [..., batch]. names: hook names to keep in `cache` beside those of the short cuts.
+    [..., batch]. names: hook names to keep in `cache` beside those of the short cuts. key_mask:
+    [batch, pos], True for real tokens, where prompts are padded on the left.
     baseline: [batch], the metric of the run as it is.
     Raises UserError while hooks are open, which it would run past, and in training with dropout.
     """
 
     @torch.no_grad()
-    def __init__(self, model, tokens, metric, names=()):
+    def __init__(self, model, tokens, metric, names=(), key_mask=None):
         check_no_hooks(model)
         model.check_no_dropout()
         self.model = model
         self.tokens = tokens
+        self.key_mask = key_mask
         self.metric = as_metric(metric)
         _, self.cache = model.run_with_cache(
-            tokens, lambda name: name in names or is_needed(name))
+            tokens, lambda name: name in names or is_needed(name), key_mask=key_mask)
 
-        self.positions = self.metric.positions(tokens.shape[1]).to(tokens.device)
-        self.looked_at = torch.zeros_like(tokens[0], dtype=torch.bool)  # [pos]
-        self.looked_at[self.positions] = True
+        positions = self.metric.positions(tokens.shape[1], len(tokens))
+        self.positions = positions.expand(len(tokens), -1).to(tokens.device)  # [batch, n]
+        self.looked_at = torch.zeros_like(tokens, dtype=torch.bool)  # [batch, pos]
+        self.looked_at.scatter_(1, self.positions, True)
         self.ids = self.metric.ids(len(tokens), model.cfg.d_vocab, tokens.device)
 
         self.logits = self.metric.needed_logits(model, last_stream(model, self.cache))
@@ -107,6 +110,7 @@ class Rerun:
     def run_with_hook(self, name, edited):
         """The metric of an edit that has no short cut, [cell, batch]: the blocks run as usual."""
         model, n_cells = self.model, len(edited)
+        key_mask = None if self.key_mask is None else self.key_mask.repeat(n_cells, 1)
         in_block = re.match(r"blocks\.(\d+)", name)
         with model.hooks([(name, lambda own, hook: edited.flatten(0, 1))]):
             if in_block or name.startswith("ln_final"):
@@ -114,8 +118,8 @@ class Rerun:
                 resid = stream_before(model, self.cache, start).repeat(n_cells, 1, 1)
             else:
                 start = 0
-                resid = model.embed(self.tokens.repeat(n_cells, 1))
-            logits = model.unembed(model.run_blocks(resid, start))
+                resid = model.embed_prompts(self.tokens.repeat(n_cells, 1), key_mask)
+            logits = model.unembed(model.run_blocks(resid, start, key_mask=key_mask))
         return self.metric(logits.unflatten(0, (n_cells, -1)))
 
     def enter(self, layer, site, edited):
@@ -142,7 +146,7 @@ class Rerun:
         start = layer if site == "resid_pre" else layer + 1
         dirty = (edited != self.cache[site, layer]).flatten(3).any(-1)  # [cell, batch, pos]
         if start == n_layers:
-            dirty[..., ~self.looked_at] = False  # nobody reads the last stream elsewhere
+            dirty &= self.looked_at  # nobody reads the last stream elsewhere
 
         # 3. the jobs, and what is new in them
         cell, prompt = dirty.any(-1).nonzero(as_tuple=True)  # each [job]
@@ -193,7 +197,9 @@ class Rerun:
                 touched = touched.cumsum(2) > 0
             parts = [edited if part == site else self.cache[part, layer].expand_as(edited)
                      for part in ("q", "k", "v")]
-            z = attn.attend(*(part.flatten(0, 1) for part in parts)).unflatten(0, edited.shape[:2])
+            q, k, v = (part.flatten(0, 1) for part in parts)
+            key_mask = None if self.key_mask is None else self.key_mask.repeat(len(edited), 1)
+            z = attn.attend(q, k, v, key_mask).unflatten(0, edited.shape[:2])
         return torch.where(touched[..., None], z, self.cache["z", layer])
 
     def run_blocks(self, entering):
@@ -218,15 +224,17 @@ class Rerun:
             whole[job, pos] = new[0]  # [job, pos, head, d_head]
 
         if layer + 1 == self.model.cfg.n_layers:
-            rows = rows.select(self.looked_at[rows.pos])
-        z = block.attn.attend(*everywhere)[rows.job, rows.pos]  # [row, head, d_head]
+            rows = rows.select(self.looked_at[rows.prompt[rows.job], rows.pos])
+        key_mask = None if self.key_mask is None else self.key_mask[rows.prompt]
+        z = block.attn.attend(*everywhere, key_mask)[rows.job, rows.pos]  # [row, head, d_head]
         resid = block.after_attention(rows.resid + block.attn.write(z[None]))
         return replace(rows, resid=resid, moved=torch.ones_like(rows.moved))
 
     def metric_of_rows(self, rows, n_cells):
         """The metric of all cells, [cell, batch], from the Rows of the last stream that changed."""
         logits = self.logits.expand(n_cells, *self.logits.shape).clone()  # [cell, batch, pos, id]
-        seen, place = (rows.pos[:, None] == self.positions).nonzero(as_tuple=True)
+        looked_at = self.positions[rows.prompt[rows.job]]  # [row, n]
+        seen, place = (rows.pos[:, None] == looked_at).nonzero(as_tuple=True)
         job = rows.job[seen]
         cell, prompt = rows.cell[job], rows.prompt[job]
 

@@ -83,10 +83,11 @@ class Block(nn.Module):
             self.hook_mlp_out = HookPoint("batch pos d_model")
         self.hook_resid_post = HookPoint("batch pos d_model")
 
-    def forward(self, resid, past=None):
-        """resid [batch, pos, d_model] -> the stream after this block; past as in Attention."""
+    def forward(self, resid, past=None, key_mask=None):
+        """resid [batch, pos, d_model] -> the stream after this block; past, key_mask as in
+        Attention."""
         resid = self.hook_resid_pre(resid)
-        attn_out = self.attn(*self.attention_inputs(resid), past)
+        attn_out = self.attn(*self.attention_inputs(resid), past, key_mask)
         return self.after_attention(resid + self.hook_attn_out(self.dropout(attn_out)))
 
     def after_attention(self, resid):
