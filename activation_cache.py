@@ -87,6 +87,19 @@ def slice_axes(tensor, axes, **where):
     return tensor.clone()
 
 
+def check_same_model(axes, source):
+    """Raises UserError for a source that is no ActivationCache, and for one of a model with other
+    hook points. axes: {hook name: axes} of the model, or a cache of it."""
+    axes = getattr(axes, "axes", axes)
+    if not isinstance(source, ActivationCache):
+        raise UserError(f"the cache is a {type(source).__name__}; pass the second result of "
+                        "model.run_with_cache(tokens)")
+    if source.axes.keys() != axes.keys():
+        other = sorted(source.axes.keys() ^ axes.keys())[0]
+        raise UserError(f"the cache is of another model: only one of the two has {other}; take it "
+                        "from this model")
+
+
 def check_same_shape(name, own, source):
     """Raises UserError where an activation of one run can't stand in for that of another."""
     if own.shape != source.shape:

@@ -30,7 +30,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from activation_cache import OUTSIDE_BLOCKS, check_same_shape, get_act_name
+from activation_cache import (
+    OUTSIDE_BLOCKS,
+    check_same_model,
+    check_same_shape,
+    get_act_name,
+)
 from hooks import select_names
 from metrics import (
     EffectsOfTwoRuns,
@@ -41,7 +46,7 @@ from metrics import (
 )
 from positions import choose_positions
 from residual_stream_analysis import before_layer_norm, decomposition, last_stream
-from utils import UserError, check_choice
+from utils import UserError, at_least_float32, check_choice
 
 FIXES = ("qk", "grad_drop")  # the two together are AtP*
 SOFTMAX = ("q", "k", "attn_scores", "pattern")
@@ -65,7 +70,7 @@ def direct_logit_attribution(model, cache, correct, wrong=None, *, unit="compone
     check_one_position(pos, choose_positions(pos, n_pos, n_rows).shape[-1])
 
     # the direction in the vocabulary, as W_U has it
-    W_U, b_U = model.W_U.detach(), model.b_U.detach()
+    W_U, b_U = at_least_float32(model.W_U.detach()), at_least_float32(model.b_U.detach())
     right = token_ids(correct, n_rows, d_vocab, tokenizer=tokenizer).to(W_U.device)
     direction, bias = W_U[:, right].T, b_U[right]  # [batch, d_model], [batch]
     if wrong is not None:
@@ -80,7 +85,7 @@ def direct_logit_attribution(model, cache, correct, wrong=None, *, unit="compone
     # what no part wrote
     from_ln = torch.zeros_like(bias)
     if model.cfg.norm == "layernorm":
-        from_ln = direction @ model.ln_final.b.detach()
+        from_ln = direction @ at_least_float32(model.ln_final.b.detach())
     return torch.cat([attr[..., 0], from_ln[None], bias[None]]), [*labels, "ln_bias", "b_U"]
 
 
@@ -296,6 +301,7 @@ def metric_gradients(model, tokens, metric, names, key_mask=None):
 def source_differences(acts, source_cache, names):
     """{name: a_source - a}; raises UserError for other shapes, and where all are equal, which they
     are if half of the digits agree: a run can be computed in two ways."""
+    check_same_model(acts, source_cache)
     moves = {}
     for name in names:
         own, source = acts[name], source_cache[name]

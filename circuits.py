@@ -29,6 +29,7 @@ Source: Syed et al. 2023 (EAP); Hanna et al. 2024 (EAP-IG, faithfulness); Conmy 
 Wang et al. 2022 (completeness, minimality); Shi et al. 2024 (what a circuit must stand)
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -151,6 +152,9 @@ class EdgeScores(Effects):
     def top(self, n):
         """[(writer, reader, mean)] of the n largest means, whatever their sign, largest first."""
         edges, mean = self.edges(), self.mean
+        if not mean.isfinite().all():
+            raise UserError(f"{int((~mean.isfinite()).sum())} scores are not finite, and have no "
+                            "order; take a metric that is a number for each prompt")
         order = mean.abs().argsort(descending=True)
         return [(*edges[i], mean[i].item()) for i in order[: max(n, 0)].tolist()]
 
@@ -317,6 +321,9 @@ def acdc(model, clean_tokens, corrupted_tokens, metric, *, threshold, mode="resa
         further = distance
         if somebody_reads_the_reader:
             further = (run.value(smaller) - whole).abs().mean().item()
+        if not math.isfinite(further):
+            raise UserError(f"without {edge[0]} -> {edge[1]} the metric is {further}, which no "
+                            "threshold can judge; take a metric that is a number for each prompt")
         if further - distance <= threshold:
             circuit, distance = smaller, further
     return circuit

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from activation_cache import ActivationCache, get_act_name
+from activation_cache import ActivationCache, check_same_model, get_act_name
 from losses import next_token_loss
 from metrics import (
     Effects,
@@ -197,6 +197,10 @@ def ablating(model, name, chosen, replacement):
     """A context manager: while it is open, the chosen units, [layer, unit], of the activation
     `name` (short) are replaced."""
     names = {get_act_name(name, layer): units for layer, units in enumerate(chosen) if units.any()}
+    if replacement.reference is not None:
+        points = model.hook_points()
+        check_same_model({name: point.axes for name, point in points.items()},
+                         replacement.reference)
     return model.hooks([(full, replacement.hook(full, units)) for full, units in names.items()])
 
 

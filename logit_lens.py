@@ -16,6 +16,7 @@ Source: nostalgebraist 2020 (logit lens); Belrose et al. 2023 (tuned lens)
 """
 
 import io
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,7 @@ from metrics import token_ids
 from optim import AdamW, schedule
 from positions import choose_positions, take_positions
 from residual_stream_analysis import accumulated_resid
-from utils import UserError, atomic_write, seeded_generator
+from utils import UserError, at_least_float32, atomic_write, seeded_generator
 
 LOGITS_AT_ONCE = 2**24  # 64 MB
 
@@ -110,7 +111,7 @@ def targets_at(targets, shape, pos, *, n_all, d_vocab):
 def read_predictions(logits, top_k, wanted, some):
     """The columns of a LensResult for some points, [row, point, …]. logits: [row, point, d_vocab];
     the last row is what the model says."""
-    probs = logits.softmax(-1)
+    probs = at_least_float32(logits).softmax(-1)
     columns = {"entropy": torch.special.entr(probs).sum(-1),
                "kl": kl_divergence(logits[-1:], logits)}
     if top_k is None:
@@ -125,6 +126,8 @@ def read_predictions(logits, top_k, wanted, some):
 
 class TunedLens(nn.Module):
     """An affine map for each stream before the last: h + h A + b, at first h itself.
+
+    Its weights are in float32 at least, whatever the model's precision.
 
     d_model: of the model. labels: of the streams, as `accumulated_resid` gives them.
     """
@@ -146,7 +149,8 @@ class TunedLens(nn.Module):
             raise UserError(f"the lens knows {', '.join(self.labels)} of width {self.b.shape[-1]}, "
                             f"not {label} of {resid.shape[-1]}; fit one for this model")
         row = self.labels.index(label)
-        return resid + resid @ self.A[row] + self.b[row]
+        exact = resid.to(self.A.dtype)
+        return (exact + exact @ self.A[row] + self.b[row]).to(resid.dtype)
 
     def save(self, path):
         """Writes the lens to a file, whole or not at all."""
@@ -180,6 +184,8 @@ def fit_tuned_lens(model, tokens, *, steps=300, batch_size=16, lr=2e-3, seed=0):
         raise UserError("n_layers=0: the only stream is the last one; there is nothing to tune")
     if steps < 1 or not len(tokens):
         raise UserError(f"{steps} steps on {len(tokens)} texts fit nothing; take 1 or more of both")
+    if not 0 < lr < math.inf:
+        raise UserError(f"lr={lr} is not possible; it must be more than 0, and finite")
     was_training = model.training
     model.eval()
     try:
@@ -210,7 +216,7 @@ def train_lens(model, tokens, steps, batch_size, *, lr, seed):
             logits, cache = model.run_with_cache(rows.to(model.W_E.device), names)
             stack, labels = accumulated_resid(model, cache, incl_mid=has_mid)
         if lens is None:  # the labels are known only now
-            lens = TunedLens(model.cfg.d_model, labels[:-1]).to(stack)
+            lens = TunedLens(model.cfg.d_model, labels[:-1]).to(at_least_float32(stack))
             optimizer = AdamW(lens.parameters(), lr, weight_decay=0.0)
 
         # forward

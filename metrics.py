@@ -19,7 +19,7 @@ import torch
 from losses import REDUCTIONS
 from losses import kl_divergence as kl_divergence  # an analysis reports it too, under one name
 from positions import as_integers, at_positions, choose_positions
-from utils import UserError, check_choice, seeded_generator
+from utils import UserError, at_least_float32, check_choice, seeded_generator
 
 # Tokens: what an argument may be
 
@@ -268,8 +268,8 @@ class Effects:
 
     @property
     def mean(self):
-        """Averaged over prompts: [*cells]."""
-        return self.values.mean(-1)
+        """Averaged over prompts: [*cells], in float32 at least."""
+        return at_least_float32(self.values).mean(-1)
 
     def ci(self, level=0.95, seed=0):
         """(low, high), each [*cells]: an interval that encloses the mean, by drawing prompts again
@@ -310,7 +310,7 @@ class EffectsOfTwoRuns(Effects):
         if self.target is None:
             raise UserError("the source cache lacks the last stream, so its metric is unknown; "
                             "cache it without a filter")
-        gap = (self.target - self.baseline).mean()
+        gap = at_least_float32(self.target - self.baseline).mean()
         if gap.abs() <= 1e-6 * self.baseline.abs().mean():
             raise UserError(f"both runs have the metric {self.baseline.mean().item():.4g}: effects "
                             "are undefined; take prompts that it tells apart")
@@ -330,7 +330,12 @@ def check_square(pattern, least=1, batch=None):
     if wrong or pattern.shape[-2:] != (n_pos, n_pos) or n_pos < least:
         raise UserError(f"pattern is {list(pattern.shape)}; the score needs "
                         f"[..., {rows or 'batch'}, head, {n_pos}, {n_pos}], {least} pos or more")
-    return pattern
+    sums = pattern.sum(-1, dtype=torch.promote_types(pattern.dtype, torch.float32))
+    if ((sums - 1).abs() > 0.02).any():
+        worst = sums.flatten()[(sums - 1).abs().argmax()].item()
+        raise UserError(f"a row of the pattern sums to {worst:.3g}; pass hook_pattern, whose rows "
+                        "sum to 1")
+    return at_least_float32(pattern)
 
 
 def prev_token_score(pattern):
@@ -424,11 +429,23 @@ def mean_ranks(values):
     return ((first + after - 1) / 2).to(values).masked_fill(values.isnan(), torch.nan)
 
 
+def as_labels(truth, scores):
+    """Labels as bools. Raises UserError for others than bools, ones and zeros, and for another
+    number of them than there are scores."""
+    truth = torch.as_tensor(truth)
+    if truth.shape != scores.shape or not ((truth == 0) | (truth == 1)).all():
+        raise UserError(f"truth is {list(truth.shape)} {truth.dtype} for scores "
+                        f"{list(scores.shape)}; pass as many bools, or ones and zeros")
+    return truth.bool()
+
+
 def auroc(scores, truth):
     """The chance that one of the true ones scores above one of the others, ties counting half.
 
-    scores: [n]; truth: [n], bool. 1: all true ones on top; 0.5: chance; NaN: all true, or none.
+    scores: [n]; truth: [n], bools, or ones and zeros. 1: all true ones on top; 0.5: chance; NaN:
+    all true, or none. Raises UserError for other labels.
     """
+    truth = as_labels(truth, scores)
     n_true = truth.sum()
     ranks = mean_ranks(scores.double())[truth]  # from 0
     return ((ranks.sum() - n_true * (n_true - 1) / 2) / (n_true * (~truth).sum())).item()

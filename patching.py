@@ -30,7 +30,7 @@ from dataclasses import dataclass
 
 import torch
 
-from activation_cache import check_same_shape, get_act_name
+from activation_cache import check_same_model, check_same_shape, get_act_name
 from metrics import EffectsOfTwoRuns
 from rerun import IN_BLOCK, Rerun
 from utils import UserError, check_choice, suggest_closest
@@ -121,6 +121,7 @@ def check_axes(model, act_name, axes, batch_cells):
 
 def check_cells(own, source, names, axes):
     """Raises UserError for a source of another shape, and for axes that the activation lacks."""
+    check_same_model(own, source)
     for name in names:
         check_same_shape(name, own[name], source[name])
         if own[name].dtype != source[name].dtype:

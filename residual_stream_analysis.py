@@ -16,8 +16,8 @@ Source: Elhage et al. 2021 (the stream as a sum); names of TransformerLens (Nand
 import torch
 import torch.nn.functional as F
 
-from activation_cache import head_label
-from utils import UserError, check_choice
+from activation_cache import ActivationCache, head_label
+from utils import UserError, at_least_float32, check_choice
 
 UNITS = ("component", "head", "neuron")
 
@@ -64,6 +64,8 @@ def decomposition(model, cache, layer=-1, *, unit="component", mlp_input=False,
     check_choice("unit", unit, UNITS)
     layer = resolve_layer(model, cache, layer, mlp_input)
     direction = project_output_onto
+    if direction is not None:
+        direction = check_direction(direction, model.cfg.d_model)
 
     # where the stream begins
     rows = [as_rows(cache["embed"], direction)]
@@ -102,6 +104,15 @@ def decomposition(model, cache, layer=-1, *, unit="component", mlp_input=False,
     return stack, labels
 
 
+def check_direction(direction, d_model):
+    """The direction [..., d_model] in float32 at least. Raises UserError for another width."""
+    if not isinstance(direction, torch.Tensor) or direction.shape[-1:] != (d_model,):
+        found = getattr(direction, "shape", None)
+        raise UserError(f"the direction is {found and list(found)}; pass a tensor [..., "
+                        f"{d_model}], what broadcasts to [batch, pos, d_model]")
+    return at_least_float32(direction)
+
+
 def stream_if_kept(model, cache, layer, mlp_input):
     """The stream there, [batch, pos, d_model], or None where the cache lacks it."""
     if mlp_input:
@@ -134,8 +145,9 @@ def check_sum(stack, stream, direction):
 
 def as_rows(write, direction):
     """A write [batch, pos, d_model] as one row, or its product with the direction."""
-    row = write if direction is None else (write * direction).sum(-1)
-    return row[None]
+    if direction is None:
+        return write[None]
+    return (at_least_float32(write) * direction).sum(-1)[None]
 
 
 def head_writes(z, W_O, direction):
@@ -143,8 +155,9 @@ def head_writes(z, W_O, direction):
     head, or its product with the direction."""
     if direction is None:
         return torch.einsum("bphd,hdm->hbpm", z, W_O)
-    reads = torch.einsum("...m,hdm->...hd", direction, W_O)  # what each head's z counts for
-    return (z * reads).sum(-1).movedim(-1, 0)
+    # what each head's z counts for, [..., head, d_head]
+    reads = torch.einsum("...m,hdm->...hd", direction, at_least_float32(W_O))
+    return (at_least_float32(z) * reads).sum(-1).movedim(-1, 0)
 
 
 def neuron_writes(post, W_out, direction):
@@ -152,7 +165,7 @@ def neuron_writes(post, W_out, direction):
     or its product with the direction."""
     if direction is None:
         return torch.einsum("bpn,nm->nbpm", post, W_out)
-    return (post * (direction @ W_out.T)).movedim(-1, 0)
+    return (at_least_float32(post) * (direction @ at_least_float32(W_out).T)).movedim(-1, 0)
 
 
 def accumulated_resid(model, cache, layer=-1, *, incl_mid=False, apply_ln=False):
@@ -237,6 +250,7 @@ def before_layer_norm(model, cache, direction, layer=-1, *, mlp_input=False):
     layer = resolve_layer(model, cache, layer, mlp_input)
     if model.cfg.norm == "none":
         return direction.expand_as(cache["embed"])
+    direction = check_direction(direction, model.cfg.d_model)
     weighted = direction * norm_before(model, layer, mlp_input).w.detach()
     centred = weighted - weighted.mean(-1, keepdim=True)
     return centred / scale_before(model, cache, layer, mlp_input)
@@ -277,6 +291,9 @@ def last_stream(model, cache):
 def resolve_layer(model, cache, layer, mlp_input=False):
     """layer with -1 as n_layers; raises UserError for others that are not there, for an MLP's input
     where there is no MLP, and for a cache whose shapes are not the model's."""
+    if not isinstance(cache, ActivationCache):
+        raise UserError(f"the cache is a {type(cache).__name__}; pass the second result of "
+                        "model.run_with_cache(tokens)")
     n_layers, d_model, n_heads = model.cfg.n_layers, model.cfg.d_model, model.cfg.n_heads
     found = cache["embed"].shape[-1] if "hook_embed" in cache else d_model
     heads = cache["z", 0].shape[-2] if "blocks.0.attn.hook_z" in cache else n_heads
@@ -303,21 +320,31 @@ def norm_budget(model, cache, layer=-1):
     """
     resid = stream_before(model, cache, resolve_layer(model, cache, layer))
     shares, labels = decomposition(model, cache, layer, project_output_onto=resid)
-    return shares / resid.pow(2).sum(-1), labels
+    return shares / at_least_float32(resid).pow(2).sum(-1), labels
 
 
 def resid_norms(model, cache, *, incl_mid=False):
     """The length of the stream before each block and at the end: ([row, batch, pos], labels)."""
     stack, labels = accumulated_resid(model, cache, incl_mid=incl_mid)
-    return stack.norm(dim=-1), labels
+    return at_least_float32(stack).norm(dim=-1), labels
 
 
 def cosine_by_layer(model, cache, *, incl_mid=False):
     """How alike the streams before any two blocks are: the cosine, averaged over batch and
     positions, ([row, row], labels); 1 on the diagonal."""
     stack, labels = accumulated_resid(model, cache, incl_mid=incl_mid)
-    unit = F.normalize(stack, dim=-1)
+    unit = F.normalize(at_least_float32(stack), dim=-1)
     return torch.einsum("ibpm,jbpm->ij", unit, unit) / unit[0, ..., 0].numel(), labels
+
+
+def singular_values(matrix):
+    """The singular values, [..., n], in float32 at least. Raises UserError for a matrix that is not
+    finite or all zero, which has no rank to speak of."""
+    matrix = at_least_float32(torch.as_tensor(matrix))
+    if matrix.ndim < 2 or not matrix.isfinite().all() or not matrix.any():
+        raise UserError(f"the matrix {list(matrix.shape)} is all zero or not finite; pass [..., "
+                        "rows, columns]")
+    return torch.linalg.svdvals(matrix)
 
 
 def effective_rank(matrix):
@@ -326,7 +353,7 @@ def effective_rank(matrix):
     matrix: [..., rows, columns], not all zero. Returns [...], from 1 to the rank; equal singular
     values give the rank itself (Roy & Vetterli 2007).
     """
-    singular = torch.linalg.svdvals(matrix)
+    singular = singular_values(matrix)
     shares = singular / singular.sum(-1, keepdim=True)
     return torch.special.entr(shares).sum(-1).exp()
 
@@ -336,5 +363,5 @@ def participation_ratio(matrix):
 
     matrix: [..., rows, columns], not all zero. Returns [...], from 1 to the rank.
     """
-    power = torch.linalg.svdvals(matrix).pow(2)
+    power = singular_values(matrix).pow(2)
     return power.sum(-1).pow(2) / power.pow(2).sum(-1)

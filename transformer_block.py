@@ -18,6 +18,7 @@ from torch import nn
 from attention import Attention
 from hooks import HookPoint
 from mlp import MLP
+from utils import at_least_float32
 
 EPSILON = 1e-5  # GPT-2's
 
@@ -36,9 +37,11 @@ class LayerNorm(nn.Module):
         """[batch, pos, d_model] -> the same shape; written out while anybody listens."""
         if not (self.hook_scale.listeners or self.hook_normalized.listeners):
             return self.fused(resid)
-        centred = resid - resid.mean(-1, keepdim=True)
-        scale = (centred.pow(2).mean(-1, keepdim=True) + EPSILON).sqrt()
-        return self.hook_normalized(centred / self.hook_scale(scale)) * self.w + self.b
+        exact = at_least_float32(resid)  # as the kernel does; the scale stays so
+        centred = exact - exact.mean(-1, keepdim=True)
+        scale = self.hook_scale((centred.pow(2).mean(-1, keepdim=True) + EPSILON).sqrt())
+        normalized = self.hook_normalized((centred / scale).to(resid.dtype))
+        return normalized * self.w + self.b
 
     def fused(self, resid):
         """The same numbers from one kernel, past the hooks; [..., d_model]."""

@@ -59,6 +59,15 @@ def suggest_closest(name, known):
     return f"; the closest: {', '.join(matches)}" if matches else ""
 
 
+def at_least_float32(tensor):
+    """The tensor in float32 if it is in half precision, else as it is.
+
+    Statistics (sums of squares, logarithms, singular values) are taken so: float16 overflows beyond
+    65,504, and bfloat16 has three digits.
+    """
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 # Seeds and devices
 
 

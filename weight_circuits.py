@@ -26,7 +26,7 @@ import torch
 
 from metrics import copying_score
 from model import GPT
-from utils import UserError, seeded_generator
+from utils import UserError, at_least_float32, check_choice, seeded_generator
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,9 @@ class FactoredMatrix:
 
     def core(self):
         """(Q_A, small, Q_B) with A B = Q_A small Q_B^T and orthonormal columns in both Q."""
-        (Q_A, R_A), (Q_B, R_B) = torch.linalg.qr(self.A), torch.linalg.qr(self.B.mT)
+        A, B = check_finite(self.A), check_finite(self.B)
+        Q_A, R_A = torch.linalg.qr(A)
+        Q_B, R_B = torch.linalg.qr(B.mT)
         return Q_A, R_A @ R_B.mT, Q_B
 
     def svd(self):
@@ -207,15 +209,26 @@ class FactoredMatrix:
     def eigenvalues(self):
         """Those that can differ from zero, [..., rank], complex: A B x = l x exactly where
         B A (B x) = l (B x). Needs a square product."""
-        return torch.linalg.eigvals(self.B @ self.A)
+        return torch.linalg.eigvals(check_finite(self.B) @ check_finite(self.A))
+
+
+def check_finite(matrix):
+    """The matrix in float32 at least. Raises UserError where it holds NaN or infinity, on which
+    LAPACK may never return, or end the interpreter."""
+    n_wrong = int((~matrix.isfinite()).sum())
+    if n_wrong:
+        raise UserError(f"{n_wrong} of {matrix.numel()} weights are NaN or infinite; load a model "
+                        "whose training did not diverge")
+    return at_least_float32(matrix)
 
 
 def read_through(norm, W):
-    """W [..., d_model, out] as it acts on the normalised stream: LayerNorm's weights multiplied in,
-    and without the mean, which a normalised stream has not got."""
+    """W [..., d_model, out] as it acts on the normalised stream, in float32 at least: LayerNorm's
+    weights multiplied in, and without the mean, which a normalised stream has not got."""
+    W = at_least_float32(W)
     if not hasattr(norm, "w"):
         return W
-    weighted = norm.w[:, None] * W
+    weighted = at_least_float32(norm.w)[:, None] * W
     return weighted - weighted.mean(-2, keepdim=True)
 
 
@@ -234,7 +247,8 @@ def ov_circuits(model, layer):
     """W_V W_O of all heads of a layer, [head, d_model, d_model]: what is written where a source
     with one direction in its normalised stream is attended to. A FactoredMatrix."""
     block = block_of(model, layer)
-    return FactoredMatrix(read_through(block.ln1, block.attn.W_V), block.attn.W_O)
+    return FactoredMatrix(read_through(block.ln1, block.attn.W_V),
+                          at_least_float32(block.attn.W_O))
 
 
 def qk_circuit(model, layer, head):
@@ -267,10 +281,11 @@ def block_of(model, layer):
 def ov_eigenvalue_score(model):
     """How much each head copies, [layer, head], from -1 to 1: `copying_score` of the eigenvalues of
     W_E OV W_U, whose positive ones are directions of the vocabulary that raise themselves."""
+    W_E = at_least_float32(model.W_E)
     W_U = read_through(model.ln_final, model.W_U)
-    scores = model.W_E.new_zeros(model.cfg.n_layers, model.cfg.n_heads)
+    scores = W_E.new_zeros(model.cfg.n_layers, model.cfg.n_heads)
     for layer in range(model.cfg.n_layers):
-        scores[layer] = copying_score((model.W_E @ ov_circuits(model, layer) @ W_U).eigenvalues())
+        scores[layer] = copying_score((W_E @ ov_circuits(model, layer) @ W_U).eigenvalues())
     return scores
 
 
@@ -293,16 +308,18 @@ def composition_scores(model, kind, *, n_draws=300, seed=0):
     mean of the square is 1 / d_model (1 / (d_model - 1) without the mean).
     A large z alone is no evidence of a circuit: random matrices favour no direction of the stream,
     trained ones do, and heads that merely use the same few of them pass any z. Compare with other
-    pairs of heads. Raises UserError for another kind.
+    pairs of heads. Raises UserError for another kind, and for fewer than two draws.
     """
-    if kind not in ("Q", "K", "V"):
-        raise UserError(f"kind={kind!r} is unknown; choose from: Q, K, V")
+    check_choice("kind", kind, ("Q", "K", "V"))
+    if n_draws < 2:
+        raise UserError(f"n_draws={n_draws} have no standard deviation; draw 2 or more")
     cfg = model.cfg
     generator = seeded_generator(seed)
     shape = (n_draws, cfg.d_model - (cfg.norm != "none"), cfg.d_head)
     random = [torch.randn(shape, generator=generator) for _ in range(4)]
     null = ratio(FactoredMatrix(random[0], random[1].mT), FactoredMatrix(random[2], random[3].mT))
-    scores = torch.zeros(cfg.n_layers, cfg.n_heads, cfg.n_layers, cfg.n_heads).to(model.W_E)
+    scores = at_least_float32(model.W_E.new_zeros(
+        cfg.n_layers, cfg.n_heads, cfg.n_layers, cfg.n_heads))
     z = scores.clone()
     for later in range(cfg.n_layers):
         reads = ov_read(model, later) if kind == "V" else qk_circuits(model, later)
@@ -337,7 +354,8 @@ def svd_vocab(model, layer, head, tokenizer, *, n_directions=4, top_k=8):
     which the largest change of a logit is a rise.
     """
     U, S, V = ov_circuit(model, layer, head).svd()
-    read, written = model.W_E @ U, V.mT @ read_through(model.ln_final, model.W_U)
+    read = at_least_float32(model.W_E) @ U
+    written = V.mT @ read_through(model.ln_final, model.W_U)
     found = []
     for i in range(min(n_directions, len(S))):
         sign = written[i, written[i].abs().argmax()].sign()
