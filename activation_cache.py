@@ -26,6 +26,11 @@ class UnknownName(UserError, KeyError):
     __str__ = ValueError.__str__  # KeyError's would put the message in quotes
 
 
+class UnknownMethod(UserError, AttributeError):
+    """A method of TransformerLens's cache that is a function here; also an AttributeError, so that
+    `hasattr` says no."""
+
+
 def get_act_name(name, layer=None, module=None):
     """The full hook name of a short one: `("z", 0)` gives `"blocks.0.attn.hook_z"`.
 
@@ -107,6 +112,21 @@ def check_same_shape(name, own, source):
                         "run; take prompts of one length, as many of both, and their whole cache")
 
 
+# What people know from TransformerLens as a method of the cache, and what stands in its place here
+FUNCTIONS = {
+    "decompose_resid": "residual_stream_analysis.decompose_resid(model, cache)",
+    "accumulated_resid": "residual_stream_analysis.accumulated_resid(model, cache)",
+    "get_full_resid_decomposition": "residual_stream_analysis.full_decomposition(model, cache)",
+    "stack_head_results": "residual_stream_analysis.stack_head_results(model, cache)",
+    "stack_neuron_results": "residual_stream_analysis.stack_neuron_results(model, cache)",
+    "stack_activation": "cache.stack(name)",
+    "apply_ln_to_stack": "residual_stream_analysis.apply_ln_to_stack(model, cache, stack, labels)",
+    "logit_attrs": "attribution.direct_logit_attribution(model, cache, correct, wrong)",
+    "remove_batch_dim": "cache.slice(batch=0), which keeps the axis",
+    "cache_dict": "the cache itself, which is a mapping",
+}
+
+
 class ActivationCache(Mapping):
     """The activations of a run by hook name, read as `cache["blocks.0.attn.hook_z"]`,
     `cache["z", 0]`, `cache["resid_post", -1]` or `cache["scale", 0, "ln1"]`.
@@ -123,6 +143,11 @@ class ActivationCache(Mapping):
         self.key_mask = key_mask
         found = [re.match(r"blocks\.(\d+)\.", name) for name in axes]
         self.n_layers = max((int(each[1]) for each in found if each), default=-1) + 1
+
+    def __getattr__(self, name):
+        if name in FUNCTIONS:
+            raise UnknownMethod(f"a cache holds no model, and has no {name}; use {FUNCTIONS[name]}")
+        raise AttributeError(f"a cache has no {name}; read it as cache[{name!r}, layer]")
 
     def full_name(self, key):
         """The hook name of a key: a name, or (name, layer[, module]); layer -1 is the last."""

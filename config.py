@@ -223,7 +223,7 @@ class GenerateConfig(SamplingConfig):
     cache_dir: str | None = option(None, "where downloads are kept (none: below ~/.cache)")
     device: str = option("cpu", "auto, cpu, cuda or mps")
     prompt: str = option("\n", "the text to go on from")
-    stop: str | None = option(None, "end before this text, which must be one token")
+    stop: str | None = option(None, "end before this text")
     steer: str | None = option(None, "push the stream towards what it is after this text")
     steer_away: str | None = option(None, "and away from what it is after this one")
     steer_at: str | None = option(

@@ -25,6 +25,7 @@ from attention import GrowingPast
 from checkpoint import load_model, load_pretrained
 from config import GenerateConfig, config_from_dict, flag_parser
 from embeddings import check_tokens
+from positions import as_integers, pad_left
 from tokenizer import ENDOFTEXT
 from utils import UserError, pick_device, run_program, seeded_generator
 
@@ -66,28 +67,6 @@ def penalise_repetition(logits, tokens, known, penalty):
     return torch.where(times_seen > 0, punished, logits)
 
 
-def pad_left(prompts, device=None):
-    """(tokens, known), each [batch, pos]: prompts of any lengths, padded so that they end together.
-
-    prompts: [batch, pos] of ids, or a list of lists of ids. known is False where there is padding.
-    Raises UserError where a prompt is empty.
-    """
-    if isinstance(prompts, torch.Tensor) and prompts.ndim == 2:
-        return prompts, torch.ones_like(prompts, dtype=torch.bool)
-    if isinstance(prompts, torch.Tensor) or any(isinstance(prompt, int) for prompt in prompts):
-        raise UserError("prompts is one row of ids; give a list of rows, or [batch, pos]")
-
-    lengths = [len(prompt) for prompt in prompts]
-    if not lengths or min(lengths) == 0:
-        raise UserError("a prompt is empty; give each at least one token")
-
-    longest = max(lengths)
-    padded = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    tokens = torch.tensor(padded, device=device)
-    known = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
-    return tokens, known.to(tokens.device)
-
-
 def n_new_tokens(cfg, n_prompt, n_ctx):
     """How many tokens to add to a prompt of n_prompt tokens, as a SamplingConfig asks for them.
 
@@ -106,23 +85,31 @@ def n_new_tokens(cfg, n_prompt, n_ctx):
 
 
 @torch.no_grad()
-def generate(model, prompts, cfg, *, stop_ids=(), cached=True):
+def generate(model, prompts, cfg, *, stop_ids=(), cached=None, hooks_see_chunks=False,
+             n_ids=None):
     """Yields the tokens that the model adds to each row, one [batch, 1] at a time.
 
     prompts: [batch, pos] of ids, or a list of lists of ids whose lengths may differ; a row goes on
     as it would alone. cfg: a SamplingConfig; if it is sliding, each token is drawn given the last
     n_ctx tokens before it. stop_ids: ends when every row has had one of these; a row that has had
-    one repeats it. cached: keep keys and values; without it, each step reads all tokens again, to
-    the same result.
-    Raises UserError for an empty prompt, and where the text does not fit into the context.
+    one repeats it. n_ids: only ids below it are proposed (None: all that the model has).
+    cached: keep keys and values, so that a step computes the new position alone; False reads all
+    tokens again at each step, to the same result. A hook would then see each new position as
+    position 0, so None keeps them unless hooks are open, and True refuses open hooks.
+    hooks_see_chunks: keep them all the same, for hooks that do the same at every position.
+    Raises UserError for an empty prompt, where the text does not fit into the context, for stop_ids
+    that are no ids, and where the model gives no numbers to choose by.
     """
     tokens, known = pad_left(prompts, model.W_E.device)  # each [batch, pos]
     check_tokens(tokens, model.cfg.d_vocab)
+    points = model.hook_points().values()
     n_ctx = model.cfg.n_ctx
     n_new = n_new_tokens(cfg, tokens.shape[1], n_ctx)
     room = min(tokens.shape[1] + n_new, n_ctx)
     generator = seeded_generator(cfg.seed)
-    stops = torch.tensor([*stop_ids], dtype=tokens.dtype, device=tokens.device)
+    stops = torch.tensor([], dtype=tokens.dtype, device=tokens.device)
+    if len(stop_ids):
+        stops = as_integers(list(stop_ids), "stop_ids").to(tokens)
 
     done = torch.zeros_like(known[:, :1])  # [batch, 1]: whether a row has had its stop
     past = None
@@ -131,7 +118,12 @@ def generate(model, prompts, cfg, *, stop_ids=(), cached=True):
         # all positions move with each token, and so all keys and values change.
         window = tokens[:, -n_ctx:]
         window_known = known[:, -n_ctx:]
-        if past is None or not cached or tokens.shape[1] > n_ctx:
+        by_position = not hooks_see_chunks and any(point.listeners for point in points)
+        if by_position and cached:
+            raise UserError("hooks are open, and with cached=True they would see each new position "
+                            "as position 0; pass cached=False, or None")
+        rereads = cached is False or by_position
+        if past is None or rereads or tokens.shape[1] > n_ctx:
             past = empty_past(model, window_known, room)
             unread = window
         else:
@@ -142,6 +134,7 @@ def generate(model, prompts, cfg, *, stop_ids=(), cached=True):
         resid = model.run_blocks(model.embed(unread, positions), past=past)
         logits = model.unembed(resid[:, -1:])[:, 0]  # [batch, d_vocab]
         logits = penalise_repetition(logits, tokens, known, cfg.repetition_penalty)
+        logits = logits[:, :n_ids]
 
         # The next token
         new = torch.where(done, tokens[:, -1:], choose_token(logits, cfg, generator))
@@ -166,7 +159,13 @@ def empty_past(model, known, room):
 
 
 def choose_token(logits, cfg, generator):
-    """The next token of each row, [batch, 1]: drawn, or the likeliest. logits: [batch, d_vocab]."""
+    """The next token of each row, [batch, 1]: drawn, or the likeliest. logits: [batch, d_vocab].
+
+    Raises UserError where they are NaN or infinite: there is nothing to choose by.
+    """
+    if not logits.isfinite().all():
+        raise UserError("the model's logits are NaN or infinite; load weights whose training did "
+                        "not diverge, or a precision that holds them")
     if cfg.greedy:
         return logits.argmax(-1, keepdim=True)
     probs = token_probs(logits, cfg.temperature, cfg.top_k, cfg.top_p)
@@ -216,41 +215,62 @@ def steering_hooks(model, tokenizer, cfg):
 
 
 def stop_tokens(tokenizer, text):
-    """The ids at which to stop, none or one. Raises UserError for a text of several tokens."""
+    """The ids of a stop text, one or several; none without it. `<|endoftext|>` is one."""
     if text is None:
         return []
-    is_endoftext = text == ENDOFTEXT and tokenizer.kind == "bpe"
-    ids = [tokenizer.endoftext_id] if is_endoftext else tokenizer.encode(text)
-    if len(ids) != 1:
-        raise UserError(f"stop={text!r} is {len(ids)} tokens, {tokenizer.to_str_tokens(ids)}; "
-                        "choose a text of one")
-    return ids
+    if tokenizer.kind == "bpe":
+        return tokenizer.encode(text, endoftext=True)
+    return tokenizer.encode(text)
 
 
 def generate_text(model, tokenizer, cfg):
     """Yields the continuation of cfg.prompt piece by piece, as a GenerateConfig asks for it.
 
     A character whose bytes come in several tokens is yielded when it is whole. A word is yielded
-    with the space that its tokenizer puts between it and the word before.
+    with the space that its tokenizer puts between it and the word before. The text ends before
+    cfg.stop, in however many tokens that comes; what might be its beginning is held back until it
+    is known.
     """
     prompt = tokenizer.encode(cfg.prompt)
-    stop_ids = stop_tokens(tokenizer, cfg.stop)
+    stop_ids = stop_tokens(tokenizer, cfg.stop)  # raises for what the tokenizer can't write
+    if len(stop_ids) != 1 or cfg.stop != ENDOFTEXT:
+        stop_ids = []  # a text, which other tokens can write too
     hooks = steering_hooks(model, tokenizer, cfg)
+    others_listen = bool(model.open_hooks())
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     last = prompt[-1:]  # the last token as a list, in case there is none
-    steps = generate(model, [prompt], cfg, stop_ids=stop_ids)
+    held_back = ""
+    steps = generate(model, [prompt], cfg, stop_ids=stop_ids, n_ids=tokenizer.d_vocab,
+                     hooks_see_chunks=bool(hooks) and not others_listen)
     while True:
         with model.hooks(hooks):  # closed while the caller has a piece in hand
             new = next(steps, None)
         if new is None or new.item() in stop_ids:
             break
+
         # What the new token adds to the bytes of the one before it
         n_bytes_before = len(tokenizer.to_bytes(last))
         added = tokenizer.to_bytes([*last, new.item()])[n_bytes_before:]
-        yield decoder.decode(added)
         last = [new.item()]
-    yield decoder.decode(b"", final=True)
+        piece = held_back + decoder.decode(added)
+
+        # What comes before the stop text, or before what may become it
+        if cfg.stop is not None and not stop_ids:
+            before, found, _ = piece.partition(cfg.stop)
+            if found:
+                yield before
+                return
+            n_held = length_of_overlap(piece, cfg.stop)
+            piece, held_back = piece[: len(piece) - n_held], piece[len(piece) - n_held :]
+        yield piece
+    yield held_back + decoder.decode(b"", final=True)
+
+
+def length_of_overlap(text, stop):
+    """How many characters at the end of a text are the beginning of `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def main(argv=None):

@@ -97,8 +97,49 @@ class HookPoint:
         return changed
 
 
+# What people know from TransformerLens under another name, and what stands in its place here
+ELSEWHERE = {
+    "add_hook": "with model.hooks([(name, fn)]): ...",
+    "add_perma_hook": "with model.hooks([(name, fn)]): ...",
+    "add_caching_hooks": "with model.caching(names_filter) as cache: ...",
+    "reset_hooks": "nothing: hooks end with their `with` block",
+    "remove_all_hook_fns": "nothing: hooks end with their `with` block",
+    "hook_dict": "model.hook_points()",
+    "mod_dict": "dict(model.named_modules())",
+    "to_tokens": "torch.tensor([tokenizer.encode(text)])",
+    "to_str_tokens": "tokenizer.to_str_tokens(text)",
+    "to_single_token": "metrics.token_ids(text, 1, model.cfg.d_vocab, tokenizer=tokenizer)",
+    "to_string": "tokenizer.decode(ids)",
+    "OV": "weight_circuits.ov_circuit(model, layer, head)",
+    "QK": "weight_circuits.qk_circuit(model, layer, head)",
+    "return_type": "the logits always; a loss is losses.next_token_loss(logits, tokens)",
+    "loss_per_token": "losses.next_token_loss(logits, tokens, reduction='none')",
+    "prepend_bos": "tokens as they are; put the token in front yourself",
+    "stop_at_layer": "model.run_blocks(model.embed(tokens), stop=layer)",
+    "start_at_layer": "model.run_blocks(resid, start=layer)",
+    "bwd_hooks": "model.gradient_cache(tokens, metric_fn, names_filter)",
+    "incl_bwd": "model.gradient_cache(tokens, metric_fn, names_filter)",
+    "remove_batch_dim": "cache.slice(batch=0), which keeps the axis",
+}
+FORWARD_ARGUMENTS = ("key_mask",)
+
+
+class NotHere(UserError, AttributeError):
+    """A name of TransformerLens that stands for something else here; also an AttributeError, so
+    that `hasattr` says no."""
+
+
 class HookedModule(nn.Module):
     """A module whose hook points can be listened to, cached, edited and differentiated by name."""
+
+    def __getattr__(self, name):
+        if name in ELSEWHERE:
+            raise NotHere(f"there is no {name} here; use {ELSEWHERE[name]}")
+        return super().__getattr__(name)
+
+    def open_hooks(self):
+        """The names of the hook points to which somebody listens now."""
+        return [name for name, point in self.hook_points().items() if point.listeners]
 
     def hook_points(self):
         """{name: HookPoint} of this module and all below it, names as in `blocks.0.attn.hook_z`."""
@@ -149,12 +190,14 @@ class HookedModule(nn.Module):
     def run_with_hooks(self, tokens, fwd_hooks, **how):
         """`self(tokens)` while `fwd_hooks` listen, as in `hooks`. how: further arguments of the
         forward pass, such as key_mask."""
+        check_arguments(how)
         with self.hooks(fwd_hooks):
             return self(tokens, **how)
 
     def run_with_cache(self, tokens, names_filter=None, pos_slice=None, **how):
         """`(self(tokens), cache)`; the filters are those of `caching`. how: further arguments of
         the forward pass, such as key_mask."""
+        check_arguments(how)
         with self.caching(names_filter, pos_slice) as cache:
             logits = self(tokens, **how)
         cache.key_mask = how.get("key_mask")
@@ -169,6 +212,7 @@ class HookedModule(nn.Module):
         Returns (value, acts, grads): value is detached; acts and grads are ActivationCaches of the
         same names, with zeros where the metric does not reach. No weight's `.grad` is touched.
         """
+        check_arguments(how)
         points = self.hook_points()
         live = {}
 
@@ -192,6 +236,15 @@ class HookedModule(nn.Module):
         axes = {name: point.axes for name, point in points.items()}
         acts = ActivationCache({name: tensor.detach() for name, tensor in live.items()}, axes)
         return value.detach(), acts, ActivationCache(dict(zip(live, gradients, strict=True)), axes)
+
+
+def check_arguments(how):
+    """Raises UserError for an argument that the forward pass does not have; one that is known from
+    TransformerLens gets an answer."""
+    for name in how:
+        if name not in FORWARD_ARGUMENTS:
+            hint = ELSEWHERE.get(name, f"one of: {', '.join(FORWARD_ARGUMENTS)}")
+            raise UserError(f"there is no argument {name} here; use {hint}")
 
 
 def select_names(points, names_filter):

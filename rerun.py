@@ -288,7 +288,7 @@ def is_needed(name):
 
 def check_no_hooks(model):
     """Raises UserError while hooks are open on the model."""
-    open_at = [name for name, point in model.hook_points().items() if point.listeners]
+    open_at = model.open_hooks()
     if open_at:
         raise UserError(f"hooks are open at {', '.join(open_at[:3])}, which this would run past; "
                         "close them first, or write their edit into a copy of the weights")
