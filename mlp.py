@@ -37,37 +37,60 @@ class GELU(torch.autograd.Function):
 
     Since (1 + tanh u) / 2 = sigmoid(2u), it is x * s with s = sigmoid(2u). Hence
         d/dx (x s) = s + x s (1 - s) (2u)',    x (2u)' = x (a + 3 c x^2)    if 2u = x (a + c x^2).
-    The time goes into moving memory, not into arithmetic: both are computed while x is at hand, in
-    the two buffers that are kept anyway, and the backward pass is left with one product.
+    The time goes into moving memory, not into arithmetic: the slope is computed while x is at hand,
+    and the backward pass is left with one product.
+
+    It works under torch.func too (`vmap`, `grad`, `jacrev`, `jvp`): forward touches no context.
     """
 
-    @staticmethod
-    def forward(ctx, x):
-        """x [...] -> gelu(x) [...]."""
-        a, c = x.new_full((), TWO_SQRT_2_OVER_PI), TWO_SQRT_2_OVER_PI * CUBIC
-        buffer = torch.addcmul(a, x, x, value=c).mul_(x)  # 2u
-        s = torch.sigmoid(buffer)
-        if ctx.needs_input_grad[0]:
-            torch.addcmul(a, x, x, value=3 * c, out=buffer).mul_(x)  # x (2u)'
-            slope = buffer.addcmul_(buffer, s, value=-1).add_(1).mul_(s)
-            ctx.save_for_backward(x, slope)
-        return s.mul_(x)
+    generate_vmap_rule = True
 
     @staticmethod
-    def backward(ctx, grad):
+    def forward(x):
+        """x [...] -> (gelu(x), d gelu / dx), each [...]."""
+        a, c = x.new_full((), TWO_SQRT_2_OVER_PI), TWO_SQRT_2_OVER_PI * CUBIC
+        s = torch.addcmul(a, x, x, value=c).mul_(x).sigmoid_()  # sigmoid(2u)
+        slope = torch.addcmul(a, x, x, value=3 * c).mul_(x)  # x (2u)'
+        slope = slope.addcmul_(slope, s, value=-1).add_(1).mul_(s)
+        return s.mul_(x), slope
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        """Keeps what the derivative needs; the slope is no result that anyone differentiates."""
+        _, slope = output
+        ctx.mark_non_differentiable(slope)
+        ctx.save_for_backward(*inputs, slope)
+        ctx.save_for_forward(*inputs, slope)
+
+    @staticmethod
+    def backward(ctx, grad, _):
         """grad * d gelu / dx, shape of x."""
-        x, slope = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            # Somebody differentiates the derivative. The saved slope is a constant to autograd, and
-            # using it would give second derivatives that are wrong without a word.
-            s = gate(x)
-            slope = s + x * s * (1 - s) * TWO_SQRT_2_OVER_PI * (1 + 3 * CUBIC * x * x)
-        return grad * slope
+        return grad * differentiable_slope(*ctx.saved_tensors)
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        """tangent * d gelu / dx, shape of x; and nothing for the slope."""
+        return tangent * differentiable_slope(*ctx.saved_tensors), None
+
+
+def differentiable_slope(x, slope):
+    """d gelu / dx: the one that was saved or, where somebody differentiates it, computed anew.
+
+    The saved slope is a constant to autograd, and using it would give second derivatives that are
+    wrong without a word.
+    """
+    if not torch.is_grad_enabled():
+        return slope
+    s = gate(x)
+    return s + x * s * (1 - s) * TWO_SQRT_2_OVER_PI * (1 + 3 * CUBIC * x * x)
 
 
 def gelu(x):
     """GPT-2's GELU, x [...] -> [...]."""
-    return GELU.apply(x)
+    if torch.is_grad_enabled() and x.requires_grad:
+        return GELU.apply(x)[0]
+    a, c = x.new_full((), TWO_SQRT_2_OVER_PI), TWO_SQRT_2_OVER_PI * CUBIC
+    return torch.addcmul(a, x, x, value=c).mul_(x).sigmoid_().mul_(x)
 
 
 ACTIVATIONS = {"gelu": gelu, "relu": F.relu}
