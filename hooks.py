@@ -45,7 +45,7 @@ class HookPoint:
             if 0 in tensor.stride():
                 tensor = tensor.clone()  # an expanded view: every row is one memory
             for listener in tuple(self.listeners):
-                tensor = self.tell(listener, tensor)
+                tensor = self.apply_listener(listener, tensor)
         return tensor
 
     def __deepcopy__(self, memo):
@@ -71,7 +71,7 @@ class HookPoint:
         self.listeners.append(listener)
         return remove
 
-    def tell(self, listener, tensor):
+    def apply_listener(self, listener, tensor):
         """The tensor that the listener returns, or the one it was given where it returns None.
 
         Raises UserError where it edited its tensor in place, and where what it returns is not a
