@@ -186,6 +186,7 @@ def test_a_lens_table_has_the_last_row_on_top_and_shows_spaces_and_line_ends():
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.texts] == ["c", "↵", "a", "·b"]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["final", "0_pre"]
+    assert axes.images[0].get_array().tolist() == [[0.9, 0.8], [0.1, 0.2]]
     assert axes.images[0].get_clim() == (0, 1)
 
 
