@@ -53,6 +53,12 @@ def test_the_same_numbers_give_the_same_bytes(tmp_path):
         assert content.startswith(b"\x89PNG") and content == (tmp_path / f"two{i}.png").read_bytes()
 
 
+def test_a_few_values_are_points_and_many_are_a_line():
+    few, many = ((list(range(n)), [1.0] * n) for n in (30, 31))
+    lines = curve({"few": few, "many": many}, **WORDS).axes[0].lines
+    assert [line.get_marker() for line in lines] == ["o", "None"]
+
+
 @pytest.mark.parametrize("figure", draw_all())
 def test_a_figure_carries_its_title_and_the_names_of_its_axes(figure):
     axes = figure.axes[0]
