@@ -243,3 +243,16 @@ def test_a_config_survives_dictionaries_and_json(cfg):
 def test_a_dictionary_is_checked_like_a_command_line(kind, values, message):
     with pytest.raises(UserError, match=message):
         config_from_dict(kind, values)
+
+
+def test_none_on_the_command_line_is_none_where_a_setting_may_be_none():
+    assert parse(Config, "--train.threads", "none").train.threads is None
+    assert parse(Config, "--data.path", "none").data.path is None
+    with pytest.raises(UserError, match="invalid int value: 'none'"):
+        parse(Config, "--train.max_steps", "none")
+
+
+@pytest.mark.parametrize(("share", "n_repeats"), [(0.0, 0), (0.1, 1), (0.3, 4), (0.99, 12)])
+def test_the_number_of_repeats_is_the_nearest_to_their_share(share, n_repeats):
+    cfg = Config(data=DataConfig(repeats=share), train=TrainConfig(batch_size=12))
+    assert cfg.n_repeats == n_repeats  # 0.1 x 12 is 1.2, and 0.3 x 12 is 3.6

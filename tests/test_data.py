@@ -381,6 +381,18 @@ def test_a_category_that_does_not_occur_is_left_out():
     assert above == {"all": pytest.approx(1 / 3), "syntax": 0.5, "choice": 0.25}
 
 
+def test_bpe_does_not_learn_from_the_part_that_it_is_validated_on(tmp_path):
+    first, second = "the cat sat there. ", "zyx wvu zyx wvu. "
+    text = first * 90 + second * 90
+    dataset = load_dataset(file_config(tmp_path, text.encode(), tokenizer="bpe", vocab_size=270,
+                                       val_fraction=0.5), 8)
+    learned_from = dataset.tokenizer.decode(dataset.train)
+    assert text.startswith(learned_from) and "zyx" in dataset.tokenizer.decode(dataset.val)
+    expected = BPETokenizer().train(learned_from, 270)
+    assert dataset.tokenizer.state_dict() == expected.state_dict()
+    assert expected.state_dict() != BPETokenizer().train(text, 270).state_dict()
+
+
 @pytest.mark.parametrize("kind", ["char", "word", "bpe"])
 @pytest.mark.parametrize("val_fraction, part", [(1e-9, "validation"), (0.99999, "training")])
 def test_a_share_of_the_corpus_that_leaves_no_story_is_named(monkeypatch, kind, val_fraction, part):

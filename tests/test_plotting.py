@@ -53,6 +53,12 @@ def test_the_same_numbers_give_the_same_bytes(tmp_path):
         assert content.startswith(b"\x89PNG") and content == (tmp_path / f"two{i}.png").read_bytes()
 
 
+def test_a_few_values_are_points_and_many_are_a_line():
+    few, many = ((list(range(n)), [1.0] * n) for n in (30, 31))
+    lines = curve({"few": few, "many": many}, **WORDS).axes[0].lines
+    assert [line.get_marker() for line in lines] == ["o", "None"]
+
+
 @pytest.mark.parametrize("figure", draw_all())
 def test_a_figure_carries_its_title_and_the_names_of_its_axes(figure):
     axes = figure.axes[0]
@@ -186,6 +192,7 @@ def test_a_lens_table_has_the_last_row_on_top_and_shows_spaces_and_line_ends():
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.texts] == ["c", "↵", "a", "·b"]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["final", "0_pre"]
+    assert axes.images[0].get_array().tolist() == [[0.9, 0.8], [0.1, 0.2]]
     assert axes.images[0].get_clim() == (0, 1)
 
 

@@ -18,7 +18,7 @@ import train
 from checkpoint import load_checkpoint, load_model
 from config import DataConfig
 from data import load_dataset
-from tokenizer import BPETokenizer, CharTokenizer, load_tokenizer, split_words
+from tokenizer import BPETokenizer, CharTokenizer, WordTokenizer, load_tokenizer, split_words
 from utils import UserError
 
 GPT2_FILES = Path(__file__).resolve().parent.parent / "data/gpt2_bpe"
@@ -549,4 +549,10 @@ def test_a_run_with_bpe_resumes_as_if_it_had_not_stopped_and_loads(tmp_path, mon
     assert tokenizer.d_vocab == model.cfg.d_vocab == 300
     text = (tmp_path / "text.txt").read_text(encoding="utf-8")
     assert merges_of(tokenizer) == naive_merges(text[: len(text) - len(text) // 10], 44)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_words_come_back_with_their_spaces_and_none_around_a_line_s_end_or_before_a_mark():
+    text = "when ada, ivo and leo went.\nada sings\n\nri sa?"
+    tokenizer = WordTokenizer().fit(text)
     assert tokenizer.decode(tokenizer.encode(text)) == text

@@ -64,7 +64,8 @@ def test_a_program_that_ends_well_raises_nothing():
     assert called == [1]
 
 
-@pytest.mark.parametrize("name", ["hook_patern", "blocks.0.attn.hook_patern", "attn.hook_patern"])
+@pytest.mark.parametrize("name", ["hook_patern", "blocks.0.attn.hook_patern", "attn.hook_patern",
+                                  "decoder.layers.11.self_attention.hook_patern"])
 def test_a_misspelt_name_finds_its_neighbour_in_full_or_by_its_last_part(name):
     assert suggest_closest(name, HOOKS).startswith("; the closest: blocks.0.attn.hook_pattern")
 
