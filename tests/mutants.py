@@ -443,7 +443,8 @@ MUTANTS = [
     # probing
     Mutant("probing", "fit_logistic(X[~held_out], y[~held_out], l2)", "fit_logistic(X, y, l2)",
            "a probe is judged on what it was fitted to"),
-    Mutant("probing", "names, index = groups_of(groups, n)", "names, index = groups_of(None, n)",
+    Mutant("probing", "names, index = index_groups(groups, n)",
+           "names, index = index_groups(None, n)",
            "groups stand on both sides"),
     Mutant("probing", "    folds = assign_folds(groups, len(y), n_folds, seed)\n",
            "    folds = assign_folds(groups, len(y), n_folds, seed)\n"
@@ -475,8 +476,9 @@ MUTANTS = [
     Mutant("probing", "share = n_classes / (start + n_classes)",
            "share = n_classes / (end + n_classes)",
            "the uniform guess knows how long its block is"),
-    Mutant("probing", "names, index = groups_of(groups, len(y))",
-           "names, index = groups_of(None, len(y))", "half a group is sent before the other half"),
+    Mutant("probing", "names, index = index_groups(groups, len(y))",
+           "names, index = index_groups(None, len(y))",
+           "half a group is sent before the other half"),
     Mutant("probing", "return self.entropy_bits / self.bits",
            "return self.uniform_bits / self.bits",
            "the compression of the entropy is that of the uniform code"),
