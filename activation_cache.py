@@ -67,7 +67,8 @@ def slice_axes(tensor, axes, **where):
     that the tensor lacks are passed over. Raises UserError for an int that lies outside.
     """
     for dim, axis in enumerate(axes.replace("query_pos", "pos").split()):
-        choice, size = where.get(axis), tensor.shape[dim]
+        size = tensor.shape[dim]
+        choice = where.get(axis)
         if isinstance(choice, int):
             if not -size <= choice < size:
                 raise UserError(f"{axis}={choice} is outside of the {size} that there are")

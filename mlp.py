@@ -44,7 +44,8 @@ class GELU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         """x [...] -> gelu(x) [...]."""
-        a, c = x.new_full((), TWO_SQRT_2_OVER_PI), TWO_SQRT_2_OVER_PI * CUBIC
+        a = x.new_full((), TWO_SQRT_2_OVER_PI)
+        c = TWO_SQRT_2_OVER_PI * CUBIC
         buffer = torch.addcmul(a, x, x, value=c).mul_(x)  # 2u
         s = torch.sigmoid(buffer)
         if ctx.needs_input_grad[0]:
