@@ -123,7 +123,8 @@ def pickled(path, value):
 @pytest.mark.parametrize("write", [pickled, lambda path, value: torch.save(value, path)],
                          ids=["pickle", "torch.save"])
 def test_a_file_that_would_run_code_is_refused_and_does_not_run_it(tmp_path, write):
-    path, victim = tmp_path / "checkpoint.pt", tmp_path / "victim"
+    path = tmp_path / "checkpoint.pt"
+    victim = tmp_path / "victim"
     write(path, state_of(tiny_model()) | {"step": Attack(victim)})
     assert str(path) in refusal(lambda: load_checkpoint(path))
     assert not victim.exists()
@@ -192,7 +193,8 @@ def test_weights_of_another_architecture_are_named_and_not_one_is_copied():
 
 
 def test_weights_that_fit_are_copied():
-    model, other = tiny_model(seed=1), tiny_model(seed=2)
+    model = tiny_model(seed=1)
+    other = tiny_model(seed=2)
     model.load_weights_(other.state_dict(), "that.pt")
     assert same_logits(model, other)
 

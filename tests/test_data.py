@@ -235,7 +235,8 @@ def server(monkeypatch):
     monkeypatch.setattr(data, "download_verified", functools.partial(download_verified, pause=0))
     monkeypatch.setattr(data, "SHAKESPEARE_SHA256", sha256_of(GOOD))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
-    server.requested, server.url = [], f"http://127.0.0.1:{server.server_port}"
+    server.requested = []
+    server.url = f"http://127.0.0.1:{server.server_port}"
     server.answers = {"/good": [(200, GOOD, None)], "/wrong": [(200, b"not it", None)],
                       "/missing": [(404, b"not here", None)], "/cut": [(200, GOOD, 10**6)],
                       "/busy": [(503, b"later", None), (200, GOOD, None)]}
@@ -547,7 +548,8 @@ def test_a_file_prepared_anew_does_not_change_what_is_trained_on(tmp_path):
 def test_the_file_in_the_folder_means_its_folder(tmp_path):
     cfg = prepared(tmp_path, "abcd" * 100)
     named = dataclasses.replace(cfg, path=f"{cfg.path}/{data.TOKENS_FILE}")
-    one, other = load_dataset(cfg, 8), load_dataset(named, 8)
+    one = load_dataset(cfg, 8)
+    other = load_dataset(named, 8)
     assert torch.equal(one.train[:99], other.train[:99]) and one.sha256 == other.sha256
 
 
@@ -627,11 +629,11 @@ DAMAGE = {  # what is done to a token file of 100 ids, 0 and 1, and what is told
     "the end cut off": (lambda path: edit(path, lambda content: content[:-3]), "in place of 100"),
     "most cut off": (lambda path: edit(path, lambda content: content[:40]), BROKEN),
     "longer": (lambda path: edit(path, lambda content: content + b"\0\0"), "101 ids in place"),
-    "an id too large": (lambda path: edit(path, with_last_id(2)), "the id 2"),
+    "an id too large": (lambda path: edit(path, with_last_id(2)), "0 to 1"),
     "another id": (lambda path: edit(path, with_last_id(0)), CHANGED),
     "other symbols, as many":
         (lambda path: edit_header(path, tokenizer=tokenizer_state("cd")), CHANGED),
-    "fewer symbols": (lambda path: edit_header(path, tokenizer=tokenizer_state("a")), "the id 1"),
+    "fewer symbols": (lambda path: edit_header(path, tokenizer=tokenizer_state("a")), "0 to 0"),
     "other numbers, as long": (lambda path: edit_header(path, dtype="float16"), BROKEN),
     "no tokenizer": (lambda path: edit_header(path, tokenizer="gpt2"), BROKEN),
     "plain text": (lambda path: path.write_text("hello"), BROKEN),

@@ -172,7 +172,8 @@ def kind_of(character):
 
 def scanned(text):
     """GPT-2's words by a scanner: what the rule says, from left to right, without backtracking."""
-    words, start = [], 0
+    words = []
+    start = 0
     while start < len(text):
         kinds = [kind_of(character) for character in text[start:]]
         ending = next((e for e in ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
@@ -208,7 +209,8 @@ def test_every_character_is_of_the_class_that_unicode_gives_it():
     shapes = {"letter": [3], "number": [1, 1, 1], "other": [1, 1, 1], "space": [1, 1, 1]}
     for code in [*range(0x3200), *range(0xF900, 0x11000, 7), *range(0x1F000, 0x1FB00, 5)]:
         if not 0xD800 <= code < 0xE000 and code != 0x20:  # a space goes with the word
-            kind, text = kind_of(chr(code)), f"x{chr(code)}x"
+            kind = kind_of(chr(code))
+            text = f"x{chr(code)}x"
             assert [len(word) for word in split_words(text)] == shapes[kind], hex(code)
             twins = {"number": f"{chr(code)}1", "other": f"{chr(code)}!"}.get(kind, "a")
             assert split_words(twins) == [twins], hex(code)
@@ -350,7 +352,8 @@ def test_bpe_names_unknown_ids(bpe):
 
 def test_endoftext_is_one_token_only_when_asked_for():
     tokenizer = bpe_of("a b", extra=["<|endoftext|>"])
-    end, text = 257, "<|endoftext|>ab<|endoftext|><|endoftext|> ab"
+    end = 257
+    text = "<|endoftext|>ab<|endoftext|><|endoftext|> ab"
     assert tokenizer.endoftext_id == end
     assert tokenizer.encode(text, endoftext=True) == [end, 256, end, end, SPACE, 256]
     plain = tokenizer.encode(text)
@@ -391,7 +394,8 @@ def test_a_bpe_state_comes_back_from_disk(bpe, tmp_path, through):
     else:
         torch.save(bpe.state_dict(), tmp_path / "state.pt")
         state = torch.load(tmp_path / "state.pt", weights_only=True)
-    again, text = load_tokenizer(state), corpus.text(500) + "🙂\0"
+    again = load_tokenizer(state)
+    text = corpus.text(500) + "🙂\0"
     assert isinstance(again, BPETokenizer) and again.symbols == bpe.symbols
     assert merges_of(again) == merges_of(bpe) and again.encode(text) == bpe.encode(text)
     assert again.state_dict() == bpe.state_dict()
