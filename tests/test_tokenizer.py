@@ -63,7 +63,7 @@ def test_fitting_again_forgets_the_first_text():
 
 def test_unknown_characters_are_named_and_known_ones_are_not():
     message = refusal(lambda: CharTokenizer().fit("ab").encode("aéqb"))
-    assert "'q' 'é'" in message and "knows 2" in message and "'a'" not in message
+    assert "'q' 'é'" in message and "2: 'ab'" in message and "'a'" not in message
 
 
 def test_unknown_ids_are_named_and_negative_ones_do_not_count_from_the_end():
@@ -76,6 +76,12 @@ def test_unknown_ids_are_named_and_negative_ones_do_not_count_from_the_end():
 def test_a_tensor_is_decoded_like_a_list():
     tokenizer = CharTokenizer().fit("abc")
     assert tokenizer.decode(torch.tensor([2, 0, 1])) == "cab" == tokenizer.decode([2, 0, 1])
+
+
+def test_the_tokens_of_a_text_are_its_characters_or_its_words():
+    text = "ada, ivo"
+    assert CharTokenizer().fit(text).to_str_tokens(text) == list(text)
+    assert WordTokenizer().fit(text).to_str_tokens(text) == ["ada", ",", "ivo"]
 
 
 def test_a_fresh_tokenizer_becomes_the_one_whose_state_it_loads_even_through_json():
