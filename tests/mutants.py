@@ -14,16 +14,21 @@ Source: DeMillo, Lipton & Sayward 1978 (mutation testing)
 """
 
 import argparse
+import os
 import shutil
-import subprocess
-import sys
+import signal
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib.figure  # noqa: F401 - loaded once here, so that no child has to
+import numpy  # noqa: F401
+import pytest
+import requests  # noqa: F401
+import torch  # noqa: F401
+
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS = 300  # the most that the tests of one mutant may take; a bug that hangs is a bug found
+SECONDS = 300  # the most that the tests of one mutant may take
 
 
 @dataclass(frozen=True)
@@ -1334,22 +1339,56 @@ MUTANTS = [
 ]
 
 
-def is_caught(mutant):
-    """Whether a test fails in a copy of the tree that has this bug."""
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "tree"
-        leave_out = shutil.ignore_patterns(".*", "outputs", "data", "figures", "__pycache__")
-        shutil.copytree(ROOT, root, ignore=leave_out)
-        mutant.apply(root)
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider",
-                   *mutant.test_files()]
-        try:
-            ran = subprocess.run(command, cwd=root, capture_output=True, timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            return True
-    if ran.returncode not in (0, 1, 2):  # 2: the module can't even be imported
-        raise RuntimeError(f"pytest itself failed for {mutant.bug}: {ran.stdout[-500:]!r}")
-    return ran.returncode != 0
+def start_tests(mutant, root):
+    """Plants a mutant in a copy of the tree and starts its tests there: the process id.
+
+    The child is a fork of this process, which has torch and pytest loaded already, and none of the
+    project's own modules: what it imports is the copy.
+    """
+    leave_out = shutil.ignore_patterns(".*", "outputs", "data", "figures", "__pycache__")
+    shutil.copytree(ROOT, root, ignore=leave_out)
+    mutant.apply(root)
+    child = os.fork()
+    if child:
+        return child
+
+    try:
+        os.chdir(root)
+        silent = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(silent, stream)
+        signal.alarm(SECONDS)  # ends the child: a bug that hangs is a bug found
+        os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *mutant.test_files()]))
+    finally:
+        os._exit(pytest.ExitCode.INTERNAL_ERROR)
+
+
+def is_caught(status):
+    """Whether the tests failed, from the status with which their process ended.
+
+    Raises RuntimeError where they did not run at all: then nothing is known.
+    """
+    code = os.waitstatus_to_exitcode(status)
+    caught = (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED, -signal.SIGALRM)
+    if code not in (pytest.ExitCode.OK, *caught):
+        raise RuntimeError(f"pytest ended with {code}: are the test files there?")
+    return code in caught
+
+
+def plant_all(mutants, n_jobs):
+    """Plants mutants, n_jobs at a time, and yields (mutant, whether it was caught) as they end."""
+    waiting = list(mutants)
+    running = {}  # {process id: (mutant, its folder)}
+    while waiting or running:
+        while waiting and len(running) < n_jobs:
+            mutant = waiting.pop(0)
+            folder = tempfile.TemporaryDirectory()
+            running[start_tests(mutant, Path(folder.name) / "tree")] = (mutant, folder)
+
+        child, status = os.wait()
+        mutant, folder = running.pop(child)
+        folder.cleanup()
+        yield mutant, is_caught(status)
 
 
 def main():
@@ -1359,13 +1398,15 @@ def main():
     parser.add_argument("--jobs", type=int, default=1, help="how many at once (default: 1)")
     args = parser.parse_args()
     chosen = [each for each in MUTANTS if not args.modules or each.module in args.modules]
+    if not chosen:
+        there = ", ".join(sorted({each.module for each in MUTANTS}))
+        parser.error(f"no mutants of {', '.join(args.modules)}; there are some of {there}")
 
     survivors = []
-    with ThreadPoolExecutor(args.jobs) as pool:
-        for mutant, caught in zip(chosen, pool.map(is_caught, chosen), strict=True):
-            print(f"{'caught' if caught else 'ALIVE '}  {mutant.module}: {mutant.bug}", flush=True)
-            if not caught:
-                survivors.append(mutant)
+    for mutant, caught in plant_all(chosen, args.jobs):
+        print(f"{'caught' if caught else 'ALIVE '}  {mutant.module}: {mutant.bug}", flush=True)
+        if not caught:
+            survivors.append(mutant)
 
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants are caught")
     raise SystemExit(1 if survivors else 0)
