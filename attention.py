@@ -97,7 +97,9 @@ class Attention(nn.Module):
         one fused kernel gives the same numbers without building the pattern.
         """
         q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # [batch, head, pos, d_head]
-        n_queries, n_keys = q.shape[2], k.shape[2]
+        n_queries = q.shape[2]
+        n_keys = k.shape[2]
+
         if self.hook_attn_scores.listeners or self.hook_pattern.listeners:
             visible = causal_mask(n_queries, n_keys, key_mask, q.device)
             scores = q @ k.transpose(-1, -2) / math.sqrt(self.d_head)
@@ -167,9 +169,11 @@ class GrowingPast:
     """
 
     def __init__(self, n_ctx, key_mask=None):
-        self.n_ctx, self.key_mask = n_ctx, key_mask
+        self.n_ctx = n_ctx
+        self.key_mask = key_mask
         self.length = 0
-        self.k = self.v = None
+        self.k = None  # [batch, n_ctx, head, d_head], of which the first `length` are filled
+        self.v = None
 
     def extend(self, k, v):
         """Appends k, v [batch, pos, head, d_head] of the new positions; returns the keys and values
@@ -179,8 +183,11 @@ class GrowingPast:
             raise UserError(f"{end} positions do not fit into n_ctx={self.n_ctx}; shorten the text")
         if self.k is None:
             shape = (k.shape[0], self.n_ctx, *k.shape[2:])
-            self.k, self.v = k.new_empty(shape), v.new_empty(shape)
-        self.k[:, self.length : end], self.v[:, self.length : end] = k, v
+            self.k = k.new_empty(shape)
+            self.v = v.new_empty(shape)
+
+        self.k[:, self.length : end] = k
+        self.v[:, self.length : end] = v
         self.length = end
         mask = None if self.key_mask is None else self.key_mask[:, :end]
         return self.k[:, :end], self.v[:, :end], mask

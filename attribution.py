@@ -223,15 +223,17 @@ def integrated_gradients(model, tokens, source_cache, metric, *, act_name="embed
                          rule="gauss", key_mask=None):
     """The whole change of a metric, split over an activation: (attribution, completeness gap).
 
-    (a_source - a) * the mean of dm/da on the straight way to the source's activation, all before it
-    as in the run. It sums to m there less m of the run, but for the error of taking the mean at a
-    few points; the gap is the size of that error.
+    The attribution is (a_source - a) * the mean of dm/da on the straight way from the run's
+    activation to the source's; whatever comes before it stays as in the run. It sums to m at the
+    end of the way less m of the run. A mean over a few points misses that sum a little, and the gap
+    is the size of this error.
 
     act_name: a key of the cache: "embed" (the way ends in the source's run), ("z", 0), a full name.
     steps: how many points, one more for "trapezoid". rule: "gauss" (Gauss-Legendre), "riemann"
     (right ends), "trapezoid". The rest is as in `attribution_patching`.
     Returns [batch, ...], the activation's shape, and [batch], in the metric's unit.
-    Raises UserError for the same, an unknown rule, and less than one step.
+    Raises UserError where `attribution_patching` does, for an unknown rule, and for less than one
+    step.
     """
     points, weights = quadrature(rule, steps)
     name = source_cache.full_name(act_name)
@@ -249,7 +251,10 @@ def integrated_gradients(model, tokens, source_cache, metric, *, act_name="embed
 
 
 def quadrature(rule, steps):
-    """Points and their weights for a mean over [0, 1]; raises UserError for what is none."""
+    """Points and their weights for a mean over [0, 1].
+
+    Raises UserError for an unknown rule, and for less than one step.
+    """
     check_choice("rule", rule, ("gauss", "riemann", "trapezoid"))
     if steps < 1:
         raise UserError(f"steps={steps} is not possible; choose 1 or more")
@@ -299,8 +304,11 @@ def metric_gradients(model, tokens, metric, names, key_mask=None):
 
 
 def source_differences(acts, source_cache, names):
-    """{name: a_source - a}; raises UserError for other shapes, and where all are equal, which they
-    are if half of the digits agree: a run can be computed in two ways."""
+    """{name: a_source - a}.
+
+    Raises UserError for other shapes, and where the source equals the run in all of them. They
+    count as equal if half of their digits agree, since a run can be computed in two ways.
+    """
     check_same_model(acts, source_cache)
     moves = {}
     for name in names:
@@ -308,8 +316,8 @@ def source_differences(acts, source_cache, names):
         check_same_shape(name, own, source)
         moves[name] = (source - own).masked_fill(source == own, 0)  # -inf - -inf would be NaN
 
-    half = min(1e-3, torch.finfo(own.dtype).eps ** 0.5)
-    if all(move.norm() <= half * acts[name].nan_to_num(neginf=0).norm()
+    half_of_the_digits = min(1e-3, torch.finfo(own.dtype).eps ** 0.5)
+    if all(move.norm() <= half_of_the_digits * acts[name].nan_to_num(neginf=0).norm()
            for name, move in moves.items()):
         raise UserError(f"in {', '.join(list(names)[:3])} the source equals the run, so effects "
                         "are undefined; take the cache from the other prompts")

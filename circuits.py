@@ -52,7 +52,8 @@ def run_order(cfg):
         if not cfg.attn_only:
             yield f"{block}hook_mlp_in", [f"L{layer}.mlp"], True
             yield f"{block}hook_mlp_out", [f"L{layer}.mlp"], False
-    yield f"{block}hook_resid_post" if cfg.n_layers else "hook_embed", ["logits"], True
+    last_stream = f"blocks.{cfg.n_layers - 1}.hook_resid_post" if cfg.n_layers else "hook_embed"
+    yield last_stream, ["logits"], True
 
 
 def node_of_input(reader):

@@ -146,6 +146,7 @@ class Storyteller:
 
     def sentence(self, first):
         """Appends the rest of a sentence that begins with `first`, and its full stop."""
+        # The first word says what kind of sentence it is; after a name, the verb is drawn.
         if first == "When":
             self.gift()
         elif first == "The":
@@ -154,7 +155,7 @@ class Storyteller:
             self.question("is", self.place_of, "At", "the")
         elif first == "What":
             self.question("has", self.thing_of, "A")
-        elif self.draw(["sings", "is"]) == "sings":  # first is a name from here on
+        elif self.draw(["sings", "is"]) == "sings":
             self.song()
             return  # a song brings its own full stop
         else:

@@ -135,7 +135,8 @@ def ablate_heads(model, heads, mode="zero", *, reference=None, source=None, pos=
     """A context manager: while it is open, every forward runs without what these heads write.
 
     Their z is replaced, so the write z W_O goes; b_O, which is no head's, stays.
-    heads: (layer, head) pairs; none change nothing. mode: what takes z's place, see above.
+    heads: (layer, head) pairs; an empty list changes nothing. mode: what takes z's place, see
+    above.
     reference: an ActivationCache of this model that holds "z", for all modes but "zero".
     source: [batch], the reference's row that each row takes under "resample": `derangement` where
     the reference is of the same texts (its own would change nothing), range(n) where it is of

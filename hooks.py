@@ -45,7 +45,7 @@ class HookPoint:
             if 0 in tensor.stride():
                 tensor = tensor.clone()  # an expanded view: every row is one memory
             for listener in tuple(self.listeners):
-                tensor = self.tell(listener, tensor)
+                tensor = self.call_listener(listener, tensor)
         return tensor
 
     def __deepcopy__(self, memo):
@@ -60,7 +60,7 @@ class HookPoint:
         return {"head", "d_model"} <= set(self.axes.split())
 
     def add(self, fn):
-        """Lets `fn(tensor, hook) -> tensor | None` listen; returns the function that ends it."""
+        """Lets `fn(tensor, hook) -> tensor | None` listen; returns a function that removes it."""
 
         def listener(tensor):  # a new closure each time, so that removal is exact
             return fn(tensor, self)
@@ -71,7 +71,7 @@ class HookPoint:
         self.listeners.append(listener)
         return remove
 
-    def tell(self, listener, tensor):
+    def call_listener(self, listener, tensor):
         """The tensor that the listener returns, or the one it was given where it returns None.
 
         Raises UserError where it edited its tensor in place, and where what it returns is not a
@@ -79,11 +79,14 @@ class HookPoint:
         """
         if tensor.is_inference():
             raise UserError(f"{self.name}: hooks need torch.no_grad() in place of inference_mode()")
+
+        # torch counts the edits of a tensor's memory, through whatever view they come
         version = tensor._version
         changed = listener(tensor)
         if tensor._version != version:
             raise UserError(f"a hook at {self.name} edited its tensor in place; edit a copy: "
                             "t = t.clone(), change it, return t")
+
         if changed is None:
             return tensor
         if not isinstance(changed, torch.Tensor):
@@ -225,17 +228,22 @@ class HookedModule(nn.Module):
             return live[hook.name]
 
         with torch.enable_grad():
+            # forward
             with self.hooks([(select_names(points, names_filter), capture)]):
                 logits = self(tokens, **how)
             value = metric_fn(logits)
+
+            # backward
             gradients = [torch.zeros_like(tensor) for tensor in live.values()]
             if value.requires_grad:  # a constant has no graph to go through
                 gradients = torch.autograd.grad(
                     value.sum(), live.values(), allow_unused=True, materialize_grads=True
                 )
+
         axes = {name: point.axes for name, point in points.items()}
         acts = ActivationCache({name: tensor.detach() for name, tensor in live.items()}, axes)
-        return value.detach(), acts, ActivationCache(dict(zip(live, gradients, strict=True)), axes)
+        grads = ActivationCache(dict(zip(live, gradients, strict=True)), axes)
+        return value.detach(), acts, grads
 
 
 def check_arguments(how):

@@ -49,7 +49,7 @@ def cross_entropy(logits, targets):
 
 
 def next_token_loss(logits, tokens, *, key_mask=None, reduction="mean"):
-    """The mean surprise of a text at itself, in nats a token: position i is scored on token i + 1.
+    """The mean surprise at the next token of a text, in nats: position i is scored on token i + 1.
 
     logits: [..., batch, pos, d_vocab]; tokens: [batch, pos], those that gave the logits. The last
     position predicts a token that is not there, and counts nothing. key_mask: [batch, pos], True

@@ -325,11 +325,11 @@ def check_square(pattern, least=1, batch=None):
 
     Raises UserError for other shapes.
     """
-    rows, n_pos = batch or (None, pattern.shape[-1])
-    wrong = batch and (pattern.ndim < 4 or pattern.shape[-4] != rows)
-    if wrong or pattern.shape[-2:] != (n_pos, n_pos) or n_pos < least:
+    n_rows, n_pos = (None, pattern.shape[-1]) if batch is None else batch
+    has_other_rows = batch is not None and (pattern.ndim < 4 or pattern.shape[-4] != n_rows)
+    if has_other_rows or pattern.shape[-2:] != (n_pos, n_pos) or n_pos < least:
         raise UserError(f"pattern is {list(pattern.shape)}; the score needs "
-                        f"[..., {rows or 'batch'}, head, {n_pos}, {n_pos}], {least} pos or more")
+                        f"[..., {n_rows or 'batch'}, head, {n_pos}, {n_pos}], {least} pos or more")
     sums = pattern.sum(-1, dtype=torch.promote_types(pattern.dtype, torch.float32))
     if ((sums - 1).abs() > 0.02).any():
         worst = sums.flatten()[(sums - 1).abs().argmax()].item()

@@ -48,7 +48,8 @@ class GELU(torch.autograd.Function):
     @staticmethod
     def forward(x):
         """x [...] -> (gelu(x), d gelu / dx), each [...]."""
-        a, c = x.new_full((), TWO_SQRT_2_OVER_PI), TWO_SQRT_2_OVER_PI * CUBIC
+        a = x.new_full((), TWO_SQRT_2_OVER_PI)
+        c = TWO_SQRT_2_OVER_PI * CUBIC
         s = torch.addcmul(a, x, x, value=c).mul_(x).sigmoid_()  # sigmoid(2u)
         slope = torch.addcmul(a, x, x, value=3 * c).mul_(x)  # x (2u)'
         slope = slope.addcmul_(slope, s, value=-1).add_(1).mul_(s)
@@ -89,7 +90,8 @@ def gelu(x):
     """GPT-2's GELU, x [...] -> [...]."""
     if torch.is_grad_enabled() and x.requires_grad:
         return GELU.apply(x)[0]
-    a, c = x.new_full((), TWO_SQRT_2_OVER_PI), TWO_SQRT_2_OVER_PI * CUBIC
+    a = x.new_full((), TWO_SQRT_2_OVER_PI)
+    c = TWO_SQRT_2_OVER_PI * CUBIC
     return torch.addcmul(a, x, x, value=c).mul_(x).sigmoid_().mul_(x)
 
 

@@ -98,7 +98,7 @@ def check_examples(X, y):
 
 def assign_folds(groups, n, n_folds, seed):
     """The fold of each example, [n]; those of one group share theirs."""
-    names, index = groups_of(groups, n)
+    names, index = index_groups(groups, n)
     if not 2 <= n_folds <= len(names):
         raise UserError(f"n_folds={n_folds} is not possible with {len(names)} groups; choose from "
                         "2 to that many")
@@ -106,7 +106,7 @@ def assign_folds(groups, n, n_folds, seed):
     return (order % n_folds)[index]
 
 
-def groups_of(groups, n):
+def index_groups(groups, n):
     """(the groups' names, each example's index among them [n]); None: each is a group by itself."""
     groups = torch.arange(n) if groups is None else torch.as_tensor(groups).cpu()
     if groups.shape != (n,):
@@ -150,7 +150,9 @@ def control_task_labels(tokens, y, *, seed=0):
     if len(types) < 2 or y[0] == y[-1]:
         raise UserError(f"{len(types)} types, {len(y.unique())} classes; a control task needs two "
                         "or more of both")
-    labels, generator = y[:1], seeded_generator(seed)
+
+    generator = seeded_generator(seed)
+    labels = y[:1]
     while len(labels.unique()) < 2:  # one class only is no task
         order = torch.randperm(len(types), generator=generator)
         within = torch.rand(len(types), generator=generator, dtype=torch.float64)
@@ -219,7 +221,7 @@ def mdl_online(X, y, groups=None, *, blocks=BLOCKS, l2=1e-3, seed=0):
     X, y = check_examples(X, y)
 
     # whole groups in random order
-    names, index = groups_of(groups, len(y))
+    names, index = index_groups(groups, len(y))
     generator = seeded_generator(seed)
     turn = torch.randperm(len(names), generator=generator).argsort()[index]  # of its group
     order = turn.argsort(stable=True)
@@ -346,11 +348,12 @@ def concept_erasure(model, tokens, metric, probe, *, at, types=None, n_random=20
     X, _ = check_examples(X, y)
     types = torch.arange(len(y)) if types is None else torch.as_tensor(types).flatten().cpu()
 
-    def without(labels):
+    def metric_without(labels):
         return float(metric(model.run_with_hooks(tokens, [(at, erasing(X, labels))])))
 
-    random = [without(control_task_labels(types, y, seed=seed + draw)) for draw in range(n_random)]
+    random = [metric_without(control_task_labels(types, y, seed=seed + draw))
+              for draw in range(n_random)]
     after = fit_probe(erasing(X, y)(X, None), y, groups)
-    most = y.unique(return_counts=True)[1].max().item() / len(y)
-    return Erasure(float(metric(model(tokens))), without(y), torch.tensor(random), after.accuracy,
-                   most)
+    majority = y.unique(return_counts=True)[1].max().item() / len(y)
+    return Erasure(clean=float(metric(model(tokens))), erased=metric_without(y),
+                   random=torch.tensor(random), accuracy=after.accuracy, majority=majority)

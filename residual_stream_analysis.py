@@ -44,7 +44,8 @@ def full_decomposition(model, cache, layer=-1, mlp_input=False, *, expand_neuron
     """`decompose_resid` with each head apart, and each neuron too unless told otherwise.
 
     The biases of what was taken apart are one row, "biases". project_output_onto: as in
-    `decomposition`, and wise: the neurons of GPT-2 small at 64 tokens would otherwise take 7 GB.
+    `decomposition`. Give it for a large model: the neurons of GPT-2 small at 64 tokens take 7 GB
+    without it.
     """
     unit = "neuron" if expand_neurons else "head"
     return decomposition(model, cache, layer, unit=unit, mlp_input=mlp_input,
@@ -169,14 +170,16 @@ def neuron_writes(post, W_out, direction):
 
 
 def accumulated_resid(model, cache, layer=-1, *, incl_mid=False, apply_ln=False):
-    """The stream before each block up to `layer`, the last one after it all: (stack, labels).
+    """The stream before each block from the first up to `layer`: (stack, labels).
 
-    incl_mid: between attention and MLP too. apply_ln: each row as the LayerNorm before block
+    layer: -1 or n_layers ends with the stream after the last block. incl_mid: the streams between
+    attention and MLP too. apply_ln: each row as the LayerNorm before block
     `layer` would read it, each with its own mean and scale (what a logit lens does).
     Returns [row, batch, pos, d_model], labels "0_pre", "0_mid", …, "final_post".
     """
     layer = resolve_layer(model, cache, layer)
-    rows, labels = [], []
+    rows = []
+    labels = []
     for index in range(layer):
         rows.append(cache["resid_pre", index])
         labels.append(f"{index}_pre")

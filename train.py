@@ -511,6 +511,25 @@ def print_how_to_resume(run):
           f"{run_flags(run.folder, '--logging.')} --resume")
 
 
+def carry_out(cfg, device, *, overwrite=False, saved_run=None):
+    """Trains a run from its beginning, or from where it stopped, to its end or to a signal.
+
+    Arguments as in `start_run`. Raises UserError where training diverges, naming the last good
+    checkpoint.
+    """
+    run = start_run(cfg, device, overwrite=overwrite, saved_run=saved_run)
+    try:
+        is_finished = run.train()
+    except Diverged as problem:
+        raise UserError(f"{problem}; the last good checkpoint is "
+                        f"{run.folder / 'checkpoint.pt'}, of step {run.saved_step}") from None
+
+    if not is_finished:
+        print_how_to_resume(run)
+    elif rank() == 0:
+        finish(run)
+
+
 def main(argv=None):
     """The program: trains, evaluates, draws the curve, writes a sample."""
     parser = flag_parser(Config, "Train a small GPT-2 on a text.")
@@ -533,17 +552,9 @@ def main(argv=None):
         folder, saved, cfg = found
         saved_run = (folder, saved)
 
+    # A function of its own: the run, which averages over the ranks, is gone before they part.
     with joined_ranks(cfg.train.device) as device:
-        run = start_run(cfg, device, overwrite=overwrite, saved_run=saved_run)
-        try:
-            is_finished = run.train()
-        except Diverged as problem:
-            raise UserError(f"{problem}; the last good checkpoint is "
-                            f"{run.folder / 'checkpoint.pt'}, of step {run.saved_step}") from None
-        if not is_finished:
-            print_how_to_resume(run)
-        elif rank() == 0:
-            finish(run)
+        carry_out(cfg, device, overwrite=overwrite, saved_run=saved_run)
 
 
 if __name__ == "__main__":

@@ -161,7 +161,8 @@ class FactoredMatrix:
     """A product A B that is never multiplied out: A [..., rows, rank], B [..., rank, columns]."""
 
     def __init__(self, A, B):
-        self.A, self.B = A, B
+        self.A = A
+        self.B = B
 
     @property
     def AB(self):
@@ -253,16 +254,16 @@ def ov_circuits(model, layer):
 
 def qk_circuit(model, layer, head):
     """`qk_circuits` of one head, [d_model, d_model]; W_E @ it @ W_E.T asks it about tokens."""
-    return of_head(qk_circuits(model, layer), head)
+    return select_head(qk_circuits(model, layer), head)
 
 
 def ov_circuit(model, layer, head):
     """`ov_circuits` of one head, [d_model, d_model]; `W_E @ it @ read_through(ln_final, W_U)` says
     which tokens each token raises."""
-    return of_head(ov_circuits(model, layer), head)
+    return select_head(ov_circuits(model, layer), head)
 
 
-def of_head(circuits, head):
+def select_head(circuits, head):
     """One head of a layer's circuits. Raises UserError for one that is not there."""
     n_heads = len(circuits.A)
     if not 0 <= head < n_heads:
@@ -313,11 +314,16 @@ def composition_scores(model, kind, *, n_draws=300, seed=0):
     check_choice("kind", kind, ("Q", "K", "V"))
     if n_draws < 2:
         raise UserError(f"n_draws={n_draws} have no standard deviation; draw 2 or more")
+
+    # the scores of random matrices
     cfg = model.cfg
     generator = seeded_generator(seed)
     shape = (n_draws, cfg.d_model - (cfg.norm != "none"), cfg.d_head)
     random = [torch.randn(shape, generator=generator) for _ in range(4)]
-    null = ratio(FactoredMatrix(random[0], random[1].mT), FactoredMatrix(random[2], random[3].mT))
+    null = composition_ratio(FactoredMatrix(random[0], random[1].mT),
+                             FactoredMatrix(random[2], random[3].mT))
+
+    # every pair of an earlier and a later layer, all heads at once
     scores = at_least_float32(model.W_E.new_zeros(
         cfg.n_layers, cfg.n_heads, cfg.n_layers, cfg.n_heads))
     z = scores.clone()
@@ -327,7 +333,7 @@ def composition_scores(model, kind, *, n_draws=300, seed=0):
         for layer in range(later):
             writes = ov_read(model, layer)
             pairs = FactoredMatrix(writes.A[:, None], writes.B[:, None])  # [head, later head, …]
-            scores[layer, :, later] = ratio(pairs, reads)
+            scores[layer, :, later] = composition_ratio(pairs, reads)
             z[layer, :, later] = (scores[layer, :, later] - null.mean()) / null.std()
     return Composition(scores, z)
 
@@ -340,7 +346,7 @@ def ov_read(model, layer):
     return FactoredMatrix(circuits.A, circuits.B - circuits.B.mean(-1, keepdim=True))
 
 
-def ratio(one, other):
+def composition_ratio(one, other):
     """|one other| / (|one| |other|) of two FactoredMatrix."""
     return (one @ other).norm() / (one.norm() * other.norm())
 
@@ -354,12 +360,16 @@ def svd_vocab(model, layer, head, tokenizer, *, n_directions=4, top_k=8):
     which the largest change of a logit is a rise.
     """
     U, S, V = ov_circuit(model, layer, head).svd()
-    read = at_least_float32(model.W_E) @ U
-    written = V.mT @ read_through(model.ln_final, model.W_U)
-    found = []
+    read = at_least_float32(model.W_E) @ U  # [d_vocab, rank]
+    written = V.mT @ read_through(model.ln_final, model.W_U)  # [rank, d_vocab]
+
+    def top_tokens(values):
+        top = values.topk(min(top_k, len(values))).indices.tolist()
+        return [tokenizer.decode([token]) for token in top]
+
+    directions = []
     for i in range(min(n_directions, len(S))):
         sign = written[i, written[i].abs().argmax()].sign()
-        tops = [(sign * values).topk(min(top_k, len(values))).indices.tolist()
-                for values in (read[:, i], written[i])]
-        found.append((S[i].item(), *([tokenizer.decode([token]) for token in top] for top in tops)))
-    return found
+        directions.append((S[i].item(), top_tokens(sign * read[:, i]),
+                           top_tokens(sign * written[i])))
+    return directions

@@ -19,7 +19,7 @@ KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "End": 35, "Home": 36, "Ar
         "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
 
 
-def installed():
+def find_chromium():
     """The path of a Chromium. Skips the test where there is none."""
     for path in filter(None, map(shutil.which, NAMES)):
         if subprocess.run([path, "--version"], capture_output=True).returncode == 0:
@@ -32,9 +32,14 @@ class Browser:
     wrong in its scripts."""
 
     def __init__(self, process, to, back):
-        self.process, self.to, self.back = process, to, back
-        self.numbers, self.unread = itertools.count(1), b""
-        self.asked, self.problems = [], []
+        self.process = process
+        self.to = to
+        self.back = back
+        self.numbers = itertools.count(1)
+        self.unread = b""
+        self.asked = []
+        self.problems = []
+
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         attached = self.send("Target.attachToTarget", targetId=target, flatten=True)
         self.session = attached["sessionId"]
@@ -64,6 +69,8 @@ class Browser:
             self.unread += piece
         message, _, self.unread = self.unread.partition(b"\0")
         message = json.loads(message)
+
+        # What the tests ask for afterwards
         if message.get("method") == "Network.requestWillBeSent":
             self.asked.append(message["params"]["request"]["url"])
         logged = message.get("params", {}).get("entry", {}).get("level") == "error"
@@ -107,12 +114,13 @@ class Browser:
 
     def key(self, *names, shift=False):
         """Presses keys, one after another."""
+        typed = {"Enter": "\r", " ": " "}  # the text of those keys that have one
+        modifiers = 8 if shift else 0
         for name in names:
-            for kind in ("keyDown", "keyUp"):
-                text = {"text": {"Enter": "\r"}.get(name, name)} if name in ("Enter", " ") else {}
-                self.send("Input.dispatchKeyEvent", type=kind, key=name, modifiers=8 * shift,
-                          windowsVirtualKeyCode=KEYS[name],
-                          **(text if kind == "keyDown" else {}))
+            text = {"text": typed[name]} if name in typed else {}
+            key = {"key": name, "modifiers": modifiers, "windowsVirtualKeyCode": KEYS[name]}
+            self.send("Input.dispatchKeyEvent", type="keyDown", **key, **text)
+            self.send("Input.dispatchKeyEvent", type="keyUp", **key)
 
     def screenshot(self, path):
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
@@ -122,18 +130,19 @@ class Browser:
 def browser(profile):
     """A Browser, whose files lie in the folder `profile`. Skips the test where none is installed.
     """
-    program = installed()
-    (from_us, to), (back, from_it) = os.pipe(), os.pipe()
+    program = find_chromium()
+    from_us, to = os.pipe()
+    back, from_it = os.pipe()
     ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (from_us, from_it)]
 
-    def place():  # it reads from descriptor 3 and writes to 4
+    def set_descriptors():  # it reads from descriptor 3 and writes to 4
         os.dup2(ends[0], 3)
         os.dup2(ends[1], 4)
 
     process = subprocess.Popen(
         [program, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe",
          "--disable-background-networking", f"--user-data-dir={profile}"],
-        close_fds=False, preexec_fn=place, stderr=subprocess.DEVNULL)
+        close_fds=False, preexec_fn=set_descriptors, stderr=subprocess.DEVNULL)
     for end in (*ends, from_us, from_it):
         os.close(end)
     try:

@@ -9,7 +9,7 @@ import torch
 
 from config import ModelConfig
 from model import GPT
-from utils import seeded_generator
+from utils import UserError, seeded_generator
 
 TINY = {"n_layers": 2, "n_heads": 3, "d_model": 12, "n_ctx": 9, "d_vocab": 11}
 
@@ -45,3 +45,15 @@ def quick_run(name, folder):
                          capture_output=True, text=True, cwd=folder, timeout=240)
     assert run.returncode == 0, run.stderr
     return run.stdout, json.loads((folder / f"{name}_quick" / "results.json").read_text())
+
+
+def refusal(call, case=""):
+    """What the UserError that a call raises says. Where it raises none, or something else, the
+    test fails and names the case."""
+    try:
+        call()
+    except UserError as error:
+        return str(error)
+    except Exception as error:
+        raise AssertionError(f"{case}: {error!r} in place of a UserError") from error
+    raise AssertionError(f"{case}: nothing is refused")

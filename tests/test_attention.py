@@ -86,14 +86,14 @@ def test_the_rows_of_a_pattern_sum_to_one_and_nothing_looks_ahead():
     assert not seen["pattern"][..., future].any()
 
 
-@pytest.mark.parametrize("attn_bias", [True, False])
-def test_the_heads_results_and_b_O_sum_to_the_output(attn_bias):
-    attn, resid = tiny_attention(attn_bias=attn_bias), noise(2, 7, 12)
-    out, seen = run(attn, resid)
-    assert_same(out, attn(resid, resid, resid))
-    assert_same(sum(seen["result"][:, :, head] for head in range(3)) + attn.b_O, out)
-    for head in range(3):
-        assert_same(seen["result"][:, :, head], seen["z"][:, :, head] @ attn.W_O[head])
+def test_the_heads_results_and_b_O_sum_to_the_output():
+    for attn_bias in (True, False):
+        attn, resid = tiny_attention(attn_bias=attn_bias), noise(2, 7, 12)
+        out, seen = run(attn, resid)
+        assert_same(out, attn(resid, resid, resid))
+        assert_same(sum(seen["result"][:, :, head] for head in range(3)) + attn.b_O, out)
+        for head in range(3):
+            assert_same(seen["result"][:, :, head], seen["z"][:, :, head] @ attn.W_O[head])
 
 
 def test_a_head_wired_to_the_previous_position_looks_there_and_nowhere_else():
@@ -108,6 +108,15 @@ def test_a_head_wired_to_the_previous_position_looks_there_and_nowhere_else():
     assert_same(pattern.diagonal(-1), torch.ones(8, dtype=torch.float64))
 
 
+def test_each_head_reads_with_its_own_weights_and_biases():
+    attn, resid = tiny_attention(), noise(2, 7, 12)
+    _, seen = run(attn, resid)
+    for name, W, b in (("q", attn.W_Q, attn.b_Q), ("k", attn.W_K, attn.b_K),
+                       ("v", attn.W_V, attn.b_V)):
+        for head in range(3):
+            assert_same(seen[name][:, :, head], resid @ W[head] + b[head])
+
+
 def test_inputs_that_are_read_apart_give_each_reader_its_own():
     attn, reads = tiny_attention(), [noise(2, 7, 12, seed=seed) for seed in range(3)]
     per_head = [read.unsqueeze(2).expand(-1, -1, 3, -1) for read in reads]
@@ -119,16 +128,19 @@ def test_inputs_that_are_read_apart_give_each_reader_its_own():
     assert_same(attn(*per_head), attn(*reads))
 
 
-def test_dropout_falls_on_the_pattern_after_its_hook():
-    attn, resid = tiny_attention(dropout=0.5).train(), noise(1, 7, 12).expand(2000, -1, -1)
+def test_dropout_falls_on_the_pattern_after_its_hook_and_in_training_only():
+    attn, resid = tiny_attention(dropout=0.5), noise(1, 7, 12).expand(2000, -1, -1)
+    expected = tiny_attention()(resid[:1], resid[:1], resid[:1])
+    assert_same(attn(resid[:1], resid[:1], resid[:1]), expected)
+    assert_same(run(attn, resid[:1])[0], expected)
+
+    attn.train()
     torch.manual_seed(0)
-    for out, pattern in ((attn(resid, resid, resid), None), run(attn, resid)):
+    explicit, seen = run(attn, resid)
+    for out in (attn(resid, resid, resid), explicit):
         assert out.std(0).max() > 0.1
-        expected = attn.eval()(resid[:1], resid[:1], resid[:1])
-        attn.train()
         torch.testing.assert_close(out.mean(0), expected[0], rtol=0, atol=0.2)
-        if pattern:
-            assert_same(pattern["pattern"].sum(-1), torch.ones(2000, 3, 7, dtype=torch.float64))
+    assert_same(seen["pattern"].sum(-1), torch.ones(2000, 3, 7, dtype=torch.float64))
 
 
 # Edits whose effect is known
@@ -143,19 +155,20 @@ def only_head(head, fn):
     return edit
 
 
-@pytest.mark.parametrize("point", ["z", "result", "v"])
-def test_zeroing_what_a_head_moves_is_zeroing_its_W_O(point):
+def test_zeroing_what_a_head_moves_is_zeroing_its_W_O():
     attn, resid = tiny_attention(), noise(2, 7, 12)
-    edited, _ = run(attn, resid, **{point: only_head(1, torch.zeros_like)})
+    edited = [run(attn, resid, **{point: only_head(1, torch.zeros_like)})[0]
+              for point in ("z", "result", "v")]
     with torch.no_grad():
         attn.W_O[1] = 0
-    assert_same(edited, attn(resid, resid, resid))
+    for out in edited:
+        assert_same(out, attn(resid, resid, resid))
 
 
-@pytest.mark.parametrize("point", ["z", "result", "v", "pattern"])
-def test_with_all_heads_zeroed_only_b_O_is_left(point):
+def test_with_all_heads_zeroed_only_b_O_is_left():
     attn, resid = tiny_attention(), noise(2, 7, 12)
-    assert_same(run(attn, resid, **{point: torch.zeros_like})[0], attn.b_O.expand(2, 7, 12))
+    for point in ("z", "result", "v", "pattern"):
+        assert_same(run(attn, resid, **{point: torch.zeros_like})[0], attn.b_O.expand(2, 7, 12))
 
 
 def test_an_edit_of_z_alone_acts_without_anybody_at_scores():
@@ -217,36 +230,40 @@ def step(model, tokens, past, positions):
     return model.unembed(model.run_blocks(model.embed(tokens, positions), past=past))
 
 
-def names(*points):
-    return lambda name: name.rpartition("hook_")[2] in points
+def is_pattern(name):
+    return name.endswith("hook_pattern")
 
 
-@pytest.mark.parametrize("listened", [(), ("pattern",)], ids=["fused", "explicit"])
-def test_decoding_one_token_at_a_time_gives_the_logits_of_the_whole(listened):
+def inert(tensor, hook):
+    return None
+
+
+# Listening to the pattern makes attention run its explicit lines instead of the fused kernel.
+both_ways = pytest.mark.parametrize("fwd_hooks", [[], [(is_pattern, inert)]],
+                                    ids=["fused", "explicit"])
+
+
+@both_ways
+def test_decoding_some_tokens_at_a_time_gives_the_logits_of_the_whole(fwd_hooks):
     model, tokens = tiny_model(dtype=torch.float64), tiny_tokens(pos=9)
-    past = [GrowingPast(9) for _ in model.blocks]
-    with model.hooks([(names(*listened), lambda t, hook: None)] if listened else []):
-        steps = [step(model, tokens[:, [p]], past, torch.tensor([p])) for p in range(9)]
-    assert_same(torch.cat(steps, 1), model(tokens).detach())
+    one_by_one = [range(p, p + 1) for p in range(9)]
+    for spans in (one_by_one, [range(4), range(4, 5), range(5, 9)]):
+        past = [GrowingPast(9) for _ in model.blocks]
+        with model.hooks(fwd_hooks):
+            steps = [step(model, tokens[:, list(span)], past, torch.tensor(span))
+                     for span in spans]
+        assert_same(torch.cat(steps, 1), model(tokens).detach())
 
 
-def test_several_tokens_at_a_time_decode_to_the_same():
-    model, tokens = tiny_model(dtype=torch.float64), tiny_tokens(pos=9)
-    past = [GrowingPast(9) for _ in model.blocks]
-    spans = [range(4), range(4, 5), range(5, 9)]
-    steps = [step(model, tokens[:, list(span)], past, torch.tensor(span)) for span in spans]
-    assert_same(torch.cat(steps, 1), model(tokens).detach())
-
-
-@pytest.mark.parametrize("listened", [(), ("pattern",)], ids=["fused", "explicit"])
-def test_each_row_of_a_ragged_batch_is_what_it_is_alone(listened):
+@both_ways
+def test_each_row_of_a_ragged_batch_is_what_it_is_alone(fwd_hooks):
     """Rows of 2, 5 and 7 tokens are padded on the left; then two more tokens are decoded."""
     model, tokens = tiny_model(dtype=torch.float64), tiny_tokens(batch=3, pos=9)
     padding = torch.tensor([5, 2, 0])[:, None]
     key_mask = torch.arange(9) >= padding
     positions = (torch.arange(9) - padding).clamp(min=0)
     past = [GrowingPast(9, key_mask) for _ in model.blocks]
-    with model.hooks([(names(*listened), lambda t, hook: None)] if listened else []):
+    with model.hooks(fwd_hooks):
         logits = torch.cat([step(model, tokens[:, span], past, positions[:, span])
                             for span in (slice(0, 7), slice(7, 8), slice(8, 9))], 1)
     for row, pad in enumerate(padding.flatten()):
@@ -262,18 +279,18 @@ def cached_prefix(model, tokens, n, key_mask=None):
     return past
 
 
-@pytest.mark.parametrize("listened", [(), ("attn_scores",)], ids=["fused", "explicit"])
-@pytest.mark.parametrize("n", [1, 4, 6])
-def test_a_run_of_the_suffix_after_a_cached_prefix_is_the_whole_run(n, listened):
+@both_ways
+def test_a_run_of_the_suffix_after_a_cached_prefix_is_the_whole_run(fwd_hooks):
     model, tokens = tiny_model(dtype=torch.float64), tiny_tokens()
-    past = cached_prefix(model, tokens, n)
-    with model.hooks([(names(*listened), lambda t, hook: None)] if listened else []):
-        logits = step(model, tokens[:, n:], past, torch.arange(n, 7))
-    assert_same(logits, model(tokens)[:, n:].detach())
+    for n in (1, 4, 6):
+        past = cached_prefix(model, tokens, n)
+        with model.hooks(fwd_hooks):
+            logits = step(model, tokens[:, n:], past, torch.arange(n, 7))
+        assert_same(logits, model(tokens)[:, n:].detach())
 
 
-@pytest.mark.parametrize("listened", [(), ("pattern",)], ids=["fused", "explicit"])
-def test_a_hidden_key_of_a_prefix_is_one_whose_score_is_minus_infinity(listened):
+@both_ways
+def test_a_hidden_key_of_a_prefix_is_one_whose_score_is_minus_infinity(fwd_hooks):
     model, tokens = tiny_model(dtype=torch.float64), tiny_tokens()
     key_mask = torch.arange(9)[None] != 1
 
@@ -282,9 +299,10 @@ def test_a_hidden_key_of_a_prefix_is_one_whose_score_is_minus_infinity(listened)
         scores[:, :, 4:, 1] = -math.inf
         return scores
 
-    expected = model.run_with_hooks(tokens, fwd_hooks=[(names("attn_scores"), hide)])[:, 4:]
+    every_layer = [f"blocks.{layer}.attn.hook_attn_scores" for layer in range(2)]
+    expected = model.run_with_hooks(tokens, fwd_hooks=[(every_layer, hide)])[:, 4:]
     past = cached_prefix(model, tokens, 4, key_mask)
-    with model.hooks([(names(*listened), lambda t, hook: None)] if listened else []):
+    with model.hooks(fwd_hooks):
         assert_same(step(model, tokens[:, 4:], past, torch.arange(4, 7)), expected.detach())
 
 

@@ -1,15 +1,17 @@
 """Runs on disk: what is saved comes back, and a file that is not a checkpoint changes nothing."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pickle
 import resource
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_model, tiny_tokens
+from helpers import refusal, tiny_model, tiny_tokens
 
 import checkpoint
 import corpus
@@ -89,18 +91,16 @@ def test_the_best_state_is_loaded_when_it_is_asked_for(tmp_path):
 
 
 def test_an_unknown_run_lists_those_that_are_there(tmp_path):
-    with pytest.raises(UserError, match=r"'mine'.*there: none"):
-        find_run("mine", tmp_path)
+    message = refusal(lambda: find_run("mine", tmp_path))
+    assert "'mine'" in message and "there: none" in message
     for name in ("one", "two"):
         save_run(tmp_path / name)
     (tmp_path / "no checkpoint").mkdir()
-    with pytest.raises(UserError, match=r"'mine'.*there: one, two$"):
-        find_run("mine", tmp_path)
+    assert refusal(lambda: find_run("mine", tmp_path)).endswith("there: one, two")
 
 
 def test_no_run_at_all_says_how_to_make_one(tmp_path):
-    with pytest.raises(UserError, match=r"no run .* python train\.py"):
-        load_model(out_dir=tmp_path)
+    assert "python train.py" in refusal(lambda: load_model(out_dir=tmp_path))
 
 
 # Files that are not checkpoints
@@ -123,81 +123,78 @@ def pickled(path, value):
 @pytest.mark.parametrize("write", [pickled, lambda path, value: torch.save(value, path)],
                          ids=["pickle", "torch.save"])
 def test_a_file_that_would_run_code_is_refused_and_does_not_run_it(tmp_path, write):
-    path, victim = tmp_path / "checkpoint.pt", tmp_path / "victim"
+    path = tmp_path / "checkpoint.pt"
+    victim = tmp_path / "victim"
     write(path, state_of(tiny_model()) | {"step": Attack(victim)})
-    with pytest.raises(UserError, match=r"checkpoint\.pt is truncated or not a checkpoint"):
-        load_checkpoint(path)
+    assert str(path) in refusal(lambda: load_checkpoint(path))
     assert not victim.exists()
     pickle.loads(pickle.dumps(Attack(victim))).close()
     assert victim.exists()  # the attack works where it is let
 
 
-@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
-def test_a_truncated_file_is_refused(tmp_path, share):
+def test_a_truncated_file_and_another_kind_of_file_are_refused(tmp_path):
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, state_of(tiny_model()))
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(UserError, match=r"checkpoint\.pt is truncated"):
-        load_checkpoint(path)
-
-
-@pytest.mark.parametrize("content", [b"once upon a time", b"\x80\x02", bytes(1000), b"PK\x03\x04"])
-def test_another_kind_of_file_is_refused(tmp_path, content):
-    path = tmp_path / "checkpoint.pt"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"checkpoint\.pt is truncated or not a checkpoint"):
-        load_checkpoint(path)
+    whole = path.read_bytes()
+    truncated = [whole[: int(share * len(whole))] for share in (0, 0.01, 0.5, 0.99)]
+    for content in [*truncated, b"once upon a time", b"\x80\x02", bytes(1000), b"PK\x03\x04"]:
+        path.write_bytes(content)
+        case = f"{len(content)} bytes: {content[:20]}"
+        assert f"{path} is truncated" in refusal(lambda: load_checkpoint(path), case), case
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read .*none\.pt: No such file"):
-        load_checkpoint(tmp_path / "none.pt")
+    assert str(tmp_path / "none.pt") in refusal(lambda: load_checkpoint(tmp_path / "none.pt"))
 
 
-@pytest.mark.parametrize("missing", [["config"], ["step", "tokenizer"]])
-def test_a_dict_without_a_checkpoint_s_keys_is_refused_by_what_it_lacks(tmp_path, missing):
+def test_a_value_that_is_not_a_checkpoint_is_refused_by_what_it_lacks(tmp_path):
+    path = tmp_path / "c.pt"
     state = state_of(tiny_model())
-    torch.save({key: state[key] for key in state if key not in missing}, tmp_path / "c.pt")
-    with pytest.raises(UserError, match=f"it lacks {', '.join(missing)}$"):
-        load_checkpoint(tmp_path / "c.pt")
+    everything = ["config", "model", "optimizer", "step", "tokenizer"]
+    for value, lacking in [
+        (3, everything), ([1, 2], everything), (torch.zeros(3), everything),
+        *[({key: state[key] for key in state if key not in lost}, lost)
+          for lost in (["config"], ["step", "tokenizer"])],
+        (state | {"step": "three"}, ["step"]), (state | {"optimizer": {}}, ["optimizer"]),
+    ]:
+        torch.save(value, path)
+        message = refusal(lambda: load_checkpoint(path), f"without {lacking}")
+        assert message.endswith(f"it lacks {', '.join(lacking)}"), message
 
 
-@pytest.mark.parametrize("value", [3, [1, 2], torch.zeros(3)])
-def test_a_value_that_is_not_a_dict_is_refused(tmp_path, value):
-    torch.save(value, tmp_path / "c.pt")
-    with pytest.raises(UserError, match="it lacks config, model, optimizer, step, tokenizer"):
-        load_checkpoint(tmp_path / "c.pt")
-
-
-@pytest.mark.parametrize("config, problem", [
-    ({"model": {"n_layer": 2}}, "n_layers"), ({"model": {"n_heads": 7}}, "does not divide"),
-    ({"model": 3}, "config"), (None, "config"), ({"model": {"n_layers": "two"}}, "config"),
-])
-def test_a_config_that_makes_no_model_is_refused(tmp_path, config, problem):
-    save_checkpoint(tmp_path / "mine/checkpoint.pt", state_of(tiny_model()) | {"config": config})
-    with pytest.raises(UserError, match=problem):
-        load_model("mine", tmp_path)
+def test_a_config_that_makes_no_model_is_refused(tmp_path):
+    state = state_of(tiny_model())
+    for config, problem in [
+        ({"model": {"n_layer": 2}}, "n_layers"), ({"model": {"n_heads": 7}}, "n_heads=7"),
+        ({"model": 3}, "config"), ({"model": {"n_layers": "two"}}, "config"),
+    ]:
+        save_checkpoint(tmp_path / "mine/checkpoint.pt", state | {"config": config})
+        message = refusal(lambda: load_model("mine", tmp_path), config)
+        assert "checkpoint.pt" in message and problem in message, message
 
 
 # Weights that do not fit
 
 
-@pytest.mark.parametrize("changes, problem", [
-    ({"d_vocab": 12}, r"token_embedding\.W_E is \[12, 12\] in place of \[11, 12\]"),
-    ({"n_layers": 1}, r"blocks\.1\.[\w.]+ is missing.* and \d+ more"),
-    ({"n_layers": 3}, r"blocks\.2\.[\w.]+ is unknown"),
-    ({"attn_only": True}, r"blocks\.0\.mlp\.W_in is missing"),
-])
-def test_weights_of_another_architecture_are_named_and_not_one_is_copied(changes, problem):
+def test_weights_of_another_architecture_are_named_and_not_one_is_copied():
     model = tiny_model()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    with pytest.raises(UserError, match=rf"that\.pt is from another architecture: .*{problem}"):
-        model.load_weights_(tiny_model(seed=2, **changes).state_dict(), "that.pt")
-    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+    for changes, *told in [
+        ({"d_vocab": 12}, "token_embedding.W_E", "[12, 12]", "[11, 12]"),
+        ({"n_layers": 1}, "blocks.1.", "is missing", "more"),
+        ({"n_layers": 3}, "blocks.2.", "is unknown"),
+        ({"attn_only": True}, "blocks.0.mlp.W_in is missing"),
+    ]:
+        weights = tiny_model(seed=2, **changes).state_dict()
+        message = refusal(partial(model.load_weights_, weights, "that.pt"), changes)
+        assert all(part in message for part in ["that.pt", *told]), message
+        for name, weight in model.state_dict().items():
+            assert torch.equal(before[name], weight), f"{changes}: {name} is copied"
 
 
 def test_weights_that_fit_are_copied():
-    model, other = tiny_model(seed=1), tiny_model(seed=2)
+    model = tiny_model(seed=1)
+    other = tiny_model(seed=2)
     model.load_weights_(other.state_dict(), "that.pt")
     assert same_logits(model, other)
 
@@ -222,26 +219,34 @@ def test_an_interrupted_save_leaves_the_old_checkpoint_and_no_litter(
     assert same_logits(load_model("mine", tmp_path)[0], old)
 
 
-def test_a_disk_that_is_full_is_said_in_one_line_and_the_old_checkpoint_stays(tmp_path):
-    old, _ = save_run(tmp_path / "mine")
+@contextlib.contextmanager
+def full_disk(n_bytes):
+    """While it is open, no file may be longer than so many bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
     try:
-        with pytest.raises(UserError, match=r"cannot write .*make room"):
-            save_checkpoint(tmp_path / "mine/checkpoint.pt", {"model": torch.zeros(10_000)})
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_is_said_in_one_line_and_the_old_checkpoint_stays(tmp_path):
+    old, _ = save_run(tmp_path / "mine")
+    path = tmp_path / "mine/checkpoint.pt"
+    with full_disk(1000):
+        message = refusal(lambda: save_checkpoint(path, {"model": torch.zeros(10_000)}))
+    assert str(path) in message and "make room" in message and "\n" not in message
     assert same_logits(load_model("mine", tmp_path)[0], old)
 
 
-@pytest.mark.parametrize("folder, flags", [
-    ("outputs/mine", "--x.run_name mine"), ("./outputs/mine", "--x.run_name mine"),
-    ("other/mine", "--x.run_name mine --x.out_dir other"),
-    ("/outputs/mine", "--x.run_name mine --x.out_dir /outputs"),
-    ("my runs/the first", "--x.run_name 'the first' --x.out_dir 'my runs'"),
-])
-def test_a_run_is_named_with_its_place_where_that_is_not_the_default(folder, flags):
-    assert run_flags(Path(folder), "--x.") == flags
+def test_a_run_is_named_with_its_place_where_that_is_not_the_default():
+    for folder, flags in [
+        ("outputs/mine", "--x.run_name mine"), ("./outputs/mine", "--x.run_name mine"),
+        ("other/mine", "--x.run_name mine --x.out_dir other"),
+        ("/outputs/mine", "--x.run_name mine --x.out_dir /outputs"),
+        ("my runs/the first", "--x.run_name 'the first' --x.out_dir 'my runs'"),
+    ]:
+        assert run_flags(Path(folder), "--x.") == flags
 
 
 def test_runs_without_a_name_are_numbered_after_the_last(tmp_path):
@@ -254,9 +259,13 @@ def test_runs_without_a_name_are_numbered_after_the_last(tmp_path):
 
 def test_a_taken_name_is_refused_and_its_files_stay(tmp_path):
     save_run(tmp_path / "mine")
-    with pytest.raises(UserError, match=r"'mine'.*--resume.*--overwrite"):
-        new_run_folder(tmp_path, "mine")
+    message = refusal(lambda: new_run_folder(tmp_path, "mine"))
+    assert "'mine'" in message and "--resume" in message and "--overwrite" in message
     load_model("mine", tmp_path)
+
+    (tmp_path / "empty").mkdir()  # there is nothing to resume
+    message = refusal(lambda: new_run_folder(tmp_path, "empty"))
+    assert "'empty'" in message and "--resume" not in message and "--overwrite" in message
 
 
 def test_overwriting_removes_the_run_s_files_and_nothing_else(tmp_path):
@@ -269,21 +278,18 @@ def test_overwriting_removes_the_run_s_files_and_nothing_else(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot write to .*file/below.*--logging\.out_dir"):
-        new_run_folder(tmp_path / "file/below")
+    message = refusal(lambda: new_run_folder(tmp_path / "file/below"))
+    assert "file/below" in message and "--logging.out_dir" in message
 
 
 def test_a_disk_that_is_full_is_said_in_one_line_and_the_metrics_before_it_stay(tmp_path):
     rows = [{"step": step} for step in range(4)]
     add_rows(tmp_path, rows[:2])
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30, before[1]))
-    try:
+    with full_disk(30):
         for afresh in (True, False):
-            with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: .*make room"):
-                add_rows(tmp_path, rows if afresh else rows[2:], afresh=afresh)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            new = rows if afresh else rows[2:]
+            message = refusal(partial(add_rows, tmp_path, new, afresh=afresh), f"{afresh=}")
+            assert "metrics.jsonl" in message and "make room" in message and "\n" not in message
     assert read_metrics(tmp_path) == rows[:2]
     add_rows(tmp_path, rows[1:], afresh=True)
     assert read_metrics(tmp_path) == rows[1:]
@@ -339,13 +345,12 @@ def test_a_tokenizer_of_fewer_tokens_than_the_model_is_used_and_one_of_more_refu
     bpe_model(tmp_path / "more", d_vocab=301)
     assert load_model(str(tmp_path / "more"))[1].d_vocab == 300
     bpe_model(tmp_path / "fewer", d_vocab=299)
-    with pytest.raises(UserError, match="300 tokens and the model 299"):
-        load_model(str(tmp_path / "fewer"))
+    message = refusal(lambda: load_model(str(tmp_path / "fewer")))
+    assert "300 tokens" in message and "299" in message
 
 
 def test_a_model_of_another_kind_of_tokenizer_is_not_exported(tmp_path):
-    with pytest.raises(UserError, match="'char' tokenizer has no place"):
-        export_pretrained(tmp_path / "x", tiny_model(), TOKENIZER)
+    assert "'char'" in refusal(lambda: export_pretrained(tmp_path / "x", tiny_model(), TOKENIZER))
     assert not (tmp_path / "x").exists()
 
 
@@ -360,13 +365,12 @@ def test_gpt2_s_tokenizer_is_taken_only_where_there_is_none_and_it_is_said(
     bpe_model(tmp_path / "own", vocab_size=280)
     assert load_model(str(tmp_path / "own"))[1].d_vocab == 280
     tiny_model(d_vocab=299).save_pretrained(tmp_path / "other")
-    with pytest.raises(UserError, match=r"has no vocab\.json and merges\.txt"):
-        load_model(str(tmp_path / "other"))
+    assert "vocab.json" in refusal(lambda: load_model(str(tmp_path / "other")))
 
 
 def test_a_run_is_not_taken_for_published_weights(tmp_path):
     save_run(tmp_path / "mine")
     (tmp_path / "mine" / "metrics.jsonl").write_text("")
     (tmp_path / "mine" / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="is a run"):
-        checkpoint.load_pretrained(tmp_path / "mine")
+    message = refusal(lambda: checkpoint.load_pretrained(tmp_path / "mine"))
+    assert "mine is a run" in message

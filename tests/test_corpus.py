@@ -29,7 +29,9 @@ def stories(seed=0):
 
 def expected_cost(story):
     """A story's -log p, worked out again from its sentences by the rules of the language."""
-    cost, place_of, thing_of = 0.0, {}, {}
+    cost = 0.0
+    place_of = {}
+    thing_of = {}
     sentences = [s.split() for s in re.findall(r"[^.]+\.", " ".join(story).replace("? ", ""))]
     for number, words in enumerate(sentences):
         weight = 7 + 2 * bool(place_of) + 2 * bool(thing_of)
@@ -61,7 +63,8 @@ def expected_cost(story):
 
 
 def test_a_story_costs_what_its_sentences_cost_by_the_rules():
-    costs, log_probs = [], iter(sample().log_probs)
+    costs = []
+    log_probs = iter(sample().log_probs)
     for story in stories():
         costs.append(-sum(itertools.islice(log_probs, len(story) + 1)))
         assert costs[-1] == pytest.approx(expected_cost(story), abs=1e-9)
@@ -71,11 +74,13 @@ def test_a_story_costs_what_its_sentences_cost_by_the_rules():
 def test_each_word_was_drawn_with_the_probability_that_is_kept():
     """Among all draws of one probability, that share came out as the first of their options."""
     drawn = sample()
-    hits, chances, spread = 0.0, 0.0, 0.0
+    hits = chances = spread = 0.0
     for word, options in zip(drawn.words, drawn.options, strict=True):
         first, p = next(iter(options.items()))
         assert sum(options.values()) == pytest.approx(1) and word in options
-        hits, chances, spread = hits + (word == first), chances + p, spread + p * (1 - p)
+        hits += word == first
+        chances += p
+        spread += p * (1 - p)
     assert abs(hits - chances) < 4 * math.sqrt(spread)
     choices = Counter(w for w, o in zip(drawn.words, drawn.options, strict=True)
                       if set(o) == set(SYLLABLES))
@@ -88,7 +93,8 @@ def test_the_probabilities_depend_on_the_visible_text_alone():
     """The source is unifilar: the same story so far, the same options, whatever the seed."""
     seen = {}
     for seed in range(20):
-        drawn, begun = corpus.sample(100, seed), ()
+        drawn = corpus.sample(100, seed)
+        begun = ()
         for word, options in zip(drawn.words, drawn.options, strict=True):
             assert seen.setdefault(begun, options) == options
             begun = () if word == END else (*begun, word)
@@ -96,7 +102,8 @@ def test_the_probabilities_depend_on_the_visible_text_alone():
 
 
 def test_categories_tell_what_each_word_takes():
-    drawn, by_kind = sample(), defaultdict(list)
+    drawn = sample()
+    by_kind = defaultdict(list)
     for word, p, kind in zip(drawn.words, drawn.log_probs, drawn.categories, strict=True):
         by_kind[kind].append((word, p))
     assert set(by_kind) == set(corpus.CATEGORIES)
@@ -121,7 +128,8 @@ def test_the_same_seed_gives_the_same_words_and_another_seed_others():
 
 
 def test_a_longer_sample_begins_like_a_shorter_one():
-    short, long = corpus.sample(10, 3), corpus.sample(20, 3)
+    short = corpus.sample(10, 3)
+    long = corpus.sample(20, 3)
     for name in ("words", "log_probs", "categories", "options"):
         assert getattr(long, name)[: len(short.words)] == getattr(short, name)
 
@@ -140,7 +148,9 @@ def test_no_word_that_can_follow_is_the_beginning_of_another():
 def test_the_characters_of_a_word_cost_what_the_word_costs():
     drawn = sample()
     log_probs, categories = corpus.characters(drawn)
-    costs, kinds, before = iter(log_probs), iter(categories), END
+    costs = iter(log_probs)
+    kinds = iter(categories)
+    before = END
     for word, p, kind in zip(drawn.words, drawn.log_probs, drawn.categories, strict=True):
         n = len(corpus.spell_word(before, word))
         assert sum(itertools.islice(costs, n)) == pytest.approx(p, abs=1e-9)
@@ -152,7 +162,9 @@ def test_the_characters_of_a_word_cost_what_the_word_costs():
 def test_each_character_has_the_probability_that_counting_continuations_gives():
     """The next character, from the words that can follow, listed out and summed."""
     drawn = corpus.sample(60, 4)
-    log_probs, before, at = corpus.characters(drawn)[0], END, 0
+    log_probs, _ = corpus.characters(drawn)
+    before = END
+    at = 0
     for word, options in zip(drawn.words, drawn.options, strict=True):
         whole = corpus.spell_word(before, word)
         for i in range(len(whole)):

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import tiny_model, tiny_tokens
+from helpers import refusal, tiny_model, tiny_tokens
 
 from embeddings import check_tokens, sinusoidal_positions
 from losses import next_token_loss
-from utils import UserError, seeded_generator
+from utils import seeded_generator
 
 
 def test_the_embedding_is_a_product_with_one_hot_vectors():
@@ -56,14 +56,14 @@ def test_without_positions_there_is_no_position_hook_and_the_stream_starts_as_th
     assert torch.equal(model.embed(tokens), model.W_E[tokens])
 
 
-@pytest.mark.parametrize("d_model", [6, 7])
-def test_sinusoidal_positions_are_the_papers(d_model):
-    table = sinusoidal_positions(20, d_model)
-    for position in range(20):
-        for i in range(d_model):
-            angle = position / 10_000 ** ((i - i % 2) / d_model)
-            expected = math.cos(angle) if i % 2 else math.sin(angle)
-            assert table[position, i].item() == pytest.approx(expected, abs=1e-5)
+def test_sinusoidal_positions_are_the_papers():
+    for d_model in (6, 7):
+        table = sinusoidal_positions(20, d_model)
+        for position in range(20):
+            for i in range(d_model):
+                angle = position / 10_000 ** ((i - i % 2) / d_model)
+                expected = math.cos(angle) if i % 2 else math.sin(angle)
+                assert table[position, i].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_shift_of_sinusoidal_positions_is_one_rotation_everywhere():
@@ -86,5 +86,5 @@ def test_the_sinusoidal_table_is_as_large_as_a_learned_one_starts_and_is_not_lea
 
 def test_every_id_of_the_vocabulary_passes_and_the_next_one_does_not():
     check_tokens(torch.arange(11)[None], 11)
-    with pytest.raises(UserError, match=r"0 to 11; .*0 to 10"):
-        check_tokens(torch.arange(12)[None], 11)
+    message = refusal(lambda: check_tokens(torch.arange(12)[None], 11), "id 11 of 11")
+    assert "0 to 11" in message and "0 to 10" in message

@@ -11,8 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import corpus
 import train
+from activation_cache import head_label
 from config import ModelConfig
 from model import GPT
 from tokenizer import BPETokenizer
@@ -266,6 +269,7 @@ def output_of(code, folder):
     return ran.stdout
 
 
+@pytest.mark.slow
 def test_the_readme_s_look_inside_runs_on_the_newest_run(tmp_path):
     text = tmp_path / "data" / "tiny_shakespeare.txt"
     text.parent.mkdir()
@@ -275,11 +279,12 @@ def test_the_readme_s_look_inside_runs_on_the_newest_run(tmp_path):
                 "--model.d_model", "24"])
     lines = output_of(readme_code("Look inside", n_blocks=2), tmp_path).splitlines()
     assert [line.split(":")[0] for line in lines] == [
-        f"head {layer}.{head}" for layer in range(3) for head in range(4)]
+        head_label(layer, head) for layer in range(3) for head in range(4)]
     figures = ("heads.png", "attribution.png", "lens.png")
     assert all((tmp_path / name).stat().st_size > 10_000 for name in figures)
 
 
+@pytest.mark.slow
 def test_the_readme_s_gpt2_runs_on_a_folder_of_that_form(tmp_path):
     cfg = ModelConfig(n_layers=7, n_heads=1, d_model=8, n_ctx=64, d_vocab=256, tie_embeddings=True)
     GPT(cfg).save_pretrained(tmp_path)

@@ -11,6 +11,7 @@ import torch
 from plotting import (
     COLOURS,
     attention_grid,
+    colour_scale,
     curve,
     dla_bar,
     dot_rows,
@@ -29,35 +30,41 @@ def image_of(values, **labels):
     return heatmap(values, **WORDS, **labels).axes[0].images[0]
 
 
-def draw_all():
-    return [curve(LINES, **WORDS, levels={"floor": 1.2}), heatmap([[0.0, 1.0], [2.0, -3]], **WORDS)]
-
-
-def draw_the_tools_figures():
-    return [head_grid([[0.1, -0.5], [2.0, 0.0]], title="A head", unit="nats"),
-            dla_bar([1.0, -2.0, 0.5], ["a", "b", "c"], title="A bar", xlabel="nats",
-                    low=[0.8, -2.5, 0.4], high=[1.2, -1.5, 0.6]),
-            lens_table([[0.1, 0.2], [0.9, 0.8]], [["a", " b"], ["c", "\n"]], title="A lens",
-                       row_labels=["0_pre", "final"], column_labels=["x", " y"]),
-            attention_grid(np.full((5, 3, 3), 0.4), title="Patterns", labels=list("abcde"),
-                           tokens=["x", " y", "z"])]
+def tick_labels(axis):
+    """The texts at the ticks of an x or y axis."""
+    return [text.get_text() for text in axis.get_ticklabels()]
 
 
 def test_the_same_numbers_give_the_same_bytes(tmp_path):
-    for i, (one, two) in enumerate(zip(
-            draw_all() + draw_the_tools_figures(), draw_all() + draw_the_tools_figures(),
-            strict=True)):
-        save_figure(one, tmp_path / f"one{i}.png")
-        save_figure(two, tmp_path / f"two{i}.png")
-        content = (tmp_path / f"one{i}.png").read_bytes()
-        assert content.startswith(b"\x89PNG") and content == (tmp_path / f"two{i}.png").read_bytes()
+    def draw():
+        """A figure of lines and one of images, small, as the time goes into their pixels."""
+        figures = [curve(LINES, **WORDS, levels={"floor": 1.2}),
+                   attention_grid(np.full((2, 2, 2), 0.4), title="Patterns", labels=["a", "b"])]
+        for figure in figures:
+            figure.set_size_inches(4, 3)
+        return figures
+
+    for number, same_figures in enumerate(zip(draw(), draw(), strict=True)):
+        contents = []
+        for figure in same_figures:
+            save_figure(figure, tmp_path / "figure.png")
+            contents.append((tmp_path / "figure.png").read_bytes())
+        assert contents[0].startswith(b"\x89PNG")
+        assert contents[0] == contents[1], f"figure {number} has other bytes when drawn again"
 
 
-@pytest.mark.parametrize("figure", draw_all())
-def test_a_figure_carries_its_title_and_the_names_of_its_axes(figure):
-    axes = figure.axes[0]
-    assert axes.get_title(loc="left") == WORDS["title"]
-    assert (axes.get_xlabel(), axes.get_ylabel()) == (WORDS["xlabel"], WORDS["ylabel"])
+def test_a_few_values_are_points_and_many_are_a_line():
+    few = (list(range(30)), [1.0] * 30)
+    many = (list(range(31)), [1.0] * 31)
+    lines = curve({"few": few, "many": many}, **WORDS).axes[0].lines
+    assert [line.get_marker() for line in lines] == ["o", "None"]
+
+
+def test_a_figure_carries_its_title_and_the_names_of_its_axes():
+    for figure in (curve(LINES, **WORDS), heatmap([[0.0, 1.0], [2.0, -3]], **WORDS)):
+        axes = figure.axes[0]
+        assert axes.get_title(loc="left") == WORDS["title"]
+        assert (axes.get_xlabel(), axes.get_ylabel()) == (WORDS["xlabel"], WORDS["ylabel"])
 
 
 def test_a_curve_draws_each_line_with_its_numbers_and_names_it():
@@ -69,8 +76,8 @@ def test_a_curve_draws_each_line_with_its_numbers_and_names_it():
     assert len({line.get_color() for line in axes.get_lines()}) == len(LINES)
 
 
-@pytest.mark.parametrize("n_lines", [1, len(COLOURS), len(COLOURS) + 1])
-def test_no_line_is_left_out(n_lines):
+def test_no_line_is_left_out_where_there_are_more_than_colours():
+    n_lines = len(COLOURS) + 1
     figure = curve({f"line {i}": ([0, 1], [i, i]) for i in range(n_lines)}, **WORDS)
     assert len(figure.axes[0].get_lines()) == n_lines
 
@@ -81,19 +88,20 @@ def test_a_level_is_drawn_at_its_height_and_named():
     assert [text.get_text() for text in axes.texts] == ["floor"]
 
 
-@pytest.mark.parametrize(("values", "limits"), [
-    ([[1.0, 2.0], [3.0, 4.0]], (0, 4)), ([[0.0, 0.5]], (0, 0.5)),
-    ([[1.0, -3.0], [2.0, 0.0]], (-3, 3)), ([[-1.0, -2.0]], (-2, 2)), ([[-1.0, 5.0]], (-5, 5)),
-])
-def test_colours_start_at_zero_or_lie_evenly_about_it(values, limits):
-    assert image_of(values).get_clim() == limits
+def test_colours_start_at_zero_or_lie_evenly_about_it():
+    rows = [([[1.0, 2.0], [3.0, 4.0]], (0, 4)), ([[0.0, 0.5]], (0, 0.5)),
+            ([[1.0, -3.0], [2.0, 0.0]], (-3, 3)), ([[-1.0, -2.0]], (-2, 2)),
+            ([[-1.0, 5.0]], (-5, 5))]
+    for values, limits in rows:
+        found = colour_scale(values)[1]
+        assert (found["vmin"], found["vmax"]) == limits, f"the scale of {values} is {found}"
 
 
-@pytest.mark.parametrize("values", [[[1.0, 2.0]], [[1.0, -3.0]]])
-def test_zero_is_nearly_white_and_the_largest_value_is_not(values):
-    image = image_of(values)
-    assert min(image.cmap(image.norm(0.0))[:3]) > 0.95
-    assert min(image.cmap(image.norm(image.get_clim()[1]))[:3]) < 0.5
+def test_zero_is_nearly_white_and_the_largest_value_is_not():
+    for values in ([[1.0, 2.0]], [[1.0, -3.0]]):
+        image = image_of(values)
+        assert min(image.cmap(image.norm(0.0))[:3]) > 0.95, values
+        assert min(image.cmap(image.norm(image.get_clim()[1]))[:3]) < 0.5, values
 
 
 def test_opposite_signs_have_different_colours():
@@ -107,22 +115,21 @@ def test_a_heat_map_shows_the_numbers_at_their_row_and_column():
     labels = {"row_labels": ["a", "b"], "column_labels": ["x", "y", "z"]}
     axes = heatmap(values, **WORDS, **labels).axes[0]
     assert np.array_equal(axes.images[0].get_array(), values.numpy())
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b"]
-    assert [text.get_text() for text in axes.get_xticklabels()] == ["x", "y", "z"]
+    assert tick_labels(axes.yaxis) == ["a", "b"]
+    assert tick_labels(axes.xaxis) == ["x", "y", "z"]
     assert axes.images[0].origin == "upper"  # row 0 is at the top
 
 
-@pytest.mark.parametrize("hidden", [
-    np.array([[1.0, np.nan], [2.0, 3.0]]),
-    np.ma.masked_greater([[1.0, 99.0], [2.0, 3.0]], 50),
-])
-def test_nan_and_masked_cells_stay_blank_and_do_not_stretch_the_scale(hidden, tmp_path):
-    image = image_of(hidden)
-    assert image.get_clim() == (0, 3)
-    assert np.ma.getmaskarray(image.get_array()).tolist() == [[False, True], [False, False]]
-    save_figure(image.figure, tmp_path / "figure.png")
+def test_nan_and_masked_cells_stay_blank_and_do_not_stretch_the_scale():
+    for hidden in (np.array([[1.0, np.nan], [2.0, 3.0]]),
+                   np.ma.masked_greater([[1.0, 99.0], [2.0, 3.0]], 50)):
+        image = image_of(hidden)
+        assert image.get_clim() == (0, 3), f"the scale of {hidden}"
+        blank = np.ma.getmaskarray(image.get_array()).tolist()
+        assert blank == [[False, True], [False, False]], f"what is blank of {hidden}"
 
 
+@pytest.mark.slow
 def test_drawing_needs_neither_a_window_nor_a_model(tmp_path):
     program = ("import sys, plotting\n"
                "figure = plotting.heatmap([[1.0]], title='', xlabel='', ylabel='')\n"
@@ -146,7 +153,7 @@ def test_a_head_without_a_number_gets_none():
     assert [text.get_text() for text in axes.texts] == ["0.00", "", "", "0.50"]
 
 
-def test_rows_of_dots_show_all_that_they_have_beside_one_and_what_is_below_it_stands_out(tmp_path):
+def test_rows_of_dots_show_all_that_they_have_beside_one_and_what_is_below_it_stands_out():
     figure = dot_rows({"one": (2.0, 0.5, 9.0), "two": (0.9, 0.9, 0.9)}, title="", xlabel="")
     axes = figure.axes[0]
     low, high = axes.get_xlim()
@@ -154,23 +161,23 @@ def test_rows_of_dots_show_all_that_they_have_beside_one_and_what_is_below_it_st
     dots = [line for line in axes.lines if len(line.get_xdata()) == 1]
     colours = {line.get_xdata()[0]: line.get_color() for line in dots}
     assert colours[2.0] != colours[0.9]
-    save_figure(figure, tmp_path / "figure.png")
 
 
-@pytest.mark.parametrize("most", [1, 2, 3, 9])
-def test_the_bars_of_an_attribution_add_up_to_the_whole(most):
-    values, labels = [1.0, -2.0, 0.5, 0.25], list("abcd")
-    axes = dla_bar(values, labels, title="", xlabel="nats", most=most).axes[0]
-    assert sum(bar.get_width() for bar in axes.patches) == pytest.approx(sum(values))
-    names = [text.get_text() for text in axes.get_yticklabels()]
-    assert "b" in names and (f"{4 - most} others" in names) is (most < 4)
-    shown = [bar.get_width() for bar in axes.patches][: min(most, 4)]
-    assert shown == sorted(shown, reverse=True)
+def test_the_bars_of_an_attribution_add_up_to_the_whole():
+    values = [1.0, -2.0, 0.5, 0.25]
+    for most in (1, 2, 3, 9):
+        axes = dla_bar(values, list("abcd"), title="", xlabel="nats", most=most).axes[0]
+        widths = [bar.get_width() for bar in axes.patches]
+        assert sum(widths) == pytest.approx(sum(values)), f"{most} bars add up to {sum(widths)}"
+        names = tick_labels(axes.yaxis)
+        assert "b" in names and (f"{4 - most} others" in names) is (most < 4), names
+        shown = widths[: min(most, 4)]
+        assert shown == sorted(shown, reverse=True), f"the bars from the top are {shown}"
 
 
 def test_what_adds_nothing_has_no_bar():
     axes = dla_bar([1.0, 0.0, -2.0], list("abc"), title="", xlabel="nats").axes[0]
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "c"]
+    assert tick_labels(axes.yaxis) == ["a", "c"]
 
 
 def test_whiskers_stand_at_their_own_bar():
@@ -185,7 +192,8 @@ def test_a_lens_table_has_the_last_row_on_top_and_shows_spaces_and_line_ends():
                         row_labels=["0_pre", "final"], column_labels=["x", " y"])
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.texts] == ["c", "↵", "a", "·b"]
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["final", "0_pre"]
+    assert tick_labels(axes.yaxis) == ["final", "0_pre"]
+    assert axes.images[0].get_array().tolist() == [[0.9, 0.8], [0.1, 0.2]]
     assert axes.images[0].get_clim() == (0, 1)
 
 
@@ -203,8 +211,8 @@ def test_the_last_queries_of_a_pattern_see_all_keys_up_to_their_own():
     axes = figure.axes[0]
     hidden = np.ma.getmaskarray(axes.images[0].get_array())
     assert hidden.tolist() == [[False, False, False, True], [False] * 4]
-    assert [text.get_text() for text in axes.get_xticklabels()] == list("abcd")
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["c", "d"]
+    assert tick_labels(axes.xaxis) == list("abcd")
+    assert tick_labels(axes.yaxis) == ["c", "d"]
 
 
 def test_a_token_with_dollars_is_drawn_as_it_is(tmp_path):

@@ -6,20 +6,19 @@ import json
 import random
 import unicodedata
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import refusal
 from test_train import argv, final, interrupt, named, on_batch, quietly, run_of, same
 
 import corpus
 import tokenizer as tokenizer_module
 import train
 from checkpoint import load_checkpoint, load_model
-from config import DataConfig
-from data import load_dataset
-from tokenizer import BPETokenizer, CharTokenizer, load_tokenizer, split_words
-from utils import UserError
+from tokenizer import BPETokenizer, CharTokenizer, WordTokenizer, load_tokenizer, split_words
 
 GPT2_FILES = Path(__file__).resolve().parent.parent / "data/gpt2_bpe"
 needs_gpt2_files = pytest.mark.skipif(not (GPT2_FILES / "encoder.json").exists(),
@@ -27,11 +26,12 @@ needs_gpt2_files = pytest.mark.skipif(not (GPT2_FILES / "encoder.json").exists()
 TEXT = "Zoë läuft, läuft…\n\t'😀' 42"
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_decoding_undoes_encoding_for_any_text_of_the_alphabet(seed):
+def test_decoding_undoes_encoding_for_any_text_of_the_alphabet():
     tokenizer = CharTokenizer().fit(TEXT)
-    text = "".join(random.Random(seed).choices(sorted(set(TEXT)), k=50))
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+    draw = random.Random(0)
+    for _ in range(5):
+        text = "".join(draw.choices(sorted(set(TEXT)), k=50))
+        assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_encoding_undoes_decoding_for_any_ids():
@@ -58,24 +58,30 @@ def test_the_vocabulary_depends_on_the_characters_alone():
 def test_fitting_again_forgets_the_first_text():
     tokenizer = CharTokenizer().fit("xyz").fit("ab")
     assert tokenizer.encode("ab") == [0, 1]
-    with pytest.raises(UserError):
-        tokenizer.encode("x")
+    assert "'x'" in refusal(lambda: tokenizer.encode("x"))
 
 
 def test_unknown_characters_are_named_and_known_ones_are_not():
-    with pytest.raises(UserError, match=r"unknown characters 'q' 'é'; .*knows 2: 'ab'"):
-        CharTokenizer().fit("ab").encode("aéqb")
+    message = refusal(lambda: CharTokenizer().fit("ab").encode("aéqb"))
+    assert "'q' 'é'" in message and "2: 'ab'" in message and "'a'" not in message
 
 
-@pytest.mark.parametrize("unknown", [3, 99, -1])
-def test_unknown_ids_are_named_and_negative_ones_do_not_count_from_the_end(unknown):
-    with pytest.raises(UserError, match=rf"unknown ids \[{unknown}\]; they run from 0 to 2"):
-        CharTokenizer().fit("abc").decode([0, unknown, 2])
+def test_unknown_ids_are_named_and_negative_ones_do_not_count_from_the_end():
+    tokenizer = CharTokenizer().fit("abc")
+    for unknown in (3, 99, -1):
+        message = refusal(partial(tokenizer.decode, [0, unknown, 2]), unknown)
+        assert f"[{unknown}]" in message and "0 to 2" in message
 
 
 def test_a_tensor_is_decoded_like_a_list():
     tokenizer = CharTokenizer().fit("abc")
     assert tokenizer.decode(torch.tensor([2, 0, 1])) == "cab" == tokenizer.decode([2, 0, 1])
+
+
+def test_the_tokens_of_a_text_are_its_characters_or_its_words():
+    text = "ada, ivo"
+    assert CharTokenizer().fit(text).to_str_tokens(text) == list(text)
+    assert WordTokenizer().fit(text).to_str_tokens(text) == ["ada", ",", "ivo"]
 
 
 def test_a_fresh_tokenizer_becomes_the_one_whose_state_it_loads_even_through_json():
@@ -85,10 +91,9 @@ def test_a_fresh_tokenizer_becomes_the_one_whose_state_it_loads_even_through_jso
     assert new.decode(old.encode(TEXT)) == TEXT
 
 
-@pytest.mark.parametrize("state", [{"kind": "bpe", "characters": "ab"}, {}])
-def test_the_state_of_another_tokenizer_is_refused(state):
-    with pytest.raises(UserError, match="'char'"):
-        CharTokenizer().load_state_dict(state)
+def test_the_state_of_another_tokenizer_is_refused():
+    for state in ({"kind": "bpe", "characters": "ab"}, {}):
+        assert "'char'" in refusal(partial(CharTokenizer().load_state_dict, state), state)
 
 
 # Byte-pair encoding: by hand
@@ -122,24 +127,26 @@ def test_merges_worked_by_hand_are_learned_until_no_pair_occurs_twice():
     assert tokenizer.symbols[256:] == [b"lo", b"low", b" low", b" lowe"]
 
 
-@pytest.mark.parametrize(("text", "ids"), [
-    ("low", [257]), (" low", [258]), (" lower", [259, byte("r")]), ("lo lo", [256, SPACE, 256]),
-    ("slow", [byte("s"), 257]), ("lolow", [256, 257]), ("  low", [SPACE, 258]), ("", []),
-    ("we", [byte("w"), byte("e")]), ("ol\nlow", [byte("o"), byte("l"), 198, 257]),
-])
-def test_text_is_encoded_as_by_hand(text, ids):
-    assert BPETokenizer().train(LOW, 260).encode(text) == ids
+def test_text_is_encoded_as_by_hand():
+    tokenizer = BPETokenizer().train(LOW, 260)
+    for text, ids in [
+        ("low", [257]), (" low", [258]), (" lower", [259, byte("r")]), ("lo lo", [256, SPACE, 256]),
+        ("slow", [byte("s"), 257]), ("lolow", [256, 257]), ("  low", [SPACE, 258]), ("", []),
+        ("we", [byte("w"), byte("e")]), ("ol\nlow", [byte("o"), byte("l"), 198, 257]),
+    ]:
+        assert tokenizer.encode(text) == ids, text
 
 
-@pytest.mark.parametrize(("merges", "text", "pieces"), [
-    (["b c", "a b", "ab c"], "abc", ["a", "bc"]),  # what was merged first, not what comes first
-    (["a b", "b c", "ab c"], "abcbc", ["abc", "bc"]),
-    (["a b", "c d", "ab cd"], "abcdab", ["abcd", "ab"]),
-    (["a a", "aa a"], "aaaaa", ["aa", "aaa"]),  # from the left
-    (["b c", "a bc"], "ab", ["a", "b"]),  # a half of a merge is none
-])
-def test_pairs_are_merged_in_the_order_of_the_table(merges, text, pieces):
-    assert bpe_of(*merges).to_str_tokens(text) == pieces
+def test_pairs_are_merged_in_the_order_of_the_table():
+    for merges, text, pieces in [
+        # What was merged first, not what comes first
+        (["b c", "a b", "ab c"], "abc", ["a", "bc"]),
+        (["a b", "b c", "ab c"], "abcbc", ["abc", "bc"]),
+        (["a b", "c d", "ab cd"], "abcdab", ["abcd", "ab"]),
+        (["a a", "aa a"], "aaaaa", ["aa", "aaa"]),  # from the left
+        (["b c", "a bc"], "ab", ["a", "b"]),  # a half of a merge is none
+    ]:
+        assert bpe_of(*merges).to_str_tokens(text) == pieces, merges
 
 
 def test_the_bytes_have_gpt_2_s_ids():
@@ -171,7 +178,8 @@ def kind_of(character):
 
 def scanned(text):
     """GPT-2's words by a scanner: what the rule says, from left to right, without backtracking."""
-    words, start = [], 0
+    words = []
+    start = 0
     while start < len(text):
         kinds = [kind_of(character) for character in text[start:]]
         ending = next((e for e in ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
@@ -207,7 +215,8 @@ def test_every_character_is_of_the_class_that_unicode_gives_it():
     shapes = {"letter": [3], "number": [1, 1, 1], "other": [1, 1, 1], "space": [1, 1, 1]}
     for code in [*range(0x3200), *range(0xF900, 0x11000, 7), *range(0x1F000, 0x1FB00, 5)]:
         if not 0xD800 <= code < 0xE000 and code != 0x20:  # a space goes with the word
-            kind, text = kind_of(chr(code)), f"x{chr(code)}x"
+            kind = kind_of(chr(code))
+            text = f"x{chr(code)}x"
             assert [len(word) for word in split_words(text)] == shapes[kind], hex(code)
             twins = {"number": f"{chr(code)}1", "other": f"{chr(code)}!"}.get(kind, "a")
             assert split_words(twins) == [twins], hex(code)
@@ -251,30 +260,31 @@ def letters(seed, alphabet="aab ", n=300):
     return "".join(random.Random(seed).choices(alphabet, k=n))
 
 
-@pytest.mark.parametrize("text", [
-    *(letters(seed) for seed in range(6)), letters(6, "ab"), letters(7, "aaaaaab "),
-    letters(8, "äöß 中国", 150), "a" * 64, corpus.text(1200), "".join(difficult_texts(6, seed=9)),
-    "", "a", "ab", "abab", "aaa aaa",
-], ids=lambda text: f"{len(text)} characters")
-def test_training_and_encoding_equal_the_naive_ways(text):
-    tokenizer, merges = BPETokenizer().train(text, 256 + 60), naive_merges(text, 60)
-    assert merges_of(tokenizer) == merges
-    assert tokenizer.symbols[256:] == [left + right for left, right in merges]
-    other = text[::-1][:200] + text[:100]
-    assert tokenizer.encode(other) == naive_ids(tokenizer, merges, other)
+def test_training_and_encoding_equal_the_naive_ways():
+    for text in [
+        "", "a", "ab", "abab", "aaa aaa", "a" * 64,
+        *(letters(seed) for seed in range(6)), letters(6, "ab"), letters(7, "aaaaaab "),
+        letters(8, "äöß 中国", 150), "".join(difficult_texts(6, seed=9)), corpus.text(1200),
+    ]:
+        tokenizer = BPETokenizer().train(text, 256 + 60)
+        merges = naive_merges(text, 60)
+        assert merges_of(tokenizer) == merges, text
+        assert tokenizer.symbols[256:] == [left + right for left, right in merges], text
+        other = text[::-1][:200] + text[:100]
+        assert tokenizer.encode(other) == naive_ids(tokenizer, merges, other), text
 
 
-@pytest.mark.parametrize("vocab_size", [256, 257, 259, 260, 261, 10**9])
-def test_the_vocabulary_is_as_large_as_asked_for_while_pairs_occur_twice(vocab_size):
-    tokenizer = BPETokenizer().train(LOW, vocab_size)
-    assert tokenizer.d_vocab == min(vocab_size, 260)
-    assert merges_of(tokenizer) == LOW_MERGES[: vocab_size - 256]
+def test_the_vocabulary_is_as_large_as_asked_for_while_pairs_occur_twice():
+    for vocab_size in (256, 257, 259, 260, 261, 10**9):
+        tokenizer = BPETokenizer().train(LOW, vocab_size)
+        assert tokenizer.d_vocab == min(vocab_size, 260)
+        assert merges_of(tokenizer) == LOW_MERGES[: vocab_size - 256]
 
 
-@pytest.mark.parametrize("vocab_size", [255, 0, -1])
-def test_fewer_tokens_than_bytes_are_refused(vocab_size):
-    with pytest.raises(UserError, match=rf"vocab_size={vocab_size} is less than the 256 bytes"):
-        BPETokenizer().train(LOW, vocab_size)
+def test_fewer_tokens_than_bytes_are_refused():
+    for vocab_size in (255, 0, -1):
+        message = refusal(partial(BPETokenizer().train, LOW, vocab_size), vocab_size)
+        assert f"vocab_size={vocab_size} " in message
 
 
 def test_training_again_forgets_the_first_text():
@@ -313,21 +323,22 @@ def test_any_ids_decode_as_python_decodes_their_bytes(bpe):
         assert bpe.decode(torch.tensor(ids)) == bpe.decode(ids)
 
 
-@pytest.mark.parametrize("text", [
-    b"\xff", b"a\xc3", b"\xf0\x9f\x99", b"\xe2\x82!", b"\xed\xa0\x80", b"\xc0\x80", b"\x80\x80"])
-def test_bytes_that_are_no_text_become_replacement_characters(text):
+def test_bytes_that_are_no_text_become_replacement_characters():
     tokenizer = BPETokenizer()
-    ids = [tokenizer.symbols.index(bytes([value])) for value in text]
-    assert tokenizer.decode(ids) == text.decode(errors="replace") and "\ufffd" in text.decode(
-        errors="replace")
-    assert tokenizer.to_bytes(ids) == text
+    for text in (b"\xff", b"a\xc3", b"\xf0\x9f\x99", b"\xe2\x82!", b"\xed\xa0\x80",
+                 b"\xc0\x80", b"\x80\x80"):
+        ids = [tokenizer.symbols.index(bytes([value])) for value in text]
+        shown = text.decode(errors="replace")
+        assert tokenizer.decode(ids) == shown and "\ufffd" in shown
+        assert tokenizer.to_bytes(ids) == text
 
 
-@pytest.mark.parametrize(("text", "where"), [("\ud800", 0), ("ab\udfff", 2), ("é\ud83d\ude42", 1)])
-def test_half_a_surrogate_pair_is_refused(bpe, text, where):
-    for act in (bpe.encode, bpe.to_str_tokens, lambda text: BPETokenizer().train(text, 300)):
-        with pytest.raises(UserError, match=rf"^character {where} is '\\ud.*half a surrogate"):
-            act(text)
+def test_half_a_surrogate_pair_is_refused_by_its_place(bpe):
+    acts = (bpe.encode, bpe.to_str_tokens, lambda text: BPETokenizer().train(text, 300))
+    for text, place in (("\ud800", 0), ("ab\udfff", 2), ("é\ud83d\ude42", 1)):
+        for act in acts:
+            message = refusal(partial(act, text), repr(text))
+            assert f"character {place} is '\\ud" in message and "surrogate" in message
 
 
 def test_tokens_as_text_put_together_are_the_text(bpe):
@@ -338,16 +349,17 @@ def test_tokens_as_text_put_together_are_the_text(bpe):
     assert BPETokenizer().train(LOW, 260).to_str_tokens(" lowé") == [" low", "\ufffd", "\ufffd"]
 
 
-@pytest.mark.parametrize("unknown", [400, -1, 10**6])
-def test_bpe_names_unknown_ids(bpe, unknown):
-    for act in (bpe.decode, bpe.to_bytes):
-        with pytest.raises(UserError, match=rf"unknown ids \[{unknown}\]; they run from 0 to 399"):
-            act([0, unknown])
+def test_bpe_names_unknown_ids(bpe):
+    for unknown in (400, -1, 10**6):
+        for act in (bpe.decode, bpe.to_bytes):
+            message = refusal(partial(act, [0, unknown]), unknown)
+            assert f"[{unknown}]" in message and "0 to 399" in message
 
 
 def test_endoftext_is_one_token_only_when_asked_for():
     tokenizer = bpe_of("a b", extra=["<|endoftext|>"])
-    end, text = 257, "<|endoftext|>ab<|endoftext|><|endoftext|> ab"
+    end = 257
+    text = "<|endoftext|>ab<|endoftext|><|endoftext|> ab"
     assert tokenizer.endoftext_id == end
     assert tokenizer.encode(text, endoftext=True) == [end, 256, end, end, SPACE, 256]
     plain = tokenizer.encode(text)
@@ -358,9 +370,8 @@ def test_endoftext_is_one_token_only_when_asked_for():
 
 def test_who_lacks_endoftext_says_so_and_reads_other_text_all_the_same(bpe):
     assert bpe.encode("ab", endoftext=True) == bpe.encode("ab")
-    for act in (lambda: bpe.endoftext_id, lambda: bpe.encode("a<|endoftext|>", endoftext=True)):
-        with pytest.raises(UserError, match=r"has no <\|endoftext\|>; leave it out"):
-            act()
+    assert "<|endoftext|>" in refusal(lambda: bpe.endoftext_id)
+    assert "<|endoftext|>" in refusal(lambda: bpe.encode("a<|endoftext|>", endoftext=True))
 
 
 def test_the_limit_on_known_words_changes_no_ids(bpe, monkeypatch):
@@ -389,7 +400,8 @@ def test_a_bpe_state_comes_back_from_disk(bpe, tmp_path, through):
     else:
         torch.save(bpe.state_dict(), tmp_path / "state.pt")
         state = torch.load(tmp_path / "state.pt", weights_only=True)
-    again, text = load_tokenizer(state), corpus.text(500) + "🙂\0"
+    again = load_tokenizer(state)
+    text = corpus.text(500) + "🙂\0"
     assert isinstance(again, BPETokenizer) and again.symbols == bpe.symbols
     assert merges_of(again) == merges_of(bpe) and again.encode(text) == bpe.encode(text)
     assert again.state_dict() == bpe.state_dict()
@@ -400,17 +412,16 @@ def test_a_state_gives_the_tokenizer_of_its_kind():
         again = load_tokenizer(tokenizer.state_dict())
         assert type(again) is type(tokenizer) and again.encode("ab") == tokenizer.encode("ab")
     for state in ({}, {"kind": "words"}, {"kind": None}):
-        with pytest.raises(UserError, match=r"tokenizer=.*; choose from: char, word, bpe"):
-            load_tokenizer(state)
-    with pytest.raises(UserError, match=r"'char' tokenizer cannot be loaded as 'bpe'"):
-        BPETokenizer().load_state_dict(CharTokenizer().fit("ab").state_dict())
+        message = refusal(partial(load_tokenizer, state), state)
+        assert f"tokenizer={state.get('kind')!r}" in message and "char, word, bpe" in message
+    chars = CharTokenizer().fit("ab").state_dict()
+    message = refusal(lambda: BPETokenizer().load_state_dict(chars))
+    assert "'char'" in message and "'bpe'" in message
 
 
-@pytest.mark.parametrize("state", [
-    {"kind": "char"}, {"kind": "bpe"}, {"kind": "bpe", "tokens": []}])
-def test_a_state_that_is_not_whole_is_a_user_error(state):
-    with pytest.raises(UserError):
-        load_tokenizer(state)
+def test_a_state_that_is_not_whole_is_refused():
+    for state in ({"kind": "char"}, {"kind": "bpe"}, {"kind": "bpe", "tokens": []}):
+        refusal(partial(load_tokenizer, state), state)
 
 
 def write_files(folder, merges="#version: 0.2\nl o\nlo w\nĠ low\nĠlow e\n"):
@@ -423,58 +434,54 @@ def write_files(folder, merges="#version: 0.2\nl o\nlo w\nĠ low\nĠlow e\n"):
     return folder / "vocab.json", folder / "merges.txt"
 
 
-@pytest.mark.parametrize("merges", [
-    "#version: 0.2\nl o\nlo w\nĠ low\nĠlow e\n", "l o\nlo w\nĠ low\nĠlow e",
-    "#version: 0.2\r\nl o\r\nlo w\r\nĠ low\r\nĠlow e\r\n"])
-def test_the_two_files_make_the_tokenizer_that_training_made(tmp_path, merges):
-    tokenizer = BPETokenizer.from_files(*write_files(tmp_path, merges))
-    assert merges_of(tokenizer) == LOW_MERGES and tokenizer.endoftext_id == 260
-    assert tokenizer.encode(LOW) == BPETokenizer().train(LOW, 300).encode(LOW)
+def test_the_two_files_make_the_tokenizer_that_training_made(tmp_path):
+    for merges in (
+        "#version: 0.2\nl o\nlo w\nĠ low\nĠlow e\n", "l o\nlo w\nĠ low\nĠlow e",
+        "#version: 0.2\r\nl o\r\nlo w\r\nĠ low\r\nĠlow e\r\n",
+    ):
+        tokenizer = BPETokenizer.from_files(*write_files(tmp_path, merges))
+        assert merges_of(tokenizer) == LOW_MERGES and tokenizer.endoftext_id == 260, merges
+        assert tokenizer.encode(LOW) == BPETokenizer().train(LOW, 300).encode(LOW), merges
 
 
 @pytest.mark.parametrize("file", [0, 1])
-@pytest.mark.parametrize("spoil", ["missing", "folder", "binary"])
-def test_a_file_of_the_tokenizer_that_cannot_be_read_is_a_user_error(tmp_path, file, spoil):
+def test_a_file_of_the_tokenizer_that_cannot_be_read_is_named(tmp_path, file):
     paths = write_files(tmp_path)
-    if spoil == "binary":
-        paths[file].write_bytes(b"\xff\xfe\x00")
-    else:
-        paths[file].unlink()
-        _ = paths[file].mkdir() if spoil == "folder" else None
-    with pytest.raises(UserError, match=paths[file].name) as caught:
-        BPETokenizer.from_files(*paths)
-    assert "\n" not in str(caught.value)
+    path = paths[file]
+    for case, spoil in [
+        ("binary", lambda: path.write_bytes(b"\xff\xfe\x00")), ("missing", path.unlink),
+        ("a folder", path.mkdir),
+    ]:
+        spoil()
+        message = refusal(lambda: BPETokenizer.from_files(*paths), case)
+        assert path.name in message and "\n" not in message, message
 
 
-def test_the_two_files_swapped_are_a_user_error(tmp_path):
-    with pytest.raises(UserError, match=r"are not a tokenizer's files .*; download them again"):
-        BPETokenizer.from_files(*reversed(write_files(tmp_path)))
+def test_the_two_files_swapped_are_refused(tmp_path):
+    vocab, merges = write_files(tmp_path)
+    assert str(vocab) in refusal(lambda: BPETokenizer.from_files(merges, vocab))
 
 
-@pytest.mark.parametrize(("vocab", "told"), [
-    ("", r"not a tokenizer's files"), ("[]", r"not a tokenizer's files"),
-    ("{}", r"lacks b'\\x00'"), ('{"a": 1}', r"the ids are not 0, 1, 2"),
-    ('{"a": 0, "b": 0}', r"the ids are not 0"), ('{"a": "0"}', r"not a tokenizer's files"),
-    ('{"a": null, "b": 1}', r"not a tokenizer's files"), ('{"a": 0', r"not a tokenizer's files"),
-    ("[" * 100_000, r"not a tokenizer's files"),
-    ('{"a b": 0}', r"'a b' is not written in GPT-2's visible bytes"),
-])
-def test_a_vocabulary_that_is_none_is_a_user_error(tmp_path, vocab, told):
+def test_a_vocabulary_that_is_none_is_refused(tmp_path):
     paths = write_files(tmp_path, merges="")
-    paths[0].write_text(vocab)
-    with pytest.raises(UserError, match=told) as caught:
-        BPETokenizer.from_files(*paths)
-    assert "\n" not in str(caught.value)
+    for vocab, told in [
+        ("", "vocab.json"), ("[]", "vocab.json"), ("[" * 100_000, "vocab.json"),
+        ('{"a": 0', "vocab.json"), ('{"a": "0"}', "vocab.json"),
+        ('{"a": null, "b": 1}', "vocab.json"), ('{"a": 1}', "not 0, 1, 2"),
+        ('{"a": 0, "b": 0}', "not 0, 1, 2"), ("{}", r"b'\x00'"), ('{"a b": 0}', "'a b'"),
+    ]:
+        paths[0].write_text(vocab)
+        message = refusal(lambda: BPETokenizer.from_files(*paths), vocab[:20])
+        assert told in message and "\n" not in message, message
 
 
-@pytest.mark.parametrize(("merges", "told"), [
-    ("l o w", "not a pair"), ("low", "not a pair"), ("l  o", "not a pair"),
-    ("l o\n中 w", "'中' is not written"), ("q x", r"lacks b'qx', which its merges make"),
-    ("w lo", r"lacks b'wlo'"),
-])
-def test_merges_that_do_not_fit_the_vocabulary_are_a_user_error(tmp_path, merges, told):
-    with pytest.raises(UserError, match=told):
-        BPETokenizer.from_files(*write_files(tmp_path, merges))
+def test_merges_that_do_not_fit_the_vocabulary_are_refused(tmp_path):
+    for merges, told in [
+        ("l o w", "not a pair"), ("low", "not a pair"), ("l  o", "not a pair"),
+        ("l o\n中 w", "'中'"), ("q x", "b'qx'"), ("w lo", "b'wlo'"),
+    ]:
+        paths = write_files(tmp_path, merges)
+        assert told in refusal(partial(BPETokenizer.from_files, *paths), merges)
 
 
 # GPT-2's own files
@@ -509,28 +516,15 @@ def test_gpt_2_s_tokenizer_gives_any_text_back_even_after_a_load(gpt2):
 
 
 @needs_gpt2_files
-@pytest.mark.parametrize("files", [("vocab.bpe", "encoder.json"), ("encoder.json", "encoder.json"),
-                                   ("vocab.bpe", "vocab.bpe")])
-def test_gpt_2_s_files_swapped_are_a_user_error(files):
-    with pytest.raises(UserError) as caught:
-        BPETokenizer.from_files(*(GPT2_FILES / file for file in files))
-    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+def test_gpt_2_s_files_swapped_are_refused_in_a_short_line():
+    for files in (("vocab.bpe", "encoder.json"), ("encoder.json", "encoder.json"),
+                  ("vocab.bpe", "vocab.bpe")):
+        paths = [GPT2_FILES / file for file in files]
+        message = refusal(partial(BPETokenizer.from_files, *paths), files)
+        assert len(message) < 400 and "\n" not in message
 
 
 # A run with byte-pair encoding
-
-
-def test_the_validation_text_teaches_no_merges(tmp_path):
-    (tmp_path / "text.txt").write_text("ab " * 300 + "xy " * 100, encoding="utf-8")
-    cfg = DataConfig(path=str(tmp_path / "text.txt"), tokenizer="bpe", vocab_size=300,
-                     val_fraction=0.25)
-    dataset = load_dataset(cfg, 8)
-    train, val = "ab " * 299 + "ab", " " + "xy " * 100  # the blank is the first xy's
-    expected = BPETokenizer().train(train, 300)
-    assert dataset.tokenizer.state_dict() == expected.state_dict()
-    assert not any(b"x" in token for token in dataset.tokenizer.symbols[256:])
-    assert dataset.train.tolist() == expected.encode(train)
-    assert dataset.val.tolist() == expected.encode(val) and dataset.val_characters == 301
 
 
 def test_a_run_with_bpe_resumes_as_if_it_had_not_stopped_and_loads(tmp_path, monkeypatch):
@@ -549,4 +543,10 @@ def test_a_run_with_bpe_resumes_as_if_it_had_not_stopped_and_loads(tmp_path, mon
     assert tokenizer.d_vocab == model.cfg.d_vocab == 300
     text = (tmp_path / "text.txt").read_text(encoding="utf-8")
     assert merges_of(tokenizer) == naive_merges(text[: len(text) - len(text) // 10], 44)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_words_come_back_with_their_spaces_and_none_around_a_line_s_end_or_before_a_mark():
+    text = "when ada, ivo and leo went.\nada sings\n\nri sa?"
+    tokenizer = WordTokenizer().fit(text)
     assert tokenizer.decode(tokenizer.encode(text)) == text

@@ -45,11 +45,11 @@ def test_a_user_error_is_one_line_on_stderr_and_exit_code_2(capsys):
     assert err.endswith(": error: lr=-1 is not possible\n") and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("bug", [ValueError("a bug"), RuntimeError("a bug"), OSError("a bug")])
-def test_a_real_bug_leaves_a_program_as_it_was_raised(bug):
-    with pytest.raises(type(bug)) as caught:
-        run_program(raiser(bug))
-    assert caught.value is bug
+def test_a_real_bug_leaves_a_program_as_it_was_raised():
+    for bug in (ValueError("a bug"), RuntimeError("a bug"), OSError("a bug")):
+        with pytest.raises(type(bug)) as caught:
+            run_program(raiser(bug))
+        assert caught.value is bug
 
 
 def test_an_interrupted_program_exits_with_130_and_no_traceback(capsys):
@@ -64,9 +64,11 @@ def test_a_program_that_ends_well_raises_nothing():
     assert called == [1]
 
 
-@pytest.mark.parametrize("name", ["hook_patern", "blocks.0.attn.hook_patern", "attn.hook_patern"])
-def test_a_misspelt_name_finds_its_neighbour_in_full_or_by_its_last_part(name):
-    assert suggest_closest(name, HOOKS).startswith("; the closest: blocks.0.attn.hook_pattern")
+def test_a_misspelt_name_finds_its_neighbour_in_full_or_by_its_last_part():
+    for name in ("hook_patern", "blocks.0.attn.hook_patern", "attn.hook_patern",
+                 "decoder.layers.11.self_attention.hook_patern"):
+        suggested = suggest_closest(name, HOOKS)
+        assert suggested.startswith("; the closest: blocks.0.attn.hook_pattern"), name
 
 
 def test_nothing_is_proposed_where_nothing_is_near():
@@ -79,7 +81,7 @@ def test_a_choice_is_returned_and_another_value_is_refused_with_all_choices():
     for wrong in ("c", None, ["a"], 0):
         with pytest.raises(UserError) as error:
             check_choice("kind", wrong, ["a", "b"])
-        assert str(error.value) == f"kind={wrong!r} is unknown; choose from: a, b"
+        assert f"kind={wrong!r} " in str(error.value) and "a, b" in str(error.value)
 
 
 def test_an_atomic_write_creates_folders_and_replaces_the_whole_file(tmp_path):
@@ -100,32 +102,32 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
     assert path.read_text() == "new"
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_writer_that_fails_leaves_the_old_file_and_no_other(tmp_path, error):
+def test_a_writer_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(error), atomic_write(path) as file:
-        file.write(b"half of the n")
-        raise error
-    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+    for error in (RuntimeError, KeyboardInterrupt):
+        with pytest.raises(error), atomic_write(path) as file:
+            file.write(b"half of the n")
+            raise error
+        assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"], error
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_is_a_user_error_that_leaves_the_old_file_and_no_other(
-        tmp_path, monkeypatch, call):
+def test_a_full_disk_is_a_user_error_that_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_bytes(b"old")
     full = OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(utils.os, call, lambda *_: raiser(full)())
-    with pytest.raises(UserError, match=r"cannot write .*file: No space left"):
-        with atomic_write(path) as file:
-            file.write(b"new")
-    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+    for call in ("fsync", "replace"):
+        with monkeypatch.context() as patched, pytest.raises(UserError) as error:
+            patched.setattr(utils.os, call, lambda *_: raiser(full)())
+            with atomic_write(path) as file:
+                file.write(b"new")
+        assert str(path) in str(error.value) and full.strerror in str(error.value), call
+        assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"], call
 
 
 def test_a_place_that_cannot_be_written_is_a_user_error_with_its_path(tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(UserError, match=r"cannot write .*file/below"):
+    with pytest.raises(UserError, match="file/below"):
         with atomic_write(tmp_path / "file" / "below" / "it") as file:
             file.write(b"")
 
@@ -146,7 +148,8 @@ def test_values_that_json_cannot_hold_leave_the_old_file(tmp_path):
 
 def progress_output(monkeypatch, on_terminal, seconds_a_step, total=1000, steps=range(1, 101)):
     """What a Progress writes to stderr while a fake clock ticks between the steps."""
-    clock, stderr = SimpleNamespace(now=0.0), io.StringIO()
+    clock = SimpleNamespace(now=0.0)
+    stderr = io.StringIO()
     stderr.isatty = lambda: on_terminal
     monkeypatch.setattr(utils.sys, "stderr", stderr)
     monkeypatch.setattr(utils, "time", SimpleNamespace(monotonic=lambda: clock.now))
@@ -204,10 +207,10 @@ def test_the_cpu_is_always_there_and_auto_takes_a_device_that_works():
     assert torch.ones(2, device=pick_device("auto")).sum().item() == 2
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "cuda:x", "cuda:-1", "cpu:x", "cpu:", "", "0"])
-def test_a_device_that_is_not_there_is_a_user_error_with_the_choices(name):
-    with pytest.raises(UserError, match=f"device={name} is not on this machine; .*cpu"):
-        pick_device(name)
+def test_a_device_that_is_not_there_is_a_user_error_with_the_choices():
+    for name in ("gpu", "cuda:99", "cuda:x", "cuda:-1", "cpu:x", "cpu:", "", "0"):
+        with pytest.raises(UserError, match=f"device={name} .*choose auto, .*cpu"):
+            pick_device(name)
 
 
 def test_auto_prefers_cuda_to_mps_to_the_cpu(monkeypatch):
@@ -248,7 +251,7 @@ def test_each_process_that_torchrun_started_gets_a_gpu_of_its_own(monkeypatch):
         monkeypatch.setenv("LOCAL_RANK", str(number))
         assert pick_device("auto") == pick_device("cuda") == torch.device("cuda", number)
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(UserError, match="device=cuda:2 is not on this machine"):
+    with pytest.raises(UserError, match="device=cuda:2 "):
         pick_device("auto")
 
 
@@ -257,7 +260,7 @@ def test_what_cannot_be_shared_is_not_chosen_for_several_processes(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert pick_device("auto").type == "cpu"
-    with pytest.raises(UserError, match="device=mps is not on this machine; choose auto, cpu"):
+    with pytest.raises(UserError, match=r"device=mps .*choose auto, cpu$"):
         pick_device("mps")
 
 
@@ -266,14 +269,13 @@ def test_the_first_rank_alone_shows_progress(monkeypatch):
     assert progress_output(monkeypatch, False, seconds_a_step=20) == ""
 
 
-@pytest.mark.parametrize(("number", "error", "pauses"), [
-    ("0", UserError("x=1"), 0), ("1", UserError("x=1"), 1), ("1", RankLost("x=1"), 0)])
-def test_other_ranks_let_the_first_one_speak_but_for_what_it_cannot_say(
-        monkeypatch, capsys, number, error, pauses):
-    slept = []
-    monkeypatch.setenv("RANK", number)
-    monkeypatch.setattr(utils.time, "sleep", slept.append)
-    with pytest.raises(SystemExit) as end:
-        run_program(raiser(error))
-    assert end.value.code == 2 and len(slept) == pauses
-    assert capsys.readouterr().err.count("error: x=1") == 1
+def test_other_ranks_let_the_first_one_speak_but_for_what_it_cannot_say(monkeypatch, capsys):
+    for number, kind, pauses in (("0", UserError, 0), ("1", UserError, 1), ("1", RankLost, 0)):
+        slept = []
+        with monkeypatch.context() as patched, pytest.raises(SystemExit) as end:
+            patched.setenv("RANK", number)
+            patched.setattr(utils.time, "sleep", slept.append)
+            run_program(raiser(kind("x=1")))
+        assert end.value.code == 2
+        assert len(slept) == pauses, f"rank {number} waits {len(slept)} times on a {kind.__name__}"
+        assert capsys.readouterr().err.count("error: x=1") == 1

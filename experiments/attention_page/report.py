@@ -132,7 +132,7 @@ def summarise(views, ranking, claims):
     needed = np.mean([view.effects.mean[view.watcher].item() for view in views])
     sentences = [f"In {models}, the head that looks most at the token before gives it {looks:.2f} "
                  "of its attention, and without this head the loss rises by "
-                 f"{needed:.2f} nats a token."]
+                 f"{needed:.2g} nats a token."]
     if ranking is not None:
         looking_back = ranking.looking_back.mean().item()
         sentences.append(

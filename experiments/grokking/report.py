@@ -227,9 +227,11 @@ def structure_figure(runs):
     run = seed_runs(runs)[0]
     final = run["final"]
     if "memorised" in run:
-        early, early_label = run["memorised"], "as soon as those trained on are known"
+        early = run["memorised"]
+        early_label = "as soon as those trained on are known"
     else:
-        early, early_label = run["untrained"], "untrained"
+        early = run["untrained"]
+        early_label = "untrained"
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
 

@@ -238,7 +238,8 @@ def patching_claims(cfg):
     clean_tokens, corrupted_tokens = random_tokens(model.cfg, 2, 16)[:, None]
     metric = Metric.logit_diff(5, 7)
     target = torch.zeros(model.cfg.d_vocab)
-    target[5], target[7] = 1, -1
+    target[5] = 1
+    target[7] = -1
     _, clean_cache = model.run_with_cache(clean_tokens)
     bridge = None
     if installed("transformer_lens") and not cfg.quick:
