@@ -43,9 +43,10 @@ def cross_entropy(logits, targets):
     """The mean surprise over the targets that count, in nats a token: what training minimises.
 
     logits: [..., d_vocab]; targets: [...], the token that follows at each position, or IGNORED.
-    Returns a scalar. A uniform guess costs ln d_vocab; where nothing counts it is NaN.
+    Returns a scalar. A uniform guess costs ln d_vocab; where nothing counts it is 0.
     """
-    return per_token_loss(logits, targets).sum() / (targets != IGNORED).sum()
+    n_targets = (targets != IGNORED).sum().clamp(min=1)
+    return per_token_loss(logits, targets).sum() / n_targets
 
 
 def next_token_loss(logits, tokens, *, key_mask=None, reduction="mean"):

@@ -39,7 +39,7 @@ from checkpoint import (
 from config import PRESETS, Config, GenerateConfig, config_from_dict, flag_parser, nest_flags
 from data import load_dataset, random_batch, repeated_batch, windows_in_order
 from generate import generate_text
-from losses import cross_entropy, per_token_loss
+from losses import IGNORED, cross_entropy, per_token_loss
 from model import GPT
 from optim import clip_gradients_, make_optimizers, schedule
 from utils import (
@@ -83,8 +83,10 @@ def fit(model, next_batch, cfg, *, optimizers=None, start=0, loss_fn=cross_entro
     """Trains the model in place and yields a Step after each one: the loop itself.
 
     next_batch() -> (inputs, targets), on the model's device. cfg: a TrainConfig.
-    loss_fn(model(inputs), targets) -> a scalar, a mean. start: how many steps were taken before.
-    Raises Diverged, before the weights are touched, if the loss or its gradient is not finite.
+    loss_fn(model(inputs), targets) -> a scalar, the mean over the targets that are not IGNORED
+    (losses.py), so that parts and ranks count by how many they have. start: how many steps were
+    taken before. Raises Diverged, before the weights are touched, if the loss or its gradient is
+    not finite, and UserError for a batch in which no target counts.
 
     A batch goes through in cfg.accumulate parts, one after another, whose gradients add up: only
     the activations of one part are in memory at a time.
@@ -98,6 +100,10 @@ def fit(model, next_batch, cfg, *, optimizers=None, start=0, loss_fn=cross_entro
         began = time.perf_counter()
         inputs, targets = next_batch()  # each [batch, pos]
         parts = list(zip(inputs.chunk(cfg.accumulate), targets.chunk(cfg.accumulate), strict=True))
+        n_targets = mean_over_ranks((targets != IGNORED).sum().item())  # that count, a rank
+        if n_targets == 0:
+            raise UserError(f"step {number}: every target of the batch is {IGNORED}, which does "
+                            "not count; give it something to predict")
 
         model.zero_grad()
         loss = 0.0
@@ -109,8 +115,9 @@ def fit(model, next_batch, cfg, *, optimizers=None, start=0, loss_fn=cross_entro
                     # Forward
                     logits = model(part_inputs).to(dtype)  # [part, pos, d_vocab]
 
-                    # Loss: this part's share of the batch's mean
-                    part_loss = loss_fn(logits, part_targets) * (len(part_inputs) / len(inputs))
+                    # Loss: this part's share of the batch's mean, by the targets that count
+                    n_counted = (part_targets != IGNORED).sum().item()
+                    part_loss = loss_fn(logits, part_targets) * (n_counted / n_targets)
                     del logits  # the largest tensor; the loss has kept what it needs of it
 
                 # Backward: adds this part's gradient to `.grad`
