@@ -277,7 +277,8 @@ def window_bounds(last, n_ctx, starts):
     while begin < last:
         end = min(begin + n_ctx, last)
         if starts and end < last:
-            # where no start is that early, index -1 gives the last one, which the next line rules out
+            # where no start is that early, index -1 gives the last one, which the next line rules
+            # out
             last_start = starts[bisect.bisect_right(starts, end) - 1]
             if begin < last_start <= end:
                 end = last_start
