@@ -34,7 +34,7 @@ def next_token_loss(logits, tokens, *, reduction="mean"):
     """The mean surprise at the next token of a text, in nats: position i is scored on token i + 1.
 
     logits: [..., batch, pos, d_vocab]; tokens: [batch, pos], those that gave the logits. The last
-    position predicts a token that is not there, and counts nothing.
+    position predicts a token that is not there, and is left out.
     Returns a scalar, or with reduction="none" each text's own mean, [..., batch].
     Raises UserError for another reduction.
     """
