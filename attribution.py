@@ -14,8 +14,9 @@ once, as far as the model is straight between the two runs:
 
     m(run with a from the source) - m(run)  =  <a_source - a, dm/da>  +  what bends
 
-It overlooks a saturated softmax, flat here and steep further on, and paths that cancel only here;
-AtP* mends both. Integrated gradients take the slope all along the way, and nothing is left over.
+The estimate overlooks a saturated softmax, flat here and steep further on, and paths that cancel
+only here; AtP* mends both. Integrated gradients take the slope all along the way, and nothing is
+left over.
 
 Chapter: COURSE_ROADMAP.md, 8 (read) and 10 (approximate)
 Prerequisites: metrics.py, residual_stream_analysis.py
@@ -70,12 +71,15 @@ def direct_logit_attribution(model, cache, correct, wrong=None, *, unit="compone
     check_one_position(pos, choose_positions(pos, n_pos, n_rows).shape[-1])
 
     # the direction in the vocabulary, as W_U has it
-    W_U, b_U = at_least_float32(model.W_U.detach()), at_least_float32(model.b_U.detach())
-    right = token_ids(correct, n_rows, d_vocab, tokenizer=tokenizer).to(W_U.device)
-    direction, bias = W_U[:, right].T, b_U[right]  # [batch, d_model], [batch]
+    W_U = at_least_float32(model.W_U.detach())
+    b_U = at_least_float32(model.b_U.detach())
+    correct_ids = token_ids(correct, n_rows, d_vocab, tokenizer=tokenizer).to(W_U.device)
+    direction = W_U[:, correct_ids].T  # [batch, d_model]
+    bias = b_U[correct_ids]  # [batch]
     if wrong is not None:
-        other = token_ids(wrong, n_rows, d_vocab, tokenizer=tokenizer).to(W_U.device)
-        direction, bias = direction - W_U[:, other].T, bias - b_U[other]
+        wrong_ids = token_ids(wrong, n_rows, d_vocab, tokenizer=tokenizer).to(W_U.device)
+        direction = direction - W_U[:, wrong_ids].T
+        bias = bias - b_U[wrong_ids]
 
     # the same direction in the stream, before the final LayerNorm, and each write along it
     here = cache.slice(pos=pos)
@@ -113,10 +117,11 @@ def attribution_patching(model, tokens, source_cache, metric, *, names=None,
     metric: a Metric, or a function of logits [batch, pos, d_vocab] -> [batch].
     names: one or several, short ("resid_pre", "q", "pattern", …: of all layers) or in full; None:
     "z" and "mlp_out". axes: of the cells, "layer" (which short names need) and any that the hook
-    points have, such as "pos", "head", "key_pos", "d_mlp"; the others are summed over. One that a
-    name lacks is left out for it, and "pos" means the query on patterns. fixes: "qk" (of q and k,
-    by `qk_effect`), "grad_drop" (a run for each part, see there), or both. key_mask: [batch, pos],
-    True for real tokens, where both runs' prompts are padded on the left in the same places.
+    points have, such as "pos", "head", "key_pos", "d_mlp"; the others are summed over. An axis that
+    a named activation lacks is ignored for it; "pos" on a pattern means the query. fixes: "qk" (of
+    q and k, by `qk_effect`), "grad_drop" (a run for each part, see there), or both. key_mask:
+    [batch, pos], True for real tokens, where both runs' prompts are padded on the left in the same
+    places.
     Raises UserError for names, axes, shapes and metrics that do not fit, for a source that is the
     run itself, and in training with dropout.
     """
@@ -129,13 +134,18 @@ def attribution_patching(model, tokens, source_cache, metric, *, names=None,
         raise UserError("the fix 'qk' is of a whole query or key; leave the axis 'd_head' out")
     places = [place for of_name, *_ in nodes.values() for place in of_name]
     fixed = [p for p in places if "qk" in fixes and p.endswith((".hook_q", ".hook_k"))]
-    beside = [place[:-1] + part for place in fixed for part in SOFTMAX]
+    read_by_fix = [sibling_hook(place, part) for place in fixed for part in SOFTMAX]
 
     def estimate(dropped=None):
         """(the metric [batch], {name: effects}); dropped: a part that has no effect of its own."""
-        value, acts, grads = metric_gradients(model, tokens, metric, [*places, *beside], key_mask)
+        value, acts, grads = metric_gradients(model, tokens, metric, [*places, *read_by_fix],
+                                                key_mask)
         moves = source_differences(acts, source_cache, places)
-        found = {place: move * grads[place] * (place != dropped) for place, move in moves.items()}
+        found = {}
+        for place, move in moves.items():
+            found[place] = move * grads[place]
+            if place == dropped:
+                found[place] = torch.zeros_like(move)
         for place in fixed:
             found[place] = qk_effect(place, acts, grads, source_cache, one_key="pos" in axes)
 
@@ -162,6 +172,11 @@ def metric_of_cache(model, cache, metric):
     return None if resid is None else as_metric(metric).of_stream(model, resid)
 
 
+def sibling_hook(place, part):
+    """The hook name of another part of the attention whose hook_q or hook_k is `place`."""
+    return place[:-1] + part  # without its last letter, q or k
+
+
 def qk_effect(place, acts, grads, source, *, one_key=True):
     """What patching each query, or each key, moves by way of its pattern p: [batch, pos, head, 1].
 
@@ -173,15 +188,25 @@ def qk_effect(place, acts, grads, source, *, one_key=True):
         p'_t = sigmoid(s'_t - logsumexp of the other scores)
         (p' - p) . g = (p'_t - p_t) (g_t - mean of g over the other keys, weighted by p)
 
-    place: the hook name of q or k. one_key: each key by itself; else all of the head together, the
-    effect at the queries that see them.
+    place: the hook name of q or k. acts, grads: {hook name: the activation} and {hook name: the
+    slope of the metric by it} of the run, with q, k, attn_scores and pattern of this attention.
+    source: the same activations of the source's run; only the one at `place` is read. one_key: each
+    key by itself; else all of the head together, the effect at the queries that see them.
     """
-    q, k, scores, pattern = (acts[place[:-1] + part] for part in SOFTMAX)
-    slope = grads[place[:-1] + "pattern"]  # [batch, head, query_pos, key_pos]
-    q, k = (source[place], k) if place.endswith("q") else (q, source[place])
+    q, k, scores, pattern = (acts[sibling_hook(place, part)] for part in SOFTMAX)
+    slope = grads[sibling_hook(place, "pattern")]  # [batch, head, query_pos, key_pos]
+    is_query = place.endswith("q")
+
+    # the scores with the source's query or key
+    if is_query:
+        q = source[place]
+    else:
+        k = source[place]
     new = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
     new = new.masked_fill(scores == -math.inf, -math.inf)
-    if place.endswith("q") or not one_key:
+
+    # what the new pattern moves
+    if is_query or not one_key:
         effect = ((new.softmax(-1) - pattern) * slope).sum(-1)  # [batch, head, query_pos]
     else:
         # Sums that leave out one key, not 1 - p_t: that is only rounding where p_t is almost 1.
@@ -194,27 +219,31 @@ def qk_effect(place, acts, grads, source, *, one_key=True):
     return effect.transpose(1, 2).unsqueeze(-1)
 
 
-def grad_drop(model, effects):
+def grad_drop(model, effects_without):
     """The mean size of the effects with the gradient through each part dropped in turn.
 
     Where a node's direct path and those through later parts cancel at this run, its slope is 0,
     though over the whole change they need not cancel. Without the gradient through one of these
     parts, what it hid shows. A part is an attention or an MLP, not a block, since an MLP reads what
-    its block's attention writes. A node's own part, which leaves nothing of it, does not count.
+    its block's attention writes. The part that a node lies in is left out of its mean, since
+    without that part's gradient nothing of the node is left.
 
-    effects(part) -> {name: effects} from a fresh gradient, with 0 for the part's own output.
+    effects_without(part) -> {name: effects} from a fresh gradient, with 0 for the part's output.
     Raises UserError for a model of less than two parts.
     """
-    parts = [f"blocks.{layer}.hook_{part}_out" for layer in range(model.cfg.n_layers)
-             for part in ("attn", "mlp")[: 2 - model.cfg.attn_only]]
+    kinds = ("attn",) if model.cfg.attn_only else ("attn", "mlp")
+    parts = [f"blocks.{layer}.hook_{kind}_out"
+             for layer in range(model.cfg.n_layers) for kind in kinds]
     if len(parts) < 2:
         raise UserError(f"grad_drop: of {len(parts)} parts none can hide another; leave it out")
+
     sizes = {}
     for part in parts:
         with model.hooks([(part, lambda write, hook: write.detach())]):
-            for name, effect in effects(part).items():
+            for name, effect in effects_without(part).items():
                 in_a_part = not any(word in name for word in ("resid", "embed", "ln_final"))
-                size = effect.abs() / (len(parts) - in_a_part)
+                n_counted = len(parts) - 1 if in_a_part else len(parts)
+                size = effect.abs() / n_counted
                 sizes[name] = sizes.get(name, 0) + size
     return sizes
 
@@ -298,7 +327,7 @@ def find_nodes(model, names, axes):
 
 
 def metric_gradients(model, tokens, metric, names, key_mask=None):
-    """`gradient_cache` for a metric that must have a gradient, in a model that is not random."""
+    """`gradient_cache` for a metric that must have a gradient, with dropout off."""
     model.check_no_dropout()
     return model.gradient_cache(tokens, differentiable_metric(metric), names, key_mask=key_mask)
 
@@ -312,7 +341,8 @@ def source_differences(acts, source_cache, names):
     check_same_model(acts, source_cache)
     moves = {}
     for name in names:
-        own, source = acts[name], source_cache[name]
+        own = acts[name]
+        source = source_cache[name]
         check_same_shape(name, own, source)
         moves[name] = (source - own).masked_fill(source == own, 0)  # -inf - -inf would be NaN
 

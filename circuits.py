@@ -65,9 +65,10 @@ def node_of_input(reader):
 class Circuit:
     """A set of edges of a model.
 
-    writers, readers: the names of all nodes, in the order of the run. write_points, read_points:
-    {hook name: the slice of the nodes there}. [writer, reader]: exists, True where the writer comes
-    before the reader; mask, True for the edges of the circuit.
+    writers: node names; readers: names of inputs ("L2H3.q", "L2.mlp") and "logits"; both in the
+    order of the run. write_points, read_points: {hook name: the slice of the writers, or readers,
+    there}. exists, mask: [writer, reader], bool. exists is True where the writer comes before the
+    reader, mask for the edges of the circuit.
     """
 
     writers: list
@@ -119,22 +120,35 @@ class Circuit:
         return replace(self, mask=self.mask & ~self.touching(parts))
 
     def touching(self, parts):
-        """[writer, reader], True for the model's edges that are one of the parts, (writer, reader),
-        or lead from or to one, a node. As a reader, "L0H1" is all three inputs of that head.
-        Raises UserError for a part that the model lacks."""
-        mask = torch.zeros_like(self.exists)
+        """Which of the model's edges belong to some parts: [writer, reader], bool.
+
+        A part is an edge, (writer, reader, …), or the name of a node, which stands for all edges
+        from it and to it; as a reader "L0H1" is all three inputs of that head.
+        Raises UserError for a part that the model lacks.
+        """
         names = [*self.writers, *self.readers]
+        mask = torch.zeros_like(self.exists)
         for part in [parts] if isinstance(parts, str) else parts:
-            ends = (part,) if isinstance(part, str) else part[:2]
-            rows = torch.tensor([name == ends[0] for name in self.writers])[:, None]
-            columns = torch.tensor([ends[-1] in (name, node_of_input(name))
-                                    for name in self.readers])
-            found = self.exists & (rows | columns if len(ends) == 1 else rows & columns)
+            ends = [part] if isinstance(part, str) else part[:2]
+            if len(ends) == 1:  # a node
+                found = self.exists & (self.writes_as(ends[0]) | self.reads_as(ends[0]))
+            else:  # an edge
+                found = self.exists & self.writes_as(ends[0]) & self.reads_as(ends[1])
+
             if not found.any():
-                near = "".join(suggest_closest(name, names) for name in ends if name not in names)
-                raise UserError(f"{part!r} has no edge in this model{near}")
+                unknown = [name for name in ends if name not in names]
+                closest = "".join(suggest_closest(name, names) for name in unknown)
+                raise UserError(f"{part!r} has no edge in this model{closest}")
             mask |= found
         return mask
+
+    def writes_as(self, name):
+        """Which of the writers has that name: [writer, 1], bool."""
+        return torch.tensor([writer == name for writer in self.writers])[:, None]
+
+    def reads_as(self, name):
+        """Which of the readers have that name, or are inputs of that node: [reader], bool."""
+        return torch.tensor([name in (reader, node_of_input(reader)) for reader in self.readers])
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +166,8 @@ class EdgeScores(Effects):
 
     def top(self, n):
         """[(writer, reader, mean)] of the n largest means, whatever their sign, largest first."""
-        edges, mean = self.edges(), self.mean
+        edges = self.edges()
+        mean = self.mean
         if not mean.isfinite().all():
             raise UserError(f"{int((~mean.isfinite()).sum())} scores are not finite, and have no "
                             "order; take a metric that is a number for each prompt")
@@ -160,7 +175,7 @@ class EdgeScores(Effects):
         return [(*edges[i], mean[i].item()) for i in order[: max(n, 0)].tolist()]
 
     def circuit(self, n):
-        """The circuit of these n edges."""
+        """The circuit of the n edges of top(n)."""
         return self.full.only(self.top(n))
 
 
@@ -205,11 +220,12 @@ class CircuitRun:
 
     clean_tokens, corrupted_tokens: [batch, pos]. metric: a Metric, or a function of logits [batch,
     pos, d_vocab] -> [batch]. mode: what absent edges carry, "resample", "mean",
-    "mean_pos" or "zero", as above; means may be over any number of corrupted prompts, and for
-    "zero" corrupted_tokens may be None. An MLP's bias is part of its write; the attention's belongs
-    to no head, and stays. Raises UserError for prompts of two shapes, or twice the same, and in
-    training with dropout. key_mask: [batch, pos], True for real tokens, where clean and corrupted
-    prompts are padded on the left in the same places.
+    "mean_pos" or "zero" (see the module's docstring); means may be over any number of corrupted
+    prompts, and for "zero" corrupted_tokens may be None. An MLP's bias is part of its write; the
+    attention's belongs to no head, and stays. key_mask: [batch, pos], True for real tokens, where
+    clean and corrupted prompts are padded on the left in the same places.
+    Raises UserError for clean and corrupted prompts of different shapes, or equal ones, and in
+    training with dropout.
     """
 
     def __init__(self, model, clean_tokens, corrupted_tokens, metric, *, mode="resample",
@@ -254,7 +270,8 @@ class CircuitRun:
     def stream(self, circuit):
         """What the unembedding reads, [batch, pos, d_model]; `model.unembed` gives the logits.
         Raises UserError for a circuit of another model."""
-        writes, reads = self.full.write_points, self.full.read_points
+        writes = self.full.write_points
+        reads = self.full.read_points
         if circuit.write_points != writes or circuit.read_points != reads:
             raise UserError(f"the circuit is of another model, of {len(circuit.writers)} writers, "
                             f"not of {len(self.full.writers)}; make one of this model")
@@ -272,17 +289,23 @@ class CircuitRun:
         def edit_input(tensor, hook):
             return swap_absent(tensor, reads[hook.name])
 
-        # the parts that lose an edge: as readers, and as writers
-        *inputs, (_, last) = reads.items()
-        edited = [name for name, columns in inputs if absent[:, columns].any()]
+        # the parts that lose an edge: as readers, and as writers; the logits read after the run
+        read_names = list(reads)
+        to_logits = reads[read_names[-1]]
+        edited = [name for name in read_names[:-1] if absent[:, reads[name]].any()]
         noted = [name for name, rows in writes.items() if absent[rows].any()]
-        hooks = [(names, fn) for names, fn in ((edited, edit_input), (noted, note_write)) if names]
+        hooks = []
+        if edited:
+            hooks.append((edited, edit_input))
+        if noted:
+            hooks.append((noted, note_write))
 
         # nothing changes before the first block that loses an edge, so the run starts there
-        start = min((int(name.split(".")[1]) for name in edited), default=len(self.streams) - 1)
+        layers = [int(name.split(".")[1]) for name in edited]
+        start = min(layers) if layers else len(self.streams) - 1
         with self.model.hooks(hooks):
             stream = self.model.run_blocks(self.streams[start], start, key_mask=self.key_mask)
-        return swap_absent(stream, last) if absent[:, last].any() else stream
+        return swap_absent(stream, to_logits) if absent[:, to_logits].any() else stream
 
 
 def check_prompts(clean_tokens, corrupted_tokens, mode):
@@ -319,14 +342,16 @@ def acdc(model, clean_tokens, corrupted_tokens, metric, *, threshold, mode="resa
     for edge in reversed(circuit.edges()):
         smaller = circuit.without([edge])
         somebody_reads_the_reader = node_of_input(edge[1]) in ("logits", *circuit.nodes())
-        further = distance
+        distance_without = distance
         if somebody_reads_the_reader:
-            further = (run.value(smaller) - whole).abs().mean().item()
-        if not math.isfinite(further):
-            raise UserError(f"without {edge[0]} -> {edge[1]} the metric is {further}, which no "
-                            "threshold can judge; take a metric that is a number for each prompt")
-        if further - distance <= threshold:
-            circuit, distance = smaller, further
+            distance_without = (run.value(smaller) - whole).abs().mean().item()
+        if not math.isfinite(distance_without):
+            raise UserError(f"without {edge[0]} -> {edge[1]} the metric is {distance_without}, "
+                            "which no threshold can judge; take one that is a number for each "
+                            "prompt")
+        if distance_without - distance <= threshold:
+            circuit = smaller
+            distance = distance_without
     return circuit
 
 
@@ -351,7 +376,8 @@ class Faithfulness(Effects):
         """(low, high), each []: an interval of the ratio, by drawing prompts again and again.
         Raises UserError for a single prompt."""
         draws = bootstrap_draws(len(self.gap), level=level, seed=seed)
-        kept, gap = self.kept.cpu().double(), self.gap.cpu().double()
+        kept = self.kept.cpu().double()
+        gap = self.gap.cpu().double()
         ratios = kept[draws].mean(1) / gap[draws].mean(1)
         low, high = ratios.quantile(ratios.new_tensor([0.5 - level / 2, 0.5 + level / 2]))
         return low, high
@@ -367,8 +393,10 @@ def faithfulness(circuit, model, clean_tokens, corrupted_tokens, *, metric, mode
     """
     run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode,
                      key_mask=key_mask)
-    empty, whole = run.value(run.full.only([])), run.value(run.full)
-    kept, gap = run.value(circuit) - empty, whole - empty
+    empty = run.value(run.full.only([]))
+    whole = run.value(run.full)
+    kept = run.value(circuit) - empty
+    gap = whole - empty
     if gap.mean().abs() <= 1e-6 * whole.abs().mean():
         raise UserError(f"the metric is {whole.mean().item():.4g} with all edges and with none, so "
                         "there is nothing to keep; take prompts that it tells apart")

@@ -29,7 +29,14 @@ import torch
 
 import corpus
 from config import DataConfig, config_from_dict, flag_parser, option
-from tokenizer import TOKENIZERS, BPETokenizer, CharTokenizer, load_tokenizer, split_words
+from tokenizer import (
+    TOKENIZERS,
+    BPETokenizer,
+    CharTokenizer,
+    WordTokenizer,
+    load_tokenizer,
+    split_words,
+)
 from utils import (
     NoNetwork,
     UserError,
@@ -51,7 +58,7 @@ TOKENS_FILE = "tokens.bin"  # a line of JSON, then the ids
 TOKEN_DTYPES = {"uint16": "<u2", "uint32": "<u4"}  # numpy's names for them, little-endian
 PIECE_SIZE = 1 << 18  # how many bytes or ids are read at once
 BPE_SAMPLE_SIZE = 1 << 21  # how many bytes of a text bpe learns from
-# Patterns of places where a text can be cut and each token stays what it was, by the tokenizer
+# By kind of tokenizer, where a text can be cut without changing a token, as a pattern
 TOKEN_BOUNDARIES = {"char": "", "word": r"(?<!\w)|(?!\w)", "bpe": r"(?<=\S)(?=[ \n])"}
 
 
@@ -67,7 +74,7 @@ class Dataset:
 
     train: "torch.Tensor | TokenFile"
     val: "torch.Tensor | TokenFile"
-    tokenizer: CharTokenizer | BPETokenizer
+    tokenizer: CharTokenizer | WordTokenizer | BPETokenizer
     name: str
     sha256: str
     val_characters: int
@@ -257,7 +264,9 @@ def windows_in_order(tokens, batch_size, n_ctx, starts=None):
     offsets = torch.arange(n_ctx + 1)
     bounds = window_bounds(last, n_ctx, starts)
     while batch := list(itertools.islice(bounds, batch_size)):
-        begins, ends = torch.tensor(batch).T[..., None]  # each [batch, 1]
+        begins_and_ends = torch.tensor(batch)  # [batch, 2]
+        begins = begins_and_ends[:, :1]
+        ends = begins_and_ends[:, 1:]
         windows = tokens[(begins + offsets).clamp(max=last)]  # [batch, pos + 1]
         yield windows[:, :-1], windows[:, 1:], begins + offsets[:-1] < ends
 
@@ -268,6 +277,8 @@ def window_bounds(last, n_ctx, starts):
     while begin < last:
         end = min(begin + n_ctx, last)
         if starts and end < last:
+            # where no start is that early, index -1 gives the last one, which the next line rules
+            # out
             last_start = starts[bisect.bisect_right(starts, end) - 1]
             if begin < last_start <= end:
                 end = last_start

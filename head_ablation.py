@@ -77,7 +77,7 @@ class Replacement:
         """What replaces the activation `name`: 0, or a tensor that broadcasts to it."""
         if self.mode == "zero":
             return 0.0
-        kept = self.reference[name]  # [row, pos, unit, ...]
+        kept = self.reference[name]  # [row, pos, head, d_head], or [row, pos, d_mlp or d_model]
         if self.mode == "mean":
             return mean_of_real(kept, self.reference.key_mask, (0, 1))
         if self.mode == "mean_pos":
@@ -90,7 +90,11 @@ class Replacement:
         return kept[rows]
 
     def hook(self, name, chosen):
-        """A hook that replaces the chosen units, [unit], True for what goes, of `name`."""
+        """A hook that replaces the chosen units of the activation `name`.
+
+        chosen: [unit], True for what goes. z has one unit a head, post one a neuron; attn_out and
+        mlp_out count as one unit, whose mask covers d_model.
+        """
         value = self.value(name)
 
         def replace(tensor, hook):
@@ -100,12 +104,14 @@ class Replacement:
             here = tensor.new_zeros(n_rows, n_pos, dtype=torch.bool)
             here.scatter_(1, positions.to(here.device), True)
             gone = here[..., None] & chosen.to(here.device)  # [batch, pos, unit]
-            return torch.where(gone if tensor.ndim == 3 else gone[..., None], value, tensor)
+            if tensor.ndim == 4:
+                gone = gone[..., None]  # z: [batch, pos, head, 1], all of d_head
+            return torch.where(gone, value, tensor)
 
         return replace
 
     def check_value(self, value, shape):
-        """Raises UserError where a value is not of the rows, positions and units that run."""
+        """Raises UserError where the value has other rows, positions or units than the run."""
         n_rows, n_pos, *unit = shape
         fitting = {"mean": [1, 1, *unit], "mean_pos": [1, n_pos, *unit],
                    "resample": [n_rows, n_pos, *unit]}
@@ -135,13 +141,13 @@ def ablate_heads(model, heads, mode="zero", *, reference=None, source=None, pos=
     """A context manager: while it is open, every forward runs without what these heads write.
 
     Their z is replaced, so the write z W_O goes; b_O, which is no head's, stays.
-    heads: (layer, head) pairs; an empty list changes nothing. mode: what takes z's place, see
-    above.
+    heads: (layer, head) pairs; an empty list changes nothing. mode: what takes z's place (see the
+    module's docstring).
     reference: an ActivationCache of this model that holds "z", for all modes but "zero".
-    source: [batch], the reference's row that each row takes under "resample": `derangement` where
-    the reference is of the same texts (its own would change nothing), range(n) where it is of
-    others that belong to these row by row. pos: an int, a slice or a list, or a tensor [batch] with
-    each row's own; None for all positions.
+    source: [batch], under "resample" the row of the reference that each row takes its value from.
+    If the reference is of the same texts, take derangement(n, generator), since a row's own value
+    changes nothing; if it is of other texts, one for each row, range(n).
+    pos: an int, a slice or a list, or a tensor [batch] with each row's own; None for all positions.
     Raises UserError for heads that are not there, a mode without what it needs, and (in the
     forward) a reference of other positions or rows.
     """
@@ -215,10 +221,11 @@ def ablation_effects(model, tokens, sets, metric=None, *, mode="zero", progress=
 
     tokens: [batch, pos]. sets: a list of lists of (layer, head) pairs. metric: a Metric, or a
     function of logits [batch, pos, d_vocab] -> [batch]; each row's loss in nats a token unless
-    given. mode and how (reference, source, pos): as in `ablate_heads`. progress: is called after
-    each set. key_mask: [batch, pos], True for real tokens, where prompts are padded on the left.
-    A run is taken up at its set's first layer, before which nothing changes. Hooks that are open
-    act in both runs. Raises UserError as `ablate_heads`, for no sets, and in training with dropout.
+    given. mode and how (reference, source, pos): as in `ablate_heads`. progress: is called
+    after each set. key_mask: [batch, pos], True for real tokens, where prompts are padded on the
+    left.
+    Each set's run starts at the first layer that it changes. Hooks that are open act in both runs.
+    Raises UserError as `ablate_heads`, for no sets, and in training with dropout.
     """
     metric = metric_or_loss(model, tokens, metric, key_mask)
     n_layers = model.cfg.n_layers
@@ -325,9 +332,11 @@ class SelfRepair:
 def self_repair(model, tokens, head, metric, *, mode="zero", key_mask=None, **how):
     """Whether the others make up for a head that is removed: a SelfRepair.
 
-    All are rises, ablated - intact: of a logit difference that the head helps, `direct` is below 0,
-    and `repair` above where there is any. The final LayerNorm's scale is held, then later patterns
-    too, then all that later parts write; each source is what its hold takes away, in this order.
+    All are rises, ablated - intact. Where the metric is a logit difference that the head helps,
+    direct is below 0, and repair above 0 if the others make up for it.
+    Three things are held as in the intact run, one after another: the final LayerNorm's scale;
+    later patterns too; all that later parts write too. What goes away with each hold is, in this
+    order, by_scale, by_patterns and by_rest; what is left is direct.
     head: (layer, head). metric: as in `ablation_effects`, best Metric.logit_diff(correct, wrong).
     Other arguments and errors as there.
     """
@@ -356,9 +365,16 @@ def self_repair(model, tokens, head, metric, *, mode="zero", key_mask=None, **ho
 
     before = metric.of_stream(model, last)
     total = metric.of_stream(model, free) - before
-    scale, patterns, direct = (metric_at_scale_of(last, model, resid, metric) - before
-                               for resid in (free, patterns_held, all_held))
-    return SelfRepair(total, direct, patterns - direct, scale - patterns, total - scale)
+    scale_held = metric_at_scale_of(model, free, last, metric) - before
+    patterns_held_too = metric_at_scale_of(model, patterns_held, last, metric) - before
+    direct = metric_at_scale_of(model, all_held, last, metric) - before
+    return SelfRepair(
+        total=total,
+        direct=direct,
+        by_rest=patterns_held_too - direct,
+        by_patterns=scale_held - patterns_held_too,
+        by_scale=total - scale_held,
+    )
 
 
 def metric_or_loss(model, tokens, metric, key_mask=None):
@@ -375,7 +391,7 @@ def metric_or_loss(model, tokens, metric, key_mask=None):
                                                  reduction="none"))
 
 
-def metric_at_scale_of(last, model, resid, metric):
+def metric_at_scale_of(model, resid, last, metric):
     """The metric of a last stream `resid`, [batch], where the final LayerNorm divides by the scale
     of another, `last`; both [batch, pos, d_model]."""
     if model.cfg.norm == "none":

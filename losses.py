@@ -53,8 +53,8 @@ def next_token_loss(logits, tokens, *, key_mask=None, reduction="mean"):
     """The mean surprise at the next token of a text, in nats: position i is scored on token i + 1.
 
     logits: [..., batch, pos, d_vocab]; tokens: [batch, pos], those that gave the logits. The last
-    position predicts a token that is not there, and counts nothing. key_mask: [batch, pos], True
-    for real tokens: padding neither predicts nor is predicted.
+    position predicts a token that is not there, and is left out. key_mask: [batch, pos], True for
+    real tokens: padding neither predicts nor is predicted.
     Returns a scalar, or with reduction="none" each text's own mean, [..., batch].
     Raises UserError for another reduction, and for logits of other texts.
     """

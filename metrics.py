@@ -39,8 +39,8 @@ def token_ids(tokens, n_rows, d_vocab, *, tokenizer=None):
         raise UserError(f"token ids are {list(ids.shape)} {ids.dtype}; pass one, or one for each "
                         f"of the {n_rows} rows")
     if ids.min() < 0 or ids.max() >= d_vocab:
-        raise UserError(f"token id {int(ids.max() if ids.min() >= 0 else ids.min())} is outside of "
-                        f"the vocabulary of {d_vocab}")
+        outside = ids.min() if ids.min() < 0 else ids.max()
+        raise UserError(f"token id {int(outside)} is outside of the vocabulary of {d_vocab}")
     return ids.expand(n_rows)
 
 
@@ -72,7 +72,8 @@ class Metric:
     the cells one after another, each as [batch, pos, token]: what `as_metric` does with a plain
     function, which was not written for more axes.
 
-        Metric(lambda logits: logits[..., 0, 0] - logits[..., 0, 1], pos=-1, tokens=[right, wrong])
+        Metric(lambda logits: logits[..., 0, 0] - logits[..., 0, 1], pos=-1,
+               tokens=[correct, wrong])
     """
 
     fn: Callable
@@ -357,7 +358,8 @@ def induction_score(pattern, tokens):
     Raises UserError for a pattern that is not that of the tokens.
     """
     earlier = earlier_occurrences(tokens)
-    after = earlier.roll(1, dims=-1)  # the last key is nobody's past, so none comes round
+    # the last key is never an earlier occurrence, so nothing wraps round
+    after = earlier.roll(1, dims=-1)
     return attention_paid(pattern, after)
 
 
@@ -424,8 +426,8 @@ def pearson(one, other):
 def mean_ranks(values):
     """The ranks among [..., n], from 0; equal values share the mean of theirs, and NaN has none."""
     ordered = values.sort(-1).values.contiguous()
-    first, after = (torch.searchsorted(ordered, values.contiguous(), right=right)
-                    for right in (False, True))
+    first = torch.searchsorted(ordered, values.contiguous())
+    after = torch.searchsorted(ordered, values.contiguous(), right=True)
     return ((first + after - 1) / 2).to(values).masked_fill(values.isnan(), torch.nan)
 
 
@@ -454,7 +456,7 @@ def auroc(scores, truth):
 def bootstrap_ci(values, *, level=0.95, n_draws=2000, seed=0):
     """An interval for the mean of `values`, [n] or [n, ...], by drawing n of them again and again.
 
-    Draw rows that belong together (a clean and a corrupted prompt) as their difference: paired.
+    Where rows belong together (clean and corrupted), pass their differences.
     Returns (low, high), each [...], between which the middle `level` of the drawn means lie. Few
     values vary too little: at level 0.95 the true mean lies inside in about 0.84 of all cases with
     5 normal values, 0.90 with 10, 0.93 with 40; with skewed ones (exponential) in 0.79, 0.86, 0.92.

@@ -29,7 +29,8 @@ class AdamW:
         m = beta1 m + (1 - beta1) g              # where the gradient points, on average
         v = beta2 v + (1 - beta2) g^2            # how large it is, on average
         w = w - lr * decay * w                   # decoupled: not through the gradient
-        w = w - lr * m' / (sqrt(v') + eps)       # m' = m / (1 - beta1^t), v' alike: from zero
+        w = w - lr * m' / (sqrt(v') + eps)
+        # m' = m / (1 - beta1^t), v' = v / (1 - beta2^t): both start at zero
 
     Each weight moves by about lr a step whatever the size of its gradient. Only matrices decay: a
     bias or a LayerNorm weight has no other weight to trade its size against, and shrinking it only
@@ -70,8 +71,9 @@ class AdamW:
         if self.matrices:
             torch._foreach_mul_(self.matrices, 1 - lr * self.weight_decay)
 
-        # The move along m' / (sqrt(v') + eps). The corrections for the start from zero are taken
-        # out of the lists: two numbers are scaled, and no list has to be passed over.
+        # The move along
+        # m' / (sqrt(v') + eps) = (root / (1 - beta1^t)) m / (sqrt(v) + eps root):
+        # only two numbers are corrected
         root = math.sqrt(1 - beta2**self.step_count)
         size = torch._foreach_sqrt(self.v)
         torch._foreach_add_(size, self.eps * root)

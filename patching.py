@@ -11,12 +11,12 @@ comes after is computed anew. If the answer moves, the cell carried it.
 These differ: of two heads either of which would do, denoising finds both and noising neither.
 
     _, clean_cache = model.run_with_cache(clean_tokens)
-    metric = Metric.logit_diff(right, wrong)                      # at the last position
+    metric = Metric.logit_diff(correct, wrong)                    # at the last position
     result = get_act_patch_resid_pre(model, corrupted_tokens, clean_cache, metric)
     result.normalized()                     # [layer, pos]: 0 as corrupted, 1 as clean
 
-A sweep asks this of every cell of a grid (rerun.py makes it fast), *path patching* along which way:
-only the chosen receivers see the sender's other value.
+A sweep asks this of every cell of a grid; rerun.py makes it fast. *Path patching* asks by which way
+the effect comes: only the chosen receivers see the sender's value from the other run.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: metrics.py, rerun.py
@@ -82,14 +82,16 @@ def activation_patch(model, tokens, source_cache, metric, act_name, axes, *,
     check_axes(model, act_name, axes, batch_cells)
     layers = range(model.cfg.n_layers) if by_layer else [None]
     names = [get_act_name(act_name, layer) for layer in layers]
-    # kept alike, so that what is equal is equal to the bit
+
+    # the run keeps what the source kept, so that both take the same kernel and round alike
     rerun = Rerun(model, tokens, metric, [*source_cache, *names], key_mask)
 
     # the grid of cells, of one layer
     shape = rerun.cache[names[0]].shape
     dims = rerun.cache.axes[names[0]].split()
     alias = {} if "pos" in dims else {"pos": "query_pos"}
-    inner = [alias.get(axis, axis) for axis in axes[by_layer:]]
+    axes_in_layer = axes[1:] if by_layer else axes
+    inner = [alias.get(axis, axis) for axis in axes_in_layer]
     check_cells(rerun.cache, source_cache, names, inner)
     sizes = [shape[dims.index(axis)] for axis in inner]
     at_once = batch_cells or rerun.cells_at_once(len(names))
@@ -134,7 +136,9 @@ def check_cells(own, source, names, axes):
 
 
 def cells_of(shape, dims, axes, cells):
-    """Which part of an activation each of some cells is: [cell, *shape], broadcast.
+    """A mask for each cell, True on the part of the activation that it is.
+
+    Returns [cell, *shape], of size 1 along axes that a cell takes whole.
 
     shape, dims: of the activation, batch first. axes: of the cells; cells: their numbers, [cell].
     """
@@ -143,7 +147,9 @@ def cells_of(shape, dims, axes, cells):
     for axis, index in zip(axes, torch.unravel_index(cells, sizes), strict=True):
         dim = dims.index(axis)
         here = index[:, None] == torch.arange(shape[dim])  # [cell, axis]
-        chosen = chosen & here.view(len(cells), *[-1 if d == dim else 1 for d in range(len(shape))])
+        view = [1] * len(shape)
+        view[dim] = shape[dim]
+        chosen = chosen & here.view(len(cells), *view)
     return chosen
 
 
@@ -179,30 +185,44 @@ get_act_patch_attn_head_pattern_dest_src_pos = sweep_of(
     "pattern", "layer", "head", "query_pos", "key_pos")
 
 
-def stack_sweeps(*sweeps):
-    """A function that runs several sweeps of the same cells, and stacks them along a first axis."""
+def stack_sweeps(sweeps):
+    """A function that runs several sweeps of the same cells, and stacks them along a first axis.
+
+    sweeps: {name of the activation: its sweep}, in the order of the rows.
+    """
 
     def run_all(model, corrupted_tokens, clean_cache, metric, **more):
-        results = [sweep(model, corrupted_tokens, clean_cache, metric, **more) for sweep in sweeps]
+        results = [sweep(model, corrupted_tokens, clean_cache, metric, **more)
+                   for sweep in sweeps.values()]
         one = results[0]
         return PatchResult.from_metric(
-            torch.stack([result.patched for result in results]), ("what", *one.axes),
+            torch.stack([result.patched for result in results]), ("activation", *one.axes),
             baseline=one.baseline, target=one.target, direction=one.direction)
 
-    run_all.__doc__ = "Denoising: several sweeps, stacked along a first axis: a PatchResult."
+    run_all.__doc__ = ("Denoising: several sweeps of the same cells; a PatchResult whose first "
+                       f"axis, \"activation\", has the rows {', '.join(sweeps)}.")
     return run_all
 
 
-get_act_patch_block_every = stack_sweeps(
-    get_act_patch_resid_pre, get_act_patch_attn_out, get_act_patch_mlp_out)
-get_act_patch_attn_head_all_pos_every = stack_sweeps(
-    get_act_patch_attn_head_out_all_pos, get_act_patch_attn_head_q_all_pos,
-    get_act_patch_attn_head_k_all_pos, get_act_patch_attn_head_v_all_pos,
-    get_act_patch_attn_head_pattern_all_pos)
-get_act_patch_attn_head_by_pos_every = stack_sweeps(
-    get_act_patch_attn_head_out_by_pos, get_act_patch_attn_head_q_by_pos,
-    get_act_patch_attn_head_k_by_pos, get_act_patch_attn_head_v_by_pos,
-    get_act_patch_attn_head_pattern_by_pos)
+get_act_patch_block_every = stack_sweeps({
+    "resid_pre": get_act_patch_resid_pre,
+    "attn_out": get_act_patch_attn_out,
+    "mlp_out": get_act_patch_mlp_out,
+})
+get_act_patch_attn_head_all_pos_every = stack_sweeps({
+    "z": get_act_patch_attn_head_out_all_pos,
+    "q": get_act_patch_attn_head_q_all_pos,
+    "k": get_act_patch_attn_head_k_all_pos,
+    "v": get_act_patch_attn_head_v_all_pos,
+    "pattern": get_act_patch_attn_head_pattern_all_pos,
+})
+get_act_patch_attn_head_by_pos_every = stack_sweeps({
+    "z": get_act_patch_attn_head_out_by_pos,
+    "q": get_act_patch_attn_head_q_by_pos,
+    "k": get_act_patch_attn_head_k_by_pos,
+    "v": get_act_patch_attn_head_v_by_pos,
+    "pattern": get_act_patch_attn_head_pattern_by_pos,
+})
 
 
 # Paths
@@ -225,12 +245,13 @@ def path_patch(model, clean_tokens, corrupted_tokens, senders, receivers, metric
     freeze: what else keeps its clean value in the first run: "heads" (so that only MLPs and
     LayerNorms pass the change on), "all" (MLPs too: the direct path), or None. key_mask: [batch,
     pos], as in `activation_patch`.
-    Raises UserError for names that are no sender or receiver, and a sender above its receiver.
+    Raises UserError for names that are no sender or receiver, for a sender that lies above every
+    receiver, and for a receiver that lies below every sender.
     """
     to_send = heads_by_name(model, senders)
     to_receive = heads_by_name(model, receivers)
     check_order(model, to_send, to_receive)
-    check_sides(clean_tokens, corrupted_tokens, freeze)
+    check_path_prompts(clean_tokens, corrupted_tokens, freeze)
     clean = Rerun(model, clean_tokens, metric, key_mask=key_mask)
     corrupted = Rerun(model, corrupted_tokens, metric, list(to_send), key_mask)
 
@@ -272,19 +293,28 @@ def heads_by_name(model, places):
         raise UserError("n_layers=0: there are no paths; take a model with layers")
     is_one = isinstance(places, str) or (isinstance(places, tuple) and isinstance(places[-1], int))
 
-    found = {}
+    # (name, head), with None for all heads
+    pairs = []
     for place in [places] if is_one else places:
         name, head = (place, None) if isinstance(place, str) else place
-        name = last_stream_name(model) if name == "logits" else name
+        if name == "logits":
+            name = last_stream_name(model)
         if name not in points:
             raise UserError(f"{name} is not a hook of this model{suggest_closest(name, points)}")
         if head is not None and not ("head" in points[name].axes.split()
                                      and 0 <= head < model.cfg.n_heads):
             raise UserError(f"{name} has no head {head}; this model has {model.cfg.n_heads} heads "
                             "in q_input, k_input, v_input and z")
-        is_whole = head is None or found.get(name, []) is None
-        found[name] = None if is_whole else [*found.get(name, []), head]
-    return found
+        pairs.append((name, head))
+
+    # grouped by name, where all heads include each single one
+    heads_of = {}
+    for name, head in pairs:
+        if head is None or heads_of.get(name, []) is None:
+            heads_of[name] = None
+        else:
+            heads_of.setdefault(name, []).append(head)
+    return heads_of
 
 
 def last_stream_name(model):
@@ -301,8 +331,8 @@ def depth(name, last):
 
 
 def check_order(model, senders, receivers):
-    """Raises UserError for what is no sender or no receiver, a sender above all receivers, and a
-    receiver below all senders."""
+    """Raises UserError for names that are no sender or receiver, for a sender that lies above every
+    receiver, and for a receiver that lies below every sender."""
     last = last_stream_name(model)
     for name in senders:
         if not name.endswith(("embed", "attn.hook_z", "hook_attn_out", "hook_mlp_out")):
@@ -313,6 +343,7 @@ def check_order(model, senders, receivers):
             raise UserError(f"{name} does not read the stream; receive at hook_q_input, "
                             'hook_k_input, hook_v_input, hook_mlp_in or "logits"')
 
+    # a sender must reach the highest receiver, a receiver be reached by the lowest sender
     at = {name: depth(name, last) for name in [*senders, *receivers]}
     lowest = min(senders, key=at.get, default=None)
     highest = max(receivers, key=at.get, default=None)
@@ -332,7 +363,7 @@ def path_patch_matrix(model, clean_tokens, corrupted_tokens, metric, *, receiver
     later, the effect is 0.
     """
     check_choice("receiver", receiver, ("q", "k", "v"))
-    check_sides(clean_tokens, corrupted_tokens, freeze)
+    check_path_prompts(clean_tokens, corrupted_tokens, freeze)
     clean = Rerun(model, clean_tokens, metric, key_mask=key_mask)
     corrupted = Rerun(model, corrupted_tokens, metric, key_mask=key_mask)
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
@@ -359,7 +390,7 @@ def path_patch_matrix(model, clean_tokens, corrupted_tokens, metric, *, receiver
             z = clean.z_of(later, receiver, read)
             for head in range(n_heads):
                 edited = torch.where(own_head, z[head], clean.cache["z", later])
-                values, = clean.patched([(get_act_name("z", later), edited)])
+                [values] = clean.patched([(get_act_name("z", later), edited)])
                 patched[layer, head, later] = values
 
     axes = ("layer", "head", "later layer", "later head")
@@ -367,8 +398,8 @@ def path_patch_matrix(model, clean_tokens, corrupted_tokens, metric, *, receiver
                                    target=corrupted.baseline, direction="noising")
 
 
-def check_sides(clean_tokens, corrupted_tokens, freeze):
-    """Raises UserError for runs that can't be laid side by side, and for what can't be frozen."""
+def check_path_prompts(clean_tokens, corrupted_tokens, freeze):
+    """Raises UserError for prompts of two shapes, and for what can't be frozen."""
     if clean_tokens.shape != corrupted_tokens.shape:
         raise UserError(f"clean_tokens is {list(clean_tokens.shape)} and corrupted_tokens "
                         f"{list(corrupted_tokens.shape)}; take as many prompts of one length")

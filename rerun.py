@@ -1,21 +1,24 @@
 """Re-run the model from the point of an edit on: this is what makes patching fast.
 
     rerun = Rerun(model, tokens, metric)
-    values, = rerun.patched([("blocks.1.attn.hook_z", edited)])   # [cell, batch], one of many edits
+    # edited [cell, batch, …] -> values [cell, batch]
+    [values] = rerun.patched([("blocks.1.attn.hook_z", edited)])
 
 An edit changes nothing before its block, so the model is run again only from there. Attention is
 causal, so an edit changes nothing before its position either. What may have changed is computed
-against the keys and values of the original run, and for all edits together, so that each weight is
-read once. Three words are used for this:
+against the keys and values of the original run, and for all cells together, so that each weight is
+read once. Four words are used for this:
 
-    cell    one edit of the whole batch, such as one head and one position
+    edit    one activation, by its hook name, and what it is in each of several cells
+    cell    one changed run of the whole batch, such as with one head patched at one position
     job     one prompt of one cell: two cells and a batch of three make six jobs; a job in which
             nothing changes drops out
     row     one position of a job, from the first change on: all rows of all jobs lie in one list
 
 The last block and the unembedding compute only what the metric looks at. What stays as it was is
-not computed, so an edit that edits nothing has an effect of exactly 0. Activations that have no
-such short cut, like `mlp.hook_post`, are edited by a hook while the blocks run as usual.
+not computed, so a cell that changes nothing has an effect of exactly 0. Activations that a later
+block can't be started from, like `mlp.hook_post`, have no such short cut: a hook edits them while
+the blocks run as usual.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: model.py, metrics.py, residual_stream_analysis.py
@@ -32,7 +35,7 @@ from metrics import as_metric
 from residual_stream_analysis import last_stream, stream_before
 from utils import UserError
 
-MEMORY = 1 << 30  # bytes that the cells of one batch may take
+MEMORY = 1 << 30  # bytes that the cells run at once may take
 IN_BLOCK = re.compile(r"blocks\.(\d+)\.(?:attn\.)?hook_(\w+)")
 ATTENTION = ("q", "k", "v", "pattern")
 SHORT_CUTS = ("resid_pre", *ATTENTION, "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
@@ -74,7 +77,8 @@ class Rerun:
         return None if resid is None else self.metric.of_stream(self.model, resid)
 
     def cells_at_once(self, n_edits=1):
-        """How many cells of each of n_edits take MEMORY bytes, if they change all positions."""
+        """How many cells of each of n_edits activations fit into MEMORY bytes, if every position
+        changes."""
         cfg = self.model.cfg
         n_prompts, n_pos = self.tokens.shape
         per_token = 12 * cfg.d_model + 3 * cfg.d_mlp + cfg.n_heads * n_pos  # about what is alive
@@ -86,8 +90,9 @@ class Rerun:
     def patched(self, edits):
         """The metric of each edit, as a list of [cell, batch].
 
-        edits: (hook name, edited) pairs of one activation each; edited [cell, batch, ...]. They may
-        come one by one: only the rows that change are kept.
+        edits: (hook name, edited) pairs, one for each activation; edited [cell, batch, ...] is that
+        activation as each cell has it. A generator will do: of each only the rows that change are
+        kept.
         """
         values = {}  # by the number of the edit
         n_cells = {}
@@ -103,13 +108,17 @@ class Rerun:
             entering.setdefault(start, []).append(rows)
 
         if entering:
-            all_values = self.metric_of_rows(self.run_blocks(entering), sum(n_cells.values()))
-            values |= zip(n_cells, all_values.split(list(n_cells.values())), strict=True)
+            rows = self.run_blocks(entering)
+            counts = list(n_cells.values())
+            all_values = self.metric_of_rows(rows, sum(counts))  # [cell of any edit, batch]
+            for number, its_values in zip(n_cells, all_values.split(counts), strict=True):
+                values[number] = its_values
         return [values[number] for number in sorted(values)]
 
     def run_with_hook(self, name, edited):
         """The metric of an edit that has no short cut, [cell, batch]: the blocks run as usual."""
-        model, n_cells = self.model, len(edited)
+        model = self.model
+        n_cells = len(edited)
         key_mask = None if self.key_mask is None else self.key_mask.repeat(n_cells, 1)
         in_block = re.match(r"blocks\.(\d+)", name)
         with model.hooks([(name, lambda own, hook: edited.flatten(0, 1))]):
@@ -131,7 +140,8 @@ class Rerun:
         1. An edit of q, k, v or the pattern is an edit of z.
         2. Mark the positions at which the edited activation differs: dirty, [cell, batch, pos].
         3. Number the jobs, and gather the edited activation at the dirty positions alone.
-        4. Take it from its site to the end of the block. This needs no attention: z is past it.
+        4. Take it from its site to the end of the block. This mixes no positions: attention lies
+           before z.
         5. Put the result into a copy of the stream, and list the rows that have to be run: from the
            first dirty position on, since attention passes a change on to all later positions.
         """
@@ -171,7 +181,8 @@ class Rerun:
         value: [1, row, ...], the edited activation at `site`; here: (prompt, pos) of the rows, at
         which all that was written before the site is taken from the original run.
         """
-        block, cache = self.model.blocks[layer], self.cache
+        block = self.model.blocks[layer]
+        cache = self.cache
         if site in ("resid_pre", "resid_post"):  # the stream itself
             return value
         if site == "mlp_out":
@@ -187,7 +198,8 @@ class Rerun:
 
         Heads and positions that the edit does not touch keep their z to the last bit.
         """
-        attn, own = self.model.blocks[layer].attn, self.cache[site, layer]
+        attn = self.model.blocks[layer].attn
+        own = self.cache[site, layer]
         touched = (edited != own).any(-1)  # [cell, batch, pos, head]; of a pattern [.., head, pos]
         if site == "pattern":
             touched = touched.transpose(2, 3)
@@ -195,9 +207,9 @@ class Rerun:
         else:
             if site != "q":  # a key or a value is seen from its position on
                 touched = touched.cumsum(2) > 0
-            parts = [edited if part == site else self.cache[part, layer].expand_as(edited)
-                     for part in ("q", "k", "v")]
-            q, k, v = (part.flatten(0, 1) for part in parts)
+            qkv = {part: self.cache[part, layer].expand_as(edited) for part in ("q", "k", "v")}
+            qkv[site] = edited
+            q, k, v = (part.flatten(0, 1) for part in qkv.values())  # each cell's rows in one batch
             key_mask = None if self.key_mask is None else self.key_mask.repeat(len(edited), 1)
             z = attn.attend(q, k, v, key_mask).unflatten(0, edited.shape[:2])
         return torch.where(touched[..., None], z, self.cache["z", layer])
@@ -205,42 +217,47 @@ class Rerun:
     def run_blocks(self, entering):
         """The Rows of the last stream. entering: {block: list of the Rows that enter there}."""
         n_layers = self.model.cfg.n_layers
-        rows = []
+        waiting = []
         for layer in range(n_layers):
-            rows += entering.get(layer, [])
-            if rows:
-                rows = [self.run_block(layer, join_rows(rows))]
-        return join_rows(rows + entering.get(n_layers, []))
+            waiting += entering.get(layer, [])
+            if waiting:
+                waiting = [self.run_block(layer, join_rows(waiting))]
+        return join_rows(waiting + entering.get(n_layers, []))
 
     def run_block(self, layer, rows):
         """Rows after a block; after the last block, those that the metric looks at."""
         block = self.model.blocks[layer]
 
         # new queries, keys and values where the stream has changed; the others are as they were
-        job, pos = rows.job[rows.moved], rows.pos[rows.moved]
-        changed = block.attn.project(*block.attention_inputs(rows.resid[:, rows.moved]))
-        everywhere = [self.cache[part, layer][rows.prompt] for part in ("q", "k", "v")]
-        for whole, new in zip(everywhere, changed, strict=True):
-            whole[job, pos] = new[0]  # [job, pos, head, d_head]
+        job = rows.job[rows.dirty]
+        pos = rows.pos[rows.dirty]
+        new_qkv = block.attn.project(*block.attention_inputs(rows.resid[:, rows.dirty]))
+        qkv = [self.cache[part, layer][rows.prompt] for part in ("q", "k", "v")]  # copies
+        for part, new in zip(qkv, new_qkv, strict=True):
+            part[job, pos] = new[0]  # [job, pos, head, d_head]
 
         if layer + 1 == self.model.cfg.n_layers:
             rows = rows.select(self.looked_at[rows.prompt[rows.job], rows.pos])
         key_mask = None if self.key_mask is None else self.key_mask[rows.prompt]
-        z = block.attn.attend(*everywhere, key_mask)[rows.job, rows.pos]  # [row, head, d_head]
+        z = block.attn.attend(*qkv, key_mask)[rows.job, rows.pos]  # [row, head, d_head]
         resid = block.after_attention(rows.resid + block.attn.write(z[None]))
-        return replace(rows, resid=resid, moved=torch.ones_like(rows.moved))
+        return replace(rows, resid=resid, dirty=torch.ones_like(rows.dirty))
 
     def metric_of_rows(self, rows, n_cells):
         """The metric of all cells, [cell, batch], from the Rows of the last stream that changed."""
-        logits = self.logits.expand(n_cells, *self.logits.shape).clone()  # [cell, batch, pos, id]
+        # [cell, batch, pos, token]
+        logits = self.logits.expand(n_cells, *self.logits.shape).clone()
         looked_at = self.positions[rows.prompt[rows.job]]  # [row, n]
         seen, place = (rows.pos[:, None] == looked_at).nonzero(as_tuple=True)
         job = rows.job[seen]
-        cell, prompt = rows.cell[job], rows.prompt[job]
+        cell = rows.cell[job]
+        prompt = rows.prompt[job]
 
         each_has_its_own = self.ids is not None and self.ids.ndim == 2
         ids = self.ids[prompt] if each_has_its_own else self.ids
-        logits[cell, prompt, place] = self.model.unembed(rows.resid[0, seen, None], ids)[:, 0]
+        # each row as a batch of one position
+        resid = rows.resid[0, seen, None]  # [row, 1, d_model]
+        logits[cell, prompt, place] = self.model.unembed(resid, ids)[:, 0]
         return self.metric.of_needed(logits)
 
 
@@ -249,38 +266,49 @@ class Rows:
     """The positions of edited runs that may have changed, one after another in one list.
 
     resid: [1, row, d_model], the stream there. job, pos: [row], of which job each row is, and at
-    which position. moved: [row], whether the stream has changed there yet. cell, prompt: [job], the
-    cell and the row of `tokens` that each job is of.
+    which position. dirty: [row], whether the stream has changed there yet. cell, prompt: [job],
+    which cell and which prompt each job is.
     """
 
     resid: torch.Tensor
     job: torch.Tensor
     pos: torch.Tensor
-    moved: torch.Tensor
+    dirty: torch.Tensor
     cell: torch.Tensor
     prompt: torch.Tensor
 
     def select(self, chosen):
         """Some of the rows, chosen [row]."""
         return replace(self, resid=self.resid[:, chosen], job=self.job[chosen],
-                       pos=self.pos[chosen], moved=self.moved[chosen])
+                       pos=self.pos[chosen], dirty=self.dirty[chosen])
 
 
 def join_rows(parts):
     """Several Rows as one, whose jobs are numbered on from part to part."""
     if len(parts) == 1:
         return parts[0]
-    jobs_before = torch.tensor([0, *(len(part.cell) for part in parts)]).cumsum(0).tolist()
-    jobs = [part.job + n for part, n in zip(parts, jobs_before, strict=False)]
-    resid = torch.cat([part.resid for part in parts], 1)
-    pos, moved, cell, prompt = (torch.cat([getattr(part, name) for part in parts])
-                                for name in ("pos", "moved", "cell", "prompt"))
-    return Rows(resid, torch.cat(jobs), pos, moved, cell, prompt)
+
+    jobs = []
+    n_jobs = 0
+    for part in parts:
+        jobs.append(part.job + n_jobs)
+        n_jobs += len(part.cell)
+
+    return Rows(
+        resid=torch.cat([part.resid for part in parts], 1),
+        job=torch.cat(jobs),
+        pos=torch.cat([part.pos for part in parts]),
+        dirty=torch.cat([part.dirty for part in parts]),
+        cell=torch.cat([part.cell for part in parts]),
+        prompt=torch.cat([part.prompt for part in parts]),
+    )
 
 
 def is_needed(name):
-    """Whether the short cuts need the activation of that name. Patterns, which cost the fused
-    kernel, are kept only where they are asked for."""
+    """Whether the short cuts need the activation of that name.
+
+    Patterns are kept only where they are asked for, since keeping them rules out the fused kernel.
+    """
     found = IN_BLOCK.fullmatch(name)
     has_short_cut = found is not None and found[2] in SHORT_CUTS and found[2] != "pattern"
     return has_short_cut or name.startswith("hook_")

@@ -108,7 +108,8 @@ def fit(model, next_batch, cfg, *, optimizers=None, start=0, loss_fn=cross_entro
         model.zero_grad()
         loss = 0.0
         for part, (part_inputs, part_targets) in enumerate(parts, 1):
-            # Of several ranks, the backward pass of the last part averages the gradients.
+            # With several ranks, the gradients are averaged once, in the backward pass of the last
+            # part.
             with no_sync() if part < len(parts) else contextlib.nullcontext():
                 with torch.autocast(part_inputs.device.type, torch.bfloat16,
                                     enabled=cfg.precision == "bfloat16"):
@@ -197,7 +198,7 @@ class TrainingRun:
         self.dataset = dataset
         self.model = GPT(cfg.model, cfg.train.seed).to(device)
 
-        # What goes through the batches: the same weights, compiled or shared between ranks
+        # What the batches go through: the same weights, compiled or shared between ranks
         self.learner = torch.compile(self.model) if cfg.train.compile else self.model
         if n_ranks() > 1:
             self.learner = DistributedDataParallel(self.learner)
@@ -207,7 +208,7 @@ class TrainingRun:
         torch.manual_seed(cfg.train.seed)  # for dropout, the only draw that takes no generator
         self.state = RunState()
         self.rows = []  # the lines of metrics.jsonl
-        self.recent = []  # the steps since the last of them
+        self.recent = []  # the steps since the last line
 
     def begin(self, overwrite=False):
         """Makes the run's folder and its first checkpoint, so that there is one from now on."""
@@ -250,7 +251,8 @@ class TrainingRun:
         A batch holds windows from anywhere in the training part, and repeats where they are asked
         for. Every rank draws all of it.
         """
-        # Of dropout on other ranks and devices, no checkpoint has the generator: it is seeded anew.
+        # A checkpoint holds only the CPU generator of rank 0: elsewhere dropout is seeded anew at
+        # each step.
         if rank() or not self.model.W_E.is_cpu:
             torch.manual_seed(hash((self.cfg.train.seed, self.state.step, rank())))
 

@@ -96,7 +96,8 @@ class Block(nn.Module):
     def after_attention(self, resid):
         """The stream after this block, from the stream to which attention has been added.
 
-        resid: [batch, pos, d_model]. Positions no longer mix here, so any rows will do.
+        resid: [batch, pos, d_model]. From here on positions don't mix, so resid may hold any choice
+        of positions.
         """
         if not self.attn_only:
             resid = self.hook_resid_mid(resid)
@@ -105,12 +106,13 @@ class Block(nn.Module):
         return self.hook_resid_post(resid)
 
     def attention_inputs(self, resid):
-        """What q, k and v read: the normalised stream, three times the same tensor, or a copy a
-        head, [batch, pos, head, d_model], where somebody listens to hook_q_input and its like.
+        """What q, k and v read, a list of three.
 
-        The copies are of the stream before ln1. An edit of one adds the change that it makes in
-        LayerNorm's output, so that edits and gradients at ln1's own hooks, on the shared stream,
-        act as well.
+        Usually all are one tensor, ln1(resid), [batch, pos, d_model]. Where somebody listens to
+        hook_q_input (or k, v), that one is [batch, pos, head, d_model]: the hook sees a copy of
+        resid for each head, and what an edit of the copy changes in ln1's output is added to
+        ln1(resid). So ln1's own hooks stay on the one shared stream, and edits and gradients there
+        act as well; copies that are normalised apart would go past them.
         """
         shared = self.ln1(resid)
         return [

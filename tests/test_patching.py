@@ -235,7 +235,7 @@ def test_sweeps_of_every_kind_are_stacked_in_the_order_of_the_family():
         apart = [activation_patch(model, CORRUPT, source, DIFFERENCE, *FAMILY[kind]).patched
                  for kind in kinds]
         assert torch.equal(together.patched, torch.stack(apart)), name
-        assert together.axes == ("what", *FAMILY[kinds[0]][1])
+        assert together.axes == ("activation", *FAMILY[kinds[0]][1])
 
 
 def test_noising_is_the_same_sweep_the_other_way_round():

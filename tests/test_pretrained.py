@@ -492,7 +492,7 @@ def test_a_file_without_a_whole_header(tmp_path):
     path = tmp_path / "x"
     for content, told in [
         (b"", "is empty"), (b"\x01", "a header of 1 bytes in a file of 1"),
-        (bytes(7), "in a file of 7"), (bytes(8), "not a whole"),
+        (bytes(7), "in a file of 7"), (bytes(8), "Expecting"),
         (struct.pack("<Q", 3) + b"{}", "a header of 3 bytes in a file of 10"),
         (b"\xff" * 8 + b"{}", f"{2**64 - 1:,} bytes in a file of 10"),
         (b"<!DOCTYPE html><html>not found</html>", "in a file of 37"),
