@@ -4,7 +4,7 @@ An experiment is a `run(cfg, folder)` that measures and a list of claims on what
 else is the same for each of them and stands here: the flags, the folder, the trained models that
 are read again on a second run, the printed table, results.json and the page of all experiments.
 
-Chapter: COURSE_ROADMAP.md, 0 (what counts as evidence)
+Chapter: COURSE_ROADMAP.md, 6 (learn and sample); the form of a claim: chapter 0
 Prerequisites: config.py, checkpoint.py, train.py
 Next: experiments/benchmark.py
 Source: the form of a claim is that of chapter 0

@@ -3,7 +3,7 @@
 All contestants of a group take turns, and a ratio is taken within each round. So a line's values
 are one a round, and the median of them is judged.
 
-Chapter: COURSE_ROADMAP.md, 7 (instrument)
+Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: patching.py, logit_lens.py, experiments/speed/model.py
 Next: experiments/speed/report.py
 Source: compared with Hugging Face's transformers and TransformerLens where they are installed; the

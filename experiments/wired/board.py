@@ -5,7 +5,7 @@ orthonormal set of directions that have no mean. All tokens share a constant par
 whatever heads write. So LayerNorm divides by the same number everywhere, to a part in a thousand,
 and no circuit needs norm="none".
 
-Chapter: COURSE_ROADMAP.md, 4 (QK and OV)
+Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: model.py
 Next: experiments/wired/model.py
 Source: Elhage et al. 2021 (QK, OV, the stream as a shared space)
