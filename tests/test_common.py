@@ -320,6 +320,22 @@ def test_the_page_shows_every_table_and_figure_and_loads_nothing_from_elsewhere(
     assert "a_run" not in page and "//" not in page.replace("<!doctype", "")
 
 
+def test_what_a_claim_or_a_name_holds_is_text_on_the_page_and_no_part_of_it(tmp_path):
+    folder = tmp_path / 'a "run" & <more>'
+    line = Claim('x" onclick="alert()', 0.5, 0.4, 0.6, True, control="FAIL")
+    with pytest.raises(SystemExit):
+        conclude({"claims": [line]}, folder)
+    (folder / "50 % <b>.png").write_bytes(b"")
+    write_index(tmp_path)
+
+    page = (tmp_path / "index.html").read_text()
+    assert "<td>x&quot; onclick=&quot;alert()</td>" in page
+    assert "<td>FAIL</td>" in page and '<td class="PASS">PASS</td>' in page
+    assert "<h2>a &quot;run&quot; &amp; &lt;more&gt;</h2>" in page
+    assert 'src="a%20%22run%22%20%26%20%3Cmore%3E/50%20%25%20%3Cb%3E.png"' in page
+    assert "<b>" not in page and "<more>" not in page
+
+
 def test_a_program_runs_and_ends_with_what_came_out(tmp_path, capsys):
     @dataclass(frozen=True)
     class OneConfig(ExperimentConfig):
