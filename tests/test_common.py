@@ -132,7 +132,8 @@ def counted(made):
 
 
 def test_a_trained_model_is_made_once(tmp_path):
-    made, path = [], tmp_path / "seed_0" / "checkpoint.pt"
+    made = []
+    path = tmp_path / "seed_0" / "checkpoint.pt"
     first = load_or_make(path, {"seed": 0, "seeds": (0, 1)}, counted(made))
     again = load_or_make(path, {"seed": 0, "seeds": (0, 1)}, counted(made))
     assert len(made) == 1 and again["n"] == 1
@@ -141,7 +142,8 @@ def test_a_trained_model_is_made_once(tmp_path):
 
 @pytest.mark.parametrize("change", ["settings", "retrain", "damage"])
 def test_a_trained_model_is_made_anew_where_it_must_be(tmp_path, change):
-    made, path = [], tmp_path / "checkpoint.pt"
+    made = []
+    path = tmp_path / "checkpoint.pt"
     load_or_make(path, {"seed": 0}, counted(made))
     if change == "damage":
         path.write_bytes(path.read_bytes()[:100])
