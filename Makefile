@@ -1,5 +1,5 @@
 # make train       trains the default model (one to two minutes)
-# make test        runs the tests (two minutes)
+# make test        runs the tests (about one minute)
 # make experiments runs every experiment, and writes outputs/index.html with all figures and tables
 # make benchmark   measures the speed
 # Each makes a virtual environment in .venv the first time, and installs nothing after that.

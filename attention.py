@@ -12,7 +12,7 @@ where a head looks and what it moves are separate questions.
 
 Chapter: COURSE_ROADMAP.md, 4 (QK and OV)
 Prerequisites: embeddings.py
-Next: mlp.py
+Next: experiments/attention_visualization.py
 Source: Vaswani et al. 2017, section 3.2; Elhage et al. 2021 (QK and OV)
 """
 

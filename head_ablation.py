@@ -18,7 +18,7 @@ or make up for it once it is gone (`self_repair`).
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: metrics.py, patching.py
-Next: circuits.py
+Next: experiments/wired_circuits.py
 Source: Michel et al. 2019 (importance); Wang et al. 2022 (mean ablation, backups); Chan et al. 2022
 (resampling); McDougall et al. 2023 and Rushing & Nanda 2024 (self-repair)
 """

@@ -9,7 +9,7 @@ A high accuracy alone says that a probe could find it, not that the model looks 
 
 Chapter: COURSE_ROADMAP.md, 13 (decodable is not used)
 Prerequisites: model.py, metrics.py, head_ablation.py
-Next: experiments/feature_superposition_toy_model.py
+Next: experiments/superposition/model.py
 Source: Hewitt & Liang 2019 (control tasks); Voita & Titov 2020 (description length); Belrose et al.
 2023b (LEACE: least-squares concept erasure)
 """

@@ -17,8 +17,8 @@ nothing, and not those that nobody reads; ablation tells them all.
 Expected: every line with a verdict passes. Without one: what is written ranked the heads better
 than sharpness by 0.23 (-0.26 to 0.67) in seeds 0 to 2.
 
-Chapter: COURSE_ROADMAP.md, 4 (QK and OV)
-Prerequisites: attention.py, head_ablation.py
+Chapter: COURSE_ROADMAP.md, 4 (QK and OV); what ablation is: chapter 9
+Prerequisites: attention.py
 Next: experiments/attention_page/model.py
 Source: Elhage et al. 2021 (QK and OV); Jain & Wallace 2019 (attention is not explanation);
 Kobayashi et al. 2020 (the norm of what is written); Xiao et al. 2024 (attention sinks)

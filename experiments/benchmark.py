@@ -11,9 +11,9 @@ All contestants of a group take turns in one process, round after round, so a dr
 hits them alike. A ratio is taken within each round; its median over the rounds is given with the
 lowest and the highest. Seconds mean little on a shared machine.
 
-Chapter: COURSE_ROADMAP.md, 7 (instrument)
-Prerequisites: model.py, train.py, patching.py
-Next: experiments/speed/measure.py, experiments/speed/model.py
+Chapter: COURSE_ROADMAP.md, 7 (instrument); what is timed of patching: chapter 9
+Prerequisites: model.py, train.py, hooks.py
+Next: experiments/speed/model.py
 Source: compared with Hugging Face's transformers and TransformerLens where they are installed
 """
 

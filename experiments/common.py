@@ -4,7 +4,7 @@ An experiment is a `run(cfg, folder)` that measures and a list of claims on what
 else is the same for each of them and stands here: the flags, the folder, the trained models that
 are read again on a second run, the printed table, results.json and the page of all experiments.
 
-Chapter: COURSE_ROADMAP.md, 0 (what counts as evidence)
+Chapter: COURSE_ROADMAP.md, 6 (learn and sample); the form of a claim: chapter 0
 Prerequisites: config.py, checkpoint.py, train.py
 Next: experiments/benchmark.py
 Source: the form of a claim is that of chapter 0
@@ -22,6 +22,7 @@ import textwrap
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import torch
 
@@ -53,8 +54,8 @@ class Claim:
     measured: the number, which `low` and `high` enclose. holds: whether it is what was claimed;
     None where it is only for information. reported: by whom and how much, elsewhere.
     control: what the same measurement gives where the claim says nothing, or the mark that it is
-    held against; mark: that number, where there is one. Of the numbers None is one that is not
-    finite, read from a file.
+    held against; mark: that number, where there is one. A number is None where results.json held
+    one that is not finite.
     """
 
     claim: str
@@ -154,7 +155,8 @@ def column_widths(columns):
 
     def lines_if_narrower(index):
         """(lines of the table with one column a character narrower, less its width)."""
-        narrower = [width - (number == index) for number, width in enumerate(widths)]
+        narrower = list(widths)
+        narrower[index] -= 1
         lines = sum(len(row_lines(row, narrower)) for row in zip(*columns, strict=True))
         return lines, -widths[index]
 
@@ -212,22 +214,22 @@ class ExperimentConfig:
     def __post_init__(self):
         check_seeds(self)
         check_field(self, "threads", lambda n: n >= 1, "1 or more")
-        run_name, model = self.others
+        run_name, model = self.other_model
         if run_name is not None and model is not None:
             raise UserError(f"run_name={run_name!r} and model={model!r} are both given; choose one")
         if run_name is not None:
             find_run(run_name, self.out_dir)  # before a folder is made for what it gives
 
     @property
-    def others(self):
+    def other_model(self):
         """(run_name, model): where an experiment can look at another model than its own."""
         return getattr(self, "run_name", None), getattr(self, "model", None)
 
     @property
     def folder_suffix(self):
-        """What the results of another model are kept apart by."""
+        """What is added to the folder's name for another model's results."""
         parts = []
-        for name in filter(None, self.others):
+        for name in filter(None, self.other_model):
             parts += [part for part in Path(name).parts[-2:] if part not in ("/", ".", "..")]
         return "".join(f"_{part}" for part in parts)
 
@@ -261,11 +263,11 @@ def experiment_folder(name, out_dir):
 
 
 def load_or_make(path, settings, make, retrain=False):
-    """What `make()` returns, a dict of tensors and plain values, from the file `path` where it was
-    made with the same settings; else it is made, and written there. retrain: made in any case.
+    """A dict of tensors and plain values: read from `path` where it was made with the same
+    settings, else made by `make()` and written there. retrain: make it in any case.
 
     settings: a dict of all that it depends on, but for torch's version and the number of threads,
-    which are added. It does not see an edit of the code: then, retrain.
+    which are added. An edit of the code is not noticed: pass `retrain` then.
     """
     added = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     settings = json.loads(json.dumps(settings | added))
@@ -364,18 +366,20 @@ def torch_threads(n):
         torch.set_num_threads(before)
 
 
-def perform(kind, run, figures, about, *, argv=None):
+def perform(config_class, run, figures, about, *, argv=None):
     """The program of an experiment: reads the flags, runs, writes what came out, and ends.
 
-    kind: its config, a dataclass with threads and out_dir. run(cfg, folder) -> {"found": two or
-    three sentences that say in plain words what came out, "claims": list of Claim, plain values}.
+    config_class: its settings, a dataclass with threads and out_dir. run(cfg, folder) -> {"found":
+    two or three sentences that say in plain words what came out, "claims": list of Claim, plain
+    values}.
     figures(result) -> {name: Figure}. about: its docstring; its first line says what it shows. The
     config's `folder_suffix`, where it has one, is added to the folder's name, and "_quick" for a
     quick one, so that these lie beside the experiment's own results.
     """
     began = time.monotonic()
     title = about.split("\n")[0]
-    cfg = config_from_dict(kind, vars(flag_parser(kind, title).parse_args(argv)))
+    flags = flag_parser(config_class, title).parse_args(argv)
+    cfg = config_from_dict(config_class, vars(flags))
 
     name = program_name(about) + getattr(cfg, "folder_suffix", "")
     if getattr(cfg, "quick", False):
@@ -437,11 +441,17 @@ border-bottom: 1px solid #ddd; font-size: 13px } img { max-width: 100% }
 .PASS { color: #00714f } .FAIL { color: #b34700; font-weight: bold }"""
 
 
+def address(file):
+    """A file's address in the page of all experiments, which lies above its folder."""
+    return quote(f"{file.parent.name}/{file.name}")
+
+
 def index_section(file):
     """What the page says of one experiment, lines of HTML. file: its results.json."""
     result = read_json(file)
     folder = file.parent
-    lines = [f"<h2>{folder.name}</h2><p>{html.escape(result.get('about', ''))}"]
+    title = html.escape(folder.name)
+    lines = [f"<h2>{title}</h2><p>{html.escape(result.get('about', ''))}"]
     if "found" in result:
         lines.append(f"<p>{html.escape(result['found'])}")
 
@@ -451,14 +461,17 @@ def index_section(file):
         rows.append(Claim(**fields).cells())
     lines.append("<table>")
     for row in rows:
-        cells = [f'<td class="{cell}">{html.escape(cell)}</td>' for cell in row]
+        *texts, verdict = row
+        cells = [f"<td>{html.escape(text)}</td>" for text in texts]
+        cells.append(f'<td class="{verdict}">{verdict}</td>')  # PASS, FAIL or nothing
         lines.append("<tr>" + "".join(cells) + "</tr>")
     lines.append("</table>")
 
     for page in sorted(folder.glob("*.html")):
-        lines.append(f'<p><a href="{folder.name}/{page.name}">{page.name}</a>')
+        lines.append(f'<p><a href="{address(page)}">{html.escape(page.name)}</a>')
     for png in sorted(folder.glob("*.png")):
-        lines.append(f'<p><img src="{folder.name}/{png.name}" alt="{folder.name}: {png.stem}">')
+        described = html.escape(f"{folder.name}: {png.stem}")
+        lines.append(f'<p><img src="{address(png)}" alt="{described}">')
     return lines
 
 

@@ -17,7 +17,7 @@ thread; 25 s of CPU time a training (p = 113: 108 s), and 15 MB (60 MB) on the d
 
 Chapter: COURSE_ROADMAP.md, 15 (grokking)
 Prerequisites: experiments/grokking/model.py, experiments/grokking/fourier.py
-Next: experiments/grokking/measure.py, experiments/grokking/report.py
+Next: nothing
 Source: Power et al. 2022; Nanda et al. 2023, *Progress measures for grokking*
 """
 

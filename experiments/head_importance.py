@@ -77,11 +77,12 @@ def run(cfg, folder):
     if cfg.quick:
         cfg = replace(cfg, steps=20, windows=8, orders=20, seeds=cfg.seeds[:1])
 
+    n_texts = len(cfg.seeds) if cfg.run_name is None else 1
+    progress = Progress(n_texts + len(cfg.seeds), " models")
     models = []
-    progress = Progress(0, " models measured")
     for subject in load_subjects(cfg, folder):
         models.append(measure_subject(subject, cfg.orders))
-        progress.show(len(models), subject.name)
+        progress.show(len(models), f"{subject.name} measured")
     progress.close()
 
     claims = importance_claims(models, judged=not cfg.quick, own=cfg.run_name is None)

@@ -1402,6 +1402,11 @@ def main():
     parser.add_argument("modules", nargs="*", help="whose mutants to plant (none: all)")
     parser.add_argument("--jobs", type=int, default=1, help="how many at once (default: 1)")
     args = parser.parse_args()
+
+    there = sorted({each.module for each in MUTANTS})
+    unknown = [name for name in args.modules if name not in there]
+    if unknown:
+        parser.error(f"no mutants of {', '.join(unknown)}; there are of {', '.join(there)}")
     chosen = [each for each in MUTANTS if not args.modules or each.module in args.modules]
     if not chosen:
         there = ", ".join(sorted({each.module for each in MUTANTS}))

@@ -23,7 +23,8 @@ def tiny_attention(**changes):
 
 def run(attn, resid, **edits):
     """Its output and all that its hooks saw; edits: point=fn(tensor) put in place."""
-    seen, removers = {}, []
+    seen = {}
+    removers = []
     for point in POINTS:
         hook = getattr(attn, f"hook_{point}")
         if point in edits:

@@ -62,8 +62,8 @@ def test_what_is_written_is_the_norm_of_what_the_heads_add(seen):
     for batch, head, query, key in [(0, 2, 5, 3), (1, 0, 6, 6), (1, 1, 4, 0)]:
         value = cache["v", 1][batch, key, head] @ model.blocks[1].attn.W_O[head]
         share = value.norm() / cache["resid_pre", 1][batch, query].norm()
-        assert record.written[1, batch, head, key].item() == pytest.approx(value.norm().item())
-        assert record.weighed[1, batch, head, query, key].item() == pytest.approx(
+        assert record.written_norm[1, batch, head, key].item() == pytest.approx(value.norm().item())
+        assert record.written_share[1, batch, head, query, key].item() == pytest.approx(
             (record.pattern[1, batch, head, query, key] * share).item(), rel=1e-4)
 
 
@@ -80,7 +80,7 @@ def test_sharpness_is_0_for_even_attention_and_1_for_one_key(seen):
 @pytest.mark.parametrize("mode", ["mean", "zero"])
 def test_an_effect_is_what_the_loss_rises_by_where_the_head_is_replaced_by_hand(mode):
     model, tokens, others = tiny_model(), tiny_tokens(3), tiny_tokens(4, 5, seed=9)
-    found = measure_effects(model, tokens, mode, reference=others).values
+    found = measure_effects(model, tokens, mode, reference_tokens=others).values
     name = "blocks.1.attn.hook_z"
     with torch.no_grad():
         z = model.run_with_cache(others, name)[1][name][:, :, 2].mean((0, 1))
@@ -186,8 +186,8 @@ def test_what_was_found_says_what_was_measured_and_what_failed(seen):
     n_failed = sum(line.holds is False for line in claims)
     found = summarise([seen], ranking, claims)
     assert "In one model" in found and f"{n_failed} of {len(claims)} claims fail" in found
-    for number in (seen.of_heads("previous token").max(), ranking.again[0],
-                   ranking.by["sharpness"][0], ranking.looking_back[0]):
+    for number in (seen.of_heads("previous token").max(), ranking.between_halves[0],
+                   ranking.by_score["sharpness"][0], ranking.looking_back[0]):
         assert f"{number:.2f}" in found
     assert "No claim fails" in summarise([seen], None, all_claims([seen], None, judged=False))
 
@@ -227,7 +227,7 @@ def test_a_page_is_plain_values_and_the_figures_are_drawn_from_it(seen):
     titles = [axes.get_title(loc="left") for axes in drawn["attention"].axes[:6]]
     assert titles == [f"{head['name']}   {head['effect']:+.3f}" for head in page["heads"]]
     shown = torch.tensor(drawn["written"].axes[4].images[0].get_array().filled(0))
-    assert torch.allclose(shown.float(), seen.record.weighed[1, 0, 1], atol=0.02)
+    assert torch.allclose(shown.float(), seen.record.written_share[1, 0, 1], atol=0.02)
 
 
 def test_the_title_says_which_head_comes_first():

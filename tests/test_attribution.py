@@ -414,7 +414,8 @@ def cancelling():
         block = model.blocks[0]
         model.W_E[:, 0] = torch.tensor([1.0, -3.0])
         block.attn.W_V[0, 0, 0] = block.attn.W_O[0, 0, 1] = 1
-        block.mlp.W_in[1, 0], block.mlp.W_out[0, 1] = 1, -1
+        block.mlp.W_in[1, 0] = 1
+        block.mlp.W_out[0, 1] = -1
         model.W_U[1, 0] = 1
     return model
 

@@ -52,7 +52,9 @@ def random_circuit(model, share=0.5, seed=4):
 def naive_writes(model, tokens, edges=None, other=None):
     """{node: what it writes} and the logits, when each reader reads the writes of this run along
     `edges`, and those in `other`, {node: write}, along all others."""
-    cfg, writes, biases = model.cfg, {}, 0
+    cfg = model.cfg
+    writes = {}
+    biases = 0
     embed = model.W_E[tokens]
     if cfg.positions != "none":
         embed = embed + model.W_pos[: tokens.shape[1]]
@@ -264,7 +266,8 @@ def test_a_score_is_the_slope_along_its_edge():
         edges = scores.edges()
         found, expected = {}, {}
         for at in range(0, len(edges), max(1, len(edges) // 6)):
-            present, ends = set(edges) - {edges[at]}, []
+            present = set(edges) - {edges[at]}
+            ends = []
             for step in (1e-4, -1e-4):
                 moved = {node: clean[node] + step * (corrupt[node] - clean[node]) for node in clean}
                 ends.append(DIFF(naive_writes(model, CLEAN, present, moved)[1]))
@@ -529,7 +532,8 @@ def planted():
                 if (layer, head) not in writers:
                     block.attn.W_O[head] = 0
         keys = model.blocks[1].attn.W_K[2]
-        keys[second], keys[first] = keys[first].clone(), 0
+        keys[second] = keys[first].clone()
+        keys[first] = 0
     return model
 
 
@@ -565,7 +569,8 @@ def test_the_estimates_of_a_planted_circuit_are_0_outside_of_it():
 
 
 def naive_acdc(model, threshold):
-    kept, distance = set(Circuit.of(model).edges()), 0
+    kept = set(Circuit.of(model).edges())
+    distance = 0
     full = naive_value(model, kept)
     order = {name: i for i, name in enumerate(Circuit.of(model).writers)}
     for reader in reversed(Circuit.of(model).readers):
@@ -594,7 +599,8 @@ def test_acdc_spares_everything_above_any_distance():
 
 
 def test_a_report_of_the_same_numbers_is_perfect_and_of_their_negatives_the_reverse():
-    exact, labels = torch.tensor([0.5, -2.0, 0.25, 0.0]), ["a", "b", "c", "d"]
+    exact = torch.tensor([0.5, -2.0, 0.25, 0.0])
+    labels = ["a", "b", "c", "d"]
     same = approximation_report(exact, exact, labels)
     assert same.spearman == pytest.approx(1) and same.sign_agreement == 1
     assert [miss[1] - miss[2] for miss in same.misses] == [0] * 4

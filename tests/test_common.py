@@ -132,7 +132,8 @@ def counted(made):
 
 
 def test_a_trained_model_is_made_once(tmp_path):
-    made, path = [], tmp_path / "seed_0" / "checkpoint.pt"
+    made = []
+    path = tmp_path / "seed_0" / "checkpoint.pt"
     first = load_or_make(path, {"seed": 0, "seeds": (0, 1)}, counted(made))
     again = load_or_make(path, {"seed": 0, "seeds": (0, 1)}, counted(made))
     assert len(made) == 1 and again["n"] == 1
@@ -141,7 +142,8 @@ def test_a_trained_model_is_made_once(tmp_path):
 
 @pytest.mark.parametrize("change", ["settings", "retrain", "damage"])
 def test_a_trained_model_is_made_anew_where_it_must_be(tmp_path, change):
-    made, path = [], tmp_path / "checkpoint.pt"
+    made = []
+    path = tmp_path / "checkpoint.pt"
     load_or_make(path, {"seed": 0}, counted(made))
     if change == "damage":
         path.write_bytes(path.read_bytes()[:100])
@@ -318,6 +320,22 @@ def test_the_page_shows_every_table_and_figure_and_loads_nothing_from_elsewhere(
                  'href="two/more.html"'):
         assert text in page
     assert "a_run" not in page and "//" not in page.replace("<!doctype", "")
+
+
+def test_what_a_claim_or_a_name_holds_is_text_on_the_page_and_no_part_of_it(tmp_path):
+    folder = tmp_path / 'a "run" & <more>'
+    line = Claim('x" onclick="alert()', 0.5, 0.4, 0.6, True, control="FAIL")
+    with pytest.raises(SystemExit):
+        conclude({"claims": [line]}, folder)
+    (folder / "50 % <b>.png").write_bytes(b"")
+    write_index(tmp_path)
+
+    page = (tmp_path / "index.html").read_text()
+    assert "<td>x&quot; onclick=&quot;alert()</td>" in page
+    assert "<td>FAIL</td>" in page and '<td class="PASS">PASS</td>' in page
+    assert "<h2>a &quot;run&quot; &amp; &lt;more&gt;</h2>" in page
+    assert 'src="a%20%22run%22%20%26%20%3Cmore%3E/50%20%25%20%3Cb%3E.png"' in page
+    assert "<b>" not in page and "<more>" not in page
 
 
 def test_a_program_runs_and_ends_with_what_came_out(tmp_path, capsys):

@@ -39,7 +39,8 @@ from losses import cross_entropy
 from model import GPT
 from utils import UserError, seeded_generator
 
-P, KEYS = 13, [2, 6]  # the last frequency of 13 is 6
+P = 13
+KEYS = [2, 6]  # the last frequency of 13 is 6
 RECIPE = GrokkingRecipe(p=P, d_model=8, lr=5e-3, max_steps=20)
 
 

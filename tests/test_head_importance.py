@@ -97,7 +97,8 @@ def test_weights_on_one_text_give_that_text():
 
 
 def test_the_pruning_curve_is_the_loop_over_hooks():
-    one, order = subject(), [4, 0, 5, 2, 1, 3]
+    one = subject()
+    order = [4, 0, 5, 2, 1, 3]
     how = mean_ablation(one)
     curve, again = pruning_curves(one, [order, order[::-1]], how)
     with torch.no_grad():

@@ -76,14 +76,16 @@ def test_the_table_lists_each_point_of_the_first_block_once():
 
 
 def test_every_point_is_told_once_a_forward_under_its_own_name():
-    model, told = tiny_model(), []
+    model = tiny_model()
+    told = []
     tell = [(everything, lambda t, hook: told.append(hook.name))]
     model.run_with_hooks(tiny_tokens(), fwd_hooks=tell)
     assert sorted(told) == sorted(model.hook_points())
 
 
 def test_hooks_act_in_the_order_in_which_they_were_added():
-    model, seen = tiny_model(), []
+    model = tiny_model()
+    seen = []
     steps = [(Z, lambda z, hook: torch.ones_like(z)), ([Z], lambda z, hook: z + 2),
              (Z, lambda z, hook: z * 5), (Z, lambda z, hook: seen.append(z))]
     model.run_with_hooks(tiny_tokens(), fwd_hooks=steps)
@@ -218,7 +220,8 @@ def test_the_same_function_added_twice_acts_twice_and_is_removed_exactly():
 
 
 def test_a_hook_that_ends_another_one_leaves_this_forward_whole():
-    point, told = HookPoint("pos"), []
+    point = HookPoint("pos")
+    told = []
     removers = [point.add(lambda t, hook: removers[1]()), point.add(lambda t, hook: told.append(t))]
     point(torch.ones(3))
     point(torch.ones(3))

@@ -183,18 +183,37 @@ def chapter_of(path):
     return int(re.match(r"COURSE_ROADMAP\.md, (\d+)", header(path)["Chapter"])[1])
 
 
+def read_next(path):
+    """The files that a module's header says to read next."""
+    return re.findall(r"[\w/]+\.py", header(path)["Next"])
+
+
 def test_a_module_opens_with_its_chapter_its_neighbours_and_its_source():
-    for path in MODULES:
+    for path in MODULES + EXPERIMENTS:
         assert set(header(path)) == {"Chapter", "Prerequisites", "Next", "Source"}, name_of(path)
 
 
 def test_prerequisites_are_read_earlier_in_the_course_and_what_is_next_later():
-    for path in MODULES:
+    for path in MODULES + EXPERIMENTS:
         for field, order in (("Prerequisites", -1), ("Next", 1)):
             for name in re.findall(r"[\w/]+\.py", header(path)[field]):
                 assert (ROOT / name).exists(), f"{name_of(path)}: {name} is not there"
                 way = chapter_of(ROOT / name) - chapter_of(path)
                 assert way * order >= 0, f"{name_of(path)}: {field} {name} is {way:+} chapters away"
+
+
+def test_who_reads_what_is_next_comes_to_an_end_and_past_every_module():
+    there = [name_of(path) for path in MODULES + EXPERIMENTS]
+    for start in there:
+        seen = []
+        name = start
+        while name is not None:
+            assert name not in seen, f"from {start} one comes back to {name}"
+            seen.append(name)
+            name = next(iter(read_next(ROOT / name)), None)
+        if start == "utils.py":
+            missed = {path.name for path in MODULES} - set(seen)
+            assert not missed, f"who starts at utils.py never comes to {missed}"
 
 
 def undocumented(body, class_=None):

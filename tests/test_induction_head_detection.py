@@ -57,7 +57,8 @@ from patching import path_patch
 from tokenizer import BPETokenizer, CharTokenizer
 from utils import UserError, read_json, seeded_generator
 
-N_WORDS, N_CTX = len(WORDS), 40
+N_WORDS = len(WORDS)
+N_CTX = 40
 SHARP = 100.0
 
 
@@ -327,7 +328,8 @@ def test_phases_are_steps_of_the_history(proven):
 
 @pytest.fixture(scope="module")
 def seeds(proven):
-    one, hopeless = measure_heads(some_model(n_layers=1), 10), {"repeats": 4.6}
+    one = measure_heads(some_model(n_layers=1), 10)
+    hopeless = {"repeats": 4.6}
     return [proven | {"seed": seed, "one_layer": [one], "circles": [one | {"repeats": 0.3}],
                       "circles_transfer": proven["transfer"] | {"segments of 2 to 5": hopeless}}
             for seed in (0, 1)]

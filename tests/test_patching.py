@@ -108,7 +108,8 @@ def test_in_models_of_other_shapes_too(changes, names):
 
 
 def test_in_float32_a_sweep_is_the_loop_but_for_rounding():
-    model, just_one = tiny_model(), {"at the end": DIFFERENCE}
+    model = tiny_model()
+    just_one = {"at the end": DIFFERENCE}
     for sweep in (("resid_pre", ("layer", "pos")), ("mlp_out", ("layer", "pos")),
                   *((name, ("layer", "head")) for name in HEAD_PARTS)):
         compare_with_the_loop(model, sweep, just_one, atol=1e-5)
@@ -176,7 +177,8 @@ def test_queries_and_keys_of_all_heads_are_the_pattern_and_with_the_values_z():
 
 
 def test_patching_a_position_leaves_the_logits_before_it_as_they_were_to_the_bit():
-    model, seen = tiny_model(), []
+    model = tiny_model()
+    seen = []
 
     def keep(logits):
         seen.append(logits)
@@ -354,7 +356,8 @@ def test_dropout_is_refused_and_evaluation_is_not():
 
 
 def test_an_interrupted_sweep_leaves_nothing_behind():
-    model, calls = tiny_model(), []
+    model = tiny_model()
+    calls = []
 
     def interrupted(logits):
         calls.append(1)

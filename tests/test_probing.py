@@ -65,7 +65,8 @@ def test_the_fit_is_where_the_gradient_of_the_objective_vanishes():
 
 def test_no_group_is_on_both_sides(monkeypatch):
     X, groups = torch.randn(120, 4, generator=seeded_generator(0)), torch.arange(120) // 6
-    seen, fit = [], probing.fit_logistic
+    seen = []
+    fit = probing.fit_logistic
 
     def watched(X, y, l2):
         seen.append({tuple(row) for row in X.tolist()})
@@ -91,7 +92,8 @@ def test_a_label_that_only_the_group_knows_is_not_found_in_other_groups():
 
 def test_features_are_standardised_by_the_training_side_alone(monkeypatch):
     X, y = clusters(n=100)
-    seen, fit = [], probing.fit_logistic
+    seen = []
+    fit = probing.fit_logistic
     monkeypatch.setattr(probing, "fit_logistic", lambda *parts: seen.append((parts[0], fit(*parts)))
                         or seen[-1][1])
     fit_probe(X, y)
@@ -181,7 +183,8 @@ def test_a_label_that_only_the_group_knows_is_not_cheap_where_whole_groups_are_s
     assert mdl_online(X, y).compression > 2.2
     group_of = {tuple(row): int(group) for row, group in zip(X.double().tolist(), groups,
                                                              strict=True)}
-    sizes, fit = [], probing.fit_logistic
+    sizes = []
+    fit = probing.fit_logistic
 
     def watched(X, y, l2):
         sent = [group_of[tuple(row)] for row in X.tolist()]
@@ -277,7 +280,8 @@ def test_erasure_is_the_one_in_whitened_space_and_changes_as_little_as_any():
 
 def test_erasing_is_measured_as_by_a_hook_beside_random_labels_of_the_same_kind():
     model, tokens = tiny_model(n_layers=0), tiny_tokens(batch=60, pos=8)
-    y, at = (tokens % 2), "hook_embed"
+    y = tokens % 2
+    at = "hook_embed"
     with torch.no_grad():
         embed = model.run_with_cache(tokens, at)[1]["embed"]
     probe = fit_probe(embed.flatten(0, 1), y.flatten())

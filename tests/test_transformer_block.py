@@ -60,7 +60,9 @@ def test_layernorm_is_torchs_whoever_listens(point):
 
 
 def test_layernorms_hooks_see_the_scale_and_what_is_before_gain_and_shift():
-    norm, resid, seen = tiny_norm(), noise(2, 7, 12), {}
+    norm = tiny_norm()
+    resid = noise(2, 7, 12)
+    seen = {}
     norm.hook_scale.add(lambda tensor, hook: seen.update(scale=tensor))
     norm.hook_normalized.add(lambda tensor, hook: seen.update(normalized=tensor))
     out = norm(resid)

@@ -82,7 +82,8 @@ def dead_heads_of(wired):
 def test_the_model_says_the_answer_wherever_there_is_one(wirings):
     for (name, seed), wired in wirings.items():
         where = f"{name}, seed {seed}"
-        logits, n_answers = run(wired.model, TEXTS), 0
+        logits = run(wired.model, TEXTS)
+        n_answers = 0
         for text, rows in zip(TEXTS.tolist(), logits, strict=True):
             for end, row in enumerate(rows, 1):
                 answer = wired.answer(text[:end])

@@ -1,8 +1,8 @@
 """What is measured of every head: where it looks, what it writes, and what the loss rises by
 without it.
 
-Chapter: COURSE_ROADMAP.md, 4 (QK and OV)
-Prerequisites: experiments/attention_page/model.py, head_ablation.py, metrics.py
+Chapter: COURSE_ROADMAP.md, 4 (QK and OV); what ablation is: chapter 9
+Prerequisites: attention.py, experiments/attention_page/model.py
 Next: experiments/attention_page/page.py
 Source: Kobayashi et al. 2020 (the norm of what is written); Jain & Wallace 2019 (attention is not
 explanation)
@@ -45,18 +45,20 @@ N_DRAWS = 2000  # of a bootstrap or a shuffle
 class AttentionRecord:
     """Where every head looks, and what it would write from there.
 
-    pattern: [layer, batch, head, query_pos, key_pos]. written: [layer, batch, head, key_pos], the
-    length ‖v W_O‖. stream: [layer, batch, query_pos], the length of the stream that it is added to.
+    pattern: [layer, batch, head, query_pos, key_pos]. written_norm: [layer, batch, head, key_pos],
+    the length ‖v W_O‖. stream_norm: [layer, batch, query_pos], the length of the stream that it is
+    added to.
     """
 
     pattern: torch.Tensor
-    written: torch.Tensor
-    stream: torch.Tensor
+    written_norm: torch.Tensor
+    stream_norm: torch.Tensor
 
     @property
-    def weighed(self):
+    def written_share(self):
         """What is written from each key, as a share of the stream: shaped as the pattern."""
-        return self.pattern * self.written[..., None, :] / self.stream[:, :, None, :, None]
+        written = self.pattern * self.written_norm[..., None, :]
+        return written / self.stream_norm[:, :, None, :, None]
 
 
 @torch.no_grad()
@@ -68,19 +70,19 @@ def record_attention(model, tokens):
     with model.caching(names) as cache:
         model.run_blocks(model.embed(tokens))
 
-    written = []
+    written_norms = []
     for layer in layers:
         moved = torch.einsum("bphd,hdm->bhpm", cache["v", layer], model.blocks[layer].attn.W_O)
-        written.append(moved.norm(dim=-1))
-    return AttentionRecord(cache.stack("pattern"), torch.stack(written),
+        written_norms.append(moved.norm(dim=-1))
+    return AttentionRecord(cache.stack("pattern"), torch.stack(written_norms),
                            cache.stack("resid_pre").norm(dim=-1))
 
 
 def score_heads(record, tokens):
     """{name: [layer, head]}, means over texts; NaN where no token comes twice.
 
-    sharpness: 1 - entropy / that of even attention. written: the sum over keys of `record.weighed`,
-    at least the length of what is added, whose parts may cancel.
+    sharpness: 1 - entropy / that of even attention. written: the sum over keys of
+    `record.written_share`, at least the length of what is added, whose parts may cancel.
     """
     pattern = record.pattern
     entropy = attention_entropy(pattern)
@@ -92,7 +94,7 @@ def score_heads(record, tokens):
         "first token": sink_score(pattern),
         "entropy": entropy,
         "sharpness": 1 - entropy / even,
-        "written": record.weighed.sum(-1).mean(-1),
+        "written": record.written_share.sum(-1).mean(-1),
     }
     return {name: value.nanmean(1) for name, value in values.items()}
 
@@ -115,14 +117,16 @@ def cache_z(model, tokens):
     return cache
 
 
-def measure_effects(model, tokens, mode="mean", *, reference=None, progress=None):
+def measure_effects(model, tokens, mode="mean", *, reference_tokens=None, progress=None):
     """What the loss of each text rises by without a head: Effects [layer, head, batch], in nats a
     token.
 
-    reference: texts [row, pos] whose mean takes the head's place; the tokens themselves unless
-    given. progress: is called after each head.
+    reference_tokens: texts [row, pos] whose mean takes the head's place; the tokens themselves
+    unless given. progress: is called after each head.
     """
-    cache = cache_z(model, tokens if reference is None else reference)
+    if reference_tokens is None:
+        reference_tokens = tokens
+    cache = cache_z(model, reference_tokens)
     return head_importance(model, tokens, mode=mode, reference=cache, progress=progress)
 
 
@@ -137,7 +141,7 @@ def measure_silenced_head(subject, head, mode):
     before = record_attention(subject.model, subject.held_out)
     after = record_attention(mute, subject.held_out)
     changed = (before.pattern - after.pattern)[layer, :, index]
-    written = after.written[layer, :, index]
+    written = after.written_norm[layer, :, index]
     effect = ablation_effects(mute, subject.held_out, [[head]], mode=mode,
                               reference=cache_z(mute, subject.held_out)).values
     return [each.abs().max().item() for each in (changed, written, effect)]
@@ -184,7 +188,7 @@ def view_subject(subject, mode="mean", progress=None):
     fresh_scores = score_heads(record_attention(fresh, held_out), held_out)
 
     effects = measure_effects(model, held_out, mode, progress=progress)
-    effects_here = measure_effects(model, subject.tokens, mode, reference=held_out,
+    effects_here = measure_effects(model, subject.tokens, mode, reference_tokens=held_out,
                                    progress=progress)
     return SubjectView(
         subject, record, here=score_heads(record, subject.tokens), held=held,
@@ -213,12 +217,13 @@ def describe_heads(view):
         else:
             verdict = "idle"
 
+        written_norm = view.record.written_norm[layer, 0, head]  # [key_pos]
         heads.append({
             "name": head_label(layer, head), "layer": layer, "head": head,
             "effect": effect, "low": lowest, "high": highest, "verdict": verdict,
             "scores": {name: [None if np.isnan(x) else round(x, 4) for x in pair]
                        for name, pair in numbers.items()},
-            "written": [float(f"{x:.4g}") for x in view.record.written[layer, 0, head].tolist()],
+            "written": [float(f"{x:.4g}") for x in written_norm.tolist()],
         })
     return heads
 
@@ -231,41 +236,44 @@ class HeadRanking:
     """How far three scores go with what ablation says of the heads of some models.
 
     looking_back: the correlation of the previous-token score with the effect, [model]; p, and
-    by_chance, the 95 % point of what shuffled effects give. by: {score of RANKERS: its rank
-    correlation with the effect}; again: that of the effects on one half of the texts with those on
-    the other; written_over_sharpness: the difference of the two: each (value, low, high).
+    by_chance, the 95 % point of what shuffled effects give. by_score: {score of RANKERS: its rank
+    correlation with the effect}; between_halves: that of the effects on one half of the texts with
+    those on the other; written_over_sharpness: by how much the one score's correlation is higher
+    than the other's: each (value, low, high).
     """
 
     looking_back: torch.Tensor
     p: float
     by_chance: float
-    by: dict
-    again: tuple
+    by_score: dict
+    between_halves: tuple
     written_over_sharpness: tuple
 
 
 def rank_heads(views):
     """The HeadRanking of some SubjectViews; None for models of fewer than three heads."""
-    of = {name: torch.stack([view.of_heads(name) for view in views])
-          for name in ("effect", "previous token", *RANKERS)}
-    if of["effect"].shape[1] < 3:
+    per_head = {name: torch.stack([view.of_heads(name) for view in views])  # [model, head]
+                for name in ("effect", "previous token", *RANKERS)}
+    effect = per_head["effect"]
+    if effect.shape[1] < 3:
         return None
 
     halves = [torch.stack([view.effects.values[..., half::2].mean(-1).flatten() for view in views])
               for half in (0, 1)]
-    each, p, by_chance = correlate_looking_back(of["previous token"], of["effect"])
+    each, p, by_chance = correlate_looking_back(per_head["previous token"], effect)
     return HeadRanking(
-        each, p, by_chance, by={name: rank_correlation(of[name], of["effect"]) for name in RANKERS},
-        again=rank_correlation(*halves),
-        written_over_sharpness=rank_correlation(of["written"], of["effect"],
-                                                other=of["sharpness"]))
+        each, p, by_chance,
+        by_score={name: rank_correlation(per_head[name], effect) for name in RANKERS},
+        between_halves=rank_correlation(*halves),
+        written_over_sharpness=rank_correlation(per_head["written"], effect,
+                                                other=per_head["sharpness"]))
 
 
 def correlate_looking_back(score, effect):
     """(correlation of score and effect over the heads of each model [model], p, the 95 % point of
     the mean correlation with shuffled effects). score, effect: [model, head].
 
-    Of all heads, since those that look at the token before share the work.
+    All heads are counted, not only the best, since the heads that look one back share the work.
     """
     order = torch.rand(N_DRAWS, *effect.shape, generator=seeded_generator(1)).argsort(-1)
     shuffled = effect.expand(N_DRAWS, -1, -1).gather(-1, order)
@@ -275,9 +283,12 @@ def correlate_looking_back(score, effect):
 
 
 def rank_correlation(score, effect, *, other=None):
-    """(Spearman correlation, low, high) of a score of each head with its effect, [model, head]: the
-    mean over models, each ranked apart, with an interval of 95 % by drawing each one's heads again
-    and again; with `other`, how much higher it is than this one's."""
+    """(mean, low, high): Spearman's correlation of score and effect over each model's heads,
+    averaged over models; the 95 % interval redraws the heads of each model.
+
+    score, effect: [model, head]. With `other` [model, head]: how much higher that is than the same
+    for other.
+    """
     n_heads = effect.shape[1]
     all_heads = torch.arange(n_heads).expand(1, *effect.shape)
     draws = torch.randint(n_heads, (N_DRAWS, *effect.shape), generator=seeded_generator(0))
@@ -299,7 +310,8 @@ def rank_correlation(score, effect, *, other=None):
 
 
 def sharper_head_share(view):
-    """Of the heads that are at least as sharp as the most needed one, the least effect over its."""
+    """The smallest effect among the heads at least as sharp as the most needed one, as a share of
+    that head's effect."""
     sharp = view.of_heads("sharpness")
     effect = view.of_heads("effect")
     sharper = sharp >= sharp[effect.argmax()]

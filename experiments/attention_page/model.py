@@ -1,7 +1,7 @@
 """The models that attention_visualization.py looks at, and the texts that it looks at them with.
 
-Chapter: COURSE_ROADMAP.md, 4 (QK and OV)
-Prerequisites: experiments/common.py, corpus.py, checkpoint.py
+Chapter: COURSE_ROADMAP.md, 4 (QK and OV); how models are trained and kept: chapter 6
+Prerequisites: attention.py, corpus.py
 Next: experiments/attention_page/measure.py
 Source: Elhage et al. 2021 (attention-only models); Olsson et al. 2022 (repeated random words)
 """

@@ -45,7 +45,7 @@ def make_page(view, mode):
     subject = view.subject
     n_rows, length = subject.held_out.shape
     replacement = "its own mean over these texts" if mode == "mean" else "zero"
-    stream = view.record.stream[:, 0]  # [layer, query_pos]
+    stream_norm = view.record.stream_norm[:, 0]  # [layer, query_pos]
     return {
         "title": "Where each head looks, and what it does",
         "about": f"{subject.name}: {subject.model.cfg.n_layers} layers of "
@@ -58,7 +58,7 @@ def make_page(view, mode):
                    "there, ‖v W_O‖ by attention, as a share of the stream that it is added to.",
         "tokens": [subject.tokenizer.decode([token]) for token in subject.tokens[0].tolist()],
         "patterns": pack_patterns(view.record.pattern[:, 0]),
-        "stream": [[float(f"{x:.4g}") for x in row] for row in stream.tolist()],
+        "stream": [[float(f"{x:.4g}") for x in row] for row in stream_norm.tolist()],
         "heads": describe_heads(view),
     }
 

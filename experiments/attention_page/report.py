@@ -2,7 +2,7 @@
 
 Chapter: COURSE_ROADMAP.md, 4 (QK and OV)
 Prerequisites: experiments/attention_page/measure.py, experiments/attention_page/page.py
-Next: experiments/wired_circuits.py
+Next: mlp.py
 Source: Jain & Wallace 2019 (attention is not explanation)
 """
 
@@ -72,9 +72,9 @@ def ranking_claims(ranking, judged):
         return []
     claims = [looking_back_claim(ranking, judged)]
 
-    known, least, _ = ranking.again
+    known, least, _ = ranking.between_halves
     for name, what in RANKERS.items():
-        value, low, high = ranking.by[name]
+        value, low, high = ranking.by_score[name]
         claims.append(claim(
             f"rank correlation with the effect, over heads: {what}", value, interval=(low, high),
             holds=high < least if name == "sharpness" else None, judged=judged,
@@ -138,8 +138,8 @@ def summarise(views, ranking, claims):
         sentences.append(
             "How much the loss rises without a head goes with how much the head looks back "
             f"(correlation {looking_back:.2f}) and with how sharp its pattern is (rank correlation "
-            f"{ranking.by['sharpness'][0]:.2f}), where its effect on other texts would give "
-            f"{ranking.again[0]:.2f}.")
+            f"{ranking.by_score['sharpness'][0]:.2f}), where its effect on other texts would give "
+            f"{ranking.between_halves[0]:.2f}.")
     n_failed = sum(each.holds is False for each in claims)
     sentences.append("No claim fails." if n_failed == 0
                      else f"{n_failed} of {len(claims)} claims fail.")

@@ -21,7 +21,6 @@ from experiments.common import trained_gpt
 from experiments.grokking.fourier import pair_sums
 from losses import cross_entropy
 from model import GPT
-from optim import make_optimizers
 from tokenizer import WordTokenizer
 from train import fit
 from utils import Progress, seeded_generator
@@ -140,8 +139,7 @@ def train_to_add(model, recipe, label):
     steps = recipe.kept_steps()
     states = [copy_weights(model)]
     progress = Progress(recipe.max_steps, " steps")
-    for step in fit(AtEquals(model), lambda: batch, how, loss_fn=exact_loss,
-                    optimizers=make_optimizers(model, how)):
+    for step in fit(AtEquals(model), lambda: batch, how, loss_fn=exact_loss):
         if step.number in steps:
             states.append(copy_weights(model))
         progress.show(step.number, f"{label}: loss {step.loss:.2g}")

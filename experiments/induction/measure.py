@@ -69,14 +69,23 @@ def measure_circuit(model, history):
     history: what `trained_induction_model` gives with the model.
     """
     circuit = find_circuit(model)
-    return {"heads": {"previous": list(circuit.previous), "induction": list(circuit.induction),
-                      "all_induction": [list(head) for head in circuit.all_induction],
-                      "others": [list(head) for head in circuit.others]},
-            "history": history, "composition": measure_composition(model, circuit),
-            "ablation": measure_ablation(model, circuit), "paths": measure_paths(model, circuit),
-            "transfer": measure_transfer(model, circuit),
-            "shifted": score_one_key_off(model, circuit),
-            "phase": find_phase_change(history, circuit), "measured": measure_heads(model)}
+    heads = {
+        "previous": list(circuit.previous),
+        "induction": list(circuit.induction),
+        "all_induction": [list(head) for head in circuit.all_induction],
+        "others": [list(head) for head in circuit.others],
+    }
+    return {
+        "heads": heads,
+        "history": history,
+        "composition": measure_composition(model, circuit),
+        "ablation": measure_ablation(model, circuit),
+        "paths": measure_paths(model, circuit),
+        "transfer": measure_transfer(model, circuit),
+        "shifted": score_one_key_off(model, circuit),
+        "phase": find_phase_change(history, circuit),
+        "measured": measure_heads(model),
+    }
 
 
 def draw_texts(model, **kind):
@@ -87,15 +96,20 @@ def draw_texts(model, **kind):
 def measure_composition(model, circuit):
     """How well the weights of two heads fit together, in standard deviations of random matrices.
 
-    {"K", "Q", "V": z of the previous-token head with that input of the induction head; "other K",
-    "other V": [z] of the other heads below it}. z: by how many standard deviations of DRAWS draws
-    the score lies above their mean.
+    {"K", "Q", "V": z-score of the previous-token head with that input of the induction head;
+    "other K", "other V": [z-score] of the other heads below it}. z-score: by how many standard
+    deviations of DRAWS draws the score lies above their mean.
     """
-    z = {kind: composition_scores(model, kind, n_draws=DRAWS).z for kind in "KQV"}
-    own = {kind: z[kind][(*circuit.previous, *circuit.induction)].item() for kind in "KQV"}
-    others = {f"other {kind}": [z[kind][(*head, *circuit.induction)].item()
-                                for head in circuit.others]
-              for kind in "KV"}
+    z_scores = {kind: composition_scores(model, kind, n_draws=DRAWS).z for kind in "KQV"}
+
+    def z_score(kind, head):
+        """Of the path from a head into an input of the induction head."""
+        writer_layer, writer = head
+        reader_layer, reader = circuit.induction
+        return z_scores[kind][writer_layer, writer, reader_layer, reader].item()
+
+    own = {kind: z_score(kind, circuit.previous) for kind in "KQV"}
+    others = {f"other {kind}": [z_score(kind, head) for head in circuit.others] for kind in "KV"}
     return own | others
 
 

@@ -3,7 +3,7 @@
 All contestants of a group take turns, and a ratio is taken within each round. So a line's values
 are one a round, and the median of them is judged.
 
-Chapter: COURSE_ROADMAP.md, 7 (instrument)
+Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: patching.py, logit_lens.py, experiments/speed/model.py
 Next: experiments/speed/report.py
 Source: compared with Hugging Face's transformers and TransformerLens where they are installed; the
@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -50,16 +52,36 @@ from model import GPT
 from utils import seeded_generator
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SWEEPS = {  # name: (function, activation, its setter in TransformerLens, axes, mark)
-    "resid_pre, by position": (patching.get_act_patch_resid_pre, "resid_pre",
-                               "layer_pos_patch_setter", ("layer", "pos"), 13),
-    "heads": (patching.get_act_patch_attn_head_out_all_pos, "z",
-              "layer_head_vector_patch_setter", ("layer", "head"), 8),
-    "heads, by position": (patching.get_act_patch_attn_head_out_by_pos, "z",
-                           "layer_pos_head_vector_patch_setter", ("layer", "pos", "head"), 13),
-}
 
 median_claim = functools.partial(claim, median=True)
+
+
+@dataclass(frozen=True)
+class TimedSweep:
+    """A sweep of `patching.py` that is timed.
+
+    activation: what it patches. lens_setter: the function that puts it there in TransformerLens.
+    axes: what is swept over. mark: how many times as fast as TransformerLens's it has to be.
+    """
+
+    run: Callable
+    activation: str
+    lens_setter: str
+    axes: tuple
+    mark: float
+
+
+SWEEPS = {
+    "resid_pre, by position": TimedSweep(
+        patching.get_act_patch_resid_pre, activation="resid_pre",
+        lens_setter="layer_pos_patch_setter", axes=("layer", "pos"), mark=13),
+    "heads": TimedSweep(
+        patching.get_act_patch_attn_head_out_all_pos, activation="z",
+        lens_setter="layer_head_vector_patch_setter", axes=("layer", "head"), mark=8),
+    "heads, by position": TimedSweep(
+        patching.get_act_patch_attn_head_out_by_pos, activation="z",
+        lens_setter="layer_pos_head_vector_patch_setter", axes=("layer", "pos", "head"), mark=13),
+}
 
 
 def matmul_flops(cfg, batch):
@@ -96,7 +118,8 @@ def training_claims(cfg):
             contestants["Hugging Face"] = hugging_face_step(model_cfg, batch)
         seconds = take_turns(contestants, cfg.rounds)
 
-        products_in_a_step = 3 * matmul_flops(model_cfg, batch) / (2 * size**3)  # 1 + 2 ways
+        # one product forward, two backward
+        products_in_a_step = 3 * matmul_flops(model_cfg, batch) / (2 * size**3)
         ideal = products_in_a_step * seconds["product"]
         claims.append(median_claim(
             f"training, {name}, batch {batch}: share of the matmul rate", ideal / seconds[name],
@@ -203,7 +226,7 @@ def reading_claims(cfg):
         "every neuron": lambda: direct_logit_attribution(model, cache, 0, unit="neuron"),
     }
 
-    # memory, before anything else raises its peak
+    # memory, before anything else raises its peak; ru_maxrss is in kB on Linux
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     contestants["every neuron"]()
     added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 2**20
@@ -229,10 +252,10 @@ def reading_claims(cfg):
 
 @torch.no_grad()
 def patching_claims(cfg):
-    """Sweeps over two prompts of 16 tokens that all differ, and attribution to all activations.
+    """Sweeps between two prompts of 16 random tokens, and attribution to all activations.
 
-    A sweep is timed whole; the loop that it replaces, and TransformerLens's, which is that loop, on
-    a few of its cells, since each of them takes one full forward pass.
+    The sweep is timed whole. The loop that it replaces, and TransformerLens's, which is that same
+    loop, take a full forward for each cell, so N_CELLS of their cells are timed.
     """
     model = GPT(small_config(cfg)).eval()
     clean_tokens, corrupted_tokens = random_tokens(model.cfg, 2, 16)[:, None]
@@ -247,22 +270,23 @@ def patching_claims(cfg):
             bridge = lens_bridge(model, Path(folder))
 
     claims = []
-    for name, (sweep, activation, setter, axes, mark) in SWEEPS.items():
+    for name, sweep in SWEEPS.items():
         contestants = {
-            "sweep": lambda sweep=sweep: sweep(model, corrupted_tokens, clean_cache, metric),
+            "sweep": lambda sweep=sweep: sweep.run(model, corrupted_tokens, clean_cache, metric),
             "our own loop": loop_over_cells(model, corrupted_tokens, clean_cache, metric=metric,
-                                            activation=activation)}
+                                            activation=sweep.activation),
+        }
         if bridge is not None:
             contestants["TransformerLens"] = lens_sweep(
-                bridge, corrupted_tokens, clean_tokens, activation=activation, setter=setter,
-                axes=axes, target=target)
+                bridge, corrupted_tokens, clean_tokens, activation=sweep.activation,
+                setter=sweep.lens_setter, axes=sweep.axes, target=target)
         n_cells = contestants["sweep"]().values.numel()
         seconds = take_turns(contestants, min(cfg.rounds, 3 if n_cells > 1000 else 5))
         for other in list(contestants)[1:]:
             claims.append(median_claim(
                 f"patching 1 x 16, {name}, {n_cells:,} cells: times as fast as {other}",
                 seconds[other] / N_CELLS * n_cells / seconds["sweep"],
-                above=mark if other == "TransformerLens" else None))
+                above=sweep.mark if other == "TransformerLens" else None))
 
     names = ("resid_pre", "resid_mid", "attn_out", "mlp_out", "q", "k", "v", "z", "pattern")
     seconds = take_turns({

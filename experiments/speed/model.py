@@ -189,7 +189,7 @@ def lens_bridge(model, folder):
 def lens_sweep(bridge, tokens, clean_tokens, *, activation, setter, axes, target):
     """A function that runs N_CELLS cells of TransformerLens's own sweep.
 
-    activation, setter, axes: as in `measure.SWEEPS`. target: [d_vocab], 1 and -1 at two ids.
+    activation, setter, axes: as in a `measure.TimedSweep`. target: [d_vocab], 1 and -1 at two ids.
     """
     library = importlib.import_module("transformer_lens.patching")
     library.tqdm = lambda rows: rows  # its progress bar

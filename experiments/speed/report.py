@@ -1,6 +1,6 @@
 """What is said of the benchmark and of the race: summaries, figures, and the lines of the race.
 
-Chapter: COURSE_ROADMAP.md, 7 (instrument)
+Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: plotting.py, experiments/speed/measure.py, experiments/speed/contestants.py
 Next: nothing
 Source: none

@@ -1,11 +1,11 @@
 """A workbench for wiring transformers by hand: a GPT of zeros whose stream has named parts.
 
 A part of the stream ("slot": the token, the position, what was before, what is said) is an
-orthonormal set of directions that have no mean. All tokens share a constant part, far longer than
-whatever heads write. So LayerNorm divides by the same number everywhere, to a part in a thousand,
-and no circuit needs norm="none".
+orthonormal set of directions whose entries sum to 0. All tokens share a constant part, far longer
+than whatever heads write. So LayerNorm divides by the same number everywhere, to a part in a
+thousand, and no circuit needs norm="none".
 
-Chapter: COURSE_ROADMAP.md, 4 (QK and OV)
+Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: model.py
 Next: experiments/wired/model.py
 Source: Elhage et al. 2021 (QK, OV, the stream as a shared space)
@@ -36,8 +36,8 @@ SLOTS = {"constant": 1, "token": D_VOCAB, "position": N_CTX, "before": D_VOCAB, 
          "said": D_VOCAB, "flag": 1, "unread": D_VOCAB}  # directions of each
 SHRINK = 4.0  # what LayerNorm divides by, nearly
 GAIN = 8.0  # nats of what is said once: the unit of effects
-SHARP = 40.0  # a match in the scores that leaves e^-20 for what is next
-SOFT = 10.0  # one that leaves e^-5
+SHARP = 40.0  # score of a match; where BOS scores half of it, BOS gets e^-20 as much attention
+SOFT = 10.0  # the same with e^-5
 
 
 def random_texts(n, generator):
@@ -54,7 +54,7 @@ def shuffled(items, generator):
 
 
 def zero_mean_basis(width):
-    """[width - 1, width], float64: orthonormal waves, none of which has a mean."""
+    """[width - 1, width], float64: orthonormal waves, the entries of each of which sum to 0."""
     frequency = torch.arange(1, width)[:, None]
     place = torch.arange(width).double() + 0.5
     return math.sqrt(2 / width) * (math.pi / width * place * frequency).cos()
@@ -63,7 +63,7 @@ def zero_mean_basis(width):
 class Board:
     """A GPT of zeros, the slots of its stream, and the means to wire heads into it.
 
-    The seed says which vectors are whose, and which heads are free to be what.
+    The seed decides which directions each slot gets, and in which order heads are used.
     """
 
     @torch.no_grad()
@@ -76,9 +76,10 @@ class Board:
         # The directions of a basis are dealt out to the slots.
         width = self.model.cfg.d_model
         waves = zero_mean_basis(width)[torch.randperm(width - 1, generator=self.generator)]
-        n_spare = width - 1 - sum(SLOTS.values())
-        *slots, self.spare = waves.split([*SLOTS.values(), n_spare])
-        self.slots = dict(zip(SLOTS, slots, strict=True))
+        n_used = sum(SLOTS.values())
+        in_slots = waves[:n_used].split(list(SLOTS.values()))
+        self.slots = dict(zip(SLOTS, in_slots, strict=True))
+        self.spare = waves[n_used:]
         self.free = [torch.randperm(N_HEADS, generator=self.generator).tolist()
                      for _ in range(n_layers)]
 
@@ -120,9 +121,10 @@ class Board:
     def wire_head(self, layer, *, looks, moves=None, sharp=SHARP):
         """Wires a free head of a layer and returns it as (layer, head).
 
-        looks: (query, key, rest): the score is `sharp` times the sum of the products of what query
-        and key [n, d_model] read, and `sharp * rest` on BOS, where a head rests that finds nothing;
-        with query None the key's alone counts. moves: (value, write), each [n, d_model].
+        looks: (query, key, rest), query and key [n, d_model]. A position is looked at with the
+        score sharp * sum_i <query_i, stream of who looks> <key_i, stream there>, and BOS with
+        sharp * rest, where a head looks that finds no match. query None: only the key counts.
+        moves: (value, write), each [n, d_model].
         """
         attn = self.model.blocks[layer].attn
         head = self.free[layer].pop()

@@ -8,7 +8,7 @@ follows: (seen + missed / 2) / all. So a failure is predicted as exactly as a su
 What no ranking shows stands below the tools: facts, each a number that follows from the wiring
 beside the one that was measured.
 
-Chapter: COURSE_ROADMAP.md, 10 (approximate) and 13 (decodable is not used)
+Chapter: COURSE_ROADMAP.md, 9 (intervene), 10 (approximate) and 13 (decodable is not used)
 Prerequisites: experiments/wired/model.py
 Next: experiments/wired/report.py
 Source: the tools' own modules; Heimersheim & Nanda 2024 (what denoising and noising find in AND and

@@ -2,7 +2,7 @@
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: experiments/wired/measure.py, plotting.py
-Next: experiments/attention_visualization.py
+Next: experiments/importance/model.py
 Source: the form of a claim is that of chapter 0
 """
 
