@@ -137,7 +137,7 @@ def check_sum(stack, stream, direction):
         error = error.abs()
         size = size + stream.to(exact).norm(dim=-1) * direction.norm(dim=-1)
 
-    most = max(1e-3, 8 * torch.finfo(stack.dtype).eps)
+    most = max(1e-3, 8 * torch.finfo(stream.dtype).eps)
     if (error > most * size).any():
         raise UserError(f"the writes miss the cached stream by {(error / size).max():.1g} of their "
                         "size: did a hook edit the stream, was dropout on, or is the cache of "
