@@ -10,6 +10,9 @@ readable.
     logits = model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_z", halve)])
     logits, cache = model.run_with_cache(tokens)
 
+Hooks belong to the model, not to a thread: every thread that runs the model meets them. So a second
+thread can't open hooks while a first one has some; give it a copy of the model.
+
 Chapter: COURSE_ROADMAP.md, 7 (instrument)
 Prerequisites: model.py, activation_cache.py
 Next: metrics.py
@@ -17,6 +20,7 @@ Source: the interface of TransformerLens (Nanda & Bloom 2022)
 """
 
 import contextlib
+import threading
 
 import torch
 from torch import nn
@@ -39,6 +43,7 @@ class HookPoint:
         self.axes = axes
         self.name = ""  # set by HookedModule.hook_points, which knows where this point stands
         self.listeners = []
+        self.thread = None  # that of the last who began to listen
 
     def __call__(self, tensor):
         if self.listeners:
@@ -69,6 +74,7 @@ class HookPoint:
             self.listeners[:] = [other for other in self.listeners if other is not listener]
 
         self.listeners.append(listener)
+        self.thread = threading.get_ident()
         return remove
 
     def call_listener(self, listener, tensor):
@@ -160,9 +166,11 @@ class HookedModule(nn.Module):
 
         fwd_hooks: names_filter is a name, a list of names or a callable on names;
         `fn(tensor, hook)` returns the new activation, or None. They run in the order given.
-        Raises UserError for a name that is not there and for a filter that matches nothing.
+        Raises UserError for a name that is not there, for a filter that matches nothing, and where
+        another thread has hooks open.
         """
         points = self.hook_points()
+        check_thread(points)
         wanted = [(select_names(points, names_filter), fn) for names_filter, fn in fwd_hooks]
         with contextlib.ExitStack() as stack:
             for names, fn in wanted:
@@ -244,6 +252,16 @@ class HookedModule(nn.Module):
         acts = ActivationCache({name: tensor.detach() for name, tensor in live.items()}, axes)
         grads = ActivationCache(dict(zip(live, gradients, strict=True)), axes)
         return value.detach(), acts, grads
+
+
+def check_thread(points):
+    """Raises UserError where another thread has hooks open: it would see this one's runs, and be
+    edited by this one's hooks."""
+    here = threading.get_ident()
+    others = [name for name, point in points.items() if point.listeners and point.thread != here]
+    if others:
+        raise UserError(f"another thread has hooks open at {others[0]}; give each thread a model "
+                        "of its own, copy.deepcopy(model)")
 
 
 def check_arguments(how):

@@ -1,6 +1,7 @@
 """The scores of heads on patterns whose score is known."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from metrics import (
     attention_entropy,
     auroc,
     bootstrap_ci,
-    choose_positions,
     copying_score,
     duplicate_token_score,
     induction_score,
@@ -63,7 +63,8 @@ def test_a_perfect_previous_token_head_scores_one_and_an_even_one_the_mean_of_a_
 
 def test_attention_to_oneself_or_to_the_next_scores_zero():
     assert prev_token_score(torch.eye(6)).item() == 0
-    assert prev_token_score(attends_back_by(1, 6).mT).item() == 0
+    forwards = torch.eye(6)[(torch.arange(6) + 1).clamp(max=5)]
+    assert prev_token_score(forwards).item() == 0
 
 
 def test_attention_to_the_one_before_the_previous_scores_only_where_there_is_none():
@@ -91,11 +92,17 @@ def test_a_part_of_a_pattern_is_refused_with_its_shape():
 def test_a_pattern_of_other_tokens_is_refused_with_both_shapes():
     tokens = torch.zeros(2, 7, dtype=torch.long)
     for score in (induction_score, duplicate_token_score):
-        assert score(torch.ones(5, 2, 3, 7, 7), tokens).shape == (5, 2, 3)
+        assert score(torch.ones(5, 2, 3, 7, 7) / 7, tokens).shape == (5, 2, 3)
         for shape in [(7, 7), (2, 7, 7), (1, 3, 7, 7), (2, 3, 6, 6), (2, 3, 1, 7), (2, 3, 7, 6),
                       (2, 3, 4, 7, 7)]:
             told = refusal(lambda s=score, n=shape: s(torch.ones(n), tokens))
             assert str(list(shape)) in told and "2, head, 7, 7" in told
+
+
+def test_a_pattern_whose_rows_do_not_sum_to_one_is_refused():
+    for pattern in (torch.ones(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)):
+        for score in (prev_token_score, sink_score, attention_entropy):
+            assert f"sums to {4 * pattern.max():g}" in refusal(partial(score, pattern))
 
 
 def repeats(batch=3, period=5, times=3):
@@ -158,18 +165,6 @@ def test_the_entropy_of_attention_is_nothing_for_one_key_and_its_logarithm_for_n
 
 
 # Positions, tokens and logits
-
-
-def test_positions_are_counted_from_0_however_they_are_chosen():
-    for pos, chosen in ((None, [0, 1, 2, 3, 4]), (-1, [4]), ([0, -2], [0, 3]), (4, [4]),
-                        (slice(-2, None), [3, 4]), (torch.tensor([1, 3]), [1, 3])):
-        assert choose_positions(pos, 5).tolist() == chosen, f"pos={pos}"
-
-
-def test_positions_that_are_not_there_or_are_none_are_refused_with_their_value():
-    for pos in (5, -6, [0, 5], slice(7, None), [[1], [2]], [True] * 5, 1.5, "two", []):
-        told = refusal(lambda pos=pos: choose_positions(pos, 5))
-        assert "pos is [2, 1]" in told if pos == [[1], [2]] else f"pos={pos}" in told
 
 
 def test_tokens_that_are_not_there_are_refused_with_their_value():
@@ -383,6 +378,24 @@ def test_a_metric_s_tokens_can_differ_from_row_to_row():
                        logit_diff(logits, right, wrong, reduction="none"))
 
 
+def test_a_plain_function_gets_the_shape_that_it_was_written_for_whatever_the_sweep():
+    logits = torch.randn(6, 6, 6, 7, generator=seeded_generator(0))  # as many cells as prompts
+    ids = torch.arange(6)
+    plain = as_metric(lambda logits: logits[range(6), [5] * 6, ids])  # as in a notebook
+    assert torch.equal(plain(logits), logits[:, range(6), [5] * 6, ids])
+    shapes = []
+    as_metric(lambda logits: shapes.append(logits.shape) or logits[:, -1, 0])(logits)
+    assert set(shapes) == {(6, 6, 7)}
+
+
+def test_a_metric_that_writes_into_the_logits_changes_no_other_cell():
+    logits = torch.randn(4, 2, 5, 7, generator=seeded_generator(0))
+    before = logits.clone()
+    doubled = as_metric(lambda logits: logits.mul_(2)[:, -1, 0])(logits)
+    assert torch.equal(doubled, 2 * before[..., -1, 0]) and torch.equal(logits, before)
+    assert "copy" in refusal(lambda: Metric(lambda logits: logits.mul_(2)[..., -1, 0])(logits))
+
+
 def test_a_plain_function_as_a_metric_gets_all_logits():
     logits = torch.randn(2, 5, 7, generator=seeded_generator(0))
     assert torch.equal(as_metric(lambda all_of_them: all_of_them.sum((-2, -1)))(logits),
@@ -406,6 +419,14 @@ def test_auroc_is_the_share_of_pairs_in_order():
         pairs = [1.0 if a > b else 0.5 if a == b else 0.0
                  for a in scores[truth] for b in scores[~truth]]
         assert auroc(scores, truth) == pytest.approx(sum(pairs) / len(pairs))
+
+
+def test_auroc_takes_ones_and_zeros_for_labels_and_no_others():
+    scores = torch.tensor([3.0, 1, 2, 0])
+    for kind in (torch.bool, torch.int64, torch.uint8, torch.float32):
+        assert auroc(scores, torch.tensor([1, 0, 1, 0]).to(kind)) == 1, kind
+    for truth in (torch.tensor([0, 1, 2, 0]), torch.tensor([1, 0])):
+        assert str(list(truth.shape)) in refusal(lambda truth=truth: auroc(scores, truth))
 
 
 def test_auroc_of_perfect_inverted_tied_and_undefined_rankings():

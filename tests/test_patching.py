@@ -187,7 +187,7 @@ def test_patching_a_position_leaves_the_logits_before_it_as_they_were_to_the_bit
     source = cache_of(model, CLEAN)
     for sweep in (("resid_pre", ("layer", "pos")), ("z", ("layer", "pos"))):
         seen.clear()
-        activation_patch(model, CORRUPT, source, keep, *sweep)
+        activation_patch(model, CORRUPT, source, Metric(keep), *sweep)
         base, swept = seen[0], seen[1].unflatten(0, (2, 5))  # [layer, pos, batch, …]
         for pos in range(5):
             assert torch.equal(swept[:, pos, :, :pos], base[:, :pos].expand(2, -1, -1, -1))
