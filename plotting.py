@@ -23,7 +23,7 @@ FEW_POINTS = 30  # a line of no more points shows each of them
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
-def save_figure(figure, path):
+def save(figure, path):
     """Writes a figure as PNG; the same figure gives the same bytes."""
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=150, metadata={"Software": None})

@@ -482,7 +482,7 @@ def sample_text(run):
 
 def finish(run):
     """Draws the curve, writes the sample, and prints what came out."""
-    plotting.save_figure(training_figure(run), run.folder / "loss.png")
+    plotting.save(training_figure(run), run.folder / "loss.png")
     sample = sample_text(run)
     with atomic_write(run.folder / "sample.txt", "w") as file:
         file.write(sample + "\n")

@@ -414,7 +414,7 @@ def conclude(result, folder, figures=None, seconds=None):
     values = result | {"claims": as_dicts(result["claims"])}
     write_json(folder / "results.json", replace_nonfinite(values))
     for name, figure in (figures or {}).items():
-        plotting.save_figure(figure, folder / f"{name}.png")
+        plotting.save(figure, folder / f"{name}.png")
 
     if "found" in result:
         print(textwrap.fill(result["found"], WIDTH))

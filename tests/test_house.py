@@ -4,6 +4,7 @@ No rule here counts lines, arguments or characters: how long a thing may be is a
 """
 
 import ast
+import functools
 import json
 import os
 import re
@@ -53,10 +54,13 @@ def name_of(path):
     return str(path.relative_to(ROOT))
 
 
+@functools.cache
 def parse(path):
+    """A file's syntax tree, read once for all rules."""
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@functools.cache
 def imported(path):
     """The dotted names of all that a file imports, inside its functions too."""
     names = set()
@@ -172,6 +176,7 @@ def check_defaults(function, place):
 # Headers and docstrings
 
 
+@functools.cache
 def header(path):
     """{"Chapter": …, "Prerequisites": …, "Next": …, "Source": …} of a module's docstring."""
     fields = r"^(Chapter|Prerequisites|Next|Source): (.+)"

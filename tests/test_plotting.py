@@ -18,7 +18,7 @@ from plotting import (
     head_grid,
     heatmap,
     lens_table,
-    save_figure,
+    save,
 )
 
 LINES = {"train": ([0, 1, 2], [3.0, 2.0, 1.5]), "validation": ([0, 2], [3.1, 2.2])}
@@ -47,7 +47,7 @@ def test_the_same_numbers_give_the_same_bytes(tmp_path):
     for number, same_figures in enumerate(zip(draw(), draw(), strict=True)):
         contents = []
         for figure in same_figures:
-            save_figure(figure, tmp_path / "figure.png")
+            save(figure, tmp_path / "figure.png")
             contents.append((tmp_path / "figure.png").read_bytes())
         assert contents[0].startswith(b"\x89PNG")
         assert contents[0] == contents[1], f"figure {number} has other bytes when drawn again"
@@ -133,7 +133,7 @@ def test_nan_and_masked_cells_stay_blank_and_do_not_stretch_the_scale():
 def test_drawing_needs_neither_a_window_nor_a_model(tmp_path):
     program = ("import sys, plotting\n"
                "figure = plotting.heatmap([[1.0]], title='', xlabel='', ylabel='')\n"
-               "plotting.save_figure(figure, sys.argv[1])\n"
+               "plotting.save(figure, sys.argv[1])\n"
                "print(sorted({'model', 'matplotlib.pyplot', 'tkinter'} & set(sys.modules)))")
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run([sys.executable, "-c", program, tmp_path / "figure.png"], cwd=root,
@@ -218,5 +218,5 @@ def test_the_last_queries_of_a_pattern_see_all_keys_up_to_their_own():
 def test_a_token_with_dollars_is_drawn_as_it_is(tmp_path):
     figure = lens_table([[0.1, 0.2]], [["$\\frac$", "$5"]], title="", row_labels=["final"],
                         column_labels=["$$", "$x$"])
-    save_figure(figure, tmp_path / "figure.png")  # as a formula, the first would be refused
+    save(figure, tmp_path / "figure.png")  # as a formula, the first would be refused
     assert [text.get_text() for text in figure.axes[0].texts] == [r"\$\frac\$", r"\$5"]

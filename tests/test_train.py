@@ -94,7 +94,7 @@ def quietly(monkeypatch):
 
 def undrawn(monkeypatch):
     """Leaves the figure's pixels and the sample out; what comes out is printed all the same."""
-    monkeypatch.setattr(train.plotting, "save_figure", lambda figure, path: None)
+    monkeypatch.setattr(train.plotting, "save", lambda figure, path: None)
     monkeypatch.setattr(train, "sample_text", lambda run: "A sample.")
 
 
