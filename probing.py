@@ -18,6 +18,7 @@ import itertools
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -60,14 +61,13 @@ class Probe:
 def fit_probe(X, y, groups=None, l2=1e-3, *, n_folds=5, seed=0):
     """A multinomial logistic regression of y on X, judged on what it has not seen: a Probe.
 
-    X: [n, d]. y: [n], integer labels. groups: [n]; examples of one group (of one text, say) are
+    X: [n, d]. y: [n], integer labels, or texts, which stand for their places in alphabetical order
+    (`classes` and `predict` have these). groups: [n]; examples of one group (of one text, say) are
     never on both sides. l2: the penalty l2 / 2 |W|^2 beside the mean loss in nats. Features are
     standardised, by the training side's mean and scale. The folds are drawn by the seed.
     Raises UserError for one class only, labels that are no integers, more folds than groups, a
     negative l2, values that are not finite.
     """
-    if not l2 >= 0:
-        raise UserError(f"l2={l2} is not possible; it must be 0 or more")
     given = X
     X, y = check_examples(X, y)
     folds = assign_folds(groups, len(y), n_folds, seed)
@@ -81,10 +81,21 @@ def fit_probe(X, y, groups=None, l2=1e-3, *, n_folds=5, seed=0):
                  data=(given, y, groups))
 
 
+def label_ids(y):
+    """Labels as a tensor on the CPU; texts become their places in alphabetical order."""
+    if isinstance(y, torch.Tensor):
+        return y.cpu()
+    labels = np.asarray(y)
+    if labels.dtype.kind == "U":  # texts
+        labels = np.unique(labels, return_inverse=True)[1]
+    return torch.as_tensor(labels)
+
+
 def check_examples(X, y):
-    """X as float64 and y, on the CPU; raises UserError where a probe makes no sense of them."""
+    """X as float64 and y as ids, on the CPU; raises UserError where a probe makes no sense of them.
+    """
     X = torch.as_tensor(X).detach().cpu().double()
-    y = torch.as_tensor(y).cpu()
+    y = label_ids(y)
     if X.ndim != 2 or y.shape != X.shape[:1]:
         raise UserError(f"X is {list(X.shape)} and y {list(y.shape)}; pass [n, d] and [n]")
     if y.is_floating_point():
@@ -115,7 +126,12 @@ def index_groups(groups, n):
 
 
 def fit_logistic(X, y, l2):
-    """(classes, mean, scale, W, b) of the penalised maximum likelihood, by L-BFGS from zero."""
+    """(classes, mean, scale, W, b) of the penalised maximum likelihood, by L-BFGS from zero.
+
+    Raises UserError for a penalty below 0 or without end, under which there is no maximum.
+    """
+    if not 0 <= l2 < math.inf:
+        raise UserError(f"l2={l2} is not possible; it must be 0 or more, and finite")
     classes, target = y.unique(return_inverse=True)
     mean, scale = X.mean(0), X.std(0, correction=0)
     scale = torch.where(scale > 1e-12, scale, torch.ones_like(scale))  # a constant says nothing

@@ -25,6 +25,7 @@ from logit_lens import fit_tuned_lens, logit_lens
 from losses import IGNORED, cross_entropy, kl_divergence, next_token_loss, per_token_loss
 from metrics import Metric, logit_diff
 from patching import get_act_patch_mlp_out, get_act_patch_resid_pre, path_patch, path_patch_matrix
+from probing import fit_probe, mdl_online
 from residual_stream_analysis import (
     cosine_by_layer,
     decompose_resid,
@@ -233,6 +234,17 @@ def test_settings_that_can_not_be_are_refused():
         told = refusal(lambda lr=lr: fit_tuned_lens(model, prompts((2, 6))[0], lr=lr))
         assert f"lr={lr}" in told
     assert "n_draws=1" in refusal(lambda: composition_scores(model, "K", n_draws=1))
+    X, y = torch.randn(20, 3, generator=seeded_generator(0)), [0, 1] * 10
+    for l2 in (-1.0, float("nan"), float("inf")):
+        for fit in (fit_probe, mdl_online):
+            assert f"l2={l2}" in refusal(lambda fit=fit, l2=l2: fit(X, y, l2=l2))
+
+
+def test_labels_of_a_probe_may_be_texts():
+    X, y = torch.randn(20, 3, generator=seeded_generator(0)), [0, 1] * 10
+    named = fit_probe(X, ["cat" if label == 0 else "dog" for label in y])
+    plain = fit_probe(X, y)
+    assert torch.equal(named.W, plain.W) and torch.equal(named.predict(X), plain.predict(X))
 
 
 # What people type who know TransformerLens
