@@ -26,7 +26,7 @@ from checkpoint import load_model, load_pretrained
 from config import GenerateConfig, config_from_dict, flag_parser
 from embeddings import check_tokens
 from positions import as_integers, pad_left
-from tokenizer import ENDOFTEXT
+from tokenizer import ENDOFTEXT, length_of_overlap
 from utils import UserError, pick_device, run_program, seeded_generator
 
 DEFAULT_NEW_TOKENS = 500
@@ -265,12 +265,6 @@ def generate_text(model, tokenizer, cfg):
             piece, held_back = piece[: len(piece) - n_held], piece[len(piece) - n_held :]
         yield piece
     yield held_back + decoder.decode(b"", final=True)
-
-
-def length_of_overlap(text, stop):
-    """How many characters at the end of a text are the beginning of `stop`."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def main(argv=None):

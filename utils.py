@@ -20,6 +20,8 @@ from pathlib import Path
 import requests
 import torch
 
+BYTE_ORDER_MARK = "\ufeff"  # Windows's programs begin a file with it, to say that it is UTF-8
+
 # Errors
 
 
@@ -223,25 +225,40 @@ def read_text(path):
     return text
 
 
-def text_pieces(paths, size=1 << 18, what=None):
+def text_pieces(paths, size=1 << 18, what=None, between=""):
     """Yields the text of UTF-8 files, one after another, `size` bytes at a time.
 
-    what: what is being done with the text, for a progress line; None for no line.
+    A byte-order mark at the start of a file is no part of its text. what: what is being done with
+    the text, for a progress line; None for no line. between: what to put between two files that
+    have text.
     Raises UserError where a file can't be read or is not UTF-8.
     """
     bytes_read = 0
+    any_text = False
+    separator = ""  # what comes before the next text
     try:
         progress = Progress(sum(map(os.path.getsize, paths)), " bytes")
         for path in paths:
             file_start = bytes_read
+            file_begins = True
             decoder = codecs.getincrementaldecoder("utf-8")()
             with open(path, "rb") as file:
                 while piece := file.read(size):
                     bytes_read += len(piece)
-                    yield decoder.decode(piece)
+                    text = decoder.decode(piece)
+                    if text and file_begins:
+                        text = text.removeprefix(BYTE_ORDER_MARK)
+                        file_begins = False
+                    if text and separator:
+                        yield separator
+                        separator = ""
+                    any_text = any_text or bool(text)
+                    yield text
                     if what:
                         progress.show(bytes_read, what)
                 decoder.decode(b"", final=True)  # raises where the last character is cut off
+            if any_text:
+                separator = between
         progress.close()
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}; check the path") from None
