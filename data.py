@@ -486,8 +486,8 @@ def main(argv=None):
     parser = flag_parser(PrepareConfig, "Turn texts of any size into ids that train.py reads.")
     parser.usage = "%(prog)s prepare FILE… [flags]"
     parser.add_argument("command", choices=["prepare"], help="the one thing there is to do")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="UTF-8 texts, joined, with <|endoftext|> between them if the "
-                        "tokenizer has it")
+    parser.add_argument("files", nargs="+", metavar="FILE",
+                        help="UTF-8 texts, joined, by <|endoftext|> if the tokenizer has it")
 
     flags = vars(parser.parse_args(argv))
     del flags["command"]

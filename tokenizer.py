@@ -19,6 +19,7 @@ import functools
 import heapq
 import itertools
 import json
+import operator
 import re
 import sys
 import unicodedata
@@ -94,10 +95,8 @@ class CharTokenizer:
         vocabulary was padded to a round number has such ids, and a lens may find them.
         """
         ids = self.encode(text) if isinstance(text, str) else text
-        if not show_unknown:
-            ids = check_ids(ids, self.d_vocab)
-        return [self.token_text(i) if 0 <= i < self.d_vocab else f"<id {i}>"
-                for i in map(int, ids)]
+        ids = as_ints(ids) if show_unknown else check_ids(ids, self.d_vocab)
+        return [self.token_text(i) if 0 <= i < self.d_vocab else f"<id {i}>" for i in ids]
 
     def token_text(self, i):
         """The text of one id."""
@@ -319,9 +318,17 @@ def check_kind(state, kind):
         raise UserError(f"a {state.get('kind')!r} tokenizer cannot be loaded as {kind!r}")
 
 
+def as_ints(ids):
+    """The ids as a list of int. Raises UserError where one is not an integer."""
+    try:
+        return list(map(operator.index, ids))
+    except TypeError:
+        raise UserError(f"{ids} are not ids; give integers, in one row") from None
+
+
 def check_ids(ids, d_vocab):
     """The ids as a list of int. Raises UserError where some are not in the vocabulary."""
-    ids = list(map(int, ids))
+    ids = as_ints(ids)
     unknown = sorted({i for i in ids if not 0 <= i < d_vocab})
     if unknown:
         raise UserError(f"unknown ids {unknown[:10]}; they run from 0 to {d_vocab - 1}")

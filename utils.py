@@ -10,6 +10,7 @@ import codecs
 import contextlib
 import difflib
 import importlib
+import io
 import json
 import os
 import signal
@@ -352,11 +353,22 @@ def fetch_into(file, address):
 # Programs
 
 
+def replace_what_cannot_be_shown():
+    """Lets stdout and stderr write a question mark for a character that they can't show.
+
+    A terminal that isn't set to Unicode would end the program otherwise, after hours maybe.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def run_program(main):
     """Runs `main()` as a program: a UserError becomes one line on stderr and exit code 2.
 
-    Of several ranks, only the first one prints.
+    Of several ranks, only the first one prints. What the terminal can't show is replaced.
     """
+    replace_what_cannot_be_shown()
     try:
         with contextlib.redirect_stdout(None if rank() else sys.stdout):
             main()
