@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import sys
 from types import SimpleNamespace
 
 import pytest
