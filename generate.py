@@ -136,7 +136,7 @@ def generate(model, prompts, cfg, *, stop_ids=(), cached=None, hooks_see_chunks=
         positions = (window_known.cumsum(1) - 1).clamp(min=0)[:, -unread.shape[1] :]
         resid = model.run_blocks(model.embed(unread, positions), past=past)
         logits = model.unembed(resid[:, -1:])[:, 0]  # [batch, d_vocab]
-        check_finite(logits[:, :n_ids])
+        check_choosable(logits[:, :n_ids])
         if rereads:
             past = None  # what hooks did to its keys and values must not outlive them
         logits = penalise_repetition(logits, tokens, known, cfg.repetition_penalty)
@@ -164,7 +164,7 @@ def empty_past(model, known, room):
     return [GrowingPast(room, mask) for _ in model.blocks]
 
 
-def check_finite(logits):
+def check_choosable(logits):
     """Raises UserError where logits are NaN or infinite: there is nothing to choose by."""
     if not logits.isfinite().all():
         raise UserError("the model's logits are NaN or infinite; load weights whose training did "

@@ -512,7 +512,8 @@ def test_documents_are_joined_by_endoftext_where_the_tokenizer_has_it(tmp_path):
     for kind in ("char", "bpe"):
         _, tokenizer = prepare(paths, PrepareConfig(kind, vocab_size=256, out=str(tmp_path)))
         assert tokenizer.decode(all_ids(tmp_path)) == "ab<|endoftext|>ababab", kind
-    told = refusal(lambda: prepare(texts(tmp_path, "", ""), PrepareConfig(gpt2=gpt2)))
+    told = refusal(lambda: prepare(texts(tmp_path, "", ""),
+                                  PrepareConfig(gpt2=gpt2, out=str(tmp_path))))
     assert "nothing in it" in told
 
 
