@@ -222,8 +222,10 @@ class GenerateConfig(SamplingConfig):
     out_dir: str = option("outputs", "the folder of all runs")
     cache_dir: str | None = option(None, "where downloads are kept (none: below ~/.cache)")
     device: str = option("cpu", "auto, cpu, cuda or mps")
-    prompt: str = option("\n", "the text to go on from")
-    stop: str | None = option(None, "end before this text")
+    prompt: str = option("\n", "the text to go on from; <|endoftext|> in it is one token, if the "
+                               "tokenizer has it")
+    stop: str | None = option(None, "end before this text, in however many tokens it comes; "
+                                    "<|endoftext|> is one")
     steer: str | None = option(None, "push the stream towards what it is after this text")
     steer_away: str | None = option(None, "and away from what it is after this one")
     steer_at: str | None = option(

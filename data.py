@@ -30,10 +30,12 @@ import torch
 import corpus
 from config import DataConfig, config_from_dict, flag_parser, option
 from tokenizer import (
+    ENDOFTEXT,
     TOKENIZERS,
     BPETokenizer,
     CharTokenizer,
     WordTokenizer,
+    length_of_overlap,
     load_tokenizer,
     split_words,
 )
@@ -130,8 +132,8 @@ def text_dataset(cfg, tokenizer=None):
     elif tokenizer is None:
         tokenizer = TOKENIZERS[cfg.tokenizer]().fit(text)
 
-    train = torch.tensor(tokenizer.encode(text[:n_train]))
-    val = torch.tensor(tokenizer.encode(text[n_train:]))
+    train = torch.tensor(tokenizer.encode_document(text[:n_train]))
+    val = torch.tensor(tokenizer.encode_document(text[n_train:]))
     return Dataset(
         train=train, val=val, tokenizer=tokenizer, name=name,
         sha256=sha256_of(text.encode()), val_characters=len(text) - n_train,
@@ -398,6 +400,7 @@ class PrepareConfig:
 def prepare(paths, cfg, size=PIECE_SIZE):
     """Writes the ids of texts, joined, into the folder of a PrepareConfig.
 
+    `<|endoftext|>` in them is one token, and stands between two files, if the tokenizer has it.
     size: how many bytes of text are read at a time. Returns (how many ids, their tokenizer).
     """
     tokenizer = fit_tokenizer(paths, cfg)
@@ -413,7 +416,9 @@ def prepare(paths, cfg, size=PIECE_SIZE):
 
     with atomic_write(Path(cfg.out) / TOKENS_FILE) as file:
         file.write(header())
-        for ids in encode_pieces(text_pieces(paths, size, "made tokens"), tokenizer):
+        between = ENDOFTEXT if tokenizer.has_endoftext else ""
+        pieces = text_pieces(paths, size, "made tokens", between=between)
+        for ids in encode_pieces(pieces, tokenizer):
             piece = np.array(ids, TOKEN_DTYPES[dtype]).tobytes()
             file.write(piece)
             sha256.update(piece)
@@ -446,23 +451,39 @@ def fit_tokenizer(paths, cfg):
 
 
 def encode_pieces(pieces, tokenizer):
-    """Yields the ids of a text that comes in pieces; they are the same wherever it is cut.
+    """Yields the ids of a document that comes in pieces; they are the same wherever it is cut.
 
     The last two words of a piece are kept until more is there, since what follows may change them
     ("'l" is two words, and "'ll" is one). So are the blanks before these two, of which the last
-    one belongs to the word that follows.
+    one belongs to the word that follows, and the beginning of an `<|endoftext|>` after them.
     """
     kept = ""
+    new = ""
     for piece in pieces:
-        text = kept + piece
-        words = split_words(text) if tokenizer.kind == "bpe" else []
+        new += piece
+        if len(new) < len(kept):
+            continue  # a long word: splitting it at every piece would take quadratic time
+        text = kept + new
+        new = ""
+
+        # What is kept, since it isn't known yet how it goes on
+        words = []
+        unsure = ""
+        if tokenizer.kind == "bpe":
+            last_document = text
+            if tokenizer.has_endoftext:
+                # What stands before this token can't be changed by what comes after it
+                last_document = text.rpartition(ENDOFTEXT)[2]
+                n_unsure = length_of_overlap(last_document, ENDOFTEXT)
+                unsure = last_document[len(last_document) - n_unsure :]
+            words = split_words(last_document.removesuffix(unsure))
 
         end = max(0, len(words) - 2)
         while end and words[end - 1].isspace():
             end -= 1
-        kept = "".join(words[end:])
-        yield tokenizer.encode(text[: len(text) - len(kept)])
-    yield tokenizer.encode(kept)
+        kept = "".join(words[end:]) + unsure
+        yield tokenizer.encode_document(text[: len(text) - len(kept)])
+    yield tokenizer.encode_document(kept + new)
 
 
 def main(argv=None):
@@ -470,7 +491,8 @@ def main(argv=None):
     parser = flag_parser(PrepareConfig, "Turn texts of any size into ids that train.py reads.")
     parser.usage = "%(prog)s prepare FILE… [flags]"
     parser.add_argument("command", choices=["prepare"], help="the one thing there is to do")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="UTF-8 texts, joined as they are")
+    parser.add_argument("files", nargs="+", metavar="FILE",
+                        help="UTF-8 texts, joined, by <|endoftext|> if the tokenizer has it")
 
     flags = vars(parser.parse_args(argv))
     del flags["command"]

@@ -26,7 +26,7 @@ from checkpoint import load_model, load_pretrained
 from config import GenerateConfig, config_from_dict, flag_parser
 from embeddings import check_tokens
 from positions import as_integers, pad_left
-from tokenizer import ENDOFTEXT
+from tokenizer import ENDOFTEXT, length_of_overlap
 from utils import UserError, pick_device, run_program, seeded_generator
 
 DEFAULT_NEW_TOKENS = 500
@@ -64,6 +64,8 @@ def penalise_repetition(logits, tokens, known, penalty):
         return logits
     times_seen = torch.zeros_like(logits).scatter_add(1, tokens, known.to(logits.dtype))
     punished = torch.where(logits > 0, logits / penalty, logits * penalty)
+    bounds = torch.finfo(logits.dtype)
+    punished = punished.clamp(bounds.min, bounds.max)  # a penalty may be beyond all numbers
     return torch.where(times_seen > 0, punished, logits)
 
 
@@ -110,6 +112,7 @@ def generate(model, prompts, cfg, *, stop_ids=(), cached=None, hooks_see_chunks=
     stops = torch.tensor([], dtype=tokens.dtype, device=tokens.device)
     if len(stop_ids):
         stops = as_integers(list(stop_ids), "stop_ids").to(tokens)
+        check_tokens(stops[None], model.cfg.d_vocab)
 
     done = torch.zeros_like(known[:, :1])  # [batch, 1]: whether a row has had its stop
     past = None
@@ -133,6 +136,9 @@ def generate(model, prompts, cfg, *, stop_ids=(), cached=None, hooks_see_chunks=
         positions = (window_known.cumsum(1) - 1).clamp(min=0)[:, -unread.shape[1] :]
         resid = model.run_blocks(model.embed(unread, positions), past=past)
         logits = model.unembed(resid[:, -1:])[:, 0]  # [batch, d_vocab]
+        check_choosable(logits[:, :n_ids])
+        if rereads:
+            past = None  # what hooks did to its keys and values must not outlive them
         logits = penalise_repetition(logits, tokens, known, cfg.repetition_penalty)
         logits = logits[:, :n_ids]
 
@@ -158,14 +164,15 @@ def empty_past(model, known, room):
     return [GrowingPast(room, mask) for _ in model.blocks]
 
 
-def choose_token(logits, cfg, generator):
-    """The next token of each row, [batch, 1]: drawn, or the likeliest. logits: [batch, d_vocab].
-
-    Raises UserError where they are NaN or infinite: there is nothing to choose by.
-    """
+def check_choosable(logits):
+    """Raises UserError where logits are NaN or infinite: there is nothing to choose by."""
     if not logits.isfinite().all():
         raise UserError("the model's logits are NaN or infinite; load weights whose training did "
                         "not diverge, or a precision that holds them")
+
+
+def choose_token(logits, cfg, generator):
+    """The next token of each row, [batch, 1]: drawn, or the likeliest. logits: [batch, d_vocab]."""
     if cfg.greedy:
         return logits.argmax(-1, keepdim=True)
     probs = token_probs(logits, cfg.temperature, cfg.top_k, cfg.top_p)
@@ -181,7 +188,7 @@ def steering_vector(model, tokenizer, towards, away, *, at):
     """
 
     def resid_at_end(text):
-        tokens = torch.tensor([tokenizer.encode(text)], device=model.W_E.device)
+        tokens = torch.tensor([tokenizer.encode_document(text)], device=model.W_E.device)
         _, cache = model.run_with_cache(tokens, at, pos_slice=-1)
         if cache.axes[at] != "batch pos d_model":
             raise UserError(f"{at} holds [{cache.axes[at].replace(' ', ', ')}], not the stream; "
@@ -215,12 +222,10 @@ def steering_hooks(model, tokenizer, cfg):
 
 
 def stop_tokens(tokenizer, text):
-    """The ids of a stop text, one or several; none without it. `<|endoftext|>` is one."""
+    """The ids of a stop text, one or several; none without it."""
     if text is None:
         return []
-    if tokenizer.kind == "bpe":
-        return tokenizer.encode(text, endoftext=True)
-    return tokenizer.encode(text)
+    return tokenizer.encode_document(text)
 
 
 def generate_text(model, tokenizer, cfg):
@@ -229,9 +234,9 @@ def generate_text(model, tokenizer, cfg):
     A character whose bytes come in several tokens is yielded when it is whole. A word is yielded
     with the space that its tokenizer puts between it and the word before. The text ends before
     cfg.stop, in however many tokens that comes; what might be its beginning is held back until it
-    is known.
+    is known. `<|endoftext|>` in the prompt, or as the stop, is one token, if the tokenizer has it.
     """
-    prompt = tokenizer.encode(cfg.prompt)
+    prompt = tokenizer.encode_document(cfg.prompt)
     stop_ids = stop_tokens(tokenizer, cfg.stop)  # raises for what the tokenizer can't write
     if len(stop_ids) != 1 or cfg.stop != ENDOFTEXT:
         stop_ids = []  # a text, which other tokens can write too
@@ -264,13 +269,8 @@ def generate_text(model, tokenizer, cfg):
             n_held = length_of_overlap(piece, cfg.stop)
             piece, held_back = piece[: len(piece) - n_held], piece[len(piece) - n_held :]
         yield piece
-    yield held_back + decoder.decode(b"", final=True)
-
-
-def length_of_overlap(text, stop):
-    """How many characters at the end of a text are the beginning of `stop`."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+    rest = held_back + decoder.decode(b"", final=True)
+    yield rest if cfg.stop is None else rest.partition(cfg.stop)[0]
 
 
 def main(argv=None):

@@ -49,6 +49,15 @@ class LensResult:
     top_probs: torch.Tensor | None = None
     rank: torch.Tensor | None = None
 
+    def likeliest_words(self, tokenizer, batch=0):
+        """The likeliest token of each row at each position, as text: lists [row][pos] of str.
+
+        batch: of which text. `plotting.lens_table` takes them. An id that the tokenizer lacks,
+        since the model's vocabulary is padded, is shown as `<id 50300>`.
+        """
+        best = self.logits.argmax(-1) if self.top_tokens is None else self.top_tokens[..., 0]
+        return [tokenizer.to_str_tokens(row, show_unknown=True) for row in best[:, batch].tolist()]
+
 
 @torch.no_grad()
 def logit_lens(model, cache, incl_mid=False, pos=None, *, lens=None, top_k=None,

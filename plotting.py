@@ -15,7 +15,8 @@ import textwrap
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, FuncFormatter, LogLocator
 
 from utils import atomic_write
 
@@ -23,8 +24,38 @@ FEW_POINTS = 30  # a line of no more points shows each of them
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
+class PlainFigure(Figure):
+    """A figure whose texts are shown as they are.
+
+    In matplotlib's own, what stands between two dollars is a formula, and one that it can't read
+    ends the program: names of files, tokens and titles may have dollars.
+    """
+
+    def draw(self, renderer):
+        """Draws it; everything that shows or saves a figure comes through here."""
+        dollars_as_text_(self)
+        super().draw(renderer)
+
+
+def dollars_as_text_(figure):
+    """Makes matplotlib show the texts of a figure as they are, but for the numbers at its axes.
+
+    A logarithmic axis writes its powers of ten as formulas.
+    """
+    numbers = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            ticks = [(axis.major, axis.majorTicks), (axis.minor, axis.minorTicks)]
+            for settings, some in ticks:
+                if not isinstance(settings.formatter, (FixedFormatter, FuncFormatter)):
+                    numbers |= {label for tick in some for label in (tick.label1, tick.label2)}
+    for text in figure.findobj(Text):
+        text.set_parse_math(text in numbers)
+
+
 def save(figure, path):
     """Writes a figure as PNG; the same figure gives the same bytes."""
+    dollars_as_text_(figure)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
 
@@ -66,7 +97,7 @@ def curve(lines, *, title, xlabel, ylabel, levels=None):
     lines: {name: (x, y)}, sequences of equal length. levels: {name: y}, horizontal lines of
     reference. Returns a Figure.
     """
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = PlainFigure(figsize=(7, 4.2), layout="constrained")
     draw_lines(bare_axes(figure.subplots(), title, xlabel, ylabel), lines, levels or {})
     return figure
 
@@ -98,7 +129,7 @@ def training_curves(rows, *, name, unit, levels):
     parts.append((1, {"": over_steps("grad_norm")}, "gradient norm", {}))
 
     heights = [height for height, *_ in parts]
-    figure = Figure(figsize=(7, 1.3 * sum(heights)), layout="constrained")
+    figure = PlainFigure(figsize=(7, 1.3 * sum(heights)), layout="constrained")
     rows_of_axes = figure.subplots(len(parts), sharex=True, height_ratios=heights)
     for axes, (_, lines, ylabel, marks) in zip(rows_of_axes, parts, strict=True):
         draw_lines(bare_axes(axes, "", "", ylabel), lines, marks)
@@ -113,7 +144,7 @@ def dot_rows(rows, *, title, xlabel):
 
     rows: {name: (value, low, high)}, such as multiples of a mark. Returns a Figure.
     """
-    figure = Figure(figsize=(9, 1.2 + 0.45 * len(rows)), layout="constrained")
+    figure = PlainFigure(figsize=(9, 1.2 + 0.45 * len(rows)), layout="constrained")
     axes = bare_axes(figure.subplots(), title, xlabel, "")
     axes.set_xscale("log")
     axes.axvline(1, color="0.55", linewidth=1, linestyle="--")
@@ -152,7 +183,7 @@ def heatmap(values, *, title, xlabel, ylabel, row_labels=None, column_labels=Non
     """
     values, scale = colour_scale(values)
     side = 1.6 + 0.19 * max(12, *values.shape)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    figure = PlainFigure(figsize=(side + 1, side), layout="constrained")
     axes = bare_axes(figure.subplots(), title, xlabel, ylabel)
     image = axes.imshow(values, **scale)
     if column_labels is not None:
@@ -182,7 +213,7 @@ def head_grid(values, *, title, unit):
     texts = [[f"{value:.2f}" if np.isfinite(value) else "" for value in row]
              for row in values.filled(np.nan)]
 
-    figure = Figure(figsize=(2.6 + 0.62 * n_heads, 1.6 + 0.5 * n_layers), layout="constrained")
+    figure = PlainFigure(figsize=(2.6 + 0.62 * n_heads, 1.6 + 0.5 * n_layers), layout="constrained")
     axes = bare_axes(figure.subplots(), title, "head", "layer")
     image = axes.imshow(values, **scale, aspect="auto")
     write_cells(axes, values, texts, scale)
@@ -209,7 +240,7 @@ def dla_bar(values, labels, *, title, xlabel, low=None, high=None, most=20):
         names.append(f"{len(order) - most} others")
         lengths.append(values[order[most:]].sum())
 
-    figure = Figure(figsize=(7, 1.2 + 0.26 * len(names)), layout="constrained")
+    figure = PlainFigure(figsize=(7, 1.2 + 0.26 * len(names)), layout="constrained")
     axes = bare_axes(figure.subplots(), title, xlabel, "")
     colours = [COLOURS[0] if length >= 0 else COLOURS[1] for length in lengths]
     axes.barh(range(len(names)), lengths, color=colours, height=0.7)
@@ -234,7 +265,7 @@ def lens_table(probs, tokens, *, title, row_labels, column_labels):
     n_rows, n_pos = values.shape
     texts = [[show_spaces(token) for token in row] for row in tokens[::-1]]
 
-    figure = Figure(figsize=(1.8 + 0.62 * n_pos, 1.4 + 0.36 * n_rows), layout="constrained")
+    figure = PlainFigure(figsize=(1.8 + 0.62 * n_pos, 1.4 + 0.36 * n_rows), layout="constrained")
     axes = bare_axes(figure.subplots(), title, "the text so far, token by token", "stream")
     image = axes.imshow(values, **scale, aspect="auto")
     write_cells(axes, values, texts, scale)
@@ -245,8 +276,8 @@ def lens_table(probs, tokens, *, title, row_labels, column_labels):
 
 
 def show_spaces(token):
-    """A token as text in which spaces and line ends can be seen, and a dollar begins no formula."""
-    return token.replace("\n", "↵").replace(" ", "·").replace("$", r"\$")
+    """A token as text in which spaces and line ends can be seen."""
+    return token.replace("\n", "↵").replace(" ", "·")
 
 
 def attention_grid(patterns, *, title, labels, tokens=None):
@@ -262,7 +293,7 @@ def attention_grid(patterns, *, title, labels, tokens=None):
 
     columns = min(4, len(patterns))
     rows = math.ceil(len(patterns) / columns)
-    figure = Figure(figsize=(1 + 2.3 * columns, 1 + 2.3 * rows), layout="constrained")
+    figure = PlainFigure(figsize=(1 + 2.3 * columns, 1 + 2.3 * rows), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     grid = figure.subplots(rows, columns, squeeze=False)
 

@@ -5,6 +5,10 @@ another word, unless they come from a list. Byte-pair encoding (BPE) lies betwee
 the 256 bytes, which can write anything, and again and again makes the most frequent pair of
 neighbours one token.
 
+`<|endoftext|>` stands between documents. Where a text is a document, a prompt or a stop, a
+tokenizer that has this token reads it as one (`encode_document`). `encode` takes it for plain
+characters, unless asked, so that a text about tokens says what it says.
+
 Chapter: COURSE_ROADMAP.md, 2 (text with a known entropy)
 Prerequisites: utils.py
 Next: corpus.py
@@ -15,6 +19,7 @@ import functools
 import heapq
 import itertools
 import json
+import operator
 import re
 import sys
 import unicodedata
@@ -37,6 +42,7 @@ class CharTokenizer:
 
     kind = "char"
     unit = "character"  # what an id stands for
+    has_endoftext = False  # whether `<|endoftext|>` is one token
 
     def __init__(self):
         self.symbols = []  # by id
@@ -70,6 +76,10 @@ class CharTokenizer:
                             f"this tokenizer knows {self.d_vocab}: {known!r}")
         return [self.ids[symbol] for symbol in symbols]
 
+    def encode_document(self, text):
+        """The ids of a text in which `<|endoftext|>` is one token, if the tokenizer has it."""
+        return self.encode(text)
+
     def decode(self, ids):
         """The text of ids, a sequence of int or a 1-D tensor. Raises UserError on unknown ids."""
         return self.join(self.to_str_tokens(ids))
@@ -78,10 +88,19 @@ class CharTokenizer:
         """The UTF-8 bytes of ids."""
         return self.decode(ids).encode()
 
-    def to_str_tokens(self, text):
-        """The tokens of a text, or of its ids, as a list of str. UserError on unknown ones."""
+    def to_str_tokens(self, text, show_unknown=False):
+        """The tokens of a text, or of its ids, as a list of str. UserError on unknown ones.
+
+        show_unknown: give an id that the tokenizer lacks as `<id 50300>` instead. A model whose
+        vocabulary was padded to a round number has such ids, and a lens may find them.
+        """
         ids = self.encode(text) if isinstance(text, str) else text
-        return [self.symbols[i] for i in check_ids(ids, self.d_vocab)]
+        ids = as_ints(ids) if show_unknown else check_ids(ids, self.d_vocab)
+        return [self.token_text(i) if 0 <= i < self.d_vocab else f"<id {i}>" for i in ids]
+
+    def token_text(self, i):
+        """The text of one id."""
+        return self.symbols[i]
 
     def state_dict(self):
         """All that `load_state_dict` needs, in plain types."""
@@ -141,9 +160,14 @@ class BPETokenizer(CharTokenizer):
                             "files of one tokenizer")
 
     @property
+    def has_endoftext(self):
+        """Whether `<|endoftext|>` is one token."""
+        return ENDOFTEXT.encode() in self.ids
+
+    @property
     def endoftext_id(self):
         """The id of `<|endoftext|>`. Raises UserError where there is none."""
-        if ENDOFTEXT.encode() not in self.ids:
+        if not self.has_endoftext:
             raise UserError(f"this tokenizer has no {ENDOFTEXT}; leave it out")
         return self.ids[ENDOFTEXT.encode()]
 
@@ -168,8 +192,8 @@ class BPETokenizer(CharTokenizer):
         Raises UserError where one is missing or not what it should be.
         """
         try:
-            ids = json.loads(Path(vocab).read_text(encoding="utf-8"))
-            lines = Path(merges).read_text(encoding="utf-8").split("\n")
+            ids = json.loads(Path(vocab).read_text(encoding="utf-8-sig"))
+            lines = Path(merges).read_text(encoding="utf-8-sig").split("\n")
             pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
             if sorted(ids.values()) != list(range(len(ids))):
                 raise ValueError("the ids are not 0, 1, 2, …")
@@ -204,15 +228,49 @@ class BPETokenizer(CharTokenizer):
             ids += self.known_words[word]
         return ids
 
+    def encode_document(self, text):
+        """The ids of a text in which `<|endoftext|>` is one token, if the tokenizer has it."""
+        return self.encode(text, endoftext=self.has_endoftext)
+
     def merge(self, word):
-        """The pieces of one word, a list of bytes."""
-        pieces = [bytes([byte]) for byte in word.encode()]
-        while len(pieces) > 1:
-            known = [pair for pair in itertools.pairwise(pieces) if pair in self.ranks]
-            if not known:
-                break
-            pieces = merge_pair(pieces, min(known, key=self.ranks.get))
-        return pieces
+        """The pieces of one word, a list of bytes.
+
+        Each piece knows its neighbours, and the pairs that can be merged wait in a heap: a word of
+        n bytes takes n log n steps. A pair in it may be gone by the time that it comes up.
+        """
+        pieces = [bytes([byte]) for byte in word.encode()]  # None where one became part of another
+        ranks = self.ranks
+        heap = [(ranks[pair], place) for place, pair in enumerate(itertools.pairwise(pieces))
+                if pair in ranks]
+        heapq.heapify(heap)
+        end = len(pieces)
+        before = list(range(-1, end - 1))
+        after = list(range(1, end + 1))
+
+        while heap:
+            # Every place of the pair that was merged first in training, from the left
+            first_rank = heap[0][0]
+            places = []
+            while heap and heap[0][0] == first_rank:
+                places.append(heapq.heappop(heap)[1])
+
+            for left in places:
+                right = after[left]
+                if right == end or ranks.get((pieces[left], pieces[right])) != first_rank:
+                    continue  # it is gone
+                pieces[left] += pieces[right]
+                pieces[right] = None
+                after[left] = after[right]
+                if after[left] != end:
+                    before[after[left]] = left
+
+                # The pairs that it makes with its neighbours
+                for place in (before[left], left):
+                    if place >= 0 and after[place] != end:
+                        rank = ranks.get((pieces[place], pieces[after[place]]))
+                        if rank is not None:
+                            heapq.heappush(heap, (rank, place))
+        return [piece for piece in pieces if piece is not None]
 
     def to_bytes(self, ids):
         """The bytes of ids; they need not be whole characters."""
@@ -222,10 +280,9 @@ class BPETokenizer(CharTokenizer):
         """The text of ids, a sequence of int or a 1-D tensor; U+FFFD where bytes are not UTF-8."""
         return self.to_bytes(ids).decode("utf-8", errors="replace")
 
-    def to_str_tokens(self, text):
-        """The tokens of a text, or of its ids, as a list of str."""
-        ids = self.encode(text) if isinstance(text, str) else text
-        return [self.decode([i]) for i in ids]
+    def token_text(self, i):
+        """The text of one id; U+FFFD where its bytes are not UTF-8."""
+        return self.decode([i])
 
     def state_dict(self):
         """All that `load_state_dict` needs, in plain types: bytes as GPT-2's visible characters."""
@@ -261,9 +318,17 @@ def check_kind(state, kind):
         raise UserError(f"a {state.get('kind')!r} tokenizer cannot be loaded as {kind!r}")
 
 
+def as_ints(ids):
+    """The ids as a list of int. Raises UserError where one is not an integer."""
+    try:
+        return list(map(operator.index, ids))
+    except TypeError:
+        raise UserError(f"{ids} are not ids; give integers, in one row") from None
+
+
 def check_ids(ids, d_vocab):
     """The ids as a list of int. Raises UserError where some are not in the vocabulary."""
-    ids = list(map(int, ids))
+    ids = as_ints(ids)
     unknown = sorted({i for i in ids if not 0 <= i < d_vocab})
     if unknown:
         raise UserError(f"unknown ids {unknown[:10]}; they run from 0 to {d_vocab - 1}")
@@ -337,6 +402,12 @@ def split_words(text):
         raise UserError(f"character {error.start} is {text[error.start]!r}, half a surrogate pair, "
                         "which is not text; leave it out") from None
     return word_pattern().findall(text)
+
+
+def length_of_overlap(text, stop):
+    """How many characters at the end of a text are the beginning of `stop`, and not all of it."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def merge_pair(pieces, pair):

@@ -10,6 +10,7 @@ import codecs
 import contextlib
 import difflib
 import importlib
+import io
 import json
 import os
 import signal
@@ -19,6 +20,8 @@ from pathlib import Path
 
 import requests
 import torch
+
+BYTE_ORDER_MARK = "\ufeff"  # Windows's programs begin a file with it, to say that it is UTF-8
 
 # Errors
 
@@ -223,25 +226,40 @@ def read_text(path):
     return text
 
 
-def text_pieces(paths, size=1 << 18, what=None):
+def text_pieces(paths, size=1 << 18, what=None, between=""):
     """Yields the text of UTF-8 files, one after another, `size` bytes at a time.
 
-    what: what is being done with the text, for a progress line; None for no line.
+    A byte-order mark at the start of a file is no part of its text. what: what is being done with
+    the text, for a progress line; None for no line. between: what to put between two files that
+    have text.
     Raises UserError where a file can't be read or is not UTF-8.
     """
     bytes_read = 0
+    any_text = False
+    separator = ""  # what comes before the next text
     try:
         progress = Progress(sum(map(os.path.getsize, paths)), " bytes")
         for path in paths:
             file_start = bytes_read
+            file_begins = True
             decoder = codecs.getincrementaldecoder("utf-8")()
             with open(path, "rb") as file:
                 while piece := file.read(size):
                     bytes_read += len(piece)
-                    yield decoder.decode(piece)
+                    text = decoder.decode(piece)
+                    if text and file_begins:
+                        text = text.removeprefix(BYTE_ORDER_MARK)
+                        file_begins = False
+                    if text and separator:
+                        yield separator
+                        separator = ""
+                    any_text = any_text or bool(text)
+                    yield text
                     if what:
                         progress.show(bytes_read, what)
                 decoder.decode(b"", final=True)  # raises where the last character is cut off
+            if any_text:
+                separator = between
         progress.close()
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}; check the path") from None
@@ -335,11 +353,22 @@ def fetch_into(file, address):
 # Programs
 
 
+def replace_what_cannot_be_shown():
+    """Lets stdout and stderr write a question mark for a character that they can't show.
+
+    A terminal that isn't set to Unicode would end the program otherwise, after hours maybe.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def run_program(main):
     """Runs `main()` as a program: a UserError becomes one line on stderr and exit code 2.
 
-    Of several ranks, only the first one prints.
+    Of several ranks, only the first one prints. What the terminal can't show is replaced.
     """
+    replace_what_cannot_be_shown()
     try:
         with contextlib.redirect_stdout(None if rank() else sys.stdout):
             main()

@@ -365,7 +365,7 @@ def svd_vocab(model, layer, head, tokenizer, *, n_directions=4, top_k=8):
 
     def top_tokens(values):
         top = values.topk(min(top_k, len(values))).indices.tolist()
-        return [tokenizer.decode([token]) for token in top]
+        return tokenizer.to_str_tokens(top, show_unknown=True)
 
     directions = []
     for i in range(min(n_directions, len(S))):

@@ -30,6 +30,7 @@ from data import (
     TokenFile,
     download_verified,
     encode_pieces,
+    fit_tokenizer,
     load_dataset,
     load_text,
     prepare,
@@ -40,8 +41,8 @@ from data import (
     tiny_shakespeare,
     windows_in_order,
 )
-from tokenizer import BPETokenizer, CharTokenizer
-from utils import UserError, run_program, seeded_generator, text_pieces
+from tokenizer import BPETokenizer, CharTokenizer, split_words
+from utils import UserError, read_text, run_program, seeded_generator, text_pieces
 
 ROOT = Path(__file__).resolve().parent.parent
 GOOD = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 2000  # several pieces
@@ -460,6 +461,84 @@ def test_any_text_in_any_pieces_has_the_ids_of_the_whole():
         pieces = [text[i:j] for i, j in zip([0, *cuts], [*cuts, len(text)], strict=True)]
         found = [i for ids in encode_pieces(pieces, tokenizer) for i in ids]
         assert found == tokenizer.encode(text), pieces
+
+
+def test_endoftext_is_found_wherever_a_document_is_cut():
+    chance = random.Random(1)
+    state = BPETokenizer().train(AWKWARD + "!<| ! <|e <|end <|endoftext|" * 9, 330).state_dict()
+    state["tokens"].append("<|endoftext|>")
+    tokenizer = BPETokenizer().load_state_dict(state)
+    parts = ["<|endoftext|>", "<|endoftext|", "<|end", "<", "|", "'l", "l", " ", "  ", "\n", "!"]
+    for _ in range(2000):
+        text = "".join(chance.choices(parts, k=chance.randint(0, 8)))
+        cuts = sorted(chance.choices(range(len(text) + 1), k=chance.randint(0, 9)))
+        pieces = [text[i:j] for i, j in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        found = [i for ids in encode_pieces(pieces, tokenizer) for i in ids]
+        assert found == tokenizer.encode(text, endoftext=True), pieces
+        assert found.count(tokenizer.endoftext_id) == text.count("<|endoftext|>")
+
+
+def test_a_long_word_in_many_pieces_is_not_split_again_at_each(monkeypatch):
+    n_split = 0
+
+    def counting(text):
+        nonlocal n_split
+        n_split += len(text)
+        return split_words(text)
+
+    monkeypatch.setattr("data.split_words", counting)
+    tokenizer = BPETokenizer().train("abab", 257)
+    found = [i for ids in encode_pieces(["ab"] * 2000, tokenizer) for i in ids]
+    assert found == [256] * 2000
+    assert n_split < 6 * 4000, f"{n_split} characters of a word of 4,000 were split"
+
+
+def endoftext_files(folder):
+    """GPT-2's two files, of a tokenizer that has one merge and `<|endoftext|>`; its id is 257."""
+    state = BPETokenizer().train("abab", 257).state_dict()
+    tokens = [*state["tokens"], "<|endoftext|>"]
+    folder.mkdir()
+    (folder / "encoder.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "vocab.bpe").write_text("a b\n")
+    return str(folder)
+
+
+def test_documents_are_joined_by_endoftext_where_the_tokenizer_has_it(tmp_path):
+    gpt2 = endoftext_files(tmp_path / "gpt2")
+    paths = texts(tmp_path, "", "ab<|endoftext|>ab", "\ufeff", "\ufeffab", "ab")
+    for size in (1, 2, 3, 1 << 20):
+        prepare(paths, PrepareConfig(gpt2=gpt2, out=str(tmp_path)), size)
+        assert all_ids(tmp_path) == [256, 257, 256, 257, 256, 257, 256], f"{size} bytes at a time"
+    for kind in ("char", "bpe"):
+        _, tokenizer = prepare(paths, PrepareConfig(kind, vocab_size=256, out=str(tmp_path)))
+        assert tokenizer.decode(all_ids(tmp_path)) == "ab<|endoftext|>ababab", kind
+    told = refusal(lambda: prepare(texts(tmp_path, "", ""),
+                                  PrepareConfig(gpt2=gpt2, out=str(tmp_path))))
+    assert "nothing in it" in told
+
+
+def test_a_text_read_whole_has_the_ids_of_its_documents(tmp_path):
+    tokenizer = fit_tokenizer([], PrepareConfig(gpt2=endoftext_files(tmp_path / "gpt2")))
+    cfg = file_config(tmp_path, b"ab<|endoftext|> ab\n" * 40)
+    dataset = load_dataset(cfg, 4, tokenizer)
+    for part in (dataset.train, dataset.val):
+        assert 257 in part.tolist() and tokenizer.encode("<")[0] not in part.tolist()
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    mark = b"\xef\xbb\xbf"
+    marked = [mark + b"ab", b"", mark, mark + mark, "é\ufeff".encode()]
+    paths = [tmp_path / f"{i}.txt" for i in range(len(marked))]
+    for path, content in zip(paths, marked, strict=True):
+        path.write_bytes(content)
+    for size in (1, 2, 3, 4, 64):
+        assert "".join(text_pieces(paths, size)) == "ab\ufeffé\ufeff", f"{size} bytes at a time"
+    assert read_text(paths[0]) == "ab"
+    assert "is empty" in refusal(lambda: read_text(paths[2]))
+    for content, place in [(mark + b"ab\xff", "byte 5 is 0xff"), (mark[:2], "byte 0 is 0xef")]:
+        paths[0].write_bytes(content)
+        for size in (1, 2, 64):
+            assert place in refusal(lambda size=size: list(text_pieces(paths, size)), content)
 
 
 def test_a_text_comes_in_pieces_that_put_together_are_the_text(tmp_path):

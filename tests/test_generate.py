@@ -34,10 +34,11 @@ def some_logits(batch=20, d_vocab=11, seed=3):
     return 2 * torch.randn(batch, d_vocab, generator=seeded_generator(seed))
 
 
-def drawn(model, prompts, n, *, stop_ids=(), cached=True, **how):
+def drawn(model, prompts, n, *, stop_ids=(), cached=None, chunks=False, n_ids=None, **how):
     """The n tokens that are added to each row, [batch, n], sliding where they do not fit."""
     cfg = SamplingConfig(**{"max_new_tokens": n, "temperature": 1.0, "sliding": True} | how)
-    return torch.cat(list(generate(model, prompts, cfg, stop_ids=stop_ids, cached=cached)), 1)
+    return torch.cat(list(generate(model, prompts, cfg, stop_ids=stop_ids, cached=cached,
+                                   hooks_see_chunks=chunks, n_ids=n_ids)), 1)
 
 
 def steps(model, prompts, n, **how):
@@ -379,6 +380,43 @@ def test_a_stop_in_the_prompt_does_not_stop():
     assert stopped == free[: free.index(2) + 1] and len(stopped) > 1
 
 
+def test_what_is_no_id_is_no_stop():
+    model = tiny_model()
+    for stop_ids in ([1.9], ["a"], [True], [[1]], [11], [-1]):
+        assert_refused(f"stop_ids={stop_ids}",
+                       lambda stop_ids=stop_ids: drawn(model, [[1]], 2, stop_ids=stop_ids),
+                       str(stop_ids[0]).strip("[]"))
+
+
+def test_ids_beyond_the_tokenizer_s_are_never_proposed():
+    model = tiny_model()
+    with torch.no_grad():
+        model.unembedding.W_U[:, 7:] *= 20  # the likeliest, if they counted
+    for how in ({"greedy": True}, {"temperature": 3.0}, {"top_k": 9}, {"top_p": 0.9},
+                {"repetition_penalty": 2.0}):
+        free = drawn(model, [[1], [9]], 30, **how)
+        assert free.max() >= 7, f"{how}: nothing is left out"
+        assert drawn(model, [[1], [9]], 30, n_ids=7, **how).max() < 7, how
+
+
+def test_weights_that_are_not_finite_are_refused():
+    for broken in (float("nan"), float("inf")):
+        model = tiny_model()
+        with torch.no_grad():
+            model.unembedding.W_U[3, 5] = broken
+        for how in ({"greedy": True}, {}, {"top_k": 2}, {"top_p": 0.5}):
+            assert_refused(f"{broken}, {how}", lambda how=how, model=model:
+                           drawn(model, [[1]], 3, **how), "NaN or infinite")
+
+
+def test_a_penalty_beyond_all_numbers_is_no_broken_model():
+    model = tiny_model(unembed_bias=True)
+    with torch.no_grad():
+        model.unembedding.b_U -= 99  # so that all logits are negative
+    for how in ({"greedy": True}, {}, {"top_k": 3}):
+        assert drawn(model, [[1]], 60, repetition_penalty=1e300, **how).shape == (1, 60), how
+
+
 def test_without_a_number_it_adds_what_fits_or_500():
     for n_prompt, n_ctx, sliding, n_new in (
             (4, N_CTX, False, N_CTX - 4), (N_CTX, N_CTX, False, 0), (4, 700, False, 500),
@@ -427,16 +465,56 @@ def test_a_hook_that_is_open_acts_at_every_step():
     plain = drawn(model, tokens, N_CTX)
     push = push_by(2 * torch.randn(12, generator=seeded_generator(6)))
     points = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_mid", "hook_embed"]
-    for at, cached in itertools.product(points, (True, False)):
+    ways = [{}, {"cached": False}, {"cached": True, "chunks": True}, {"chunks": True}]
+    for at, way in itertools.product(points, ways):
         hooks = [(at, push)]
         with model.hooks(hooks):
-            new, logits = steps(model, tokens, N_CTX, cached=cached)
+            new, logits = steps(model, tokens, N_CTX, **way)
         rows = torch.cat([tokens, new], 1)
         for i in range(N_CTX):
             window = rows[:, : 4 + i][:, -N_CTX:]
             wanted = model.run_with_hooks(window, hooks)[:, -1].detach()
-            assert_close(logits[:, i], wanted, f"{at}, cached={cached}, step {i}:")
-        assert not torch.equal(new, plain), f"{at}, cached={cached}: the hook does nothing"
+            assert_close(logits[:, i], wanted, f"{at}, {way}, step {i}:")
+        assert not torch.equal(new, plain), f"{at}, {way}: the hook does nothing"
+
+
+def by_position(resid, hook):
+    """Pushes the stream at position 2, of whatever text."""
+    resid = resid.clone()
+    if resid.shape[1] > 2:
+        resid[:, 2] += 9 * torch.randn(12, generator=seeded_generator(8))
+    return resid
+
+
+def test_hooks_at_a_position_act_there_while_generating_or_are_refused():
+    model = tiny_model()
+    tokens = tiny_tokens(batch=8, pos=2)
+    hooks = [("blocks.0.hook_resid_pre", by_position)]
+    how = {"greedy": True}
+    with model.hooks(hooks):
+        found = drawn(model, tokens, 6, **how)
+        assert torch.equal(found, drawn(model, tokens, 6, cached=False, **how))
+        assert_refused("cached=True", lambda: drawn(model, tokens, 6, cached=True), "cached=False")
+    rows = tokens
+    for _ in range(6):
+        logits = model.run_with_hooks(rows, hooks)[:, -1]
+        rows = torch.cat([rows, logits.argmax(-1, keepdim=True)], 1)
+    assert torch.equal(found, rows[:, 2:])
+    assert not torch.equal(found, drawn(model, tokens, 6, **how)), "the hook does nothing"
+
+
+def test_what_a_hook_did_ends_when_it_is_closed_between_two_steps():
+    model = tiny_model()
+    cfg = SamplingConfig(max_new_tokens=6, greedy=True)
+    rows = tiny_tokens(batch=3, pos=3)
+    going_on = generate(model, rows, cfg)
+    for n_open in range(6):
+        hooks = [("hook_embed", by_position)] if n_open in (1, 2, 4) else []
+        with model.hooks(hooks):
+            new = next(going_on)
+        wanted = model.run_with_hooks(rows, hooks)[:, -1].argmax(-1, keepdim=True)
+        assert torch.equal(new, wanted), f"step {n_open}"
+        rows = torch.cat([rows, new], 1)
 
 
 def test_with_a_cache_hooks_see_the_new_position_alone_and_patterns_all_keys():
@@ -446,7 +524,7 @@ def test_with_a_cache_hooks_see_the_new_position_alone_and_patterns_all_keys():
     for cached in (True, False):
         seen = {name: [] for name in points}
         with model.hooks([(points, lambda t, hook, seen=seen: seen[hook.name].append(t.shape))]):
-            drawn(model, tiny_tokens(batch=2, pos=6), 5, cached=cached)
+            drawn(model, tiny_tokens(batch=2, pos=6), 5, cached=cached, chunks=cached)
         keys = [6, 7, 8, 9, 9]  # at the last the window slides, and all positions move
         new = [6, 1, 1, 1, 9] if cached else keys
         resid, k, pattern, normalized = (seen[name] for name in points)
@@ -630,11 +708,67 @@ def test_a_stop_named_endoftext_is_that_token():
     assert "".join(stopped) == "".join(free[: free.index("<|endoftext|>")])
 
 
-def test_a_stop_that_is_not_one_token_is_refused():
-    model = tiny_model()
-    for stop, told in (("ab", "stop='ab' is 2 tokens, ['a', 'b']"), ("x", "'x'")):
-        pieces = generate_text(model, TOKENIZER, config(stop=stop))
-        assert_refused(f"stop={stop}", lambda pieces=pieces: next(pieces), told)
+def test_a_prompt_and_a_direction_have_endoftext_as_one_token(monkeypatch):
+    state = BYTES.state_dict()
+    state["tokens"].append("<|endoftext|>")
+    tokenizer = BPETokenizer().load_state_dict(state)
+    prompts = []
+
+    def said(model, given, *args, **kwargs):
+        prompts.extend(given)
+        return iter([])
+
+    monkeypatch.setattr("generate.generate", said)
+    for known in (tokenizer, BYTES):
+        list(generate_text(tiny_model(d_vocab=257), known, GenerateConfig(prompt="a<|endoftext|>")))
+    assert prompts == [[tokenizer.ids[b"a"], 256], BYTES.encode("a<|endoftext|>")]
+
+    model = tiny_model(d_vocab=257)
+    at = "blocks.0.hook_resid_mid"
+    vector = steering_vector(model, tokenizer, "ab<|endoftext|>", "ab", at=at)
+    end = torch.tensor([[*tokenizer.encode("ab"), 256]])
+    stream = model.run_with_cache(end)[1][at][0].detach()
+    assert_close(vector, stream[-1] - stream[-2])
+
+
+def test_a_stop_text_may_be_several_tokens_or_a_part_of_one(monkeypatch):
+    rows = [  # what the model says, the stop, what is written
+        ("ababac.", "abac", "ab"), ("ababab", "abac", "ababab"), ("xaab.", "ab", "xa"),
+        ("aaab", "aab", "a"), ("é. é.", ". é", "é"), ("abc", "abc", ""), ("ab", "abc", "ab"),
+        ("no\n\nUser: yes", "\nUser:", "no\n"), ("a<|endoftext|>b", "<|endoftext|>", "a"),
+        ("日本", "本", "日"),
+    ]
+    for said, stop, wanted in rows:
+        pieces = pieces_of(monkeypatch, said.encode(), stop=stop)
+        assert "".join(pieces) == wanted, f"{said!r} until {stop!r}"
+    assert "".join(pieces_of(monkeypatch, b"a\xf0\x9f", stop="\ufffd")) == "a"
+
+    # Stops that begin or end in the middle of a token
+    tokenizer = BPETokenizer().train("the cat. the cat. the cat.", 300)
+    ids = [*tokenizer.encode(" the cat"), *tokenizer.encode(". the cat")]
+    for stop, wanted in (("e c", " th"), ("t. t", " the ca"), ("at", " the c"), (" the", "")):
+        tokens = (torch.tensor([[i]]) for i in ids)
+        monkeypatch.setattr("generate.generate", lambda *args, tokens=tokens, **more: tokens)
+        cfg = GenerateConfig(prompt="the", stop=stop)
+        pieces = generate_text(tiny_model(d_vocab=300), tokenizer, cfg)
+        assert "".join(pieces) == wanted, f"until {stop!r}"
+
+
+def test_what_may_become_the_stop_is_held_back_and_the_rest_comes_at_once(monkeypatch):
+    pieces = pieces_of(monkeypatch, b"xababay", stop="abac")
+    assert pieces == ["x", "", "", "", "ab", "", "abay", ""]
+
+
+def test_a_stop_that_the_tokenizer_cannot_write_is_refused():
+    pieces = generate_text(tiny_model(), TOKENIZER, config(stop="x"))
+    assert_refused("stop=x", lambda: next(pieces), "'x'")
+
+
+def test_a_text_never_has_ids_that_the_tokenizer_lacks():
+    tokenizer = BPETokenizer().train("the cat sat on the mat. " * 20, 270)
+    model = tiny_model(d_vocab=320)  # padded to a multiple of 64
+    cfg = GenerateConfig(prompt="the", max_new_tokens=60, sliding=True, temperature=5.0)
+    assert len(list(generate_text(model, tokenizer, cfg))) == 61
 
 
 def text_of(model, seed=0, n=20):

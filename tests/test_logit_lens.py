@@ -9,6 +9,7 @@ import logit_lens as module
 from logit_lens import TunedLens, fit_tuned_lens, logit_lens
 from losses import kl_divergence
 from optim import schedule
+from tokenizer import CharTokenizer
 from utils import UserError, seeded_generator
 
 SHAPES = [{}, {"tie_embeddings": True}, {"attn_only": True}, {"norm": "none"},
@@ -209,3 +210,16 @@ def test_what_cannot_be_fitted_is_refused():
     ):
         message = refusal(call, case)
         assert told in message, f"{case} is refused as {message}"
+
+
+def test_the_likeliest_words_are_those_of_the_likeliest_ids_even_of_ones_that_stand_for_none():
+    model = tiny_model()
+    tokenizer = CharTokenizer().fit("abcdef")  # of a vocabulary of 11
+    _, cache = model.run_with_cache(tiny_tokens(batch=3, pos=7))
+    result = logit_lens(model, cache)
+    for batch in range(3):
+        words = result.likeliest_words(tokenizer, batch)
+        ids = result.logits[:, batch].argmax(-1).tolist()
+        assert words == [["abcdef"[i] if i < 6 else f"<id {i}>" for i in row] for row in ids]
+        assert words == logit_lens(model, cache, top_k=2).likeliest_words(tokenizer, batch)
+    assert any("<id" in word for row in words for word in row)

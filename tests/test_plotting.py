@@ -4,9 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from plotting import (
     COLOURS,
@@ -19,6 +21,7 @@ from plotting import (
     heatmap,
     lens_table,
     save,
+    training_curves,
 )
 
 LINES = {"train": ([0, 1, 2], [3.0, 2.0, 1.5]), "validation": ([0, 2], [3.1, 2.2])}
@@ -215,8 +218,65 @@ def test_the_last_queries_of_a_pattern_see_all_keys_up_to_their_own():
     assert tick_labels(axes.yaxis) == ["c", "d"]
 
 
-def test_a_token_with_dollars_is_drawn_as_it_is(tmp_path):
-    figure = lens_table([[0.1, 0.2]], [["$\\frac$", "$5"]], title="", row_labels=["final"],
-                        column_labels=["$$", "$x$"])
-    save(figure, tmp_path / "figure.png")  # as a formula, the first would be refused
-    assert [text.get_text() for text in figure.axes[0].texts] == [r"\$\frac\$", r"\$5"]
+DOLLARS = ["$\\frac$", "$$", r"\$x$", "$5"]  # the first would be refused as a formula
+
+
+def figures_with(names):
+    """{function: its figure, in which each text that it takes is one of the names}, some of them
+    from other code, which makes its own axes."""
+    title, other, third, last = names
+    values = np.eye(2)
+    rows = [{"step": step, "train_loss": 1.0, "val_loss": 2.0, "lr": 0.1, "grad_norm": 1.0,
+             "above_floor": {title: 1.0, other: 2.0, "all": 3.0}} for step in (0, 1)]
+    words = {"title": title, "xlabel": other}
+    own = Figure()
+    axes = own.subplots()
+    axes.plot([1, 100], [1, 100], label=title)
+    axes.plot([1, 100], [1, 50], label=other)
+    axes.text(2, 2, third)
+    axes.set_xticks([1, 2], [title, other])
+    axes.legend(title=last)
+    own.suptitle(title)
+    return {
+        "curve": curve({title: ([1], [2]), other: ([1], [3])}, ylabel=third, levels={last: 1.0},
+                       **words),
+        "training_curves": training_curves(rows, name=title, unit=other, levels={third: 1.0}),
+        "dot_rows": dot_rows({third: (1.0, 0.5, 2.0), last: (1.0, 0.5, 2.0)}, **words),
+        "heatmap": heatmap(values, ylabel=third, row_labels=[title, last],
+                           column_labels=[other, third], **words),
+        "head_grid": head_grid(values, title=title, unit=other),
+        "dla_bar": dla_bar([1.0, 2.0], [third, last], **words),
+        "lens_table": lens_table(values, [names[:2], names[2:]], title=title,
+                                 row_labels=[other, third], column_labels=[title, last]),
+        "attention_grid": attention_grid(values[None], title=title, labels=[other],
+                                         tokens=[third, last]),
+        "another": own,
+    }
+
+
+def test_dollars_are_text_in_every_figure(tmp_path):
+    """A figure with dollars has the pixels of one whose dollars matplotlib was told to leave."""
+    with matplotlib.rc_context({"text.parse_math": False}):
+        wanted = figures_with(DOLLARS)
+    for name, figure in figures_with(DOLLARS).items():
+        for each in (figure, wanted[name]):
+            each.set_size_inches(4, 3)
+        if name != "another":  # shown without save, as in a notebook
+            figure.canvas.draw()
+        save(figure, tmp_path / "found.png")
+        with matplotlib.rc_context({"text.parse_math": False}):
+            wanted[name].savefig(tmp_path / "wanted.png", dpi=150, metadata={"Software": None})
+        found = (tmp_path / "found.png").read_bytes()
+        assert found == (tmp_path / "wanted.png").read_bytes(), name
+
+
+def test_powers_of_ten_at_an_axis_stay_formulas(tmp_path):
+    figure = curve({"$a": ([1, 1000], [1, 1000])}, **WORDS)
+    axes = figure.axes[0]
+    axes.set_xscale("log")
+    for _ in range(2):
+        save(figure, tmp_path / "figure.png")
+        labels = axes.get_xticklabels()
+        assert any("10^{2}" in label.get_text() for label in labels)
+        assert all(label.get_parse_math() for label in labels)
+    assert not axes.title.get_parse_math()

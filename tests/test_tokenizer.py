@@ -256,6 +256,56 @@ def naive_ids(tokenizer, merges, text):
     return ids
 
 
+def merged_naively(tokenizer, word):
+    """Looks through all pairs of the word before each merge."""
+    pieces = [bytes([value]) for value in word.encode()]
+    while known := [pair for pair in itertools.pairwise(pieces) if pair in tokenizer.ranks]:
+        pieces = joined(pieces, min(known, key=tokenizer.ranks.get))
+    return pieces
+
+
+def test_merging_equals_the_naive_way_for_merges_in_any_order():
+    """In a table that nobody trained, a merge can make a pair that comes before it."""
+    draw = random.Random(3)
+    for _ in range(150):
+        pieces = [b"a", b"b", b"c"]
+        pairs = []
+        for _ in range(12):
+            pair = draw.choice(pieces), draw.choice(pieces)
+            if pair not in pairs and len(pair[0] + pair[1]) < 9:
+                pairs.append(pair)
+                pieces.append(pair[0] + pair[1])
+        draw.shuffle(pairs)
+        tokenizer = BPETokenizer()
+        tokenizer.ranks = {pair: rank for rank, pair in enumerate(pairs)}
+        for _ in range(20):
+            word = "".join(draw.choices("abc", k=draw.randint(0, 20)))
+            assert tokenizer.merge(word) == merged_naively(tokenizer, word), (pairs, word)
+
+
+class CountedRanks(dict):
+    """Ranks that count how often they are asked for."""
+
+    n_asked = 0
+
+    def get(self, *args):
+        self.n_asked += 1
+        return super().get(*args)
+
+    def __contains__(self, pair):
+        self.n_asked += 1
+        return super().__contains__(pair)
+
+
+def test_a_long_word_costs_as_much_a_letter_as_a_short_one():
+    tokenizer = BPETokenizer().train(letters(0, "abcdefgh ", 4000), 500)
+    tokenizer.ranks = CountedRanks(tokenizer.ranks)
+    for n in (100, 20_000):
+        tokenizer.ranks.n_asked = 0
+        tokenizer.merge(letters(1, "abcdefgh", n))
+        assert tokenizer.ranks.n_asked < 8 * n, f"{tokenizer.ranks.n_asked} for {n} letters"
+
+
 def letters(seed, alphabet="aab ", n=300):
     return "".join(random.Random(seed).choices(alphabet, k=n))
 
@@ -374,6 +424,23 @@ def test_who_lacks_endoftext_says_so_and_reads_other_text_all_the_same(bpe):
     assert "<|endoftext|>" in refusal(lambda: bpe.encode("a<|endoftext|>", endoftext=True))
 
 
+def test_a_document_has_endoftext_as_one_token_where_the_tokenizer_has_it(bpe):
+    text = "ab<|endoftext|>ab"
+    having = bpe_of("a b", extra=["<|endoftext|>"])
+    assert having.encode_document(text) == [256, 257, 256]
+    for lacking in (bpe, CharTokenizer().fit(text), WordTokenizer().fit(text)):
+        assert lacking.encode_document(text) == lacking.encode(text), lacking.kind
+
+
+def test_ids_that_the_tokenizer_lacks_are_shown_as_such_when_asked_for(bpe):
+    for tokenizer in (bpe, CharTokenizer().fit("ab"), WordTokenizer().fit("a b")):
+        n = tokenizer.d_vocab
+        for ids in ([0, n, -1], torch.tensor([0, n, -1])):
+            shown = tokenizer.to_str_tokens(ids, show_unknown=True)
+            assert shown == [tokenizer.decode([0]), f"<id {n}>", "<id -1>"], tokenizer.kind
+        assert str(n) in refusal(lambda tokenizer=tokenizer, n=n: tokenizer.to_str_tokens([0, n]))
+
+
 def test_the_limit_on_known_words_changes_no_ids(bpe, monkeypatch):
     text = corpus.text(2000) + "".join(difficult_texts(20, seed=2))
     expected = bpe.encode(text)
@@ -455,6 +522,14 @@ def test_a_file_of_the_tokenizer_that_cannot_be_read_is_named(tmp_path, file):
         spoil()
         message = refusal(lambda: BPETokenizer.from_files(*paths), case)
         assert path.name in message and "\n" not in message, message
+
+
+def test_a_byte_order_mark_is_no_part_of_the_two_files(tmp_path):
+    files = write_files(tmp_path)
+    plain = BPETokenizer.from_files(*files)
+    for file in files:
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert BPETokenizer.from_files(*files).state_dict() == plain.state_dict()
 
 
 def test_the_two_files_swapped_are_refused(tmp_path):

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -62,6 +63,37 @@ def test_a_program_that_ends_well_raises_nothing():
     called = []
     run_program(lambda: called.append(1))
     assert called == [1]
+
+
+def test_text_that_the_terminal_cannot_show_is_replaced(monkeypatch):
+    def program():
+        print("Мороз ☃ é")
+        sys.stdout.write("\ud800\n")  # half a surrogate pair, as in a strange file's name
+        progress = Progress(2)
+        progress.show(2, "☃")
+        raise UserError("день")
+
+    for encoding in ("ascii", "cp1252", "utf-8", "shift_jis"):
+        streams = {name: io.TextIOWrapper(io.BytesIO(), encoding, errors="strict")
+                   for name in ("stdout", "stderr")}
+        with monkeypatch.context() as patched:
+            for name, stream in streams.items():
+                patched.setattr(sys, name, stream)
+            with pytest.raises(SystemExit):
+                run_program(program)
+        shown = {name: stream.detach().getvalue().decode(encoding)
+                 for name, stream in streams.items() if not stream.flush()}
+        assert shown["stdout"].endswith("?\n"), encoding
+        assert ("☃" in shown["stdout"]) == (encoding == "utf-8"), encoding
+        assert "error: " in shown["stderr"] and "2/2" in shown["stderr"], encoding
+
+
+def test_a_program_whose_output_is_no_stream_of_text_runs_all_the_same(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    run_program(lambda: print("é"))
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    run_program(lambda: print("é"))
+    assert sys.stdout.getvalue() == "é\n"
 
 
 def test_a_misspelt_name_finds_its_neighbour_in_full_or_by_its_last_part():
