@@ -15,19 +15,37 @@ import dataclasses
 import functools
 import io
 import json
+import os
 import platform
+import re
 import shlex
 import sys
 from pathlib import Path
 
 import torch
 
+try:
+    import fcntl
+except ImportError:  # on Windows; see RunLock
+    fcntl = None
+
 from config import Config, LoggingConfig, config_from_dict
 from data import SHAKESPEARE_SHA256, load_dataset
 from model import GPT
 from pretrained import PRETRAINED_NAMES, pretrained_folder
 from tokenizer import BPETokenizer, load_tokenizer
-from utils import UserError, atomic_write, n_ranks, rank, suggest_closest, write_json
+from utils import (
+    UserError,
+    atomic_write,
+    list_names,
+    n_ranks,
+    open_regular,
+    rank,
+    read_json,
+    read_torch_file,
+    suggest_closest,
+    write_json,
+)
 
 # What every checkpoint holds, with its type
 CHECKPOINT_TYPES = {
@@ -38,6 +56,7 @@ GPT2_TOKENS = 50257
 VERSION_LINE = "#version: 0.2"  # the first line of a file of merges
 # The settings that a resumed run may have otherwise
 FREE_TO_CHANGE = {"device", "threads", "folder", "path", "compile", "accumulate"}
+LOCK_FILE = ".lock"
 RUN_FILES = ("config.json", "checkpoint.pt", "best.pt", "metrics.jsonl", "loss.png", "sample.txt")
 
 
@@ -60,18 +79,7 @@ def load_checkpoint(path):
 
     Only tensors and plain values are read: a file that asks to run code is refused.
     """
-    try:
-        file = open(path, "rb")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
-
-    with file:
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # a foreign file can fail anywhere inside the unpickler
-            raise UserError(f"{path} is truncated or not a checkpoint ({type(error).__name__}); "
-                            "train again, or use another file") from None
-
+    state = read_torch_file(path, "a checkpoint", "train again, or use another file")
     values = state if isinstance(state, dict) else {}
     missing = [name for name, kind in CHECKPOINT_TYPES.items()
                if not isinstance(values.get(name), kind)]
@@ -191,7 +199,7 @@ def write_run_config(folder, cfg, dataset, model):
 
 def list_runs(out_dir):
     """The folders in out_dir that hold a checkpoint, the newest last."""
-    checkpoints = Path(out_dir).glob("*/checkpoint.pt")
+    checkpoints = [path for path in Path(out_dir).glob("*/checkpoint.pt") if path.exists()]
     return [path.parent for path in sorted(checkpoints, key=lambda path: path.stat().st_mtime_ns)]
 
 
@@ -234,11 +242,12 @@ def run_flags(folder, prefix="--"):
 # Going on with a run
 
 
-def load_run_to_resume(given):
+def load_run_to_resume(given, lock=None):
     """(folder, state, Config) of the run that `--resume` asks for.
 
-    given: the flags, nested; a setting that they leave out is as it was in the run.
-    None where there is no run yet, or one that was killed before its first checkpoint.
+    given: the flags, nested; a setting that they leave out is as it was in the run. lock: a
+    RunLock, which is taken on the folder before its checkpoint is read.
+    None where there is no checkpoint; `new_run_folder` says whether there is something else.
     Raises UserError naming every flag that contradicts the run.
     """
     # Which run, if there is one
@@ -248,9 +257,10 @@ def load_run_to_resume(given):
         closest = suggest_closest(logging.run_name or "", names)
         if closest and not (Path(logging.out_dir) / logging.run_name).is_dir():
             raise UserError(f"no run {logging.run_name!r} to resume{closest}")
-        print("nothing to resume yet: starting afresh")
         return None
     folder = find_run(logging.run_name, logging.out_dir)
+    if lock is not None:
+        lock.take(folder)
     path = folder / "checkpoint.pt"
     state = load_checkpoint(path)
 
@@ -320,30 +330,97 @@ def on_first_rank(function):
     return shared
 
 
+class RunLock:
+    """An exclusive lock on one run's folder, from `take` until it is left as a context.
+
+    The system gives it back when the process ends, however it ends; the empty file that is left
+    then holds nothing. Of several ranks only the first one takes it. Where Python has no fcntl (on
+    Windows), there is no lock.
+    """
+
+    def __init__(self):
+        self.file = None
+        self.path = None
+
+    def take(self, folder):
+        """Takes the lock; again is fine. Raises UserError where another process has it."""
+        path = Path(folder) / LOCK_FILE
+        if rank() or fcntl is None or self.path == path:
+            return
+        self.release()
+
+        while self.file is None:
+            try:
+                file = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK), "rb+")
+            except OSError as error:
+                raise UserError(f"cannot write {path}: {error.strerror}; choose another "
+                                "--logging.out_dir") from None
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                raise UserError(f"another process is writing to the run in {folder}; wait until it "
+                                "ends, or choose another --logging.run_name") from None
+            except OSError as error:  # a network's file system, at times
+                print(f"WARNING: {folder} can't be locked ({error.strerror}): start no second "
+                      "process in it", file=sys.stderr)
+
+            # Who had the lock before may have removed the file while we waited to look at it.
+            try:
+                is_the_same = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+            except OSError:
+                is_the_same = False
+            if is_the_same:
+                self.file = file
+                self.path = path
+            else:
+                file.close()
+
+    def release(self):
+        """Gives the lock back, where it was taken."""
+        if self.file is not None:
+            with contextlib.suppress(OSError):
+                self.path.unlink()  # while we have it: nobody else's
+            self.file.close()
+        self.file = None
+        self.path = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.release()
+
+
 @on_first_rank
-def new_run_folder(out_dir, run_name=None, overwrite=False):
+def new_run_folder(out_dir, run_name=None, overwrite=False, *, unless_used=False, lock=None):
     """Makes a new run's folder: out_dir/run_name, or out_dir/run-001 and so on without a name.
 
-    overwrite: empty an existing folder of its run's files. Returns the folder. Raises UserError
-    where the name is taken, and where the place cannot be written.
+    overwrite: empty an existing folder of its run's files. unless_used: take an existing folder in
+    which no run has begun to learn. lock: a RunLock, which is taken on the folder. Returns the
+    folder. Raises UserError where the name is taken, by a run or by something else, and where the
+    place cannot be written.
     """
-    out_dir = Path(out_dir)
+    if lock is None:
+        with RunLock() as lock:  # for as long as the folder is made
+            return prepare_run_folder(Path(out_dir), run_name, overwrite, unless_used, lock)
+    return prepare_run_folder(Path(out_dir), run_name, overwrite, unless_used, lock)
+
+
+def prepare_run_folder(out_dir, run_name, overwrite, unless_used, lock):
+    """What `new_run_folder` does."""
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         if run_name is None:
-            taken = [int(p.name[4:]) for p in out_dir.glob("run-*") if p.name[4:].isdigit()]
-            run_name = f"run-{max(taken, default=0) + 1:03d}"
+            folder = make_numbered_folder(out_dir)
+        else:
+            folder = out_dir / run_name
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                check_replaceable(folder, lock, overwrite, unless_used)
+        lock.take(folder)
 
-        folder = out_dir / run_name
-        if folder.exists() and not overwrite:
-            if (folder / "checkpoint.pt").exists():
-                found = "already; go on with --resume,"
-            else:
-                found = "without a checkpoint;"
-            raise UserError(f"run {run_name!r} is in {out_dir} {found} replace it with "
-                            "--overwrite, or choose another --logging.run_name")
-
-        folder.mkdir(exist_ok=True)
         for name in RUN_FILES:
             (folder / name).unlink(missing_ok=True)
         remove_temporary(folder)
@@ -351,6 +428,93 @@ def new_run_folder(out_dir, run_name=None, overwrite=False):
         raise UserError(f"cannot write to {out_dir}: {error.strerror}; choose another "
                         "--logging.out_dir") from error
     return folder
+
+
+def make_numbered_folder(out_dir):
+    """Makes the folder run-001, or that of the number after the highest one that is there."""
+    names = [re.fullmatch("run-([0-9]{1,9})", path.name) for path in out_dir.glob("run-*")]
+    number = max((int(name[1]) for name in names if name), default=0)
+    while True:
+        number += 1
+        folder = out_dir / f"run-{number:03d}"
+        with contextlib.suppress(FileExistsError):  # made by another process in this moment
+            folder.mkdir()
+            return folder
+
+
+def check_replaceable(folder, lock, overwrite, unless_used):
+    """Takes the lock on a folder that is there, where a new run may take its place.
+
+    Arguments as in `new_run_folder`. Raises UserError, saying what is there, where it may not.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another --logging.run_name")
+    if (folder / LOCK_FILE).exists():
+        lock.take(folder)  # says where a process is writing there just now
+
+    name = f"run {folder.name!r} is in {folder.parent}"
+    remains = list_remains(folder)
+    is_a_run = not remains or is_run_config(folder / "config.json") or any(
+        (folder / file).is_file() for file in ("checkpoint.pt", "best.pt", "metrics.jsonl"))
+    there = list_names(remains, 8)
+    if not is_a_run and (overwrite or unless_used):
+        raise UserError(f"{folder} is no run of this project: there are {there}; choose another "
+                        "--logging.run_name")
+    if unless_used and remains:
+        raise UserError(f"{name} without a checkpoint to go on from: there are {there}; put its "
+                        "checkpoint.pt back, or replace all of it with --overwrite")
+    if not (overwrite or unless_used):
+        found = "without a checkpoint;"
+        if (folder / "checkpoint.pt").exists():
+            found = "already; go on with --resume,"
+        raise UserError(f"{name} {found} replace it with --overwrite, or choose another "
+                        "--logging.run_name")
+    lock.take(folder)
+
+
+def list_remains(folder):
+    """The names of what lies in a folder, but for what is there before a run's first checkpoint.
+
+    A process that was killed then leaves the settings of the run, the untrained model as its best
+    one, the line of its loss, and what it was writing.
+    """
+    unfinished = "|".join(map(re.escape, RUN_FILES))
+    no_loss = re.compile(rf"\.({unfinished})\.[0-9]+|{re.escape(LOCK_FILE)}")
+    before_learning = {"config.json": is_run_config, "best.pt": is_untrained,
+                       "metrics.jsonl": has_no_steps}
+    remains = []
+    for path in sorted(folder.iterdir()):
+        holds = before_learning.get(path.name)
+        if not (no_loss.fullmatch(path.name) or (holds and path.is_file() and holds(path))):
+            remains.append(path.name)
+    return remains
+
+
+def is_run_config(path):
+    """Whether a file is what `write_run_config` wrote."""
+    try:
+        values = read_json(path)
+        sections = [field.name for field in dataclasses.fields(Config)]
+        config_of({"config": {section: values[section] for section in sections}}, path)
+    except (UserError, KeyError):
+        return False
+    return True
+
+
+def is_untrained(path):
+    """Whether a file is a checkpoint from before the first step."""
+    try:
+        return load_checkpoint(path)["step"] == 0
+    except UserError:
+        return False
+
+
+def has_no_steps(path):
+    """Whether a run's metrics have no whole line but one from before the first step."""
+    with open_regular(path) as file:
+        content = file.read(1 << 16)
+    rows = read_metrics(path.parent)
+    return content.count(b"\n") == len(rows) and all(row["step"] == 0 for row in rows)
 
 
 def remove_temporary(folder):
@@ -386,14 +550,42 @@ def add_rows(folder, rows, afresh=False):
 def read_metrics(folder):
     """The lines of a run's metrics.jsonl, a list of dict; an empty list without the file.
 
-    A line that was cut off, by a kill or a full disk, is passed over.
+    A line that was cut off, by a kill or a full disk, or damaged otherwise, is passed over.
     """
     path = Path(folder) / "metrics.jsonl"
     if not path.exists():
         return []
 
+    with open_regular(path) as file:
+        lines = file.read().split(b"\n")
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line.decode("utf-8"))
+            if is_metrics_row(row):
+                rows.append(row)
     return rows
+
+
+def is_metrics_row(row):
+    """Whether a value is what a line of metrics.jsonl holds: a step, and numbers by their names.
+
+    `above_floor` has such numbers within it.
+    """
+    if not isinstance(row, dict) or not is_whole(row.get("step")):
+        return False
+    floor = row.get("above_floor", {})
+    if not isinstance(floor, dict):
+        return False
+    numbers = [value for name, value in row.items() if name != "above_floor"]
+    return all(map(is_number, [*numbers, *floor.values()]))
+
+
+def is_whole(value):
+    """Whether a value is a whole number, 0 or more, as torch can hold it."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def is_number(value):
+    """Whether a value is a number; True and False are none."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
