@@ -20,6 +20,7 @@ import platform
 import re
 import shlex
 import sys
+import typing
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ except ImportError:  # on Windows; see RunLock
 from config import Config, LoggingConfig, config_from_dict
 from data import SHAKESPEARE_SHA256, load_dataset
 from model import GPT
-from pretrained import PRETRAINED_NAMES, pretrained_folder
+from pretrained import PRETRAINED_NAMES, check_sizes, check_weights_fit, pretrained_folder
 from tokenizer import BPETokenizer, load_tokenizer
 from utils import (
     UserError,
@@ -40,6 +41,7 @@ from utils import (
     list_names,
     n_ranks,
     open_regular,
+    printable,
     rank,
     read_json,
     read_torch_file,
@@ -47,10 +49,6 @@ from utils import (
     write_json,
 )
 
-# What every checkpoint holds, with its type
-CHECKPOINT_TYPES = {
-    "config": dict, "model": dict, "optimizer": list, "step": int, "tokenizer": dict,
-}
 GPT2_BPE = Path("data/gpt2_bpe")  # a folder with the two files of GPT-2's tokenizer
 GPT2_TOKENS = 50257
 VERSION_LINE = "#version: 0.2"  # the first line of a file of merges
@@ -81,12 +79,102 @@ def load_checkpoint(path):
     """
     state = read_torch_file(path, "a checkpoint", "train again, or use another file")
     values = state if isinstance(state, dict) else {}
-    missing = [name for name, kind in CHECKPOINT_TYPES.items()
-               if not isinstance(values.get(name), kind)]
-    if missing:
-        raise UserError(f"{path} is not one of this project's checkpoints: it lacks "
-                        f"{', '.join(missing)}")
+    check_fields(values, path, needed=NEEDED_BY_MODEL)
     return state
+
+
+# What a checkpoint is: a test of each of its fields. Others may stand beside them.
+
+
+def is_whole(value):
+    """Whether a value is a whole number, 0 or more, as torch can hold it."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def is_number(value):
+    """Whether a value is a number; True and False are none."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
+
+
+def is_weights(value):
+    """Whether a value is a dict of tensors of floating-point numbers."""
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(weight, torch.Tensor) and weight.is_floating_point()
+        for name, weight in value.items())
+
+
+def is_generator_state(value):
+    """Whether a value is what a torch.Generator takes as its state."""
+    if not isinstance(value, torch.Tensor):
+        return False
+    try:
+        torch.Generator().set_state(value)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def is_list_of_steps(value):
+    """Whether a value is a list of what train.py's Step holds: a number, and four measurements."""
+    return isinstance(value, list) and all(
+        isinstance(step, (list, tuple)) and len(step) == 5 and is_whole(step[0])
+        and all(map(is_number, step)) for step in value)
+
+
+NEEDED_BY_MODEL = {
+    "config": lambda value: isinstance(value, dict),
+    "model": is_weights,
+    "optimizer": lambda value: isinstance(value, list),
+    "step": is_whole,
+    "tokenizer": lambda value: isinstance(value, dict),
+}
+NEEDED_TO_RESUME = {
+    "seconds": is_number,
+    "best_loss": is_number,
+    "recent": is_list_of_steps,
+    "sampler": is_generator_state,
+    "rng": is_generator_state,
+    "data_sha256": lambda value: isinstance(value, str),
+}
+MAY_BE_THERE = {  # they came later
+    "lost": is_whole,
+    "untrained": is_number,
+    "threads": lambda value: is_whole(value) and value > 0,
+}
+
+
+def check_fields(state, path, needed):
+    """Raises UserError naming the fields of a checkpoint that are missing, and those that are
+    something else than they must be. needed: {name: test} of those that must be there."""
+    tests = NEEDED_BY_MODEL | NEEDED_TO_RESUME | MAY_BE_THERE
+    wrong = [name for name, holds in tests.items()
+             if (name in state or name in needed) and not (name in state and holds(state[name]))]
+    if wrong:
+        raise UserError(f"{path} is not one of this project's checkpoints: it lacks "
+                        f"{', '.join(wrong)}")
+
+
+def check_same_structure(found, wanted, where):
+    """Raises UserError unless two nested values have the same names, lengths, and tensors of the
+    same shapes and types. where: what they are, for the message."""
+    if isinstance(wanted, dict):
+        fits = isinstance(found, dict) and found.keys() == wanted.keys()
+        pairs = [(found[name], wanted[name]) for name in wanted] if fits else []
+    elif isinstance(wanted, (list, tuple)):
+        fits = isinstance(found, (list, tuple)) and len(found) == len(wanted)
+        pairs = list(zip(found, wanted, strict=True)) if fits else []
+    elif isinstance(wanted, torch.Tensor):
+        fits = (isinstance(found, torch.Tensor) and found.shape == wanted.shape
+                and found.dtype == wanted.dtype)
+        pairs = []
+    else:
+        fits = type(found) is type(wanted)
+        pairs = []
+
+    if not fits:
+        raise UserError(f"{where} is of another model than its config says; start another run")
+    for pair in pairs:
+        check_same_structure(*pair, where)
 
 
 def load_model(run=None, out_dir="outputs", device="cpu", *, file="checkpoint.pt", cache_dir=None):
@@ -102,7 +190,9 @@ def load_model(run=None, out_dir="outputs", device="cpu", *, file="checkpoint.pt
 
     path = find_run(run, out_dir) / file
     state = load_checkpoint(path)
-    model = GPT(config_of(state, path).model, seed=None)
+    cfg = config_of(state, path).model
+    check_weights_fit(cfg, state["model"], path)
+    model = GPT(cfg, seed=None)
     model.load_weights_(state["model"], path)
     return model.to(device).eval(), load_tokenizer(state["tokenizer"])
 
@@ -175,9 +265,33 @@ def is_pretrained(name_or_folder):
 def config_of(state, path):
     """The Config in a checkpoint's state. Raises UserError, naming `path`, where it has none."""
     try:
+        check_field_types(Config, state["config"])
+        check_sizes(state["config"].get("model", {}), path)
         return config_from_dict(Config, state["config"])
     except (UserError, TypeError, AttributeError) as error:
         raise UserError(f"{path} has no usable config ({error}); train again") from None
+
+
+def check_field_types(kind, values):
+    """Raises UserError where nested dicts hold a value of another type than the dataclass `kind`
+    says. A field that it does not have is passed over, and so are the words that it may choose."""
+    if not isinstance(values, dict):
+        raise UserError(f"{kind.__name__} is not a dict")
+    hints = typing.get_type_hints(kind)
+    for name, value in values.items():
+        hint = hints.get(name, object)
+        if dataclasses.is_dataclass(hint):
+            check_field_types(hint, value)
+            continue
+
+        if typing.get_origin(hint) is typing.Literal:
+            hint = str
+        allowed = typing.get_args(hint) or (hint,)
+        if float in allowed:
+            allowed += (int,)
+        is_wrong_bool = isinstance(value, bool) and not {bool, object} & set(allowed)
+        if is_wrong_bool or not isinstance(value, allowed):
+            raise UserError(f"{printable(name)} is {printable(repr(value))}")
 
 
 # A run's folder
@@ -263,6 +377,7 @@ def load_run_to_resume(given, lock=None):
         lock.take(folder)
     path = folder / "checkpoint.pt"
     state = load_checkpoint(path)
+    check_fields(state, path, needed=NEEDED_TO_RESUME)
 
     # Its settings, and those that are given now
     saved = dataclasses.asdict(config_of(state, path))
@@ -579,13 +694,3 @@ def is_metrics_row(row):
         return False
     numbers = [value for name, value in row.items() if name != "above_floor"]
     return all(map(is_number, [*numbers, *floor.values()]))
-
-
-def is_whole(value):
-    """Whether a value is a whole number, 0 or more, as torch can hold it."""
-    return type(value) is int and 0 <= value < 2**63
-
-
-def is_number(value):
-    """Whether a value is a number; True and False are none."""
-    return type(value) is float or (type(value) is int and abs(value) < 2**63)

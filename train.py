@@ -29,6 +29,7 @@ import plotting
 from checkpoint import (
     RunLock,
     add_rows,
+    check_same_structure,
     load_run_to_resume,
     new_run_folder,
     read_metrics,
@@ -43,6 +44,7 @@ from generate import generate_text
 from losses import IGNORED, cross_entropy, per_token_loss
 from model import GPT
 from optim import clip_gradients_, make_optimizers, schedule
+from pretrained import check_weights_fit
 from utils import (
     Progress,
     UserError,
@@ -228,7 +230,10 @@ class TrainingRun:
         the checkpoint are dropped.
         """
         self.folder = folder
-        self.model.load_weights_(saved["model"], folder / "checkpoint.pt")
+        path = folder / "checkpoint.pt"
+        fresh = [optimizer.state_dict() for optimizer in self.optimizers]
+        check_same_structure(saved["optimizer"], fresh, f"the optimiser's state in {path}")
+        self.model.load_weights_(saved["model"], path)
         for optimizer, optimizer_state in zip(self.optimizers, saved["optimizer"], strict=True):
             optimizer.load_state_dict(optimizer_state)
         self.sampler.set_state(saved["sampler"])
@@ -436,6 +441,9 @@ def start_run(cfg, device, *, overwrite=False, unless_used=False, saved_run=None
         raise UserError(f"d_vocab={cfg.model.d_vocab} is not the tokenizer's {d_vocab}; leave "
                         "--model.d_vocab out")
     shape = dataclasses.replace(cfg.model, d_vocab=d_vocab)
+    if saved_run is not None:
+        folder, saved = saved_run
+        check_weights_fit(shape, saved["model"], folder / "checkpoint.pt")
     run = TrainingRun(dataclasses.replace(cfg, model=shape), dataset, device)
     print_beginning(run, device)
 
