@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import io
 import json
-import os
 import platform
 import re
 import shlex
@@ -24,11 +23,6 @@ import typing
 from pathlib import Path
 
 import torch
-
-try:
-    import fcntl
-except ImportError:  # on Windows; see RunLock
-    fcntl = None
 
 from config import Config, LoggingConfig, config_from_dict
 from data import SHAKESPEARE_SHA256, load_dataset
@@ -39,6 +33,7 @@ from utils import (
     UserError,
     atomic_write,
     list_names,
+    locked,
     n_ranks,
     open_regular,
     printable,
@@ -450,54 +445,31 @@ class RunLock:
 
     The system gives it back when the process ends, however it ends; the empty file that is left
     then holds nothing. Of several ranks only the first one takes it. Where Python has no fcntl (on
-    Windows), there is no lock.
+    Windows), it keeps nobody out.
     """
 
     def __init__(self):
-        self.file = None
         self.path = None
+        self.stack = contextlib.ExitStack()
 
     def take(self, folder):
         """Takes the lock; again is fine. Raises UserError where another process has it."""
         path = Path(folder) / LOCK_FILE
-        if rank() or fcntl is None or self.path == path:
+        if rank() or self.path == path:
             return
         self.release()
-
-        while self.file is None:
-            try:
-                file = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK), "rb+")
-            except OSError as error:
-                raise UserError(f"cannot write {path}: {error.strerror}; choose another "
-                                "--logging.out_dir") from None
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.close()
-                raise UserError(f"another process is writing to the run in {folder}; wait until it "
-                                "ends, or choose another --logging.run_name") from None
-            except OSError as error:  # a network's file system, at times
-                print(f"WARNING: {folder} can't be locked ({error.strerror}): start no second "
-                      "process in it", file=sys.stderr)
-
-            # Who had the lock before may have removed the file while we waited to look at it.
-            try:
-                is_the_same = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-            except OSError:
-                is_the_same = False
-            if is_the_same:
-                self.file = file
-                self.path = path
-            else:
-                file.close()
+        try:
+            self.stack.enter_context(locked(
+                path, f"another process is writing to the run in {folder}; wait until it ends, or "
+                "choose another --logging.run_name"))
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}; choose another "
+                            "--logging.out_dir") from None
+        self.path = path
 
     def release(self):
         """Gives the lock back, where it was taken."""
-        if self.file is not None:
-            with contextlib.suppress(OSError):
-                self.path.unlink()  # while we have it: nobody else's
-            self.file.close()
-        self.file = None
+        self.stack.close()
         self.path = None
 
     def __enter__(self):

@@ -22,14 +22,17 @@ import torch
 
 from config import ModelConfig
 from utils import (
+    BadAnswer,
     NoNetwork,
     UserError,
     atomic_write,
     fetch_into,
     list_names,
+    locked,
     open_regular,
     printable,
     read_json,
+    read_text,
     read_torch_file,
     write_json,
 )
@@ -44,6 +47,16 @@ PRETRAINED_NAMES = {
 }
 CACHE = "~/.cache/gpt2-from-scratch"
 PRETRAINED_FILES = ("config.json", "vocab.json", "merges.txt", "model.safetensors")
+# The most bytes of a download, by the ending of its name; GPT-2 XL's weights have 6.4 * 10^9
+LARGEST_FILES = {".json": 1 << 24, ".txt": 1 << 24, ".safetensors": 1 << 34}
+# SHA-256 of what was published at an address, where it is known
+PUBLISHED_SHA256 = {
+    f"{HUB}/openai-community/gpt2/resolve/main/{file}": sha256 for file, sha256 in {
+        "model.safetensors": "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
+        "vocab.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+        "merges.txt": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    }.items()
+}
 # The most that a size of a model may be, by our name and by config.json's. What a size allocates is
 # compared with the weights' own size; these keep the arithmetic before that short.
 LARGEST_SIZES = {
@@ -125,29 +138,69 @@ def pretrained_folder(name_or_folder, cache_dir=None):
 def download_file(address, path, attempts=3):
     """Downloads a file to `path`, going on where an earlier attempt stopped.
 
-    It gets its name only when it is whole and has the server's checksum. Raises NoNetwork, or
-    UserError where the checksum is another or the disk is full.
+    It gets its name only when it is whole, has the server's checksum and the published one, where
+    that is known, and can be read as what its name says. Raises NoNetwork, or UserError where it is
+    something else, where another process downloads it, or where the disk is full.
     """
     part = path.with_name(path.name + ".part")
+    lock = path.with_name(path.name + ".lock")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "ab") as file:
-            response = fetch_into(file, address)
-
-        if not content_matches(part, response):
-            part.unlink()
-            raise UserError(f"{address} sent something else than its checksum says; try again, or "
-                            f"put the file at {path}")
-        os.replace(part, path)
+        with locked(lock, f"another process is downloading {path}; wait until it ends"):
+            response = fetch_with_patience(part, address, attempts)
+            problem = what_is_wrong(part, address, response)
+            if problem:
+                part.unlink()
+                raise UserError(f"{address} sent something else than {problem}; try again, or put "
+                                f"the file at {path}")
+            os.replace(part, path)
 
     except requests.RequestException as error:
-        if attempts > 1:
-            return download_file(address, path, attempts - 1)
-        raise NoNetwork(f"no network: {address} did not answer ({type(error).__name__}); what came "
-                        f"is kept and the next call goes on, or put the file at {path}") from None
+        reason = error if isinstance(error, BadAnswer) else type(error).__name__
+        raise NoNetwork(f"no network: {address} did not answer ({printable(reason)}); what came is "
+                        f"kept and the next call goes on, or put the file at {path}") from None
     except OSError as error:
         raise UserError(f"cannot write {part}: {error.strerror}; make room or choose another "
                         "--cache_dir") from None
+
+
+def fetch_with_patience(part, address, attempts):
+    """`fetch_into` a file of that path, tried again where it stops. Returns the response."""
+    largest = LARGEST_FILES[Path(part.stem).suffix]
+    while True:
+        attempts -= 1
+        try:
+            with open(part, "ab") as file:
+                return fetch_into(file, address, largest)
+        except requests.RequestException:
+            if attempts == 0:
+                raise
+
+
+def what_is_wrong(path, address, response):
+    """In what a downloaded file, still called NAME.part, differs from what it should be; else None.
+
+    A page that asks for a password, say, has status 200 too.
+    """
+    if not content_matches(path, response):
+        return "its checksum says"
+    published = PUBLISHED_SHA256.get(address)
+    if published is not None:
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != published:
+                return f"was published, whose SHA-256 is {published}"
+
+    kind = path.name.removesuffix(".part").rpartition(".")[2]
+    try:
+        if kind == "json":
+            read_json(path)
+        elif kind == "safetensors":
+            read_safetensors(path)
+        elif not read_text(path).startswith("#version"):
+            return "a list of merges"
+    except UserError as error:
+        return f"its name says ({printable(error, 200)})"
+    return None
 
 
 def content_matches(path, response):

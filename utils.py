@@ -25,6 +25,11 @@ import requests
 import torch
 import urllib3
 
+try:
+    import fcntl
+except ImportError:  # on Windows; see open_locked
+    fcntl = None
+
 MESSAGE_LENGTH = 4000  # characters of an error's line, at most
 QUOTE_LENGTH = 100  # characters of a foreign text that a message quotes, at most
 SLOWEST_DOWNLOAD = 1000  # bytes a second, from its beginning on
@@ -256,6 +261,45 @@ def open_regular(path):
     raise UserError(f"cannot read {path}: {found}; give a regular file")
 
 
+def open_locked(path, busy):
+    """A file, made where there is none, open to read and write its bytes, that no other process
+    can open so until it is closed here; however this process ends.
+
+    busy: the line of the UserError where another process has it. Where Python has no fcntl (on
+    Windows), nothing is locked. Raises OSError where the file can't be written.
+    """
+    while True:
+        file = open(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)), "rb+")
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise UserError(busy) from None
+        except OSError as error:  # some network's file systems have no locks
+            print(f"WARNING: {path} can't be locked ({error.strerror}): start no second process "
+                  "that writes there", file=sys.stderr)
+
+        # Whoever had the lock may have removed or renamed the file since it was opened here.
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()
+
+
+@contextlib.contextmanager
+def locked(path, busy):
+    """While open, no other process comes past this line for the same path, of a file that is made
+    and removed again. busy: as in `open_locked`, which says the rest."""
+    file = open_locked(path, busy)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)  # while it is locked: nobody else's
+        file.close()
+
+
 def read_json(path):
     """The object in a JSON file. Raises UserError where there is none."""
     with open_regular(path) as file:
@@ -291,6 +335,8 @@ def text_pieces(paths, size=1 << 18, what=None):
     """
     bytes_read = 0
     try:
+        for path in paths:
+            open_regular(path).close()  # before the first of them is read
         progress = Progress(sum(map(os.path.getsize, paths)), " bytes")
         for path in paths:
             file_start = bytes_read
@@ -506,6 +552,8 @@ def receive(file, response, largest):
         raise BadAnswer(f"the length is {printable(length)!r}")
     n_bytes = start + int(length)
     if n_bytes > largest:
+        file.seek(0)
+        file.truncate()
         raise BadAnswer(f"{n_bytes:,} bytes are more than {largest:,}")
 
     progress = Progress(n_bytes, " bytes", start)
@@ -516,6 +564,8 @@ def receive(file, response, largest):
         n_there = file.tell()
         seconds = time.monotonic() - began
         if n_there > largest:
+            file.seek(0)
+            file.truncate()
             raise BadAnswer(f"more than {largest:,} bytes came")
         if seconds > SLOW_SECONDS and n_there - start < SLOWEST_DOWNLOAD * seconds:
             raise BadAnswer(f"less than {SLOWEST_DOWNLOAD:,} bytes a second came")
