@@ -263,7 +263,7 @@ def read_pretrained(folder):
     problems = []
     missing = sorted(set(table) - set(found))
     if missing:
-        problems.append(f"{folder} lacks: {list_names(missing)}")
+        problems.append(f"{folder} lacks: {', '.join(missing)}")
     unknown = sorted(set(found) - set(table))
     if unknown:
         problems.append(f"{folder} has tensors that are not GPT-2's: {list_names(unknown)}")

@@ -47,10 +47,10 @@ def printable(text, length=QUOTE_LENGTH):
     return shown if len(shown) <= length else shown[: length - 1] + "…"
 
 
-def list_names(names, most=40):
-    """The names, printable, with commas between them; of very many only the first ones."""
+def list_names(names, most=8):
+    """Foreign names, printable, with commas between them; of very many only the first ones."""
     names = list(names)
-    listed = ", ".join(map(printable, names[:most]))
+    listed = printable(", ".join(map(printable, names[:most])), 2 * QUOTE_LENGTH)
     return listed if len(names) <= most else f"{listed} and {len(names) - most:,} more"
 
 

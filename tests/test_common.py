@@ -4,7 +4,9 @@ for the same settings only, and the page of all experiments says what their tabl
 import itertools
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from html.parser import HTMLParser
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
@@ -33,7 +35,7 @@ from experiments.common import (
 )
 from model import GPT
 from tokenizer import CharTokenizer
-from utils import UserError, read_json
+from utils import UserError, read_json, write_json
 
 ABOUT = "What it shows.\n\n    python experiments/one.py  # a second\n"
 HELD = Claim("a < b", 1.0, 0.5, 1.5, True, control="2")
@@ -320,6 +322,50 @@ def test_the_page_shows_every_table_and_figure_and_loads_nothing_from_elsewhere(
     assert "a_run" not in page and "//" not in page.replace("<!doctype", "")
 
 
+PAYLOADS = ("<img src=x onerror=alert(1)>", '"><script>alert(2)<', "' onload='alert(3)", "a&lt;b",
+            "javascript:alert(4)", "lr#2?x=%41", "a b", "é\u202e", "PASS", "..x")
+
+
+class Page(HTMLParser):
+    """The tags of a page, and their attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+
+def test_names_and_claims_are_text_on_the_page_and_addresses_lead_to_their_files(tmp_path):
+    line = asdict(HELD)
+    for payload in PAYLOADS:
+        folder = tmp_path / payload.replace("/", "_")
+        folder.mkdir()
+        (folder / f"{folder.name}.png").write_bytes(b"")
+        (folder / f"{folder.name}.html").write_bytes(b"")
+        claims = [line | {"claim": payload, "reported": payload, "control": payload}]
+        write_json(folder / "results.json", {"about": payload, "found": payload, "claims": claims})
+    write_index(tmp_path)
+
+    page = Page((tmp_path / "index.html").read_text())
+    tags = {tag for tag, _ in page.found}
+    assert tags == {"html", "meta", "title", "style", "h1", "h2", "p", "table", "tr", "td", "a",
+                    "img"}
+    allowed = {"class", "href", "src", "alt", "lang", "charset", "http-equiv", "content"}
+    assert {name for _, attributes in page.found for name in attributes} == allowed
+    assert {a["class"] for _, a in page.found if "class" in a} <= {"PASS", "FAIL"}
+    policy = [a["content"] for _, a in page.found if "http-equiv" in a]
+    assert len(policy) == 1 and policy[0].startswith("default-src 'none'")
+    addresses = [a.get("href", a.get("src")) for tag, a in page.found if tag in ("a", "img")]
+    assert len(addresses) == 2 * len(PAYLOADS)
+    for address in addresses:
+        parts = urlsplit(address)
+        assert not (parts.scheme or parts.netloc or parts.query or parts.fragment), address
+        assert (tmp_path / unquote(parts.path)).exists(), address
+
+
 def test_a_program_runs_and_ends_with_what_came_out(tmp_path, capsys):
     @dataclass(frozen=True)
     class OneConfig(ExperimentConfig):
@@ -341,7 +387,13 @@ def test_a_program_runs_and_ends_with_what_came_out(tmp_path, capsys):
 
 @pytest.mark.parametrize(("text", "there"), [
     ('{"anything": 1}', True), ('{"claims": [{"claim": 1}]}', False), ('{"claims": 3}', False),
-    ('{"claims": [{"claim": 1, "measured": 1, "low": 1, "high": 2}]}', False), ('{"cla', False)])
+    ('{"claims": [{"claim": 1, "measured": 1, "low": 1, "high": 2}]}', False), ('{"cla', False),
+    ('{"claims": [{"claim": "a", "measured": 1, "low": 1, "high": 2, "holds": "x"}]}', False),
+    ('{"claims": [{"claim": "a", "measured": 1, "low": 1, "high": 2, "holds": []}]}', False),
+    ('{"claims": [{"claim": "a", "measured": 1%s, "low": 1, "high": 2}]}' % ("0" * 400), False),
+    ('{"claims": [{"claim": "\\ud800", "measured": 1, "low": 1, "high": 2}]}', True),
+    ('{"claims": null}', False), ('{"about": 1}', False), ('{"found": []}', False),
+    ("[" * 100_000, False), ("[]", False), ('{"claims": "abc"}', False)])
 def test_results_of_another_make_are_no_obstacle(tmp_path, capsys, text, there):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "results.json").write_text(text)
