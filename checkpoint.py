@@ -16,8 +16,10 @@ import functools
 import io
 import json
 import platform
+import re
 import shlex
 import sys
+import typing
 from pathlib import Path
 
 import torch
@@ -25,19 +27,29 @@ import torch
 from config import Config, LoggingConfig, config_from_dict
 from data import SHAKESPEARE_SHA256, load_dataset
 from model import GPT
-from pretrained import PRETRAINED_NAMES, pretrained_folder
+from pretrained import PRETRAINED_NAMES, check_sizes, check_weights_fit, pretrained_folder
 from tokenizer import BPETokenizer, load_tokenizer
-from utils import UserError, atomic_write, n_ranks, rank, suggest_closest, write_json
+from utils import (
+    UserError,
+    atomic_write,
+    list_names,
+    locked,
+    n_ranks,
+    open_regular,
+    printable,
+    rank,
+    read_json,
+    read_torch_file,
+    suggest_closest,
+    write_json,
+)
 
-# What every checkpoint holds, with its type
-CHECKPOINT_TYPES = {
-    "config": dict, "model": dict, "optimizer": list, "step": int, "tokenizer": dict,
-}
 GPT2_BPE = Path("data/gpt2_bpe")  # a folder with the two files of GPT-2's tokenizer
 GPT2_TOKENS = 50257
 VERSION_LINE = "#version: 0.2"  # the first line of a file of merges
 # The settings that a resumed run may have otherwise
 FREE_TO_CHANGE = {"device", "threads", "folder", "path", "compile", "accumulate"}
+LOCK_FILE = ".lock"
 RUN_FILES = ("config.json", "checkpoint.pt", "best.pt", "metrics.jsonl", "loss.png", "sample.txt")
 
 
@@ -60,25 +72,104 @@ def load_checkpoint(path):
 
     Only tensors and plain values are read: a file that asks to run code is refused.
     """
-    try:
-        file = open(path, "rb")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
-
-    with file:
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # a foreign file can fail anywhere inside the unpickler
-            raise UserError(f"{path} is truncated or not a checkpoint ({type(error).__name__}); "
-                            "train again, or use another file") from None
-
+    state = read_torch_file(path, "a checkpoint", "train again, or use another file")
     values = state if isinstance(state, dict) else {}
-    missing = [name for name, kind in CHECKPOINT_TYPES.items()
-               if not isinstance(values.get(name), kind)]
-    if missing:
-        raise UserError(f"{path} is not one of this project's checkpoints: it lacks "
-                        f"{', '.join(missing)}")
+    check_fields(values, path, needed=NEEDED_BY_MODEL)
     return state
+
+
+# What a checkpoint is: a test of each of its fields. Others may stand beside them.
+
+
+def is_whole(value):
+    """Whether a value is a whole number, 0 or more, as torch can hold it."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def is_number(value):
+    """Whether a value is a number; True and False are none."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
+
+
+def is_weights(value):
+    """Whether a value is a dict of tensors of floating-point numbers."""
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(weight, torch.Tensor) and weight.is_floating_point()
+        for name, weight in value.items())
+
+
+def is_generator_state(value):
+    """Whether a value is what a torch.Generator takes as its state."""
+    if not isinstance(value, torch.Tensor):
+        return False
+    try:
+        torch.Generator().set_state(value)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def is_list_of_steps(value):
+    """Whether a value is a list of what train.py's Step holds: a number, and four measurements."""
+    return isinstance(value, list) and all(
+        isinstance(step, (list, tuple)) and len(step) == 5 and is_whole(step[0])
+        and all(map(is_number, step)) for step in value)
+
+
+NEEDED_BY_MODEL = {
+    "config": lambda value: isinstance(value, dict),
+    "model": is_weights,
+    "optimizer": lambda value: isinstance(value, list),
+    "step": is_whole,
+    "tokenizer": lambda value: isinstance(value, dict),
+}
+NEEDED_TO_RESUME = {
+    "seconds": is_number,
+    "best_loss": is_number,
+    "recent": is_list_of_steps,
+    "sampler": is_generator_state,
+    "rng": is_generator_state,
+    "data_sha256": lambda value: isinstance(value, str),
+}
+MAY_BE_THERE = {  # they came later
+    "lost": is_whole,
+    "untrained": is_number,
+    "threads": lambda value: is_whole(value) and value > 0,
+}
+
+
+def check_fields(state, path, needed):
+    """Raises UserError naming the fields of a checkpoint that are missing, and those that are
+    something else than they must be. needed: {name: test} of those that must be there."""
+    tests = NEEDED_BY_MODEL | NEEDED_TO_RESUME | MAY_BE_THERE
+    wrong = [name for name, holds in tests.items()
+             if (name in state or name in needed) and not (name in state and holds(state[name]))]
+    if wrong:
+        raise UserError(f"{path} is not one of this project's checkpoints: it lacks "
+                        f"{', '.join(wrong)}")
+
+
+def check_same_structure(found, wanted, where):
+    """Raises UserError unless two nested values have the same names, lengths, and tensors of the
+    same shapes and types. where: what they are, for the message."""
+    if isinstance(wanted, dict):
+        fits = isinstance(found, dict) and found.keys() == wanted.keys()
+        pairs = [(found[name], wanted[name]) for name in wanted] if fits else []
+    elif isinstance(wanted, (list, tuple)):
+        fits = isinstance(found, (list, tuple)) and len(found) == len(wanted)
+        pairs = list(zip(found, wanted, strict=True)) if fits else []
+    elif isinstance(wanted, torch.Tensor):
+        fits = (isinstance(found, torch.Tensor) and found.shape == wanted.shape
+                and found.dtype == wanted.dtype)
+        pairs = []
+    else:
+        fits = type(found) is type(wanted)
+        pairs = []
+
+    if not fits:
+        raise UserError(f"{where} is of another model than its config says; start another run")
+    for pair in pairs:
+        check_same_structure(*pair, where)
 
 
 def load_model(run=None, out_dir="outputs", device="cpu", *, file="checkpoint.pt", cache_dir=None):
@@ -94,7 +185,9 @@ def load_model(run=None, out_dir="outputs", device="cpu", *, file="checkpoint.pt
 
     path = find_run(run, out_dir) / file
     state = load_checkpoint(path)
-    model = GPT(config_of(state, path).model, seed=None)
+    cfg = config_of(state, path).model
+    check_weights_fit(cfg, state["model"], path)
+    model = GPT(cfg, seed=None)
     model.load_weights_(state["model"], path)
     return model.to(device).eval(), load_tokenizer(state["tokenizer"])
 
@@ -167,9 +260,33 @@ def is_pretrained(name_or_folder):
 def config_of(state, path):
     """The Config in a checkpoint's state. Raises UserError, naming `path`, where it has none."""
     try:
+        check_field_types(Config, state["config"])
+        check_sizes(state["config"].get("model", {}), path)
         return config_from_dict(Config, state["config"])
     except (UserError, TypeError, AttributeError) as error:
         raise UserError(f"{path} has no usable config ({error}); train again") from None
+
+
+def check_field_types(kind, values):
+    """Raises UserError where nested dicts hold a value of another type than the dataclass `kind`
+    says. A field that it does not have is passed over, and so are the words that it may choose."""
+    if not isinstance(values, dict):
+        raise UserError(f"{kind.__name__} is not a dict")
+    hints = typing.get_type_hints(kind)
+    for name, value in values.items():
+        hint = hints.get(name, object)
+        if dataclasses.is_dataclass(hint):
+            check_field_types(hint, value)
+            continue
+
+        if typing.get_origin(hint) is typing.Literal:
+            hint = str
+        allowed = typing.get_args(hint) or (hint,)
+        if float in allowed:
+            allowed += (int,)
+        is_wrong_bool = isinstance(value, bool) and not {bool, object} & set(allowed)
+        if is_wrong_bool or not isinstance(value, allowed):
+            raise UserError(f"{printable(name)} is {printable(repr(value))}")
 
 
 # A run's folder
@@ -191,7 +308,7 @@ def write_run_config(folder, cfg, dataset, model):
 
 def list_runs(out_dir):
     """The folders in out_dir that hold a checkpoint, the newest last."""
-    checkpoints = Path(out_dir).glob("*/checkpoint.pt")
+    checkpoints = [path for path in Path(out_dir).glob("*/checkpoint.pt") if path.exists()]
     return [path.parent for path in sorted(checkpoints, key=lambda path: path.stat().st_mtime_ns)]
 
 
@@ -234,11 +351,12 @@ def run_flags(folder, prefix="--"):
 # Going on with a run
 
 
-def load_run_to_resume(given):
+def load_run_to_resume(given, lock=None):
     """(folder, state, Config) of the run that `--resume` asks for.
 
-    given: the flags, nested; a setting that they leave out is as it was in the run.
-    None where there is no run yet, or one that was killed before its first checkpoint.
+    given: the flags, nested; a setting that they leave out is as it was in the run. lock: a
+    RunLock, which is taken on the folder before its checkpoint is read.
+    None where there is no checkpoint; `new_run_folder` says whether there is something else.
     Raises UserError naming every flag that contradicts the run.
     """
     # Which run, if there is one
@@ -248,11 +366,13 @@ def load_run_to_resume(given):
         closest = suggest_closest(logging.run_name or "", names)
         if closest and not (Path(logging.out_dir) / logging.run_name).is_dir():
             raise UserError(f"no run {logging.run_name!r} to resume{closest}")
-        print("nothing to resume yet: starting afresh")
         return None
     folder = find_run(logging.run_name, logging.out_dir)
+    if lock is not None:
+        lock.take(folder)
     path = folder / "checkpoint.pt"
     state = load_checkpoint(path)
+    check_fields(state, path, needed=NEEDED_TO_RESUME)
 
     # Its settings, and those that are given now
     saved = dataclasses.asdict(config_of(state, path))
@@ -320,30 +440,74 @@ def on_first_rank(function):
     return shared
 
 
+class RunLock:
+    """An exclusive lock on one run's folder, from `take` until it is left as a context.
+
+    The system gives it back when the process ends, however it ends; the empty file that is left
+    then holds nothing. Of several ranks only the first one takes it. Where Python has no fcntl (on
+    Windows), it keeps nobody out.
+    """
+
+    def __init__(self):
+        self.path = None
+        self.stack = contextlib.ExitStack()
+
+    def take(self, folder):
+        """Takes the lock; again is fine. Raises UserError where another process has it."""
+        path = Path(folder) / LOCK_FILE
+        if rank() or self.path == path:
+            return
+        self.release()
+        try:
+            self.stack.enter_context(locked(
+                path, f"another process is writing to the run in {folder}; wait until it ends, or "
+                "choose another --logging.run_name"))
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}; choose another "
+                            "--logging.out_dir") from None
+        self.path = path
+
+    def release(self):
+        """Gives the lock back, where it was taken."""
+        self.stack.close()
+        self.path = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.release()
+
+
 @on_first_rank
-def new_run_folder(out_dir, run_name=None, overwrite=False):
+def new_run_folder(out_dir, run_name=None, overwrite=False, *, unless_used=False, lock=None):
     """Makes a new run's folder: out_dir/run_name, or out_dir/run-001 and so on without a name.
 
-    overwrite: empty an existing folder of its run's files. Returns the folder. Raises UserError
-    where the name is taken, and where the place cannot be written.
+    overwrite: empty an existing folder of its run's files. unless_used: take an existing folder in
+    which no run has begun to learn. lock: a RunLock, which is taken on the folder. Returns the
+    folder. Raises UserError where the name is taken, by a run or by something else, and where the
+    place cannot be written.
     """
-    out_dir = Path(out_dir)
+    if lock is None:
+        with RunLock() as lock:  # for as long as the folder is made
+            return prepare_run_folder(Path(out_dir), run_name, overwrite, unless_used, lock)
+    return prepare_run_folder(Path(out_dir), run_name, overwrite, unless_used, lock)
+
+
+def prepare_run_folder(out_dir, run_name, overwrite, unless_used, lock):
+    """What `new_run_folder` does."""
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         if run_name is None:
-            taken = [int(p.name[4:]) for p in out_dir.glob("run-*") if p.name[4:].isdigit()]
-            run_name = f"run-{max(taken, default=0) + 1:03d}"
+            folder = make_numbered_folder(out_dir)
+        else:
+            folder = out_dir / run_name
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                check_replaceable(folder, lock, overwrite, unless_used)
+        lock.take(folder)
 
-        folder = out_dir / run_name
-        if folder.exists() and not overwrite:
-            if (folder / "checkpoint.pt").exists():
-                found = "already; go on with --resume,"
-            else:
-                found = "without a checkpoint;"
-            raise UserError(f"run {run_name!r} is in {out_dir} {found} replace it with "
-                            "--overwrite, or choose another --logging.run_name")
-
-        folder.mkdir(exist_ok=True)
         for name in RUN_FILES:
             (folder / name).unlink(missing_ok=True)
         remove_temporary(folder)
@@ -351,6 +515,93 @@ def new_run_folder(out_dir, run_name=None, overwrite=False):
         raise UserError(f"cannot write to {out_dir}: {error.strerror}; choose another "
                         "--logging.out_dir") from error
     return folder
+
+
+def make_numbered_folder(out_dir):
+    """Makes the folder run-001, or that of the number after the highest one that is there."""
+    names = [re.fullmatch("run-([0-9]{1,9})", path.name) for path in out_dir.glob("run-*")]
+    number = max((int(name[1]) for name in names if name), default=0)
+    while True:
+        number += 1
+        folder = out_dir / f"run-{number:03d}"
+        with contextlib.suppress(FileExistsError):  # made by another process in this moment
+            folder.mkdir()
+            return folder
+
+
+def check_replaceable(folder, lock, overwrite, unless_used):
+    """Takes the lock on a folder that is there, where a new run may take its place.
+
+    Arguments as in `new_run_folder`. Raises UserError, saying what is there, where it may not.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another --logging.run_name")
+    if (folder / LOCK_FILE).exists():
+        lock.take(folder)  # says where a process is writing there just now
+
+    name = f"run {folder.name!r} is in {folder.parent}"
+    remains = list_remains(folder)
+    is_a_run = not remains or is_run_config(folder / "config.json") or any(
+        (folder / file).is_file() for file in ("checkpoint.pt", "best.pt", "metrics.jsonl"))
+    there = list_names(remains, 8)
+    if not is_a_run and (overwrite or unless_used):
+        raise UserError(f"{folder} is no run of this project: there are {there}; choose another "
+                        "--logging.run_name")
+    if unless_used and remains:
+        raise UserError(f"{name} without a checkpoint to go on from: there are {there}; put its "
+                        "checkpoint.pt back, or replace all of it with --overwrite")
+    if not (overwrite or unless_used):
+        found = "without a checkpoint;"
+        if (folder / "checkpoint.pt").exists():
+            found = "already; go on with --resume,"
+        raise UserError(f"{name} {found} replace it with --overwrite, or choose another "
+                        "--logging.run_name")
+    lock.take(folder)
+
+
+def list_remains(folder):
+    """The names of what lies in a folder, but for what is there before a run's first checkpoint.
+
+    A process that was killed then leaves the settings of the run, the untrained model as its best
+    one, the line of its loss, and what it was writing.
+    """
+    unfinished = "|".join(map(re.escape, RUN_FILES))
+    no_loss = re.compile(rf"\.({unfinished})\.[0-9]+|{re.escape(LOCK_FILE)}")
+    before_learning = {"config.json": is_run_config, "best.pt": is_untrained,
+                       "metrics.jsonl": has_no_steps}
+    remains = []
+    for path in sorted(folder.iterdir()):
+        holds = before_learning.get(path.name)
+        if not (no_loss.fullmatch(path.name) or (holds and path.is_file() and holds(path))):
+            remains.append(path.name)
+    return remains
+
+
+def is_run_config(path):
+    """Whether a file is what `write_run_config` wrote."""
+    try:
+        values = read_json(path)
+        sections = [field.name for field in dataclasses.fields(Config)]
+        config_of({"config": {section: values[section] for section in sections}}, path)
+    except (UserError, KeyError):
+        return False
+    return True
+
+
+def is_untrained(path):
+    """Whether a file is a checkpoint from before the first step."""
+    try:
+        return load_checkpoint(path)["step"] == 0
+    except UserError:
+        return False
+
+
+def has_no_steps(path):
+    """Whether a run's metrics have no whole line but one from before the first step."""
+    with open_regular(path) as file:
+        content = file.read(1 << 16)
+    rows = read_metrics(path.parent)
+    return content.count(b"\n") == len(rows) and all(row["step"] == 0 for row in rows)
 
 
 def remove_temporary(folder):
@@ -386,14 +637,32 @@ def add_rows(folder, rows, afresh=False):
 def read_metrics(folder):
     """The lines of a run's metrics.jsonl, a list of dict; an empty list without the file.
 
-    A line that was cut off, by a kill or a full disk, is passed over.
+    A line that was cut off, by a kill or a full disk, or damaged otherwise, is passed over.
     """
     path = Path(folder) / "metrics.jsonl"
     if not path.exists():
         return []
 
+    with open_regular(path) as file:
+        lines = file.read().split(b"\n")
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line.decode("utf-8"))
+            if is_metrics_row(row):
+                rows.append(row)
     return rows
+
+
+def is_metrics_row(row):
+    """Whether a value is what a line of metrics.jsonl holds: a step, and numbers by their names.
+
+    `above_floor` has such numbers within it.
+    """
+    if not isinstance(row, dict) or not is_whole(row.get("step")):
+        return False
+    floor = row.get("above_floor", {})
+    if not isinstance(floor, dict):
+        return False
+    numbers = [value for name, value in row.items() if name != "above_floor"]
+    return all(map(is_number, [*numbers, *floor.values()]))

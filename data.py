@@ -44,6 +44,8 @@ from utils import (
     UserError,
     atomic_write,
     fetch_into,
+    open_regular,
+    printable,
     read_text,
     run_program,
     text_pieces,
@@ -56,6 +58,7 @@ SHAKESPEARE_MIRRORS = (
     "https://storage.googleapis.com/download.tensorflow.org/data/shakespeare.txt",
 )
 BUILTIN_CHARACTERS = 1_000_000
+LARGEST_DOWNLOAD = 1 << 24  # bytes; Tiny Shakespeare has 1.1 million
 TOKENS_FILE = "tokens.bin"  # a line of JSON, then the ids
 TOKEN_DTYPES = {"uint16": "<u2", "uint32": "<u4"}  # numpy's names for them, little-endian
 PIECE_SIZE = 1 << 18  # how many bytes or ids are read at once
@@ -207,7 +210,7 @@ def download_verified(mirrors, sha256, remedy, *, attempts=2, pause=1.0):
         for address in mirrors:
             file = io.BytesIO()
             try:
-                fetch_into(file, address)
+                fetch_into(file, address, LARGEST_DOWNLOAD)
             except requests.RequestException as error:
                 failure = type(error).__name__
                 continue
@@ -360,11 +363,12 @@ def read_token_file(path):
     remedy = "make it again with: python data.py prepare"
     highest = 0
     try:
-        file = open(path, "rb")
+        file = open_regular(path)
         line = file.readline(1 << 26)
         header = json.loads(line)
         tokenizer = load_tokenizer(header["tokenizer"])
-        n_tokens = int(header["n_tokens"])
+        checksum = str(header["sha256"])
+        n_tokens = int(str(header["n_tokens"])[:20])
         ids = TokenFile(file, TOKEN_DTYPES[header["dtype"]], len(line), n_tokens)
 
         sha256 = hashlib.sha256(json.dumps(header["tokenizer"]).encode())
@@ -374,17 +378,18 @@ def read_token_file(path):
             sha256.update(piece)
             piece = np.fromfile(file, ids.dtype, PIECE_SIZE)
         n_found = (file.seek(0, 2) - len(line)) / np.dtype(ids.dtype).itemsize
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is cut off or not a token file ({error}); {remedy}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is cut off or not a token file ({printable(error)}); {remedy}"
+                        ) from None
 
     if n_found != n_tokens:
         raise UserError(f"{path} has {n_found:,.0f} ids in place of {n_tokens:,}; {remedy}")
     if highest >= tokenizer.d_vocab:
         raise UserError(f"{path} has the id {highest}, and its tokenizer knows 0 to "
                         f"{tokenizer.d_vocab - 1}; {remedy}")
-    if sha256.hexdigest() != header["sha256"]:
+    if sha256.hexdigest() != checksum:
         raise UserError(f"{path} has changed since it was made; {remedy}")
-    return ids, tokenizer, header["sha256"]
+    return ids, tokenizer, checksum
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,13 @@ from metrics import token_ids
 from optim import AdamW, schedule
 from positions import choose_positions, take_positions
 from residual_stream_analysis import accumulated_resid
-from utils import UserError, at_least_float32, atomic_write, seeded_generator
+from utils import (
+    UserError,
+    at_least_float32,
+    atomic_write,
+    read_torch_file,
+    seeded_generator,
+)
 
 LOGITS_AT_ONCE = 2**24  # 64 MB
 
@@ -171,13 +177,20 @@ class TunedLens(nn.Module):
     @classmethod
     def load(cls, path):
         """The lens in a file that `save` wrote. Raises UserError where it is not one."""
+        remedy = "fit one with fit_tuned_lens"
+        state = read_torch_file(path, "a tuned lens", remedy)
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            lens = cls(state["A"].shape[-1], state["labels"]).to(state["A"].dtype)
-            lens.load_state_dict({"A": state["A"], "b": state["b"]})
-        except Exception as error:  # a foreign file can fail anywhere inside the unpickler
-            raise UserError(f"{path} is not a tuned lens ({type(error).__name__}); fit one with "
-                            "fit_tuned_lens") from None
+            A = state["A"]
+            b = state["b"]
+            labels = state["labels"]
+            is_text = all(isinstance(label, str) for label in labels)
+            if not is_text or A.shape != (len(labels), b.shape[-1], b.shape[-1]):
+                raise ValueError("labels")
+            lens = cls(A.shape[-1], labels).to(A.dtype)
+            lens.load_state_dict({"A": A, "b": b})
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+            raise UserError(f"{path} is not a tuned lens ({type(error).__name__}); "
+                            f"{remedy}") from None
         return lens
 
 

@@ -15,14 +15,27 @@ import json
 import math
 import mmap
 import os
-import zipfile
 from pathlib import Path
 
 import requests
 import torch
 
 from config import ModelConfig
-from utils import NoNetwork, UserError, atomic_write, fetch_into, read_json, write_json
+from utils import (
+    BadAnswer,
+    NoNetwork,
+    UserError,
+    atomic_write,
+    fetch_into,
+    list_names,
+    locked,
+    open_regular,
+    printable,
+    read_json,
+    read_text,
+    read_torch_file,
+    write_json,
+)
 
 HUB = "https://huggingface.co"
 PRETRAINED_NAMES = {
@@ -34,6 +47,29 @@ PRETRAINED_NAMES = {
 }
 CACHE = "~/.cache/gpt2-from-scratch"
 PRETRAINED_FILES = ("config.json", "vocab.json", "merges.txt", "model.safetensors")
+# The most bytes of a download, by the ending of its name; GPT-2 XL's weights have 6.4 * 10^9
+LARGEST_FILES = {".json": 1 << 24, ".txt": 1 << 24, ".safetensors": 1 << 34}
+# SHA-256 of what was published at an address, where it is known
+PUBLISHED_SHA256 = {
+    f"{HUB}/openai-community/gpt2/resolve/main/{file}": sha256 for file, sha256 in {
+        "model.safetensors": "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
+        "vocab.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+        "merges.txt": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    }.items()
+}
+# The most that a size of a model may be, by our name and by config.json's. What a size allocates is
+# compared with the weights' own size; these keep the arithmetic before that short.
+LARGEST_SIZES = {
+    "n_layers": 10**4, "n_heads": 10**5, "d_model": 10**6, "d_mlp": 10**8, "n_ctx": 10**9,
+    "d_vocab": 10**9,
+}
+HF_SIZES = {"n_layer": "n_layers", "n_head": "n_heads", "n_embd": "d_model", "n_inner": "d_mlp",
+            "n_positions": "n_ctx", "vocab_size": "d_vocab"}
+SPARE_NUMBERS = 10**7  # a model may be so much larger than its weights' file: 40 MB in float32
+HEADER_SIZE = 1 << 23  # bytes of a safetensors header, at most: GPT-2 XL's has 60,000
+MOST_MISSING_LAYERS = 100  # of so many layers more than there are tensors, the names are listed
+MOST_AXES = 8
+CHECKSUM_NAME = "content_sha256"  # in the metadata of the safetensors files that are written here
 # The safetensors format's codes; the last two are those of masks, which are left out
 SAFETENSORS_DTYPES = {
     "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -102,29 +138,69 @@ def pretrained_folder(name_or_folder, cache_dir=None):
 def download_file(address, path, attempts=3):
     """Downloads a file to `path`, going on where an earlier attempt stopped.
 
-    It gets its name only when it is whole and has the server's checksum. Raises NoNetwork, or
-    UserError where the checksum is another or the disk is full.
+    It gets its name only when it is whole, has the server's checksum and the published one, where
+    that is known, and can be read as what its name says. Raises NoNetwork, or UserError where it is
+    something else, where another process downloads it, or where the disk is full.
     """
     part = path.with_name(path.name + ".part")
+    lock = path.with_name(path.name + ".lock")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "ab") as file:
-            response = fetch_into(file, address)
-
-        if not content_matches(part, response):
-            part.unlink()
-            raise UserError(f"{address} sent something else than its checksum says; try again, or "
-                            f"put the file at {path}")
-        os.replace(part, path)
+        with locked(lock, f"another process is downloading {path}; wait until it ends"):
+            response = fetch_with_patience(part, address, attempts)
+            problem = what_is_wrong(part, address, response)
+            if problem:
+                part.unlink()
+                raise UserError(f"{address} sent something else than {problem}; try again, or put "
+                                f"the file at {path}")
+            os.replace(part, path)
 
     except requests.RequestException as error:
-        if attempts > 1:
-            return download_file(address, path, attempts - 1)
-        raise NoNetwork(f"no network: {address} did not answer ({type(error).__name__}); what came "
-                        f"is kept and the next call goes on, or put the file at {path}") from None
+        reason = error if isinstance(error, BadAnswer) else type(error).__name__
+        raise NoNetwork(f"no network: {address} did not answer ({printable(reason)}); what came is "
+                        f"kept and the next call goes on, or put the file at {path}") from None
     except OSError as error:
         raise UserError(f"cannot write {part}: {error.strerror}; make room or choose another "
                         "--cache_dir") from None
+
+
+def fetch_with_patience(part, address, attempts):
+    """`fetch_into` a file of that path, tried again where it stops. Returns the response."""
+    largest = LARGEST_FILES[Path(part.stem).suffix]
+    while True:
+        attempts -= 1
+        try:
+            with open(part, "ab") as file:
+                return fetch_into(file, address, largest)
+        except requests.RequestException:
+            if attempts == 0:
+                raise
+
+
+def what_is_wrong(path, address, response):
+    """In what a downloaded file, still called NAME.part, differs from what it should be; else None.
+
+    A page that asks for a password, say, has status 200 too.
+    """
+    if not content_matches(path, response):
+        return "its checksum says"
+    published = PUBLISHED_SHA256.get(address)
+    if published is not None:
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != published:
+                return f"was published, whose SHA-256 is {published}"
+
+    kind = path.name.removesuffix(".part").rpartition(".")[2]
+    try:
+        if kind == "json":
+            read_json(path)
+        elif kind == "safetensors":
+            read_safetensors(path)
+        elif not read_text(path).startswith("#version"):
+            return "a list of merges"
+    except UserError as error:
+        return f"its name says ({printable(error, 200)})"
+    return None
 
 
 def content_matches(path, response):
@@ -164,10 +240,14 @@ def read_pretrained(folder):
 
     # All tensors but masks, by Hugging Face's names without the prefix that some files have
     found = {}
-    for name, tensor in read_weights(folder).items():
-        name = name.removeprefix("transformer.")
+    for their_name, tensor in read_weights(folder).items():
+        name = their_name.removeprefix("transformer.")
+        if name in found:
+            raise UserError(f"{folder} has {printable(name)} twice, with and without "
+                            '"transformer." before it; remove one of them')
         if not name.endswith(MASK_ENDINGS):
             found[name] = tensor
+    check_weights_fit(cfg, found, folder)
 
     # A tied unembedding may be written a second time; it must be the same then
     table = name_table(cfg.n_layers)
@@ -186,7 +266,7 @@ def read_pretrained(folder):
         problems.append(f"{folder} lacks: {', '.join(missing)}")
     unknown = sorted(set(found) - set(table))
     if unknown:
-        problems.append(f"{folder} has tensors that are not GPT-2's: {', '.join(unknown)}")
+        problems.append(f"{folder} has tensors that are not GPT-2's: {list_names(unknown)}")
     if problems:
         raise UserError("; ".join(problems))
 
@@ -200,7 +280,8 @@ def read_config(path):
     """The ModelConfig of a config.json. Raises UserError naming what this project can't build."""
     values = read_json(path)
     if values.get("model_type") != "gpt2":
-        raise UserError(f"{path}: model_type={values.get('model_type')!r} is not supported; "
+        found = printable(repr(values.get("model_type")))
+        raise UserError(f"{path}: model_type={found} is not supported; "
                         f"GPT-2 and what has its form are: {', '.join(PRETRAINED_NAMES)}")
 
     # The sizes
@@ -209,15 +290,22 @@ def read_config(path):
     if missing:
         raise UserError(f"{path} lacks whole numbers for {', '.join(missing)}; download it again")
     if type(values.get("n_inner")) not in (int, type(None)):
-        raise UserError(f"{path}: n_inner={values['n_inner']!r} is not a whole number or null")
+        raise UserError(f"{path}: n_inner={printable(repr(values['n_inner']))} is not a whole "
+                        "number or null")
+    check_sizes({ours: values.get(theirs) for theirs, ours in HF_SIZES.items()}, path)
+    if type(values.get("tie_word_embeddings", True)) is not bool:
+        raise UserError(f"{path}: tie_word_embeddings="
+                        f"{printable(repr(values['tie_word_embeddings']))} is not true or false")
 
     # The rest of the architecture
     for name, value in FIXED_SETTINGS.items():
         if values.get(name, value) != value:
-            raise UserError(f"{path}: {name}={values[name]} is not supported; GPT-2 has {value}")
+            raise UserError(f"{path}: {name}={printable(values[name])} is not supported; GPT-2 has "
+                            f"{value}")
     activation = values.get("activation_function", "gelu_new")
     if activation not in list(HF_ACTIVATIONS):
-        raise UserError(f"{path}: activation_function={activation!r} is not supported; "
+        raise UserError(f"{path}: activation_function={printable(repr(activation))} is not "
+                        "supported; "
                         f"choose from: {', '.join(HF_ACTIVATIONS)}")
 
     return ModelConfig(
@@ -226,6 +314,41 @@ def read_config(path):
         activation=HF_ACTIVATIONS[activation],
         tie_embeddings=values.get("tie_word_embeddings", True),
     )
+
+
+def check_sizes(sizes, path):
+    """Raises UserError where a size of a model, by our name, is beyond all that can be meant.
+
+    sizes: a dict; what is no number in it is for others to say. path: where they stand.
+    """
+    for name, largest in LARGEST_SIZES.items():
+        size = sizes.get(name)
+        if isinstance(size, int) and size > largest:
+            raise UserError(f"{path}: {name}={printable(size, 30)} is more than {largest:,}; "
+                            "download it again")
+
+
+def check_weights_fit(cfg, tensors, origin):
+    """Raises UserError for a config of a much larger model than the weights are, before the model
+    is made, which might take all memory.
+
+    tensors: {name: tensor}, the weights. origin: where both come from, for the message.
+    """
+    d_model = cfg.d_model
+    numbers_a_layer = 4 * d_model**2 + 9 * d_model
+    if not cfg.attn_only:
+        numbers_a_layer += 2 * d_model * cfg.d_mlp + cfg.d_mlp
+    n_tables = 1 if cfg.tie_embeddings else 2
+    n_rows = n_tables * (cfg.d_vocab or 0)
+    if cfg.positions != "none":
+        n_rows += cfg.n_ctx
+    expected = cfg.n_layers * numbers_a_layer + n_rows * d_model
+
+    found = sum(tensor.numel() for tensor in tensors.values())
+    if expected > 2 * found + SPARE_NUMBERS or cfg.n_layers > len(tensors) + MOST_MISSING_LAYERS:
+        raise UserError(f"{origin}: n_layers={cfg.n_layers}, d_model={d_model}, d_mlp={cfg.d_mlp}, "
+                        f"n_ctx={cfg.n_ctx}, d_vocab={cfg.d_vocab} make {expected:,} numbers, and "
+                        f"the weights have {found:,}; the config is of another model")
 
 
 def read_weights(folder):
@@ -253,19 +376,13 @@ def read_shards(index, read):
     shards = {file: read(index.parent / file) for file in sorted(set(file_of.values()))}
     missing = [name for name, file in file_of.items() if name not in shards[file]]
     if missing:
-        raise UserError(f"{index} promises tensors that its files lack: {', '.join(missing)}")
+        raise UserError(f"{index} promises tensors that its files lack: {list_names(missing)}")
     return {name: shards[file][name] for name, file in file_of.items()}
 
 
 def read_bin(path):
     """{name: tensor} of a pytorch_model.bin; a file that asks to run code is refused."""
-    try:
-        can_be_mapped = zipfile.is_zipfile(path)  # files that torch wrote before 1.6 can't
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=can_be_mapped)
-    except Exception as error:  # a foreign file can fail anywhere inside the unpickler
-        raise UserError(f"{path} is truncated or not a file of weights ({type(error).__name__}); "
-                        "download it again") from None
-
+    tensors = read_torch_file(path, "a file of weights", "download it again", mmap=True)
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in tensors.items()
     ):
@@ -327,16 +444,19 @@ def read_safetensors(path):
     whose header does not describe it.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
-    except ValueError:
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path} is empty; download it again") from None
 
     try:
         header, start = safetensors_header(content)
         entries = checked_entries(header, len(content) - start)
+        check_content(header, content, start)
         return {name: tensor_at(content, entry, start) for name, entry in entries}
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}; download it again"
@@ -348,10 +468,36 @@ def safetensors_header(content):
     n_bytes = int.from_bytes(content[:8], "little")
     if len(content) < 8 or n_bytes > len(content) - 8:
         raise ValueError(f"a header of {n_bytes:,} bytes in a file of {len(content):,}")
-    header = json.loads(content[8 : 8 + n_bytes].decode(), object_pairs_hook=dict_of_distinct)
+    if n_bytes > HEADER_SIZE:
+        raise ValueError(f"a header of {n_bytes:,} bytes, and {HEADER_SIZE:,} are read at most")
+    try:
+        header = json.loads(content[8 : 8 + n_bytes].decode(), object_pairs_hook=dict_of_distinct)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its header: {printable(error)}") from None
     if not isinstance(header, dict):
         raise ValueError("the header is not an object")
     return header, 8 + n_bytes
+
+
+def content_checksum(header, pieces):
+    """The SHA-256 of a header's entries and of the tensors' bytes, which come in pieces."""
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode())
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def check_content(header, content, start):
+    """Raises ValueError where a file has a checksum, as those of ours do, and it is another."""
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise ValueError("its metadata is not an object")
+    if CHECKSUM_NAME in metadata:
+        with memoryview(content) as whole, whole[start:] as tensors:
+            found = content_checksum(header, [tensors])
+        if found != metadata[CHECKSUM_NAME]:
+            raise ValueError("its checksum is another: it was damaged")
 
 
 def dict_of_distinct(pairs):
@@ -370,16 +516,18 @@ def checked_entries(header, n_bytes):
     """
     # Each entry by itself
     entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
-    for name, entry in entries:
+    for full_name, entry in entries:
+        name = printable(full_name)
         dtype = entry.get("dtype") if isinstance(entry, dict) else entry
         known = list(SAFETENSORS_DTYPES)  # a list, since dtype may be one too
         if not isinstance(entry, dict) or dtype not in known:
-            raise ValueError(f"{name} has dtype {dtype!r}, not one of {', '.join(known)}")
+            raise ValueError(f"{name} has dtype {printable(repr(dtype))}, not one of "
+                             f"{', '.join(known)}")
         for field in ("shape", "data_offsets"):
             numbers = entry.get(field)
-            if not isinstance(numbers, list) or any(
+            if not isinstance(numbers, list) or len(numbers) > MOST_AXES or any(
                     type(n) is not int or not 0 <= n < 2**48 for n in numbers):
-                raise ValueError(f"{name} has {field} {numbers!r}")
+                raise ValueError(f"{name} has {field} {printable(repr(numbers))}")
         if len(entry["data_offsets"]) != 2:
             raise ValueError(f"{name} has data_offsets {entry['data_offsets']}")
 
@@ -390,8 +538,8 @@ def checked_entries(header, n_bytes):
         first, last = entry["data_offsets"]
         size = math.prod(entry["shape"]) * SAFETENSORS_DTYPES[entry["dtype"]].itemsize
         if first != end or last - first != size or last > n_bytes:
-            raise ValueError(f"{name}, {size:,} bytes, is said to lie at {first:,} to {last:,} of "
-                             f"{n_bytes:,}, where {end:,} is next")
+            raise ValueError(f"{printable(name)}, {size:,} bytes, is said to lie at {first:,} to "
+                             f"{last:,} of {n_bytes:,}, where {end:,} is next")
         end = last
     if end != n_bytes:
         raise ValueError(f"{n_bytes - end:,} bytes belong to no tensor")
@@ -421,17 +569,24 @@ def write_safetensors(path, tensors):
         listed = ", ".join(map(str, other_dtypes))
         raise UserError(f"cannot write {listed}; make the model float32 first")
 
-    header = {"__metadata__": {"format": "pt"}}
+    header = {}
     end = 0
     for name, tensor in tensors.items():
         first = end
         end = first + tensor.numel() * tensor.itemsize
         header[name] = {"dtype": codes[tensor.dtype], "shape": list(tensor.shape),
                         "data_offsets": [first, end]}
+    checksum = content_checksum(header, map(bytes_of, tensors.values()))
+    header = {"__metadata__": {"format": "pt", CHECKSUM_NAME: checksum}} | header
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the numbers are aligned
 
     with atomic_write(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            file.write(bytes_of(tensor))
+
+
+def bytes_of(tensor):
+    """A tensor's numbers, row after row, as an array of bytes."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

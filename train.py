@@ -27,7 +27,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import plotting
 from checkpoint import (
+    RunLock,
     add_rows,
+    check_same_structure,
     load_run_to_resume,
     new_run_folder,
     read_metrics,
@@ -42,6 +44,7 @@ from generate import generate_text
 from losses import IGNORED, cross_entropy, per_token_loss
 from model import GPT
 from optim import clip_gradients_, make_optimizers, schedule
+from pretrained import check_weights_fit
 from utils import (
     Progress,
     UserError,
@@ -210,10 +213,14 @@ class TrainingRun:
         self.rows = []  # the lines of metrics.jsonl
         self.recent = []  # the steps since the last line
 
-    def begin(self, overwrite=False):
-        """Makes the run's folder and its first checkpoint, so that there is one from now on."""
+    def begin(self, overwrite=False, *, unless_used=False, lock=None):
+        """Makes the run's folder and its first checkpoint, so that there is one from now on.
+
+        Arguments as in `new_run_folder`.
+        """
         logging = self.cfg.logging
-        self.folder = new_run_folder(logging.out_dir, logging.run_name, overwrite)
+        self.folder = new_run_folder(logging.out_dir, logging.run_name, overwrite,
+                                     unless_used=unless_used, lock=lock)
         write_run_config(self.folder, self.cfg, self.dataset, self.model)
         self.validate()
 
@@ -224,7 +231,10 @@ class TrainingRun:
         the checkpoint are dropped.
         """
         self.folder = folder
-        self.model.load_weights_(saved["model"], folder / "checkpoint.pt")
+        path = folder / "checkpoint.pt"
+        fresh = [optimizer.state_dict() for optimizer in self.optimizers]
+        check_same_structure(saved["optimizer"], fresh, f"the optimiser's state in {path}")
+        self.model.load_weights_(saved["model"], path)
         for optimizer, optimizer_state in zip(self.optimizers, saved["optimizer"], strict=True):
             optimizer.load_state_dict(optimizer_state)
         self.sampler.set_state(saved["sampler"])
@@ -237,8 +247,9 @@ class TrainingRun:
         add_rows(folder, self.rows, afresh=True)
 
         # A finished run whose last line was lost has lost its result with it.
-        last_row_step = self.rows[-1]["step"] if self.rows else -1
-        if self.is_finished() and last_row_step < self.state.step:
+        last_row = self.rows[-1] if self.rows else {}
+        has_result = last_row.get("step") == self.state.step and "val_loss" in last_row
+        if self.is_finished() and not has_result:
             self.validate()
 
     def is_finished(self):
@@ -409,10 +420,11 @@ def stop_on_signal():
 # The program
 
 
-def start_run(cfg, device, *, overwrite=False, saved_run=None):
+def start_run(cfg, device, *, overwrite=False, unless_used=False, saved_run=None, lock=None):
     """A TrainingRun that is ready to train: a new one, or one to go on with.
 
-    saved_run: (folder, checkpoint's dict) of the run to go on with.
+    overwrite, unless_used, lock: what `new_run_folder` does where the folder is there. saved_run:
+    (folder, checkpoint's dict) of the run to go on with.
     Raises UserError for all that is wrong, before anything is written.
     """
     if cfg.train.threads is not None:
@@ -431,11 +443,16 @@ def start_run(cfg, device, *, overwrite=False, saved_run=None):
         raise UserError(f"d_vocab={cfg.model.d_vocab} is not the tokenizer's {d_vocab}; leave "
                         "--model.d_vocab out")
     shape = dataclasses.replace(cfg.model, d_vocab=d_vocab)
+    if saved_run is not None:
+        folder, saved = saved_run
+        check_weights_fit(shape, saved["model"], folder / "checkpoint.pt")
     run = TrainingRun(dataclasses.replace(cfg, model=shape), dataset, device)
     print_beginning(run, device)
 
     if saved_run is None:
-        run.begin(overwrite)
+        run.begin(overwrite, unless_used=unless_used, lock=lock)
+        if unless_used:
+            print("nothing to resume yet: starting afresh")
         print(f"writing to {run.folder}")
     else:
         run.resume(*saved_run)
@@ -520,13 +537,13 @@ def print_how_to_resume(run):
           f"{run_flags(run.folder, '--logging.')} --resume")
 
 
-def carry_out(cfg, device, *, overwrite=False, saved_run=None):
+def carry_out(cfg, device, **how):
     """Trains a run from its beginning, or from where it stopped, to its end or to a signal.
 
     Arguments as in `start_run`. Raises UserError where training diverges, naming the last good
     checkpoint.
     """
-    run = start_run(cfg, device, overwrite=overwrite, saved_run=saved_run)
+    run = start_run(cfg, device, **how)
     try:
         is_finished = run.train()
     except Diverged as problem:
@@ -552,18 +569,19 @@ def main(argv=None):
         raise UserError("--resume goes on with a run and --overwrite replaces it; choose one")
 
     given = nest_flags(flags)
-    found = load_run_to_resume(given) if resume else None
-    if found is None:
-        cfg = config_from_dict(Config, given)
-        saved_run = None
-        overwrite = overwrite or resume  # a folder without a checkpoint has nothing to lose
-    else:
-        folder, saved, cfg = found
-        saved_run = (folder, saved)
+    with RunLock() as lock:
+        found = load_run_to_resume(given, lock) if resume else None
+        if found is None:
+            cfg = config_from_dict(Config, given)
+            saved_run = None
+        else:
+            folder, saved, cfg = found
+            saved_run = (folder, saved)
 
-    # A function of its own: the run, which averages over the ranks, is gone before they part.
-    with joined_ranks(cfg.train.device) as device:
-        carry_out(cfg, device, overwrite=overwrite, saved_run=saved_run)
+        # A function of its own: the run, which averages over the ranks, is gone before they part.
+        with joined_ranks(cfg.train.device) as device:
+            carry_out(cfg, device, overwrite=overwrite, unless_used=resume, saved_run=saved_run,
+                      lock=lock)
 
 
 if __name__ == "__main__":

@@ -13,21 +13,58 @@ import importlib
 import io
 import json
 import os
+import re
 import signal
+import stat
 import sys
 import time
+import zipfile
+from collections import Counter
 from pathlib import Path
 
 import requests
 import torch
+import urllib3
+
+try:
+    import fcntl
+except ImportError:  # on Windows; see open_locked
+    fcntl = None
+
+MESSAGE_LENGTH = 4000  # characters of an error's line, at most
+QUOTE_LENGTH = 100  # characters of a foreign text that a message quotes, at most
+SLOWEST_DOWNLOAD = 1000  # bytes a second, from its beginning on
+SLOW_SECONDS = 60  # so many seconds pass before a download may be found too slow
+JSON_SIZE = 1 << 27  # bytes of a JSON file, at most
 
 BYTE_ORDER_MARK = "\ufeff"  # Windows's programs begin a file with it, to say that it is UTF-8
 
 # Errors
 
 
+def printable(text, length=QUOTE_LENGTH):
+    """A foreign text as part of one line: control characters are escaped, and the rest of a long
+    one is left out. Use it where a message quotes what a file or a server says."""
+    text = str(text)
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: length + 1])
+    return shown if len(shown) <= length else shown[: length - 1] + "…"
+
+
+def list_names(names, most=8):
+    """Foreign names, printable, with commas between them; of very many only the first ones."""
+    names = list(names)
+    listed = printable(", ".join(map(printable, names[:most])), 2 * QUOTE_LENGTH)
+    return listed if len(names) <= most else f"{listed} and {len(names) - most:,} more"
+
+
 class UserError(ValueError):
-    """An error that the user can mend; its message is one line: what, the values, the remedy."""
+    """An error that the user can mend; its message is one line: what, the values, the remedy.
+
+    Whatever foreign text is in the message, it stays one line without control characters.
+    """
+
+    def __init__(self, message=""):
+        super().__init__(printable(message, MESSAGE_LENGTH))
 
 
 class NoNetwork(UserError):
@@ -205,14 +242,81 @@ def write_json(path, values):
         file.write("\n")
 
 
-def read_json(path):
-    """The object in a JSON file. Raises UserError where there is none."""
+def open_regular(path):
+    """A file that is open to read its bytes.
+
+    Raises UserError where there is none, and for what is no regular file: a folder, a device that
+    never ends, or a pipe, whose opening would wait for a writer.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        descriptor = os.open(path, flags)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); mend it or download it again") from None
+    except ValueError as error:  # a path with a null character
+        raise UserError(f"cannot read {path}: {error}; check the path") from None
+
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return open(descriptor, "rb")
+    os.close(descriptor)
+    found = "Is a directory" if stat.S_ISDIR(mode) else "it is a pipe, a socket or a device"
+    raise UserError(f"cannot read {path}: {found}; give a regular file")
+
+
+def open_locked(path, busy):
+    """A file, made where there is none, open to read and write its bytes, that no other process
+    can open so until it is closed here; however this process ends.
+
+    busy: the line of the UserError where another process has it. Where Python has no fcntl (on
+    Windows), nothing is locked. Raises OSError where the file can't be written.
+    """
+    while True:
+        file = open(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)), "rb+")
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise UserError(busy) from None
+        except OSError as error:  # some network's file systems have no locks
+            print(f"WARNING: {path} can't be locked ({error.strerror}): start no second process "
+                  "that writes there", file=sys.stderr)
+
+        # Whoever had the lock may have removed or renamed the file since it was opened here.
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()
+
+
+@contextlib.contextmanager
+def locked(path, busy):
+    """While open, no other process comes past this line for the same path, of a file that is made
+    and removed again. busy: as in `open_locked`, which says the rest."""
+    file = open_locked(path, busy)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)  # while it is locked: nobody else's
+        file.close()
+
+
+def read_json(path):
+    """The object in a JSON file. Raises UserError where there is none."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > JSON_SIZE:
+            raise UserError(f"{path} has {size:,} bytes; a JSON file of {JSON_SIZE:,} at most is "
+                            "read")
+        try:
+            values = json.loads(file.read().decode("utf-8"))
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} is not JSON ({printable(error)}); mend it or download it "
+                            "again") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a JSON object; mend it or download it again")
     return values
@@ -238,12 +342,14 @@ def text_pieces(paths, size=1 << 18, what=None, between=""):
     any_text = False
     separator = ""  # what comes before the next text
     try:
+        for path in paths:
+            open_regular(path).close()  # before the first of them is read
         progress = Progress(sum(map(os.path.getsize, paths)), " bytes")
         for path in paths:
             file_start = bytes_read
             file_begins = True
             decoder = codecs.getincrementaldecoder("utf-8")()
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 while piece := file.read(size):
                     bytes_read += len(piece)
                     text = decoder.decode(piece)
@@ -269,6 +375,90 @@ def text_pieces(paths, size=1 << 18, what=None, between=""):
         position = bytes_read - file_start - len(error.object) + error.start
         raise UserError(f"{path} is not UTF-8 (byte {position} is "
                         f"{error.object[error.start]:#04x}); save it as UTF-8 first") from None
+
+
+def read_torch_file(path, what, remedy, mmap=False):
+    """What a file of `torch.save` holds, on the CPU: tensors and plain values, never code.
+
+    The file's own checksums are compared first, since one flipped bit would give other weights.
+    what: the kind of file that was expected, and remedy: what to do, for the UserError where it is
+    something else. mmap: leave the tensors in the file until they are used.
+    """
+    with open_regular(path) as file:
+        try:
+            record_sizes = check_zip(file)
+            if record_sizes is None:  # the format before torch 1.6, which has no checksums
+                mmap = False
+            content = os.fspath(path) if mmap else file
+            values = torch.load(content, map_location="cpu", weights_only=True, mmap=mmap)
+            check_storages(values, record_sizes, os.fstat(file.fileno()).st_size)
+        except Exception as error:  # a foreign file can fail anywhere inside the unpickler
+            reason = str(error) if isinstance(error, BadFile) else type(error).__name__
+            raise UserError(f"{path} is truncated or not {what} ({reason}); {remedy}") from None
+    return values
+
+
+class BadFile(Exception):
+    """A file contradicts itself; the message says how."""
+
+
+def check_zip(file):
+    """The sizes of the records in a zip file, a Counter; None for another kind of file.
+
+    Raises BadFile where a record's checksum is another, and where the records, which torch never
+    compresses, say that they are larger than the file.
+    """
+    is_zip = zipfile.is_zipfile(file)
+    file.seek(0)
+    if not is_zip:
+        return None
+
+    with zipfile.ZipFile(file) as archive:
+        records = archive.infolist()
+        names = {record.filename for record in records}
+        total = sum(record.file_size for record in records)
+        is_stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
+        if len(names) < len(records) or not is_stored or total > file.seek(0, os.SEEK_END):
+            raise BadFile("its records are not those that torch writes")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise BadFile(f"the checksum of {printable(damaged)} is another: it was damaged")
+    file.seek(0)
+    return Counter(record.file_size for record in records)
+
+
+def check_storages(values, record_sizes, file_size):
+    """Raises BadFile where tensors in plain values claim more bytes than the file has for them.
+
+    record_sizes: of a zip file, where each storage must be as long as a record; None for others.
+    """
+    storages = {}
+    for tensor in tensors_within(values):
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise BadFile(f"a tensor is {tensor.layout} on {tensor.device}")
+        storage = tensor.untyped_storage()
+        if tensor.numel() * tensor.itemsize > storage.nbytes():
+            raise BadFile(f"a tensor of shape {printable(list(tensor.shape))} has "
+                          f"{storage.nbytes():,} bytes")
+        if storage.nbytes():
+            storages[storage.data_ptr()] = storage.nbytes()
+
+    too_many = sum(storages.values()) > file_size
+    if too_many or (record_sizes is not None and Counter(storages.values()) - record_sizes):
+        raise BadFile("its tensors are longer than what is there of them")
+
+
+def tensors_within(values):
+    """Yields the tensors in nested dicts, lists and tuples, each container once."""
+    waiting = [values]
+    seen = set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (dict, list, tuple, set)) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else value
 
 
 # Progress and downloads
@@ -318,36 +508,89 @@ class Progress:
             print(file=sys.stderr, flush=True)
 
 
-def fetch_into(file, address):
+class BadAnswer(requests.RequestException):
+    """A server's answer that can't be what was asked for; the message says why."""
+
+
+def fetch_into(file, address, largest=1 << 34):
     """Appends the file at an address to an open binary file, from where that one ends.
 
-    A server that can't go on in the middle sends all of it, and the file is emptied first. Returns
-    the response, for its headers. Raises requests.RequestException; what came by then stays.
+    A server that can't go on in the middle sends all of it, and the file is emptied first. largest:
+    the most bytes that are taken. Returns the response, for its headers. Raises
+    requests.RequestException (BadAnswer for an answer that is none); what came by then stays.
     """
+    try:
+        response = request_rest(file, address)
+        if response.status_code == requests.codes.requested_range_not_satisfiable:
+            response.close()
+            file.seek(0)  # our file is longer than the one there: begin again, once
+            file.truncate()
+            response = request_rest(file, address)
+        with response:
+            receive(file, response, largest)
+    except (urllib3.exceptions.HTTPError, ValueError) as error:
+        # What requests lets through of a broken answer; its own errors are ValueErrors at times.
+        if isinstance(error, requests.RequestException):
+            raise
+        raise BadAnswer(f"a broken answer, {type(error).__name__}") from None
+    return response
+
+
+def request_rest(file, address):
+    """Asks for a file from the byte on where an open one ends. Returns the response, unread."""
     start = file.seek(0, os.SEEK_END)
     headers = {"Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
+    return requests.get(address, stream=True, timeout=(5, 30), headers=headers)
 
-    with requests.get(address, stream=True, timeout=(5, 30), headers=headers) as response:
-        # Where does the server go on: after our last byte, at its first byte, or not at all?
-        nothing_more = response.status_code == requests.codes.requested_range_not_satisfiable
-        if not nothing_more:
-            response.raise_for_status()
-        if start and response.status_code != requests.codes.partial_content:
-            start = file.seek(0)
+
+def receive(file, response, largest):
+    """Writes an answer's content to the end of an open file, or from its start where it is all."""
+    # Where does the server go on: after our last byte, or at its first byte?
+    response.raise_for_status()
+    start = file.seek(0, os.SEEK_END)
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("identity", ""):
+        raise BadAnswer(f"the content is encoded as {printable(encoding)}, which was not asked for")
+    if response.status_code == requests.codes.partial_content:
+        said = response.headers.get("Content-Range", "")
+        found = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|[*])", said.strip())
+        if not start or not found or int(found[1]) != start:
+            raise BadAnswer(f"it goes on with {printable(said)!r} after {start:,} bytes")
+    elif response.status_code == requests.codes.ok:
+        start = file.seek(0)
+        file.truncate()
+    else:
+        raise BadAnswer(f"the status is {response.status_code}")
+
+    # How much is to come?
+    length = response.headers.get("Content-Length", "0").strip()
+    if not re.fullmatch("[0-9]{1,18}", length):
+        raise BadAnswer(f"the length is {printable(length)!r}")
+    n_bytes = start + int(length)
+    if n_bytes > largest:
+        file.seek(0)
+        file.truncate()
+        raise BadAnswer(f"{n_bytes:,} bytes are more than {largest:,}")
+
+    progress = Progress(n_bytes, " bytes", start)
+    host = printable(response.request.url.split("/")[2])
+    began = time.monotonic()
+    while piece := response.raw.read1(1 << 16):
+        file.write(piece)
+        n_there = file.tell()
+        seconds = time.monotonic() - began
+        if n_there > largest:
+            file.seek(0)
             file.truncate()
-        if nothing_more:  # our file is longer than the one there: begin again
-            return fetch_into(file, address)
-
-        n_bytes = start + int(response.headers.get("Content-Length", 0))
-        progress = Progress(n_bytes, " bytes", start)
-        host = address.split("/")[2]
-        for piece in response.iter_content(1 << 16):
-            file.write(piece)
-            progress.show(file.tell(), f"from {host}")
-        progress.close()
-    return response
+            raise BadAnswer(f"more than {largest:,} bytes came")
+        if seconds > SLOW_SECONDS and n_there - start < SLOWEST_DOWNLOAD * seconds:
+            raise BadAnswer(f"less than {SLOWEST_DOWNLOAD:,} bytes a second came")
+        progress.show(n_there, f"from {host}")
+    progress.close()
+    if n_bytes > start and file.tell() != n_bytes:
+        raise BadAnswer(f"{file.tell():,} bytes came of {n_bytes:,}")
 
 
 # Programs

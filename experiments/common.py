@@ -22,7 +22,7 @@ import textwrap
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote as quote_address
 
 import torch
 
@@ -38,7 +38,15 @@ from config import SEEDS, Config, check_field, config_from_dict, flag_parser, op
 from losses import cross_entropy
 from model import GPT
 from train import fit
-from utils import Progress, UserError, atomic_write, read_json, write_json
+from utils import (
+    Progress,
+    UserError,
+    atomic_write,
+    printable,
+    read_json,
+    read_torch_file,
+    write_json,
+)
 
 HEADINGS = ("claim", "reported", "measured", "range, or 95 %", "null, control or mark", "")
 WRAPPED = ("claim", "reported", "null, control or mark")  # the columns of text, not of numbers
@@ -274,7 +282,7 @@ def load_or_make(path, settings, make, retrain=False):
 
     if not retrain and path.exists():
         with contextlib.suppress(Exception):  # what can't be read is made anew
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = read_torch_file(path, "a kept model", "train it anew with --retrain")
             if state["settings"] == settings:
                 return state
 
@@ -441,19 +449,34 @@ border-bottom: 1px solid #ddd; font-size: 13px } img { max-width: 100% }
 .PASS { color: #00714f } .FAIL { color: #b34700; font-weight: bold }"""
 
 
-def address(file):
-    """A file's address in the page of all experiments, which lies above its folder."""
-    return quote(f"{file.parent.name}/{file.name}")
+# Nothing is run or loaded from elsewhere, whatever a name or a claim says.
+PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' file: data:"
+VERDICTS = ("PASS", "FAIL")  # what may be the class of a cell
+
+
+def escape_text(text):
+    """A text as HTML, in an attribute's quotes too. Raises TypeError for another kind of value."""
+    if not isinstance(text, str):
+        raise TypeError(f"{type(text).__name__} is no text")
+    return html.escape(text.encode("utf-8", "replace").decode("utf-8"))  # halves of a surrogate
+
+
+def relative_address(path):
+    """The address of a file, from the page in the folder above its own."""
+    return "/".join(quote_address(os.fsencode(part), safe="") for part in path.parts[-2:])
 
 
 def index_section(file):
-    """What the page says of one experiment, lines of HTML. file: its results.json."""
+    """What the page says of one experiment, lines of HTML. file: its results.json.
+
+    Raises UserError, or what a value of an unexpected kind raises, for results of another make.
+    """
     result = read_json(file)
     folder = file.parent
-    title = html.escape(folder.name)
-    lines = [f"<h2>{title}</h2><p>{html.escape(result.get('about', ''))}"]
+    name = escape_text(folder.name)
+    lines = [f"<h2>{name}</h2><p>{escape_text(result.get('about', ''))}"]
     if "found" in result:
-        lines.append(f"<p>{html.escape(result['found'])}")
+        lines.append(f"<p>{escape_text(result['found'])}")
 
     rows = [HEADINGS]
     for line in result.get("claims", ()):
@@ -462,16 +485,17 @@ def index_section(file):
     lines.append("<table>")
     for row in rows:
         *texts, verdict = row
-        cells = [f"<td>{html.escape(text)}</td>" for text in texts]
-        cells.append(f'<td class="{verdict}">{verdict}</td>')  # PASS, FAIL or nothing
+        cells = [f"<td>{escape_text(text)}</td>" for text in texts]
+        kind = f' class="{verdict}"' if verdict in VERDICTS else ""
+        cells.append(f"<td{kind}>{escape_text(verdict)}</td>")
         lines.append("<tr>" + "".join(cells) + "</tr>")
     lines.append("</table>")
 
     for page in sorted(folder.glob("*.html")):
-        lines.append(f'<p><a href="{address(page)}">{html.escape(page.name)}</a>')
+        lines.append(f'<p><a href="{relative_address(page)}">{escape_text(page.name)}</a>')
     for png in sorted(folder.glob("*.png")):
-        described = html.escape(f"{folder.name}: {png.stem}")
-        lines.append(f'<p><img src="{address(png)}" alt="{described}">')
+        lines.append(f'<p><img src="{relative_address(png)}" alt="{name}: '
+                     f'{escape_text(png.stem)}">')
     return lines
 
 
@@ -482,8 +506,12 @@ def write_index(out_dir):
     for file in sorted(Path(out_dir).glob("*/results.json")):
         try:
             parts += index_section(file)
-        except (UserError, TypeError, ValueError, AttributeError):
-            print(f"{file} is not an experiment's results: not in index.html", file=sys.stderr)
+        except (UserError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError,
+                OSError):
+            print(f"{printable(file)} is not an experiment's results: not in index.html",
+                  file=sys.stderr)
     with atomic_write(Path(out_dir) / "index.html", "w") as file:
-        file.write("<!doctype html><html lang=en><meta charset=utf-8><title>experiments</title>"
-                   f"<style>{STYLE}</style>\n<h1>Experiments</h1>\n" + "\n".join(parts) + "\n")
+        file.write("<!doctype html><html lang=en><meta charset=utf-8>"
+                   f'<meta http-equiv="Content-Security-Policy" content="{PAGE_POLICY}">'
+                   f"<title>experiments</title><style>{STYLE}</style>\n<h1>Experiments</h1>\n"
+                   + "\n".join(parts) + "\n")

@@ -5,7 +5,12 @@ import dataclasses
 import json
 import os
 import pickle
+import random
 import resource
+import shutil
+import subprocess
+import sys
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +21,7 @@ from helpers import refusal, tiny_model, tiny_tokens
 import checkpoint
 import corpus
 from checkpoint import (
+    RunLock,
     add_rows,
     export_pretrained,
     find_run,
@@ -141,6 +147,48 @@ def test_a_truncated_file_and_another_kind_of_file_are_refused(tmp_path):
         path.write_bytes(content)
         case = f"{len(content)} bytes: {content[:20]}"
         assert f"{path} is truncated" in refusal(lambda: load_checkpoint(path), case), case
+
+
+def test_no_bit_of_a_checkpoint_can_flip_and_give_other_weights(tmp_path):
+    path = tmp_path / "mine/checkpoint.pt"
+    saved, _ = save_run(tmp_path / "mine")
+    whole = path.read_bytes()
+    draw = random.Random(0)
+    weights = whole.find(saved.W_E.detach().numpy().tobytes())
+    refused = 0
+    for place in [weights + 3, *(draw.randrange(len(whole)) for _ in range(200))]:
+        raw = bytearray(whole)
+        raw[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(raw)
+        try:
+            model, _ = load_model("mine", tmp_path)
+        except UserError as error:
+            refused += 1
+            assert str(path) in str(error), place
+        else:  # of what lies between the records
+            assert same_logits(model, saved), f"bit {place} gives another model"
+    assert refused > 50
+
+
+def test_a_checkpoint_that_claims_more_than_is_in_its_file_is_refused(tmp_path):
+    path = tmp_path / "mine/checkpoint.pt"
+    state = state_of(tiny_model())
+    expanded = state["model"] | {"token_embedding.W_E": torch.zeros(1).expand(10**7, 10**6)}
+    for changed in (state | {"model": expanded},
+                    state | {"optimizer": [torch.eye(3).to_sparse()]}):
+        save_checkpoint(path, changed)
+        assert "a tensor" in refusal(lambda: load_checkpoint(path))
+    save_checkpoint(path, state)
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(tmp_path / "x", "w") as short:
+        for record in whole.infolist():
+            content = whole.read(record)
+            short.writestr(record.filename, content[:4] if "/data/" in record.filename else content)
+    assert str(tmp_path / "x") in refusal(lambda: load_checkpoint(tmp_path / "x"))
+    with zipfile.ZipFile(path) as whole, \
+            zipfile.ZipFile(tmp_path / "x", "w", zipfile.ZIP_DEFLATED) as packed:
+        for record in whole.infolist():
+            packed.writestr(record.filename, whole.read(record))
+    assert "torch writes" in refusal(lambda: load_checkpoint(tmp_path / "x"))
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
@@ -276,6 +324,100 @@ def test_overwriting_removes_the_run_s_files_and_nothing_else(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 
+def test_a_name_that_is_no_number_does_not_count_among_the_runs(tmp_path):
+    for name in ("run-²", "run-٣", "run-", "run-1e9", "run-" + "9" * 30, "run-007"):
+        (tmp_path / name).mkdir()
+    assert new_run_folder(tmp_path).name == "run-008"
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_folder_is_taken_afresh_only_where_nothing_was_learned_in_it(tmp_path):
+    folder = tmp_path / "mine"
+    new = partial(new_run_folder, tmp_path, "mine", unless_used=True)
+    save_run(tmp_path / "whole")
+    trained = state_of(tiny_model()) | {"step": 3}
+    for name, content in {
+        "best.pt": trained, "notes.txt": b"mine", "metrics.jsonl": b'{"step": 4, "seconds": 1}\n',
+        "loss.png": b"", "config.json": b'{"model_type": "gpt2"}', "results.json": b"{}",
+        "metrics.jsonl ": b"\xff\n", "best.pt ": b"half of a file", "below": None,
+    }.items():
+        folder.mkdir()
+        path = folder / name.strip()
+        if content is None:
+            path.mkdir()
+        elif isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            save_checkpoint(path, content)
+        before = files_of(folder)
+        message = refusal(new, name)
+        assert path.name in message and "\n" not in message, f"{name}: {message}"
+        assert files_of(folder) == before, f"{name} is not what it was"
+        shutil.rmtree(folder)
+
+    # What a process leaves that was killed before its first checkpoint
+    save_checkpoint(tmp_path / "mine/best.pt", state_of(tiny_model()))
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(Config())))
+    (folder / "metrics.jsonl").write_text('{"step": 0, "val_loss": 4.5}\n{"st')
+    (folder / ".checkpoint.pt.123").write_text("half")
+    (folder / ".lock").touch()
+    assert new() == folder and not files_of(folder)
+
+
+def test_what_is_no_run_is_not_overwritten(tmp_path):
+    tiny_model(tie_embeddings=True).save_pretrained(tmp_path / "gpt2")
+    (tmp_path / "file").write_text("a")
+    before = files_of(tmp_path / "gpt2")
+    for name, told in (("gpt2", "model.safetensors"), ("file", "is a file")):
+        overwrite = partial(new_run_folder, tmp_path, name, overwrite=True)
+        assert told in refusal(overwrite), name
+    assert files_of(tmp_path / "gpt2") == before and (tmp_path / "file").read_text() == "a"
+
+
+HOLD = """import sys; sys.path.insert(0, sys.argv[1])
+from checkpoint import RunLock
+lock = RunLock()
+lock.take(sys.argv[2])
+print("taken", flush=True)
+sys.stdin.read()"""
+
+
+def test_a_run_s_lock_is_another_process_s_until_that_ends_however_it_ends(tmp_path):
+    def hold():
+        other = subprocess.Popen([sys.executable, "-c", HOLD, Path(checkpoint.__file__).parent,
+                                  tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert other.stdout.readline() == b"taken\n"
+        return other
+
+    other = hold()
+    with RunLock() as lock:
+        message = refusal(lambda: lock.take(tmp_path))
+        assert "another process" in message and str(tmp_path) in message
+        other.kill()
+        other.communicate()
+        lock.take(tmp_path)  # although its file is still there
+        lock.take(tmp_path)
+        refusal(lambda: RunLock().take(tmp_path), "a second one in one process")
+    assert not list(tmp_path.iterdir()), "a lock that was given back leaves a file"
+    with RunLock() as lock:
+        lock.take(tmp_path)
+
+
+def test_a_run_that_another_process_writes_is_neither_begun_nor_replaced(tmp_path):
+    save_run(tmp_path / "mine")
+    before = files_of(tmp_path / "mine")
+    with RunLock() as lock:
+        lock.take(tmp_path / "mine")
+        for how in ({}, {"overwrite": True}, {"unless_used": True}):
+            message = refusal(partial(new_run_folder, tmp_path, "mine", **how), how)
+            assert "another process" in message, f"{how}: {message}"
+        assert files_of(tmp_path / "mine").keys() == before.keys() | {".lock"}
+    assert files_of(tmp_path / "mine") == before
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     message = refusal(lambda: new_run_folder(tmp_path / "file/below"))
@@ -299,6 +441,16 @@ def test_a_line_of_the_metrics_that_was_cut_off_is_passed_over(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
     assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
     assert read_metrics(tmp_path / "none") == []
+
+
+def test_damaged_lines_of_the_metrics_are_passed_over(tmp_path):
+    good = b'{"step": 1, "above_floor": {"all": 0.5}}'
+    bad = (b"\xff", b"5", b"{}", b"[" * 100_000, b"null", b'{"step": "1"}', b'{"step": true}',
+           b'{"step": -1}', b'{"step": 1e3}', b'{"step": 1, "lr": "x"}', b'{"step": 1, "lr": []}',
+           b'{"step": %d}' % 10**30, b'{"step": ' + b"9" * 5000 + b"}", b'{"step": 1, "lr": null}',
+           b'{"step": 1, "above_floor": 3}', b'{"step": 1, "above_floor": {"all": "x"}}')
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([*bad, good, b""]))
+    assert read_metrics(tmp_path) == [json.loads(good)]
 
 
 def test_the_description_gives_the_settings_back_and_says_which_text(tmp_path):

@@ -4,7 +4,9 @@ for the same settings only, and the page of all experiments says what their tabl
 import itertools
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from html.parser import HTMLParser
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
@@ -33,7 +35,7 @@ from experiments.common import (
 )
 from model import GPT
 from tokenizer import CharTokenizer
-from utils import UserError, read_json
+from utils import UserError, read_json, write_json
 
 ABOUT = "What it shows.\n\n    python experiments/one.py  # a second\n"
 HELD = Claim("a < b", 1.0, 0.5, 1.5, True, control="2")
@@ -322,20 +324,48 @@ def test_the_page_shows_every_table_and_figure_and_loads_nothing_from_elsewhere(
     assert "a_run" not in page and "//" not in page.replace("<!doctype", "")
 
 
-def test_what_a_claim_or_a_name_holds_is_text_on_the_page_and_no_part_of_it(tmp_path):
-    folder = tmp_path / 'a "run" & <more>'
-    line = Claim('x" onclick="alert()', 0.5, 0.4, 0.6, True, control="FAIL")
-    with pytest.raises(SystemExit):
-        conclude({"claims": [line]}, folder)
-    (folder / "50 % <b>.png").write_bytes(b"")
+PAYLOADS = ("<img src=x onerror=alert(1)>", '"><script>alert(2)<', "' onload='alert(3)", "a&lt;b",
+            "javascript:alert(4)", "lr#2?x=%41", "a b", "é\u202e", "PASS", "..x")
+
+
+class Page(HTMLParser):
+    """The tags of a page, and their attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+
+def test_names_and_claims_are_text_on_the_page_and_addresses_lead_to_their_files(tmp_path):
+    line = asdict(HELD)
+    for payload in PAYLOADS:
+        folder = tmp_path / payload.replace("/", "_")
+        folder.mkdir()
+        (folder / f"{folder.name}.png").write_bytes(b"")
+        (folder / f"{folder.name}.html").write_bytes(b"")
+        claims = [line | {"claim": payload, "reported": payload, "control": payload}]
+        write_json(folder / "results.json", {"about": payload, "found": payload, "claims": claims})
     write_index(tmp_path)
 
-    page = (tmp_path / "index.html").read_text()
-    assert "<td>x&quot; onclick=&quot;alert()</td>" in page
-    assert "<td>FAIL</td>" in page and '<td class="PASS">PASS</td>' in page
-    assert "<h2>a &quot;run&quot; &amp; &lt;more&gt;</h2>" in page
-    assert 'src="a%20%22run%22%20%26%20%3Cmore%3E/50%20%25%20%3Cb%3E.png"' in page
-    assert "<b>" not in page and "<more>" not in page
+    page = Page((tmp_path / "index.html").read_text())
+    tags = {tag for tag, _ in page.found}
+    assert tags == {"html", "meta", "title", "style", "h1", "h2", "p", "table", "tr", "td", "a",
+                    "img"}
+    allowed = {"class", "href", "src", "alt", "lang", "charset", "http-equiv", "content"}
+    assert {name for _, attributes in page.found for name in attributes} == allowed
+    assert {a["class"] for _, a in page.found if "class" in a} <= {"PASS", "FAIL"}
+    policy = [a["content"] for _, a in page.found if "http-equiv" in a]
+    assert len(policy) == 1 and policy[0].startswith("default-src 'none'")
+    addresses = [a.get("href", a.get("src")) for tag, a in page.found if tag in ("a", "img")]
+    assert len(addresses) == 2 * len(PAYLOADS)
+    for address in addresses:
+        parts = urlsplit(address)
+        assert not (parts.scheme or parts.netloc or parts.query or parts.fragment), address
+        assert (tmp_path / unquote(parts.path)).exists(), address
 
 
 def test_a_program_runs_and_ends_with_what_came_out(tmp_path, capsys):
@@ -359,7 +389,13 @@ def test_a_program_runs_and_ends_with_what_came_out(tmp_path, capsys):
 
 @pytest.mark.parametrize(("text", "there"), [
     ('{"anything": 1}', True), ('{"claims": [{"claim": 1}]}', False), ('{"claims": 3}', False),
-    ('{"claims": [{"claim": 1, "measured": 1, "low": 1, "high": 2}]}', False), ('{"cla', False)])
+    ('{"claims": [{"claim": 1, "measured": 1, "low": 1, "high": 2}]}', False), ('{"cla', False),
+    ('{"claims": [{"claim": "a", "measured": 1, "low": 1, "high": 2, "holds": "x"}]}', False),
+    ('{"claims": [{"claim": "a", "measured": 1, "low": 1, "high": 2, "holds": []}]}', False),
+    ('{"claims": [{"claim": "a", "measured": 1%s, "low": 1, "high": 2}]}' % ("0" * 400), False),
+    ('{"claims": [{"claim": "\\ud800", "measured": 1, "low": 1, "high": 2}]}', True),
+    ('{"claims": null}', False), ('{"about": 1}', False), ('{"found": []}', False),
+    ("[" * 100_000, False), ("[]", False), ('{"claims": "abc"}', False)])
 def test_results_of_another_make_are_no_obstacle(tmp_path, capsys, text, there):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "results.json").write_text(text)

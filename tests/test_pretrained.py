@@ -8,9 +8,12 @@ import hashlib
 import http.server
 import json
 import math
+import random
+import resource
 import socket
 import struct
 import threading
+import time
 from functools import partial
 from types import SimpleNamespace
 
@@ -23,6 +26,7 @@ from test_checkpoint import Attack
 import checkpoint
 import generate
 import pretrained
+import utils
 from checkpoint import load_model, load_pretrained
 from model import GPT
 from pretrained import pretrained_folder, read_pretrained, read_safetensors, write_safetensors
@@ -387,7 +391,8 @@ def test_the_file_written_says_the_same_to_another_reader(tmp_path, tied):
     model.save_pretrained(tmp_path / "new/folder")
     arrays, metadata = parsed((tmp_path / "new/folder/model.safetensors").read_bytes())
     named = model.to_hf_state_dict()
-    assert metadata == {"format": "pt"} and ("lm_head.weight" in arrays) is not tied
+    assert metadata.keys() == {"format", "content_sha256"} and metadata["format"] == "pt"
+    assert ("lm_head.weight" in arrays) is not tied
     assert arrays.keys() | {"lm_head.weight"} == named.keys()
     assert all((arrays[name] == named[name].detach().numpy()).all() for name in arrays)
     config = json.loads((tmp_path / "new/folder/config.json").read_text())
@@ -627,6 +632,82 @@ def test_a_config_of_something_else(tmp_path):
     ]:
         write_folder(tmp_path, published(), **changes)
         check_refusal(lambda: GPT.from_pretrained(tmp_path), *told, case=changes)
+
+
+def test_a_config_of_a_larger_model_than_its_weights_takes_neither_time_nor_memory(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (6 << 30, before[1]))
+    try:
+        for form in FORMS[::2]:
+            for name in ("n_layer", "n_embd", "n_inner", "n_positions", "vocab_size", "n_head"):
+                for size in (10**5, 10**6, 10**9, 10**12, 10**30, 2**63, 10**4000):
+                    case = f"{form}: {name}={str(size)[:40]}"
+                    folder = write_folder(tmp_path / form, published(), form, **{name: size})
+                    start = time.perf_counter()
+                    message = check_refusal(partial(GPT.from_pretrained, folder), case=case)
+                    assert len(message) < 2000, case
+                    assert time.perf_counter() - start < 2, f"{case} takes long to refuse"
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_foreign_text_in_a_message_is_short_and_printable(tmp_path):
+    nasty = "\x1b[31mred\n\u202e" + "long " * 10_000
+    for changes in ({"model_type": nasty}, {"activation_function": nasty}, {"n_inner": nasty},
+                    {"layer_norm_epsilon": nasty}, {"tie_word_embeddings": nasty}):
+        write_folder(tmp_path, published(), **changes)
+        message = check_refusal(lambda: GPT.from_pretrained(tmp_path), case=list(changes))
+        assert message.isprintable() and len(message) < 1000, list(changes)
+    write_folder(tmp_path, published() | {f"{n}{nasty[:999]}": torch.ones(1) for n in range(500)})
+    message = check_refusal(lambda: GPT.from_pretrained(tmp_path), "492 more")
+    assert message.isprintable() and len(message) < 1000
+
+
+def test_weights_under_two_names_are_refused(tmp_path):
+    named = published()
+    twice = named | {"transformer.wte.weight": named["wte.weight"] + 1}
+    for form in FORMS:
+        write_folder(tmp_path / form, twice, form)
+        check_refusal(partial(GPT.from_pretrained, tmp_path / form), "wte.weight twice", case=form)
+
+
+def test_no_bit_of_a_file_of_ours_can_flip_and_give_other_weights(tmp_path):
+    model = tiny_model(tie_embeddings=True)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    draw = random.Random(0)
+    for place in [*range(0, 400, 7), *(draw.randrange(len(whole)) for _ in range(200))]:
+        raw = bytearray(whole)
+        raw[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(raw)
+        try:
+            again = GPT.from_pretrained(tmp_path)
+        except UserError as error:
+            assert str(tmp_path) in str(error)
+        else:  # the rest of the metadata, where only a checksum that has lost its name is none
+            assert torch.equal(again(tiny_tokens()), model(tiny_tokens())), f"byte {place}"
+
+
+def test_a_flipped_bit_of_a_bin_file_is_noticed(tmp_path):
+    named = published()
+    path = write_folder(tmp_path, named, "pytorch_model.bin") / "pytorch_model.bin"
+    raw = bytearray(path.read_bytes())
+    raw[raw.find(named["wte.weight"].numpy().tobytes()) + 3] ^= 0x40
+    path.write_bytes(raw)
+    check_refusal(lambda: GPT.from_pretrained(tmp_path), path, "checksum")
+
+
+def test_a_header_of_millions_of_entries_is_refused_before_it_is_read(tmp_path):
+    entry = b'"a%07d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    header = b"{" + b",".join(entry % n for n in range(300_000)) + b"}"
+    (tmp_path / "x").write_bytes(header_and(b"", header))
+    start = time.perf_counter()
+    check_refusal(lambda: read_safetensors(tmp_path / "x"), "a header of", "at most")
+    many_axes = A.replace("[2]", "[" + "281474976710655, " * 100_000 + "2]")
+    (tmp_path / "x").write_bytes(header_and(bytes(8), f"{{{many_axes}}}".encode()))
+    check_refusal(lambda: read_safetensors(tmp_path / "x"), "a has shape")
+    assert time.perf_counter() - start < 2
 
 
 def test_a_config_that_is_none(tmp_path):
@@ -894,6 +975,51 @@ def test_a_part_of_another_file_is_noticed_and_thrown_away(hub, tmp_path):
     part_of(tmp_path).write_bytes(b"something else")
     check_refusal(lambda: pretrained_folder("gpt2", tmp_path), "checksum", "try again")
     assert not part_of(tmp_path).exists()
+    pretrained_folder("gpt2", tmp_path)
+    assert all_there(hub, tmp_path)
+
+
+def test_a_page_that_asks_for_a_password_is_not_kept_as_a_model(hub, tmp_path):
+    page = b"<!doctype html><title>Welcome to the guests' network</title>"
+    for name, good in list(hub.files.items()):
+        for content in (page, b"", good[:-9] if name != "merges.txt" else b"\xff"):
+            hub.files[name] = content
+            message = check_refusal(lambda: pretrained_folder("gpt2", tmp_path), name, case=name)
+            assert "something else" in message, message
+            assert not list((tmp_path / "gpt2").glob(f"{name}*")), f"{name} is kept"
+        hub.files[name] = good
+    pretrained_folder("gpt2", tmp_path)
+    assert all_there(hub, tmp_path)
+
+
+def test_what_was_published_is_known_by_its_checksum(hub, tmp_path, monkeypatch):
+    address = f"{pretrained.HUB}{PREFIX}merges.txt"
+    right = hashlib.sha256(MERGES_TXT).hexdigest()
+    for published_sha256, refused in (("0" * 64, True), (right, False)):
+        monkeypatch.setattr(pretrained, "PUBLISHED_SHA256", {address: published_sha256})
+        path = tmp_path / f"{refused}/merges.txt"
+        if refused:
+            check_refusal(partial(pretrained.download_file, address, path), "SHA-256")
+        else:
+            pretrained.download_file(address, path)
+        assert path.exists() is not refused
+
+
+def test_a_server_that_never_answers_well_is_asked_a_few_times(hub, tmp_path):
+    for status in (416, 204, 500):
+        hub.requested.clear()
+        hub.statuses = [status] * 1000
+        with pytest.raises(NoNetwork):
+            pretrained_folder("gpt2", tmp_path)
+        assert len(of_weights(hub)) <= 6, f"{status}: asked {len(of_weights(hub))} times"
+
+
+def test_two_processes_do_not_download_into_one_file(hub, tmp_path):
+    path = tmp_path / "gpt2/config.json"
+    path.parent.mkdir()
+    with utils.locked(path.with_name("config.json.lock"), "busy"):
+        check_refusal(lambda: pretrained_folder("gpt2", tmp_path), "another process")
+    assert not hub.requested
     pretrained_folder("gpt2", tmp_path)
     assert all_there(hub, tmp_path)
 

@@ -864,6 +864,36 @@ def test_a_run_without_a_checkpoint_is_not_taken_for_the_name_next_to_it(
         main(argv(tmp_path, *named("mine3", "--resume")))
 
 
+def test_what_a_run_without_its_checkpoint_has_is_never_replaced(home, tmp_path, monkeypatch):
+    quietly(monkeypatch)
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    folder = run_of(tmp_path, "first")
+    (folder / "checkpoint.pt").rename(tmp_path / "elsewhere.pt")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match=r"best\.pt, .*metrics\.jsonl.*--overwrite"):
+        main(argv(tmp_path, *named("first", "--train.seed", "7", "--resume")))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_second_process_in_a_run_s_folder_is_refused_before_it_writes(tmp_path, monkeypatch):
+    quietly(monkeypatch)
+    refused = []
+
+    def second():
+        for flags in (["--resume"], ["--overwrite"], []):
+            with pytest.raises(UserError, match="another process") as error:
+                main(argv(tmp_path, *named("mine"), *flags))
+            refused.append(str(error.value))
+
+    with monkeypatch.context() as patched:
+        on_batch(patched, 4, second)
+        main(argv(tmp_path, *named("mine")))
+    assert len(refused) == 3
+    steps = [step for step, in curve(tmp_path, "mine")]
+    assert steps == sorted(set(steps)) and steps[-1] == 6
+    main(argv(tmp_path, *named("mine", "--resume")))  # the lock is given back
+
+
 # Divergence
 
 

@@ -1,28 +1,42 @@
 """Errors, choices, files, progress, devices and seeds."""
 
+import contextlib
 import errno
 import io
 import itertools
 import json
 import os
+import socket
 import sys
+import threading
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import requests
 import torch
+from helpers import refusal
 
 import utils
 from utils import (
+    BadAnswer,
     Progress,
     RankLost,
     UserError,
     atomic_write,
     check_choice,
+    fetch_into,
     joined_ranks,
+    list_names,
     mean_over_ranks,
     n_ranks,
+    open_regular,
     pick_device,
+    printable,
     rank,
+    read_json,
+    read_text,
+    read_torch_file,
     run_program,
     seeded_generator,
     suggest_closest,
@@ -176,6 +190,134 @@ def test_values_that_json_cannot_hold_leave_the_old_file(tmp_path):
         write_json(tmp_path / "values.json", {"new": torch.ones(1)})
     assert json.loads((tmp_path / "values.json").read_text()) == {"old": 1}
     assert os.listdir(tmp_path) == ["values.json"]
+
+
+def test_what_a_message_quotes_is_one_line_without_control_characters():
+    nasty = "a\nb\x1b[31m\r\x00\u202e\ud800é" + "z" * 10**6
+    for text in (str(UserError(nasty)), printable(nasty)):
+        assert text.isprintable() and "\n" not in text and len(text) <= utils.MESSAGE_LENGTH
+        text.encode()
+    assert printable("aé b") == "aé b" and printable("a\n") == "a\\n"
+    assert len(printable("é" * 200)) == 100 == len(printable("\x00" * 200))
+    assert list_names(map(str, range(3))) == "0, 1, 2"
+    assert list_names(map(str, range(9)), 2) == "0, 1 and 7 more"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes by name here")
+def test_what_is_no_regular_file_is_refused_at_once_wherever_a_file_is_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    readers = (open_regular, read_json, read_text,
+               lambda path: read_torch_file(path, "a lens", "fit one"))
+    for name in ("/dev/zero", "/dev/tty0", tmp_path / "pipe", tmp_path, tmp_path / "loop",
+                 tmp_path / "none", "a\0b"):
+        for read in readers:
+            message = refusal(partial(read, name), name)
+            assert message.startswith("cannot read") and "\n" not in message, f"{name}: {message}"
+
+
+def test_a_json_file_of_a_terabyte_is_refused_before_it_is_read(tmp_path):
+    with open(tmp_path / "x.json", "wb") as file:
+        file.truncate(10**12)
+    assert "1,000,000,000,000 bytes" in refusal(lambda: read_json(tmp_path / "x.json"))
+
+
+# Downloads
+
+
+@contextlib.contextmanager
+def answering(answer):
+    """The address of a server that gives one answer to all who ask, and the list of what they
+    asked, as long as it is open."""
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        asked.append(connection.recv(1 << 16))
+                        connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/x", asked
+
+
+def http_answer(status, body=b"", **headers):
+    lines = [f"HTTP/1.1 {status}", "Connection: close"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+GONE_ON = {"Content_Range": "bytes 3-5/6", "Content_Length": 3}
+BAD_ANSWERS = {  # what comes, after how many bytes that are there already
+    "encoded": (http_answer("200 OK", b"abc", Content_Encoding="gzip", Content_Length=3), 0),
+    "a part of what was asked for as a whole": (http_answer("206 P", b"def", **GONE_ON), 0),
+    "another part": (http_answer("206 P", b"def", **GONE_ON), 2),
+    "a part of nothing": (http_answer("206 P", b"def", Content_Length=3), 3),
+    "a part that is none": (http_answer("206 P", b"def", Content_Range="bytes x", a=1), 3),
+    "no content": (http_answer("204 No Content"), 0),
+    "multiple choices": (http_answer("300 Multiple Choices", b"abc"), 0),
+    "always beyond the end": (http_answer("416 Beyond", Content_Range="bytes */6"), 3),
+    "not found": (http_answer("404 Not Found", b"abc"), 0),
+    "a length that is no number": (http_answer("200 OK", b"abc", Content_Length="many"), 0),
+    "a negative length": (http_answer("200 OK", b"abc", Content_Length=-5), 0),
+    "a length of other digits": (http_answer("200 OK", b"abc", Content_Length="\u00b2"), 0),
+    "a length beyond all numbers": (http_answer("200 OK", b"abc", Content_Length="9" * 5000), 0),
+    "more than the most": (http_answer("200 OK", b"", Content_Length=1001), 0),
+    "more than the most without a length": (http_answer("200 OK", b"a" * 1001), 0),
+    "less than was said": (http_answer("200 OK", b"abc", Content_Length=6), 0),
+    "a chunk that is none": (http_answer("200 OK", b"zz\r\n", Transfer_Encoding="chunked"), 0),
+    "no HTTP": (b"\xff\xfe once upon a time\r\n\r\n", 0),
+    "nothing": (b"", 0),
+    "too many headers": (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 1000 + b"\r\n", 0),
+    "elsewhere for ever": (http_answer("302 Found", Location="/x", Content_Length=0), 0),
+    "nowhere": (http_answer("302 Found", Location="http://[", Content_Length=0), 0),
+    "elsewhere, not by HTTP": (http_answer("302 Found", Location="file:///etc/passwd"), 0),
+}
+
+
+def test_an_answer_that_can_not_be_what_was_asked_for_is_a_request_exception(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    for case, (answer, n_there) in BAD_ANSWERS.items():
+        file = io.BytesIO(b"x" * n_there)
+        with answering(answer) as (address, asked):
+            try:
+                fetch_into(file, address, largest=1000)
+            except requests.RequestException as error:
+                assert "\n" not in str(error) or not isinstance(error, BadAnswer), case
+            else:
+                raise AssertionError(f"{case}: taken for a file")
+        assert len(asked) <= 31, f"{case}: asked {len(asked)} times"
+    with answering(http_answer("416 Beyond")) as (address, asked):
+        with pytest.raises(requests.RequestException):
+            fetch_into(io.BytesIO(b"abc"), address)
+        assert len(asked) == 2
+
+
+def test_a_good_answer_is_taken_with_a_length_or_without_and_after_a_part(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    chunks = b"3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n"
+    for answer, there in [
+        (http_answer("200 OK", b"abcdef", Content_Length=6), b""),
+        (http_answer("200 OK", b"abcdef"), b""), (http_answer("200 OK", b"abcdef"), b"xyz"),
+        (http_answer("200 OK", chunks, Transfer_Encoding="chunked"), b""),
+        (http_answer("206 Partial", b"def", **GONE_ON), b"abc"),
+        (http_answer("200 OK", b"abcdef", Content_Encoding="identity"), b""),
+    ]:
+        file = io.BytesIO(there)
+        with answering(answer) as (address, _):
+            fetch_into(file, address, largest=6)
+        assert file.getvalue() == b"abcdef", answer
+
+
+def test_a_download_that_trickles_is_given_up(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(utils, "SLOW_SECONDS", 0)
+    monkeypatch.setattr(utils, "SLOWEST_DOWNLOAD", 1e12)
+    with answering(http_answer("200 OK", b"abcdef", Content_Length=6)) as (address, _):
+        with pytest.raises(BadAnswer, match="a second"):
+            fetch_into(io.BytesIO(), address)
 
 
 def progress_output(monkeypatch, on_terminal, seconds_a_step, total=1000, steps=range(1, 101)):
