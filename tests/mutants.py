@@ -188,6 +188,8 @@ MUTANTS = [
     Mutant("tokenizer", "if 0 <= i < self.d_vocab else",
            "if i < self.d_vocab else",
            "a negative id that stands for nothing is shown as a token"),
+    Mutant("tokenizer", "map(operator.index, ids)", "map(int, ids)",
+           "an id of 1.9 is read as 1"),
     Mutant("tokenizer", 'read_text(encoding="utf-8-sig").split',
            'read_text(encoding="utf-8").split',
            "a byte-order mark is part of the first merge"),

@@ -73,6 +73,14 @@ def test_unknown_ids_are_named_and_negative_ones_do_not_count_from_the_end():
         assert f"[{unknown}]" in message and "0 to 2" in message
 
 
+def test_what_is_no_integer_is_no_id(bpe):
+    for tokenizer in (CharTokenizer().fit("abc"), bpe):
+        for ids in ([1.9], torch.tensor([0.5]), ["a"], [None], [[1, 2]], 3):
+            for call in (tokenizer.decode, tokenizer.to_bytes, tokenizer.to_str_tokens,
+                         partial(tokenizer.to_str_tokens, show_unknown=True)):
+                assert "not ids" in refusal(lambda call=call, ids=ids: call(ids), ids)
+
+
 def test_a_tensor_is_decoded_like_a_list():
     tokenizer = CharTokenizer().fit("abc")
     assert tokenizer.decode(torch.tensor([2, 0, 1])) == "cab" == tokenizer.decode([2, 0, 1])

@@ -81,7 +81,7 @@ def choose_texts(cfg, name, model_cfg, tokenizer, *, story, unseen=None):
     n_ctx = model_cfg.n_ctx
 
     # The text that is shown
-    tokens = tokenizer.encode(cfg.text) if cfg.text else story[: min(n_ctx, SHOWN)]
+    tokens = tokenizer.encode_document(cfg.text) if cfg.text else story[: min(n_ctx, SHOWN)]
     if not 2 <= len(tokens) <= n_ctx:
         raise UserError(f"the text has {len(tokens)} tokens, and {name} reads 2 to n_ctx={n_ctx}; "
                         "change --text")
@@ -105,7 +105,8 @@ def encode_start(path, tokenizer, n_tokens):
     if path is None:
         return tokenizer.encode(corpus.text(n_characters, seed=1))
     text = read_text(Path(path))
-    return tokenizer.encode(text[: last_token_boundary(text, n_characters, tokenizer.kind)])
+    end = last_token_boundary(text, n_characters, tokenizer.kind)
+    return tokenizer.encode_document(text[:end])
 
 
 def train_subjects(cfg, folder):
