@@ -387,6 +387,9 @@ def load_run_to_resume(given, lock=None):
                         "these flags out, or start another run")
     merged = {section: saved[section] | given.get(section, {}) for section in saved}
     cfg = config_from_dict(Config, merged)
+    if state["step"] > cfg.train.max_steps:
+        raise UserError(f"{path} is of step {state['step']:,}, beyond max_steps="
+                        f"{cfg.train.max_steps:,}; start another run")
 
     threads_now = cfg.train.threads or torch.get_num_threads()
     threads_before = state.get("threads", threads_now)
