@@ -212,6 +212,8 @@ def test_a_value_that_is_not_a_checkpoint_is_refused_by_what_it_lacks(tmp_path):
         (state | {"sampler": torch.ones(3)}, ["sampler"]), (state | {"rng": "x"}, ["rng"]),
         (state | {"recent": [(1, 2)]}, ["recent"]), (state | {"recent": [(1, "a")]}, ["recent"]),
         (state | {"threads": 0}, ["threads"]), (state | {"lost": None}, ["lost"]),
+        *[(state | {"tokenizer": {"kind": "char", "symbols": symbols}}, ["tokenizer"])
+          for symbols in (3, [3], ["a", torch.ones(1)], [("a", "b", "c")], {"a": 1})],
         (state | {"seconds": "a"}, ["seconds"]), (state | {"data_sha256": 3}, ["data_sha256"]),
     ]:
         torch.save(value, path)
