@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import platform
 import re
@@ -116,12 +117,26 @@ def is_list_of_steps(value):
         and all(map(is_number, step)) for step in value)
 
 
+def is_tokenizer_state(value):
+    """Whether a value is a dict of texts, and of lists of texts or of pairs of them."""
+    if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+        return False
+    lists = [field for field in value.values() if not isinstance(field, str)]
+    if not all(isinstance(field, (list, tuple)) for field in lists):
+        return False
+    for part in itertools.chain.from_iterable(lists):
+        pair = part if isinstance(part, (list, tuple)) and len(part) == 2 else (part,)
+        if not all(isinstance(text, str) for text in pair):
+            return False
+    return True
+
+
 NEEDED_BY_MODEL = {
     "config": lambda value: isinstance(value, dict),
     "model": is_weights,
     "optimizer": lambda value: isinstance(value, list),
     "step": is_whole,
-    "tokenizer": lambda value: isinstance(value, dict),
+    "tokenizer": is_tokenizer_state,
 }
 NEEDED_TO_RESUME = {
     "seconds": is_number,
@@ -387,6 +402,9 @@ def load_run_to_resume(given, lock=None):
                         "these flags out, or start another run")
     merged = {section: saved[section] | given.get(section, {}) for section in saved}
     cfg = config_from_dict(Config, merged)
+    if state["step"] > cfg.train.max_steps:
+        raise UserError(f"{path} is of step {state['step']:,}, beyond max_steps="
+                        f"{cfg.train.max_steps:,}; start another run")
 
     threads_now = cfg.train.threads or torch.get_num_threads()
     threads_before = state.get("threads", threads_now)

@@ -115,7 +115,8 @@ class ModelConfig:
         attention = norm + 5 * self.d_model + self.n_heads  # the stream, q, k, v and z
         unembedding = norm + self.d_model + self.d_vocab + 2
         numbers = self.n_layers * (attention + mlp) + unembedding
-        return 4 * numbers
+        targets = 10  # bytes: the ids that the loss looks up, and which of them count
+        return 4 * numbers + targets
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ of nothing but these two is a table of bigrams.
 
 Chapter: COURSE_ROADMAP.md, 3 (the stream as a sum)
 Prerequisites: tokenizer.py
-Next: attention.py
+Next: positions.py
 Source: Vaswani et al. 2017, section 3.5; Elhage et al. 2021 (the zero-layer transformer)
 """
 

@@ -233,7 +233,8 @@ def read_pretrained(folder):
     """(ModelConfig, {our name: tensor}) of a folder in Hugging Face's layout.
 
     The tensors may be views of a memory-mapped file: copy them. Raises UserError for another
-    architecture, broken files, and tensors that are missing (all are named) or unknown.
+    architecture, broken files, and tensors that are missing or unknown, of which it names those
+    that find room in a message.
     """
     folder = Path(folder)
     cfg = read_config(folder / "config.json")

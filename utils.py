@@ -10,6 +10,7 @@ import codecs
 import contextlib
 import difflib
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -24,14 +25,8 @@ from pathlib import Path
 
 import requests
 import torch
-import urllib3
 
-try:
-    import fcntl
-except ImportError:  # on Windows; see open_locked
-    fcntl = None
-
-MESSAGE_LENGTH = 4000  # characters of an error's line, at most
+MESSAGE_LENGTH = 2000  # characters of an error's line, at most
 QUOTE_LENGTH = 100  # characters of a foreign text that a message quotes, at most
 SLOWEST_DOWNLOAD = 1000  # bytes a second, from its beginning on
 SLOW_SECONDS = 60  # so many seconds pass before a download may be found too slow
@@ -80,7 +75,8 @@ def check_choice(name, value, choices):
     choices = list(choices)
     if value not in choices:
         listed = ", ".join(map(str, choices))
-        raise UserError(f"{name}={value!r} is unknown; choose from: {listed}")
+        found = printable(repr(value))
+        raise UserError(f"{name}={found} is unknown; choose from: {listed}")
     return value
 
 
@@ -271,6 +267,8 @@ def open_locked(path, busy):
     busy: the line of the UserError where another process has it. Where Python has no fcntl (on
     Windows), nothing is locked. Raises OSError where the file can't be written.
     """
+    has_locks = importlib.util.find_spec("fcntl") is not None
+    fcntl = importlib.import_module("fcntl") if has_locks else None
     while True:
         file = open(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)), "rb+")
         try:
@@ -528,7 +526,7 @@ def fetch_into(file, address, largest=1 << 34):
             response = request_rest(file, address)
         with response:
             receive(file, response, largest)
-    except (urllib3.exceptions.HTTPError, ValueError) as error:
+    except (requests.exceptions.BaseHTTPError, ValueError) as error:
         # What requests lets through of a broken answer; its own errors are ValueErrors at times.
         if isinstance(error, requests.RequestException):
             raise

@@ -171,7 +171,7 @@ def test_a_checkpoint_that_is_not_one_is_named_and_left_alone(tmp_path, capsys, 
     capsys.readouterr()
 
     ways = [(truncate, "not a checkpoint"), (attack, "not a checkpoint"),
-            (widen, "another architecture"), (write_words, "not a checkpoint"),
+            (widen, "another"), (write_words, "not a checkpoint"),
             (leave_out_all, "lacks config, model, optimizer")]
     programs = [(generate.main, ["--run_name", "mine", "--out_dir"]),
                 (train.main, [*named("mine"), "--train.device", "cpu", "--resume",

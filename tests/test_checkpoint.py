@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -204,6 +205,16 @@ def test_a_value_that_is_not_a_checkpoint_is_refused_by_what_it_lacks(tmp_path):
         *[({key: state[key] for key in state if key not in lost}, lost)
           for lost in (["config"], ["step", "tokenizer"])],
         (state | {"step": "three"}, ["step"]), (state | {"optimizer": {}}, ["optimizer"]),
+        (state | {"step": -1}, ["step"]), (state | {"step": True}, ["step"]),
+        (state | {"model": {"a": 3}}, ["model"]),
+        (state | {"model": {3: torch.ones(1)}}, ["model"]),
+        (state | {"model": {"a": torch.ones(1, dtype=torch.int)}}, ["model"]),
+        (state | {"sampler": torch.ones(3)}, ["sampler"]), (state | {"rng": "x"}, ["rng"]),
+        (state | {"recent": [(1, 2)]}, ["recent"]), (state | {"recent": [(1, "a")]}, ["recent"]),
+        (state | {"threads": 0}, ["threads"]), (state | {"lost": None}, ["lost"]),
+        *[(state | {"tokenizer": {"kind": "char", "symbols": symbols}}, ["tokenizer"])
+          for symbols in (3, [3], ["a", torch.ones(1)], [("a", "b", "c")], {"a": 1})],
+        (state | {"seconds": "a"}, ["seconds"]), (state | {"data_sha256": 3}, ["data_sha256"]),
     ]:
         torch.save(value, path)
         message = refusal(lambda: load_checkpoint(path), f"without {lacking}")
@@ -219,6 +230,26 @@ def test_a_config_that_makes_no_model_is_refused(tmp_path):
         save_checkpoint(tmp_path / "mine/checkpoint.pt", state | {"config": config})
         message = refusal(lambda: load_model("mine", tmp_path), config)
         assert "checkpoint.pt" in message and problem in message, message
+
+
+def test_a_config_of_a_larger_model_than_its_weights_takes_neither_time_nor_memory(tmp_path):
+    state = state_of(tiny_model())
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (6 << 30, before[1]))
+    try:
+        for positions in ("learned", "sinusoidal"):
+            for name in ("n_layers", "d_model", "d_mlp", "n_ctx", "d_vocab", "n_heads"):
+                for size in (10**6, 10**9, 10**12, 10**30, 2.0, True, "12", [12]):
+                    config = state["config"]
+                    shape = config["model"] | {"positions": positions, name: size}
+                    save_checkpoint(tmp_path / "mine/checkpoint.pt",
+                                    state | {"config": config | {"model": shape}})
+                    start = time.perf_counter()
+                    message = refusal(lambda: load_model("mine", tmp_path), (name, size))
+                    assert "checkpoint.pt" in message and len(message) < 1000
+                    assert time.perf_counter() - start < 2, (name, size)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 # Weights that do not fit

@@ -5,6 +5,7 @@ import functools
 import http.server
 import itertools
 import json
+import os
 import random
 import re
 import socket
@@ -718,6 +719,11 @@ DAMAGE = {  # what is done to a token file of 100 ids, 0 and 1, and what is told
     "plain text": (lambda path: path.write_text("hello"), BROKEN),
     "nothing": (lambda path: path.write_bytes(b""), BROKEN),
     "a list": (lambda path: path.write_text("[1, 2]\n"), BROKEN),
+    "nested without end": (lambda path: path.write_text("[" * 100_000 + "\n"), BROKEN),
+    "infinitely many": (lambda path: edit_header(path, n_tokens=float("inf")), BROKEN),
+    "more than any disk has": (lambda path: edit_header(path, n_tokens=10**4000), "100 ids in"),
+    "numbers that are a list": (lambda path: edit_header(path, dtype=["uint16"]), BROKEN),
+    "no checksum": (lambda path: edit_header(path, sha256=None), CHANGED),
 }
 
 
@@ -776,3 +782,13 @@ def test_a_text_of_50_megabytes_adds_less_than_100_to_the_memory(tmp_path):
                              capture_output=True, env={"PYTHONPATH": str(ROOT)}, timeout=200)
         assert ran.returncode == 0, ran.stderr
         assert float(ran.stdout.split("added MB:")[1]) < 100
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes by name here")
+def test_a_pipe_or_a_device_in_a_text_s_or_a_token_file_s_place_is_refused_at_once(tmp_path):
+    (tmp_path / "tokens").mkdir()
+    os.mkfifo(tmp_path / "tokens" / TOKENS_FILE)
+    os.mkfifo(tmp_path / "text")
+    for path in (tmp_path / "tokens", tmp_path / "text", "/dev/zero"):
+        message = refusal(partial(load_dataset, DataConfig(path=str(path)), 4), path)
+        assert "cannot read" in message and str(path) in message

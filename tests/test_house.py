@@ -24,6 +24,7 @@ from tokenizer import BPETokenizer
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [  # imports point to an earlier row, never up and never sideways
     "utils",
+    "positions",
     "losses config plotting activation_cache",
     "metrics",
     "tokenizer corpus pretrained optim hooks",

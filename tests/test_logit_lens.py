@@ -223,3 +223,25 @@ def test_the_likeliest_words_are_those_of_the_likeliest_ids_even_of_ones_that_st
         assert words == [["abcdef"[i] if i < 6 else f"<id {i}>" for i in row] for row in ids]
         assert words == logit_lens(model, cache, top_k=2).likeliest_words(tokenizer, batch)
     assert any("<id" in word for row in words for word in row)
+
+
+def test_a_lens_with_a_flipped_bit_and_what_is_none_are_refused(tmp_path):
+    path = tmp_path / "lens.pt"
+    lens = TunedLens(4, ["0_pre", "1_pre"])
+    with torch.no_grad():
+        lens.A.normal_()
+    lens.save(path)
+    assert torch.equal(TunedLens.load(path).A, lens.A)
+
+    raw = bytearray(path.read_bytes())
+    raw[raw.find(lens.A.detach().numpy().tobytes()) + 3] ^= 0x40
+    path.write_bytes(raw)
+    assert "checksum" in refusal(lambda: TunedLens.load(path))
+    for state in (3, {}, {"A": 1, "b": 2, "labels": 3},
+                  {"A": torch.zeros(2, 4, 4), "b": torch.zeros(2, 4), "labels": [1, 2]},
+                  {"A": torch.zeros(2, 4, 3), "b": torch.zeros(2, 4), "labels": ["a", "b"]},
+                  {"A": torch.zeros(1, 4, 4), "b": torch.zeros(2, 4), "labels": ["a", "b"]}):
+        torch.save(state, path)
+        assert "not a tuned lens" in refusal(lambda: TunedLens.load(path), state)
+    refusal(lambda: TunedLens.load(tmp_path), "a folder")
+    refusal(lambda: TunedLens.load("/dev/zero"), "a device")

@@ -875,6 +875,34 @@ def test_what_a_run_without_its_checkpoint_has_is_never_replaced(home, tmp_path,
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_a_checkpoint_that_can_not_be_gone_on_with_is_refused_and_stays(
+    home, tmp_path, monkeypatch
+):
+    quietly(monkeypatch)
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    path = run_of(tmp_path, "first") / "checkpoint.pt"
+    state = load_checkpoint(path)
+    adamw, muon = state["optimizer"]
+    wider = adamw | {"m": [torch.cat([m, m]) for m in adamw["m"]]}
+    for changes, told in [
+        ({"optimizer": []}, "optimiser"), ({"optimizer": [adamw]}, "optimiser"),
+        ({"optimizer": [muon, adamw]}, "optimiser"), ({"optimizer": [wider, muon]}, "optimiser"),
+        ({"optimizer": [3, 4]}, "optimiser"), ({"sampler": None}, "sampler"),
+        ({"recent": 3}, "recent"), ({"data_sha256": "0"}, "the text is not"),
+        ({"tokenizer": {"kind": "char"}}, "tokenizer"), ({"tokenizer": {}}, "tokenizer"),
+        ({"step": 10**6}, "of step 1,000,000"),
+    ]:
+        checkpoint.save_checkpoint(path, state | changes)
+        before = path.read_bytes()
+        with pytest.raises(UserError, match=told):
+            main(argv(tmp_path, *named("first", "--resume")))
+        assert path.read_bytes() == before
+    for field in ("sampler", "rng", "recent", "data_sha256"):
+        checkpoint.save_checkpoint(path, {name: state[name] for name in state if name != field})
+        with pytest.raises(UserError, match=f"lacks {field}"):
+            main(argv(tmp_path, *named("first", "--resume")))
+
+
 def test_a_second_process_in_a_run_s_folder_is_refused_before_it_writes(tmp_path, monkeypatch):
     quietly(monkeypatch)
     refused = []
