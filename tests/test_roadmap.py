@@ -57,7 +57,7 @@ def test_a_block_prints_what_the_page_says(code, claimed, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, "-c", code],
-        capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120,
+        capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=400,
     )
     assert run.returncode == 0, run.stderr
     printed = run.stdout.splitlines()
