@@ -416,6 +416,7 @@ print("taken", flush=True)
 sys.stdin.read()"""
 
 
+@pytest.mark.slow
 def test_a_run_s_lock_is_another_process_s_until_that_ends_however_it_ends(tmp_path):
     def hold():
         other = subprocess.Popen([sys.executable, "-c", HOLD, Path(checkpoint.__file__).parent,

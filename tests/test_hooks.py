@@ -238,6 +238,7 @@ def test_a_copy_of_a_model_has_no_listeners_and_points_of_its_own():
         assert n_listeners(model) == 0
 
 
+@pytest.mark.slow
 def test_a_hook_added_to_a_compiled_model_acts_and_its_removal_too():
     model, tokens = tiny_model(n_layers=1, attn_only=True), tiny_tokens()
     compiled = torch.compile(model, backend="eager")

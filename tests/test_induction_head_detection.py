@@ -230,6 +230,7 @@ def test_the_wired_heads_are_found():
     assert found.all_induction == ((1, 2),) and found.others == ((0, 0), (0, 2))
 
 
+@pytest.mark.slow
 def test_the_wired_heads_score_one(proven):
     assert proven["measured"]["induction"][1][2] == pytest.approx(1, abs=2e-3)
     assert proven["measured"]["previous-token"][0][1] == pytest.approx(1, abs=1e-4)
@@ -237,6 +238,7 @@ def test_the_wired_heads_score_one(proven):
     assert proven["shifted"] < 2e-3
 
 
+@pytest.mark.slow
 def test_only_without_the_wired_heads_are_repeats_lost(proven):
     nothing, other = (proven["ablation"][name] for name in ("nothing", "other head L0H0"))
     assert other == nothing
@@ -246,6 +248,7 @@ def test_only_without_the_wired_heads_are_repeats_lost(proven):
     assert proven["ablation"]["induction head"]["induction"] > 0.99  # what it looks at stays
 
 
+@pytest.mark.slow
 def test_the_wired_path_alone_carries_all(proven):
     ways = proven["paths"]
     assert ways["previous-token head to K"] == pytest.approx(
@@ -255,12 +258,14 @@ def test_the_wired_path_alone_carries_all(proven):
         assert ways[way] == 0
 
 
+@pytest.mark.slow
 def test_the_wired_heads_compose_by_keys(proven):
     z = proven["composition"]
     assert z["K"] > 10 > max(z["Q"], z["V"])
     assert len(z["other K"]) == len(z["other V"]) == 2
 
 
+@pytest.mark.slow
 def test_the_wired_circuit_knows_no_length_gap_or_order(proven):
     assert list(proven["transfer"]) == list(TEXTS)
     for found in proven["transfer"].values():
@@ -317,6 +322,7 @@ def test_a_crossing_is_found_from_either_side():
     assert first_crossing(history, lambda row: row["of"], 0.5) is None
 
 
+@pytest.mark.slow
 def test_phases_are_steps_of_the_history(proven):
     assert find_phase_change(proven["history"], find_circuit(wired())) == {
         "loss at 90 %": 10, "loss at 50 %": 10, "loss at 10 %": 10, "induction": 10,
@@ -335,6 +341,7 @@ def seeds(proven):
             for seed in (0, 1)]
 
 
+@pytest.mark.slow
 def test_on_the_wired_circuit_the_claims_hold(seeds):
     verdicts = {claim.claim: claim.holds for claim in induction_claims(seeds)}
     assert sum(held is not None for held in verdicts.values()) > 20
@@ -343,6 +350,7 @@ def test_on_the_wired_circuit_the_claims_hold(seeds):
     assert not any(claim.holds for claim in induction_claims(seeds, judged=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "value", "claim"), [
     (("measured", "repeats"), 0.2, "loss on repeats (nats)"),
     (("ablation", "other head L0H0", "repeats"), 1.0, "rises without the other head"),
@@ -365,6 +373,7 @@ def test_one_seed_that_misses_fails_the_claim(seeds, where, value, claim):
     assert any(claim in text for text in failed)
 
 
+@pytest.mark.slow
 def test_the_figure_says_what_was_found(seeds):
     titles = [axes.get_title(loc="left") for axes in induction_figure(seeds).axes]
     assert any("100 % of the previous-token head's effect" in title for title in titles)
@@ -372,6 +381,7 @@ def test_the_figure_says_what_was_found(seeds):
     assert induction_figure(none).axes
 
 
+@pytest.mark.slow
 def test_the_summary_counts_the_seeds_in_which_the_circuit_is_there(seeds):
     worse = [copy.deepcopy(one) for one in seeds]
     worse[1]["measured"]["induction"][1][2] = 0.5

@@ -254,6 +254,7 @@ def figures_with(names):
     }
 
 
+@pytest.mark.slow
 def test_dollars_are_text_in_every_figure(tmp_path):
     """A figure with dollars has the pixels of one whose dollars matplotlib was told to leave."""
     with matplotlib.rc_context({"text.parse_math": False}):
