@@ -60,13 +60,14 @@ class GELU(torch.autograd.Function):
         """Keeps what the derivative needs; the slope is no result that anyone differentiates."""
         _, slope = output
         ctx.mark_non_differentiable(slope)
+        ctx.set_materialize_grads(False)  # no zeros are made for the slope's gradient
         ctx.save_for_backward(*inputs, slope)
         ctx.save_for_forward(*inputs, slope)
 
     @staticmethod
     def backward(ctx, grad, _):
         """grad * d gelu / dx, shape of x."""
-        return grad * differentiable_slope(*ctx.saved_tensors)
+        return None if grad is None else grad * differentiable_slope(*ctx.saved_tensors)
 
     @staticmethod
     def jvp(ctx, tangent):

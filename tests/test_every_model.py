@@ -293,6 +293,8 @@ def test_a_second_thread_can_not_open_hooks_beside_a_first():
 # torch.func
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_jacobians_gradients_for_each_prompt_and_hessians_work():
     model = tiny_model(dtype=torch.float64)
     tokens = prompts((3, 6))[0]
