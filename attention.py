@@ -94,7 +94,8 @@ class Attention(nn.Module):
         """The weighted mean of the values that each query sees, [batch, pos, head, d_head].
 
         While anybody listens to scores or pattern the lines are run as they are written; otherwise
-        one fused kernel gives the same numbers without building the pattern.
+        one fused kernel gives the same numbers without building the pattern. Second derivatives
+        need torch's plain kernel: sdpa_kernel(SDPBackend.MATH), from torch.nn.attention.
         """
         q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # [batch, head, pos, d_head]
         n_queries = q.shape[2]

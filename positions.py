@@ -120,7 +120,7 @@ def pad_left(prompts, device=None):
     """(tokens, key_mask), each [batch, pos]: prompts of any lengths that end together.
 
     prompts: [batch, pos] of ids, or a list of lists of ids. key_mask is False where there is
-    padding. Raises UserError where a prompt is empty.
+    padding. Raises UserError where a prompt is empty or not made of ids.
     """
     if isinstance(prompts, torch.Tensor) and prompts.ndim == 2:
         return prompts, torch.ones_like(prompts, dtype=torch.bool)
@@ -130,8 +130,12 @@ def pad_left(prompts, device=None):
     if not lengths or min(lengths) == 0:
         raise UserError("a prompt is empty; give each at least one token")
 
+    ids = [[as_index(token) for token in prompt] for prompt in prompts]
+    if any(None in row for row in ids):
+        raise UserError("a prompt holds something that is not a whole number; give rows of ids")
+
     longest = max(lengths)
-    rows = [[0] * (longest - len(prompt)) + [int(token) for token in prompt] for prompt in prompts]
+    rows = [[0] * (longest - len(row)) + row for row in ids]
     tokens = torch.tensor(rows, device=device)
     key_mask = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
     return tokens, key_mask.to(tokens.device)

@@ -309,7 +309,7 @@ def read_json(path):
             raise UserError(f"{path} has {size:,} bytes; a JSON file of {JSON_SIZE:,} at most is "
                             "read")
         try:
-            values = json.loads(file.read().decode("utf-8"))
+            values = json.loads(file.read().decode("utf-8-sig"))  # some editors write a mark first
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
         except (ValueError, RecursionError) as error:

@@ -393,6 +393,9 @@ def test_a_metric_that_writes_into_the_logits_changes_no_other_cell():
     before = logits.clone()
     doubled = as_metric(lambda logits: logits.mul_(2)[:, -1, 0])(logits)
     assert torch.equal(doubled, 2 * before[..., -1, 0]) and torch.equal(logits, before)
+    same = before[:1].expand(3, -1, -1, -1)  # cells that share their memory
+    doubled = as_metric(lambda logits: logits.mul_(2)[:, -1, 0]).of_needed(same)
+    assert torch.equal(doubled, 2 * same[..., -1, 0]) and torch.equal(logits, before)
     assert "copy" in refusal(lambda: Metric(lambda logits: logits.mul_(2)[..., -1, 0])(logits))
 
 

@@ -150,7 +150,8 @@ def test_prompts_are_padded_on_the_left_and_their_positions_count_from_the_first
     assert key_mask.tolist() == [[True] * 3, [False, False, True]]
     assert positions_in_prompt(key_mask).tolist() == [[0, 1, 2], [0, 0, 0]]
     for prompts, told in (([], "empty"), ([[1], []], "empty"), ([1, 2], "one row"),
-                          (torch.tensor([1, 2]), "one row")):
+                          (torch.tensor([1, 2]), "one row"), ([[1.9]], "whole number"),
+                          ([[True]], "whole number")):
         assert told in refusal(lambda prompts=prompts: pad_left(prompts)), prompts
 
 

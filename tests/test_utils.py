@@ -222,6 +222,11 @@ def test_a_json_file_of_a_terabyte_is_refused_before_it_is_read(tmp_path):
     assert "1,000,000,000,000 bytes" in refusal(lambda: read_json(tmp_path / "x.json"))
 
 
+def test_a_byte_order_mark_before_json_is_skipped(tmp_path):
+    (tmp_path / "x.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "x.json") == {"a": 1}
+
+
 # Downloads
 
 
