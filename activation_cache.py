@@ -105,6 +105,16 @@ def check_same_model(axes, source):
                         "from this model")
 
 
+def check_same_mask(own, source):
+    """Raises UserError for two caches whose runs had their padding at other places."""
+    masks = [torch.ones(1, 1, dtype=torch.bool) if cache.key_mask is None else cache.key_mask.cpu()
+             for cache in (own, source)]
+    shapes = {mask.shape for mask in masks if mask.numel() > 1}
+    if len(shapes) > 1 or (masks[0] != masks[1]).any():
+        raise UserError("the run and the source have their padding at other places, or one has no "
+                        "key_mask; take prompts of the same lengths, and give both their key_mask")
+
+
 def check_same_shape(name, own, source):
     """Raises UserError where an activation of one run can't stand in for that of another."""
     if own.shape != source.shape:

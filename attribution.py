@@ -33,6 +33,7 @@ import torch
 
 from activation_cache import (
     OUTSIDE_BLOCKS,
+    check_same_mask,
     check_same_model,
     check_same_shape,
     get_act_name,
@@ -339,6 +340,7 @@ def source_differences(acts, source_cache, names):
     count as equal if half of their digits agree, since a run can be computed in two ways.
     """
     check_same_model(acts, source_cache)
+    check_same_mask(acts, source_cache)
     moves = {}
     for name in names:
         own = acts[name]

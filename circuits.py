@@ -397,7 +397,7 @@ def faithfulness(circuit, model, clean_tokens, corrupted_tokens, *, metric, mode
     whole = run.value(run.full)
     kept = run.value(circuit) - empty
     gap = whole - empty
-    if gap.mean().abs() <= 1e-6 * whole.abs().mean():
+    if not gap.mean().abs() > 1e-6 * whole.abs().mean():  # a NaN too
         raise UserError(f"the metric is {whole.mean().item():.4g} with all edges and with none, so "
                         "there is nothing to keep; take prompts that it tells apart")
     return Faithfulness(kept / gap, (), kept, gap)

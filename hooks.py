@@ -185,18 +185,27 @@ class HookedModule(nn.Module):
         names_filter: a name, a list, or a callable on names; None keeps all but the points of
         shape [batch, pos, head, d_model], which are kept when named.
         pos_slice: int, slice or list; keeps a copy of these positions alone (of the queries, on
-        scores and patterns), and the axis stays.
+        scores and patterns), and the axis stays. The cache also keeps the forward pass's key_mask.
         """
         points = self.hook_points()
         tensors = {}
+        cache = ActivationCache(tensors, {name: point.axes for name, point in points.items()})
+
+        def keep_mask(module, inputs, how):
+            key_mask = how.get("key_mask", inputs[1] if len(inputs) > 1 else None)
+            if key_mask is not None and pos_slice is not None:
+                key_mask = slice_axes(key_mask, "batch pos", pos=pos_slice)
+            cache.key_mask = key_mask
 
         def keep(tensor, hook):
             tensor = tensor.detach()
             sliced = tensor if pos_slice is None else slice_axes(tensor, hook.axes, pos=pos_slice)
             tensors[hook.name] = sliced
 
-        with self.hooks([(select_names(points, names_filter), keep)]):
-            yield ActivationCache(tensors, {name: point.axes for name, point in points.items()})
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.hooks([(select_names(points, names_filter), keep)]))
+            stack.callback(self.register_forward_pre_hook(keep_mask, with_kwargs=True).remove)
+            yield cache
 
     def run_with_hooks(self, tokens, fwd_hooks, **how):
         """`self(tokens)` while `fwd_hooks` listen, as in `hooks`. how: further arguments of the
@@ -211,7 +220,6 @@ class HookedModule(nn.Module):
         check_arguments(how)
         with self.caching(names_filter, pos_slice) as cache:
             logits = self(tokens, **how)
-        cache.key_mask = how.get("key_mask")
         return logits, cache
 
     def gradient_cache(self, tokens, metric_fn, names_filter=None, **how):
@@ -249,8 +257,9 @@ class HookedModule(nn.Module):
                 )
 
         axes = {name: point.axes for name, point in points.items()}
-        acts = ActivationCache({name: tensor.detach() for name, tensor in live.items()}, axes)
-        grads = ActivationCache(dict(zip(live, gradients, strict=True)), axes)
+        acts = ActivationCache({name: tensor.detach() for name, tensor in live.items()}, axes,
+                               how.get("key_mask"))
+        grads = ActivationCache(dict(zip(live, gradients, strict=True)), axes, acts.key_mask)
         return value.detach(), acts, grads
 
 

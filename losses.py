@@ -87,6 +87,9 @@ def kl_divergence(p_logits, q_logits, *, pos=None, reduction="none"):
     """
     check_choice("reduction", reduction, REDUCTIONS)
     if pos is not None:
+        if p_logits.shape[-2:-1] != q_logits.shape[-2:-1]:
+            raise UserError(f"p_logits is {list(p_logits.shape)} and q_logits "
+                            f"{list(q_logits.shape)}; with pos both need as many positions")
         chosen = choose_positions(pos, q_logits.shape[-2], q_logits.shape[-3])
         p_logits, q_logits = at_positions(p_logits, chosen), at_positions(q_logits, chosen)
 

@@ -10,6 +10,7 @@ Source: Elhage et al. 2021 (previous-token heads); Olsson et al. 2022 (prefix ma
 2022 (logit difference); Xiao et al. 2024 (attention sinks)
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -312,7 +313,7 @@ class EffectsOfTwoRuns(Effects):
             raise UserError("the source cache lacks the last stream, so its metric is unknown; "
                             "cache it without a filter")
         gap = at_least_float32(self.target - self.baseline).mean()
-        if gap.abs() <= 1e-6 * self.baseline.abs().mean():
+        if not gap.abs() > 1e-6 * self.baseline.abs().mean():  # a NaN too
             raise UserError(f"both runs have the metric {self.baseline.mean().item():.4g}: effects "
                             "are undefined; take prompts that it tells apart")
         return self.mean / gap
@@ -332,7 +333,7 @@ def check_square(pattern, least=1, batch=None):
         raise UserError(f"pattern is {list(pattern.shape)}; the score needs "
                         f"[..., {n_rows or 'batch'}, head, {n_pos}, {n_pos}], {least} pos or more")
     sums = pattern.sum(-1, dtype=torch.promote_types(pattern.dtype, torch.float32))
-    if ((sums - 1).abs() > 0.02).any():
+    if not ((sums - 1).abs() <= 0.02).all():  # a NaN too
         worst = sums.flatten()[(sums - 1).abs().argmax()].item()
         raise UserError(f"a row of the pattern sums to {worst:.3g}; pass hook_pattern, whose rows "
                         "sum to 1")
@@ -445,9 +446,13 @@ def auroc(scores, truth):
     """The chance that one of the true ones scores above one of the others, ties counting half.
 
     scores: [n]; truth: [n], bools, or ones and zeros. 1: all true ones on top; 0.5: chance; NaN:
-    all true, or none. Raises UserError for other labels.
+    all true, or none, or a score that is NaN. Raises UserError for other labels.
     """
     truth = as_labels(truth, scores)
+    if scores.ndim != 1:
+        raise UserError(f"scores is {list(scores.shape)}; pass [n], one score for each label")
+    if scores.isnan().any():
+        return math.nan
     n_true = truth.sum()
     ranks = mean_ranks(scores.double())[truth]  # from 0
     return ((ranks.sum() - n_true * (n_true - 1) / 2) / (n_true * (~truth).sum())).item()

@@ -30,7 +30,12 @@ from dataclasses import dataclass
 
 import torch
 
-from activation_cache import check_same_model, check_same_shape, get_act_name
+from activation_cache import (
+    check_same_mask,
+    check_same_model,
+    check_same_shape,
+    get_act_name,
+)
 from metrics import EffectsOfTwoRuns
 from rerun import IN_BLOCK, Rerun
 from utils import UserError, check_choice, suggest_closest
@@ -129,6 +134,7 @@ def check_cells(own, source, names, axes):
         if own[name].dtype != source[name].dtype:
             raise UserError(f"{name} is {source[name].dtype} in the source, {own[name].dtype} in "
                             "the run; cache both from one model")
+    check_same_mask(own, source)
     dims = own.axes[names[0]].split()[1:]
     for axis in axes:
         if axis not in dims:

@@ -64,7 +64,11 @@ def choose_positions(pos, n_pos, n_rows=None):
     if index is not None:
         chosen = torch.tensor([index])
     elif pos is None or isinstance(pos, slice):
-        chosen = torch.arange(n_pos)[slice(None) if pos is None else pos]
+        try:
+            chosen = torch.arange(n_pos)[slice(None) if pos is None else pos]
+        except (TypeError, ValueError):
+            raise UserError(f"pos is {pos}; a slice has whole numbers, and a step above "
+                            "0") from None
     elif isinstance(pos, (list, tuple, range)):
         chosen = as_integers(list(pos), "pos").cpu()
         if chosen.ndim != 1:

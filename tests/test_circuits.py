@@ -663,6 +663,8 @@ def test_bad_input_is_refused_with_its_value():
             (lambda: Circuit.of(m, [("L0H0", "L0H1.k")]), "('L0H0', 'L0H1.k')"),
             (lambda: minimality(no_edges, m, CLEAN, CORRUPT, metric=DIFF), "no edges"),
             (lambda: faithfulness(full, m, CLEAN, CORRUPT, metric=no_metric), "nothing to keep"),
+            (lambda: faithfulness(full, m, CLEAN, CORRUPT,
+                                  metric=lambda logits: no_metric(logits) + math.nan), "is nan"),
             (lambda: approximation_report(ones, ones, ["a"]), "[3]", "1 labels"),
             (lambda: approximation_report(ones[:1], ones[:1], ["a"]), "1 labels"),
             (lambda: run.value(small), "5 writers", "of 9")):

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from helpers import refusal
 from torch.testing import assert_close
 
 from losses import cross_entropy, kl_divergence, next_token_loss, per_token_loss
@@ -72,6 +73,8 @@ def test_kl_at_some_positions_reads_both_distributions_there():
         assert_close(kl_divergence(p_logits, q_logits, pos=pos), everywhere[:, pos],
                      msg=lambda told, pos=pos: f"pos={pos}: {told}")
     assert_close(kl_divergence(p_logits, q_logits, reduction="mean"), everywhere.mean())
+    # the end of one is not that of both
+    assert "as many" in refusal(lambda: kl_divergence(p_logits[:, :-1], q_logits, pos=-1))
 
 
 def test_kl_of_a_distribution_from_itself_is_zero_whatever_is_added_to_its_logits():

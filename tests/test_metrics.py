@@ -100,7 +100,7 @@ def test_a_pattern_of_other_tokens_is_refused_with_both_shapes():
 
 
 def test_a_pattern_whose_rows_do_not_sum_to_one_is_refused():
-    for pattern in (torch.ones(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)):
+    for pattern in (torch.ones(2, 3, 4, 4), torch.zeros(2, 3, 4, 4), torch.full((4, 4), math.nan)):
         for score in (prev_token_score, sink_score, attention_entropy):
             assert f"sums to {4 * pattern.max():g}" in refusal(partial(score, pattern))
 
@@ -439,3 +439,5 @@ def test_auroc_of_perfect_inverted_tied_and_undefined_rankings():
     assert auroc(torch.zeros(5), truth) == 0.5
     assert auroc(torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0]), truth) == 0.75
     assert math.isnan(auroc(torch.zeros(5), torch.ones(5).bool()))
+    assert math.isnan(auroc(torch.tensor([math.nan, 1, 2, 3, 4]), truth))
+    assert "[1, 5]" in refusal(lambda: auroc(torch.zeros(1, 5), truth[None]))

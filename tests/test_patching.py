@@ -266,6 +266,10 @@ def test_a_share_of_nothing_is_refused():
     result = patching.get_act_patch_resid_pre(model, CLEAN, cache_of(model, CLEAN), DIFFERENCE)
     with pytest.raises(UserError, match="undefined"):
         result.normalized()
+    of_nan = patching.get_act_patch_resid_pre(model, CORRUPT, cache_of(model, CLEAN),
+                                              lambda logits: logits[:, -1, 0] * torch.nan)
+    with pytest.raises(UserError, match="undefined"):
+        of_nan.normalized()
 
 
 def test_without_the_last_stream_there_is_no_target():

@@ -76,6 +76,8 @@ def test_what_is_not_there_or_could_be_read_in_two_ways_is_refused_with_its_valu
     told = refusal(lambda: choose_positions(torch.tensor([0, 1, 2]), 5, 2))
     assert "[3] for 2 prompts" in told and "list" in told
     assert "[2, 1]" in refusal(lambda: choose_positions([[1], [2]], 5, 2))
+    for pos in (slice("a"), slice(0.5, 2), slice(None, None, -1)):
+        assert str(pos) in refusal(lambda pos=pos: choose_positions(pos, 5, 2))
 
 
 def test_each_prompt_s_own_position_is_read_by_every_metric():
@@ -251,3 +253,33 @@ def test_means_leave_padding_out():
         if wanted is not None:
             assert_close(seen[-1], wanted)
     assert_close(seen[1][3], z[1:, 3].mean(0))  # the first prompt is padding there
+
+
+@torch.no_grad()
+def test_a_cache_keeps_the_mask_of_its_run_however_it_was_made():
+    model = tiny_model()
+    with model.caching() as cache:
+        model(CLEAN, KEY_MASK)
+    _, last = model.run_with_cache(CLEAN, pos_slice=[-1, -2], key_mask=KEY_MASK)
+    _, acts, grads = model.gradient_cache(CLEAN, difference(), key_mask=KEY_MASK)
+    for kept in (cache, acts, grads):
+        assert kept.key_mask.equal(KEY_MASK)
+    assert last.key_mask.equal(KEY_MASK[:, [-1, -2]])
+
+    with model.caching() as cache:
+        model(CLEAN, key_mask=KEY_MASK)
+        model(CLEAN)  # the last one counts
+    assert cache.key_mask is None
+
+
+def test_a_source_with_padding_at_other_places_is_refused():
+    model = tiny_model()
+    for of_run, of_source in ((KEY_MASK, None), (None, KEY_MASK), (KEY_MASK, KEY_MASK.flip(0))):
+        _, source = model.run_with_cache(CORRUPTED, key_mask=of_source)
+        for analyse in (get_act_patch_resid_pre, attribution_patching):
+            told = refusal(lambda analyse=analyse, source=source, mask=of_run:
+                           analyse(model, CLEAN, source, difference(), key_mask=mask))
+            assert "padding" in told, analyse
+    _, source = model.run_with_cache(CORRUPTED)
+    everything_is_real = torch.ones_like(KEY_MASK)
+    get_act_patch_resid_pre(model, CLEAN, source, difference(), key_mask=everything_is_real)
