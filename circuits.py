@@ -223,7 +223,7 @@ class CircuitRun:
     "mean_pos" or "zero" (see the module's docstring); means may be over any number of corrupted
     prompts, and for "zero" corrupted_tokens may be None. An MLP's bias is part of its write; the
     attention's belongs to no head, and stays. key_mask: [batch, pos], True for real tokens, where
-    clean and corrupted prompts are padded on the left in the same places.
+    clean and corrupted prompts are padded on the left in the same places; they are then as many.
     Raises UserError for clean and corrupted prompts of different shapes, or equal ones, and in
     training with dropout.
     """

@@ -19,7 +19,13 @@ import torch
 
 from losses import REDUCTIONS
 from losses import kl_divergence as kl_divergence  # an analysis reports it too, under one name
-from positions import as_integers, at_positions, choose_positions
+from positions import (
+    as_integers,
+    at_positions,
+    check_key_mask,
+    choose_positions,
+    positions_in_prompt,
+)
 from utils import UserError, at_least_float32, check_choice, seeded_generator
 
 # Tokens: what an argument may be
@@ -340,39 +346,65 @@ def check_square(pattern, least=1, batch=None):
     return at_least_float32(pattern)
 
 
-def prev_token_score(pattern):
+def mean_over_queries(values, key_mask, first=0):
+    """The mean of what is known of each query from number `first` on, [..., query_pos] -> [...].
+
+    key_mask: None, or [batch, pos], True for real tokens; then values are [..., batch, head,
+    query_pos], and each row's queries count from its first real token.
+    """
+    if key_mask is None:
+        return values.mean(-1)
+    counts = key_mask & (positions_in_prompt(key_mask) >= first)
+    counts = counts[:, None, first:].to(values.device)  # [batch, 1, query_pos]
+    return (values * counts).sum(-1) / counts.sum(-1)
+
+
+def shape_of(key_mask):
+    return None if key_mask is None else key_mask.shape
+
+
+def prev_token_score(pattern, *, key_mask=None):
     """The mean attention that each position, from the second on, pays to the one before it.
 
-    pattern: [..., query_pos, key_pos], rows summing to one, at least two positions.
+    pattern: [..., query_pos, key_pos], rows summing to one, at least two positions. key_mask:
+    [batch, pos], True for real tokens, where prompts are padded on the left; the pattern is then
+    [..., batch, head, query_pos, key_pos].
     Returns [...]: 1 for a perfect previous-token head. Attention spread evenly over what is visible
     scores the mean of 1/2, 1/3, …, 1/n. Raises UserError for patterns of one position.
     """
-    return check_square(pattern, least=2).diagonal(offset=-1, dim1=-2, dim2=-1).mean(-1)
+    pattern = check_square(pattern, least=2, batch=shape_of(key_mask))
+    to_previous = pattern.diagonal(offset=-1, dim1=-2, dim2=-1)  # of the queries from the second on
+    return mean_over_queries(to_previous, key_mask, first=1)
 
 
-def induction_score(pattern, tokens):
+def induction_score(pattern, tokens, *, key_mask=None):
     """The attention that a token which was there before pays to what followed it then: to every key
     that comes after an earlier occurrence, summed; the mean over such queries.
 
     pattern: [..., batch, head, query_pos, key_pos], rows summing to one; tokens: [batch, pos].
+    key_mask: [batch, pos], True for real tokens, where prompts are padded on the left.
     Returns [..., batch, head], from 0 to 1; NaN for a row in which no token comes twice.
     Raises UserError for a pattern that is not that of the tokens.
     """
-    earlier = earlier_occurrences(tokens)
+    earlier = earlier_occurrences(tokens, key_mask)
     # the last key is never an earlier occurrence, so nothing wraps round
     after = earlier.roll(1, dims=-1)
     return attention_paid(pattern, after)
 
 
-def duplicate_token_score(pattern, tokens):
+def duplicate_token_score(pattern, tokens, *, key_mask=None):
     """The attention that a token which was there before pays to its earlier occurrences, summed;
-    the mean over such queries. Shapes and NaN as in `induction_score`."""
-    return attention_paid(pattern, earlier_occurrences(tokens))
+    the mean over such queries. Shapes, key_mask and NaN as in `induction_score`."""
+    return attention_paid(pattern, earlier_occurrences(tokens, key_mask))
 
 
-def earlier_occurrences(tokens):
-    """[batch, query_pos, key_pos]: True where the key is the query's token, earlier."""
-    return (tokens[:, :, None] == tokens[:, None, :]).tril(-1)
+def earlier_occurrences(tokens, key_mask=None):
+    """[batch, query_pos, key_pos]: True where the key is the query's token, earlier, and real."""
+    earlier = (tokens[:, :, None] == tokens[:, None, :]).tril(-1)
+    if key_mask is None:
+        return earlier
+    check_key_mask(key_mask, tokens)
+    return earlier & key_mask[:, None, :]
 
 
 def attention_paid(pattern, keys):
@@ -383,21 +415,28 @@ def attention_paid(pattern, keys):
     return (pattern * keys[:, None]).sum((-2, -1)) / n_queries[:, None]
 
 
-def sink_score(pattern):
+def sink_score(pattern, *, key_mask=None):
     """The mean attention that each position, from the second on, pays to the first.
 
-    pattern: [..., query_pos, key_pos], all queries. Returns [...], from 0 to 1 (Xiao et al. 2024).
+    pattern: [..., query_pos, key_pos], all queries; key_mask as in `prev_token_score`. Returns
+    [...], from 0 to 1 (Xiao et al. 2024).
     """
-    return check_square(pattern, least=2)[..., 1:, 0].mean(-1)
+    pattern = check_square(pattern, least=2, batch=shape_of(key_mask))
+    if key_mask is None:
+        return pattern[..., 1:, 0].mean(-1)
+    is_first = key_mask & (positions_in_prompt(key_mask) == 0)  # [batch, key_pos]
+    to_first = (pattern * is_first[:, None, None].to(pattern.device)).sum(-1)
+    return mean_over_queries(to_first[..., 1:], key_mask, first=1)
 
 
-def attention_entropy(pattern):
+def attention_entropy(pattern, *, key_mask=None):
     """How spread out attention is: the mean entropy of its rows, in nats, 0 for one key alone.
 
-    pattern: [..., query_pos, key_pos], all queries. Returns [...]; uniform attention has the mean
-    of ln 1, …, ln n.
+    pattern: [..., query_pos, key_pos], all queries; key_mask as in `prev_token_score`. Returns
+    [...]; uniform attention has the mean of ln 1, …, ln n.
     """
-    return torch.special.entr(check_square(pattern)).sum(-1).mean(-1)
+    pattern = check_square(pattern, batch=shape_of(key_mask))
+    return mean_over_queries(torch.special.entr(pattern).sum(-1), key_mask)
 
 
 def copying_score(OV_eigenvalues):

@@ -15,7 +15,16 @@ from attribution import (
 from head_ablation import ablate_heads, head_importance, head_slopes, self_repair
 from logit_lens import logit_lens
 from losses import kl_divergence, next_token_loss
-from metrics import Metric, logit_diff, target_rank
+from metrics import (
+    Metric,
+    attention_entropy,
+    duplicate_token_score,
+    induction_score,
+    logit_diff,
+    prev_token_score,
+    sink_score,
+    target_rank,
+)
 from patching import (
     get_act_patch_attn_head_out_by_pos,
     get_act_patch_attn_head_q_all_pos,
@@ -283,3 +292,21 @@ def test_a_source_with_padding_at_other_places_is_refused():
     _, source = model.run_with_cache(CORRUPTED)
     everything_is_real = torch.ones_like(KEY_MASK)
     get_act_patch_resid_pre(model, CLEAN, source, difference(), key_mask=everything_is_real)
+
+
+@torch.no_grad()
+def test_scores_of_patterns_leave_padding_out():
+    model = tiny_model()
+    prompts = [[0, 4], [0, 5, 0, 2, 5], [5, 0, 5, 8, 9, 5, 0]]  # the padding's token 0 among them
+    tokens, key_mask = pad_left(prompts)
+    _, cache = model.run_with_cache(tokens, "blocks.1.attn.hook_pattern", key_mask=key_mask)
+    of_tokens = (induction_score, duplicate_token_score)
+    for score in (prev_token_score, sink_score, attention_entropy, *of_tokens):
+        inputs = [tokens] if score in of_tokens else []
+        scores = score(cache["pattern", 1], *inputs, key_mask=key_mask)  # [batch, head]
+        for row, prompt in enumerate(prompts):
+            alone = torch.tensor([prompt])
+            _, own = model.run_with_cache(alone, "blocks.1.attn.hook_pattern")
+            inputs = [alone] if score in of_tokens else []
+            assert_close(scores[row], score(own["pattern", 1], *inputs)[0], equal_nan=True,
+                         msg=lambda told, score=score, row=row: f"{score.__name__} {row}: {told}")
