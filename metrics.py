@@ -360,6 +360,7 @@ def mean_over_queries(values, key_mask, first=0):
 
 
 def shape_of(key_mask):
+    """(n_rows, n_pos) of a key_mask, or None."""
     return None if key_mask is None else key_mask.shape
 
 

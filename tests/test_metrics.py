@@ -439,5 +439,5 @@ def test_auroc_of_perfect_inverted_tied_and_undefined_rankings():
     assert auroc(torch.zeros(5), truth) == 0.5
     assert auroc(torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0]), truth) == 0.75
     assert math.isnan(auroc(torch.zeros(5), torch.ones(5).bool()))
-    assert math.isnan(auroc(torch.tensor([math.nan, 1, 2, 3, 4]), truth))
+    assert math.isnan(auroc(torch.tensor([4.0, 3, 2, 1, math.nan]), truth))
     assert "[1, 5]" in refusal(lambda: auroc(torch.zeros(1, 5), truth[None]))
