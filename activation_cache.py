@@ -92,13 +92,18 @@ def slice_axes(tensor, axes, **where):
     return tensor.clone()
 
 
+def check_cache(cache):
+    """Raises UserError for anything but an ActivationCache."""
+    if not isinstance(cache, ActivationCache):
+        raise UserError(f"the cache is a {type(cache).__name__}; pass the second result of "
+                        "model.run_with_cache(tokens)")
+
+
 def check_same_model(axes, source):
     """Raises UserError for a source that is no ActivationCache, and for one of a model with other
     hook points. axes: {hook name: axes} of the model, or a cache of it."""
     axes = getattr(axes, "axes", axes)
-    if not isinstance(source, ActivationCache):
-        raise UserError(f"the cache is a {type(source).__name__}; pass the second result of "
-                        "model.run_with_cache(tokens)")
+    check_cache(source)
     if source.axes.keys() != axes.keys():
         other = sorted(source.axes.keys() ^ axes.keys())[0]
         raise UserError(f"the cache is of another model: only one of the two has {other}; take it "

@@ -33,6 +33,7 @@ import torch
 
 from activation_cache import (
     OUTSIDE_BLOCKS,
+    check_cache,
     check_same_mask,
     check_same_model,
     check_same_shape,
@@ -67,6 +68,7 @@ def direct_logit_attribution(model, cache, correct, wrong=None, *, unit="compone
     over rows is the model's own logit difference (without `wrong`, its logit).
     Raises UserError for what the cache lacks, and positions and tokens that are not there.
     """
+    check_cache(cache)
     n_rows, n_pos = cache["embed"].shape[:2]
     d_vocab = model.cfg.d_vocab
     check_one_position(pos, choose_positions(pos, n_pos, n_rows).shape[-1])
@@ -266,6 +268,7 @@ def integrated_gradients(model, tokens, source_cache, metric, *, act_name="embed
     step.
     """
     points, weights = quadrature(rule, steps)
+    check_cache(source_cache)
     name = source_cache.full_name(act_name)
     start, own, _ = metric_gradients(model, tokens, metric, [name], key_mask)
     move = source_differences(own, source_cache, [name])[name]

@@ -11,7 +11,7 @@ Source: Shannon 1948; Kullback & Leibler 1951
 
 import torch
 
-from positions import at_positions, choose_positions, is_single
+from positions import at_positions, check_key_mask, choose_positions, is_single
 from utils import UserError, check_choice
 
 REDUCTIONS = ("none", "mean")
@@ -28,14 +28,21 @@ def per_token_loss(logits, targets):
 
     logits: [..., d_vocab], unnormalised; targets: [...], integer ids, or IGNORED where there is
     nothing to predict. Returns [...], in float32 at least, and 0 for what is ignored.
-    Raises UserError where the targets are not one for each prediction.
+    Raises UserError where the targets are not one for each prediction, or no ids.
     """
     if logits.shape[:-1] != targets.shape:
         raise UserError(f"logits is {list(logits.shape)} and targets {list(targets.shape)}; pass "
                         "one target for each prediction")
     counts = targets != IGNORED
     ids = targets.masked_fill(~counts, 0)
-    losses = -log_probabilities(logits).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    try:
+        losses = -log_probabilities(logits).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    except RuntimeError:  # only then looked at: a device is not to be waited for
+        if ids.is_floating_point() or ids.min() < 0 or ids.max() >= logits.shape[-1]:
+            raise UserError(f"targets are {ids.dtype} from {ids.min().item()} to "
+                            f"{ids.max().item()}; pass ids below {logits.shape[-1]}, or "
+                            f"{IGNORED} where there is nothing to predict") from None
+        raise
     return losses.masked_fill(~counts, 0.0)
 
 
@@ -62,6 +69,7 @@ def next_token_loss(logits, tokens, *, key_mask=None, reduction="mean"):
     if logits.ndim < 3 or logits.shape[-3:-1] != tokens.shape:
         raise UserError(f"logits is {list(logits.shape)} for tokens {list(tokens.shape)}; pass the "
                         "logits [batch, pos, d_vocab] of these tokens")
+    check_key_mask(key_mask, tokens)
     targets = tokens[:, 1:].long()
     if key_mask is not None:
         targets = targets.masked_fill(~key_mask[:, :-1], IGNORED)

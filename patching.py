@@ -37,6 +37,7 @@ from activation_cache import (
     get_act_name,
 )
 from metrics import EffectsOfTwoRuns
+from positions import as_index
 from rerun import IN_BLOCK, Rerun
 from utils import UserError, check_choice, suggest_closest
 
@@ -297,7 +298,8 @@ def heads_by_name(model, places):
     points = model.hook_points()
     if not model.cfg.n_layers:
         raise UserError("n_layers=0: there are no paths; take a model with layers")
-    is_one = isinstance(places, str) or (isinstance(places, tuple) and isinstance(places[-1], int))
+    is_pair = isinstance(places, tuple) and as_index(places[-1]) is not None
+    is_one = isinstance(places, str) or is_pair
 
     # (name, head), with None for all heads
     pairs = []

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from activation_cache import check_cache
 from model import GPT
 from utils import UserError, seeded_generator
 
@@ -271,6 +272,7 @@ def layer_sweep(cache, y, *, name="resid_post", l2=1e-3, n_folds=5, seed=0):
     cache: with `name` of every layer, [batch, pos, d]. y: [batch, pos]. The texts of the batch are
     the groups, so that what two positions of one text share can't help.
     """
+    check_cache(cache)
     how = {"l2": l2, "n_folds": n_folds, "seed": seed}
     return {f"{layer}_{name}": fit_on_texts(cache[name, layer], y, **how)
             for layer in range(cache.n_layers)}

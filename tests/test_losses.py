@@ -6,7 +6,7 @@ import torch
 from helpers import refusal
 from torch.testing import assert_close
 
-from losses import cross_entropy, kl_divergence, next_token_loss, per_token_loss
+from losses import IGNORED, cross_entropy, kl_divergence, next_token_loss, per_token_loss
 from utils import seeded_generator
 
 BATCH, POS, D_VOCAB = 3, 5, 7
@@ -33,6 +33,17 @@ def test_the_loss_of_a_token_is_minus_the_log_of_its_probability():
         for i in range(POS):
             p = logits[b, i].exp()[targets[b, i]] / logits[b, i].exp().sum()
             assert_close(losses[b, i], -p.log())
+
+
+def test_targets_that_are_no_ids_are_refused_and_ignored_ones_are_not():
+    logits = random_logits()
+    targets = torch.zeros(BATCH, POS, dtype=torch.long)
+    for wrong in (targets + D_VOCAB, targets - 1, targets.float()):
+        assert "pass ids below 7" in refusal(lambda wrong=wrong: cross_entropy(logits, wrong))
+    assert cross_entropy(logits, targets + IGNORED) == 0
+    for key_mask in (targets, targets[:, 1:].bool()):
+        assert "key_mask is" in refusal(
+            lambda mask=key_mask: next_token_loss(logits, targets, key_mask=mask))
 
 
 def test_a_uniform_guess_costs_the_log_of_the_vocabulary():

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from helpers import tiny_model, tiny_tokens
@@ -450,6 +451,14 @@ def test_a_path_to_everything_with_nothing_frozen_is_activation_patching():
         whole = activation_patch(model, CLEAN, source, DIFFERENCE, sender, ("head",),
                                  direction="noising")
         assert_close({sender: path.patched}, {sender: whole.patched[1]})
+
+
+def test_a_head_may_be_numbered_by_numpy():
+    model, own = doubled(), ("blocks.0.attn.hook_z", 1)
+    for sender in (own, (own[0], np.int64(1))):
+        result = path_patch(model, CLEAN, CORRUPT, sender, ["logits"], DIFFERENCE)
+        assert_close(result.values, path_patch(model, CLEAN, CORRUPT, [own], ["logits"],
+                                               DIFFERENCE).values)
 
 
 def test_without_receivers_nothing_happens():

@@ -33,6 +33,7 @@ from patching import (
     path_patch_matrix,
 )
 from positions import as_index, choose_positions, pad_left, positions_in_prompt
+from probing import layer_sweep
 from utils import seeded_generator
 
 # Clean and corrupted prompts of three lengths, padded alike
@@ -310,3 +311,15 @@ def test_scores_of_patterns_leave_padding_out():
             inputs = [alone] if score in of_tokens else []
             assert_close(scores[row], score(own["pattern", 1], *inputs)[0], equal_nan=True,
                          msg=lambda told, score=score, row=row: f"{score.__name__} {row}: {told}")
+
+
+def test_a_plain_dict_is_no_cache():
+    model = tiny_model()
+    _, cache = model.run_with_cache(CLEAN)
+    labels = torch.zeros_like(CLEAN)
+    for analyse in (lambda c: integrated_gradients(model, CLEAN, c, difference()),
+                    lambda c: attribution_patching(model, CLEAN, c, difference()),
+                    lambda c: get_act_patch_resid_pre(model, CLEAN, c, difference()),
+                    lambda c: direct_logit_attribution(model, c, CORRECT, WRONG),
+                    lambda c: layer_sweep(c, labels)):
+        assert "the cache is a dict" in refusal(lambda analyse=analyse: analyse(dict(cache)))
