@@ -85,7 +85,8 @@ class ModelConfig:
         check_field(self, "init_scale", lambda std: 0 < std < INFINITY, "more than 0, and finite")
 
         if self.d_model % self.n_heads:
-            divisors = [n for n in range(1, self.d_model + 1) if self.d_model % n == 0]
+            most = min(self.d_model, 100_000)  # enough to suggest some
+            divisors = [n for n in range(1, most + 1) if self.d_model % n == 0]
             nearest = sorted(divisors, key=lambda n: abs(n - self.n_heads))[:3]
             suggested = ", ".join(map(str, sorted(nearest)))
             raise UserError(f"n_heads={self.n_heads} does not divide d_model={self.d_model}; "

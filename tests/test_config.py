@@ -261,6 +261,7 @@ def test_a_dictionary_is_checked_like_a_command_line():
         (Config, {"train": {"learning": 1}}, "TrainConfig", "'learning'"),
         (Config, {"modle": {}}, "Config", "'modle'", "closest: model"),
         (Config, {"model": {"n_heads": 7}}, "n_heads=7"),
+        (Config, {"model": {"n_heads": 7, "d_model": 10**12}}, "such as 4, 5, 8"),
     ]:
         message = refusal(partial(config_from_dict, kind, values), values)
         assert all(part in message for part in told), message
