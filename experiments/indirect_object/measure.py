@@ -22,8 +22,10 @@ from utils import UserError, seeded_generator
 from weight_circuits import ov_circuits, read_through
 
 MODES = ("zero", "mean", "resample")
-LOOKS = 0.3  # the least attention, from END to both names, of a head that looks at them
-COPIES = 0.5  # the least share of names that a copying head raises above all others
+# Chosen on seeds 0 to 2, as are the thresholds of report.py
+LOOKS = 0.3  # the least attention of a head that looks at the names, or at a syllable
+COPIES = 0.5  # the least share of tokens that a copying head's OV circuit raises above all others
+RAISES = 1.0  # nats: the least that its words raise the right ones
 KEPT = 0.2  # the share of all edges that make the circuit, chosen on seeds 0 to 2
 RANDOM = 20  # random circuits and sets of heads to compare with
 
@@ -134,16 +136,22 @@ def find_roles(heads):
     """Heads by role, {role: [(layer, head)]}, from `describe_heads`.
 
     answer: the head whose words the answer loses most by, straight at the logits. suppressors: they
-    look at who gives, and their OV circuit suppresses names. copiers: they look at the two who were
-    named first, and their OV circuit copies names. lookers: they look as much, and their OV circuit
-    does not copy.
+    look at who gives, and their OV circuit suppresses names. copiers: their OV
+    circuit copies names, and their words raise the two who were named, wherever they look: a word
+    after a name can have it from an earlier layer. lookers: they look at the two names, and do not
+    copy.
     """
-    looking = [one for one in heads if one["END to IO"] + one["END to S1"] >= LOOKS]
     return {"answer": [min(heads, key=lambda one: one["direct"])["head"]],
             "suppressors": [one["head"] for one in heads if one["END to S2"] >= LOOKS
                             and one["suppresses"] >= COPIES],
-            "copiers": [one["head"] for one in looking if one["copies"] >= COPIES],
-            "lookers": [one["head"] for one in looking if one["copies"] < COPIES]}
+            "copiers": [one["head"] for one in heads if is_copier(one)],
+            "lookers": [one["head"] for one in heads if not is_copier(one)
+                        and one["END to IO"] + one["END to S1"] >= LOOKS]}
+
+
+def is_copier(one):
+    """Whether a head copies, by its OV circuit and by what its words raise; one: its dict."""
+    return one["copies"] >= COPIES and one["raises"] >= RAISES
 
 
 def measure_roles(model, gifts, result):
@@ -263,9 +271,8 @@ def measure_songs(model, songs):
         heads.append({"head": (layer, head), "looks": looks,
                       "copies": copies[layer, head].item(), "raises": raises[layer, head].item()})
 
-    looking = [one for one in heads if one["looks"] >= LOOKS]
-    copiers = [one["head"] for one in looking if one["copies"] >= COPIES]
-    lookers = [one["head"] for one in looking if one["copies"] < COPIES]
+    copiers = [one["head"] for one in heads if is_copier(one)]
+    lookers = [one["head"] for one in heads if one["looks"] >= LOOKS and not is_copier(one)]
     lost = lost_without(model, songs.tokens, songs.metric, copiers, lookers, keep=[],
                         reference=cache)
     return {"loss": -songs.metric(logits).mean().item(), "heads": heads, "copiers": copiers,

@@ -91,10 +91,10 @@ def copying_claims(models, judged):
     """Heads that copy, by their OV circuit, by what they raise, by what is lost without them."""
     claims = []
     for text, lost, least in (
-            ("names: log-odds of the two who were named, lost without the heads that look at them "
-             "and copy (nats)", [one["named"] for one in models], 2),
-            ("songs: log-probability of the right syllable, lost without the heads that look at it "
-             "and copy (nats)", [one["songs"]["lost"] for one in models], 0.1)):
+            ("names: log-odds of the two who were named, lost without the heads that copy them "
+             "and raise them (nats)", [one["named"] for one in models], 2),
+            ("songs: log-probability of the right syllable, lost without the heads that copy it "
+             "and raise it (nats)", [one["songs"]["lost"] for one in models], 0.1)):
         beaten = all(one["copiers"] > max(one["others"]) for one in lost)
         others = max(max(one["others"]) for one in lost)
         lookers = fmean(one["lookers"] for one in lost)
@@ -184,8 +184,8 @@ def heads_figure(one):
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
 
     looks, scale = colour_scale([[each[column] for column in columns] for each in one["heads"]])
-    bare_axes(left, f"{name_roles(one, 'suppressors')} at the giver: suppression;\n"
-              f"{name_roles(one, 'copiers')} at both names: copying",
+    bare_axes(left, f"{name_heads(one, 'suppressors')} look at the giver and suppress;\n"
+              f"{name_heads(one, 'copiers')} copy and raise both names",
               "attention, or share of names", "head")
     image = left.imshow(looks, **scale, aspect="auto")
     write_cells(left, looks, [[f"{value:.2f}" for value in row] for row in looks.filled()], scale)
@@ -204,12 +204,9 @@ def heads_figure(one):
     return figure
 
 
-def name_roles(one, role):
-    """ "L2H0 and L2H1 look", for the heads of a role, or "no heads look"."""
-    heads = [head_label(*head) for head in one["roles"][role]]
-    if not heads:
-        return "no head looks"
-    return " and ".join(heads) + (" looks" if len(heads) == 1 else " look")
+def name_heads(one, role):
+    """ "L2H0 and L2H1" for the heads of a role, or "no heads"."""
+    return " and ".join(head_label(*head) for head in one["roles"][role]) or "no heads"
 
 
 def published_figure(found):
