@@ -1,4 +1,4 @@
-"""Who is given something: prompts by the corpus's rules, roles by hand, and claims that can fail."""
+"""Who is given something: prompts by the corpus's rules, roles by hand, claims that can fail."""
 
 import copy
 
