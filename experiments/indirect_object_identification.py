@@ -14,7 +14,12 @@ names, and others look at whoever gives, named twice or not, and suppress that n
 logits. The corpus always says who gives at one place, so nobody has to look for a duplicate.
 Copying itself is there: without the heads that look at the names (or at the syllable of a song) and
 copy them, the names (or the song) are lost; as many others matter less. There are no backups.
-Expected: every line with a verdict passes.
+Expected: every line with a verdict passes on seeds 0 to 2, on which the thresholds were chosen, and
+NOT on others. Of five seeds never looked at before (10 to 14) all were at the floor, and songs were
+copied as claimed in all. The other claims held in part: heads that look at the giver carried the
+difference in three (in two the strongest head looks at other words), queries carried less than 0.3
+of it in four (0.31 in the fifth). Seven of the ten lines failed in one model or more. The program
+says FAIL there, and exits with 1: the way that a model takes is a fact about that model.
 With `--model`, a model in Hugging Face's layout is measured on prompts of the published form,
 beside what Wang et al. report of GPT-2 small; nothing is judged.
 
