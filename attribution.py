@@ -34,6 +34,7 @@ import torch
 from activation_cache import (
     OUTSIDE_BLOCKS,
     check_cache,
+    check_name,
     check_same_mask,
     check_same_model,
     check_same_shape,
@@ -49,7 +50,7 @@ from metrics import (
 )
 from positions import choose_positions
 from residual_stream_analysis import before_layer_norm, decomposition, last_stream
-from utils import UserError, at_least_float32, check_choice
+from utils import UserError, as_list, at_least_float32, check_choice, check_count
 
 FIXES = ("qk", "grad_drop")  # the two together are AtP*
 SOFTMAX = ("q", "k", "attn_scores", "pattern")
@@ -86,6 +87,8 @@ def direct_logit_attribution(model, cache, correct, wrong=None, *, unit="compone
 
     # the same direction in the stream, before the final LayerNorm, and each write along it
     here = cache.slice(pos=pos)
+    if here.key_mask is not None and not here.key_mask.all():
+        raise UserError(f"pos={pos} is padding in some prompts; choose real tokens")
     in_stream = before_layer_norm(model, here, direction[:, None])
     attr, labels = decomposition(model, here, unit=unit, project_output_onto=in_stream)
 
@@ -129,7 +132,8 @@ def attribution_patching(model, tokens, source_cache, metric, *, names=None,
     run itself, and in training with dropout.
     """
     check_choice("direction", direction, ("denoising", "noising"))
-    fixes = (fixes,) if isinstance(fixes, str) else fixes
+    fixes = [fixes] if isinstance(fixes, str) else as_list("fixes", fixes, "a list; [] for none")
+    axes = [axes] if isinstance(axes, str) else as_list("axes", axes, "a list of names")
     for fix in fixes:
         check_choice("fix", fix, FIXES)
     nodes = find_nodes(model, names, axes)
@@ -289,8 +293,7 @@ def quadrature(rule, steps):
     Raises UserError for an unknown rule, and for less than one step.
     """
     check_choice("rule", rule, ("gauss", "riemann", "trapezoid"))
-    if steps < 1:
-        raise UserError(f"steps={steps} is not possible; choose 1 or more")
+    steps = check_count("steps", steps)
     if rule == "gauss":
         points, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
         return ((1 + points) / 2).tolist(), (weights / 2).tolist()
@@ -309,7 +312,8 @@ def find_nodes(model, names, axes):
     points = model.hook_points()
 
     nodes = {}
-    for name in [names] if isinstance(names, str) else names:
+    for name in [names] if isinstance(names, str) else as_list("names", names, "a list of names"):
+        check_name(name)
         in_full = "hook_" in name or name in OUTSIDE_BLOCKS
         if not in_full and "layer" not in axes:
             raise UserError(f"{name!r} lies in every block; add the axis 'layer' or name one hook")

@@ -36,8 +36,23 @@ import torch
 
 from activation_cache import head_label
 from head_ablation import MODES, mean_of_real
-from metrics import Effects, as_metric, bootstrap_draws, differentiable_metric, spearman
-from utils import UserError, check_choice, suggest_closest
+from metrics import (
+    Effects,
+    as_metric,
+    as_numbers,
+    bootstrap_draws,
+    differentiable_metric,
+    spearman,
+)
+from utils import (
+    UserError,
+    as_list,
+    check_choice,
+    check_count,
+    check_number,
+    check_tensor,
+    suggest_closest,
+)
 
 
 def run_order(cfg):
@@ -54,6 +69,19 @@ def run_order(cfg):
             yield f"{block}hook_mlp_out", [f"L{layer}.mlp"], False
     last_stream = f"blocks.{cfg.n_layers - 1}.hook_resid_post" if cfg.n_layers else "hook_embed"
     yield last_stream, ["logits"], True
+
+
+def is_edge(part):
+    """Whether a part begins with two names, (writer, reader, …)."""
+    return isinstance(part, (tuple, list)) and len(part) > 1 \
+        and all(isinstance(name, str) for name in part[:2])
+
+
+def check_circuit(circuit):
+    """Raises UserError for anything but a Circuit."""
+    if not isinstance(circuit, Circuit):
+        raise UserError(f"the circuit is a {type(circuit).__name__}; pass a Circuit, such as "
+                        "eap(...).circuit(20), before the model")
 
 
 def node_of_input(reader):
@@ -128,7 +156,10 @@ class Circuit:
         """
         names = [*self.writers, *self.readers]
         mask = torch.zeros_like(self.exists)
-        for part in [parts] if isinstance(parts, str) else parts:
+        wanted = "edges (writer, reader), or names of nodes"
+        for part in [parts] if isinstance(parts, str) else as_list("parts", parts, wanted):
+            if not isinstance(part, str) and not is_edge(part):
+                raise UserError(f"{part!r} is no part of a circuit; pass {wanted}")
             ends = [part] if isinstance(part, str) else part[:2]
             if len(ends) == 1:  # a node
                 found = self.exists & (self.writes_as(ends[0]) | self.reads_as(ends[0]))
@@ -166,13 +197,14 @@ class EdgeScores(Effects):
 
     def top(self, n):
         """[(writer, reader, mean)] of the n largest means, whatever their sign, largest first."""
+        n = check_count("n", n, least=0)
         edges = self.edges()
         mean = self.mean
         if not mean.isfinite().all():
             raise UserError(f"{int((~mean.isfinite()).sum())} scores are not finite, and have no "
                             "order; take a metric that is a number for each prompt")
         order = mean.abs().argsort(descending=True)
-        return [(*edges[i], mean[i].item()) for i in order[: max(n, 0)].tolist()]
+        return [(*edges[i], mean[i].item()) for i in order[:n].tolist()]
 
     def circuit(self, n):
         """The circuit of the n edges of top(n)."""
@@ -190,8 +222,7 @@ def eap(model, clean_tokens, corrupted_tokens, metric, *, ig_steps=1, key_mask=N
     the sum of dm/d(input of v) over its readers: u's scores sum to the node's.
     Arguments and errors as in `CircuitRun`.
     """
-    if ig_steps < 1:
-        raise UserError(f"ig_steps={ig_steps} leaves no gradient; choose 1 or more")
+    ig_steps = check_count("ig_steps", ig_steps)
     run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, key_mask=key_mask)
     readers = list(run.full.read_points)
     difference = run.other - run.writes  # [writer, batch, pos, d_model]
@@ -270,6 +301,7 @@ class CircuitRun:
     def stream(self, circuit):
         """What the unembedding reads, [batch, pos, d_model]; `model.unembed` gives the logits.
         Raises UserError for a circuit of another model."""
+        check_circuit(circuit)
         writes = self.full.write_points
         reads = self.full.read_points
         if circuit.write_points != writes or circuit.read_points != reads:
@@ -310,8 +342,11 @@ class CircuitRun:
 
 def check_prompts(clean_tokens, corrupted_tokens, mode):
     """Raises UserError for corrupted prompts that don't fit the clean ones under that mode."""
+    check_tensor("clean_tokens", clean_tokens, "batch pos")
     if mode == "zero":
         return
+    if corrupted_tokens is not None:
+        check_tensor("corrupted_tokens", corrupted_tokens, "batch pos")
     clean = list(clean_tokens.shape)
     corrupted = None if corrupted_tokens is None else list(corrupted_tokens.shape)
     as_many = mode == "resample"  # a mean may be over other prompts
@@ -332,8 +367,7 @@ def acdc(model, clean_tokens, corrupted_tokens, metric, *, threshold, mode="resa
     threshold (in float32, below 1e-6 is rounding). Where m is KL(clean || circuit), m(model) is 0,
     and the distance is the KL. Other arguments and errors as in `CircuitRun`.
     """
-    if not threshold >= 0:
-        raise UserError(f"threshold={threshold} is below 0; choose 0 or more")
+    check_number("threshold", threshold, lambda least: least >= 0, "0 or more")
     run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode,
                      key_mask=key_mask)
     circuit = run.full
@@ -391,6 +425,7 @@ def faithfulness(circuit, model, clean_tokens, corrupted_tokens, *, metric, mode
     where one of two parts that work against each other is left out. Other arguments and errors as
     in `CircuitRun`; raises UserError also where m(M) is m(0).
     """
+    check_circuit(circuit)
     run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode,
                      key_mask=key_mask)
     empty = run.value(run.full.only([]))
@@ -410,6 +445,8 @@ def completeness(circuit, model, clean_tokens, corrupted_tokens, *, metric, subs
     F is the mean metric. Where this is small the circuit breaks as the model does, and no stand-in
     was left out. Other arguments and errors as in `CircuitRun`.
     """
+    check_circuit(circuit)
+    subsets = as_list("subsets", subsets, "a list of lists of parts")
     run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode,
                      key_mask=key_mask)
     gaps = [run.value(circuit.without(subset)) - run.value(run.full.without(subset))
@@ -436,7 +473,8 @@ def minimality(circuit, model, clean_tokens, corrupted_tokens, *, metric, parts=
     for all nodes. Other arguments and errors as in `CircuitRun`; raises UserError also where there
     is no part.
     """
-    parts = circuit.nodes() if parts is None else list(parts)
+    check_circuit(circuit)
+    parts = circuit.nodes() if parts is None else as_list("parts", parts, "a list of them")
     if not parts:
         raise UserError("the circuit has no edges, so no part of it can be removed; add some")
     run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode,
@@ -462,6 +500,10 @@ def approximation_report(estimate, exact, labels, *, n_misses=5):
     estimate, exact: [n], such as `eap(...).mean` and `minimality(...).mean`; n labels.
     Raises UserError for other shapes and for n < 2.
     """
+    estimate = as_numbers(estimate, "estimate")
+    exact = as_numbers(exact, "exact")
+    labels = as_list("labels", labels, "one for each estimate")
+    n_misses = check_count("n_misses", n_misses, least=0)
     if not estimate.shape == exact.shape == (len(labels),) or len(labels) < 2:
         raise UserError(f"{list(estimate.shape)} estimates, {list(exact.shape)} effects and "
                         f"{len(labels)} labels do not match; give two or more of each")

@@ -130,9 +130,10 @@ def test_every_analysis_works_on_every_kind_of_model_or_says_in_one_line_why_not
             refused.add(name)
             assert "\n" not in str(problem), name
             continue
-        if not (kind == "one token" and name in ("loss", "copying")):
+        if not (kind == "one token" and name == "copying"):
             assert found.isfinite().all(), f"{name} is not finite"
-    assert len(refused) <= {"no layers": 22, "no MLP": 2, "no LayerNorm": 2}.get(kind, 0), refused
+    most = {"no layers": 22, "no MLP": 2, "no LayerNorm": 2, "one token": 1}.get(kind, 0)
+    assert len(refused) <= most, refused
 
 
 def test_in_half_precision_every_number_is_near_that_of_float32():
