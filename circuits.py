@@ -24,7 +24,7 @@ clean one, with none (and "resample") it is the corrupted one.
 
 Chapter: COURSE_ROADMAP.md, 10 (approximate)
 Prerequisites: attribution.py, patching.py, head_ablation.py
-Next: experiments/induction/model.py
+Next: circuit_evaluation.py
 Source: Syed et al. 2023 (EAP); Hanna et al. 2024 (EAP-IG, faithfulness); Conmy et al. 2023 (ACDC);
 Wang et al. 2022 (completeness, minimality); Shi et al. 2024 (what a circuit must stand)
 """
