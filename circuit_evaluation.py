@@ -44,7 +44,7 @@ from metrics import bootstrap_draws, permutation_pvalue
 from positions import as_index
 from utils import UserError, at_least_float32, check_choice, seeded_generator
 
-SHARES = (0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)  # of the edges, as in MIB
+SHARES = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # of all, as in MIB
 MOST_PARTS = 16  # whose subsets are all run: 65,536 runs
 SAME = 1e-6  # of the metric's size: values that differ by less are one
 
@@ -182,8 +182,8 @@ def ranked_edges(scores, *, by="size"):
 def acdc_ranking(run, thresholds, *, order=None):
     """All edges by how many of ACDC's thresholds they outlive, the best first: [(writer, reader)].
 
-    Edges that outlive as many stand in the order in which ACDC tries them, the last first. order:
-    as in `acdc`. Raises UserError for no thresholds or ones below 0.
+    Edges that outlive as many stand in the order of `Circuit.edges`, from the first reader on.
+    order: as in `acdc`. Raises UserError for no thresholds or ones below 0.
     """
     thresholds = list(thresholds)
     if not thresholds:
@@ -536,10 +536,13 @@ def stability_of_sets(has, full):
     one, other = torch.triu_indices(len(has), len(has), offset=1)
 
     # pairs of the same two sizes have the same chance
-    pairs = torch.stack([sizes[one], sizes[other]], 1).long().sort(1).values
-    kinds, counts = pairs.unique(dim=0, return_counts=True)
-    chances = [random_jaccard(*kind, has.shape[1]) for kind in kinds.tolist()]
-    chance = (torch.tensor(chances).double() * counts).sum().item() / len(pairs)
+    kinds, counts = (each.tolist() for each in sizes.long().unique(return_counts=True))
+    total = 0.0
+    for i, (n, count) in enumerate(zip(kinds, counts, strict=True)):
+        total += count * (count - 1) / 2 * random_jaccard(n, n, has.shape[1])
+        for n_other, count_other in zip(kinds[:i], counts[:i], strict=True):
+            total += count * count_other * random_jaccard(n, n_other, has.shape[1])
+    chance = total / len(one)
     return CircuitStability(has.mean(0), sizes.long(), overlap[one, other], chance, full)
 
 
@@ -647,9 +650,10 @@ class AllSubsets(Faithfulness):
 def all_subsets(run, parts):
     """Runs every circuit that lacks some of a few parts: AllSubsets.
 
-    parts: at most 16 nodes or edges, as in `Circuit.touching`, which must not have edges in common
-    only: removing an edge also removes it from its nodes. For all circuits of a model, pass all its
-    edges; for fewer runs, the ones whose removal changes anything alone or together. 2^parts runs.
+    parts: at most 16 nodes or edges, as in `Circuit.touching`. A circuit that lacks a node lacks
+    all of its edges, those with other nodes too. It takes 2^parts runs, so of a model with more
+    edges than 16 pass those that do anything, such as the edges that `eap` and `acdc` name, or its
+    nodes.
     Raises UserError for no parts, more than 16, or ones that come twice or are not there.
     """
     parts = list(parts)

@@ -11,6 +11,7 @@ from torch.func import functional_call, grad, jacrev, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
+import circuit_evaluation as evaluation
 import circuits
 from activation_cache import ActivationCache
 from attribution import attribution_patching, direct_logit_attribution, integrated_gradients
@@ -106,6 +107,9 @@ def analyses(model, clean, corrupted):
         "ACDC": lambda: circuits.acdc(*both, DIFFERENCE, threshold=1e9).mask.float(),
         "faithfulness": lambda: circuits.faithfulness(
             circuits.Circuit.of(model), *both, metric=DIFFERENCE).mean,
+        "edges by Gauss": lambda: circuits.eap(*both, DIFFERENCE, ig_steps=2,
+                                               rule="gauss").values,
+        **judgements(*both),
         "copying": lambda: ov_eigenvalue_score(model),
         "composition": lambda: composition_scores(model, "K", n_draws=4).z,
         "QK": lambda: qk_circuit(model, 0, 0).svd()[1],
@@ -114,6 +118,33 @@ def analyses(model, clean, corrupted):
         "centring": lambda: torch.tensor(centre_writing_weights(model)[1].log_probs),
         "centring W_U": lambda: torch.tensor(centre_unembed(model)[1].log_probs),
         "value biases": lambda: torch.tensor(fold_value_biases(model)[1].log_probs),
+    }
+
+
+def judgements(model, clean, corrupted):
+    """{name: a call of every function that judges circuits}, of some edges of a model."""
+    run = circuits.CircuitRun(model, clean, corrupted, DIFFERENCE)
+    scores = circuits.eap(model, clean, corrupted, DIFFERENCE)
+    half = scores.circuit(max(1, len(run.full) // 2))
+    others = evaluation.random_circuits(half, 20)
+    return {
+        "curve": lambda: evaluation.faithfulness_curve(run, evaluation.ranked_edges(scores)).mean,
+        "ACDC's ranking": lambda: evaluation.faithfulness_curve(
+            run, evaluation.acdc_ranking(run, [0.1])).mean,
+        "equivalence": lambda: torch.tensor(evaluation.equivalence_test(run, half).p_value),
+        "independence": lambda: torch.tensor(evaluation.independence_test(run, half).p_value),
+        "minimality": lambda: evaluation.minimality_test(run, half, n_draws=20).p_values,
+        "sufficiency": lambda: torch.tensor(
+            evaluation.sufficiency_test(run, half, others=others).p_value),
+        "necessity": lambda: torch.tensor(
+            evaluation.necessity_test(run, half, others=others).p_value),
+        "ACDC's orders": lambda: evaluation.circuit_stability(
+            evaluation.acdc_over_orders(run, 0.1, n_orders=2)).pairwise,
+        "stability": lambda: evaluation.bootstrap_stability(scores, len(half), n_draws=5).pairwise,
+        "subsets": lambda: evaluation.all_subsets(run, half.edges()[:2]).mean,
+        "report": lambda: torch.tensor(
+            [test.p_value for test in evaluation.evaluate_circuit(
+                run, half, n_random=20, n_draws=20).tests.values()]),
     }
 
 
