@@ -249,7 +249,7 @@ def analyse(model, clean, corrupted, metric, key_mask=None):
     found["circuit"] = run.value(run.full.without(["embed"]))[None]
     found["edges by Gauss"] = circuits.eap(model, clean, corrupted, metric, ig_steps=2,
                                            rule="gauss", **mask).values
-    some = [run.full.without([("embed", f"L1H{head}.v")]) for head in range(3)]
+    some = [run.full.without([edge]) for edge in run.full.edges()[::3]]
     found["faithfulness"] = circuits.faithfulness_of_each(run, some).values
     return found
 
