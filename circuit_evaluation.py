@@ -280,7 +280,8 @@ def equivalence_test(run, circuit, *, epsilon=0.1, alpha=0.05):
     Null hypothesis: of all prompts, the share on which m(C) > m(M) is within 1/2 ± epsilon. The
     statistic is that share of these prompts, ties counting half. p: how often a share at the edge
     of that range lies as far from 1/2 (exact, binomial). The circuit stands unless p < alpha; with
-    few prompts nearly everything does. Raises UserError for an epsilon outside of 0 to 1/2.
+    few prompts nearly everything does. The test sees signs alone: a circuit that is behind by a
+    hair on every prompt falls. Raises UserError for an epsilon outside of 0 to 1/2.
     """
     check_alpha(alpha)
     if not 0 <= epsilon < 0.5:
@@ -449,8 +450,8 @@ def necessity_test(run, circuit, *, others, alpha=0.05):
 
     "Partial" necessity: a model with backups may lose little. Null hypothesis: the circuit is one
     of the others. The statistic is the share of the behaviour that is gone, |1 - faithfulness of
-    the model without the circuit|; p: how many of the others take as much. Else as in
-    `sufficiency_test`.
+    the model without the circuit|; p: how many of the others take as much: of circuits of the same
+    layers, those that hold the same bottleneck do. Else as in `sufficiency_test`.
     """
     rests = [run.full.without(each.edges()) for each in (circuit, *others)]
     lost = (faithfulness_of_each(run, rests).mean - 1).abs()

@@ -41,7 +41,7 @@ from circuits import Circuit, CircuitRun, acdc, eap, faithfulness, minimality, p
 from config import ModelConfig
 from experiments.wired.model import logic_gate
 from head_ablation import MODES
-from metrics import Metric, bootstrap_draws
+from metrics import Metric, bootstrap_draws, permutation_pvalue
 from model import GPT
 from positions import pad_left
 from utils import seeded_generator
@@ -285,11 +285,10 @@ def test_hsic_is_the_trace_that_its_paper_says():
 def test_random_edges_are_called_needed_at_the_nominal_rate():
     run = tiny_run(n_layers=1, n_heads=2)
     circuit = take_edges(run.full, [0, 5, 9])
-    rejected = 0
-    for seed in range(200):
-        changes = random_edge_changes(run, circuit, 40, seed=seed)
-        rejected += bool((changes[1:] >= changes[0]).sum() + 1 <= 0.05 * 40)
-    assert rejected <= 19, f"{rejected} of 200"
+    changes = random_edge_changes(run, circuit, 600)
+    p_values = torch.stack([permutation_pvalue(change, changes[200:]) for change in changes[:200]])
+    rejected = int((p_values < 0.05).sum())
+    assert rejected <= 22, f"{rejected} of 200"  # 10 expected, 3 deviations; the 400 are a sample
 
 
 @pytest.mark.slow
@@ -297,11 +296,11 @@ def test_a_random_circuit_is_called_sufficient_and_necessary_at_the_nominal_rate
     run = tiny_run(n_layers=1, n_heads=2)
     start = take_edges(run.full, range(0, len(run.full), 2))
     rejected = [0, 0]
-    for seed in range(200):
+    for seed in range(100):
         circuit, *others = random_circuits(start, 21, seed=seed, match="size")
         rejected[0] += sufficiency_test(run, circuit, others=others).holds
         rejected[1] += necessity_test(run, circuit, others=others).holds
-    assert max(rejected) <= 19, f"{rejected} of 200"
+    assert max(rejected) <= 12, f"{rejected} of 100"
 
 
 def test_the_whole_model_is_equivalent_to_itself_and_leaves_no_rest():
