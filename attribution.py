@@ -265,8 +265,8 @@ def integrated_gradients(model, tokens, source_cache, metric, *, act_name="embed
     is the size of this error.
 
     act_name: a key of the cache: "embed" (the way ends in the source's run), ("z", 0), a full name.
-    steps: how many points, one more for "trapezoid". rule: "gauss" (Gauss-Legendre), "riemann"
-    (right ends), "trapezoid". The rest is as in `attribution_patching`.
+    steps: how many points, one more for "trapezoid". rule: "gauss" (Gauss-Legendre), "left" or
+    "right" (the ends of equal pieces), "trapezoid". The rest is as in `attribution_patching`.
     Returns [batch, ...], the activation's shape, and [batch], in the metric's unit.
     Raises UserError where `attribution_patching` does, for an unknown rule, and for less than one
     step.
@@ -292,14 +292,16 @@ def quadrature(rule, steps):
 
     Raises UserError for an unknown rule, and for less than one step.
     """
-    check_choice("rule", rule, ("gauss", "riemann", "trapezoid"))
+    check_choice("rule", rule, ("gauss", "left", "right", "trapezoid"))
     steps = check_count("steps", steps)
     if rule == "gauss":
         points, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
         return ((1 + points) / 2).tolist(), (weights / 2).tolist()
 
-    points = np.linspace(0, 1, steps + 1).tolist()
-    if rule == "riemann":  # right ends
+    points = [k / steps for k in range(steps + 1)]
+    if rule == "left":
+        return points[:-1], [1 / steps] * steps
+    if rule == "right":
         return points[1:], [1 / steps] * steps
     return points, [0.5 / steps, *[1 / steps] * (steps - 1), 0.5 / steps]
 

@@ -247,6 +247,10 @@ def analyse(model, clean, corrupted, metric, key_mask=None):
     found["integrated"] = torch.stack([parts.flatten(1).sum(1), gap])
     run = circuits.CircuitRun(model, clean, corrupted, metric, **mask)
     found["circuit"] = run.value(run.full.without(["embed"]))[None]
+    found["edges by Gauss"] = circuits.eap(model, clean, corrupted, metric, ig_steps=2,
+                                           rule="gauss", **mask).values
+    some = [run.full.without([edge]) for edge in run.full.edges()[::3]]
+    found["faithfulness"] = circuits.faithfulness_of_each(run, some).values
     return found
 
 
