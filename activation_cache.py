@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import torch
 
-from positions import as_index, choose_positions, take_positions
-from utils import UserError, suggest_closest
+from positions import as_integers, choose_positions, take_positions
+from utils import UserError, as_index, suggest_closest
 
 IN_ATTENTION = {"q", "k", "v", "z", "attn_scores", "pattern", "result"}
 IN_MLP = {"pre", "post"}
@@ -31,6 +31,12 @@ class UnknownMethod(UserError, AttributeError):
     `hasattr` says no."""
 
 
+def check_name(name):
+    """Raises UserError for what is no text."""
+    if not isinstance(name, str):
+        raise UnknownName(f"{name!r} is no name of an activation; pass one such as 'resid_pre'")
+
+
 def get_act_name(name, layer=None, module=None):
     """The full hook name of a short one: `("z", 0)` gives `"blocks.0.attn.hook_z"`.
 
@@ -39,6 +45,9 @@ def get_act_name(name, layer=None, module=None):
     "normalized" in a block; without a layer these are the final LayerNorm's.
     Raises UserError where a layer or a module is missing, or is given to a name that has none.
     """
+    check_name(name)
+    if layer is not None and (as_index(layer) is None or layer < 0):
+        raise UnknownName(f"layer={layer!r} of {name!r} is no number of a layer, counted from 0")
     if "hook_" in name or name in OUTSIDE_BLOCKS:
         if layer is not None:
             raise UserError(f"{name!r} is one place and takes no layer; leave {layer} out")
@@ -81,15 +90,27 @@ def slice_axes(tensor, axes, **where):
 
     for dim, axis in enumerate(names):
         choice = None if axis == "pos" else where.get(axis)
-        index = as_index(choice)
-        if index is not None:
-            size = tensor.shape[dim]
-            if not -size <= index < size:
-                raise UserError(f"{axis}={index} is outside of the {size} that there are")
-            choice = slice(index, index + 1 or None)
         if choice is not None:
-            tensor = tensor[(slice(None),) * dim + (choice,)]
+            rows = choose_rows(axis, choice, tensor.shape[dim])
+            tensor = tensor.index_select(dim, rows.to(tensor.device))
     return tensor.clone()
+
+
+def choose_rows(axis, choice, size):
+    """The numbers, from 0, that an int, a slice or a list selects among `size`: [n]. Raises
+    UserError for others, and where none is selected."""
+    if isinstance(choice, slice):
+        try:
+            rows = torch.arange(size)[choice]
+        except (TypeError, ValueError):
+            raise UserError(f"{axis}={choice}; a slice has whole numbers, and a step above "
+                            "0") from None
+    else:
+        rows = as_integers([choice] if as_index(choice) is not None else choice, axis).cpu()
+    if rows.ndim != 1 or not len(rows) or rows.min() < -size or rows.max() >= size:
+        raise UserError(f"{axis}={choice} is outside of the {size} that there are; pass an int, a "
+                        "slice or a list of some")
+    return rows % size
 
 
 def check_cache(cache):
@@ -138,6 +159,7 @@ FUNCTIONS = {
     "apply_ln_to_stack": "residual_stream_analysis.apply_ln_to_stack(model, cache, stack, labels)",
     "logit_attrs": "attribution.direct_logit_attribution(model, cache, correct, wrong)",
     "remove_batch_dim": "cache.slice(batch=0), which keeps the axis",
+    "cfg": "model.cfg, and pass the model before the cache",
     "cache_dict": "the cache itself, which is a mapping",
 }
 
@@ -168,12 +190,15 @@ class ActivationCache(Mapping):
         """The hook name of a key: a name, or (name, layer[, module]); layer -1 is the last."""
         if isinstance(key, str):
             return get_act_name(key)
+        if not isinstance(key, tuple) or len(key) not in (2, 3):
+            raise UnknownName(f"{key!r} is no key; read cache['z', 0], or cache['scale', 0, 'ln1']")
         name, layer, *module = key
-        if layer is not None and not -self.n_layers <= layer < self.n_layers:
-            raise UnknownName(f"layer {layer} of {name!r} is not there; this model has "
-                              f"{self.n_layers} layers")
         if layer is not None:
-            layer = layer % self.n_layers
+            index = as_index(layer)
+            if index is None or not -self.n_layers <= index < self.n_layers:
+                raise UnknownName(f"layer {layer!r} of {name!r} is not there; this model has "
+                                  f"{self.n_layers} layers")
+            layer = index % self.n_layers
         return get_act_name(name, layer, *module)
 
     def __getitem__(self, key):

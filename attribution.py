@@ -34,6 +34,7 @@ import torch
 from activation_cache import (
     OUTSIDE_BLOCKS,
     check_cache,
+    check_name,
     check_same_mask,
     check_same_model,
     check_same_shape,
@@ -49,7 +50,7 @@ from metrics import (
 )
 from positions import choose_positions
 from residual_stream_analysis import before_layer_norm, decomposition, last_stream
-from utils import UserError, at_least_float32, check_choice
+from utils import UserError, as_list, at_least_float32, check_choice, check_count
 
 FIXES = ("qk", "grad_drop")  # the two together are AtP*
 SOFTMAX = ("q", "k", "attn_scores", "pattern")
@@ -86,6 +87,8 @@ def direct_logit_attribution(model, cache, correct, wrong=None, *, unit="compone
 
     # the same direction in the stream, before the final LayerNorm, and each write along it
     here = cache.slice(pos=pos)
+    if here.key_mask is not None and not here.key_mask.all():
+        raise UserError(f"pos={pos} is padding in some prompts; choose real tokens")
     in_stream = before_layer_norm(model, here, direction[:, None])
     attr, labels = decomposition(model, here, unit=unit, project_output_onto=in_stream)
 
@@ -129,7 +132,8 @@ def attribution_patching(model, tokens, source_cache, metric, *, names=None,
     run itself, and in training with dropout.
     """
     check_choice("direction", direction, ("denoising", "noising"))
-    fixes = (fixes,) if isinstance(fixes, str) else fixes
+    fixes = [fixes] if isinstance(fixes, str) else as_list("fixes", fixes, "a list; [] for none")
+    axes = [axes] if isinstance(axes, str) else as_list("axes", axes, "a list of names")
     for fix in fixes:
         check_choice("fix", fix, FIXES)
     nodes = find_nodes(model, names, axes)
@@ -261,8 +265,8 @@ def integrated_gradients(model, tokens, source_cache, metric, *, act_name="embed
     is the size of this error.
 
     act_name: a key of the cache: "embed" (the way ends in the source's run), ("z", 0), a full name.
-    steps: how many points, one more for "trapezoid". rule: "gauss" (Gauss-Legendre), "riemann"
-    (right ends), "trapezoid". The rest is as in `attribution_patching`.
+    steps: how many points, one more for "trapezoid". rule: "gauss" (Gauss-Legendre), "left" or
+    "right" (the ends of equal pieces), "trapezoid". The rest is as in `attribution_patching`.
     Returns [batch, ...], the activation's shape, and [batch], in the metric's unit.
     Raises UserError where `attribution_patching` does, for an unknown rule, and for less than one
     step.
@@ -288,15 +292,16 @@ def quadrature(rule, steps):
 
     Raises UserError for an unknown rule, and for less than one step.
     """
-    check_choice("rule", rule, ("gauss", "riemann", "trapezoid"))
-    if steps < 1:
-        raise UserError(f"steps={steps} is not possible; choose 1 or more")
+    check_choice("rule", rule, ("gauss", "left", "right", "trapezoid"))
+    steps = check_count("steps", steps)
     if rule == "gauss":
         points, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
         return ((1 + points) / 2).tolist(), (weights / 2).tolist()
 
-    points = np.linspace(0, 1, steps + 1).tolist()
-    if rule == "riemann":  # right ends
+    points = [k / steps for k in range(steps + 1)]
+    if rule == "left":
+        return points[:-1], [1 / steps] * steps
+    if rule == "right":
         return points[1:], [1 / steps] * steps
     return points, [0.5 / steps, *[1 / steps] * (steps - 1), 0.5 / steps]
 
@@ -309,7 +314,8 @@ def find_nodes(model, names, axes):
     points = model.hook_points()
 
     nodes = {}
-    for name in [names] if isinstance(names, str) else names:
+    for name in [names] if isinstance(names, str) else as_list("names", names, "a list of names"):
+        check_name(name)
         in_full = "hook_" in name or name in OUTSIDE_BLOCKS
         if not in_full and "layer" not in axes:
             raise UserError(f"{name!r} lies in every block; add the axis 'layer' or name one hook")

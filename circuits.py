@@ -24,7 +24,7 @@ clean one, with none (and "resample") it is the corrupted one.
 
 Chapter: COURSE_ROADMAP.md, 10 (approximate)
 Prerequisites: attribution.py, patching.py, head_ablation.py
-Next: experiments/induction/model.py
+Next: circuit_evaluation.py
 Source: Syed et al. 2023 (EAP); Hanna et al. 2024 (EAP-IG, faithfulness); Conmy et al. 2023 (ACDC);
 Wang et al. 2022 (completeness, minimality); Shi et al. 2024 (what a circuit must stand)
 """
@@ -35,9 +35,28 @@ from dataclasses import dataclass, replace
 import torch
 
 from activation_cache import head_label
+from attribution import quadrature
 from head_ablation import MODES, mean_of_real
-from metrics import Effects, as_metric, bootstrap_draws, differentiable_metric, spearman
-from utils import UserError, check_choice, suggest_closest
+from metrics import (
+    Effects,
+    as_metric,
+    as_numbers,
+    bootstrap_draws,
+    differentiable_metric,
+    spearman,
+)
+from utils import (
+    UserError,
+    as_list,
+    at_least_float32,
+    check_choice,
+    check_count,
+    check_number,
+    check_tensor,
+    suggest_closest,
+)
+
+EAP_RULES = ("left", "right", "gauss")
 
 
 def run_order(cfg):
@@ -54,6 +73,19 @@ def run_order(cfg):
             yield f"{block}hook_mlp_out", [f"L{layer}.mlp"], False
     last_stream = f"blocks.{cfg.n_layers - 1}.hook_resid_post" if cfg.n_layers else "hook_embed"
     yield last_stream, ["logits"], True
+
+
+def is_edge(part):
+    """Whether a part begins with two names, (writer, reader, …)."""
+    return isinstance(part, (tuple, list)) and len(part) > 1 \
+        and all(isinstance(name, str) for name in part[:2])
+
+
+def check_circuit(circuit):
+    """Raises UserError for anything but a Circuit."""
+    if not isinstance(circuit, Circuit):
+        raise UserError(f"the circuit is a {type(circuit).__name__}; pass a Circuit, such as "
+                        "eap(...).circuit(20), before the model")
 
 
 def node_of_input(reader):
@@ -128,7 +160,10 @@ class Circuit:
         """
         names = [*self.writers, *self.readers]
         mask = torch.zeros_like(self.exists)
-        for part in [parts] if isinstance(parts, str) else parts:
+        wanted = "edges (writer, reader), or names of nodes"
+        for part in [parts] if isinstance(parts, str) else as_list("parts", parts, wanted):
+            if not isinstance(part, str) and not is_edge(part):
+                raise UserError(f"{part!r} is no part of a circuit; pass {wanted}")
             ends = [part] if isinstance(part, str) else part[:2]
             if len(ends) == 1:  # a node
                 found = self.exists & (self.writes_as(ends[0]) | self.reads_as(ends[0]))
@@ -166,46 +201,60 @@ class EdgeScores(Effects):
 
     def top(self, n):
         """[(writer, reader, mean)] of the n largest means, whatever their sign, largest first."""
+        n = check_count("n", n, least=0)
         edges = self.edges()
         mean = self.mean
         if not mean.isfinite().all():
             raise UserError(f"{int((~mean.isfinite()).sum())} scores are not finite, and have no "
                             "order; take a metric that is a number for each prompt")
         order = mean.abs().argsort(descending=True)
-        return [(*edges[i], mean[i].item()) for i in order[: max(n, 0)].tolist()]
+        return [(*edges[i], mean[i].item()) for i in order[:n].tolist()]
 
     def circuit(self, n):
         """The circuit of the n edges of top(n)."""
         return self.full.only(self.top(n))
 
 
-def eap(model, clean_tokens, corrupted_tokens, metric, *, ig_steps=1, key_mask=None):
+def eap(model, clean_tokens, corrupted_tokens, metric, *, ig_steps=1, rule="left", key_mask=None):
     """First-order estimates of all edges, by two runs and `ig_steps` gradients: EdgeScores.
 
         score(u, v) = (corrupted write of u - clean write of u) . dm/d(input of v)
 
     summed over positions and d_model. EAP takes the gradient in the clean run; with more steps,
-    EAP-IG takes the mean over runs whose embeddings are k / ig_steps of the way from clean to
-    corrupted, k = 0, …, ig_steps - 1. A write is part of every later input, so dm/d(write of u) is
-    the sum of dm/d(input of v) over its readers: u's scores sum to the node's.
-    Arguments and errors as in `CircuitRun`.
+    EAP-IG takes the mean over runs whose embeddings are some share of the way from clean to
+    corrupted. rule says which shares:
+
+        left   k / ig_steps for k = 0, …, ig_steps - 1: the clean end counts, the corrupted one does
+               not. This is the sum in the paper.
+        right  k / ig_steps for k = 1, …, ig_steps: the other way round, as in the authors' code.
+        gauss  Gauss-Legendre points, neither end: the nearest to the integral for its steps.
+
+    With 5 steps, left and right are up to 0.3 of the largest score apart; with 200, 0.01.
+    A write is part of every later input, so dm/d(write of u) is the sum of dm/d(input of v) over
+    its readers: u's scores sum to the node's.
+    Arguments and errors as in `CircuitRun`; raises UserError also for an unknown rule.
     """
-    if ig_steps < 1:
-        raise UserError(f"ig_steps={ig_steps} leaves no gradient; choose 1 or more")
+    check_choice("rule", rule, EAP_RULES)
+    ig_steps = check_count("ig_steps", ig_steps)
     run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, key_mask=key_mask)
+    shares, weights = quadrature(rule, ig_steps)
     readers = list(run.full.read_points)
     difference = run.other - run.writes  # [writer, batch, pos, d_model]
 
-    # the mean gradient by each reader's input, [reader, batch, pos, d_model]
+    # the gradients by each reader's input, [reader, batch, pos, d_model], each as many times as the
+    # first as its weight is: equal weights are summed without rounding
     gradients = 0
-    for step in range(ig_steps):
-        towards = step / ig_steps * difference[0]
+    total = 0
+    for share, weight in zip(shares, weights, strict=True):
+        towards = share * difference[0]
+        times = weight / weights[0]
         with model.hooks([("hook_embed", lambda embed, hook, towards=towards: embed + towards)]):
             _, _, grads = model.gradient_cache(
                 clean_tokens, differentiable_metric(metric), readers, key_mask=key_mask)
-        gradients = gradients + torch.cat([split_nodes(grads[name]) for name in readers])
+        gradients = gradients + times * torch.cat([split_nodes(grads[name]) for name in readers])
+        total += times
 
-    scores = torch.einsum("wbpm,rbpm->rwb", difference, gradients / ig_steps)
+    scores = torch.einsum("wbpm,rbpm->rwb", difference, gradients / total)
     exists = run.full.mask.T.to(scores.device)  # [reader, writer]
     return EdgeScores(scores[exists], ("edge",), run.full)
 
@@ -270,6 +319,7 @@ class CircuitRun:
     def stream(self, circuit):
         """What the unembedding reads, [batch, pos, d_model]; `model.unembed` gives the logits.
         Raises UserError for a circuit of another model."""
+        check_circuit(circuit)
         writes = self.full.write_points
         reads = self.full.read_points
         if circuit.write_points != writes or circuit.read_points != reads:
@@ -310,8 +360,11 @@ class CircuitRun:
 
 def check_prompts(clean_tokens, corrupted_tokens, mode):
     """Raises UserError for corrupted prompts that don't fit the clean ones under that mode."""
+    check_tensor("clean_tokens", clean_tokens, "batch pos")
     if mode == "zero":
         return
+    if corrupted_tokens is not None:
+        check_tensor("corrupted_tokens", corrupted_tokens, "batch pos")
     clean = list(clean_tokens.shape)
     corrupted = None if corrupted_tokens is None else list(corrupted_tokens.shape)
     as_many = mode == "resample"  # a mean may be over other prompts
@@ -323,23 +376,35 @@ def check_prompts(clean_tokens, corrupted_tokens, mode):
                         "change one")
 
 
-def acdc(model, clean_tokens, corrupted_tokens, metric, *, threshold, mode="resample",
+def acdc(model, clean_tokens, corrupted_tokens, metric, *, threshold, order=None, mode="resample",
          key_mask=None):
     """The circuit that is left when each edge that can be spared has been removed, one at a time.
 
     From the last reader to the first, for each from the last writer to the first, an edge stays if
     without it the distance |m(circuit) - m(model)|, averaged over prompts, rises by more than the
     threshold (in float32, below 1e-6 is rounding). Where m is KL(clean || circuit), m(model) is 0,
-    and the distance is the KL. Other arguments and errors as in `CircuitRun`.
+    and the distance is the KL. order: another one, as in `removal_order`; of two edges that can
+    stand in for each other, the one that is tried first goes. Other arguments and errors as in
+    `CircuitRun`; raises UserError also where `removal_order` does.
     """
-    if not threshold >= 0:
-        raise UserError(f"threshold={threshold} is below 0; choose 0 or more")
+    check_threshold(threshold)
     run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode,
                      key_mask=key_mask)
+    return prune(run, threshold=threshold, order=order)
+
+
+def check_threshold(threshold):
+    """Raises UserError for a threshold of `acdc` that is below 0 or NaN."""
+    check_number("threshold", threshold, lambda least: least >= 0, "0 or more")
+
+
+def prune(run, *, threshold, order=None):
+    """What `acdc` finds, by a CircuitRun that is there already: a Circuit."""
+    check_threshold(threshold)
     circuit = run.full
     whole = run.value(run.full)
     distance = 0.0
-    for edge in reversed(circuit.edges()):
+    for edge in removal_order(run.full, order):
         smaller = circuit.without([edge])
         somebody_reads_the_reader = node_of_input(edge[1]) in ("logits", *circuit.nodes())
         distance_without = distance
@@ -355,13 +420,72 @@ def acdc(model, clean_tokens, corrupted_tokens, metric, *, threshold, mode="resa
     return circuit
 
 
+def removal_order(full, order=None):
+    """In which order ACDC tries to remove edges: [(writer, reader)], every edge once.
+
+    full: the circuit of all edges. order: None, from the last reader to the first, for each from
+    the last writer to the first; a torch.Generator, a random one of those that the algorithm allows
+    (later layers are done before earlier ones, but the inputs of one layer's heads, and the writers
+    of one input, have no order among themselves); or a list that holds every edge once, or every
+    reader, whose edges then go from the last writer to the first.
+    Raises UserError for a list in which edges lack, or come twice, or are not the model's.
+    """
+    if order is None:
+        return full.edges()[::-1]
+    if isinstance(order, torch.Generator):
+        return shuffled_removals(full, order)
+
+    edges = []
+    for part in order:
+        if isinstance(part, str):
+            edges += [edge for edge in full.edges()[::-1] if edge[1] == part]
+        else:
+            edges.append(tuple(part[:2]))
+    check_each_edge_once(full, edges, "order")
+    return edges
+
+
+def shuffled_removals(full, generator):
+    """A random order of `removal_order`."""
+    of_reader = {}
+    for writer, reader in full.edges():
+        of_reader.setdefault(reader, []).append((writer, reader))
+
+    # readers that run side by side: the queries, keys and values of a layer; an MLP; the logits
+    stages = {}
+    for reader in full.readers:
+        layer = reader.split("H")[0] if "H" in reader else reader
+        stages.setdefault(layer, []).append(reader)
+
+    edges = []
+    for readers in reversed(stages.values()):
+        for i in torch.randperm(len(readers), generator=generator).tolist():
+            own = of_reader[readers[i]]
+            edges += [own[k] for k in torch.randperm(len(own), generator=generator).tolist()]
+    return edges
+
+
+def check_each_edge_once(full, edges, what):
+    """Raises UserError unless a list holds each of the model's edges once; `what` names the list.
+    """
+    wanted = set(full.edges())
+    unknown = [edge for edge in edges if edge not in wanted]
+    if unknown:
+        raise UserError(f"{what} holds {unknown[0]}, which is no edge of this model; pass edges of "
+                        "Circuit.of(model).edges()")
+    if len(edges) != len(wanted) or len(set(edges)) != len(wanted):
+        raise UserError(f"{what} holds {len(edges)} edges, {len(set(edges))} different ones, of "
+                        f"the model's {len(wanted)}; pass each once")
+
+
 @dataclass(frozen=True, eq=False)
 class Faithfulness(Effects):
-    """The share of a behaviour that a circuit keeps: an Effects without cells.
+    """The share of a behaviour that a circuit keeps: an Effects, without cells for one circuit.
 
-    kept: [batch], m(C) - m(0). gap: [batch], m(M) - m(0). values: [batch], kept / gap, wild for a
-    prompt on which all edges together do little. So `mean` is not their mean but the ratio of the
-    means, in which each prompt counts by its gap, and `ci` is an interval of that ratio.
+    kept: [*cells, batch], m(C) - m(0). gap: [batch], m(M) - m(0). values: [*cells, batch], kept /
+    gap, wild for a prompt on which all edges together do little. So `mean` is not their mean but
+    the ratio of the means, in which each prompt counts by its gap, and `ci` is an interval of that
+    ratio.
     """
 
     kept: torch.Tensor = None
@@ -369,17 +493,24 @@ class Faithfulness(Effects):
 
     @property
     def mean(self):
-        """mean(kept) / mean(gap), a number as a tensor []."""
-        return self.kept.mean() / self.gap.mean()
+        """mean(kept) / mean(gap), numbers as a tensor [*cells]."""
+        return at_least_float32(self.kept).mean(-1) / at_least_float32(self.gap).mean()
+
+    def drawn_means(self, n_draws=2000, *, level=0.95, seed=0):
+        """`mean` of as many prompts, drawn again and again: [*cells, draw].
+        Raises UserError for a single prompt."""
+        draws = bootstrap_draws(len(self.gap), n_draws, level=level, seed=seed)
+        times = torch.zeros(draws.shape, dtype=torch.float64)  # how often each prompt is drawn
+        times.scatter_add_(1, draws, torch.ones_like(times))
+        return self.kept.cpu().double() @ times.T / (times @ self.gap.cpu().double())
 
     def ci(self, level=0.95, seed=0):
-        """(low, high), each []: an interval of the ratio, by drawing prompts again and again.
-        Raises UserError for a single prompt."""
-        draws = bootstrap_draws(len(self.gap), level=level, seed=seed)
-        kept = self.kept.cpu().double()
-        gap = self.gap.cpu().double()
-        ratios = kept[draws].mean(1) / gap[draws].mean(1)
-        low, high = ratios.quantile(ratios.new_tensor([0.5 - level / 2, 0.5 + level / 2]))
+        """(low, high), each [*cells]: an interval of the ratio, by drawing prompts again and again,
+        as narrow for few prompts as that of `bootstrap_ci`. Raises UserError for a single prompt.
+        """
+        ratios = self.drawn_means(level=level, seed=seed)
+        ends = ratios.new_tensor([0.5 - level / 2, 0.5 + level / 2])
+        low, high = ratios.quantile(ends, dim=-1)
         return low, high
 
 
@@ -391,16 +522,25 @@ def faithfulness(circuit, model, clean_tokens, corrupted_tokens, *, metric, mode
     where one of two parts that work against each other is left out. Other arguments and errors as
     in `CircuitRun`; raises UserError also where m(M) is m(0).
     """
+    check_circuit(circuit)
     run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode,
                      key_mask=key_mask)
+    found = faithfulness_of_each(run, [circuit])
+    return Faithfulness(found.values[0], (), found.kept[0], found.gap)
+
+
+def faithfulness_of_each(run, circuits):
+    """What `faithfulness` says of several circuits, by one CircuitRun: a Faithfulness [circuit].
+    Raises UserError where it does."""
     empty = run.value(run.full.only([]))
     whole = run.value(run.full)
-    kept = run.value(circuit) - empty
     gap = whole - empty
     if not gap.mean().abs() > 1e-6 * whole.abs().mean():  # a NaN too
         raise UserError(f"the metric is {whole.mean().item():.4g} with all edges and with none, so "
                         "there is nothing to keep; take prompts that it tells apart")
-    return Faithfulness(kept / gap, (), kept, gap)
+    kept = [run.value(circuit) - empty for circuit in circuits]
+    kept = torch.stack(kept) if kept else gap.new_zeros(0, len(gap))
+    return Faithfulness(kept / gap, ("circuit",), kept, gap)
 
 
 def completeness(circuit, model, clean_tokens, corrupted_tokens, *, metric, subsets,
@@ -410,6 +550,8 @@ def completeness(circuit, model, clean_tokens, corrupted_tokens, *, metric, subs
     F is the mean metric. Where this is small the circuit breaks as the model does, and no stand-in
     was left out. Other arguments and errors as in `CircuitRun`.
     """
+    check_circuit(circuit)
+    subsets = as_list("subsets", subsets, "a list of lists of parts")
     run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode,
                      key_mask=key_mask)
     gaps = [run.value(circuit.without(subset)) - run.value(run.full.without(subset))
@@ -436,7 +578,8 @@ def minimality(circuit, model, clean_tokens, corrupted_tokens, *, metric, parts=
     for all nodes. Other arguments and errors as in `CircuitRun`; raises UserError also where there
     is no part.
     """
-    parts = circuit.nodes() if parts is None else list(parts)
+    check_circuit(circuit)
+    parts = circuit.nodes() if parts is None else as_list("parts", parts, "a list of them")
     if not parts:
         raise UserError("the circuit has no edges, so no part of it can be removed; add some")
     run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode,
@@ -462,6 +605,10 @@ def approximation_report(estimate, exact, labels, *, n_misses=5):
     estimate, exact: [n], such as `eap(...).mean` and `minimality(...).mean`; n labels.
     Raises UserError for other shapes and for n < 2.
     """
+    estimate = as_numbers(estimate, "estimate")
+    exact = as_numbers(exact, "exact")
+    labels = as_list("labels", labels, "one for each estimate")
+    n_misses = check_count("n_misses", n_misses, least=0)
     if not estimate.shape == exact.shape == (len(labels),) or len(labels) < 2:
         raise UserError(f"{list(estimate.shape)} estimates, {list(exact.shape)} effects and "
                         f"{len(labels)} labels do not match; give two or more of each")

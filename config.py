@@ -8,11 +8,13 @@ Source: Radford et al. 2019 (the shape of GPT-2)
 
 import argparse
 import dataclasses
+import numbers
+import types
 import typing
 from dataclasses import dataclass, field
 from typing import Literal
 
-from utils import UserError, check_choice, suggest_closest
+from utils import UserError, as_index, check_choice, suggest_closest
 
 INFINITY = float("inf")
 # What a torch.Generator takes as a seed: a test of a value, and its words for `check_field`
@@ -269,8 +271,23 @@ class Config:
 def check_field(config, name, holds, wanted):
     """Raises UserError unless `holds(value)` for that field; a NaN holds nowhere."""
     value = getattr(config, name)
-    if not holds(value):
+    hint = typing.get_type_hints(type(config))[name]
+    if not is_of_kind(value, hint) or not holds(value):
         raise UserError(f"{name}={value} is not possible; it must be {wanted}")
+
+
+def is_of_kind(value, hint):
+    """Whether a value is what a field's type says; a whole number is also a float, a bool is no
+    number. Types that are neither numbers nor texts are not looked at."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(hint) if is_union else (hint,)
+    if type(None) in kinds and value is None:
+        return True
+    if int in kinds and as_index(value) is not None:
+        return True
+    if float in kinds:
+        return not isinstance(value, bool) and isinstance(value, numbers.Real)
+    return int not in kinds
 
 
 def check_choices(config):

@@ -23,11 +23,11 @@ import torch
 
 from attention import GrowingPast
 from checkpoint import load_model, load_pretrained
-from config import GenerateConfig, config_from_dict, flag_parser
+from config import GenerateConfig, SamplingConfig, config_from_dict, flag_parser
 from embeddings import check_tokens
 from positions import as_integers, pad_left
 from tokenizer import ENDOFTEXT, length_of_overlap
-from utils import UserError, pick_device, run_program, seeded_generator
+from utils import UserError, as_list, check_count, pick_device, run_program, seeded_generator
 
 DEFAULT_NEW_TOKENS = 500
 
@@ -102,6 +102,10 @@ def generate(model, prompts, cfg, *, stop_ids=(), cached=None, hooks_see_chunks=
     Raises UserError for an empty prompt, where the text does not fit into the context, for stop_ids
     that are no ids, and where the model gives no numbers to choose by.
     """
+    if not isinstance(cfg, SamplingConfig):
+        raise UserError(f"cfg is a {type(cfg).__name__}; pass a SamplingConfig")
+    if n_ids is not None:
+        n_ids = check_count("n_ids", n_ids, most=model.cfg.d_vocab)
     tokens, known = pad_left(prompts, model.W_E.device)  # each [batch, pos]
     check_tokens(tokens, model.cfg.d_vocab)
     points = model.hook_points().values()
@@ -110,8 +114,9 @@ def generate(model, prompts, cfg, *, stop_ids=(), cached=None, hooks_see_chunks=
     room = min(tokens.shape[1] + n_new, n_ctx)
     generator = seeded_generator(cfg.seed)
     stops = torch.tensor([], dtype=tokens.dtype, device=tokens.device)
-    if len(stop_ids):
-        stops = as_integers(list(stop_ids), "stop_ids").to(tokens)
+    stop_ids = as_list("stop_ids", stop_ids, "a list of ids; [] for none")
+    if stop_ids:
+        stops = as_integers(stop_ids, "stop_ids").to(tokens)
         check_tokens(stops[None], model.cfg.d_vocab)
 
     done = torch.zeros_like(known[:, :1])  # [batch, 1]: whether a row has had its stop

@@ -37,7 +37,7 @@ from metrics import (
     differentiable_metric,
 )
 from positions import as_integers, choose_positions
-from utils import UserError, check_choice
+from utils import UserError, as_list, check_choice, check_count, check_tensor
 
 MODES = ("zero", "mean", "mean_pos", "resample")
 
@@ -47,8 +47,10 @@ def derangement(n, generator):
 
     Returns [n], the row that each one takes from. Raises UserError for fewer than two rows.
     """
-    if n < 2:
-        raise UserError(f"n={n}: there is no other row to take from; give two or more")
+    n = check_count("n", n, least=2)  # a single row has no other to take from
+    if not isinstance(generator, torch.Generator):
+        raise UserError(f"generator is a {type(generator).__name__}; pass one, such as "
+                        "utils.seeded_generator(0)")
     while True:  # e = 2.7 tries on average
         order = torch.randperm(n, generator=generator)
         if (order != torch.arange(n)).all():
@@ -179,13 +181,14 @@ def ablate_layers(model, layers, part="attn", mode="zero", **how):
     if part not in there:
         raise UserError(f"part={part!r} is not in this model; choose 'attn', or 'mlp' where there "
                         "is one")
+    layers = as_list("layers", layers, "a list of numbers of layers")
     chosen = chosen_units([(layer, 0) for layer in layers], model.cfg.n_layers, 1, part)
     return ablating(model, f"{part}_out", chosen, Replacement(mode, **how))
 
 
 def chosen_units(units, n_layers, n_units, what):
     """(layer, unit) pairs as [layer, unit], True for each that is among them."""
-    units = list(units)
+    units = as_list(f"{what}s", units, f"a list of pairs, [(layer, {what})]")
     if not units:
         return torch.zeros(n_layers, n_units, dtype=torch.bool)
     pairs = as_integers(units, f"(layer, {what}) pairs")
@@ -228,8 +231,11 @@ def ablation_effects(model, tokens, sets, metric=None, *, mode="zero", progress=
     Raises UserError as `ablate_heads`, for no sets, and in training with dropout.
     """
     metric = metric_or_loss(model, tokens, metric, key_mask)
+    check_reference_mask(key_mask, mode, **how)
     n_layers = model.cfg.n_layers
-    if not len(sets):
+    wanted = "a list of lists of (layer, head) pairs"
+    sets = [as_list("a set", heads, wanted) for heads in as_list("sets", sets, wanted)]
+    if not sets:
         raise UserError("there are no heads to measure; give some")
 
     # the intact run, and the stream before each block
@@ -293,7 +299,7 @@ def pairwise_interaction(model, tokens, heads, metric=None, *, mode="zero", **ho
     0 where either can do the other's work, below 0 where one is of no use without the other. On the
     diagonal the formula gives -effect(i). Arguments and errors as in `ablation_effects`.
     """
-    heads = torch.as_tensor(heads).tolist()
+    heads = as_list("heads", heads, "a list of (layer, head) pairs")
     pairs = [[one, other] for i, one in enumerate(heads) for other in heads[i:]]
     effects = ablation_effects(model, tokens, pairs, metric, mode=mode, **how).values
 
@@ -341,6 +347,7 @@ def self_repair(model, tokens, head, metric, *, mode="zero", key_mask=None, **ho
     Other arguments and errors as there.
     """
     metric = metric_or_loss(model, tokens, metric, key_mask)
+    check_reference_mask(key_mask, mode, **how)
     removed = ablate_heads(model, [head], mode, **how)
     layer = head[0]
     attn_out = get_act_name("attn_out", layer)
@@ -383,12 +390,30 @@ def metric_or_loss(model, tokens, metric, key_mask=None):
     if not model.cfg.n_layers:
         raise UserError("n_layers=0: this model has no heads to measure; take one with layers")
     model.check_no_dropout()
+    check_tensor("tokens", tokens, "batch pos")
     if metric is not None:
         return as_metric(metric)
     if tokens.shape[1] < 2:
         raise UserError("a text of one token predicts nothing; pass longer ones, or a metric")
     return Metric(lambda logits: next_token_loss(logits, tokens, key_mask=key_mask,
                                                  reduction="none"))
+
+
+def check_reference_mask(key_mask, mode, reference=None, source=None, **how):
+    """Raises UserError where, under resample, a row and the row that it takes from are padded at
+    other places: padding would stand in for tokens."""
+    masks = (key_mask, getattr(reference, "key_mask", None))
+    if mode != "resample" or source is None or masks == (None, None):
+        return
+    own, other = (torch.ones(1, 1, dtype=torch.bool) if mask is None else mask.cpu()
+                  for mask in masks)
+    rows = as_integers(source, "source").cpu()
+    if len(other) > 1 and rows.max() < len(other):
+        other = other[rows]
+    if own.shape[-1] == other.shape[-1] or 1 in (own.shape[-1], other.shape[-1]):
+        if (own != other).any():
+            raise UserError("source takes from rows that are padded at other places; let each row "
+                            "take from one of its own length, and give both their key_mask")
 
 
 def metric_at_scale_of(model, resid, last, metric):

@@ -20,13 +20,14 @@ Source: the interface of TransformerLens (Nanda & Bloom 2022)
 """
 
 import contextlib
+import inspect
 import threading
 
 import torch
 from torch import nn
 
 from activation_cache import ActivationCache, UnknownName, slice_axes
-from utils import UserError, suggest_closest
+from utils import UserError, as_list, check_function, printable, suggest_closest
 
 
 class HookPoint:
@@ -171,7 +172,8 @@ class HookedModule(nn.Module):
         """
         points = self.hook_points()
         check_thread(points)
-        wanted = [(select_names(points, names_filter), fn) for names_filter, fn in fwd_hooks]
+        wanted = [(select_names(points, names_filter), fn)
+                  for names_filter, fn in check_pairs(fwd_hooks)]
         with contextlib.ExitStack() as stack:
             for names, fn in wanted:
                 for name in names:
@@ -232,6 +234,7 @@ class HookedModule(nn.Module):
         same names, with zeros where the metric does not reach. No weight's `.grad` is touched.
         """
         check_arguments(how)
+        check_function("metric_fn", metric_fn)
         points = self.hook_points()
         live = {}
 
@@ -248,6 +251,7 @@ class HookedModule(nn.Module):
             with self.hooks([(select_names(points, names_filter), capture)]):
                 logits = self(tokens, **how)
             value = metric_fn(logits)
+            check_value(value)
 
             # backward
             gradients = [torch.zeros_like(tensor) for tensor in live.values()]
@@ -273,6 +277,31 @@ def check_thread(points):
                         "of its own, copy.deepcopy(model)")
 
 
+def check_value(value):
+    """Raises UserError for what no gradient can be taken of."""
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.ndim > 1:
+        raise UserError(f"the metric returned {printable(repr(value))}; return a tensor of floats, "
+                        "a single one or [batch]")
+
+
+def check_pairs(fwd_hooks):
+    """The (names_filter, fn) pairs as a list. Raises UserError for anything else, such as one pair
+    by itself, and for a function that does not take (tensor, hook)."""
+    wanted = "a list of pairs, [(name, fn)]"
+    pairs = as_list("fwd_hooks", fwd_hooks, wanted)
+    for pair in pairs:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not callable(pair[1]):
+            raise UserError(f"{printable(repr(pair))} is no hook; pass {wanted}")
+        try:
+            inspect.signature(pair[1]).bind(None, None)
+        except TypeError:
+            raise UserError(f"the hook at {printable(repr(pair[0]))} does not take two arguments; "
+                            "write fn(tensor, hook)") from None
+        except ValueError:
+            pass  # a function of C, which tells nothing
+    return pairs
+
+
 def check_arguments(how):
     """Raises UserError for an argument that the forward pass does not have; one that is known from
     TransformerLens gets an answer."""
@@ -293,7 +322,9 @@ def select_names(points, names_filter):
     if callable(names_filter):
         chosen = [name for name in points if names_filter(name)]
     else:
-        names = [names_filter] if isinstance(names_filter, str) else list(names_filter)
+        names = [names_filter]
+        if not isinstance(names_filter, str):
+            names = as_list("names_filter", names_filter, "a name, a list of names or a function")
         for name in names:
             if name not in points:
                 raise UnknownName(f"{name} is not a hook of this model"

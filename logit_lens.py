@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from activation_cache import check_cache
 from losses import kl_divergence
 from metrics import token_ids
 from optim import AdamW, schedule
@@ -31,6 +32,9 @@ from utils import (
     UserError,
     at_least_float32,
     atomic_write,
+    check_count,
+    check_number,
+    check_tensor,
     read_torch_file,
     seeded_generator,
 )
@@ -78,8 +82,11 @@ def logit_lens(model, cache, incl_mid=False, pos=None, *, lens=None, top_k=None,
     not there, a lens of another model, targets of another text.
     """
     d_vocab = model.cfg.d_vocab
-    if top_k is not None and not 1 <= top_k <= d_vocab:
-        raise UserError(f"top_k={top_k} is not possible; choose 1 to {d_vocab}")
+    check_cache(cache)
+    if top_k is not None:
+        top_k = check_count("top_k", top_k, most=d_vocab)
+    if lens is not None and not isinstance(lens, TunedLens):
+        raise UserError(f"lens is a {type(lens).__name__}; pass a TunedLens, or None")
 
     # the streams, [row, batch, pos, d_model]
     kept = cache if pos is None else cache.slice(pos=pos)
@@ -114,7 +121,8 @@ def targets_at(targets, shape, pos, *, n_all, d_vocab):
     """targets [batch, pos] at the positions, of shape (batch, pos). Raises UserError for others."""
     if targets.ndim == 2 and targets.shape[1] == n_all and pos is not None:
         targets = take_positions(targets, choose_positions(pos, n_all, len(targets)), 1)
-    if targets.ndim != 2 or len(targets) != shape[0] or targets.shape[1] not in (1, shape[1]):
+    fits = targets.ndim == 2 and len(targets) == shape[0] and targets.shape[1] in (1, shape[1])
+    if targets.is_floating_point() or not fits:
         raise UserError(f"targets is {list(targets.shape)} for {list(shape)} predictions; pass ids "
                         "[batch, pos], one a row, or one for all")
     if targets.min() < 0 or targets.max() >= d_vocab:
@@ -204,10 +212,11 @@ def fit_tuned_lens(model, tokens, *, steps=300, batch_size=16, lr=2e-3, seed=0):
     """
     if not model.cfg.n_layers:
         raise UserError("n_layers=0: the only stream is the last one; there is nothing to tune")
-    if steps < 1 or not len(tokens):
-        raise UserError(f"{steps} steps on {len(tokens)} texts fit nothing; take 1 or more of both")
-    if not 0 < lr < math.inf:
-        raise UserError(f"lr={lr} is not possible; it must be more than 0, and finite")
+    check_tensor("tokens", tokens, "n pos")
+    check_count("n_texts", len(tokens))
+    steps = check_count("steps", steps)
+    batch_size = check_count("batch_size", batch_size)
+    check_number("lr", lr, lambda rate: 0 < rate < math.inf, "more than 0, and finite")
     was_training = model.training
     model.eval()
     try:

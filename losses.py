@@ -12,7 +12,7 @@ Source: Shannon 1948; Kullback & Leibler 1951
 import torch
 
 from positions import at_positions, check_key_mask, choose_positions, is_single
-from utils import UserError, check_choice
+from utils import UserError, check_choice, check_tensor
 
 REDUCTIONS = ("none", "mean")
 IGNORED = -100  # a target that does not count: padding, or a prompt that is given and not learned
@@ -30,6 +30,8 @@ def per_token_loss(logits, targets):
     nothing to predict. Returns [...], in float32 at least, and 0 for what is ignored.
     Raises UserError where the targets are not one for each prediction, or no ids.
     """
+    check_tensor("logits", logits, "... d_vocab", is_float=True)
+    check_tensor("targets", targets, "...")
     if logits.shape[:-1] != targets.shape:
         raise UserError(f"logits is {list(logits.shape)} and targets {list(targets.shape)}; pass "
                         "one target for each prediction")
@@ -52,8 +54,9 @@ def cross_entropy(logits, targets):
     logits: [..., d_vocab]; targets: [...], the token that follows at each position, or IGNORED.
     Returns a scalar. A uniform guess costs ln d_vocab; where nothing counts it is 0.
     """
+    losses = per_token_loss(logits, targets)
     n_targets = (targets != IGNORED).sum().clamp(min=1)
-    return per_token_loss(logits, targets).sum() / n_targets
+    return losses.sum() / n_targets
 
 
 def next_token_loss(logits, tokens, *, key_mask=None, reduction="mean"):
@@ -66,7 +69,12 @@ def next_token_loss(logits, tokens, *, key_mask=None, reduction="mean"):
     Raises UserError for another reduction, and for logits of other texts.
     """
     check_choice("reduction", reduction, REDUCTIONS)
-    if logits.ndim < 3 or logits.shape[-3:-1] != tokens.shape:
+    check_tensor("logits", logits, "... batch pos d_vocab", is_float=True)
+    check_tensor("tokens", tokens, "batch pos")
+    if tokens.is_floating_point() or tokens.shape[1] < 2:
+        raise UserError(f"tokens is {list(tokens.shape)} {tokens.dtype}; pass ids of texts of two "
+                        "tokens or more, since one alone predicts nothing")
+    if logits.shape[-3:-1] != tokens.shape:
         raise UserError(f"logits is {list(logits.shape)} for tokens {list(tokens.shape)}; pass the "
                         "logits [batch, pos, d_vocab] of these tokens")
     check_key_mask(key_mask, tokens)
@@ -94,6 +102,17 @@ def kl_divergence(p_logits, q_logits, *, pos=None, reduction="none"):
     for rounding. Raises UserError for another reduction.
     """
     check_choice("reduction", reduction, REDUCTIONS)
+    shape = "... d_vocab" if pos is None else "... batch pos d_vocab"
+    for name, logits in (("p_logits", p_logits), ("q_logits", q_logits)):
+        check_tensor(name, logits, shape, is_float=True)
+    try:
+        torch.broadcast_shapes(p_logits.shape, q_logits.shape)
+        same_vocabulary = p_logits.shape[-1] == q_logits.shape[-1]
+    except RuntimeError:
+        same_vocabulary = False
+    if not same_vocabulary:
+        raise UserError(f"p_logits is {list(p_logits.shape)} and q_logits {list(q_logits.shape)}; "
+                        "pass logits of the same tokens and vocabulary")
     if pos is not None:
         if p_logits.shape[-2:-1] != q_logits.shape[-2:-1]:
             raise UserError(f"p_logits is {list(p_logits.shape)} and q_logits "

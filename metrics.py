@@ -26,7 +26,17 @@ from positions import (
     choose_positions,
     positions_in_prompt,
 )
-from utils import UserError, at_least_float32, check_choice, seeded_generator
+from utils import (
+    UserError,
+    at_least_float32,
+    check_choice,
+    check_count,
+    check_function,
+    check_number,
+    check_tensor,
+    printable,
+    seeded_generator,
+)
 
 # Tokens: what an argument may be
 
@@ -41,8 +51,8 @@ def token_ids(tokens, n_rows, d_vocab, *, tokenizer=None):
     if any(isinstance(token, str) for token in listed):
         tokens = single_tokens(listed, tokenizer)
 
-    ids = torch.as_tensor(tokens)
-    if ids.is_floating_point() or ids.ndim > 1 or (ids.ndim == 1 and len(ids) != n_rows):
+    ids = as_integers(tokens, "token ids")
+    if ids.ndim > 1 or (ids.ndim == 1 and len(ids) != n_rows):
         raise UserError(f"token ids are {list(ids.shape)} {ids.dtype}; pass one, or one for each "
                         f"of the {n_rows} rows")
     if ids.min() < 0 or ids.max() >= d_vocab:
@@ -88,12 +98,18 @@ class Metric:
     tokens: torch.Tensor | list | None = None
     by_cell: bool = False
 
+    def __post_init__(self):
+        check_function("a metric", self.fn)
+
     @classmethod
     def logit_diff(cls, correct, wrong, *, pos=-1):
         """The logit of `correct` less that of `wrong`, ids for all rows or one for each, in nats;
         [..., batch]. It reads one position a row, and raises UserError where pos selects more."""
-        ids = (as_integers(tokens, "tokens") for tokens in (correct, wrong))
-        pair = torch.stack(torch.broadcast_tensors(*ids), -1)
+        right, other = (as_integers(tokens, "tokens") for tokens in (correct, wrong))
+        if right.ndim and other.ndim and right.shape != other.shape:
+            raise UserError(f"correct is {list(right.shape)} and wrong {list(other.shape)}; pass "
+                            "an id for all rows, or one for each row in both")
+        pair = torch.stack(torch.broadcast_tensors(right, other), -1)
 
         def difference(logits):  # [..., batch, pos, 2]
             check_one_position(pos, logits.shape[-2])
@@ -205,10 +221,7 @@ def mean_over_batch(values, reduction):
 
 def check_logits(logits):
     """Raises UserError unless logits is a tensor [..., batch, pos, d_vocab] of numbers."""
-    if not isinstance(logits, torch.Tensor) or logits.ndim < 3 or not logits.is_floating_point():
-        found = f"{list(logits.shape)} {logits.dtype}" if isinstance(logits, torch.Tensor) \
-            else type(logits).__name__
-        raise UserError(f"logits is {found}; pass [batch, pos, d_vocab], such as model(tokens)")
+    check_tensor("logits", logits, "... batch pos d_vocab", is_float=True)
 
 
 def check_one_position(pos, n_chosen):
@@ -333,6 +346,7 @@ def check_square(pattern, least=1, batch=None):
 
     Raises UserError for other shapes.
     """
+    check_tensor("pattern", pattern, "... query_pos key_pos", is_float=True)
     n_rows, n_pos = (None, pattern.shape[-1]) if batch is None else batch
     has_other_rows = batch is not None and (pattern.ndim < 4 or pattern.shape[-4] != n_rows)
     if has_other_rows or pattern.shape[-2:] != (n_pos, n_pos) or n_pos < least:
@@ -343,6 +357,9 @@ def check_square(pattern, least=1, batch=None):
         worst = sums.flatten()[(sums - 1).abs().argmax()].item()
         raise UserError(f"a row of the pattern sums to {worst:.3g}; pass hook_pattern, whose rows "
                         "sum to 1")
+    if pattern.min() < 0:
+        raise UserError(f"the pattern goes down to {pattern.min().item():.3g}; attention is never "
+                        "below 0; pass hook_pattern as the model gives it")
     return at_least_float32(pattern)
 
 
@@ -360,8 +377,12 @@ def mean_over_queries(values, key_mask, first=0):
 
 
 def shape_of(key_mask):
-    """(n_rows, n_pos) of a key_mask, or None."""
-    return None if key_mask is None else key_mask.shape
+    """(n_rows, n_pos) of a key_mask, or None. Raises UserError for what is no mask."""
+    if key_mask is None:
+        return None
+    check_tensor("key_mask", key_mask, "batch pos")
+    check_key_mask(key_mask, key_mask)
+    return key_mask.shape
 
 
 def prev_token_score(pattern, *, key_mask=None):
@@ -401,6 +422,7 @@ def duplicate_token_score(pattern, tokens, *, key_mask=None):
 
 def earlier_occurrences(tokens, key_mask=None):
     """[batch, query_pos, key_pos]: True where the key is the query's token, earlier, and real."""
+    check_tensor("tokens", tokens, "batch pos")
     earlier = (tokens[:, :, None] == tokens[:, None, :]).tril(-1)
     if key_mask is None:
         return earlier
@@ -446,6 +468,7 @@ def copying_score(OV_eigenvalues):
 
     OV_eigenvalues: [..., d_head], complex or real. Returns [...].
     """
+    check_tensor("OV_eigenvalues", OV_eigenvalues, "... d_head")
     return OV_eigenvalues.real.sum(-1) / OV_eigenvalues.abs().sum(-1)
 
 
@@ -455,13 +478,36 @@ def copying_score(OV_eigenvalues):
 def spearman(one, other):
     """The correlation of two rankings along the last axis, [..., n] -> [...]; ties share their mean
     rank; NaN where one of them is constant or has a NaN."""
-    return pearson(mean_ranks(one.double()), mean_ranks(other.double()))
+    one, other = as_pair(one, other)
+    return pearson(mean_ranks(one), mean_ranks(other))
 
 
 def pearson(one, other):
     """The correlation along the last axis, [..., n] -> [...]; NaN as in `spearman`."""
-    a, b = (each - each.mean(-1, keepdim=True) for each in (one.double(), other.double()))
+    a, b = (each - each.mean(-1, keepdim=True) for each in as_pair(one, other))
     return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+
+
+def as_numbers(values, what):
+    """Real numbers, a tensor or lists of them, in float64. Raises UserError for anything else."""
+    try:
+        numbers = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        numbers = None
+    if numbers is None or numbers.is_complex():
+        raise UserError(f"{what}={printable(repr(values))} are no real numbers; pass a tensor of "
+                        "them, or a list")
+    return numbers.double()
+
+
+def as_pair(one, other):
+    """Two lists of numbers, [..., n] each, in float64. Raises UserError where they don't match."""
+    one = as_numbers(one, "the first")
+    other = as_numbers(other, "the second")
+    if not one.ndim or one.shape[-1:] != other.shape[-1:]:
+        raise UserError(f"{list(one.shape)} numbers and {list(other.shape)} do not match; pass "
+                        "[..., n] of both")
+    return one, other
 
 
 def mean_ranks(values):
@@ -475,7 +521,7 @@ def mean_ranks(values):
 def as_labels(truth, scores):
     """Labels as bools. Raises UserError for others than bools, ones and zeros, and for another
     number of them than there are scores."""
-    truth = torch.as_tensor(truth)
+    truth = as_numbers(truth, "truth")
     if truth.shape != scores.shape or not ((truth == 0) | (truth == 1)).all():
         raise UserError(f"truth is {list(truth.shape)} {truth.dtype} for scores "
                         f"{list(scores.shape)}; pass as many bools, or ones and zeros")
@@ -488,13 +534,14 @@ def auroc(scores, truth):
     scores: [n]; truth: [n], bools, or ones and zeros. 1: all true ones on top; 0.5: chance; NaN:
     all true, or none, or a score that is NaN. Raises UserError for other labels.
     """
+    scores = as_numbers(scores, "scores")
     truth = as_labels(truth, scores)
     if scores.ndim != 1:
         raise UserError(f"scores is {list(scores.shape)}; pass [n], one score for each label")
     if scores.isnan().any():
         return math.nan
     n_true = truth.sum()
-    ranks = mean_ranks(scores.double())[truth]  # from 0
+    ranks = mean_ranks(scores)[truth]  # from 0
     return ((ranks.sum() - n_true * (n_true - 1) / 2) / (n_true * (~truth).sum())).item()
 
 
@@ -507,7 +554,11 @@ def bootstrap_ci(values, *, level=0.95, n_draws=2000, seed=0):
     5 normal values, 0.90 with 10, 0.93 with 40; with skewed ones (exponential) in 0.79, 0.86, 0.92.
     Raises UserError for fewer than two values, or no draws, or a level outside of 0 to 1.
     """
-    values = torch.as_tensor(values).double()
+    values = as_numbers(values, "values")
+    if not values.ndim or not values.isfinite().all():
+        n_wrong = int((~values.isfinite()).sum())
+        raise UserError(f"values is {list(values.shape)}, {n_wrong} of them not finite; pass [n] "
+                        "or [n, ...] of numbers")
     draws = bootstrap_draws(len(values), n_draws, level=level, seed=seed)
     means = torch.stack([values[draw].mean(0) for draw in draws])
     ends = np.quantile(means.cpu().numpy(), [0.5 - level / 2, 0.5 + level / 2], axis=0)
@@ -520,9 +571,10 @@ def bootstrap_draws(n, n_draws=2000, *, level=0.95, seed=0):
 
     Raises UserError for fewer than two values, or no draws, or a level outside of 0 to 1.
     """
-    if n < 2 or n_draws < 1 or not 0 < level < 1:
-        raise UserError(f"{n} values, n_draws={n_draws}, level={level} have no interval; "
-                        "give two values, one draw, a level between 0 and 1")
+    if n < 2:
+        raise UserError(f"{n} values have no interval; give two or more")
+    n_draws = check_count("n_draws", n_draws)
+    check_number("level", level, lambda share: 0 < share < 1, "between 0 and 1")
     return torch.randint(n, (n_draws, n), generator=seeded_generator(seed))
 
 
@@ -534,7 +586,10 @@ def permutation_pvalue(observed, null):
     [draw] it is not: of 100 idle heads about five are then below 0.05.
     Returns a p-value of observed's shape, never 0. Raises UserError for no draws, NaN, other heads.
     """
-    observed, null = torch.as_tensor(observed).double(), torch.as_tensor(null).double()
+    observed = as_numbers(observed, "observed")
+    null = as_numbers(null, "null")
+    if not null.ndim:
+        raise UserError("the null is one number; pass [draw], or [draw, *the observed shape]")
     if null.ndim > 1 and null.shape[1:] != observed.shape:
         raise UserError(f"the null is {list(null.shape)} and what it is held against "
                         f"{list(observed.shape)}; pass [draw] or [draw, *that shape]")

@@ -22,9 +22,9 @@ from torch import nn
 import pretrained
 from embeddings import PositionEmbedding, TokenEmbedding, Unembedding, check_tokens
 from hooks import HookedModule, HookPoint
-from positions import at_positions, check_key_mask, positions_in_prompt
+from positions import as_integers, at_positions, check_key_mask, positions_in_prompt
 from transformer_block import Block, make_norm
-from utils import UserError, seeded_generator
+from utils import UserError, as_list, check_count, check_tensor, seeded_generator
 
 
 def stacked(part, name, axes):
@@ -146,10 +146,15 @@ class GPT(HookedModule):
         past: one object a layer with extend(k, v) (GrowingPast), by absolute layer.
         key_mask: [batch, pos], False hides a position from all others (padding).
         """
-        stop = self.cfg.n_layers if stop is None else stop
-        if not 0 <= start <= stop <= self.cfg.n_layers:
-            raise UserError(f"start={start}, stop={stop} is not a way through "
-                            f"{self.cfg.n_layers} layers; use 0 <= start <= stop")
+        start = check_count("start", start, 0, self.cfg.n_layers)
+        if stop is None:
+            stop = self.cfg.n_layers
+        stop = check_count("stop", stop, start, self.cfg.n_layers)
+        self.check_resid(resid)
+        if key_mask is not None:
+            check_key_mask(key_mask, resid[..., 0])
+        if past is not None and len(as_list("past", past, "one for each layer")) < stop:
+            raise UserError(f"past has {len(past)} layers of {stop}; pass one for each")
         for layer in range(start, stop):
             layer_past = None if past is None else past[layer]
             resid = self.blocks[layer](resid, layer_past, key_mask)
@@ -162,10 +167,25 @@ class GPT(HookedModule):
         resid [..., batch, pos, d_model] -> [..., batch, pos, n]. positions: [n] or [batch, n], from
         0, those alone; the last LayerNorm, and who listens there, has them all.
         """
+        self.check_resid(resid)
         normalized = self.ln_final(resid)
-        if positions is not None:
-            normalized = at_positions(normalized, positions)
-        return self.unembedding(normalized, self.W_E, tokens)
+        try:
+            if positions is not None:
+                check_tensor("positions", positions, "... n")
+                normalized = at_positions(normalized, positions)
+            if tokens is not None and not isinstance(tokens, torch.Tensor):
+                tokens = as_integers(tokens, "tokens")
+            return self.unembedding(normalized, self.W_E, tokens)
+        except IndexError:  # only then looked at: a device is not to be waited for
+            raise UserError(f"tokens or positions are outside of the {self.cfg.d_vocab} ids and "
+                            f"{resid.shape[-2]} positions; choose from 0 on") from None
+
+    def check_resid(self, resid):
+        """Raises UserError for what is no stream of this model, such as its logits."""
+        check_tensor("resid", resid, "... pos d_model", is_float=True)
+        if resid.shape[-1] != self.cfg.d_model:
+            raise UserError(f"resid is {list(resid.shape)}; pass the stream, [batch, pos, "
+                            f"{self.cfg.d_model}]")
 
     @torch.no_grad()
     def init_weights_(self, generator):
@@ -249,9 +269,11 @@ def resolve_position_ids(tokens, positions, n_ctx):
             raise UserError(f"{n_tokens} tokens do not fit into n_ctx={n_ctx}; shorten the text, "
                             "or train with a larger n_ctx")
         return torch.arange(n_tokens, device=tokens.device)
-    if positions.shape not in (tokens.shape, tokens.shape[1:]):
-        raise UserError(f"positions is {list(positions.shape)} for tokens {list(tokens.shape)}; "
-                        f"pass [{n_tokens}] or {list(tokens.shape)}")
+    check_tensor("positions", positions, "... pos")
+    if positions.is_floating_point() or positions.shape not in (tokens.shape, tokens.shape[1:]):
+        raise UserError(f"positions is {list(positions.shape)} {positions.dtype} for tokens "
+                        f"{list(tokens.shape)}; pass integers, [{n_tokens}] or "
+                        f"{list(tokens.shape)}")
     if positions.min() < 0 or positions.max() >= n_ctx:
         raise UserError(f"positions run from {int(positions.min())} to {int(positions.max())}; "
                         f"this model has 0 to {n_ctx - 1}")

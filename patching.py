@@ -31,15 +31,22 @@ from dataclasses import dataclass
 import torch
 
 from activation_cache import (
+    check_name,
     check_same_mask,
     check_same_model,
     check_same_shape,
     get_act_name,
 )
 from metrics import EffectsOfTwoRuns
-from positions import as_index
 from rerun import IN_BLOCK, Rerun
-from utils import UserError, check_choice, suggest_closest
+from utils import (
+    UserError,
+    as_list,
+    check_choice,
+    check_count,
+    check_tensor,
+    suggest_closest,
+)
 
 DIRECTIONS = ("denoising", "noising")
 FROZEN = {"heads": ("hook_z",), "all": ("hook_z", "hook_mlp_out"), None: ()}
@@ -83,7 +90,7 @@ def activation_patch(model, tokens, source_cache, metric, act_name, axes, *,
     would run past them), and in training with dropout.
     """
     check_choice("direction", direction, DIRECTIONS)
-    axes = (axes,) if isinstance(axes, str) else tuple(axes)
+    axes = (axes,) if isinstance(axes, str) else tuple(as_list("axes", axes, "a list of names"))
     by_layer = "layer" in axes
     check_axes(model, act_name, axes, batch_cells)
     layers = range(model.cfg.n_layers) if by_layer else [None]
@@ -118,13 +125,14 @@ def activation_patch(model, tokens, source_cache, metric, act_name, axes, *,
 
 def check_axes(model, act_name, axes, batch_cells):
     """Raises UserError for axes that are no grid, and for no cells."""
+    check_name(act_name)
     if "layer" in axes[1:] or len(set(axes)) < len(axes):
         raise UserError(f"axes={axes}: name each once, and 'layer' first")
     if "layer" in axes and (not model.cfg.n_layers or "hook_" in act_name):
         raise UserError(f"{act_name} is in one place, or this model has no layers; leave the axis "
                         "'layer' out")
-    if batch_cells is not None and not 1 <= batch_cells < 1 << 31:
-        raise UserError(f"batch_cells={batch_cells} is not possible; choose 1 or more, or None")
+    if batch_cells is not None:
+        check_count("batch_cells", batch_cells, most=(1 << 31) - 1)
 
 
 def check_cells(own, source, names, axes):
@@ -298,13 +306,20 @@ def heads_by_name(model, places):
     points = model.hook_points()
     if not model.cfg.n_layers:
         raise UserError("n_layers=0: there are no paths; take a model with layers")
-    is_pair = isinstance(places, tuple) and as_index(places[-1]) is not None
-    is_one = isinstance(places, str) or is_pair
+    wanted = "names, and (name, head) pairs"
+    is_pair = isinstance(places, tuple) and len(places) == 2 and not isinstance(places[1], str)
+    is_one = isinstance(places, str) or (is_pair and not isinstance(places[1], tuple))
 
     # (name, head), with None for all heads
     pairs = []
-    for place in [places] if is_one else places:
-        name, head = (place, None) if isinstance(place, str) else place
+    for place in [places] if is_one else as_list("places", places, wanted):
+        name, head = place, None
+        if not isinstance(place, str):
+            if not isinstance(place, (tuple, list)) or len(place) != 2:
+                raise UserError(f"{place!r} is no place on a path; pass {wanted}")
+            name, head = place
+            check_name(name)
+            head = check_count(f"{name}: head", head, 0, model.cfg.n_heads - 1)
         if name == "logits":
             name = last_stream_name(model)
         if name not in points:
@@ -408,6 +423,8 @@ def path_patch_matrix(model, clean_tokens, corrupted_tokens, metric, *, receiver
 
 def check_path_prompts(clean_tokens, corrupted_tokens, freeze):
     """Raises UserError for prompts of two shapes, and for what can't be frozen."""
+    check_tensor("clean_tokens", clean_tokens, "batch pos")
+    check_tensor("corrupted_tokens", corrupted_tokens, "batch pos")
     if clean_tokens.shape != corrupted_tokens.shape:
         raise UserError(f"clean_tokens is {list(clean_tokens.shape)} and corrupted_tokens "
                         f"{list(corrupted_tokens.shape)}; take as many prompts of one length")

@@ -16,11 +16,9 @@ Next: attention.py
 Source: the reading of `pos` in TransformerLens (Nanda & Bloom 2022), without its ambiguities
 """
 
-import operator
-
 import torch
 
-from utils import UserError
+from utils import UserError, as_index, as_list
 
 
 def as_integers(values, what):
@@ -34,20 +32,6 @@ def as_integers(values, what):
             or numbers.is_complex():
         raise UserError(f"{what}={values} are no integers; pass some, and of a mask its nonzero()")
     return numbers.long()
-
-
-def as_index(value):
-    """A Python int for an int of Python or numpy or a 0-d integer tensor; None for anything else.
-
-    A boolean is no index, though Python would take it for 0 or 1.
-    """
-    is_boolean = isinstance(value, bool) or getattr(value, "dtype", None) in (torch.bool, bool)
-    if is_boolean or getattr(value, "ndim", 0):
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None
 
 
 def choose_positions(pos, n_pos, n_rows=None):
@@ -126,15 +110,18 @@ def pad_left(prompts, device=None):
     prompts: [batch, pos] of ids, or a list of lists of ids. key_mask is False where there is
     padding. Raises UserError where a prompt is empty or not made of ids.
     """
+    wanted = "rows of ids: a list of lists, or [batch, pos]"
     if isinstance(prompts, torch.Tensor) and prompts.ndim == 2:
+        if not prompts.numel():
+            raise UserError(f"prompts is empty, {list(prompts.shape)}; pass {wanted}")
+        if prompts.is_floating_point():
+            raise UserError(f"prompts is {list(prompts.shape)} {prompts.dtype}; pass {wanted}")
         return prompts, torch.ones_like(prompts, dtype=torch.bool)
-    if isinstance(prompts, torch.Tensor) or any(as_index(prompt) is not None for prompt in prompts):
-        raise UserError("prompts is one row of ids; give a list of rows, or [batch, pos]")
-    lengths = [len(prompt) for prompt in prompts]
+    ids = [[as_index(token) for token in as_list("a prompt", prompt, wanted)]
+           for prompt in as_list("prompts", prompts, wanted)]
+    lengths = [len(row) for row in ids]
     if not lengths or min(lengths) == 0:
         raise UserError("a prompt is empty; give each at least one token")
-
-    ids = [[as_index(token) for token in prompt] for prompt in prompts]
     if any(None in row for row in ids):
         raise UserError("a prompt holds something that is not a whole number; give rows of ids")
 

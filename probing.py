@@ -23,8 +23,17 @@ import torch
 import torch.nn.functional as F
 
 from activation_cache import check_cache
+from metrics import as_numbers
 from model import GPT
-from utils import UserError, seeded_generator
+from utils import (
+    UserError,
+    as_list,
+    check_count,
+    check_function,
+    check_number,
+    check_tensor,
+    seeded_generator,
+)
 
 BLOCKS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
 
@@ -51,7 +60,11 @@ class Probe:
         return self.accuracies.mean().item()
 
     def logits(self, X):
-        """X [n, d] -> [n, class]."""
+        """X [n, d] -> [n, class]. Raises UserError for another width."""
+        check_tensor("X", X, "... d", is_float=True)
+        if X.shape[-1] != len(self.mean):
+            raise UserError(f"X is {list(X.shape)}; this probe reads {len(self.mean)} numbers of "
+                            "each example")
         return (X - self.mean) / self.scale @ self.W + self.b
 
     def predict(self, X):
@@ -86,20 +99,25 @@ def label_ids(y):
     """Labels as a tensor on the CPU; texts become their places in alphabetical order."""
     if isinstance(y, torch.Tensor):
         return y.cpu()
-    labels = np.asarray(y)
-    if labels.dtype.kind == "U":  # texts
+    try:
+        labels = np.asarray(y)
+    except ValueError:  # lists of several lengths
+        labels = np.asarray(None)
+    if labels.dtype.kind == "U" and labels.ndim:  # texts
         labels = np.unique(labels, return_inverse=True)[1]
+    if labels.dtype.kind not in "biuf":
+        raise UserError(f"labels are of numpy's kind {labels.dtype}; pass whole numbers, or texts")
     return torch.as_tensor(labels)
 
 
 def check_examples(X, y):
     """X as float64 and y as ids, on the CPU; raises UserError where a probe makes no sense of them.
     """
-    X = torch.as_tensor(X).detach().cpu().double()
+    X = as_numbers(X, "X").detach().cpu()
     y = label_ids(y)
     if X.ndim != 2 or y.shape != X.shape[:1]:
         raise UserError(f"X is {list(X.shape)} and y {list(y.shape)}; pass [n, d] and [n]")
-    if y.is_floating_point():
+    if y.is_floating_point() or y.is_complex():
         raise UserError(f"y is {y.dtype}; pass integer labels, such as y.long()")
     if not X.isfinite().all():
         raise UserError(f"X has {int((~X.isfinite()).sum())} values that are not finite; mask them")
@@ -111,16 +129,14 @@ def check_examples(X, y):
 def assign_folds(groups, n, n_folds, seed):
     """The fold of each example, [n]; those of one group share theirs."""
     names, index = index_groups(groups, n)
-    if not 2 <= n_folds <= len(names):
-        raise UserError(f"n_folds={n_folds} is not possible with {len(names)} groups; choose from "
-                        "2 to that many")
+    n_folds = check_count("n_folds", n_folds, 2, len(names))
     order = torch.randperm(len(names), generator=seeded_generator(seed))
     return (order % n_folds)[index]
 
 
 def index_groups(groups, n):
     """(the groups' names, each example's index among them [n]); None: each is a group by itself."""
-    groups = torch.arange(n) if groups is None else torch.as_tensor(groups).cpu()
+    groups = torch.arange(n) if groups is None else label_ids(groups)
     if groups.shape != (n,):
         raise UserError(f"groups is {list(groups.shape)} for {n} examples; pass one for each")
     return groups.unique(return_inverse=True)
@@ -131,8 +147,7 @@ def fit_logistic(X, y, l2):
 
     Raises UserError for a penalty below 0 or without end, under which there is no maximum.
     """
-    if not 0 <= l2 < math.inf:
-        raise UserError(f"l2={l2} is not possible; it must be 0 or more, and finite")
+    check_number("l2", l2, lambda penalty: 0 <= penalty < math.inf, "0 or more, and finite")
     classes, target = y.unique(return_inverse=True)
     mean, scale = X.mean(0), X.std(0, correction=0)
     scale = torch.where(scale > 1e-12, scale, torch.ones_like(scale))  # a constant says nothing
@@ -162,8 +177,9 @@ def control_task_labels(tokens, y, *, seed=0):
     types alone; nothing in the model can be about them.
     Raises UserError where there is one type, or one class, only.
     """
+    check_tensor("tokens", tokens, "...")
     types, index, counts = tokens.cpu().unique(return_inverse=True, return_counts=True)
-    y = torch.as_tensor(y).flatten().cpu().sort().values
+    y = label_ids(y).flatten().sort().values
     if len(types) < 2 or y[0] == y[-1]:
         raise UserError(f"{len(types)} types, {len(y.unique())} classes; a control task needs two "
                         "or more of both")
@@ -198,7 +214,7 @@ def selectivity(X, y, tokens, groups=None, *, l2=1e-3, n_folds=5, seed=0):
     tokens: [n], the type of each example; the rest as in `fit_probe`. Types that stand in one fold
     alone can't be learned by heart: with many rare ones the control is low, whatever the probe.
     """
-    control = control_task_labels(torch.as_tensor(tokens), y, seed=seed)
+    control = control_task_labels(label_ids(tokens), y, seed=seed)
     how = {"l2": l2, "n_folds": n_folds, "seed": seed}
     task = fit_probe(X, y, groups, **how).accuracy
     return Selectivity(task, fit_probe(X, control, groups, **how).accuracy)
@@ -236,6 +252,9 @@ def mdl_online(X, y, groups=None, *, blocks=BLOCKS, l2=1e-3, seed=0):
     mixed with a uniform one, of the weight n_classes / (n_before + n_classes).
     """
     X, y = check_examples(X, y)
+    blocks = as_list("blocks", blocks, "shares of the examples, such as (0.1, 0.5)")
+    for share in blocks:
+        check_number("a block's end", share, lambda end: 0 < end <= 1, "a share, above 0 to 1")
 
     # whole groups in random order
     names, index = index_groups(groups, len(y))
@@ -361,6 +380,10 @@ def concept_erasure(model, tokens, metric, probe, *, at, types=None, n_random=20
     position, the text); without them each example's label is its own.
     A probe can read what no later layer does; then the metric does not move by more than by chance.
     """
+    if not isinstance(probe, Probe) or probe.data is None:
+        raise UserError(f"probe is a {type(probe).__name__}; pass one that fit_probe returned")
+    check_function("the metric", metric)
+    n_random = check_count("n_random", n_random)
     X, y, groups = probe.data
     # in float64: rounding to the model's precision would give the labels away
     X, _ = check_examples(X, y)

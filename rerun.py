@@ -66,6 +66,10 @@ class Rerun:
         self.positions = positions.expand(len(tokens), -1).to(tokens.device)  # [batch, n]
         self.looked_at = torch.zeros_like(tokens, dtype=torch.bool)  # [batch, pos]
         self.looked_at.scatter_(1, self.positions, True)
+        if self.metric.pos is not None and key_mask is not None \
+                and (self.looked_at & ~key_mask).any():
+            raise UserError(f"the metric's pos={self.metric.pos} is padding in some prompts; "
+                            "choose real tokens")
         self.ids = self.metric.ids(len(tokens), model.cfg.d_vocab, tokens.device)
 
         self.logits = self.metric.needed_logits(model, last_stream(model, self.cache))

@@ -16,8 +16,8 @@ Source: Elhage et al. 2021 (the stream as a sum); names of TransformerLens (Nand
 import torch
 import torch.nn.functional as F
 
-from activation_cache import ActivationCache, head_label
-from utils import UserError, at_least_float32, check_choice
+from activation_cache import check_cache, head_label
+from utils import UserError, as_index, at_least_float32, check_choice, check_tensor
 
 UNITS = ("component", "head", "neuron")
 
@@ -67,6 +67,7 @@ def decomposition(model, cache, layer=-1, *, unit="component", mlp_input=False,
     direction = project_output_onto
     if direction is not None:
         direction = check_direction(direction, model.cfg.d_model)
+        check_fits(direction, cache["embed"])
 
     # where the stream begins
     rows = [as_rows(cache["embed"], direction)]
@@ -112,6 +113,17 @@ def check_direction(direction, d_model):
         raise UserError(f"the direction is {found and list(found)}; pass a tensor [..., "
                         f"{d_model}], what broadcasts to [batch, pos, d_model]")
     return at_least_float32(direction)
+
+
+def check_fits(direction, stream):
+    """Raises UserError unless the direction broadcasts to the stream."""
+    try:
+        fits = torch.broadcast_shapes(direction.shape, stream.shape) == stream.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise UserError(f"the direction is {list(direction.shape)}, the stream "
+                        f"{list(stream.shape)}; pass one for each position, or [d_model]")
 
 
 def stream_if_kept(model, cache, layer, mlp_input):
@@ -233,6 +245,9 @@ def apply_ln_to_stack(model, cache, stack, labels, *, layer=-1, mlp_input=False,
     decomposition then sum to its output. Returns (stack, labels). Without LayerNorms, as it was.
     """
     layer = resolve_layer(model, cache, layer, mlp_input)
+    check_tensor("stack", stack, "row batch pos d_model", is_float=True)
+    if len(labels) != len(stack):
+        raise UserError(f"{len(labels)} labels for {len(stack)} rows; pass one for each")
     norm = norm_before(model, layer, mlp_input)
     if model.cfg.norm == "none":
         return stack, list(labels)
@@ -294,9 +309,7 @@ def last_stream(model, cache):
 def resolve_layer(model, cache, layer, mlp_input=False):
     """layer with -1 as n_layers; raises UserError for others that are not there, for an MLP's input
     where there is no MLP, and for a cache whose shapes are not the model's."""
-    if not isinstance(cache, ActivationCache):
-        raise UserError(f"the cache is a {type(cache).__name__}; pass the second result of "
-                        "model.run_with_cache(tokens)")
+    check_cache(cache)
     n_layers, d_model, n_heads = model.cfg.n_layers, model.cfg.d_model, model.cfg.n_heads
     found = cache["embed"].shape[-1] if "hook_embed" in cache else d_model
     heads = cache["z", 0].shape[-2] if "blocks.0.attn.hook_z" in cache else n_heads
@@ -304,7 +317,7 @@ def resolve_layer(model, cache, layer, mlp_input=False):
         raise UserError(f"the cache is of {cache.n_layers} layers of {found} with {heads} heads, "
                         f"the model has {n_layers} of {d_model} with {n_heads}; take the cache "
                         "from this model")
-    if not -1 <= layer <= n_layers:
+    if as_index(layer) is None or not -1 <= layer <= n_layers:
         raise UserError(f"layer={layer} is not there; choose 0 to {n_layers}, or -1 for all")
     layer = n_layers if layer == -1 else layer
     if mlp_input and (layer == n_layers or model.cfg.attn_only):

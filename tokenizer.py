@@ -24,9 +24,8 @@ import re
 import sys
 import unicodedata
 from collections import Counter, defaultdict
-from pathlib import Path
 
-from utils import UserError, check_choice
+from utils import UserError, check_choice, text_pieces
 
 ENDOFTEXT = "<|endoftext|>"
 MOST_CACHED_WORDS = 1 << 18
@@ -192,8 +191,8 @@ class BPETokenizer(CharTokenizer):
         Raises UserError where one is missing or not what it should be.
         """
         try:
-            ids = json.loads(Path(vocab).read_text(encoding="utf-8-sig"))
-            lines = Path(merges).read_text(encoding="utf-8-sig").split("\n")
+            ids = json.loads("".join(text_pieces([vocab])))
+            lines = "".join(text_pieces([merges])).splitlines()
             pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
             if sorted(ids.values()) != list(range(len(ids))):
                 raise ValueError("the ids are not 0, 1, 2, …")

@@ -13,6 +13,8 @@ import importlib
 import importlib.util
 import io
 import json
+import math
+import operator
 import os
 import re
 import signal
@@ -80,6 +82,78 @@ def check_choice(name, value, choices):
     return value
 
 
+def as_index(value):
+    """A Python int for an int of Python or numpy or a 0-d integer tensor; None for anything else.
+
+    A boolean is no index, though Python would take it for 0 or 1.
+    """
+    is_boolean = isinstance(value, bool) or getattr(value, "dtype", None) in (torch.bool, bool)
+    if is_boolean or getattr(value, "ndim", 0):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def check_count(name, value, least=1, most=None):
+    """The value as an int. Raises UserError unless it is a whole number from `least` to `most`."""
+    count = as_index(value)
+    if count is None or count < least or (most is not None and count > most):
+        wanted = f"{least} or more" if most is None else f"{least} to {most}"
+        raise UserError(f"{name}={printable(repr(value))} is not possible; choose a whole number, "
+                        f"{wanted}")
+    return count
+
+
+def check_number(name, value, holds, wanted):
+    """The value as a float. Raises UserError unless it is one real number for which `holds`; a NaN
+    holds nowhere. wanted: what it must be, in words."""
+    try:
+        number = math.nan if isinstance(value, (str, bool)) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not holds(number):
+        raise UserError(f"{name}={printable(repr(value))} is not possible; it must be {wanted}")
+    return number
+
+
+def check_tensor(name, value, shape, *, is_float=False):
+    """Raises UserError unless the value is a tensor with an axis for each word of `shape`, of real
+    floating-point numbers with is_float.
+
+    shape: such as "batch pos d_vocab"; "... pos d_vocab" for two axes or more.
+    """
+    axes = shape.split()
+    least = len(axes) - ("..." in axes)
+    if isinstance(value, torch.Tensor):
+        fits = value.ndim == least or (value.ndim > least and "..." in axes)
+        if fits and (value.is_floating_point() or not is_float):
+            return
+        found = f"{list(value.shape)} {value.dtype}"
+    else:
+        found = f"a {type(value).__name__}"
+    kind = "a tensor of floats" if is_float else "a tensor"
+    raise UserError(f"{name} is {found}; pass {kind} [{', '.join(axes)}]")
+
+
+def as_list(name, value, wanted):
+    """The value as a list. Raises UserError for a text, and for what can't be listed. wanted: what
+    it must be, in words."""
+    if not isinstance(value, (str, bytes)):
+        try:
+            return list(value)
+        except TypeError:
+            pass
+    raise UserError(f"{name}={printable(repr(value))} is no list; pass {wanted}")
+
+
+def check_function(name, fn):
+    """Raises UserError for what can't be called."""
+    if not callable(fn):
+        raise UserError(f"{name} is {printable(repr(fn))}; pass a function")
+
+
 def suggest_closest(name, known):
     """`"; the closest: a, b"` for a misspelt name, or an empty string if nothing is near.
 
@@ -87,6 +161,7 @@ def suggest_closest(name, known):
     `blocks.0.attn.hook_pattern`.
     """
     known = list(known)
+    name = str(name)
     matches = difflib.get_close_matches(name, known)
     if not matches:
         last_parts = {other.split(".")[-1] for other in known}
@@ -112,7 +187,9 @@ def seeded_generator(seed):
 
     Drawn on the CPU, the same numbers come out whatever device the model lives on.
     """
-    return torch.Generator().manual_seed(seed)
+    if as_index(seed) is None or not -(2**63) <= seed < 2**64:
+        raise UserError(f"seed={printable(repr(seed))} is not possible; choose a whole number")
+    return torch.Generator().manual_seed(as_index(seed))
 
 
 def pick_device(name):

@@ -26,7 +26,14 @@ import torch
 
 from metrics import copying_score
 from model import GPT
-from utils import UserError, at_least_float32, check_choice, seeded_generator
+from utils import (
+    UserError,
+    at_least_float32,
+    check_choice,
+    check_count,
+    check_tensor,
+    seeded_generator,
+)
 
 
 @dataclass(frozen=True)
@@ -161,6 +168,11 @@ class FactoredMatrix:
     """A product A B that is never multiplied out: A [..., rows, rank], B [..., rank, columns]."""
 
     def __init__(self, A, B):
+        check_tensor("A", A, "... rows rank")
+        check_tensor("B", B, "... rank columns")
+        if A.shape[-1] != B.shape[-2]:
+            raise UserError(f"A is {list(A.shape)} and B {list(B.shape)}; A needs as many columns "
+                            "as B has rows")
         self.A = A
         self.B = B
 
@@ -182,12 +194,14 @@ class FactoredMatrix:
 
     def __matmul__(self, other):
         """(A B) @ a tensor or another FactoredMatrix, factored."""
+        check_product(self, other)
         if isinstance(other, FactoredMatrix):
             return FactoredMatrix(self.A @ (self.B @ other.A), other.B)
         return FactoredMatrix(self.A, self.B @ other)
 
     def __rmatmul__(self, other):
         """A tensor @ (A B), factored."""
+        check_product(other, self)
         return FactoredMatrix(other @ self.A, self.B)
 
     def core(self):
@@ -209,8 +223,17 @@ class FactoredMatrix:
 
     def eigenvalues(self):
         """Those that can differ from zero, [..., rank], complex: A B x = l x exactly where
-        B A (B x) = l (B x). Needs a square product."""
+        B A (B x) = l (B x). Raises UserError where the product is not square."""
+        if self.shape[-1] != self.shape[-2]:
+            raise UserError(f"{list(self.shape)} is not square, and has no eigenvalues; take svd()")
         return torch.linalg.eigvals(check_finite(self.B) @ check_finite(self.A))
+
+
+def check_product(one, other):
+    """Raises UserError for matrices that can't be multiplied."""
+    if len(one.shape) < 2 or len(other.shape) < 2 or one.shape[-1] != other.shape[-2]:
+        raise UserError(f"{list(one.shape)} @ {list(other.shape)} is no product; the first needs "
+                        "as many columns as the second has rows")
 
 
 def check_finite(matrix):
@@ -265,17 +288,13 @@ def ov_circuit(model, layer, head):
 
 def select_head(circuits, head):
     """One head of a layer's circuits. Raises UserError for one that is not there."""
-    n_heads = len(circuits.A)
-    if not 0 <= head < n_heads:
-        raise UserError(f"head={head} is not there; choose 0 to {n_heads - 1}")
+    head = check_count("head", head, 0, len(circuits.A) - 1)
     return FactoredMatrix(circuits.A[head], circuits.B[head])
 
 
 def block_of(model, layer):
     """A block. Raises UserError for one that is not there."""
-    if not 0 <= layer < model.cfg.n_layers:
-        raise UserError(f"layer={layer} is not there; this model has {model.cfg.n_layers} layers")
-    return model.blocks[layer]
+    return model.blocks[check_count("layer", layer, 0, model.cfg.n_layers - 1)]
 
 
 @torch.no_grad()
@@ -312,8 +331,7 @@ def composition_scores(model, kind, *, n_draws=300, seed=0):
     pairs of heads. Raises UserError for another kind, and for fewer than two draws.
     """
     check_choice("kind", kind, ("Q", "K", "V"))
-    if n_draws < 2:
-        raise UserError(f"n_draws={n_draws} have no standard deviation; draw 2 or more")
+    n_draws = check_count("n_draws", n_draws, least=2)  # one has no standard deviation
 
     # the scores of random matrices
     cfg = model.cfg
@@ -359,6 +377,11 @@ def svd_vocab(model, layer, head, tokenizer, *, n_directions=4, top_k=8):
     that is read, written: those whose logits rise most; the sign, which is free, is the one for
     which the largest change of a logit is a rise.
     """
+    if not hasattr(tokenizer, "to_str_tokens"):
+        raise UserError(f"tokenizer is a {type(tokenizer).__name__}; pass the one that load_model "
+                        "returns")
+    n_directions = check_count("n_directions", n_directions)
+    top_k = check_count("top_k", top_k)
     U, S, V = ov_circuit(model, layer, head).svd()
     read = at_least_float32(model.W_E) @ U  # [d_vocab, rank]
     written = V.mT @ read_through(model.ln_final, model.W_U)  # [rank, d_vocab]

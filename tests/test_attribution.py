@@ -501,7 +501,7 @@ def test_the_gap_is_that_of_the_sum_and_falls_with_the_steps_as_the_rule_promise
     model, tokens, source = pair()
     with torch.no_grad():
         change = surprise(model(tiny_tokens(pos=5, seed=3))) - surprise(model(tokens))
-    for rule, order in (("riemann", 1), ("trapezoid", 2)):
+    for rule, order in (("right", 1), ("trapezoid", 2)):
         wide, narrow = (integrated_gradients(model, tokens, source, surprise, steps=n, rule=rule)
                         for n in (48, 96))
         assert_close(wide[1], (wide[0].sum((1, 2)) - change).abs())
@@ -520,7 +520,7 @@ def test_one_step_is_enough_where_the_metric_is_linear():
     model, tokens, source = pair(norm="none", attn_only=True)
     plain = attribution_patching(model, tokens, source, DIFFERENCE, names="z",
                                  axes=("layer", "pos", "head"))["z"].values[1]
-    for rule in ("gauss", "riemann", "trapezoid"):
+    for rule in ("gauss", "right", "trapezoid"):
         split, gap = integrated_gradients(model, tokens, source, DIFFERENCE, act_name=("z", 1),
                                           steps=1, rule=rule)
         assert gap.max() < 1e-10, rule
@@ -530,7 +530,7 @@ def test_one_step_is_enough_where_the_metric_is_linear():
 def test_one_trapezoid_is_the_mean_of_the_slopes_at_both_ends():
     model, tokens, source = pair()
     split, _ = integrated_gradients(model, tokens, source, surprise, steps=1, rule="trapezoid")
-    right, _ = integrated_gradients(model, tokens, source, surprise, steps=1, rule="riemann")
+    right, _ = integrated_gradients(model, tokens, source, surprise, steps=1, rule="right")
     left = model.gradient_cache(tokens, surprise, "hook_embed")[2]["embed"]
     left = left * (source["embed"] - model.W_E.detach()[tokens])
     assert_close(split, (left + right) / 2)

@@ -344,6 +344,24 @@ def test_with_more_steps_the_embedding_s_edges_sum_to_the_whole_difference():
     assert gaps[0] > 0.1 and gaps[2] < 0.1 and gaps[2] < gaps[1] / 5 < gaps[0] / 5
 
 
+def test_right_ends_are_the_left_ones_of_the_way_back():
+    model = tiny()
+    there = eap(model, CLEAN, CORRUPT, DIFF, ig_steps=3, rule="right")
+    back = eap(model, CORRUPT, CLEAN, DIFF, ig_steps=3, rule="left")
+    assert_close(there.values, -back.values)
+    assert (there.values - eap(model, CLEAN, CORRUPT, DIFF, ig_steps=3).values).abs().max() > 0.1
+
+
+def test_gauss_s_points_leave_nothing_over_where_left_ends_do():
+    model = tiny(n_layers=1)
+    with torch.no_grad():
+        difference = DIFF(model(CORRUPT)) - DIFF(model(CLEAN))
+    sums = {rule: sums_by_writer(eap(model, CLEAN, CORRUPT, DIFF, ig_steps=24, rule=rule))["embed"]
+            for rule in ("left", "gauss")}
+    gaps = {rule: (total - difference).abs().max().item() for rule, total in sums.items()}
+    assert gaps["gauss"] < 0.01 < gaps["left"]
+
+
 def test_scores_are_ranked_by_size_and_give_a_circuit():
     scores = eap(tiny(), CLEAN, CORRUPT, DIFF)
     top, by_edge = scores.top(5), dict(zip(scores.edges(), scores.mean.tolist(), strict=True))
@@ -650,6 +668,7 @@ def test_bad_input_is_refused_with_its_value():
             (lambda: CircuitRun(m, CLEAN, None, DIFF, mode="mean"), "None"),
             (lambda: eap(m, CLEAN, CLEAN.clone(), DIFF), "the same"),
             (lambda: eap(m, CLEAN, CORRUPT, DIFF, ig_steps=0), "ig_steps=0"),
+            (lambda: eap(m, CLEAN, CORRUPT, DIFF, rule="trapezoid"), "'trapezoid'", "gauss"),
             (lambda: eap(m, CLEAN, CORRUPT, lambda logits: logits.sum()), "[] for logits"),
             (lambda: eap(m, CLEAN, CORRUPT, lambda logits: logits[:, -1].argmax(-1).double()),
              "no gradient"),

@@ -36,6 +36,7 @@ FLOORS = [  # imports point to an earlier row, never up and never sideways
     "rerun",
     "logit_lens patching attribution head_ablation probing",
     "circuits",
+    "circuit_evaluation",
     "generate",
     "train",
 ]

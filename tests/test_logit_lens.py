@@ -204,8 +204,8 @@ def test_what_cannot_be_fitted_is_refused():
     model, texts = tiny_model(), tiny_tokens()
     for case, call, told in (
         ("no layers", lambda: fit_tuned_lens(tiny_model(n_layers=0), texts), "n_layers=0"),
-        ("no steps", lambda: fit_tuned_lens(model, texts, steps=0), "0 steps"),
-        ("no texts", lambda: fit_tuned_lens(model, texts[:0]), "0 texts"),
+        ("no steps", lambda: fit_tuned_lens(model, texts, steps=0), "steps=0"),
+        ("no texts", lambda: fit_tuned_lens(model, texts[:0]), "n_texts=0"),
         ("a NaN", lambda: fit_tuned_lens(model, texts, steps=3, lr=float("nan")), "lr=nan"),
     ):
         message = refusal(call, case)

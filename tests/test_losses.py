@@ -85,7 +85,8 @@ def test_kl_at_some_positions_reads_both_distributions_there():
                      msg=lambda told, pos=pos: f"pos={pos}: {told}")
     assert_close(kl_divergence(p_logits, q_logits, reduction="mean"), everywhere.mean())
     # the end of one is not that of both
-    assert "as many" in refusal(lambda: kl_divergence(p_logits[:, :-1], q_logits, pos=-1))
+    told = refusal(lambda: kl_divergence(p_logits[:, :-1], q_logits, pos=-1))
+    assert str(list(p_logits[:, :-1].shape)) in told and str(list(q_logits.shape)) in told
 
 
 def test_kl_of_a_distribution_from_itself_is_zero_whatever_is_added_to_its_logits():

@@ -170,7 +170,7 @@ def test_the_entropy_of_attention_is_nothing_for_one_key_and_its_logarithm_for_n
 def test_tokens_that_are_not_there_are_refused_with_their_value():
     assert token_ids(10, 2, 11).tolist() == [10, 10] and token_ids([0, 3], 2, 11).tolist() == [0, 3]
     for tokens, told in ((11, "token id 11"), ([3, -1], "token id -1"), ([1, 2, 3], "the 2 rows"),
-                         (1.5, "float"), ("d", "'d'"), (["d", "e"], "'d', 'e'")):
+                         (1.5, "token ids=1.5"), ("d", "'d'"), (["d", "e"], "'d', 'e'")):
         assert told in refusal(lambda tokens=tokens: token_ids(tokens, 2, 11)), tokens
     within = Metric(lambda chosen: chosen[..., 0, 0], tokens=[4, 11])
     assert "4 to 11" in refusal(lambda: within(torch.zeros(2, 5, 11)))
@@ -342,10 +342,9 @@ def test_a_copying_head_scores_one_and_a_suppressing_one_minus_one():
 
 
 def test_one_value_has_no_interval_and_no_draws_no_pvalue():
-    for values, more in (([1.0], {}), ([1.0, 2.0], {"n_draws": 0}), ([1.0, 2.0], {"level": 2.0})):
-        told = refusal(lambda values=values, more=more: bootstrap_ci(values, **more))
-        assert f"{len(values)} values" in told
-        assert all(f"{name}={value}" in told for name, value in more.items())
+    for values, more, told in (([1.0], {}, "1 values"), ([1.0, 2.0], {"n_draws": 0}, "n_draws=0"),
+                               ([1.0, 2.0], {"level": 2.0}, "level=2.0")):
+        assert told in refusal(lambda values=values, more=more: bootstrap_ci(values, **more))
     assert "0 draws" in refusal(lambda: permutation_pvalue(1.0, []))
 
 

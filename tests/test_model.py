@@ -219,8 +219,10 @@ def test_the_blocks_may_be_run_in_two_parts():
 def test_a_way_that_does_not_exist_raises():
     model = tiny_model()
     resid = model.embed(tiny_tokens())
-    for way in ((-1, 2), (0, 3), (2, 1), (0, -1), (3, None)):
-        assert f"start={way[0]}" in refusal(lambda way=way: model.run_blocks(resid, *way), way)
+    ways = (((-1, 2), "start=-1"), ((0, 3), "stop=3"), ((2, 1), "stop=1"), ((0, -1), "stop=-1"),
+            ((3, None), "start=3"))
+    for way, told in ways:
+        assert told in refusal(lambda way=way: model.run_blocks(resid, *way), way)
 
 
 def test_past_is_counted_by_absolute_layer():

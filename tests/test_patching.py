@@ -496,7 +496,7 @@ def test_paths_that_can_t_be_are_refused():
             ({"receivers": ["blocks.1.attn.hook_z"]}, "blocks.1.attn.hook_z"),
             ({"receivers": ["blocks.0.hook_resid_post"]}, "blocks.0.hook_resid_post"),
             ({"senders": [("blocks.0.attn.hook_zz", 0)]}, "blocks.0.attn.hook_zz"),
-            ({"senders": [("blocks.0.attn.hook_z", 3)]}, "no head 3"),
+            ({"senders": [("blocks.0.attn.hook_z", 3)]}, "head=3"),
             ({"senders": [("blocks.0.hook_mlp_out", 0)]}, "no head 0"),
             ({"freeze": "mlps"}, "freeze='mlps'"),
             ({"corrupted_tokens": CORRUPT[:, :4]}, "[3, 4]")):

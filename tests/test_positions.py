@@ -32,9 +32,9 @@ from patching import (
     path_patch,
     path_patch_matrix,
 )
-from positions import as_index, choose_positions, pad_left, positions_in_prompt
+from positions import choose_positions, pad_left, positions_in_prompt
 from probing import layer_sweep
-from utils import seeded_generator
+from utils import as_index, seeded_generator
 
 # Clean and corrupted prompts of three lengths, padded alike
 CLEAN_PROMPTS = [[3, 1, 4], [1, 5, 9, 2, 6], [5, 3, 5, 8, 9, 7, 9]]
@@ -161,8 +161,8 @@ def test_prompts_are_padded_on_the_left_and_their_positions_count_from_the_first
     assert tokens.tolist() == [[5, 2, 8], [0, 0, 6]]
     assert key_mask.tolist() == [[True] * 3, [False, False, True]]
     assert positions_in_prompt(key_mask).tolist() == [[0, 1, 2], [0, 0, 0]]
-    for prompts, told in (([], "empty"), ([[1], []], "empty"), ([1, 2], "one row"),
-                          (torch.tensor([1, 2]), "one row"), ([[1.9]], "whole number"),
+    for prompts, told in (([], "empty"), ([[1], []], "empty"), ([1, 2], "rows of ids"),
+                          (torch.tensor([1, 2]), "rows of ids"), ([[1.9]], "whole number"),
                           ([[True]], "whole number")):
         assert told in refusal(lambda prompts=prompts: pad_left(prompts)), prompts
 
@@ -247,6 +247,10 @@ def analyse(model, clean, corrupted, metric, key_mask=None):
     found["integrated"] = torch.stack([parts.flatten(1).sum(1), gap])
     run = circuits.CircuitRun(model, clean, corrupted, metric, **mask)
     found["circuit"] = run.value(run.full.without(["embed"]))[None]
+    found["edges by Gauss"] = circuits.eap(model, clean, corrupted, metric, ig_steps=2,
+                                           rule="gauss", **mask).values
+    some = [run.full.without([edge]) for edge in run.full.edges()[::3]]
+    found["faithfulness"] = circuits.faithfulness_of_each(run, some).values
     return found
 
 
@@ -323,3 +327,27 @@ def test_a_plain_dict_is_no_cache():
                     lambda c: direct_logit_attribution(model, c, CORRECT, WRONG),
                     lambda c: layer_sweep(c, labels)):
         assert "the cache is a dict" in refusal(lambda analyse=analyse: analyse(dict(cache)))
+
+
+# Padding where a real token is meant
+
+
+def test_a_metric_or_an_attribution_that_would_read_padding_is_refused():
+    model = tiny_model()
+    _, clean_cache = model.run_with_cache(CLEAN, key_mask=KEY_MASK)
+    at_padding = Metric.logit_diff(1, 2, pos=0)
+    told = refusal(lambda: get_act_patch_resid_pre(model, CORRUPTED, clean_cache, at_padding,
+                                                   key_mask=KEY_MASK))
+    assert "pos=0" in told and "padding" in told
+    told = refusal(lambda: direct_logit_attribution(model, clean_cache, 1, pos=0))
+    assert "pos=0" in told and "padding" in told
+
+
+def test_a_row_can_take_from_one_of_its_own_length_alone():
+    model = tiny_model()
+    _, cache = model.run_with_cache(CORRUPTED, key_mask=KEY_MASK)
+    how = {"mode": "resample", "reference": cache, "key_mask": KEY_MASK}
+    head_importance(model, CLEAN, source=[0, 1, 2], **how)
+    for wrong in ({"source": [1, 0, 2]}, {"source": [0, 1, 2], "key_mask": None}):
+        told = refusal(lambda wrong=wrong: head_importance(model, CLEAN, **how | wrong))
+        assert "padded at other places" in told
