@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from checkpoint import load_pretrained
 from config import check_field, option
 from experiments.common import ExperimentConfig, perform
-from experiments.indirect_object.measure import measure_gifts
+from experiments.indirect_object.measure import measure_gifts, measure_task
 from experiments.indirect_object.model import (
     GiftRecipe,
     draw_gifts,
@@ -102,7 +102,7 @@ def run(cfg, folder):
         model = trained_gift_model(folder, seed, recipe, text, cfg.retrain)
         models.append({"seed": seed} | measure_gifts(model, gifts, songs))
         untrained = GPT(gift_shape(recipe, tokenizer), seed).eval()
-        controls.append({"seed": seed} | measure_gifts(untrained, gifts, songs))
+        controls.append({"seed": seed} | measure_task(untrained, gifts))
         progress.show(len(models), f"seed {seed} measured")
     progress.close()
     return {"found": describe_findings(models), "models": models, "controls": controls,

@@ -13,10 +13,11 @@ from config import ModelConfig
 from experiments import indirect_object_identification as program
 from experiments.indirect_object.measure import (
     all_heads,
+    changed_inputs,
     copying_shares,
     find_roles,
     measure_gifts,
-    patched_inputs,
+    measure_strongest,
     raised_tokens,
 )
 from experiments.indirect_object.model import GiftRecipe, draw_gifts, draw_songs, gift_shape
@@ -38,6 +39,7 @@ TOKENIZER = WordTokenizer().fit(corpus.text(20_000))
 SHAPE = gift_shape(GiftRecipe(n_layers=2, n_heads=3, d_model=24), TOKENIZER)
 GIFTS = draw_gifts(TOKENIZER, 16, 3)
 SONGS = draw_songs(TOKENIZER, 16, 3)
+N_VERDICTS = 13  # lines that are judged
 
 
 def shuffled_model(seed=1):
@@ -87,6 +89,13 @@ def test_a_corrupted_gift_has_three_other_names_and_nothing_else_is_changed():
     assert (once.sum(1) == 1).all()
 
 
+def test_swapped_names_are_those_of_the_same_two_with_the_other_one_giving():
+    rows = torch.arange(16)
+    swapped = GIFTS.tokens_swapped
+    assert_close(swapped[rows, GIFTS.at["S2"]], GIFTS.receiver)
+    assert ((swapped != GIFTS.clean_tokens).sum(1) == 1).all()
+
+
 def test_a_song_goes_on_with_the_syllable_after_the_last_one_in_its_first_singing():
     for row, target, source in zip(SONGS.tokens, SONGS.target, SONGS.source, strict=True):
         assert row[source] == target and row[source - 1] == row[-1]
@@ -134,15 +143,14 @@ def test_what_a_head_raises_is_what_the_logits_lose_without_its_output_weights()
     assert_close(found, (words[:, 0] - words[:, 1:].mean(1)).mean(), rtol=1e-4, atol=1e-5)
 
 
-def test_roles_are_given_by_what_a_head_shows():
-    blank = {"END to IO": 0.0, "END to S1": 0.0, "END to S2": 0.0, "direct": 0.0, "raises": 0.0,
-             "copies": 0.0, "suppresses": 0.0}
-    heads = [blank | {"head": (0, 0), "END to S2": 0.9, "suppresses": 1.0, "direct": -3.0},
-             blank | {"head": (0, 1), "END to S2": 0.9},
+def test_roles_are_given_by_what_a_head_does_wherever_it_looks():
+    blank = {"direct": 0.0, "raises": 0.0, "copies": 0.0, "suppresses": 0.0}
+    heads = [blank | {"head": (0, 0), "suppresses": 1.0, "direct": -3.0},
+             blank | {"head": (0, 1), "raises": 2.0},
              blank | {"head": (1, 0), "copies": 1.0, "raises": 2.0},
-             blank | {"head": (1, 1), "END to IO": 0.2, "END to S1": 0.2, "copies": 1.0}]
+             blank | {"head": (1, 1), "copies": 1.0}]
     assert find_roles(heads) == {"answer": [(0, 0)], "suppressors": [(0, 0)],
-                                 "copiers": [(1, 0)], "lookers": [(1, 1)]}
+                                 "copiers": [(1, 0)]}
 
 
 def test_where_a_head_looks_evenly_its_values_are_all_that_the_names_say():
@@ -150,13 +158,43 @@ def test_where_a_head_looks_evenly_its_values_are_all_that_the_names_say():
     with torch.no_grad():
         model.blocks[0].attn.W_V.mul_(30)  # so that it says something
         model.blocks[0].attn.W_K.zero_()
-        clean, corrupted = (logit_diff(model(tokens), GIFTS.receiver, GIFTS.giver).mean().item()
+        clean, corrupted = (gifts_diff(model, tokens).mean().item()
                             for tokens in (GIFTS.clean_tokens, GIFTS.corrupted_tokens))
-        heads = all_heads(model)
         assert abs(corrupted - clean) > 1e-3
-        assert patched_inputs(model, GIFTS, heads, "v") == pytest.approx(corrupted - clean,
-                                                                         abs=1e-5)
-        assert patched_inputs(model, GIFTS, heads, "q") == pytest.approx(0, abs=1e-6)
+        changed = {letters: changed_inputs(model, GIFTS, all_heads(model), letters,
+                                           GIFTS.corrupted_tokens) for letters in ("v", "qk")}
+    assert changed["v"] == pytest.approx(corrupted - clean, abs=1e-5)
+    assert changed["qk"] == pytest.approx(0, abs=1e-6)
+
+
+def gifts_diff(model, tokens):
+    return logit_diff(model(tokens), GIFTS.receiver, GIFTS.giver, reduction="none")
+
+
+def test_all_queries_and_keys_of_another_run_give_its_patterns():
+    model = shuffled_model()
+    with torch.no_grad():
+        _, other = model.run_with_cache(GIFTS.tokens_swapped)
+        hooks = [(f"blocks.{layer}.attn.hook_pattern",
+                  lambda pattern, hook: other[hook.name].clone()) for layer in range(2)]
+        by_hand = GIFTS.metric(model.run_with_hooks(GIFTS.clean_tokens, hooks))
+        expected = (by_hand - GIFTS.metric(model(GIFTS.clean_tokens))).mean().item()
+        found = changed_inputs(model, GIFTS, all_heads(model), "qk", GIFTS.tokens_swapped)
+    assert abs(expected) > 1e-3 and found == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_head_that_looks_evenly_reads_the_giver_and_what_comes_after_by_their_number():
+    model = shuffled_model()
+    with torch.no_grad():
+        model.blocks[1].attn.W_K.zero_()
+        model.blocks[1].attn.b_K.zero_()
+        _, cache = model.run_with_cache(GIFTS.clean_tokens)
+        found = measure_strongest(model, GIFTS, (1, 0), cache)
+    n_words = GIFTS.clean_tokens.shape[1]
+    n_after = n_words - GIFTS.at["S2"].float().mean().item()
+    assert found["giver"] == pytest.approx(1 / n_words, abs=1e-5)
+    assert found["after"] == pytest.approx(n_after / n_words, abs=1e-5)
+    assert found["inputs"]["v"] != 0 and set(found["senders"]) == {"L0H0", "L0H1", "L0H2"}
 
 
 # Claims
@@ -165,17 +203,17 @@ def test_where_a_head_looks_evenly_its_values_are_all_that_the_names_say():
 def passing(one):
     """What is measured of a model, changed into that of one in which every claim holds."""
     good = copy.deepcopy(one)
-    good["heads"][0] |= {"direct": -4.0}
-    good |= {"loss": 0.01, "right": 1.0, "diff": 4.0, "looks": {"twice": 0.9, "once": 0.8},
-             "later_inputs": {"q": -0.1, "k": 0.0, "v": -3.0},
-             "roles": {"answer": [(0, 0)], "suppressors": [(0, 0)], "copiers": [],
-                       "lookers": []},
-             "named": {"copiers": 5.0, "lookers": 0.0, "others": [1.0]},
+    good["heads"][0] |= {"direct": -4.0, "suppresses": 1.0}
+    good["strongest"] |= {"after": 0.9, "words": {"twice": -4.0, "once": -3.0},
+                          "inputs": {"q": -0.1, "k": 0.0, "v": -4.0}}
+    good |= {"loss": 0.01, "right": 1.0, "diff": 4.0,
+             "patterns": {"unrelated": -1.0, "other giver": -2.0},
+             "roles": {"answer": [(0, 0)], "suppressors": [(0, 0)], "copiers": []},
+             "named": {"copiers": 5.0, "others": [1.0, 6.0, 1.0]},
              "repair": {"answer": {mode: {"total": -4.0, "direct": -4.0}
                                    for mode in ("zero", "mean", "resample")}}}
-    good["songs"]["lost"] = {"copiers": 2.0, "lookers": 0.0, "others": [0.1]}
-    good["edges"] |= {"rho": 0.8, "p": 0.01}
-    good["edges"]["circuit"]["faithfulness"] = 0.9
+    good["songs"]["lost"] = {"copiers": 2.0, "others": [0.1]}
+    good["edges"] |= {"rho": 0.8, "p": 0.01, "cpr": 0.9, "random_cpr": [0.1, 0.5]}
     return good
 
 
@@ -185,30 +223,36 @@ def verdicts(one):
 
 def test_claims_hold_where_they_should_and_each_can_fail(measured):
     good = passing(measured[0])
-    assert verdicts(good) == [True] * 10
-    repaired = {mode: {"total": -1.0, "direct": -4.0} for mode in ("zero", "mean", "resample")}
-    changes = [("right", None, 0.9), ("heads", None, measured[0]["heads"]),
-               ("looks", "once", 0.1), ("later_inputs", "q", -3.0), ("named", "others", [6.0]),
-               ("named", "copiers", 1.5), ("edges", "p", 0.2), ("edges", "rho", 0.1),
-               ("repair", "answer", repaired)]
-    for key, part, value in changes:
+    assert verdicts(good) == [True] * N_VERDICTS
+    repaired = {mode: {"total": -4.0, "direct": -4.0} for mode in ("zero", "resample")}
+    changes = [(("right",), 0.9), (("roles", "suppressors"), []), (("heads", 0, "suppresses"), 0.5),
+               (("strongest", "words", "once"), 0.0), (("strongest", "after"), 0.3),
+               (("strongest", "inputs", "q"), -3.0), (("strongest", "inputs", "k"), -3.0),
+               (("patterns", "unrelated"), -3.0), (("named", "others"), [6.0]),
+               (("named", "copiers"), 1.4), (("songs", "lost", "others"), [3.0]),
+               (("songs", "lost"), {"copiers": 0.05, "others": [0.0]}),
+               (("edges", "p"), 0.2), (("edges", "rho"), 0.1), (("edges", "cpr"), 0.6),
+               (("edges", "random_cpr"), [0.1, 0.95]),
+               (("repair", "answer"), repaired | {"mean": {"total": -1.0, "direct": -4.0}})]
+    for path, value in changes:
         bad = copy.deepcopy(good)
-        if part is None:
-            bad[key] = value
-        else:
-            bad[key][part] = value
-        assert verdicts(bad).count(False) == 1, (key, part)
-    bad = copy.deepcopy(good)
-    bad["songs"]["lost"]["others"] = [3.0]
-    assert verdicts(bad).count(False) == 1
-    bad = copy.deepcopy(good)
-    bad["edges"]["circuit"]["faithfulness"] = 0.5
-    assert verdicts(bad).count(False) == 1
+        place = bad
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        assert verdicts(bad).count(False) == 1, (path, value)
+
+
+def test_what_others_lose_too_is_no_backup(measured):
+    good = passing(measured[0])
+    for part in good["repair"]["answer"].values():
+        part["total"] = -8.0
+    assert verdicts(good) == [True] * N_VERDICTS
 
 
 def test_every_claim_fails_on_untrained_and_on_shuffled_models(measured):
     for one in measured:
-        assert verdicts(one) == [False] * 10
+        assert verdicts(one) == [False] * N_VERDICTS
 
 
 def test_the_share_of_a_role_is_what_its_heads_are_worth_of_the_difference(measured):

@@ -58,6 +58,11 @@ class Gifts:
     names: torch.Tensor
 
     @property
+    def tokens_swapped(self):
+        """clean_tokens where the other one of the two gives: ABBA for BABA, and BABA for ABBA."""
+        return self.clean_tokens.scatter(1, self.at["S2"][:, None], self.receiver[:, None])
+
+    @property
     def metric(self):
         """How much higher the logit of IO is than that of S, in nats: a Metric."""
         return Metric.logit_diff(self.receiver, self.giver)
