@@ -54,8 +54,8 @@ def shuffled_model(seed=1):
 @pytest.fixture(scope="module")
 def measured():
     """What is measured of an untrained model, and of one with shuffled weights."""
-    return [measure_gifts(GPT(SHAPE, 0).eval(), GIFTS, SONGS),
-            measure_gifts(shuffled_model(), GIFTS, SONGS)]
+    return [measure_gifts(GPT(SHAPE, 0).eval(), GIFTS, SONGS, n_random=20),
+            measure_gifts(shuffled_model(), GIFTS, SONGS, n_random=20)]
 
 
 # Prompts

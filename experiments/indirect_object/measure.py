@@ -38,8 +38,9 @@ RANKINGS = 100  # random orders of all edges, and random circuits
 
 
 @torch.no_grad()
-def measure_gifts(model, gifts, songs):
-    """All that is measured of a model, a dict of plain values. gifts: Gifts; songs: Songs."""
+def measure_gifts(model, gifts, songs, *, n_random=RANKINGS):
+    """All that is measured of a model, a dict of plain values. gifts: Gifts; songs: Songs;
+    n_random: orders of the edges, and circuits, that are drawn to compare with, 20 or more."""
     result = measure_task(model, gifts)
     _, cache = model.run_with_cache(gifts.clean_tokens)
     heads = describe_heads(model, gifts, cache)
@@ -53,7 +54,7 @@ def measure_gifts(model, gifts, songs):
     result["named"] = measure_copying(model, gifts, roles)
     result["repair"] = measure_repair(model, gifts, roles)
     result["songs"] = measure_songs(model, songs)
-    return result | {"edges": measure_edges(model, gifts)}
+    return result | {"edges": measure_edges(model, gifts, n_random)}
 
 
 @torch.no_grad()
@@ -297,7 +298,7 @@ def measure_songs(model, songs):
 # Edges
 
 
-def measure_edges(model, gifts):
+def measure_edges(model, gifts, n_random):
     """Edge attribution (5 steps of integrated gradients) against exact edges, and the circuits of
     its best edges, over all sizes and at one: a dict."""
     clean, corrupted, metric = gifts.clean_tokens, gifts.corrupted_tokens, gifts.metric
@@ -317,14 +318,14 @@ def measure_edges(model, gifts):
     ranking = ranked_edges(estimate)
     curve = faithfulness_curve(run, ranking)
     random = [faithfulness_curve(run, random_ranking(run.full, generator)).cpr
-              for _ in range(RANKINGS)]
+              for _ in range(n_random)]
 
     # one size, put to the tests
     number_of = {edge: number for number, edge in enumerate(run.full.edges())}
     n_kept = max(1, round(KEPT * len(edges)))
     report = evaluate_circuit(
         run, take_edges(run.full, [number_of[tuple(edge)] for edge in ranking[:n_kept]]),
-        n_random=RANKINGS)
+        n_random=n_random, n_draws=n_random)
     strongest = exact.mean.abs().argsort(descending=True)[:10].tolist()
     return {"n_edges": len(edges), "rho": rho.item(), "p": permutation_pvalue(rho, null).item(),
             "null_high": null.quantile(0.95).item(),

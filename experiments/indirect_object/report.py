@@ -175,10 +175,12 @@ def edge_claims(models, learned, judged):
                     f"95 % of shuffled below {null:.2f}"),
         add_control(claim("… circuits of its best edges: faithfulness over all sizes (CPR)",
                           [each["cpr"] for each in edges], above=0.7, holds=beaten, judged=judged),
-                    f"100 random orders at most {chance:.2f}; exact effects' order {exact:.2f}"),
+                    f"{len(edges[0]['random_cpr'])} random orders at most {chance:.2f}; exact "
+                    f"effects' order {exact:.2f}"),
         claim(f"… of the best {edges[0]['kept']} alone (varies by seed)",
               [each["faithfulness"] for each in edges], reported="0.87 (Wang et al.)",
-              control=f"100 random circuits of the same layers, median {random:.2f}"),
+              control=f"{len(edges[0]['random'])} random circuits of the same layers, median "
+                      f"{random:.2f}"),
         claim("… tests of them that it stands, of 5 (varies by seed)",
               [sum(each["tests"].values()) for each in edges],
               control="models: " + ", ".join(f"{name} {n}" for name, n in stood.items())),
