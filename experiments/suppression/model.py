@@ -1,0 +1,181 @@
+"""The task in which a prediction must be taken back where it came true already, and its training.
+
+A text walks through a table of successors, and never goes back to a token that it has seen: the
+successors that were seen are impossible. Which successors are meant does not hang on the last token
+but on the one before it (lag 2), so that a model must first fetch that token, and compute from it
+what can come next. In three places of ten the walk *returns* instead: to any token that was seen
+and is no successor. So a token that was seen is impossible if it is predicted, and possible if it
+is not: suppressing all that was seen is wrong, and so is suppressing all that is predicted.
+
+    p(next) = (1 - returns) * (odds of the successors not seen yet, normalised)
+            + returns * (uniform over the tokens seen that are no successors)
+
+Each probability depends on the visible text alone, and so is the best possible prediction: the mean
+of -log p is the floor of the loss, as in corpus.py.
+
+    texts = Walks(seed=0)
+    tokens, chances = texts.draw(64, generator)   # chances: [batch, pos, d_vocab], the exact ones
+    model = trained_suppressor(Path("outputs/copy_suppression/seed_0"), SuppressionRecipe(seed=0))
+
+Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
+Prerequisites: train.py, corpus.py
+Next: experiments/suppression/measure.py
+Source: McDougall et al. 2023 (copy suppression in GPT-2); Crutchfield & Young 1989 (unifilar sources)
+"""
+
+import string
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import torch
+
+from config import ModelConfig, TrainConfig
+from experiments.common import fit_with_progress, trained_gpt
+from losses import IGNORED
+from tokenizer import CharTokenizer
+from utils import seeded_generator
+
+NAMES = string.printable  # characters that name the tokens, so that a run can be read
+DRAWN_AT_ONCE = 64  # batches of texts: one by one, the drawing would cost a sixth of the time
+
+
+# The texts
+
+
+@dataclass(frozen=True)
+class Walks:
+    """Texts that walk through a table of successors, and what is random in them.
+
+    seed: of the table. n_pos: tokens a text. odds: of a token's successors. lag: whose successors
+    can come next, those of the last token (1) or of the one before it (2). returns: the share of
+    steps that go to a token seen before that is no successor.
+    """
+
+    seed: int = 0
+    n_pos: int = 25
+    d_vocab: int = 32
+    odds: tuple = (4, 3, 2, 1)
+    lag: int = 2
+    returns: float = 0.3
+
+    @cached_property
+    def weights(self):
+        """[d_vocab, d_vocab] in float64: the odds of each token (column) after each source (row), 0
+        for what is no successor. Each token is a successor as often as it has successors, and never
+        its own."""
+        generator = seeded_generator(self.seed)
+        weights = torch.zeros(self.d_vocab, self.d_vocab, dtype=torch.float64)
+        every = torch.arange(self.d_vocab)
+        for odds in self.odds:
+            follower = every
+            while (follower == every).any() or weights[every, follower].any():
+                follower = torch.randperm(self.d_vocab, generator=generator)
+            weights[every, follower] = float(odds)
+        return weights
+
+    def next_chances(self, source, seen):
+        """The exact chances of the next token, [batch, d_vocab] in float64.
+
+        source: [batch], the tokens whose successors are predicted. seen: [batch, d_vocab], bool.
+        """
+        weights = self.weights[source]
+        onward = weights * ~seen
+        back = (seen & (weights == 0)).double()
+        back = back / back.sum(-1, keepdim=True)  # never empty: it holds the source itself
+
+        total = onward.sum(-1, keepdim=True)
+        walks = (1 - self.returns) * onward / total + self.returns * back
+        return torch.where(total > 0, walks, back)  # all successors were seen: only the way back
+
+    def draw(self, n_rows, generator):
+        """(tokens [batch, pos], chances [batch, pos, d_vocab], the exact ones of each token before
+        it is seen). The first `lag` tokens are uniform: no two of them are equal."""
+        rows = torch.arange(n_rows)
+        start = torch.rand(n_rows, self.d_vocab, generator=generator).argsort(-1)[:, :self.lag]
+        tokens = torch.empty(n_rows, self.n_pos, dtype=torch.long)
+        tokens[:, :self.lag] = start
+        chances = torch.full((n_rows, self.n_pos, self.d_vocab), 1 / self.d_vocab).double()
+
+        seen = torch.zeros(n_rows, self.d_vocab, dtype=torch.bool)
+        seen.scatter_(1, start, True)
+        for pos in range(self.lag, self.n_pos):
+            chances[:, pos] = self.next_chances(tokens[:, pos - self.lag], seen)
+            tokens[:, pos] = torch.multinomial(chances[:, pos], 1, generator=generator)[:, 0]
+            seen[rows, tokens[:, pos]] = True
+        return tokens, chances
+
+    def states(self, tokens):
+        """(seen, predicted), bool [batch, pos, d_vocab], for each of the tokens as the last one: which
+        tokens have been seen, itself included, and which are successors of the source.
+
+        Before the source is there (the first lag - 1 positions), nothing is predicted.
+        """
+        one_hot = torch.nn.functional.one_hot(tokens, self.d_vocab).bool()
+        seen = one_hot.cummax(1).values
+        predicted = torch.zeros_like(seen)
+        n_known = tokens.shape[1] - (self.lag - 1)
+        predicted[:, self.lag - 1:] = self.weights[tokens[:, :n_known]] > 0
+        return seen, predicted
+
+
+# The training
+
+
+@dataclass(frozen=True)
+class SuppressionRecipe:
+    """All that one trained model depends on."""
+
+    seed: int = 0
+    lag: int = 2
+    n_layers: int = 2
+    n_heads: int = 2
+    d_model: int = 64
+    n_ctx: int = 24
+    attn_only: bool = True
+    tie_embeddings: bool = False
+    steps: int = 3000
+    batch_size: int = 32
+    lr: float = 5e-3
+    muon_lr: float = 0.02
+
+    @property
+    def walks(self):
+        """The Walks that it is trained on."""
+        return Walks(self.seed, self.n_ctx + 1, lag=self.lag)
+
+    def model_config(self):
+        """The ModelConfig of its shape."""
+        return ModelConfig(
+            n_layers=self.n_layers, n_heads=self.n_heads, d_model=self.d_model, n_ctx=self.n_ctx,
+            d_vocab=self.walks.d_vocab, attn_only=self.attn_only,
+            tie_embeddings=self.tie_embeddings)
+
+
+def batches(recipe):
+    """Yields (inputs, targets), each [batch, pos], without end; the uniform tokens at a text's
+    beginning are no targets."""
+    texts = recipe.walks
+    generator = seeded_generator(recipe.seed)
+    while True:
+        tokens, _ = texts.draw(DRAWN_AT_ONCE * recipe.batch_size, generator)
+        targets = tokens.clone()
+        targets[:, :texts.lag] = IGNORED
+        for batch, wanted in zip(tokens.split(recipe.batch_size), targets.split(recipe.batch_size),
+                                 strict=True):
+            yield batch[:, :-1], wanted[:, 1:]
+
+
+def trained_suppressor(folder, recipe, *, retrain=False):
+    """The model of a SuppressionRecipe, trained, or read from the checkpoint.pt in `folder`."""
+    how = TrainConfig(max_steps=recipe.steps, batch_size=recipe.batch_size, lr=recipe.lr,
+                      muon_lr=recipe.muon_lr, warmup_steps=40, weight_decay=0.0)
+    supply = batches(recipe)
+
+    def train(model):
+        fit_with_progress(model, supply.__next__, how, folder.name)
+
+    settings = asdict(recipe) | {"texts": asdict(recipe.walks)}
+    model, _ = trained_gpt(folder / "checkpoint.pt", recipe.model_config(), recipe.seed, train,
+                           tokenizer=CharTokenizer().fit(NAMES[:recipe.walks.d_vocab]),
+                           settings=settings, retrain=retrain)
+    return model
