@@ -6,7 +6,8 @@
              the stream that the head reads (logit lens)
     written  mean write + sum over s of attention(s) * (o_s projected on the unembeddings of its t)
 
-If that is all the head does, predictions stay as they were. The score compares the change with that
+Without the projections that is what the head writes, exactly. If copy suppression is all that it
+does, predictions stay as they were. The score compares the change with that
 of taking away all but the mean: 1 is no change at all.
 
 Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
@@ -49,7 +50,6 @@ def cspa_score(model, tokens, head, *, n_written, n_pairs, written="lowest", row
     pattern = at_least_float32(cache["pattern", layer][:, index])  # [batch, query_pos, key_pos]
     moved = cache["v", layer][:, :, index] @ model.blocks[layer].attn.W_O[index]
     write = pattern @ moved  # [batch, pos, d_model]
-    mean = write.mean(0)  # [pos, d_model]
     partners = written_tokens(model, head, tokens.unique(), n_written, written)
     kept = kept_write(model, tokens, cache["resid_pre", layer], pattern, moved, partners, n_pairs)
 
@@ -60,7 +60,7 @@ def cspa_score(model, tokens, head, *, n_written, n_pairs, written="lowest", row
             resid = model.run_blocks(cache["resid_pre", layer], start=layer)
         return kl_divergence(clean, model.unembed(resid))[:, rows].mean().item()
 
-    return 1 - changed(mean + kept) / changed(mean.expand_as(write))
+    return 1 - changed(kept) / changed(write.mean(0).expand_as(write))
 
 
 @torch.no_grad()
@@ -86,7 +86,7 @@ def written_tokens(model, head, asked, n_written, written="lowest"):
 
 @torch.no_grad()
 def kept_write(model, tokens, resid, pattern, moved, partners, n_pairs):
-    """What is left of the head's write beyond its mean, [batch, pos, d_model].
+    """What is left of the head's write, [batch, pos, d_model].
 
     resid: [batch, pos, d_model], the stream that the head reads. pattern: [batch, query_pos,
     key_pos]. moved: [batch, key_pos, d_model], what is written of each source. partners: [d_vocab,
@@ -94,7 +94,8 @@ def kept_write(model, tokens, resid, pattern, moved, partners, n_pairs):
     destination, those whose partner has the highest logit in the lens.
     """
     W_U = read_through(model.ln_final, model.W_U)
-    deviation = moved - moved.mean((0, 1))
+    average = moved.mean((0, 1))
+    deviation = moved - average
     lens = model.unembed(resid)  # [batch, query_pos, d_vocab]
     n_pos = tokens.shape[1]
     future = ~torch.ones(n_pos, n_pos, dtype=torch.bool).tril()[..., None]
@@ -109,7 +110,7 @@ def kept_write(model, tokens, resid, pattern, moved, partners, n_pairs):
 
         unembeddings = W_U.T[to]  # [key_pos, n, d_model]
         projected = project_on_chosen(deviation[row], unembeddings, pairs)
-        kept[row] = (pattern[row][..., None] * projected).sum(1)
+        kept[row] = average + (pattern[row][..., None] * projected).sum(1)
     return kept
 
 

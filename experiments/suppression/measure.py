@@ -54,7 +54,8 @@ def nats_above_floor(logits, chances):
     logits, chances: [..., d_vocab].
     """
     log_q = logits.double().log_softmax(-1)
-    return (torch.special.xlogy(chances, chances) - chances * log_q).sum(-1)
+    expected = torch.where(chances > 0, chances * log_q, 0.0)  # 0 too where log_q is -inf
+    return (torch.special.xlogy(chances, chances) - expected).sum(-1)
 
 
 def loss_floor(chances):
@@ -113,7 +114,9 @@ def direct_effects(model, cache, layer):
     """What each head of a layer adds to the logits by itself, [batch, pos, head, d_vocab], in nats,
     centred over the vocabulary, at the scale of the final LayerNorm."""
     W_U = read_through(model.ln_final, model.W_U)
-    written = cache["result", layer] / cache["ln_final.hook_scale"][:, :, None]
+    written = cache["result", layer]
+    if model.cfg.norm != "none":
+        written = written / cache["ln_final.hook_scale"][:, :, None]
     logits = written @ W_U
     return logits - logits.mean(-1, keepdim=True)
 
