@@ -31,7 +31,7 @@ from experiments.suppression.model import SuppressionRecipe, Walks, batches
 from experiments.suppression.report import describe_findings, suppression_claims
 from losses import IGNORED
 from model import GPT
-from utils import UserError, seeded_generator
+from utils import seeded_generator
 
 V = Walks().d_vocab
 N_CTX = SuppressionRecipe().n_ctx

@@ -1,4 +1,4 @@
-"""Copy-suppression-preserving ablation (CSPA): all that a head writes but copy suppression is removed.
+"""Copy-suppression-preserving ablation (CSPA): all but copy suppression is removed from a head.
 
     o_s      what the head writes of source s, less what it writes of the average source
     kept     the pairs (s, t) of a source and a token that the head's OV circuit suppresses most
@@ -38,8 +38,8 @@ def effective_embedding(model):
 def cspa_score(model, tokens, head, *, n_written, n_pairs, written="lowest", rows=slice(None)):
     """1 - KL(clean || CSPA) / KL(clean || mean-ablated), each the mean over texts and positions.
 
-    tokens: [batch, pos]. head: (layer, head). n_written, n_pairs, written: as in `kept_write`. rows:
-    which positions count.
+    tokens: [batch, pos]. head: (layer, head). n_written, written: as in `written_tokens`; n_pairs:
+    as in `kept_write`. rows: which positions count.
     """
     layer, index = head
     names = [f"blocks.{layer}.hook_resid_pre", f"blocks.{layer}.attn.hook_pattern",
@@ -67,7 +67,7 @@ def cspa_score(model, tokens, head, *, n_written, n_pairs, written="lowest", row
 def written_tokens(model, head, asked, n_written, written="lowest"):
     """[d_vocab, n_written]: for each source among `asked` [n], the tokens whose logits the head's OV
     circuit lowers most ("lowest") or raises most ("highest") where it is attended to, or random
-    ones; rows of other tokens are 0."""
+    ones. Rows of other tokens are 0."""
     d_vocab = model.cfg.d_vocab
     partners = torch.zeros(d_vocab, n_written, dtype=torch.long)
     if written == "random":

@@ -31,7 +31,8 @@ ROWS = 256
 CSPA_ROWS = 64
 CSPA_PAIRS = (2, 4)  # pairs of a source and a token that are kept at each position
 PATCH = 0.5  # the length of a patch, a share of that of the stream it is added to
-WAYS = ("ignore what was seen", "suppress all that was seen", "suppress what was seen and predicted")
+WAYS = ("ignore what was seen", "suppress all that was seen",
+        "suppress what was seen and predicted")
 
 
 def draw_measured_texts(walks, n_rows=ROWS, seed=MEASURED_ON):
@@ -67,8 +68,8 @@ def null_losses(walks, n_rows=1024):
     """{way: nats above the floor} of the best predictor of each of WAYS.
 
     It knows the table, and adds to the logits a number for each kind of token: one for those that
-    are no successors, and then none, one for all that was seen, or one each for what was seen and is
-    predicted or not. The numbers are fitted at each position by itself, to the exact chances.
+    are no successors, and then none, one for all that was seen, or one each for what was seen and
+    is predicted or not. The numbers are fitted at each position by itself, to the exact chances.
     """
     tokens, chances = draw_measured_texts(walks, n_rows)
     counted = is_counted(walks, tokens)
@@ -198,7 +199,8 @@ def measure_diagonal(model, layer, tokens=None):
         for chunk in torch.arange(len(tokens)).split(256):
             written = W_E[tokens[chunk]] @ moved.A[head] @ moved.B[head] @ W_U  # [chunk, d_vocab]
             own = written.gather(1, tokens[chunk, None])
-            ranks[head, chunk] = (written < own).sum(-1).float()
+            as_low = (written <= own).sum(-1) - 1  # others: a tie is no proof
+            ranks[head, chunk] = ((written < own).sum(-1) + as_low) / 2
     return {"diagonal": ranks.mean(1) / (len(W_E) - 1), "lowest": (ranks == 0).float().mean(1),
             "lowest ten": (ranks < 10).float().mean(1)}
 
@@ -377,8 +379,10 @@ def measure_suppressor(model, recipe):
 
 @torch.no_grad()
 def written_by_source(model, head):
-    """[d_vocab][d_vocab]: what the head's attention to a token (row) adds to each logit (column), up
-    to LayerNorm's scale, less the mean of each row and column."""
+    """[d_vocab][d_vocab]: what attention to a token (row) adds to each logit (column).
+
+    Up to LayerNorm's scale, and less the mean of each row and column.
+    """
     W_U = read_through(model.ln_final, model.W_U)
     logits = effective_embedding(model) @ ov_circuit(model, *head).AB @ W_U
     logits = logits - logits.mean(1, keepdim=True)

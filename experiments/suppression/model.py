@@ -20,7 +20,7 @@ of -log p is the floor of the loss, as in corpus.py.
 Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
 Prerequisites: train.py, corpus.py
 Next: experiments/suppression/measure.py
-Source: McDougall et al. 2023 (copy suppression in GPT-2); Crutchfield & Young 1989 (unifilar sources)
+Source: McDougall et al. 2023 (copy suppression); Crutchfield & Young 1989 (unifilar sources)
 """
 
 import string
@@ -105,8 +105,9 @@ class Walks:
         return tokens, chances
 
     def states(self, tokens):
-        """(seen, predicted), bool [batch, pos, d_vocab], for each of the tokens as the last one: which
-        tokens have been seen, itself included, and which are successors of the source.
+        """(seen, predicted), bool [batch, pos, d_vocab], with each of the tokens as the last one.
+
+        seen: which tokens are in the text so far. predicted: which are successors of the source.
 
         Before the source is there (the first lag - 1 positions), nothing is predicted.
         """

@@ -41,8 +41,8 @@ def draw_stories(model, tokenizer):
     cfg = model.cfg
     n_pos = min(cfg.n_ctx, LONGEST)
     if not cfg.n_layers or n_pos < 8:
-        raise UserError(f"n_layers={cfg.n_layers}, n_ctx={cfg.n_ctx}: there is no head to look at in "
-                        "a text; take a model with layers and 8 positions or more")
+        raise UserError(f"n_layers={cfg.n_layers}, n_ctx={cfg.n_ctx}: there is no head to look at "
+                        "in a text; take a model with layers and 8 positions or more")
     ids = tokenizer.encode(corpus.text(10 * ROWS * n_pos))
     n_rows = min(ROWS, len(ids) // n_pos)
     return torch.as_tensor(ids[:n_rows * n_pos]).view(n_rows, n_pos)
@@ -86,13 +86,13 @@ def published_claims(cfg, found):
     layer, head = found["head"]
     is_paper = has_paper_shape(cfg)
     label = found["label"]
-    others = sorted((score for row in found["lowest ten"] for score in row), reverse=True)
+    best = max(map(max, found["lowest ten"]))
     return [
-        claim(f"{label}: share of tokens that are among the ten that their own attention lowers most",
+        claim(f"{label}: share of tokens among the ten that attention to them lowers most",
               found["lowest ten"][layer][head], reported="84.7 %" if is_paper else "",
-              control=f"by chance {10 / found['d_vocab']:.2g}; highest of all heads {others[0]:.2g}"),
-        claim(f"{label}: mean rank of the own token, 0 is the lowest", found["diagonal"][layer][head],
-              control="by chance 0.5"),
+              control=f"by chance {10 / found['d_vocab']:.2g}; highest of all heads {best:.2g}"),
+        claim(f"{label}: mean rank of the own token, 0 is the lowest",
+              found["diagonal"][layer][head], control="by chance 0.5"),
         claim(f"{label}: share of its effect that copy suppression keeps (CSPA, on stories)",
               found["cspa"]["lowest"], reported="76.9 % (OpenWebText)" if is_paper else "",
               control=f"with random tokens kept {found['cspa']['random']:.2g}"),
@@ -102,10 +102,12 @@ def published_claims(cfg, found):
 def describe_published(found):
     """Two plain sentences on what was found."""
     layer, head = found["head"]
+    lowest_ten = 100 * found["lowest ten"][layer][head]
+    kept = 100 * found["cspa"]["lowest"]
     return (f"{found['label']} lowers the token that it looks at so much that it is among the ten "
-            f"lowest for {100 * found['lowest ten'][layer][head]:.0f} % of tokens. Where nothing but "
-            f"copy suppression is left of what it writes, {100 * found['cspa']['lowest']:.0f} % of "
-            "its effect on the predictions stays. Look at diagonal.png for all heads.")
+            f"lowest for {lowest_ten:.0f} % of tokens. Where nothing but copy suppression is left "
+            f"of what it writes, {kept:.0f} % of its effect on the predictions stays. Look at "
+            "diagonal.png for all heads.")
 
 
 def published_figures(found):
