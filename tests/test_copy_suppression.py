@@ -10,6 +10,7 @@ from helpers import quick_run, refusal, scramble_, tiny_model
 from torch.testing import assert_close
 
 import experiments.copy_suppression as program
+from checkpoint import export_pretrained
 from experiments.suppression.cspa import cspa_score, kept_write, project_on_chosen, written_tokens
 from experiments.suppression.measure import (
     WAYS,
@@ -31,6 +32,7 @@ from experiments.suppression.model import SuppressionRecipe, Walks, batches
 from experiments.suppression.report import describe_findings, suppression_claims
 from losses import IGNORED
 from model import GPT
+from tokenizer import BPETokenizer
 from utils import seeded_generator
 
 V = Walks().d_vocab
@@ -279,14 +281,17 @@ def test_only_pairs_with_the_highest_lens_are_kept():
 # Verdicts
 
 
-def shuffled(model, seed=0):
-    """The model with the entries of each of its matrices in another order."""
-    generator = seeded_generator(seed)
+def untrained(seed=0):
+    return GPT(SuppressionRecipe().model_config(), seed).eval()
+
+
+def at_random():
+    """A model of random weights of the size of trained ones."""
+    model = scramble_(untrained())
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
-                order = torch.randperm(weight.numel(), generator=generator)
-                weight.copy_(weight.flatten()[order].view_as(weight))
+                weight *= 0.3
     return model
 
 
@@ -299,9 +304,7 @@ def measured(model):
 
 
 @pytest.mark.parametrize("make", [
-    lambda: GPT(SuppressionRecipe().model_config(), 0).eval(),
-    lambda: scramble_(GPT(SuppressionRecipe().model_config(), 0)).eval(),
-    lambda: shuffled(wired()), lambda: wired(gate=False, sign=1.0)])
+    untrained, at_random, lambda: wired(gate=False, sign=1.0)])
 def test_every_claim_fails_on_models_without_a_suppressor(make):
     claims = suppression_claims(measured(make()))
     judged = {line.claim: line.holds for line in claims if line.holds is not None}
@@ -314,6 +317,46 @@ def test_every_claim_on_the_head_holds_on_the_wired_one():
     failed = [line.claim for line in claims if line.holds is False]
     assert failed in ([], ["the model above that floor (nats)"])  # its odds are even
     assert "L1H0" in describe_findings(measured(wired()))
+
+
+# Published models
+
+
+def save_gpt2(folder, **changes):
+    """A folder in Hugging Face's layout with a random model and a tokenizer of bytes."""
+    tokenizer = BPETokenizer().train("a park, a lake, a farm", 260)
+    model = tiny_model(**{"d_vocab": tokenizer.d_vocab, "n_ctx": 16} | changes)
+    export_pretrained(folder, model, tokenizer)
+
+
+def test_a_folder_in_gpt2s_layout_is_measured_and_nothing_judged(tmp_path):
+    save_gpt2(tmp_path / "other")
+    cfg = program.SuppressionConfig(model=str(tmp_path / "other"))
+    result = program.run(cfg, tmp_path)
+    assert all(line.holds is None for line in result["claims"])
+    diagonal = torch.tensor(result["published"]["diagonal"])
+    layer, head = result["published"]["head"]
+    assert diagonal[layer, head] == diagonal.min()  # GPT-2 small's head is not there
+    assert not any("76.9" in line.reported for line in result["claims"])
+    assert set(program.figures(result)) == {"diagonal"}
+
+
+def test_a_model_without_heads_or_with_a_short_context_is_refused(tmp_path):
+    for name, changes in (("flat", {"n_layers": 0}), ("short", {"n_ctx": 4})):
+        save_gpt2(tmp_path / name, **changes)
+        cfg = program.SuppressionConfig(model=str(tmp_path / name))
+        message = refusal(lambda cfg=cfg: program.run(cfg, tmp_path), name)
+        assert "take a model" in message
+
+
+def test_without_weights_one_line_says_how_to_get_them(tmp_path, monkeypatch):
+    def no_network(*args, **kwargs):
+        raise OSError("unreachable")
+
+    monkeypatch.setattr("socket.create_connection", no_network)
+    cfg = program.SuppressionConfig(model="gpt2", cache_dir=str(tmp_path))
+    message = refusal(lambda: program.run(cfg, tmp_path))
+    assert "\n" not in message and "put the file at" in message
 
 
 # The program

