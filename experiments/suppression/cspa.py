@@ -35,23 +35,23 @@ def effective_embedding(model):
 
 
 @torch.no_grad()
-def cspa_score(model, tokens, head, *, n_written, n_pairs, written="lowest", rows=slice(None)):
+def cspa_score(model, tokens, head, partners, n_pairs, rows=slice(None)):
     """1 - KL(clean || CSPA) / KL(clean || mean-ablated), each the mean over texts and positions.
 
-    tokens: [batch, pos]. head: (layer, head). n_written, written: as in `written_tokens`; n_pairs:
-    as in `kept_write`. rows: which positions count.
+    tokens: [batch, pos]. head: (layer, head). partners: [batch, key_pos, n], the tokens t of each
+    source, as `extreme_tokens` gives them; n_pairs: as in `kept_write`. rows: which positions
+    count.
     """
     layer, index = head
     names = [f"blocks.{layer}.hook_resid_pre", f"blocks.{layer}.attn.hook_pattern",
-             f"blocks.{layer}.attn.hook_v", f"blocks.{layer}.hook_resid_post"]
+             f"blocks.{layer}.attn.hook_v"]
     with model.caching(names) as cache:
         clean = model.unembed(model.run_blocks(model.embed(tokens)))
 
     pattern = at_least_float32(cache["pattern", layer][:, index])  # [batch, query_pos, key_pos]
     moved = cache["v", layer][:, :, index] @ model.blocks[layer].attn.W_O[index]
     write = pattern @ moved  # [batch, pos, d_model]
-    partners = written_tokens(model, head, tokens.unique(), n_written, written)
-    kept = kept_write(model, tokens, cache["resid_pre", layer], pattern, moved, partners, n_pairs)
+    kept = kept_write(model, cache["resid_pre", layer], pattern, moved, partners, n_pairs)
 
     def changed(new):
         """The mean KL from the intact run where the head writes `new` instead."""
@@ -63,56 +63,50 @@ def cspa_score(model, tokens, head, *, n_written, n_pairs, written="lowest", row
     return 1 - changed(kept) / changed(write.mean(0).expand_as(write))
 
 
-@torch.no_grad()
-def written_tokens(model, head, asked, n_written, written="lowest"):
-    """The tokens that the head's OV circuit changes most where it attends to a source.
+def extreme_tokens(written, n, which="lowest"):
+    """[source, n]: the tokens whose logits attention to each source changes most.
 
-    asked: [n], the sources. written: "lowest" for the n_written tokens whose logits are lowered
-    most, "highest" for those raised most, "random" for some that are drawn. Returns [d_vocab,
-    n_written]; rows of tokens that are not asked are 0.
+    written: [source, d_vocab], what it adds to each logit. which: "lowest" for those lowered most,
+    "highest" for those raised most, "random" for some that are drawn.
     """
-    d_vocab = model.cfg.d_vocab
-    partners = torch.zeros(d_vocab, n_written, dtype=torch.long)
-    if written == "random":
-        drawn = torch.rand(len(asked), d_vocab, generator=seeded_generator(0))
-        partners[asked] = drawn.argsort(-1)[:, :n_written]
-        return partners
-
-    moved = ov_circuit(model, *head)
-    W_E = effective_embedding(model)
-    W_U = read_through(model.ln_final, model.W_U)
-    for chunk in asked.split(256):
-        logits = W_E[chunk] @ moved.A @ moved.B @ W_U
-        partners[chunk] = logits.topk(n_written, largest=written == "highest").indices
-    return partners
+    if which == "random":
+        return torch.rand(written.shape, generator=seeded_generator(0)).argsort(-1)[:, :n]
+    return written.topk(n, largest=which == "highest").indices
 
 
 @torch.no_grad()
-def kept_write(model, tokens, resid, pattern, moved, partners, n_pairs):
+def written_by_weights(model, head, sources):
+    """[source, d_vocab]: what attention to each source adds to each logit, by the head's OV circuit
+    and up to LayerNorm's scale. sources: [n], tokens."""
+    moved = ov_circuit(model, *head)
+    W_E = effective_embedding(model)[sources]
+    return (W_E @ moved.A) @ moved.B @ read_through(model.ln_final, model.W_U)
+
+
+@torch.no_grad()
+def kept_write(model, resid, pattern, moved, partners, n_pairs):
     """What is left of the head's write, [batch, pos, d_model].
 
     resid: [batch, pos, d_model], the stream that the head reads. pattern: [batch, query_pos,
-    key_pos]. moved: [batch, key_pos, d_model], what is written of each source. partners: [d_vocab,
-    n], of `written_tokens`; n_pairs: how many pairs of a source and its partner are kept at each
-    destination, those whose partner has the highest logit in the lens.
+    key_pos]. moved: [batch, key_pos, d_model], what is written of each source. partners: [batch,
+    key_pos, n]; n_pairs: how many pairs of a source and its partner are kept at each destination,
+    those whose partner has the highest logit in the lens.
     """
     W_U = read_through(model.ln_final, model.W_U)
     average = moved.mean((0, 1))
     deviation = moved - average
-    lens = model.unembed(resid)  # [batch, query_pos, d_vocab]
-    n_pos = tokens.shape[1]
+    n_pos = pattern.shape[-1]
     future = ~torch.ones(n_pos, n_pos, dtype=torch.bool).tril()[..., None]
 
     kept = torch.zeros_like(resid)
-    for row, ids in enumerate(tokens):
-        to = partners[ids]  # [key_pos, n]
-        predicted = lens[row][:, to].masked_fill(future, -torch.inf)  # [query_pos, key_pos, n]
+    for row, to in enumerate(partners):
+        lens = model.unembed(resid[row:row + 1])[0]  # [query_pos, d_vocab]
+        predicted = lens[:, to].masked_fill(future, -torch.inf)  # [query_pos, key_pos, n]
         ranked = predicted.flatten(1)
         least = ranked.topk(min(n_pairs, ranked.shape[1])).values[:, -1, None, None]
         pairs = (predicted >= least) & ~future
 
-        unembeddings = W_U.T[to]  # [key_pos, n, d_model]
-        projected = project_on_chosen(deviation[row], unembeddings, pairs)
+        projected = project_on_chosen(deviation[row], W_U.T[to], pairs)
         kept[row] = average + (pattern[row][..., None] * projected).sum(1)
     return kept
 

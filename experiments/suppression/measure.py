@@ -21,15 +21,15 @@ from dataclasses import dataclass
 import torch
 
 from activation_cache import head_label
-from experiments.suppression.cspa import cspa_score, effective_embedding
+from experiments.suppression.cspa import cspa_score, extreme_tokens
 from head_ablation import ablate_heads, derangement
 from utils import seeded_generator
-from weight_circuits import ov_circuit, ov_circuits, read_through
+from weight_circuits import read_through
 
 MEASURED_ON = 999  # the seed of texts on which nothing is trained
 ROWS = 256
 CSPA_ROWS = 64
-CSPA_PAIRS = (2, 4)  # pairs of a source and a token that are kept at each position
+CSPA_PAIRS = 4  # pairs of a source and a token that are kept at each position
 PATCH = 0.5  # the length of a patch, a share of that of the stream it is added to
 WAYS = ("ignore what was seen", "suppress all that was seen",
         "suppress what was seen and predicted")
@@ -43,7 +43,7 @@ def draw_measured_texts(walks, n_rows=ROWS, seed=MEASURED_ON):
 
 def is_counted(walks, tokens):
     """[pos], bool: the positions at which a source is there, so that something is predicted."""
-    return torch.arange(tokens.shape[1]) >= walks.lag - 1
+    return torch.arange(tokens.shape[1]) >= max(walks.lags) - 1
 
 
 # Losses
@@ -76,8 +76,7 @@ def null_losses(walks, n_rows=1024):
     chances = chances[:, counted]
     seen, predicted = (state[:, counted].double() for state in walks.states(tokens))
 
-    source = tokens[:, : tokens.shape[1] - (walks.lag - 1)]
-    odds = walks.weights[source].clamp(min=1).log()  # 0 for what is no successor
+    odds = walks.predicted_odds(tokens)[:, counted].clamp(min=1).log()  # 0 for no successor
     other = 1 - predicted
     kinds = {WAYS[0]: [other], WAYS[1]: [other, seen],
              WAYS[2]: [other, seen * predicted, seen * other]}
@@ -129,11 +128,17 @@ def mean_where(values, mask):
     return torch.einsum("bpht,bpt->h", values, weight) / weight.sum()
 
 
-def key_states(states, tokens):
+def key_states(states, tokens, shift=0):
     """A property of tokens at each query, [batch, query_pos, d_vocab], as one of its keys, [batch,
-    query_pos, key_pos]; keys after the query are False."""
+    query_pos, key_pos]; keys after the query are False.
+
+    shift: 0 where a key stands for its own token, 1 where it stands for the token before, which
+    then has none at position 0.
+    """
     n_pos = tokens.shape[1]
-    keys = states.gather(2, tokens[:, None].expand(-1, n_pos, -1))
+    of_token = states.gather(2, tokens[:, None].expand(-1, n_pos, -1))
+    keys = torch.zeros_like(of_token)
+    keys[..., shift:] = of_token[..., :n_pos - shift]
     return keys & torch.ones(n_pos, n_pos, dtype=torch.bool).tril()
 
 
@@ -142,29 +147,22 @@ def measure_heads(model, walks, tokens):
     """{(layer, head): what it does}, of each head: a dict of numbers.
 
     to predicted, to others: its attention to one key whose token is predicted, and to one whose
-    token is not, where 1 is what each key gets of an even attention. gated: how much less of its
-    write goes to a predicted token that was seen than to one that was not, beyond the same
-    difference for tokens that are not predicted, in nats (below 0: suppression of what is
-    predicted). ungated: that difference for tokens that are not predicted. diagonal, lowest: see
-    `measure_diagonal`.
+    token is not, where 1 is what each key gets of an even attention. shift: a key may stand for its
+    own token (0) or, where an earlier head has written it there, for the token before (1); the one
+    for which `to predicted` is larger.
+    gated: how much less of its write goes to a predicted token that was seen than to one that was
+    not, beyond the same difference for tokens that are not predicted, in nats (below 0: suppression
+    of what is predicted). ungated: that difference for tokens that are not predicted.
     """
     names = ("hook_pattern", "hook_result", "ln_final.hook_scale")
     _, cache = model.run_with_cache(tokens, lambda name: name.endswith(names))
     seen, predicted = walks.states(tokens)
-    n_keys = torch.arange(1, tokens.shape[1] + 1)[:, None]
-
-    # only queries that have keys of both kinds
-    on_predicted = key_states(predicted & seen, tokens)
-    on_others = key_states(seen & ~predicted, tokens)
-    both = (on_predicted.any(-1) & on_others.any(-1))[..., None]
     is_known = is_counted(walks, tokens)[None, :, None]
 
     found = {}
     for layer in range(model.cfg.n_layers):
-        evenness = cache["pattern", layer].transpose(1, 2) * n_keys[:, None]  # 1: an even share
-        to_predicted = mean_where(evenness, on_predicted & both)
-        to_others = mean_where(evenness, on_others & both)
-
+        shares = [even_shares(cache["pattern", layer], tokens, seen, predicted, shift)
+                  for shift in (0, 1)]
         effect = direct_effects(model, cache, layer)
         cell = {(was_seen, is_predicted):
                 mean_where(effect, (seen == was_seen) & (predicted == is_predicted) & is_known)
@@ -172,37 +170,61 @@ def measure_heads(model, walks, tokens):
         ungated = cell[True, False] - cell[False, False]
         gated = cell[True, True] - cell[False, True] - ungated
 
-        diagonal = measure_diagonal(model, layer)
         for head in range(model.cfg.n_heads):
+            shift = max((0, 1), key=lambda shift: shares[shift][0][head])
+            to_predicted, to_others = shares[shift]
             found[layer, head] = {
                 "to predicted": to_predicted[head].item(), "to others": to_others[head].item(),
-                "gated": gated[head].item(), "ungated": ungated[head].item(),
-                **{name: values[head].item() for name, values in diagonal.items()}}
+                "shift": shift, "gated": gated[head].item(), "ungated": ungated[head].item()}
     return found
 
 
+def even_shares(pattern, tokens, seen, predicted, shift):
+    """(to predicted, to others), each [head]: see `measure_heads`. pattern: [batch, head,
+    query_pos, key_pos]. Only queries that have keys of both kinds count."""
+    n_keys = torch.arange(1, tokens.shape[1] + 1)[:, None]
+    share = pattern.transpose(1, 2) * n_keys[:, None]  # 1: an even share
+    on_predicted = key_states(predicted & seen, tokens, shift)
+    on_others = key_states(seen & ~predicted, tokens, shift)
+    both = (on_predicted.any(-1) & on_others.any(-1))[..., None]
+    return mean_where(share, on_predicted & both), mean_where(share, on_others & both)
+
+
+def tokens_of_keys(tokens, shift):
+    """[batch, key_pos]: the token that each key stands for; the first one stands for itself."""
+    return torch.cat([tokens[:, :shift], tokens[:, :tokens.shape[1] - shift]], 1)
+
+
 @torch.no_grad()
-def measure_diagonal(model, layer, tokens=None):
-    """How low each token stands among what its own attention writes: {"diagonal": the mean rank of
-    the token itself, from 0 (the most suppressed) to 1; "lowest": the share of tokens that are
-    themselves the most suppressed one}, each [head].
+def written_by_source(model, tokens, head, shift):
+    """[d_vocab, d_vocab]: what attention to a key that stands for a token (row) adds to each logit
+    (column), on average over these texts, in nats at the final LayerNorm's mean scale.
 
-    tokens: [n], those that are asked; all unless given.
+    Less the mean over rows, which all keys share, and over columns, which softmax does not see.
     """
-    W_E = effective_embedding(model)
-    W_U = read_through(model.ln_final, model.W_U)
-    tokens = torch.arange(len(W_E)) if tokens is None else tokens
-    moved = ov_circuits(model, layer)
+    layer, index = head
+    names = (f"blocks.{layer}.attn.hook_v", "ln_final.hook_scale")
+    _, cache = model.run_with_cache(tokens, lambda name: name in names)
+    moved = cache["v", layer][:, :, index] @ model.blocks[layer].attn.W_O[index]
 
-    ranks = torch.zeros(model.cfg.n_heads, len(tokens))
-    for head in range(model.cfg.n_heads):
-        for chunk in torch.arange(len(tokens)).split(256):
-            written = W_E[tokens[chunk]] @ moved.A[head] @ moved.B[head] @ W_U  # [chunk, d_vocab]
-            own = written.gather(1, tokens[chunk, None])
-            as_low = (written <= own).sum(-1) - 1  # others: a tie is no proof
-            ranks[head, chunk] = ((written < own).sum(-1) + as_low) / 2
-    return {"diagonal": ranks.mean(1) / (len(W_E) - 1), "lowest": (ranks == 0).float().mean(1),
-            "lowest ten": (ranks < 10).float().mean(1)}
+    # the mean write of the keys that stand for each token
+    sources = torch.nn.functional.one_hot(tokens_of_keys(tokens, shift), model.cfg.d_vocab)
+    sources = sources.flatten(0, 1).to(moved)  # [key, d_vocab]
+    writes = sources.T @ moved.flatten(0, 1) / sources.sum(0)[:, None].clamp(min=1)
+    if model.cfg.norm != "none":
+        writes = writes / cache["ln_final.hook_scale"].mean()
+
+    logits = writes @ read_through(model.ln_final, model.W_U)
+    logits = logits - logits.mean(1, keepdim=True)
+    return logits - logits.mean(0)
+
+
+def own_ranks(written, own):
+    """[source]: how many tokens attention to each source lowers more than its own token; a tie
+    counts as half. written: [source, d_vocab]; own: [source], its token."""
+    value = written.gather(1, own[:, None])
+    as_low = (written <= value).sum(-1) - 1  # others: a tie is no proof
+    return ((written < value).sum(-1) + as_low) / 2
 
 
 def find_suppressor(heads):
@@ -210,20 +232,35 @@ def find_suppressor(heads):
     return min(heads, key=lambda head: heads[head]["gated"])
 
 
+def find_team(heads):
+    """The heads that share the work, a list of (layer, head): the most suppressive one, and those
+    of its layer that are half as suppressive or more and stand for keys in the same way."""
+    best = find_suppressor(heads)
+    return [head for head, facts in heads.items()
+            if head[0] == best[0] and facts["shift"] == heads[best]["shift"]
+            and facts["gated"] <= heads[best]["gated"] / 2]
+
+
+def share_lowest(written):
+    """The share of tokens that are themselves what attention to them lowers most; written:
+    [d_vocab, d_vocab]."""
+    return (own_ranks(written, torch.arange(len(written))) < 0.5).double().mean().item()
+
+
 # Interventions
 
 
 @torch.no_grad()
-def ablation_rises(model, walks, tokens, chances, head):
-    """What the prediction costs more without the head, in nats above the floor.
+def ablation_rises(model, walks, tokens, chances, heads):
+    """What the prediction costs more without some heads, in nats above the floor.
 
     {"naive copy": where the likeliest successor has been seen, so that who copies from the table
-    says it; "free": where no successor has been seen; "all"}. The head's z is replaced by its mean
-    over texts at each position.
+    says it; "free": where no successor has been seen; "all"}. Each head's z is replaced by its mean
+    over texts at each position. heads: a list of (layer, head).
     """
     _, reference = model.run_with_cache(tokens, lambda name: name.endswith("hook_z"))
     before = nats_above_floor(model(tokens), chances)
-    with ablate_heads(model, [head], "mean_pos", reference=reference):
+    with ablate_heads(model, heads, "mean_pos", reference=reference):
         after = nats_above_floor(model(tokens), chances)
     rise = after - before
 
@@ -237,9 +274,7 @@ def naive_copy_places(walks, tokens):
     """{"naive copy", "free"}: [batch, pos], bool; see `ablation_rises`."""
     seen, predicted = walks.states(tokens)
     is_known = is_counted(walks, tokens)
-    source = tokens[:, : tokens.shape[1] - (walks.lag - 1)]
-    likeliest = torch.zeros(tokens.shape, dtype=torch.long)
-    likeliest[:, walks.lag - 1:] = walks.weights[source].argmax(-1)
+    likeliest = walks.predicted_odds(tokens).argmax(-1)
     return {"naive copy": seen.gather(2, likeliest[..., None])[..., 0] & is_known,
             "free": ~(seen & predicted).any(-1) & is_known}
 
@@ -275,7 +310,7 @@ def random_of_length(like, generator):
 
 
 @torch.no_grad()
-def patch_direction(model, walks, tokens, head, seed=MEASURED_ON):
+def patch_direction(model, walks, tokens, head, shift, seed=MEASURED_ON):
     """Attention to a token before and after it is made to be predicted: {"before", "after",
     "random"}, mean shares.
 
@@ -286,8 +321,9 @@ def patch_direction(model, walks, tokens, head, seed=MEASURED_ON):
     generator = seeded_generator(seed)
     layer = head[0]
     seen, predicted = walks.states(tokens)
-    chosen = torch.multinomial((seen & ~predicted).flatten(0, 1).double(), 1, generator=generator)
-    chosen = chosen.view(tokens.shape)  # the source or the last token itself is always there
+    possible = seen & ~predicted
+    weight = possible.double() + 1e-12  # a query without such a token is not counted
+    chosen = torch.multinomial(weight.flatten(0, 1), 1, generator=generator).view(tokens.shape)
 
     # the patch
     _, cache = model.run_with_cache(tokens, f"blocks.{layer}.hook_resid_pre")
@@ -297,7 +333,8 @@ def patch_direction(model, walks, tokens, head, seed=MEASURED_ON):
     direction = torch.nn.functional.normalize(W_U.T[chosen] - W_U.mean(1), dim=-1)
     delta = length * direction
 
-    keys = key_states(torch.zeros_like(seen).scatter(2, chosen[..., None], True), tokens)
+    is_chosen = torch.zeros_like(seen).scatter(2, chosen[..., None], True) & possible
+    keys = key_states(is_chosen, tokens, shift)
     rows = is_counted(walks, tokens)
     return compare_patches(model, tokens, head, delta, keys, rows, generator)
 
@@ -316,7 +353,7 @@ def compare_patches(model, tokens, head, delta, keys, rows, generator):
 
 
 @torch.no_grad()
-def patch_prediction(model, walks, tokens, head, seed=MEASURED_ON):
+def patch_prediction(model, walks, tokens, head, shift, seed=MEASURED_ON):
     """Attention to the tokens that another text predicts, and to those that its own does: {"new":
     {"before", "after", "random"}, "own": the same}, mean shares.
 
@@ -338,9 +375,9 @@ def patch_prediction(model, walks, tokens, head, seed=MEASURED_ON):
     seen, predicted = walks.states(tokens)
     rows = is_counted(walks, tokens)
     wanted = {"new": predicted[other] & ~predicted, "own": predicted & ~predicted[other]}
-    return {name: compare_patches(model, tokens, head, delta, key_states(seen & kind, tokens),
-                                  rows, generator)
-            for name, kind in wanted.items()}
+    keys = {name: key_states(seen & kind, tokens, shift) for name, kind in wanted.items()}
+    return {name: compare_patches(model, tokens, head, delta, keys[name], rows, generator)
+            for name in wanted}
 
 
 # All of it
@@ -349,11 +386,18 @@ def patch_prediction(model, walks, tokens, head, seed=MEASURED_ON):
 def measure_suppressor(model, recipe):
     """All that is known of a trained model and its most suppressive head: a dict of plain values.
 
-    The head is chosen on other texts than those that it is measured on.
+    The head is chosen, and what it writes of each token found, on other texts than those that it is
+    measured on.
     """
     walks = recipe.walks
     chosen_on, _ = draw_measured_texts(walks, seed=MEASURED_ON + 1)
-    head = find_suppressor(measure_heads(model, walks, chosen_on))
+    chosen = measure_heads(model, walks, chosen_on)
+    head = find_suppressor(chosen)
+    shift = chosen[head]["shift"]
+    team = find_team(chosen)
+    by_head = {each: written_by_source(model, chosen_on, each, shift) for each in team}
+    written = by_head[head]
+    together = sum(by_head.values())
 
     tokens, chances = draw_measured_texts(walks)
     counted = is_counted(walks, tokens)
@@ -361,29 +405,22 @@ def measure_suppressor(model, recipe):
     with torch.no_grad():
         above = nats_above_floor(model(tokens), chances)[:, counted].mean().item()
 
-    scores = {f"{written} {n_pairs}": cspa_score(model, tokens[:CSPA_ROWS], head, n_written=1,
-                                                n_pairs=n_pairs, written=written, rows=counted)
-              for written in ("lowest", "highest", "random") for n_pairs in CSPA_PAIRS}
+    few = tokens[:CSPA_ROWS]
+    scores = {}
+    for which in ("lowest", "highest", "random"):
+        partners = extreme_tokens(written, 1, which)[tokens_of_keys(few, shift)]
+        scores[which] = cspa_score(model, few, head, partners, CSPA_PAIRS, counted)
     return {
-        "seed": recipe.seed, "head": list(head), "label": head_label(*head),
+        "seed": recipe.seed, "head": list(head), "label": head_label(*head), "shift": shift,
         "floor": loss_floor(chances[:, counted]), "above": above,
         "heads": {head_label(*each): facts for each, facts in heads.items()},
         "suppressor": heads[head],
-        "ablation": ablation_rises(model, walks, tokens, chances, head),
-        "direction": patch_direction(model, walks, tokens, head),
-        "prediction": patch_prediction(model, walks, tokens, head),
+        "team": [head_label(*each) for each in team],
+        "lowest": {"head": share_lowest(written), "team": share_lowest(together)},
+        "ablation": {"head": ablation_rises(model, walks, tokens, chances, [head]),
+                     "team": ablation_rises(model, walks, tokens, chances, team)},
+        "direction": patch_direction(model, walks, tokens, head, shift),
+        "prediction": patch_prediction(model, walks, tokens, head, shift),
         "cspa": scores,
-        "written": written_by_source(model, head),
+        "written": {head_label(*each): values.tolist() for each, values in by_head.items()},
     }
-
-
-@torch.no_grad()
-def written_by_source(model, head):
-    """[d_vocab][d_vocab]: what attention to a token (row) adds to each logit (column).
-
-    Up to LayerNorm's scale, and less the mean of each row and column.
-    """
-    W_U = read_through(model.ln_final, model.W_U)
-    logits = effective_embedding(model) @ ov_circuit(model, *head).AB @ W_U
-    logits = logits - logits.mean(1, keepdim=True)
-    return (logits - logits.mean(0)).tolist()

@@ -44,62 +44,73 @@ DRAWN_AT_ONCE = 64  # batches of texts: one by one, the drawing would cost a six
 
 @dataclass(frozen=True)
 class Walks:
-    """Texts that walk through a table of successors, and what is random in them.
+    """Texts that walk through tables of successors, and what is random in them.
 
-    seed: of the table. n_pos: tokens a text. odds: of a token's successors. lag: whose successors
-    can come next, those of the last token (1) or of the one before it (2). returns: the share of
-    steps that go to a token seen before that is no successor.
+    seed: of the tables. n_pos: tokens a text. odds: of a token's successors in each table. lags:
+    whose successors can come next, those of the last token (1), of the one before it (2), or of
+    both, each by a table of its own. jumps: the share of steps that go to any token but a
+    successor. goes_back: the control, in which a successor can come though it was seen.
     """
 
     seed: int = 0
     n_pos: int = 25
     d_vocab: int = 32
-    odds: tuple = (4, 3, 2, 1)
-    lag: int = 2
-    returns: float = 0.3
+    odds: tuple = (2, 1)
+    lags: tuple = (1, 2)
+    jumps: float = 0.3
+    goes_back: bool = False
 
     @cached_property
-    def weights(self):
-        """[d_vocab, d_vocab] in float64: the odds of each token (column) after each source (row), 0
-        for what is no successor. Each token is a successor as often as it has successors, and never
-        its own."""
+    def tables(self):
+        """[lag, d_vocab, d_vocab] in float64: the odds of each token (column) after each source
+        (row), 0 for what is no successor. Each token is a successor as often as it has successors,
+        and never its own."""
         generator = seeded_generator(self.seed)
-        weights = torch.zeros(self.d_vocab, self.d_vocab, dtype=torch.float64)
         every = torch.arange(self.d_vocab)
-        for odds in self.odds:
-            follower = every
-            while (follower == every).any() or weights[every, follower].any():
-                follower = torch.randperm(self.d_vocab, generator=generator)
-            weights[every, follower] = float(odds)
-        return weights
+        tables = torch.zeros(len(self.lags), self.d_vocab, self.d_vocab, dtype=torch.float64)
+        for table in tables:
+            for odds in self.odds:
+                follower = every
+                while (follower == every).any() or table[every, follower].any():
+                    follower = torch.randperm(self.d_vocab, generator=generator)
+                table[every, follower] = float(odds)
+        return tables
 
-    def next_chances(self, source, seen):
+    def predicted_odds(self, tokens):
+        """[batch, pos, d_vocab] in float64: the odds of what is predicted at each position, with
+        each of the tokens as the last one. tokens: [batch, pos]; a source that lies before the text
+        predicts nothing."""
+        odds = torch.zeros(*tokens.shape, self.d_vocab, dtype=torch.float64)
+        n_pos = tokens.shape[1]
+        for lag, table in zip(self.lags, self.tables, strict=True):
+            odds[:, lag - 1:] += table[tokens[:, :n_pos - lag + 1]]
+        return odds
+
+    def next_chances(self, odds, seen):
         """The exact chances of the next token, [batch, d_vocab] in float64.
 
-        source: [batch], the tokens whose successors are predicted. seen: [batch, d_vocab], bool.
+        odds: [batch, d_vocab], of what is predicted. seen: [batch, d_vocab], bool.
         """
-        weights = self.weights[source]
-        onward = weights * ~seen
-        back = (seen & (weights == 0)).double()
-        back = back / back.sum(-1, keepdim=True)  # never empty: it holds the source itself
+        onward = odds if self.goes_back else odds * ~seen
+        jump = (odds == 0).double()
+        jump = jump / jump.sum(-1, keepdim=True)
 
         total = onward.sum(-1, keepdim=True)
-        walks = (1 - self.returns) * onward / total + self.returns * back
-        return torch.where(total > 0, walks, back)  # all successors were seen: only the way back
+        walk = (1 - self.jumps) * onward / total + self.jumps * jump
+        return torch.where(total > 0, walk, jump)  # all successors were seen: only a jump is left
 
     def draw(self, n_rows, generator):
         """(tokens [batch, pos], chances [batch, pos, d_vocab], the exact ones of each token before
-        it is seen). The first `lag` tokens are uniform: no two of them are equal."""
+        it is seen). The first tokens, up to the largest lag, are uniform."""
         rows = torch.arange(n_rows)
-        start = torch.rand(n_rows, self.d_vocab, generator=generator).argsort(-1)[:, :self.lag]
-        tokens = torch.empty(n_rows, self.n_pos, dtype=torch.long)
-        tokens[:, :self.lag] = start
+        first = max(self.lags)
+        tokens = torch.zeros(n_rows, self.n_pos, dtype=torch.long)
         chances = torch.full((n_rows, self.n_pos, self.d_vocab), 1 / self.d_vocab).double()
-
         seen = torch.zeros(n_rows, self.d_vocab, dtype=torch.bool)
-        seen.scatter_(1, start, True)
-        for pos in range(self.lag, self.n_pos):
-            chances[:, pos] = self.next_chances(tokens[:, pos - self.lag], seen)
+        for pos in range(self.n_pos):
+            if pos >= first:
+                odds = self.predicted_odds(tokens[:, pos - first:pos])[:, -1]
+                chances[:, pos] = self.next_chances(odds, seen)
             tokens[:, pos] = torch.multinomial(chances[:, pos], 1, generator=generator)[:, 0]
             seen[rows, tokens[:, pos]] = True
         return tokens, chances
@@ -107,16 +118,10 @@ class Walks:
     def states(self, tokens):
         """(seen, predicted), bool [batch, pos, d_vocab], with each of the tokens as the last one.
 
-        seen: which tokens are in the text so far. predicted: which are successors of the source.
-
-        Before the source is there (the first lag - 1 positions), nothing is predicted.
+        seen: which tokens are in the text so far. predicted: which are successors of a source.
         """
         one_hot = torch.nn.functional.one_hot(tokens, self.d_vocab).bool()
-        seen = one_hot.cummax(1).values
-        predicted = torch.zeros_like(seen)
-        n_known = tokens.shape[1] - (self.lag - 1)
-        predicted[:, self.lag - 1:] = self.weights[tokens[:, :n_known]] > 0
-        return seen, predicted
+        return one_hot.cummax(1).values, self.predicted_odds(tokens) > 0
 
 
 # The training
@@ -127,13 +132,17 @@ class SuppressionRecipe:
     """All that one trained model depends on."""
 
     seed: int = 0
-    lag: int = 2
+    lags: tuple = (1, 2)
+    odds: tuple = (2, 1)
+    d_vocab: int = 32
+    jumps: float = 0.3
+    goes_back: bool = False
     n_layers: int = 2
     n_heads: int = 2
     d_model: int = 64
     n_ctx: int = 24
     attn_only: bool = True
-    tie_embeddings: bool = False
+    tie_embeddings: bool = True
     steps: int = 3000
     batch_size: int = 32
     lr: float = 5e-3
@@ -142,7 +151,8 @@ class SuppressionRecipe:
     @property
     def walks(self):
         """The Walks that it is trained on."""
-        return Walks(self.seed, self.n_ctx + 1, lag=self.lag)
+        return Walks(self.seed, self.n_ctx + 1, self.d_vocab, self.odds, self.lags, self.jumps,
+                     self.goes_back)
 
     def model_config(self):
         """The ModelConfig of its shape."""
@@ -160,7 +170,7 @@ def batches(recipe):
     while True:
         tokens, _ = texts.draw(DRAWN_AT_ONCE * recipe.batch_size, generator)
         targets = tokens.clone()
-        targets[:, :texts.lag] = IGNORED
+        targets[:, :max(texts.lags)] = IGNORED
         for batch, wanted in zip(tokens.split(recipe.batch_size), targets.split(recipe.batch_size),
                                  strict=True):
             yield batch[:, :-1], wanted[:, 1:]

@@ -16,8 +16,8 @@ import corpus
 import plotting
 from activation_cache import head_label
 from experiments.common import claim
-from experiments.suppression.cspa import cspa_score
-from experiments.suppression.measure import measure_diagonal
+from experiments.suppression.cspa import cspa_score, extreme_tokens, written_by_weights
+from experiments.suppression.measure import own_ranks
 from metrics import duplicate_token_score
 from utils import UserError, seeded_generator
 
@@ -51,16 +51,20 @@ def draw_stories(model, tokenizer):
 def measure_published(model, tokenizer):
     """What is measured of every head, and of the suppressive one, as plain values.
 
-    lowest ten and diagonal: [layer][head], of `measure_diagonal`, on ASKED tokens. label: the head:
-    the paper's where the model has GPT-2 small's shape, else the one whose own token is the lowest
-    on average. again: its attention to earlier occurrences of its own token. cspa: {tokens: score}.
+    diagonal and lowest ten: [layer][head], the mean rank of a token among what attention to it
+    lowers (0: the most, to 1), and the share of tokens whose rank is below ten, on ASKED tokens.
+    label: the head: the paper's where the model has GPT-2 small's shape, else the one whose own
+    token is the lowest on average. again: its attention to earlier occurrences of its own token.
+    cspa: {which tokens: score}.
     """
     tokens = draw_stories(model, tokenizer)
     cfg = model.cfg
     asked = torch.randperm(cfg.d_vocab, generator=seeded_generator(0))[:ASKED]
-    layers = [measure_diagonal(model, layer, asked) for layer in range(cfg.n_layers)]
-    diagonal = torch.stack([each["diagonal"] for each in layers])
-    lowest_ten = torch.stack([each["lowest ten"] for each in layers])
+    ranks = torch.stack([torch.stack([ranks_by_weights(model, (layer, head), asked)
+                                      for head in range(cfg.n_heads)])
+                         for layer in range(cfg.n_layers)])  # [layer, head, source]
+    diagonal = ranks.mean(-1) / (cfg.d_vocab - 1)
+    lowest_ten = (ranks < 10).float().mean(-1)
 
     head = divmod(diagonal.argmin().item(), cfg.n_heads)
     if has_paper_shape(cfg):
@@ -69,11 +73,20 @@ def measure_published(model, tokenizer):
     with torch.no_grad():
         _, cache = model.run_with_cache(tokens, f"blocks.{layer}.attn.hook_pattern")
     again = duplicate_token_score(cache["pattern", layer], tokens)[:, index].mean().item()
-    scores = {written: cspa_score(model, tokens, head, n_written=min(5, cfg.d_vocab), n_pairs=10,
-                                  written=written) for written in ("lowest", "random")}
+
+    sources, place = tokens.unique(return_inverse=True)
+    written = written_by_weights(model, head, sources)
+    scores = {which: cspa_score(model, tokens, head, extreme_tokens(written, 5, which)[place], 10)
+              for which in ("lowest", "random")}
     return {"label": head_label(*head), "head": list(head), "diagonal": diagonal.tolist(),
             "lowest ten": lowest_ten.tolist(), "again": again, "cspa": scores,
             "tokens": tokens.numel(), "d_vocab": cfg.d_vocab}
+
+
+def ranks_by_weights(model, head, asked):
+    """`own_ranks` of one head for the tokens `asked` [n], by its OV circuit: [n], as floats."""
+    parts = [own_ranks(written_by_weights(model, head, part), part) for part in asked.split(250)]
+    return torch.cat(parts).float()
 
 
 def has_paper_shape(cfg):
