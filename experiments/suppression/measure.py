@@ -64,7 +64,7 @@ def loss_floor(chances):
     return torch.special.entr(chances).sum(-1).mean().item()
 
 
-def null_losses(walks, n_rows=1024):
+def null_losses(walks, n_rows=512):
     """{way: nats above the floor} of the best predictor of each of WAYS.
 
     It knows the table, and adds to the logits a number for each kind of token: one for those that

@@ -4,6 +4,9 @@ The thresholds on the trained models were written down before any was trained, f
 suppressive head. Four things were changed on seeds 0 to 2: the task and the shape of the model (see
 `model`), with them the loss, whose threshold was 0.3 nats; that the heads of a team are asked
 together whether each token lowers itself, and removed together; and the claims on the control.
+Judged then on seeds 10 to 14, two lines missed their mark: tokens that lower themselves (0.78 with
+seed 14, the mark is 0.8) and attention to an added unembedding (0.14 with seed 11, the mark is
+0.2); the marks stay.
 
 Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
 Prerequisites: experiments/suppression/measure.py
@@ -162,10 +165,10 @@ def describe_findings(seeds):
     ungated = mean_of(seeds, fact("nulls", UNGATED))
     return (f"The most suppressive heads of each seed are {heads}: a token that was seen and is "
             f"predicted gets {to_predicted} times an even share of the first one's attention, one "
-            f"that is not predicted {to_others} times. Where another token is made to be predicted, "
-            f"the share that it gets rises by {rise} (random patch: {by_random}). The models lie "
-            f"{above} nats above the floor; suppressing all that was seen lies {ungated} above it. "
-            "Look at suppression.png.")
+            f"that is not predicted {to_others} times. Where another token is made to be "
+            f"predicted, the share that it gets rises by {rise} (random patch: {by_random}). The "
+            f"models lie {above} nats above the floor; suppressing all that was seen lies "
+            f"{ungated} above it. Look at suppression.png.")
 
 
 # The figures
@@ -178,7 +181,7 @@ def suppression_figures(seeds):
 
 def draw_overview(seeds):
     """Losses, attention, patches and ablations, a dot for each seed."""
-    figure = Figure(figsize=(11, 6.4), layout="constrained")
+    figure = Figure(figsize=(12, 6.4), layout="constrained")
     (losses, attention), (patches, costs) = figure.subplots(2, 2)
 
     draw_dots(losses, seeds, {"best that ignores what was seen": fact("nulls", IGNORE),
@@ -189,14 +192,14 @@ def draw_overview(seeds):
               "")
 
     draw_dots(attention, seeds, {
-        f"{words}, to a token that is {kind}": fact(model, "suppressor", name)
-        for model, words in (("trained", "trained"), ("control", "trained on texts that go back"),
+        f"{words}: {kind}": fact(model, "suppressor", name)
+        for model, words in (("trained", "trained"), ("control", "texts that go back"),
                              ("untrained", "untrained"))
-        for name, kind in (("to predicted", "predicted"), ("to others", "not"))})
+        for name, kind in (("to predicted", "predicted"), ("to others", "not predicted"))})
     attention.axvline(1, color="0.55", linewidth=1, linestyle="--")
     to_predicted = mean_of(seeds, fact("trained", "suppressor", "to predicted"))
-    bare_axes(attention, f"It pays {to_predicted} even shares to what is predicted",
-              "attention to a key that was seen (1: an even share)", "")
+    bare_axes(attention, f"What is predicted gets {to_predicted} even shares",
+              "attention to a key (1: an even share)", "")
 
     draw_dots(patches, seeds, {
         **{f"unembedding added: {name}": fact("trained", "direction", name)
@@ -204,18 +207,18 @@ def draw_overview(seeds):
         **{f"prediction swapped: {name}": fact("trained", "prediction", "new", name)
            for name in ("before", "random", "after")}})
     rise = mean_of(seeds, moved("direction", "after"))
-    bare_axes(patches, f"Its attention to a token rises by {rise} when that is predicted",
-              "share of the attention that the token gets", "")
+    bare_axes(patches, f"Attention follows the prediction: +{rise}",
+              "share of attention to the token", "")
 
     draw_dots(costs, seeds, {
-        f"{words} removed: {place}": fact("trained", "ablation", who, name)
-        for who, words in (("team", "heads of its kind"), ("head", "that head"))
+        f"{words} removed,\n{place}": fact("trained", "ablation", who, name)
+        for who, words in (("team", "all such heads"), ("head", "the first"))
         for name, place in (("naive copy", "likeliest successor seen"),
                             ("free", "no successor seen"))})
     costs.axvline(0, color="0.2", linewidth=0.8)
     cost = mean_of(seeds, fact("trained", "ablation", "team", "naive copy"))
-    bare_axes(costs, f"Without such heads naive copies cost {cost} nats more",
-              "rise above the floor (nats/token)", "")
+    bare_axes(costs, f"Without them a naive copy costs {cost} nats",
+              "rise of the loss (nats/token)", "")
     return figure
 
 
