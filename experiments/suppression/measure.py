@@ -241,10 +241,11 @@ def find_team(heads):
             and facts["gated"] <= heads[best]["gated"] / 2]
 
 
-def share_lowest(written):
-    """The share of tokens that are themselves what attention to them lowers most; written:
-    [d_vocab, d_vocab]."""
-    return (own_ranks(written, torch.arange(len(written))) < 0.5).double().mean().item()
+def share_lowest(*written):
+    """The share of tokens that are themselves what attention to them lowers most, in any of
+    `written`, each [d_vocab, d_vocab]."""
+    ranks = torch.stack([own_ranks(each, torch.arange(len(each))) for each in written])
+    return (ranks < 0.5).any(0).double().mean().item()
 
 
 # Interventions
@@ -398,6 +399,7 @@ def measure_suppressor(model, recipe):
     by_head = {each: written_by_source(model, chosen_on, each, shift) for each in team}
     written = by_head[head]
     together = sum(by_head.values())
+    elsewhere = sum(written_by_source(model, chosen_on, each, 1 - shift) for each in team)
 
     tokens, chances = draw_measured_texts(walks)
     counted = is_counted(walks, tokens)
@@ -416,7 +418,8 @@ def measure_suppressor(model, recipe):
         "heads": {head_label(*each): facts for each, facts in heads.items()},
         "suppressor": heads[head],
         "team": [head_label(*each) for each in team],
-        "lowest": {"head": share_lowest(written), "team": share_lowest(together)},
+        "lowest": {"head": share_lowest(written), "team": share_lowest(together),
+                   "either": share_lowest(together, elsewhere)},
         "ablation": {"head": ablation_rises(model, walks, tokens, chances, [head]),
                      "team": ablation_rises(model, walks, tokens, chances, team)},
         "direction": patch_direction(model, walks, tokens, head, shift),

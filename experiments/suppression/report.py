@@ -6,7 +6,8 @@ suppressive head. Four things were changed on seeds 0 to 2: the task and the sha
 together whether each token lowers itself, and removed together; and the claims on the control.
 Judged then on seeds 10 to 14, two lines missed their mark: tokens that lower themselves (0.78 with
 seed 14, the mark is 0.8) and attention to an added unembedding (0.14 with seed 11, the mark is
-0.2); the marks stay.
+0.2); the marks stay. In these seeds the heads find a part of the tokens in the key after their own,
+where the first layer's previous-token head has written them.
 
 Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
 Prerequisites: experiments/suppression/measure.py
@@ -112,6 +113,9 @@ def head_claims(seeds, judged):
                    seeds, fact("trained", "lowest", "team"), above=0.8, judged=judged,
                    reported="84.7 % among the ten lowest of 50,257",
                    beside=f"chance 0.031, untrained {untrained('lowest', 'team')}"),
+        seed_claim("… where they stand at their own key or in the next (asked after the fact)",
+                   seeds, fact("trained", "lowest", "either"),
+                   beside=f"untrained {untrained('lowest', 'either')}"),
         seed_claim("… that head alone", seeds, fact("trained", "lowest", "head"),
                    beside=f"heads of its kind: "
                           f"{mean_of(seeds, lambda result: len(result['trained']['team']))}"),
