@@ -12,12 +12,12 @@ texts with successors that come again, no head does so.
 Expected: with every seed a head that pays a predicted token more than twice an even share of its
 attention, and a loss less than 0.1 nats above the floor, where the best predictor that suppresses
 all that was seen lies 0.19 above it. Not every training is as clean as those of seeds 0 to 2: of
-seeds 10 to 14, two miss the mark on the head's write, and one that on its attention to an added
-unembedding, since some tokens are found in the key after their own.
+seeds 10 to 14 one misses the mark on the head's write, and one that on its attention to an added
+unembedding: a part of the tokens is found in the key after their own.
 
 Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
 Prerequisites: experiments/suppression/model.py, experiments/suppression/measure.py
-Next: experiments/suppression/report.py
+Next: experiments/suppression/published.py
 Source: McDougall et al. 2023, *Copy suppression: comprehensively understanding an attention head*
 """
 

@@ -5,8 +5,8 @@ the token that it looks at, and how much of what the head does is copy suppressi
 are stories of corpus.py, since nothing has to be fetched for them; the paper's are OpenWebText.
 
 Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
-Prerequisites: experiments/suppression/cspa.py, experiments/suppression/measure.py
-Next: experiments/copy_suppression.py
+Prerequisites: experiments/copy_suppression.py
+Next: probing.py
 Source: McDougall et al. 2023
 """
 
