@@ -21,7 +21,7 @@ from experiments.suppression.measure import own_ranks
 from metrics import duplicate_token_score
 from utils import UserError, seeded_generator
 
-ASKED = 1000  # tokens whose own logit is looked up
+ASKED = 300  # tokens whose own logit is looked up
 LONGEST = 64  # tokens a text
 ROWS = 16
 PAPER_HEAD = (10, 7)
