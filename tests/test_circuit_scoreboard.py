@@ -111,7 +111,8 @@ def test_each_trained_claim_fails_where_it_is_false(wired_rows):
     for name in ("exact", "EAP-IG gauss", "ACDC"):
         bad = copy.deepcopy(trained)
         next(row for row in bad if row["method"] == name)["cmd"] = 0.7  # as a shuffled ranking
-        assert failed(wired + bad) == [f"{name}: p of its CMD among random rankings, trained models"]
+        wanted = f"{name}: p of its CMD among random rankings, trained models"
+        assert failed(wired + bad) == [wanted]
     for name in ("exact", "EAP-IG gauss"):
         bad = copy.deepcopy(trained)
         next(row for row in bad if row["method"] == name)["stability"] = 0.1

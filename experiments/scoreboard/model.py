@@ -1,10 +1,11 @@
 """The models on which circuit methods are scored, with their prompts and, where known, the truth.
 
-Ten models are wired by hand, so their edges are known. The others are trained. A further one is a
-function (cfg, folder, seed) -> ScoredModel and a line in TRAINED.
+Ten models are wired by hand, so their edges are known. The others are trained; how induction is
+learned is read in chapter 11. A further model is a function (cfg, folder, seed) -> ScoredModel and
+a line in TRAINED.
 
 Chapter: COURSE_ROADMAP.md, 10 (approximate)
-Prerequisites: circuit_evaluation.py, experiments/wired/model.py, experiments/induction/model.py
+Prerequisites: circuit_evaluation.py, experiments/wired/model.py
 Next: experiments/scoreboard/measure.py
 Source: Mueller et al. 2025 (several methods on several models, on one board)
 """
