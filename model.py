@@ -272,7 +272,8 @@ def resolve_position_ids(tokens, positions, n_ctx):
                             "or train with a larger n_ctx")
         return torch.arange(n_tokens, device=tokens.device)
     check_tensor("positions", positions, "... pos")
-    if positions.is_floating_point() or positions.shape not in (tokens.shape, tokens.shape[1:]):
+    is_ids = positions.dtype in (torch.int64, torch.int32)
+    if not is_ids or positions.shape not in (tokens.shape, tokens.shape[1:]):
         raise UserError(f"positions is {list(positions.shape)} {positions.dtype} for tokens "
                         f"{list(tokens.shape)}; pass integers, [{n_tokens}] or "
                         f"{list(tokens.shape)}")
