@@ -98,6 +98,13 @@ def test_wired_claims_fail_by_a_truth_that_is_not_there(wired_rows):
     assert all(claim.holds for claim in wired_claims(wired_rows["previous token"]))
 
 
+def test_one_wrong_ranking_among_right_ones_fails_its_claim(wired_rows):
+    right = wired_rows["previous token"]
+    wrong = [row | {"auroc": row["auroc"] - 0.1} for row in right if row["method"] == "exact"]
+    verdicts = {claim.claim.split(":")[0]: claim.holds for claim in wired_claims([*right, *wrong])}
+    assert verdicts == dict.fromkeys(METHODS, True) | {"exact": False, "random": True}
+
+
 def test_random_rankings_that_are_not_random_fail_the_closed_form(wired_rows):
     rows = copy.deepcopy(wired_rows["previous token"])
     rows[-1]["cmd"] = rows[0]["cmd"]
