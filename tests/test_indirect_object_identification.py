@@ -1,0 +1,271 @@
+"""Who is given something: prompts by the corpus's rules, roles by hand, claims that can fail."""
+
+import copy
+
+import pytest
+import torch
+from helpers import quick_run, refusal
+from torch.testing import assert_close
+
+import corpus
+from checkpoint import export_pretrained
+from config import ModelConfig
+from experiments import indirect_object_identification as program
+from experiments.indirect_object.measure import (
+    all_heads,
+    copying_shares,
+    find_roles,
+    measure_gifts,
+    patched_inputs,
+    raised_tokens,
+)
+from experiments.indirect_object.model import GiftRecipe, draw_gifts, draw_songs, gift_shape
+from experiments.indirect_object.published import (
+    NAMES,
+    PLACES,
+    TEMPLATES,
+    THINGS,
+    measure_published,
+    published_gifts,
+)
+from experiments.indirect_object.report import direct_share, gift_claims
+from metrics import logit_diff
+from model import GPT
+from tokenizer import BPETokenizer, WordTokenizer
+from utils import seeded_generator
+
+TOKENIZER = WordTokenizer().fit(corpus.text(20_000))
+SHAPE = gift_shape(GiftRecipe(n_layers=2, n_heads=3, d_model=24), TOKENIZER)
+GIFTS = draw_gifts(TOKENIZER, 16, 3)
+SONGS = draw_songs(TOKENIZER, 16, 3)
+
+
+def shuffled_model(seed=1):
+    """A model whose weights, of the size of trained ones, say nothing."""
+    model = GPT(SHAPE, seed).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(0.3 * torch.randn(weight.shape, generator=seeded_generator(seed)))
+    return model
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """What is measured of an untrained model, and of one with shuffled weights."""
+    return [measure_gifts(GPT(SHAPE, 0).eval(), GIFTS, SONGS),
+            measure_gifts(shuffled_model(), GIFTS, SONGS)]
+
+
+# Prompts
+
+
+def test_the_answer_to_a_gift_is_the_one_of_two_who_does_not_give():
+    for row, receiver in zip(GIFTS.clean_tokens, GIFTS.receiver, strict=True):
+        words = [TOKENIZER.decode([i]) for i in row.tolist()]
+        one, two, giver = words[2], words[4], words[10]
+        assert giver in (one, two) and len({one, two}) == 2
+        assert TOKENIZER.decode([receiver.item()]) == (two if giver == one else one)
+    assert (GIFTS.at["IO"] == 2).any() and (GIFTS.at["IO"] == 4).any()  # ABBA and BABA
+
+
+def test_places_are_where_the_names_stand():
+    rows = torch.arange(16)
+    for place, ids in (("IO", GIFTS.receiver), ("S1", GIFTS.giver), ("S2", GIFTS.giver)):
+        assert_close(GIFTS.clean_tokens[rows, GIFTS.at[place]], ids)
+    assert (GIFTS.at["S1"] < GIFTS.at["S2"]).all()
+    assert (GIFTS.at["END"] == GIFTS.clean_tokens.shape[1] - 1).all()
+
+
+def test_a_corrupted_gift_has_three_other_names_and_nothing_else_is_changed():
+    differs = GIFTS.clean_tokens != GIFTS.corrupted_tokens
+    assert (differs.sum(1) == 3).all()
+    for clean, corrupted in zip(GIFTS.clean_tokens, GIFTS.corrupted_tokens, strict=True):
+        strangers = corrupted[clean != corrupted].tolist()
+        assert len(set(strangers)) == 3 and not set(strangers) & set(clean.tolist())
+    once = GIFTS.clean_tokens != GIFTS.tokens_without
+    assert_close(once.float().argmax(1), GIFTS.at["S2"])
+    assert (once.sum(1) == 1).all()
+
+
+def test_a_song_goes_on_with_the_syllable_after_the_last_one_in_its_first_singing():
+    for row, target, source in zip(SONGS.tokens, SONGS.target, SONGS.source, strict=True):
+        assert row[source] == target and row[source - 1] == row[-1]
+
+
+def test_the_log_odds_of_the_two_named_are_counted_by_hand():
+    logits = torch.zeros(16, 3, TOKENIZER.d_vocab)
+    assert_close(GIFTS.named_metric(logits), torch.full((16,), 2 / 6).log())
+    logits[torch.arange(16), -1, GIFTS.giver] = 5.0
+    expected = (torch.tensor(5.0).exp() + 1).log() - torch.tensor(6.0).log()
+    assert_close(GIFTS.named_metric(logits), expected.expand(16))
+
+
+# Heads
+
+
+def test_a_head_wired_to_copy_copies_all_tokens_and_its_negative_suppresses_all():
+    model = GPT(ModelConfig(n_layers=1, n_heads=2, d_model=16, d_vocab=8, n_ctx=4, attn_only=True,
+                            norm="none"), seed=0).eval()
+    attention = model.blocks[0].attn
+    with torch.no_grad():
+        attention.W_V[:] = torch.linalg.pinv(model.W_E) @ torch.eye(8)  # reads which token it is
+        attention.W_O[0] = torch.linalg.pinv(model.W_U)  # says so
+        attention.W_O[1] = -attention.W_O[0]
+    shares = copying_shares(model, torch.arange(8))
+    assert shares["most"].tolist() == [[1, 0]] and shares["least"].tolist() == [[0, 1]]
+
+
+def test_what_a_head_raises_is_what_the_logits_lose_without_its_output_weights():
+    model = shuffled_model()
+    is_one = torch.zeros(16, 8)
+    is_one[:, 0] = 1
+    _, cache = model.run_with_cache(GIFTS.clean_tokens)
+    ablated = shuffled_model()
+    with torch.no_grad():
+        ablated.blocks[1].attn.W_O[2] = 0
+        scale = {}
+        hook = ("ln_final.hook_scale", lambda s, hook: scale.setdefault("own", s.clone()))
+        whole = model.run_with_hooks(GIFTS.clean_tokens, [hook])[:, -1, GIFTS.names]
+        less = ablated.run_with_hooks(
+            GIFTS.clean_tokens,
+            [("ln_final.hook_scale", lambda s, hook: scale["own"])])[:, -1, GIFTS.names]
+        found = raised_tokens(model, cache, GIFTS.names, is_one)[1, 2]
+    words = whole - less
+    assert_close(found, (words[:, 0] - words[:, 1:].mean(1)).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_roles_are_given_by_what_a_head_shows():
+    blank = {"END to IO": 0.0, "END to S1": 0.0, "END to S2": 0.0, "direct": 0.0, "raises": 0.0,
+             "copies": 0.0, "suppresses": 0.0}
+    heads = [blank | {"head": (0, 0), "END to S2": 0.9, "suppresses": 1.0, "direct": -3.0},
+             blank | {"head": (0, 1), "END to S2": 0.9},
+             blank | {"head": (1, 0), "copies": 1.0, "raises": 2.0},
+             blank | {"head": (1, 1), "END to IO": 0.2, "END to S1": 0.2, "copies": 1.0}]
+    assert find_roles(heads) == {"answer": [(0, 0)], "suppressors": [(0, 0)],
+                                 "copiers": [(1, 0)], "lookers": [(1, 1)]}
+
+
+def test_where_a_head_looks_evenly_its_values_are_all_that_the_names_say():
+    model = GPT(gift_shape(GiftRecipe(n_layers=1, n_heads=3, d_model=24), TOKENIZER), 2).eval()
+    with torch.no_grad():
+        model.blocks[0].attn.W_V.mul_(30)  # so that it says something
+        model.blocks[0].attn.W_K.zero_()
+        clean, corrupted = (logit_diff(model(tokens), GIFTS.receiver, GIFTS.giver).mean().item()
+                            for tokens in (GIFTS.clean_tokens, GIFTS.corrupted_tokens))
+        heads = all_heads(model)
+        assert abs(corrupted - clean) > 1e-3
+        assert patched_inputs(model, GIFTS, heads, "v") == pytest.approx(corrupted - clean,
+                                                                         abs=1e-5)
+        assert patched_inputs(model, GIFTS, heads, "q") == pytest.approx(0, abs=1e-6)
+
+
+# Claims
+
+
+def passing(one):
+    """What is measured of a model, changed into that of one in which every claim holds."""
+    good = copy.deepcopy(one)
+    good["heads"][0] |= {"direct": -4.0}
+    good |= {"loss": 0.01, "right": 1.0, "diff": 4.0, "looks": {"twice": 0.9, "once": 0.8},
+             "later_inputs": {"q": -0.1, "k": 0.0, "v": -3.0},
+             "roles": {"answer": [(0, 0)], "suppressors": [(0, 0)], "copiers": [],
+                       "lookers": []},
+             "named": {"copiers": 5.0, "lookers": 0.0, "others": [1.0]},
+             "repair": {"answer": {mode: {"total": -4.0, "direct": -4.0}
+                                   for mode in ("zero", "mean", "resample")}}}
+    good["songs"]["lost"] = {"copiers": 2.0, "lookers": 0.0, "others": [0.1]}
+    good["edges"] |= {"rho": 0.8, "p": 0.01}
+    good["edges"]["circuit"]["faithfulness"] = 0.9
+    return good
+
+
+def verdicts(one):
+    return [claim.holds for claim in gift_claims([one], [one]) if claim.holds is not None]
+
+
+def test_claims_hold_where_they_should_and_each_can_fail(measured):
+    good = passing(measured[0])
+    assert verdicts(good) == [True] * 10
+    repaired = {mode: {"total": -1.0, "direct": -4.0} for mode in ("zero", "mean", "resample")}
+    changes = [("right", None, 0.9), ("heads", None, measured[0]["heads"]),
+               ("looks", "once", 0.1), ("later_inputs", "q", -3.0), ("named", "others", [6.0]),
+               ("named", "copiers", 1.5), ("edges", "p", 0.2), ("edges", "rho", 0.1),
+               ("repair", "answer", repaired)]
+    for key, part, value in changes:
+        bad = copy.deepcopy(good)
+        if part is None:
+            bad[key] = value
+        else:
+            bad[key][part] = value
+        assert verdicts(bad).count(False) == 1, (key, part)
+    bad = copy.deepcopy(good)
+    bad["songs"]["lost"]["others"] = [3.0]
+    assert verdicts(bad).count(False) == 1
+    bad = copy.deepcopy(good)
+    bad["edges"]["circuit"]["faithfulness"] = 0.5
+    assert verdicts(bad).count(False) == 1
+
+
+def test_every_claim_fails_on_untrained_and_on_shuffled_models(measured):
+    for one in measured:
+        assert verdicts(one) == [False] * 10
+
+
+def test_the_share_of_a_role_is_what_its_heads_are_worth_of_the_difference(measured):
+    assert direct_share(passing(measured[0]), "suppressors") == 1
+    assert direct_share(passing(measured[0]), "copiers") == 0
+
+
+# Published prompts
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random model in Hugging Face's layout whose tokenizer has the names as single tokens."""
+    text = "".join(NAMES) * 30 + "".join(PLACES) * 30 + "".join(THINGS) * 30
+    text += " ".join(template * 3 for template in TEMPLATES)
+    tokenizer = BPETokenizer()
+    tokenizer.train(text, 700)
+    shape = ModelConfig(n_layers=2, n_heads=2, d_model=16, n_ctx=64, d_vocab=tokenizer.d_vocab,
+                        tie_embeddings=True)
+    path = tmp_path_factory.mktemp("random") / "gpt2"
+    export_pretrained(path, GPT(shape, seed=0), tokenizer)
+    return path, tokenizer
+
+
+def test_published_prompts_have_both_orders_and_one_token_a_name(folder):
+    gifts = published_gifts(folder[1], TEMPLATES[0], 8)
+    rows = torch.arange(8)
+    assert_close(gifts.clean_tokens[rows, gifts.at["IO"]], gifts.receiver)
+    assert_close(gifts.clean_tokens[rows, gifts.at["S2"]], gifts.giver)
+    assert (gifts.at["S1"] < gifts.at["IO"]).tolist() == [False, True] * 4
+    assert ((gifts.clean_tokens != gifts.corrupted_tokens).sum(1) == 3).all()
+
+
+def test_a_random_folder_is_measured_and_nothing_is_judged(folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        program.main(["--model", str(folder[0]), "--prompts", "16", "--out_dir", str(tmp_path)])
+    assert end.value.code == 0
+    assert "3.56 (Wang et al.)" in capsys.readouterr().out
+
+
+def test_what_is_worth_straight_at_the_logits_is_exact_in_the_last_layer(folder):
+    model, tokenizer = GPT.from_pretrained(folder[0]).eval(), folder[1]
+    found = measure_published(model, tokenizer, 4)
+    assert set(found["direct"]) == {"L0H0", "L0H1", "L1H0", "L1H1"}
+    assert len(found["diff"]) == 4 * len(TEMPLATES)
+
+
+def test_what_cannot_be_is_refused(tmp_path):
+    assert "steps=0" in refusal(lambda: program.IndirectObjectConfig(steps=0))
+    assert "prompts=7" in refusal(lambda: program.IndirectObjectConfig(prompts=7))
+    tokenizer = BPETokenizer()
+    tokenizer.train("no names at all", 260)
+    assert "one token" in refusal(lambda: published_gifts(tokenizer, TEMPLATES[0], 4))
+
+
+@pytest.mark.slow
+def test_the_quick_program_writes_everything(tmp_path):
+    _, results = quick_run("indirect_object_identification", tmp_path)
+    assert len(results["models"]) == 1 and results["models"][0]["edges"]["n_edges"] == 193
+    assert (tmp_path / "indirect_object_identification_quick" / "heads.png").exists()
