@@ -15,8 +15,9 @@ export GOMP_SPINCOUNT ?= 10000
 export MALLOC_TRIM_THRESHOLD_ ?= 4000000000
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 
-EXPERIMENTS = wired_circuits attention_visualization induction_head_detection head_importance \
-	indirect_object_identification feature_superposition_toy_model grokking_experiment
+EXPERIMENTS = wired_circuits circuit_scoreboard attention_visualization induction_head_detection \
+	head_importance copy_suppression indirect_object_identification \
+	feature_superposition_toy_model grokking_experiment
 
 .PHONY: train test test-slow experiments benchmark lint
 

@@ -134,6 +134,8 @@ def attribution_patching(model, tokens, source_cache, metric, *, names=None,
     check_choice("direction", direction, ("denoising", "noising"))
     fixes = [fixes] if isinstance(fixes, str) else as_list("fixes", fixes, "a list; [] for none")
     axes = [axes] if isinstance(axes, str) else as_list("axes", axes, "a list of names")
+    if len(set(map(str, axes))) < len(axes):
+        raise UserError(f"axes={axes}: name each once")
     for fix in fixes:
         check_choice("fix", fix, FIXES)
     nodes = find_nodes(model, names, axes)

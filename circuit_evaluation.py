@@ -34,6 +34,8 @@ from circuits import (
     Circuit,
     EdgeScores,
     Faithfulness,
+    PartEffects,
+    check_circuit,
     check_each_edge_once,
     check_threshold,
     faithfulness_of_each,
@@ -178,6 +180,8 @@ def ranked_edges(scores, *, by="size"):
     (CPR). Raises UserError for scores that are not finite.
     """
     check_choice("by", by, ("size", "sign"))
+    if not isinstance(scores, (EdgeScores, PartEffects)):
+        raise UserError(f"scores is a {type(scores).__name__}; pass what eap or minimality returns")
     edges = scores.edges() if isinstance(scores, EdgeScores) else scores.parts
     mean = scores.mean
     if not mean.isfinite().all():
@@ -730,6 +734,7 @@ def evaluate_circuit(run, circuit, *, scores=None, n_random=100, n_draws=100, ep
     Raises UserError for a circuit of no edges or of all, which there is nothing to hold against,
     for fewer than four prompts, and where the tests do.
     """
+    check_circuit(circuit)
     if not 0 < len(circuit) < len(run.full):
         raise UserError(f"the circuit has {len(circuit)} of {len(run.full)} edges, and nothing to "
                         "be held against; take one that has some and lacks some")

@@ -12,7 +12,7 @@ What `other` is depends on the mode, with the same words as in head_ablation.py:
 
     resample  what u writes on the corrupted prompt that belongs to this one
     mean      its mean over the corrupted prompts and positions
-    mean_pos  its mean over the corrupted prompts at each position
+    mean_pos  its mean over the corrupted prompts at each position (a column, where they are padded)
     zero      nothing
 
 Everywhere the clean run is the one whose behaviour counts: with all edges a circuit's run is the
@@ -436,7 +436,10 @@ def removal_order(full, order=None):
         return shuffled_removals(full, order)
 
     edges = []
-    for part in order:
+    wanted = "a torch.Generator, or a list of all edges or all readers"
+    for part in as_list("order", order, wanted):
+        if not isinstance(part, str) and not is_edge(part):
+            raise UserError(f"{part!r} is no edge; order is {wanted}")
         if isinstance(part, str):
             edges += [edge for edge in full.edges()[::-1] if edge[1] == part]
         else:

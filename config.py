@@ -188,8 +188,9 @@ class LoggingConfig:
         name = self.run_name
         if name is None:
             return
-        if not name or set(name) & set("/\\") or name.startswith("."):
-            raise UserError(f"run_name={name!r} is not a folder name; leave out / and \\")
+        if not name or set(name) & set("/\\") or name.startswith(".") or not name.isprintable():
+            raise UserError(f"run_name={name!r} is not a folder name; leave out /, \\ and line "
+                            "ends")
 
 
 @dataclass(frozen=True)

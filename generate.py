@@ -27,7 +27,15 @@ from config import GenerateConfig, SamplingConfig, config_from_dict, flag_parser
 from embeddings import check_tokens
 from positions import as_integers, pad_left
 from tokenizer import ENDOFTEXT, length_of_overlap
-from utils import UserError, as_list, check_count, pick_device, run_program, seeded_generator
+from utils import (
+    UserError,
+    as_list,
+    check_count,
+    check_tensor,
+    pick_device,
+    run_program,
+    seeded_generator,
+)
 
 DEFAULT_NEW_TOKENS = 500
 
@@ -40,6 +48,9 @@ def token_probs(logits, temperature=1.0, top_k=None, top_p=None):
     equally likely tokens, both keep the first. The probabilities that are left are scaled to sum to
     one.
     """
+    check_tensor("logits", logits, "batch d_vocab", is_float=True)
+    if top_k is not None:
+        top_k = check_count("top_k", top_k)
     logits = logits.double()
     logits = (logits - logits.max(-1, keepdim=True).values) / temperature  # at most 0: no overflow
     if top_k is None and (top_p is None or top_p == 1):

@@ -5,7 +5,8 @@ is the question that one asks:
 
     zero      nothing: as if it never wrote, which no later part has ever met
     mean      its mean over texts and positions: it writes, but always the same
-    mean_pos  its mean over texts at each position: it may still know where it is
+    mean_pos  its mean over texts at each position: it may still know where it is (where prompts are
+              padded, a position is a column, counted from the prompts' common end)
     resample  its value in another text: something likely that is not about this one
 
     with ablate_heads(model, [(0, 1), (1, 2)], "mean", reference=cache):
@@ -36,7 +37,7 @@ from metrics import (
     as_metric,
     differentiable_metric,
 )
-from positions import as_integers, choose_positions
+from positions import as_integers, check_key_mask, choose_positions
 from utils import UserError, as_list, check_choice, check_count, check_tensor
 
 MODES = ("zero", "mean", "mean_pos", "resample")
@@ -393,7 +394,8 @@ def metric_or_loss(model, tokens, metric, key_mask=None):
     check_tensor("tokens", tokens, "batch pos")
     if metric is not None:
         return as_metric(metric)
-    if tokens.shape[1] < 2:
+    check_key_mask(key_mask, tokens)
+    if tokens.shape[1] < 2 or (key_mask is not None and not key_mask[:, -2:].all()):
         raise UserError("a text of one token predicts nothing; pass longer ones, or a metric")
     return Metric(lambda logits: next_token_loss(logits, tokens, key_mask=key_mask,
                                                  reduction="none"))

@@ -139,6 +139,41 @@ class NotHere(UserError, AttributeError):
     that `hasattr` says no."""
 
 
+class elsewhere:
+    """Decorates a method whose name is a module in TransformerLens: `model.embed.W_E` then says
+    where that weight is here. hints: {attribute: what to use}."""
+
+    def __init__(self, **hints):
+        self.hints = hints
+
+    def __call__(self, method):
+        self.method = method
+        self.__doc__ = method.__doc__
+        return self
+
+    def __get__(self, model, owner=None):
+        return self.method if model is None else BoundMethod(self.method, model, self.hints)
+
+
+class BoundMethod:
+    """A method of a model, whose attributes say what stands in their place."""
+
+    def __init__(self, method, model, hints):
+        self.method = method
+        self.model = model
+        self.hints = hints
+        self.__doc__ = method.__doc__
+
+    def __call__(self, *args, **how):
+        return self.method(self.model, *args, **how)
+
+    def __getattr__(self, name):
+        hint = self.__dict__["hints"].get(name) if "hints" in self.__dict__ else None
+        if hint:
+            raise NotHere(f"there is no {name} here; use {hint}")
+        raise AttributeError(f"a method has no {name}")
+
+
 class HookedModule(nn.Module):
     """A module whose hook points can be listened to, cached, edited and differentiated by name."""
 

@@ -122,7 +122,7 @@ def targets_at(targets, shape, pos, *, n_all, d_vocab):
     if targets.ndim == 2 and targets.shape[1] == n_all and pos is not None:
         targets = take_positions(targets, choose_positions(pos, n_all, len(targets)), 1)
     fits = targets.ndim == 2 and len(targets) == shape[0] and targets.shape[1] in (1, shape[1])
-    if targets.is_floating_point() or not fits:
+    if targets.dtype not in (torch.int64, torch.int32) or not fits:
         raise UserError(f"targets is {list(targets.shape)} for {list(shape)} predictions; pass ids "
                         "[batch, pos], one a row, or one for all")
     if targets.min() < 0 or targets.max() >= d_vocab:

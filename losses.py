@@ -78,6 +78,9 @@ def next_token_loss(logits, tokens, *, key_mask=None, reduction="mean"):
         raise UserError(f"logits is {list(logits.shape)} for tokens {list(tokens.shape)}; pass the "
                         "logits [batch, pos, d_vocab] of these tokens")
     check_key_mask(key_mask, tokens)
+    if key_mask is not None and reduction == "none" and not key_mask[:, -2:].all():
+        raise UserError("a text has one real token, which predicts nothing; leave it out, or take "
+                        "reduction='mean', which does")
     targets = tokens[:, 1:].long()
     if key_mask is not None:
         targets = targets.masked_fill(~key_mask[:, :-1], IGNORED)
@@ -117,6 +120,7 @@ def kl_divergence(p_logits, q_logits, *, pos=None, reduction="none"):
         if p_logits.shape[-2:-1] != q_logits.shape[-2:-1]:
             raise UserError(f"p_logits is {list(p_logits.shape)} and q_logits "
                             f"{list(q_logits.shape)}; with pos both need as many positions")
+        p_logits, q_logits = torch.broadcast_tensors(p_logits, q_logits)
         chosen = choose_positions(pos, q_logits.shape[-2], q_logits.shape[-3])
         p_logits, q_logits = at_positions(p_logits, chosen), at_positions(q_logits, chosen)
 

@@ -423,6 +423,8 @@ def duplicate_token_score(pattern, tokens, *, key_mask=None):
 def earlier_occurrences(tokens, key_mask=None):
     """[batch, query_pos, key_pos]: True where the key is the query's token, earlier, and real."""
     check_tensor("tokens", tokens, "batch pos")
+    if tokens.is_floating_point():
+        raise UserError(f"tokens is {list(tokens.shape)} {tokens.dtype}; pass ids")
     earlier = (tokens[:, :, None] == tokens[:, None, :]).tril(-1)
     if key_mask is None:
         return earlier

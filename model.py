@@ -21,7 +21,7 @@ from torch import nn
 
 import pretrained
 from embeddings import PositionEmbedding, TokenEmbedding, Unembedding, check_tokens
-from hooks import HookedModule, HookPoint
+from hooks import HookedModule, HookPoint, elsewhere
 from positions import as_integers, at_positions, check_key_mask, positions_in_prompt
 from transformer_block import Block, make_norm
 from utils import UserError, as_list, check_count, check_tensor, seeded_generator
@@ -126,6 +126,7 @@ class GPT(HookedModule):
         check_key_mask(key_mask, tokens)
         return self.embed(tokens, positions_in_prompt(key_mask))
 
+    @elsewhere(W_E="model.W_E")
     def embed(self, tokens, positions=None):
         """The stream before the first block, [batch, pos, d_model].
 
@@ -160,6 +161,7 @@ class GPT(HookedModule):
             resid = self.blocks[layer](resid, layer_past, key_mask)
         return resid
 
+    @elsewhere(W_U="model.W_U", b_U="model.b_U")
     def unembed(self, resid, tokens=None, positions=None):
         """resid [..., pos, d_model] after the last block -> logits [..., pos, d_vocab].
 
@@ -270,7 +272,8 @@ def resolve_position_ids(tokens, positions, n_ctx):
                             "or train with a larger n_ctx")
         return torch.arange(n_tokens, device=tokens.device)
     check_tensor("positions", positions, "... pos")
-    if positions.is_floating_point() or positions.shape not in (tokens.shape, tokens.shape[1:]):
+    is_ids = positions.dtype in (torch.int64, torch.int32)
+    if not is_ids or positions.shape not in (tokens.shape, tokens.shape[1:]):
         raise UserError(f"positions is {list(positions.shape)} {positions.dtype} for tokens "
                         f"{list(tokens.shape)}; pass integers, [{n_tokens}] or "
                         f"{list(tokens.shape)}")

@@ -46,6 +46,8 @@ def choose_positions(pos, n_pos, n_rows=None):
     """
     index = as_index(pos)
     if index is not None:
+        if not -n_pos <= index < n_pos:
+            raise UserError(f"pos={pos} is outside of the {n_pos} positions")
         chosen = torch.tensor([index])
     elif pos is None or isinstance(pos, slice):
         try:

@@ -21,6 +21,7 @@ import signal
 import stat
 import sys
 import time
+import urllib.parse
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -31,6 +32,7 @@ import torch
 MESSAGE_LENGTH = 2000  # characters of an error's line, at most
 QUOTE_LENGTH = 100  # characters of a foreign text that a message quotes, at most
 SLOWEST_DOWNLOAD = 1000  # bytes a second, from its beginning on
+MOST_REDIRECTS = 10  # from one address to another
 SLOW_SECONDS = 60  # so many seconds pass before a download may be found too slow
 JSON_SIZE = 1 << 27  # bytes of a JSON file, at most
 
@@ -617,7 +619,18 @@ def request_rest(file, address):
     headers = {"Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
-    return requests.get(address, stream=True, timeout=(5, 30), headers=headers)
+    passed_on = []
+    for _ in range(MOST_REDIRECTS):
+        response = requests.get(address, stream=True, timeout=(5, 30), headers=headers,
+                                allow_redirects=False)
+        if not response.is_redirect:
+            response.history = passed_on
+            return response
+        # requests itself would read a redirect's body, whatever its size
+        response.close()
+        passed_on.append(response)
+        address = urllib.parse.urljoin(address, response.headers["Location"])
+    raise BadAnswer(f"it is passed on more than {MOST_REDIRECTS} times")
 
 
 def receive(file, response, largest):

@@ -10,6 +10,7 @@ from helpers import tiny_model
 
 from activation_cache import get_act_name
 from attribution import attribution_patching, direct_logit_attribution, integrated_gradients
+from circuit_evaluation import evaluate_circuit, ranked_edges
 from circuits import (
     Circuit,
     CircuitRun,
@@ -21,7 +22,7 @@ from circuits import (
     minimality,
 )
 from config import SamplingConfig
-from generate import generate
+from generate import generate, token_probs
 from head_ablation import (
     ablate_heads,
     ablate_layers,
@@ -512,6 +513,17 @@ def mistakes():
         lambda: permutation_pvalue(1.0, "a"),
         lambda: permutation_pvalue(1.0, None),
         lambda: permutation_pvalue(1.0, 3.0),
+        lambda: acdc(model, tokens, corrupted, metric, threshold=0.1, order=3),
+        lambda: acdc(model, tokens, corrupted, metric, threshold=0.1, order=[3]),
+        lambda: logit_diff(logits, 1, 2, pos=2**70),
+        lambda: model.embed(tokens, torch.ones(7, dtype=torch.bool)),
+        lambda: logit_lens(model, cache, targets=tokens.bool()),
+        lambda: token_probs(logits[:, 0], top_k=0),
+        lambda: token_probs(logits[0, 0]),
+        lambda: attribution_patching(model, corrupted, cache, metric, axes=["layer", "layer"]),
+        lambda: induction_score(pattern, tokens.float()),
+        lambda: ranked_edges(3),
+        lambda: evaluate_circuit(CircuitRun(model, tokens, corrupted, metric), None),
         lambda: pad_left(None),
         lambda: pad_left(3),
         lambda: pad_left("abc"),

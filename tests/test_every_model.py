@@ -289,6 +289,7 @@ def test_what_stands_in_the_place_of_a_known_name_is_said():
     tokens = prompts((2, 6))[0]
     cache = model.run_with_cache(tokens)[1]
     for owner, name, instead in (
+        (model.embed, "W_E", "model.W_E"), (model.unembed, "W_U", "model.W_U"),
         (model, "add_hook", "model.hooks"), (model, "reset_hooks", "with"),
         (model, "hook_dict", "hook_points"), (model, "to_tokens", "tokenizer.encode"),
         (cache, "decompose_resid", "residual_stream_analysis.decompose_resid"),

@@ -124,3 +124,15 @@ def test_what_p_thinks_impossible_costs_nothing():
     q = torch.tensor([0.5, 0.1, 0.3])
     assert_close(kl_divergence(p, q), (p.softmax(-1)[:2] * (p[:2].log_softmax(-1)
                                                             - q.log_softmax(-1)[:2])).sum())
+
+
+def test_one_prompt_is_held_against_many_at_each_one_s_own_position():
+    generator = seeded_generator(0)
+    many = torch.randn(3, 5, 11, generator=generator)
+    one = torch.randn(1, 5, 11, generator=generator)
+    pos = torch.tensor([1, 4, 0])
+    rows = range(3)
+    assert_close(kl_divergence(many, one, pos=pos),
+                 torch.stack([kl_divergence(many[n, pos[n]], one[0, pos[n]]) for n in rows]))
+    assert_close(kl_divergence(one, many, pos=pos),
+                 torch.stack([kl_divergence(one[0, pos[n]], many[n, pos[n]]) for n in rows]))

@@ -351,3 +351,16 @@ def test_a_row_can_take_from_one_of_its_own_length_alone():
     for wrong in ({"source": [1, 0, 2]}, {"source": [0, 1, 2], "key_mask": None}):
         told = refusal(lambda wrong=wrong: head_importance(model, CLEAN, **how | wrong))
         assert "padded at other places" in told
+
+
+def test_a_prompt_of_one_token_has_no_loss_beside_longer_ones_either():
+    model = tiny_model()
+    tokens, key_mask = pad_left([[1, 2, 3], [4]])
+    for measure in (head_importance, head_slopes):
+        told = refusal(lambda measure=measure: measure(model, tokens, key_mask=key_mask))
+        assert "one token" in told
+    logits = model(tokens, key_mask=key_mask)
+    told = refusal(lambda: next_token_loss(logits, tokens, key_mask=key_mask, reduction="none"))
+    assert "one real token" in told
+    alone = next_token_loss(model(tokens[:1]), tokens[:1])
+    assert_close(next_token_loss(logits, tokens, key_mask=key_mask), alone)

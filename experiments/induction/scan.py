@@ -11,7 +11,7 @@ all heads in each draw.
 
 Chapter: COURSE_ROADMAP.md, 11 (induction)
 Prerequisites: experiments/induction_head_detection.py
-Next: probing.py
+Next: experiments/suppression/model.py
 Source: Olsson et al. 2022 (prefix matching); Wang et al. 2022 (GPT-2's heads)
 """
 

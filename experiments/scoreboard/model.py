@@ -1,0 +1,124 @@
+"""The models on which circuit methods are scored, with their prompts and, where known, the truth.
+
+Ten models are wired by hand, so their edges are known. The others are trained; how induction is
+learned is read in chapter 11. A further model is a function (cfg, folder, seed) -> ScoredModel and
+a line in TRAINED.
+
+Chapter: COURSE_ROADMAP.md, 10 (approximate)
+Prerequisites: circuit_evaluation.py, experiments/wired/model.py
+Next: experiments/scoreboard/measure.py
+Source: Mueller et al. 2025 (several methods on several models, on one board)
+"""
+
+import itertools
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+import corpus
+from config import ModelConfig, TrainConfig
+from data import random_batch
+from experiments.common import fit_with_progress, trained_gpt
+from experiments.induction.model import WORDS, InductionRecipe, trained_induction_model
+from experiments.wired.model import Pairs, Truth, all_circuits, draw_one, shuffled
+from model import GPT
+from tokenizer import WordTokenizer
+from utils import seeded_generator
+
+N_TEXT = 20  # distinct tokens of an induction prompt, before one of them comes again
+
+
+@dataclass(frozen=True)
+class ScoredModel:
+    """A model, the pairs of prompts that its circuit is looked for on, and the truth (or None)."""
+
+    name: str
+    model: GPT
+    pairs: Pairs
+    truth: Truth | None = None
+
+    @property
+    def both(self):
+        """What methods take: model, clean and corrupted tokens, metric."""
+        return (self.model, self.pairs.clean_tokens, self.pairs.corrupted_tokens,
+                self.pairs.metric)
+
+
+def load_models(cfg, folder, seed):
+    """Yields the ScoredModel of each circuit wired with a seed, then of each training with it.
+
+    cfg: a ScoreboardConfig; folder: the experiment's, in which trained models are kept.
+    """
+    for wired in all_circuits(seed):
+        pairs = wired.draw_pairs(cfg.prompts, seeded_generator(seed))
+        yield ScoredModel(wired.name, wired.model, pairs, wired.truth)
+    for load in TRAINED.values():
+        yield load(cfg, folder, seed)
+
+
+def as_pairs(drawn):
+    """The Pairs of a list of (clean, corrupted, right, wrong)."""
+    return Pairs(*(torch.tensor(part) for part in zip(*drawn, strict=True)))
+
+
+# Induction
+
+
+def load_induction(cfg, folder, seed):
+    """The ScoredModel of a training of chapter 11."""
+    home = folder / "quick" if cfg.quick else Path(cfg.out_dir) / "induction_head_detection"
+    recipe = InductionRecipe(steps=30) if cfg.quick else InductionRecipe()
+    model, _ = trained_induction_model(home, seed, recipe, retrain=cfg.retrain)
+    generator = seeded_generator(seed)
+    pairs = as_pairs([induction_pair(generator) for _ in range(cfg.prompts)])
+    return ScoredModel("trained induction", model, pairs)
+
+
+def induction_pair(generator):
+    """(clean, corrupted, right, wrong): distinct tokens, and one of them again; corrupted, it stood
+    at another place, so that another token followed it."""
+    text = shuffled(range(len(WORDS)), generator)[:N_TEXT]
+    i = draw_one(range(1, N_TEXT - 1), generator)
+    j = draw_one([k for k in range(1, N_TEXT - 1) if abs(k - i) > 1], generator)
+    swapped = list(text)
+    swapped[i], swapped[j] = text[j], text[i]
+    return [*text, text[i]], [*swapped, text[i]], text[i + 1], text[j + 1]
+
+
+# Gifts
+
+
+def load_gifts(cfg, folder, seed):
+    """The ScoredModel of a training on the built-in corpus, asked who is given a thing."""
+    text = corpus.text(400_000)
+    tokenizer = WordTokenizer().fit(text)
+    shape = ModelConfig(n_layers=2, n_heads=4, d_model=64, n_ctx=32, d_vocab=tokenizer.d_vocab)
+    how = TrainConfig(max_steps=20 if cfg.quick else 2000, lr=8e-3, muon_lr=0.02)
+
+    def train(model):
+        tokens = torch.tensor(tokenizer.encode(text))
+        generator = seeded_generator(seed)
+        fit_with_progress(model, lambda: random_batch(tokens, 24, shape.n_ctx, generator), how,
+                          f"gifts, seed {seed}")
+
+    model, _ = trained_gpt(folder / f"gifts_seed_{seed}" / "checkpoint.pt", shape, seed, train,
+                           tokenizer=tokenizer, settings={"train": asdict(how), "text": 400_000},
+                           retrain=cfg.retrain)
+    names = shuffled(itertools.permutations(corpus.NAMES, 2), seeded_generator(seed))
+    pairs = as_pairs([gift_pair(tokenizer, *pair) for pair in names[:cfg.prompts]])
+    return ScoredModel("trained gifts", model, pairs)
+
+
+def gift_pair(tokenizer, one, two):
+    """(clean, corrupted, right, wrong): one gives to two; corrupted, two gives to one."""
+    texts = [f"\nWhen {one} and {two} went to the park, {giver} gave a kite to"
+             for giver in (one, two)]
+    clean, corrupted = map(tokenizer.encode, texts)
+    return clean, corrupted, tokenizer.ids[two], tokenizer.ids[one]
+
+
+TRAINED = {
+    "trained induction": load_induction,
+    "trained gifts": load_gifts,
+}

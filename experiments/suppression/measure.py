@@ -1,0 +1,429 @@
+"""What shows that a head suppresses what is predicted and was seen: where it looks, what it writes.
+
+    the head looks          at tokens of the text that are predicted now, wherever the prediction
+                            was computed
+    and writes              less of the token that it looks at (a negative OV diagonal)
+
+Each of the two can be there without the other. A head that takes back all that was seen has the
+second alone; so its attention is compared with that to tokens that were seen and are not predicted,
+and its prediction is replaced by another one, to see whether the attention follows it. Last, all
+that is not copy suppression is taken out of what the head writes (CSPA), to see what is left of its
+effect.
+
+Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
+Prerequisites: experiments/suppression/model.py, experiments/suppression/cspa.py
+Next: experiments/suppression/report.py
+Source: McDougall et al. 2023, sections 2 and 3
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from activation_cache import head_label
+from experiments.suppression.cspa import cspa_score, extreme_tokens
+from head_ablation import ablate_heads, derangement
+from utils import seeded_generator
+from weight_circuits import read_through
+
+MEASURED_ON = 999  # the seed of texts on which nothing is trained
+ROWS = 256
+CSPA_ROWS = 64
+CSPA_PAIRS = 4  # pairs of a source and a token that are kept at each position
+PATCH = 0.5  # the length of a patch, a share of that of the stream it is added to
+WAYS = ("ignore what was seen", "suppress all that was seen",
+        "suppress what was seen and predicted")
+
+
+def draw_measured_texts(walks, n_rows=ROWS, seed=MEASURED_ON):
+    """(inputs [batch, pos], chances [batch, pos, d_vocab] of the token after each input)."""
+    tokens, chances = walks.draw(n_rows, seeded_generator(seed))
+    return tokens[:, :-1], chances[:, 1:]
+
+
+def is_counted(walks, tokens):
+    """[pos], bool: the positions at which a source is there, so that something is predicted."""
+    return torch.arange(tokens.shape[1]) >= max(walks.lags) - 1
+
+
+# Losses
+
+
+def nats_above_floor(logits, chances):
+    """KL(chances || softmax(logits)), [...], in nats: what a prediction costs beyond the floor.
+
+    logits, chances: [..., d_vocab].
+    """
+    log_q = logits.double().log_softmax(-1)
+    expected = torch.where(chances > 0, chances * log_q, 0.0)  # 0 too where log_q is -inf
+    return (torch.special.xlogy(chances, chances) - expected).sum(-1)
+
+
+def loss_floor(chances):
+    """The mean entropy of the chances, in nats a token: the least that any prediction can cost."""
+    return torch.special.entr(chances).sum(-1).mean().item()
+
+
+def null_losses(walks, n_rows=512):
+    """{way: nats above the floor} of the best predictor of each of WAYS.
+
+    It knows the table, and adds to the logits a number for each kind of token: one for those that
+    are no successors, and then none, one for all that was seen, or one each for what was seen and
+    is predicted or not. The numbers are fitted at each position by itself, to the exact chances.
+    """
+    tokens, chances = draw_measured_texts(walks, n_rows)
+    counted = is_counted(walks, tokens)
+    chances = chances[:, counted]
+    seen, predicted = (state[:, counted].double() for state in walks.states(tokens))
+
+    odds = walks.predicted_odds(tokens)[:, counted].clamp(min=1).log()  # 0 for no successor
+    other = 1 - predicted
+    kinds = {WAYS[0]: [other], WAYS[1]: [other, seen],
+             WAYS[2]: [other, seen * predicted, seen * other]}
+    return {way: best_of_kind(odds, torch.stack(features, -1), chances)
+            for way, features in kinds.items()}
+
+
+def best_of_kind(base, features, chances, n_steps=60):
+    """The least mean nats above the floor with logits base + features @ numbers, numbers [pos,
+    feature] free. base, chances: [batch, pos, d_vocab]; features: [batch, pos, d_vocab, feature].
+    """
+    numbers = torch.zeros(features.shape[1], features.shape[-1], dtype=torch.float64,
+                          requires_grad=True)
+    optimizer = torch.optim.LBFGS([numbers], max_iter=n_steps, line_search_fn="strong_wolfe")
+
+    def cost():
+        logits = base + torch.einsum("bpvf,pf->bpv", features, numbers)
+        return nats_above_floor(logits, chances).mean()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = cost()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return cost().item()
+
+
+# Heads
+
+
+@torch.no_grad()
+def direct_effects(model, cache, layer):
+    """What each head of a layer adds to the logits by itself, [batch, pos, head, d_vocab], in nats,
+    centred over the vocabulary, at the scale of the final LayerNorm."""
+    W_U = read_through(model.ln_final, model.W_U)
+    written = cache["result", layer]
+    if model.cfg.norm != "none":
+        written = written / cache["ln_final.hook_scale"][:, :, None]
+    logits = written @ W_U
+    return logits - logits.mean(-1, keepdim=True)
+
+
+def mean_where(values, mask):
+    """The mean of the values where the mask is, over all axes but the head's: [batch, pos, head,
+    token] with [batch, pos, token] -> [head]."""
+    weight = mask.to(values)
+    return torch.einsum("bpht,bpt->h", values, weight) / weight.sum()
+
+
+def key_states(states, tokens, shift=0):
+    """A property of tokens at each query, [batch, query_pos, d_vocab], as one of its keys, [batch,
+    query_pos, key_pos]; keys after the query are False.
+
+    shift: 0 where a key stands for its own token, 1 where it stands for the token before, which
+    then has none at position 0.
+    """
+    n_pos = tokens.shape[1]
+    of_token = states.gather(2, tokens[:, None].expand(-1, n_pos, -1))
+    keys = torch.zeros_like(of_token)
+    keys[..., shift:] = of_token[..., :n_pos - shift]
+    return keys & torch.ones(n_pos, n_pos, dtype=torch.bool).tril()
+
+
+@torch.no_grad()
+def measure_heads(model, walks, tokens):
+    """{(layer, head): what it does}, of each head: a dict of numbers.
+
+    to predicted, to others: its attention to one key whose token is predicted, and to one whose
+    token is not, where 1 is what each key gets of an even attention. shift: a key may stand for its
+    own token (0) or, where an earlier head has written it there, for the token before (1); the one
+    for which `to predicted` is larger.
+    gated: how much less of its write goes to a predicted token that was seen than to one that was
+    not, beyond the same difference for tokens that are not predicted, in nats (below 0: suppression
+    of what is predicted). ungated: that difference for tokens that are not predicted.
+    """
+    names = ("hook_pattern", "hook_result", "ln_final.hook_scale")
+    _, cache = model.run_with_cache(tokens, lambda name: name.endswith(names))
+    seen, predicted = walks.states(tokens)
+    is_known = is_counted(walks, tokens)[None, :, None]
+
+    found = {}
+    for layer in range(model.cfg.n_layers):
+        shares = [even_shares(cache["pattern", layer], tokens, seen, predicted, shift)
+                  for shift in (0, 1)]
+        effect = direct_effects(model, cache, layer)
+        cell = {(was_seen, is_predicted):
+                mean_where(effect, (seen == was_seen) & (predicted == is_predicted) & is_known)
+                for was_seen in (True, False) for is_predicted in (True, False)}
+        ungated = cell[True, False] - cell[False, False]
+        gated = cell[True, True] - cell[False, True] - ungated
+
+        for head in range(model.cfg.n_heads):
+            shift = max((0, 1), key=lambda shift: shares[shift][0][head])
+            to_predicted, to_others = shares[shift]
+            found[layer, head] = {
+                "to predicted": to_predicted[head].item(), "to others": to_others[head].item(),
+                "shift": shift, "gated": gated[head].item(), "ungated": ungated[head].item()}
+    return found
+
+
+def even_shares(pattern, tokens, seen, predicted, shift):
+    """(to predicted, to others), each [head]: see `measure_heads`. pattern: [batch, head,
+    query_pos, key_pos]. Only queries that have keys of both kinds count."""
+    n_keys = torch.arange(1, tokens.shape[1] + 1)[:, None]
+    share = pattern.transpose(1, 2) * n_keys[:, None]  # 1: an even share
+    on_predicted = key_states(predicted & seen, tokens, shift)
+    on_others = key_states(seen & ~predicted, tokens, shift)
+    both = (on_predicted.any(-1) & on_others.any(-1))[..., None]
+    return mean_where(share, on_predicted & both), mean_where(share, on_others & both)
+
+
+def tokens_of_keys(tokens, shift):
+    """[batch, key_pos]: the token that each key stands for; the first one stands for itself."""
+    return torch.cat([tokens[:, :shift], tokens[:, :tokens.shape[1] - shift]], 1)
+
+
+@torch.no_grad()
+def written_by_source(model, tokens, head, shift):
+    """[d_vocab, d_vocab]: what attention to a key that stands for a token (row) adds to each logit
+    (column), on average over these texts, in nats at the final LayerNorm's mean scale.
+
+    Less the mean over rows, which all keys share, and over columns, which softmax does not see.
+    """
+    layer, index = head
+    names = (f"blocks.{layer}.attn.hook_v", "ln_final.hook_scale")
+    _, cache = model.run_with_cache(tokens, lambda name: name in names)
+    moved = cache["v", layer][:, :, index] @ model.blocks[layer].attn.W_O[index]
+
+    # the mean write of the keys that stand for each token
+    sources = torch.nn.functional.one_hot(tokens_of_keys(tokens, shift), model.cfg.d_vocab)
+    sources = sources.flatten(0, 1).to(moved)  # [key, d_vocab]
+    writes = sources.T @ moved.flatten(0, 1) / sources.sum(0)[:, None].clamp(min=1)
+    if model.cfg.norm != "none":
+        writes = writes / cache["ln_final.hook_scale"].mean()
+
+    logits = writes @ read_through(model.ln_final, model.W_U)
+    logits = logits - logits.mean(1, keepdim=True)
+    return logits - logits.mean(0)
+
+
+def own_ranks(written, own):
+    """[source]: how many tokens attention to each source lowers more than its own token; a tie
+    counts as half. written: [source, d_vocab]; own: [source], its token."""
+    value = written.gather(1, own[:, None])
+    as_low = (written <= value).sum(-1) - 1  # others: a tie is no proof
+    return ((written < value).sum(-1) + as_low) / 2
+
+
+def find_suppressor(heads):
+    """The head (layer, head) with the most negative `gated`. heads: of `measure_heads`."""
+    return min(heads, key=lambda head: heads[head]["gated"])
+
+
+def find_team(heads):
+    """The heads that share the work, a list of (layer, head): the most suppressive one, and those
+    of its layer that are half as suppressive or more and stand for keys in the same way."""
+    best = find_suppressor(heads)
+    return [head for head, facts in heads.items()
+            if head[0] == best[0] and facts["shift"] == heads[best]["shift"]
+            and facts["gated"] <= heads[best]["gated"] / 2]
+
+
+def share_lowest(*written):
+    """The share of tokens that are themselves what attention to them lowers most, in any of
+    `written`, each [d_vocab, d_vocab]."""
+    ranks = torch.stack([own_ranks(each, torch.arange(len(each))) for each in written])
+    return (ranks < 0.5).any(0).double().mean().item()
+
+
+# Interventions
+
+
+@torch.no_grad()
+def ablation_rises(model, walks, tokens, chances, heads):
+    """What the prediction costs more without some heads, in nats above the floor.
+
+    {"naive copy": where the likeliest successor has been seen, so that who copies from the table
+    says it; "free": where no successor has been seen; "all"}. Each head's z is replaced by its mean
+    over texts at each position. heads: a list of (layer, head).
+    """
+    _, reference = model.run_with_cache(tokens, lambda name: name.endswith("hook_z"))
+    before = nats_above_floor(model(tokens), chances)
+    with ablate_heads(model, heads, "mean_pos", reference=reference):
+        after = nats_above_floor(model(tokens), chances)
+    rise = after - before
+
+    places = naive_copy_places(walks, tokens)
+    return {"naive copy": rise[places["naive copy"]].mean().item(),
+            "free": rise[places["free"]].mean().item(),
+            "all": rise[:, is_counted(walks, tokens)].mean().item()}
+
+
+def naive_copy_places(walks, tokens):
+    """{"naive copy", "free"}: [batch, pos], bool; see `ablation_rises`."""
+    seen, predicted = walks.states(tokens)
+    is_known = is_counted(walks, tokens)
+    likeliest = walks.predicted_odds(tokens).argmax(-1)
+    return {"naive copy": seen.gather(2, likeliest[..., None])[..., 0] & is_known,
+            "free": ~(seen & predicted).any(-1) & is_known}
+
+
+@dataclass
+class AddToQuery:
+    """A hook: adds `delta` [batch, pos, d_model] to what one head's queries read."""
+
+    head: int
+    delta: torch.Tensor
+
+    def __call__(self, q_input, hook):
+        """q_input [batch, pos, head, d_model], with the change."""
+        changed = q_input.clone()
+        changed[:, :, self.head] += self.delta
+        return changed
+
+
+@torch.no_grad()
+def pattern_with(model, tokens, head, delta):
+    """The head's pattern, [batch, query_pos, key_pos], where its queries read `delta` more."""
+    layer, index = head
+    hooks = [(f"blocks.{layer}.hook_q_input", AddToQuery(index, delta))]
+    with model.hooks(hooks):
+        _, cache = model.run_with_cache(tokens, f"blocks.{layer}.attn.hook_pattern")
+    return cache["pattern", layer][:, index]
+
+
+def random_of_length(like, generator):
+    """Random directions of the length of `like`, [..., d_model]."""
+    drawn = torch.randn(like.shape, generator=generator)
+    return drawn / drawn.norm(dim=-1, keepdim=True) * like.norm(dim=-1, keepdim=True)
+
+
+@torch.no_grad()
+def patch_direction(model, walks, tokens, head, shift, seed=MEASURED_ON):
+    """Attention to a token before and after it is made to be predicted: {"before", "after",
+    "random"}, mean shares.
+
+    At each query one seen token that is not predicted is drawn, and its direction in the
+    unembedding, PATCH as long as the stream, is added to what the head's query reads, and to
+    nothing else. random: with a random direction of that length instead.
+    """
+    generator = seeded_generator(seed)
+    layer = head[0]
+    seen, predicted = walks.states(tokens)
+    possible = seen & ~predicted
+    weight = possible.double() + 1e-12  # a query without such a token is not counted
+    chosen = torch.multinomial(weight.flatten(0, 1), 1, generator=generator).view(tokens.shape)
+
+    # the patch
+    _, cache = model.run_with_cache(tokens, f"blocks.{layer}.hook_resid_pre")
+    resid = cache["resid_pre", layer]
+    length = PATCH * (resid - resid.mean(-1, keepdim=True)).norm(dim=-1, keepdim=True)
+    W_U = read_through(model.ln_final, model.W_U)
+    direction = torch.nn.functional.normalize(W_U.T[chosen] - W_U.mean(1), dim=-1)
+    delta = length * direction
+
+    is_chosen = torch.zeros_like(seen).scatter(2, chosen[..., None], True) & possible
+    keys = key_states(is_chosen, tokens, shift)
+    rows = is_counted(walks, tokens)
+    return compare_patches(model, tokens, head, delta, keys, rows, generator)
+
+
+def compare_patches(model, tokens, head, delta, keys, rows, generator):
+    """{"before", "after", "random"}: the mean share of attention that the keys get, [batch,
+    query_pos, key_pos], over the queries `rows` that have such a key."""
+    patches = {"before": torch.zeros_like(delta), "after": delta,
+               "random": random_of_length(delta, generator)}
+    has_key = keys.any(-1) & rows
+    shares = {}
+    for name, patch in patches.items():
+        paid = (pattern_with(model, tokens, head, patch) * keys).sum(-1)
+        shares[name] = paid[has_key].mean().item()
+    return shares
+
+
+@torch.no_grad()
+def patch_prediction(model, walks, tokens, head, shift, seed=MEASURED_ON):
+    """Attention to the tokens that another text predicts, and to those that its own does: {"new":
+    {"before", "after", "random"}, "own": the same}, mean shares.
+
+    What the layers below have written at a position is, in the head's query alone, replaced by what
+    they have written at that position of another text; the token itself stays. new: keys whose
+    tokens are predicted there and not here; own: here and not there. None for a head of the first
+    layer, below which nothing is computed.
+    """
+    layer, _ = head
+    if layer == 0:
+        return None
+    generator = seeded_generator(seed)
+    other = derangement(len(tokens), generator)
+    names = [f"blocks.{layer}.hook_resid_pre", "blocks.0.hook_resid_pre"]
+    _, cache = model.run_with_cache(tokens, names)
+    computed = cache["resid_pre", layer] - cache["resid_pre", 0]
+    delta = computed[other] - computed
+
+    seen, predicted = walks.states(tokens)
+    rows = is_counted(walks, tokens)
+    wanted = {"new": predicted[other] & ~predicted, "own": predicted & ~predicted[other]}
+    keys = {name: key_states(seen & kind, tokens, shift) for name, kind in wanted.items()}
+    return {name: compare_patches(model, tokens, head, delta, keys[name], rows, generator)
+            for name in wanted}
+
+
+# All of it
+
+
+def measure_suppressor(model, recipe):
+    """All that is known of a trained model and its most suppressive head: a dict of plain values.
+
+    The head is chosen, and what it writes of each token found, on other texts than those that it is
+    measured on.
+    """
+    walks = recipe.walks
+    chosen_on, _ = draw_measured_texts(walks, seed=MEASURED_ON + 1)
+    chosen = measure_heads(model, walks, chosen_on)
+    head = find_suppressor(chosen)
+    shift = chosen[head]["shift"]
+    team = find_team(chosen)
+    by_head = {each: written_by_source(model, chosen_on, each, shift) for each in team}
+    written = by_head[head]
+    together = sum(by_head.values())
+    elsewhere = sum(written_by_source(model, chosen_on, each, 1 - shift) for each in team)
+
+    tokens, chances = draw_measured_texts(walks)
+    counted = is_counted(walks, tokens)
+    heads = measure_heads(model, walks, tokens)
+    with torch.no_grad():
+        above = nats_above_floor(model(tokens), chances)[:, counted].mean().item()
+
+    few = tokens[:CSPA_ROWS]
+    scores = {}
+    for which in ("lowest", "highest", "random"):
+        partners = extreme_tokens(written, 1, which)[tokens_of_keys(few, shift)]
+        scores[which] = cspa_score(model, few, head, partners, CSPA_PAIRS, counted)
+    return {
+        "seed": recipe.seed, "head": list(head), "label": head_label(*head), "shift": shift,
+        "floor": loss_floor(chances[:, counted]), "above": above,
+        "heads": {head_label(*each): facts for each, facts in heads.items()},
+        "suppressor": heads[head],
+        "team": [head_label(*each) for each in team],
+        "lowest": {"head": share_lowest(written), "team": share_lowest(together),
+                   "either": share_lowest(together, elsewhere)},
+        "ablation": {"head": ablation_rises(model, walks, tokens, chances, [head]),
+                     "team": ablation_rises(model, walks, tokens, chances, team)},
+        "direction": patch_direction(model, walks, tokens, head, shift),
+        "prediction": patch_prediction(model, walks, tokens, head, shift),
+        "cspa": scores,
+        "written": {head_label(*each): values.tolist() for each, values in by_head.items()},
+    }

@@ -1,0 +1,131 @@
+"""Copy suppression in a model that somebody else has trained: GPT-2 small's head L10H7, above all.
+
+Two questions of McDougall et al. need no texts of a known kind: does the head's OV circuit lower
+the token that it looks at, and how much of what the head does is copy suppression (CSPA)? The texts
+are stories of corpus.py, since nothing has to be fetched for them; the paper's are OpenWebText.
+
+Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
+Prerequisites: experiments/copy_suppression.py
+Next: probing.py
+Source: McDougall et al. 2023
+"""
+
+import torch
+
+import corpus
+import plotting
+from activation_cache import head_label
+from experiments.common import claim
+from experiments.suppression.cspa import cspa_score, extreme_tokens, written_by_weights
+from experiments.suppression.measure import own_ranks
+from metrics import duplicate_token_score
+from utils import UserError, seeded_generator
+
+ASKED = 300  # tokens whose own logit is looked up
+LONGEST = 64  # tokens a text
+ROWS = 16
+PAPER_HEAD = (10, 7)
+GPT2_SMALL_SHAPE = {"n_layers": 12, "n_heads": 12, "d_model": 768, "d_vocab": 50257}
+
+
+def report_published(model, tokenizer):
+    """The experiment's result for a published model: {"found", "claims", "published"}."""
+    found = measure_published(model, tokenizer)
+    return {"found": describe_published(found), "claims": published_claims(model.cfg, found),
+            "published": found}
+
+
+def draw_stories(model, tokenizer):
+    """[ROWS, pos]: the beginning of stories, in the model's tokens. Raises UserError for a model
+    without heads, or with a context of less than 8 tokens."""
+    cfg = model.cfg
+    n_pos = min(cfg.n_ctx, LONGEST)
+    if not cfg.n_layers or n_pos < 8:
+        raise UserError(f"n_layers={cfg.n_layers}, n_ctx={cfg.n_ctx}: there is no head to look at "
+                        "in a text; take a model with layers and 8 positions or more")
+    ids = tokenizer.encode(corpus.text(10 * ROWS * n_pos))
+    n_rows = min(ROWS, len(ids) // n_pos)
+    return torch.as_tensor(ids[:n_rows * n_pos]).view(n_rows, n_pos)
+
+
+def measure_published(model, tokenizer):
+    """What is measured of every head, and of the suppressive one, as plain values.
+
+    diagonal and lowest ten: [layer][head], the mean rank of a token among what attention to it
+    lowers (0: the most, to 1), and the share of tokens whose rank is below ten, on ASKED tokens.
+    label: the head: the paper's where the model has GPT-2 small's shape, else the one whose own
+    token is the lowest on average. again: its attention to earlier occurrences of its own token.
+    cspa: {which tokens: score}.
+    """
+    tokens = draw_stories(model, tokenizer)
+    cfg = model.cfg
+    asked = torch.randperm(cfg.d_vocab, generator=seeded_generator(0))[:ASKED]
+    ranks = torch.stack([torch.stack([ranks_by_weights(model, (layer, head), asked)
+                                      for head in range(cfg.n_heads)])
+                         for layer in range(cfg.n_layers)])  # [layer, head, source]
+    diagonal = ranks.mean(-1) / (cfg.d_vocab - 1)
+    lowest_ten = (ranks < 10).float().mean(-1)
+
+    head = divmod(diagonal.argmin().item(), cfg.n_heads)
+    if has_paper_shape(cfg):
+        head = PAPER_HEAD
+    layer, index = head
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens, f"blocks.{layer}.attn.hook_pattern")
+    again = duplicate_token_score(cache["pattern", layer], tokens)[:, index].mean().item()
+
+    sources, place = tokens.unique(return_inverse=True)
+    written = written_by_weights(model, head, sources)
+    scores = {which: cspa_score(model, tokens, head, extreme_tokens(written, 5, which)[place], 10)
+              for which in ("lowest", "random")}
+    return {"label": head_label(*head), "head": list(head), "diagonal": diagonal.tolist(),
+            "lowest ten": lowest_ten.tolist(), "again": again, "cspa": scores,
+            "tokens": tokens.numel(), "d_vocab": cfg.d_vocab}
+
+
+def ranks_by_weights(model, head, asked):
+    """`own_ranks` of one head for the tokens `asked` [n], by its OV circuit: [n], as floats."""
+    parts = [own_ranks(written_by_weights(model, head, part), part) for part in asked.split(250)]
+    return torch.cat(parts).float()
+
+
+def has_paper_shape(cfg):
+    """Whether a ModelConfig has the shape of the paper's model."""
+    return all(getattr(cfg, name) == value for name, value in GPT2_SMALL_SHAPE.items())
+
+
+def published_claims(cfg, found):
+    """[Claim]: the numbers beside those reported; nothing is judged, the texts are others."""
+    layer, head = found["head"]
+    is_paper = has_paper_shape(cfg)
+    label = found["label"]
+    best = max(map(max, found["lowest ten"]))
+    return [
+        claim(f"{label}: share of tokens among the ten that attention to them lowers most",
+              found["lowest ten"][layer][head], reported="84.7 %" if is_paper else "",
+              control=f"by chance {10 / found['d_vocab']:.2g}; highest of all heads {best:.2g}"),
+        claim(f"{label}: mean rank of the own token, 0 is the lowest",
+              found["diagonal"][layer][head], control="by chance 0.5"),
+        claim(f"{label}: share of its effect that copy suppression keeps (CSPA, on stories)",
+              found["cspa"]["lowest"], reported="76.9 % (OpenWebText)" if is_paper else "",
+              control=f"with random tokens kept {found['cspa']['random']:.2g}"),
+    ]
+
+
+def describe_published(found):
+    """Two plain sentences on what was found."""
+    layer, head = found["head"]
+    lowest_ten = 100 * found["lowest ten"][layer][head]
+    kept = 100 * found["cspa"]["lowest"]
+    return (f"{found['label']} lowers the token that it looks at so much that it is among the ten "
+            f"lowest for {lowest_ten:.0f} % of tokens. Where nothing but copy suppression is left "
+            f"of what it writes, {kept:.0f} % of its effect on the predictions stays. Look at "
+            "diagonal.png for all heads.")
+
+
+def published_figures(found):
+    """{name: Figure}: the diagonal of every head."""
+    return {"diagonal": plotting.head_grid(
+        torch.tensor(found["diagonal"]) - 0.5, unit="mean rank of the own token, less 0.5",
+        title=f"{found['label']}'s own token stands at rank "
+              f"{found['diagonal'][found['head'][0]][found['head'][1]]:.2f} of 1")}

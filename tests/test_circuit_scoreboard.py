@@ -1,0 +1,154 @@
+"""The scoreboard's closed form, its predictions on wired circuits, and verdicts that can fail."""
+
+import copy
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from helpers import quick_run
+
+from circuit_evaluation import curve_sizes
+from config import ModelConfig
+from experiments import circuit_scoreboard as program
+from experiments.induction.model import WORDS, InductionRecipe
+from experiments.scoreboard.measure import METHODS, score_model, series_cmd
+from experiments.scoreboard.model import ScoredModel, as_pairs, induction_pair
+from experiments.scoreboard.report import scoreboard_claims, scoreboard_figure, wired_claims
+from experiments.wired.model import all_circuits
+from model import GPT
+from utils import UserError, seeded_generator
+
+
+def score_wired(wired, truth=None):
+    """The rows of a wired circuit, by another truth than its own where one is given."""
+    pairs = wired.draw_pairs(4, seeded_generator(0))
+    return score_model(ScoredModel(wired.name, wired.model, pairs, truth or wired.truth), 0, 20)
+
+
+@pytest.fixture(scope="module")
+def wired_rows():
+    """The rows of a series, and of an OR, in which most methods miss a part."""
+    wired = {each.name: each for each in all_circuits(0)}
+    return {name: score_wired(wired[name]) for name in ("previous token", "OR")}
+
+
+@pytest.fixture(scope="module")
+def untrained_rows():
+    recipe = InductionRecipe()
+    model = GPT(ModelConfig(2, 2, 64, n_ctx=recipe.n_ctx, d_vocab=len(WORDS), attn_only=True), 0)
+    generator = seeded_generator(0)
+    pairs = as_pairs([induction_pair(generator) for _ in range(8)])
+    rows = score_model(ScoredModel("untrained", model.eval(), pairs), 0, 20)
+    return [row | {"took": 1.0} for row in rows]
+
+
+def as_trained(rows):
+    """Rows that stand for those of a trained model of which all claims hold."""
+    rows = copy.deepcopy(rows)
+    for row in rows:
+        row |= {"model": "trained", "auroc": None, "wired": None, "expected": None, "took": 1.0}
+        if row["method"] == "random":
+            row |= {"cmd": 0.7, "cmds": [0.6 + 0.01 * k for k in range(20)]}
+        else:
+            row |= {"cmd": 0.1, "stability": 0.9}
+    return rows
+
+
+def failed(rows):
+    return [claim.claim for claim in scoreboard_claims(rows) if claim.holds is False]
+
+
+def test_the_closed_form_of_a_series_is_the_mean_over_all_places_of_its_edges():
+    n_edges, n_true = 9, 3
+    sizes = curve_sizes(n_edges)
+    shares = torch.tensor(sizes).double() / n_edges
+    areas = []
+    for places in itertools.combinations(range(n_edges), n_true):
+        far = torch.tensor([float(max(places) >= n) for n in sizes]).double()
+        areas.append(torch.trapezoid(far, shares))
+    areas = torch.stack(areas)
+    mean, spread = series_cmd(n_edges, n_true)
+    assert mean == pytest.approx(areas.mean().item())
+    assert spread == pytest.approx(areas.std(correction=0).item())
+
+
+def test_each_method_has_the_auroc_that_was_wired_and_misses_what_it_must(wired_rows):
+    for rows in wired_rows.values():
+        for row in rows[:-1]:
+            assert row["auroc"] == pytest.approx(row["wired"]), row["method"]
+    wired = {row["method"]: row["wired"] for row in wired_rows["OR"]}
+    assert wired["exact"] == wired["EAP"] == pytest.approx(0.6)
+    assert wired["ACDC"] == pytest.approx(0.8) and wired["EAP-IG left"] == 1
+
+
+def test_on_a_series_the_best_two_edges_are_all_that_is_needed(wired_rows):
+    # 23 edges; sizes 0, 1, 2, ...: faithfulness 0, 0, 1, so 1.5 edges' worth is missing
+    for row in wired_rows["previous token"][:-1]:
+        assert row["cmd"] == pytest.approx(1.5 / 23, abs=1e-3), row["method"]
+        assert row["stability"] == 1
+
+
+def test_wired_claims_fail_by_a_truth_that_is_not_there(wired_rows):
+    wired = all_circuits(0)[0]
+    edges = {("embed", "L0.mlp"): None, ("L0.mlp", "logits"): None}
+    rows = score_wired(wired, dataclasses.replace(wired.truth, edges=edges))
+    verdicts = {claim.claim.split(":")[0]: claim.holds for claim in wired_claims(rows)}
+    assert verdicts == dict.fromkeys(METHODS, False) | {"random": True}
+    assert all(claim.holds for claim in wired_claims(wired_rows["previous token"]))
+
+
+def test_one_wrong_ranking_among_right_ones_fails_its_claim(wired_rows):
+    right = wired_rows["previous token"]
+    wrong = [row | {"auroc": row["auroc"] - 0.1} for row in right if row["method"] == "exact"]
+    verdicts = {claim.claim.split(":")[0]: claim.holds for claim in wired_claims([*right, *wrong])}
+    assert verdicts == dict.fromkeys(METHODS, True) | {"exact": False, "random": True}
+
+
+def test_random_rankings_that_are_not_random_fail_the_closed_form(wired_rows):
+    rows = copy.deepcopy(wired_rows["previous token"])
+    rows[-1]["cmd"] = rows[0]["cmd"]
+    assert [claim.holds for claim in wired_claims(rows)][-1] is False
+
+
+def test_each_trained_claim_fails_where_it_is_false(wired_rows):
+    wired = [row | {"took": 1.0} for row in wired_rows["previous token"]]
+    trained = as_trained(wired)
+    assert not failed(wired + trained)
+    for name in ("exact", "EAP-IG gauss", "ACDC"):
+        bad = copy.deepcopy(trained)
+        next(row for row in bad if row["method"] == name)["cmd"] = 0.7  # as a shuffled ranking
+        wanted = f"{name}: p of its CMD among random rankings, trained models"
+        assert failed(wired + bad) == [wanted]
+    for name in ("exact", "EAP-IG gauss"):
+        bad = copy.deepcopy(trained)
+        next(row for row in bad if row["method"] == name)["stability"] = 0.1
+        assert failed(wired + bad) == [f"{name}: Jaccard over draws of prompts, trained models"]
+    trained[-1]["took"] = 121
+    assert len(failed(wired + trained)) == 1
+
+
+def test_an_untrained_model_fails(wired_rows, untrained_rows):
+    wired = [row | {"took": 1.0} for row in wired_rows["previous token"]]
+    names = failed(wired + untrained_rows)
+    assert "exact: Jaccard over draws of prompts, trained models" in names
+
+
+def test_the_figure_shows_every_method(wired_rows):
+    rows = wired_rows["previous token"] + as_trained(wired_rows["previous token"])
+    upper = scoreboard_figure(rows).axes[0]
+    assert {line.get_label() for line in upper.lines} == set(METHODS)
+    assert "0.10 from the model" in upper.get_title("left")
+
+
+def test_bad_settings_are_refused():
+    for bad in ({"prompts": 1}, {"prompts": 21}, {"rankings": 19}, {"seeds": ()}):
+        with pytest.raises(UserError):
+            program.ScoreboardConfig(**bad)
+
+
+@pytest.mark.slow
+def test_the_quick_program_scores_every_model(tmp_path):
+    printed, result = quick_run("circuit_scoreboard", tmp_path)
+    assert len({row["model"] for row in result["rows"]}) == 12 and "FAIL" not in printed
+    assert (tmp_path / "circuit_scoreboard_quick" / "circuit_scoreboard.png").exists()
