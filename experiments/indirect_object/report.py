@@ -69,13 +69,15 @@ def suppressor_claims(models, learned, judged):
     """Who says it: heads that take the giver's name away."""
     copiers = fmean(direct_share(one, "copiers") for one in models)
     strongest = [one["strongest"] for one in models]
+    counts = [len(one["roles"]["suppressors"]) for one in models]
     twice = fmean(one["words"]["twice"] for one in strongest)
     return [
         add_control(
             claim("heads whose OV circuit suppresses names: of the difference, worth straight at "
                   "the logits", [direct_share(one, "suppressors") for one in models], above=0.8,
                   holds=learned, judged=judged, reported="GPT-2: name movers that copy IO"),
-            f"the copiers {copiers:.2f}"),
+            f"the copiers {copiers:.2f}; {min(counts)} to {max(counts)} of "
+            f"{len(models[0]['heads'])} heads suppress"),
         add_control(
             claim("the strongest head: names that its OV circuit lowers most at themselves (share)",
                   [head_of(one)["suppresses"] for one in models], above=0.8, judged=judged),
