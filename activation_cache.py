@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 
-from positions import as_integers, choose_positions, take_positions
+from positions import choose_numbers, choose_positions, take_positions
 from utils import UserError, as_index, suggest_closest
 
 IN_ATTENTION = {"q", "k", "v", "z", "attn_scores", "pattern", "result"}
@@ -91,26 +91,9 @@ def slice_axes(tensor, axes, **where):
     for dim, axis in enumerate(names):
         choice = None if axis == "pos" else where.get(axis)
         if choice is not None:
-            rows = choose_rows(axis, choice, tensor.shape[dim])
-            tensor = tensor.index_select(dim, rows.to(tensor.device))
+            chosen = choose_numbers(axis, choice, tensor.shape[dim])
+            tensor = tensor.index_select(dim, chosen.to(tensor.device))
     return tensor.clone()
-
-
-def choose_rows(axis, choice, size):
-    """The numbers, from 0, that an int, a slice or a list selects among `size`: [n]. Raises
-    UserError for others, and where none is selected."""
-    if isinstance(choice, slice):
-        try:
-            rows = torch.arange(size)[choice]
-        except (TypeError, ValueError):
-            raise UserError(f"{axis}={choice}; a slice has whole numbers, and a step above "
-                            "0") from None
-    else:
-        rows = as_integers([choice] if as_index(choice) is not None else choice, axis).cpu()
-    if rows.ndim != 1 or not len(rows) or rows.min() < -size or rows.max() >= size:
-        raise UserError(f"{axis}={choice} is outside of the {size} that there are; pass an int, a "
-                        "slice or a list of some")
-    return rows % size
 
 
 def check_cache(cache):
@@ -131,12 +114,17 @@ def check_same_model(axes, source):
                         "from this model")
 
 
+def have_same_padding(key_mask, other):
+    """Whether two masks [batch, pos] hide the same places; None hides none."""
+    masks = [torch.ones(1, 1, dtype=torch.bool) if mask is None else mask.cpu()
+             for mask in (key_mask, other)]
+    shapes = {mask.shape for mask in masks if mask.numel() > 1}
+    return len(shapes) <= 1 and not (masks[0] != masks[1]).any()
+
+
 def check_same_mask(own, source):
     """Raises UserError for two caches whose runs had their padding at other places."""
-    masks = [torch.ones(1, 1, dtype=torch.bool) if cache.key_mask is None else cache.key_mask.cpu()
-             for cache in (own, source)]
-    shapes = {mask.shape for mask in masks if mask.numel() > 1}
-    if len(shapes) > 1 or (masks[0] != masks[1]).any():
+    if not have_same_padding(own.key_mask, source.key_mask):
         raise UserError("the run and the source have their padding at other places, or one has no "
                         "key_mask; take prompts of the same lengths, and give both their key_mask")
 

@@ -37,6 +37,7 @@ from circuits import (
     PartEffects,
     check_circuit,
     check_each_edge_once,
+    check_order_of,
     check_threshold,
     faithfulness_of_each,
     node_of_input,
@@ -184,9 +185,7 @@ def ranked_edges(scores, *, by="size"):
         raise UserError(f"scores is a {type(scores).__name__}; pass what eap or minimality returns")
     edges = scores.edges() if isinstance(scores, EdgeScores) else scores.parts
     mean = scores.mean
-    if not mean.isfinite().all():
-        raise UserError(f"{int((~mean.isfinite()).sum())} scores are not finite, and have no "
-                        "order; take a metric that is a number for each prompt")
+    check_order_of(mean)
     worth = mean.abs() if by == "size" else -mean
     return [edges[i] for i in worth.argsort(descending=True, stable=True).tolist()]
 
@@ -197,6 +196,13 @@ def acdc_ranking(run, thresholds, *, order=None):
     Edges that outlive as many stand in the order of `Circuit.edges`, from the first reader on.
     order: as in `acdc`. Raises UserError for no thresholds or ones below 0.
     """
+    counts = thresholds_outlived(run, thresholds, order=order)
+    edges = run.full.edges()
+    return [edges[i] for i in counts.argsort(descending=True, stable=True).tolist()]
+
+
+def thresholds_outlived(run, thresholds, *, order=None):
+    """How many of ACDC's thresholds each edge outlives: [edge], int64. As `acdc_ranking`."""
     thresholds = as_list("thresholds", thresholds, "a list of numbers, 0 or more")
     if not thresholds:
         raise UserError("thresholds is empty, so no edge is better than another; give some")
@@ -204,9 +210,7 @@ def acdc_ranking(run, thresholds, *, order=None):
         check_threshold(threshold)
     outlived = sum(prune(run, threshold=threshold, order=order).mask.long()
                    for threshold in thresholds)
-    counts = outlived.T[run.full.exists.T]  # [edge]
-    edges = run.full.edges()
-    return [edges[i] for i in counts.argsort(descending=True, stable=True).tolist()]
+    return outlived.T[run.full.exists.T]
 
 
 def random_ranking(full, generator):
@@ -443,7 +447,11 @@ def sufficiency_test(run, circuit, *, others, alpha=0.05):
     statistic is |faithfulness - 1|; p: how many of the others are as near. The circuit stands where
     p < alpha. Raises UserError for so few others that it never could.
     """
-    found = faithfulness_of_each(run, [circuit, *others])
+    return compare_nearness(faithfulness_of_each(run, [circuit, *others]), alpha)
+
+
+def compare_nearness(found, alpha):
+    """`sufficiency_test`, by the Faithfulness of [circuit, *others]."""
     far = (found.mean - 1).abs()
     return compare_with_others("sufficiency", -far, alpha, sign=-1)
 
@@ -747,7 +755,7 @@ def evaluate_circuit(run, circuit, *, scores=None, n_random=100, n_draws=100, ep
         equivalence_test(run, circuit, epsilon=epsilon, alpha=alpha),
         independence_test(run, circuit, alpha=alpha, seed=seed),
         minimality_test(run, circuit, alpha=alpha, n_draws=n_draws, seed=seed),
-        compare_with_others("sufficiency", -(found.mean - 1).abs(), alpha, sign=-1),
+        compare_nearness(found, alpha),
         necessity_test(run, circuit, others=others, alpha=alpha),
     ]
     stability = None

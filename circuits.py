@@ -186,6 +186,14 @@ class Circuit:
         return torch.tensor([name in (reader, node_of_input(reader)) for reader in self.readers])
 
 
+def check_order_of(scores):
+    """Raises UserError for scores that can't be ranked, NaN or infinite."""
+    n_wrong = int((~scores.isfinite()).sum())
+    if n_wrong:
+        raise UserError(f"{n_wrong} scores are not finite, and have no order; take a metric that "
+                        "is a number for each prompt")
+
+
 @dataclass(frozen=True, eq=False)
 class EdgeScores(Effects):
     """How much the metric rises when an edge carries the corrupted write in place of the clean one.
@@ -204,9 +212,7 @@ class EdgeScores(Effects):
         n = check_count("n", n, least=0)
         edges = self.edges()
         mean = self.mean
-        if not mean.isfinite().all():
-            raise UserError(f"{int((~mean.isfinite()).sum())} scores are not finite, and have no "
-                            "order; take a metric that is a number for each prompt")
+        check_order_of(mean)
         order = mean.abs().argsort(descending=True)
         return [(*edges[i], mean[i].item()) for i in order[:n].tolist()]
 

@@ -29,7 +29,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from activation_cache import ActivationCache, check_same_model, get_act_name
+from activation_cache import (
+    ActivationCache,
+    check_same_model,
+    get_act_name,
+    have_same_padding,
+)
 from losses import next_token_loss
 from metrics import (
     Effects,
@@ -37,7 +42,7 @@ from metrics import (
     as_metric,
     differentiable_metric,
 )
-from positions import as_integers, check_key_mask, choose_positions
+from positions import as_integers, check_key_mask, choose_numbers, choose_positions
 from utils import UserError, as_list, check_choice, check_count, check_tensor
 
 MODES = ("zero", "mean", "mean_pos", "resample")
@@ -404,18 +409,14 @@ def metric_or_loss(model, tokens, metric, key_mask=None):
 def check_reference_mask(key_mask, mode, reference=None, source=None, **how):
     """Raises UserError where, under resample, a row and the row that it takes from are padded at
     other places: padding would stand in for tokens."""
-    masks = (key_mask, getattr(reference, "key_mask", None))
-    if mode != "resample" or source is None or masks == (None, None):
+    if mode != "resample" or reference is None or source is None:
         return
-    own, other = (torch.ones(1, 1, dtype=torch.bool) if mask is None else mask.cpu()
-                  for mask in masks)
-    rows = as_integers(source, "source").cpu()
-    if len(other) > 1 and rows.max() < len(other):
-        other = other[rows]
-    if own.shape[-1] == other.shape[-1] or 1 in (own.shape[-1], other.shape[-1]):
-        if (own != other).any():
-            raise UserError("source takes from rows that are padded at other places; let each row "
-                            "take from one of its own length, and give both their key_mask")
+    taken = getattr(reference, "key_mask", None)
+    if taken is not None:
+        taken = taken[choose_numbers("source", source, len(taken))]
+    if not have_same_padding(key_mask, taken):
+        raise UserError("source takes from rows that are padded at other places; let each row take "
+                        "from one of its own length, and give both their key_mask")
 
 
 def metric_at_scale_of(model, resid, last, metric):

@@ -168,9 +168,9 @@ class BoundMethod:
         return self.method(self.model, *args, **how)
 
     def __getattr__(self, name):
-        hint = self.__dict__["hints"].get(name) if "hints" in self.__dict__ else None
-        if hint:
-            raise NotHere(f"there is no {name} here; use {hint}")
+        hints = vars(self).get("hints", {})  # none yet while a copy is made
+        if name in hints:
+            raise NotHere(f"there is no {name} here; use {hints[name]}")
         raise AttributeError(f"a method has no {name}")
 
 
@@ -327,14 +327,22 @@ def check_pairs(fwd_hooks):
     for pair in pairs:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not callable(pair[1]):
             raise UserError(f"{printable(repr(pair))} is no hook; pass {wanted}")
-        try:
-            inspect.signature(pair[1]).bind(None, None)
-        except TypeError:
+        if not takes_two(pair[1]):
             raise UserError(f"the hook at {printable(repr(pair[0]))} does not take two arguments; "
-                            "write fn(tensor, hook)") from None
-        except ValueError:
-            pass  # a function of C, which tells nothing
+                            "write fn(tensor, hook)")
     return pairs
+
+
+def takes_two(fn):
+    """Whether a function can be called with two arguments; of one in C, which doesn't tell, True.
+    """
+    try:
+        inspect.signature(fn).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 def check_arguments(how):

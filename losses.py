@@ -12,7 +12,7 @@ Source: Shannon 1948; Kullback & Leibler 1951
 import torch
 
 from positions import at_positions, check_key_mask, choose_positions, is_single
-from utils import UserError, check_choice, check_tensor
+from utils import UserError, broadcast_shape, check_choice, check_tensor
 
 REDUCTIONS = ("none", "mean")
 IGNORED = -100  # a target that does not count: padding, or a prompt that is given and not learned
@@ -108,12 +108,8 @@ def kl_divergence(p_logits, q_logits, *, pos=None, reduction="none"):
     shape = "... d_vocab" if pos is None else "... batch pos d_vocab"
     for name, logits in (("p_logits", p_logits), ("q_logits", q_logits)):
         check_tensor(name, logits, shape, is_float=True)
-    try:
-        torch.broadcast_shapes(p_logits.shape, q_logits.shape)
-        same_vocabulary = p_logits.shape[-1] == q_logits.shape[-1]
-    except RuntimeError:
-        same_vocabulary = False
-    if not same_vocabulary:
+    other_vocabulary = p_logits.shape[-1] != q_logits.shape[-1]
+    if other_vocabulary or broadcast_shape(p_logits, q_logits) is None:
         raise UserError(f"p_logits is {list(p_logits.shape)} and q_logits {list(q_logits.shape)}; "
                         "pass logits of the same tokens and vocabulary")
     if pos is not None:

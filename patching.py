@@ -313,7 +313,8 @@ def heads_by_name(model, places):
     # (name, head), with None for all heads
     pairs = []
     for place in [places] if is_one else as_list("places", places, wanted):
-        name, head = place, None
+        name = place
+        head = None
         if not isinstance(place, str):
             if not isinstance(place, (tuple, list)) or len(place) != 2:
                 raise UserError(f"{place!r} is no place on a path; pass {wanted}")
@@ -324,8 +325,7 @@ def heads_by_name(model, places):
             name = last_stream_name(model)
         if name not in points:
             raise UserError(f"{name} is not a hook of this model{suggest_closest(name, points)}")
-        if head is not None and not ("head" in points[name].axes.split()
-                                     and 0 <= head < model.cfg.n_heads):
+        if head is not None and "head" not in points[name].axes.split():
             raise UserError(f"{name} has no head {head}; this model has {model.cfg.n_heads} heads "
                             "in q_input, k_input, v_input and z")
         pairs.append((name, head))

@@ -34,6 +34,35 @@ def as_integers(values, what):
     return numbers.long()
 
 
+def choose_numbers(name, choice, size):
+    """The numbers, counted from 0, that an int, a slice or a list selects among `size`: [n], on the
+    CPU. Raises UserError, which says `name`, for anything else and where none is selected."""
+    index = as_index(choice)
+    if isinstance(choice, slice):
+        try:
+            chosen = torch.arange(size)[choice]
+        except (TypeError, ValueError):
+            raise UserError(f"{name}={choice}; a slice has whole numbers, and a step above "
+                            "0") from None
+    elif index is None:
+        chosen = as_integers(choice, name).cpu()
+    elif -size <= index < size:  # else it may be too large for a tensor
+        chosen = torch.tensor([index])
+    else:
+        chosen = torch.tensor([], dtype=torch.long)
+    if chosen.ndim != 1:
+        raise UserError(f"{name} is {list(chosen.shape)}; pass an int, a slice or a list")
+    return check_within(name, choice, chosen, size)
+
+
+def check_within(name, choice, chosen, size):
+    """The chosen numbers counted from 0. Raises UserError where there are none, or one lies outside
+    of `size`."""
+    if not len(chosen) or chosen.min() < -size or chosen.max() >= size:
+        raise UserError(f"{name}={choice} is outside of the {size} that there are")
+    return chosen % size
+
+
 def choose_positions(pos, n_pos, n_rows=None):
     """The positions that `pos` selects among n_pos, counted from 0.
 
@@ -44,35 +73,20 @@ def choose_positions(pos, n_pos, n_rows=None):
     Raises UserError for a position that is not there, where none is selected, and for a tensor or
     an array that could be read in two ways.
     """
-    index = as_index(pos)
-    if index is not None:
-        if not -n_pos <= index < n_pos:
-            raise UserError(f"pos={pos} is outside of the {n_pos} positions")
-        chosen = torch.tensor([index])
-    elif pos is None or isinstance(pos, slice):
-        try:
-            chosen = torch.arange(n_pos)[slice(None) if pos is None else pos]
-        except (TypeError, ValueError):
-            raise UserError(f"pos is {pos}; a slice has whole numbers, and a step above "
-                            "0") from None
-    elif isinstance(pos, (list, tuple, range)):
-        chosen = as_integers(list(pos), "pos").cpu()
-        if chosen.ndim != 1:
-            raise UserError(f"pos is {list(chosen.shape)}; pass [n], the same for all prompts")
-    elif isinstance(pos, torch.Tensor):
-        chosen = as_integers(pos, "pos").cpu()
-        if chosen.ndim != 1 or (n_rows is not None and len(chosen) != n_rows):
-            raise UserError(f"pos is a tensor {list(chosen.shape)} for {n_rows} prompts; pass a "
-                            "list for the same positions in all, or a tensor [batch] with each "
-                            "prompt's own")
-        chosen = chosen[:, None]
-    else:
+    if pos is None:
+        pos = slice(None)
+    if as_index(pos) is not None or isinstance(pos, (slice, list, tuple, range)):
+        return choose_numbers("pos", pos, n_pos)
+    if not isinstance(pos, torch.Tensor):
         raise UserError(f"pos is a {type(pos).__name__}; pass an int, a slice or a list for the "
                         "same positions in all prompts, or a tensor [batch] with each prompt's own")
 
-    if not len(chosen) or chosen.min() < -n_pos or chosen.max() >= n_pos:
-        raise UserError(f"pos={pos} is outside of the {n_pos} positions")
-    return chosen % n_pos
+    chosen = as_integers(pos, "pos").cpu()
+    if chosen.ndim != 1 or (n_rows is not None and len(chosen) != n_rows):
+        raise UserError(f"pos is a tensor {list(chosen.shape)} for {n_rows} prompts; pass a list "
+                        "for the same positions in all, or a tensor [batch] with each prompt's own")
+    return check_within("pos", pos, chosen, n_pos)[:, None]
+
 
 
 def at_positions(tensor, positions):

@@ -17,7 +17,14 @@ import torch
 import torch.nn.functional as F
 
 from activation_cache import check_cache, head_label
-from utils import UserError, as_index, at_least_float32, check_choice, check_tensor
+from utils import (
+    UserError,
+    as_index,
+    at_least_float32,
+    broadcast_shape,
+    check_choice,
+    check_tensor,
+)
 
 UNITS = ("component", "head", "neuron")
 
@@ -117,11 +124,7 @@ def check_direction(direction, d_model):
 
 def check_fits(direction, stream):
     """Raises UserError unless the direction broadcasts to the stream."""
-    try:
-        fits = torch.broadcast_shapes(direction.shape, stream.shape) == stream.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
+    if broadcast_shape(direction, stream) != stream.shape:
         raise UserError(f"the direction is {list(direction.shape)}, the stream "
                         f"{list(stream.shape)}; pass one for each position, or [d_model]")
 

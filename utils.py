@@ -139,15 +139,24 @@ def check_tensor(name, value, shape, *, is_float=False):
     raise UserError(f"{name} is {found}; pass {kind} [{', '.join(axes)}]")
 
 
+def broadcast_shape(*tensors):
+    """The shape that tensors broadcast to, or None where they don't."""
+    try:
+        return torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
+    except RuntimeError:
+        return None
+
+
 def as_list(name, value, wanted):
     """The value as a list. Raises UserError for a text, and for what can't be listed. wanted: what
     it must be, in words."""
-    if not isinstance(value, (str, bytes)):
-        try:
-            return list(value)
-        except TypeError:
-            pass
-    raise UserError(f"{name}={printable(repr(value))} is no list; pass {wanted}")
+    try:
+        listed = None if isinstance(value, (str, bytes)) else list(value)
+    except TypeError:
+        listed = None
+    if listed is None:
+        raise UserError(f"{name}={printable(repr(value))} is no list; pass {wanted}")
+    return listed
 
 
 def check_function(name, fn):

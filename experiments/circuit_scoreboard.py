@@ -70,8 +70,9 @@ def run(cfg, folder):
 
     rows = []
     for seed in cfg.seeds:
-        progress = Progress(12, " models")
-        for done, scored in enumerate(load_models(cfg, folder, seed), 1):
+        models = list(load_models(cfg, folder, seed))
+        progress = Progress(len(models), " models")
+        for done, scored in enumerate(models, 1):
             began = time.perf_counter()
             own = score_model(scored, seed, cfg.rankings)
             own[-1]["took"] = time.perf_counter() - began
@@ -84,8 +85,7 @@ def run(cfg, folder):
 
 
 def figures(result):
-    """{name: Figure} of what `run` returned. The board goes to the terminal before the claims."""
-    print("\n".join(result["board"]), end="\n\n")
+    """{name: Figure} of what `run` returned."""
     return {"circuit_scoreboard": scoreboard_figure(result["rows"])}
 
 

@@ -20,7 +20,7 @@ import statistics
 import sys
 import textwrap
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from urllib.parse import quote as quote_address
 
@@ -30,6 +30,7 @@ import plotting
 from checkpoint import (
     config_of,
     find_run,
+    is_pretrained,
     load_checkpoint,
     reload_dataset,
     save_checkpoint,
@@ -136,6 +137,22 @@ def claim(text, values, *, above=None, below=None, between=None, holds=None, jud
     return Claim(text, centre, low, high, verdict, reported, control, mark)
 
 
+def seed_claim(text, seeds, value, *, beside=None, **how):
+    """A `claim` on value(result) of every seed. beside: as in `add_control`; how: as in `claim`."""
+    line = claim(text, [value(result) for result in seeds], **how)
+    return line if beside is None else add_control(line, beside)
+
+
+def add_control(line, control):
+    """A Claim that names, behind its threshold, what else the same measurement gives."""
+    return replace(line, control=f"{line.control}; {control}" if line.control else control)
+
+
+def mean_text(seeds, value):
+    """The mean of value(result) over the seeds, as a text of two digits."""
+    return f"{statistics.fmean(map(value, seeds)):.2g}"
+
+
 def claims_table(claims):
     """The claims as a table between `|`, at most WIDTH wide, to be read as it is.
 
@@ -240,6 +257,13 @@ class ExperimentConfig:
         for name in filter(None, self.other_model):
             parts += [part for part in Path(name).parts[-2:] if part not in ("/", ".", "..")]
         return "".join(f"_{part}" for part in parts)
+
+
+def check_pretrained(name):
+    """Raises UserError, which lists those that there are, for what is no published model and no
+    folder of one. None is none."""
+    if name is not None and not is_pretrained(name):
+        GPT.from_pretrained(name)
 
 
 def check_seeds(cfg):
@@ -416,7 +440,8 @@ def conclude(result, folder, figures=None, seconds=None):
     """Writes results.json, the figures as {name}.png and the page of all experiments, prints what
     was found and the table, and ends the program: a failed claim exits with 1.
 
-    result: {"claims": list of Claim, plain values, "found": what was found, if it is said}.
+    result: {"claims": list of Claim, plain values, "found": what was found, if it is said,
+    "board": lines to print before it, if there are any}.
     figures: {name: Figure}. seconds: it took.
     """
     values = result | {"claims": as_dicts(result["claims"])}
@@ -424,6 +449,8 @@ def conclude(result, folder, figures=None, seconds=None):
     for name, figure in (figures or {}).items():
         plotting.save(figure, folder / f"{name}.png")
 
+    if "board" in result:
+        print("\n".join(result["board"]), end="\n\n")
     if "found" in result:
         print(textwrap.fill(result["found"], WIDTH))
     print(f"open {page_to_open(folder)}\n")

@@ -27,9 +27,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from checkpoint import is_pretrained, load_pretrained
+from checkpoint import load_pretrained
 from config import check_field, option
-from experiments.common import ExperimentConfig, perform
+from experiments.common import ExperimentConfig, check_pretrained, perform
 from experiments.suppression.measure import measure_suppressor, null_losses
 from experiments.suppression.model import SuppressionRecipe, trained_suppressor
 from experiments.suppression.published import published_figures, report_published
@@ -55,8 +55,7 @@ class SuppressionConfig(ExperimentConfig):
     def __post_init__(self):
         super().__post_init__()
         check_field(self, "steps", lambda n: n >= 1, "1 or more")
-        if self.model is not None and not is_pretrained(self.model):
-            GPT.from_pretrained(self.model)  # raises a UserError that lists the names there are
+        check_pretrained(self.model)
 
     def recipe(self, seed):
         """The SuppressionRecipe of a seed."""

@@ -27,9 +27,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from checkpoint import find_run, is_pretrained, load_model
+from checkpoint import find_run, load_model
 from config import check_field, option
-from experiments.common import ExperimentConfig, perform
+from experiments.common import ExperimentConfig, check_pretrained, perform
 from experiments.induction.measure import measure_seed
 from experiments.induction.model import InductionRecipe
 from experiments.induction.report import describe_findings, induction_claims, induction_figure
@@ -52,8 +52,7 @@ class InductionConfig(ExperimentConfig):
     def __post_init__(self):
         super().__post_init__()
         check_field(self, "steps", lambda n: n >= 1, "1 or more")
-        if self.model is not None and not is_pretrained(self.model):
-            GPT.from_pretrained(self.model)  # raises a UserError that lists the names there are
+        check_pretrained(self.model)
 
     @property
     def recipe(self):

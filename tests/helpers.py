@@ -33,6 +33,19 @@ def tiny_model(seed=1, dtype=torch.float32, **changes):
     return scramble_(GPT(ModelConfig(**TINY | changes)), seed).to(dtype).eval()
 
 
+def one_number_model():
+    """A model that is linear, with one number as its stream: the embedding of token t is t + 1, the
+    one head doubles what it reads, the logit of token 0 is the stream. It reads one position."""
+    model = GPT(ModelConfig(n_layers=1, n_heads=1, d_model=1, d_vocab=4, n_ctx=1, attn_only=True,
+                            norm="none", positions="none", attn_bias=False)).double()
+    with torch.no_grad():
+        model.W_E.copy_(torch.tensor([[1.0], [2.0], [3.0], [4.0]]))
+        model.blocks[0].attn.W_V.fill_(2.0)
+        model.blocks[0].attn.W_O.fill_(1.0)
+        model.unembedding.W_U.copy_(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    return model
+
+
 def tiny_tokens(batch=2, pos=7, seed=2, d_vocab=TINY["d_vocab"]):
     """Random token ids, [batch, pos]."""
     return torch.randint(d_vocab, (batch, pos), generator=seeded_generator(seed))

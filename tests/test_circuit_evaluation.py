@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 import torch
-from helpers import refusal, tiny_model, tiny_tokens
+from helpers import one_number_model, refusal, tiny_model, tiny_tokens
 from torch.testing import assert_close
 
 from circuit_evaluation import (
@@ -38,11 +38,9 @@ from circuit_evaluation import (
     take_edges,
 )
 from circuits import Circuit, CircuitRun, acdc, eap, faithfulness, minimality, prune, removal_order
-from config import ModelConfig
 from experiments.wired.model import logic_gate
 from head_ablation import MODES
 from metrics import Metric, bootstrap_draws, permutation_pvalue
-from model import GPT
 from positions import pad_left
 from utils import seeded_generator
 
@@ -136,14 +134,7 @@ def test_the_intervals_are_quantiles_over_the_same_draws_of_a_loop():
 def linear_run():
     """A model of five edges, linear in its writes: the embedding t + 1 reaches the logits once
     directly and twice along the head; its q and k do nothing at one position."""
-    model = GPT(ModelConfig(n_layers=1, n_heads=1, d_model=1, d_vocab=4, n_ctx=1, attn_only=True,
-                            norm="none", positions="none", attn_bias=False)).double()
-    with torch.no_grad():
-        model.W_E.copy_(torch.tensor([[1.0], [2.0], [3.0], [4.0]]))
-        model.blocks[0].attn.W_V.fill_(2.0)
-        model.blocks[0].attn.W_O.fill_(1.0)
-        model.unembedding.W_U.copy_(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
-    return CircuitRun(model, torch.tensor([[2], [3]]), torch.tensor([[0], [1]]),
+    return CircuitRun(one_number_model(), torch.tensor([[2], [3]]), torch.tensor([[0], [1]]),
                       lambda logits: logits[..., 0, 0])
 
 

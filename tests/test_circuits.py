@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import TINY, tiny_model, tiny_tokens
+from helpers import TINY, one_number_model, tiny_model, tiny_tokens
 from torch.testing import assert_close
 
 from circuits import (
@@ -421,21 +421,8 @@ def test_faithfulness_of_a_part_is_the_ratio_of_the_naive_loops():
                              (kept - empty).mean() / (whole - empty).mean())})
 
 
-def by_hand():
-    """One number as the stream, one head, two tokens: the embedding of token t is t + 1, the head
-    doubles what it reads, the logits of token 0 are the stream. At one position all is linear."""
-    model = GPT(ModelConfig(n_layers=1, n_heads=1, d_model=1, d_vocab=4, n_ctx=1, attn_only=True,
-                            norm="none", positions="none", attn_bias=False)).double()
-    with torch.no_grad():
-        model.W_E.copy_(torch.tensor([[1.0], [2.0], [3.0], [4.0]]))
-        model.blocks[0].attn.W_V.fill_(2.0)
-        model.blocks[0].attn.W_O.fill_(1.0)
-        model.unembedding.W_U.copy_(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
-    return model
-
-
 def test_faithfulness_is_the_number_computed_by_hand():
-    model, clean, corrupt = by_hand(), torch.tensor([[2], [3]]), torch.tensor([[0], [1]])
+    model, clean, corrupt = one_number_model(), torch.tensor([[2], [3]]), torch.tensor([[0], [1]])
     circuit = Circuit.of(model, [("embed", "L0H0.v"), ("L0H0", "logits")])
     for mode, mean, values in (
             # clean 3 -> 3 + 6 = 9, 4 -> 12. Kept are the edges along the head: other + 2 * clean.
@@ -458,7 +445,7 @@ def squared(logits):
 def test_the_mean_is_the_ratio_of_means():
     # The embeddings 2, 3, 4 give 36, 81, 144; the corrupt one, 1, gives 9. What is kept is the
     # embedding beside the corrupt head's 2: 16, 25, 36.
-    model, clean = by_hand(), torch.tensor([[1], [2], [3]])
+    model, clean = one_number_model(), torch.tensor([[1], [2], [3]])
     circuit = Circuit.of(model, [("embed", "logits")])
     result = faithfulness(circuit, model, clean, 0 * clean, metric=squared)
     assert_close(result.values, torch.tensor([7 / 27, 16 / 72, 27 / 135]).double())
@@ -470,7 +457,7 @@ def test_the_mean_is_the_ratio_of_means():
 
 
 def test_the_interval_is_that_of_the_ratio_of_means_over_all_draws():
-    model, clean = by_hand(), torch.tensor([[1], [2], [3], [3], [2], [1]])
+    model, clean = one_number_model(), torch.tensor([[1], [2], [3], [3], [2], [1]])
     circuit = Circuit.of(model, [("embed", "logits")])
     first, again = (faithfulness(circuit, model, clean, 0 * clean, metric=squared)
                     for _ in range(2))

@@ -14,9 +14,8 @@ import torch
 from matplotlib.figure import Figure
 
 from activation_cache import head_label
-from experiments.common import claim
+from experiments.common import add_control, claim
 from experiments.importance.measure import ABLATIONS, METHODS
-from experiments.induction.report import add_control
 from metrics import permutation_pvalue
 from plotting import COLOURS, bare_axes
 

@@ -133,9 +133,7 @@ def raised_tokens(model, cache, tokens, is_raised):
     those that are asked for in a prompt, else 0.
     """
     W_U = read_through(model.ln_final, model.W_U)[:, tokens]
-    with model.caching("ln_final.hook_scale") as kept:
-        model.ln_final(cache["resid_post", -1])
-    scale = kept["ln_final.hook_scale"][:, -1, None]  # [batch, 1, 1]
+    scale = cache["scale", None][:, -1, None]  # [batch, 1, 1]
 
     raised = []
     for layer, block in enumerate(model.blocks):

@@ -16,10 +16,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from activation_cache import head_label
-from experiments.common import claim
+from experiments.common import add_control, claim
 from experiments.indirect_object.measure import MODES
 from experiments.indirect_object.published import GPT2_ROLES, REPORTED
-from experiments.induction.report import add_control
 from plotting import COLOURS, bare_axes, colour_scale, head_grid, write_cells
 
 LEARNED = 0.1  # nats: the most that the receiver may cost; the corpus leaves no choice there

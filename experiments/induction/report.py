@@ -8,12 +8,11 @@ Source: Elhage et al. 2021; Olsson et al. 2022
 
 import math
 import textwrap
-from dataclasses import replace
 from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from experiments.common import claim
+from experiments.common import add_control, mean_text, seed_claim
 from experiments.induction.measure import DRAWS, TEXTS
 from experiments.induction.model import WORDS
 from plotting import COLOURS, bare_axes
@@ -95,11 +94,6 @@ def largest_control_share(result):
     return max(abs(path_share(result, path)) for path in controls)
 
 
-def mean_text(seeds, value):
-    """The mean of value(result) over the seeds, as a text of two digits."""
-    return f"{fmean(map(value, seeds)):.2g}"
-
-
 # The claims
 
 
@@ -112,16 +106,6 @@ def induction_claims(seeds, judged=True):
             *composition_claims(seeds, judged), *ablation_claims(seeds, judged),
             *path_claims(seeds, judged), *transfer_claims(seeds, judged),
             *counterexample_claims(seeds, judged)]
-
-
-def seed_claim(text, seeds, value, **how):
-    """A `claim` on value(result) of every seed. how: as in `claim`."""
-    return claim(text, [value(result) for result in seeds], **how)
-
-
-def add_control(line, control):
-    """A Claim that names, behind its threshold, what else the same measurement gives."""
-    return replace(line, control=f"{line.control}; {control}")
 
 
 def loss_and_score_claims(seeds, judged):

@@ -25,6 +25,7 @@ from circuit_evaluation import (
     random_jaccard,
     random_ranking,
     ranked_edges,
+    thresholds_outlived,
 )
 from circuits import CircuitRun, EdgeScores, eap, minimality, prune
 from experiments.wired.measure import FLOOR, kept_edges, steep_edges
@@ -63,8 +64,7 @@ def eap_scores(**how):
 def acdc_scores(scored, run):
     """How many of ACDC's thresholds each edge outlives, the same for each prompt: EdgeScores."""
     gap = mean_gap(run)
-    outlived = sum(prune(run, threshold=share * gap).mask.double() for share in THRESHOLDS)
-    counts = outlived.T[run.full.exists.T]  # [edge]
+    counts = thresholds_outlived(run, [share * gap for share in THRESHOLDS]).double()
     n_prompts = len(scored.pairs.right)
     return EdgeScores(counts[:, None].expand(-1, n_prompts), ("edge",), run.full)
 

@@ -15,13 +15,10 @@ Next: experiments/copy_suppression.py
 Source: McDougall et al. 2023
 """
 
-from dataclasses import replace
-from statistics import fmean
-
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.common import claim
+from experiments.common import mean_text, seed_claim
 from experiments.suppression.measure import WAYS
 from plotting import COLOURS, bare_axes, colour_scale
 
@@ -32,20 +29,6 @@ def suppression_claims(seeds, judged=True):
     """[Claim] on what `measure_seed` gave of each. judged: False leaves every claim open."""
     return [*loss_claims(seeds, judged), *head_claims(seeds, judged),
             *intervention_claims(seeds, judged), *control_claims(seeds, judged)]
-
-
-def seed_claim(text, seeds, value, beside=None, **how):
-    """A `claim` on value(result) of every seed; how: as in `claim`. beside: what else the same
-    measurement gives, named behind the threshold."""
-    line = claim(text, [value(result) for result in seeds], **how)
-    if beside is None:
-        return line
-    return replace(line, control=f"{line.control}; {beside}" if line.control else beside)
-
-
-def mean_of(seeds, value):
-    """The mean of value(result) over the seeds, as a text of two digits."""
-    return f"{fmean(map(value, seeds)):.2g}"
 
 
 # What a number of the table is
@@ -83,20 +66,22 @@ def strongest_gated(model):
 
 def loss_claims(seeds, judged):
     """The model predicts what no predictor does that ignores what was seen, or suppresses all."""
+    ignoring = mean_text(seeds, fact("nulls", IGNORE))
+    ungated = mean_text(seeds, fact("nulls", UNGATED))
     return [
         seed_claim("the least that a prediction can cost (nats)", seeds, fact("trained", "floor"),
                    beside="exact"),
         seed_claim("the model above that floor (nats)", seeds, fact("trained", "above"), below=0.1,
                    judged=judged,
-                   beside=f"best that ignores what was seen {mean_of(seeds, fact('nulls', IGNORE))}"
-                          f", that suppresses all of it {mean_of(seeds, fact('nulls', UNGATED))}"),
+                   beside=f"best that ignores what was seen {ignoring}, that suppresses all of it "
+                          f"{ungated}"),
     ]
 
 
 def head_claims(seeds, judged):
     """Where the most suppressive head looks, and what it and its team write."""
     def untrained(*names):
-        return mean_of(seeds, fact("untrained", *names))
+        return mean_text(seeds, fact("untrained", *names))
 
     return [
         seed_claim("its attention to a key that is predicted (1: an even share)", seeds,
@@ -118,14 +103,14 @@ def head_claims(seeds, judged):
                    beside=f"untrained {untrained('lowest', 'either')}"),
         seed_claim("… that head alone", seeds, fact("trained", "lowest", "head"),
                    beside=f"heads of its kind: "
-                          f"{mean_of(seeds, lambda result: len(result['trained']['team']))}"),
+                          f"{mean_text(seeds, lambda result: len(result['trained']['team']))}"),
     ]
 
 
 def intervention_claims(seeds, judged):
     """What happens without the head, with another prediction, and with copy suppression alone."""
-    free = mean_of(seeds, fact("trained", "ablation", "team", "free"))
-    alone = mean_of(seeds, fact("trained", "ablation", "head", "naive copy"))
+    free = mean_text(seeds, fact("trained", "ablation", "team", "free"))
+    alone = mean_text(seeds, fact("trained", "ablation", "head", "naive copy"))
     return [
         seed_claim("cost without these heads where the likeliest successor was seen (nats)", seeds,
                    fact("trained", "ablation", "team", "naive copy"), above=0.3, judged=judged,
@@ -133,15 +118,16 @@ def intervention_claims(seeds, judged):
         seed_claim("its attention moves to a token whose unembedding is added to its query", seeds,
                    moved("direction", "after"), above=0.2, judged=judged,
                    reported="follows the prediction",
-                   beside=f"random of that length {mean_of(seeds, moved('direction', 'random'))}"),
+                   beside="random of that length "
+                          f"{mean_text(seeds, moved('direction', 'random'))}"),
         seed_claim("its attention moves to what another text predicts, swapped into its query",
                    seeds, moved("prediction", "new", "after"), above=0.2, judged=judged,
                    beside="random of that length "
-                          f"{mean_of(seeds, moved('prediction', 'new', 'random'))}"),
+                          f"{mean_text(seeds, moved('prediction', 'new', 'random'))}"),
         seed_claim("share of its effect that copy suppression alone keeps (CSPA)", seeds,
                    fact("trained", "cspa", "lowest"), above=0.5, judged=judged, reported="76.9 %",
-                   beside=f"random tokens {mean_of(seeds, fact('trained', 'cspa', 'random'))}, "
-                          f"raised ones {mean_of(seeds, fact('trained', 'cspa', 'highest'))}"),
+                   beside=f"random tokens {mean_text(seeds, fact('trained', 'cspa', 'random'))}, "
+                          f"raised ones {mean_text(seeds, fact('trained', 'cspa', 'highest'))}"),
     ]
 
 
@@ -161,12 +147,12 @@ def control_claims(seeds, judged):
 def describe_findings(seeds):
     """Three plain sentences on what was found, whatever it was."""
     heads = ", ".join(" + ".join(result["trained"]["team"]) for result in seeds)
-    to_predicted = mean_of(seeds, fact("trained", "suppressor", "to predicted"))
-    to_others = mean_of(seeds, fact("trained", "suppressor", "to others"))
-    rise = mean_of(seeds, moved("direction", "after"))
-    by_random = mean_of(seeds, moved("direction", "random"))
-    above = mean_of(seeds, fact("trained", "above"))
-    ungated = mean_of(seeds, fact("nulls", UNGATED))
+    to_predicted = mean_text(seeds, fact("trained", "suppressor", "to predicted"))
+    to_others = mean_text(seeds, fact("trained", "suppressor", "to others"))
+    rise = mean_text(seeds, moved("direction", "after"))
+    by_random = mean_text(seeds, moved("direction", "random"))
+    above = mean_text(seeds, fact("trained", "above"))
+    ungated = mean_text(seeds, fact("nulls", UNGATED))
     return (f"The most suppressive heads of each seed are {heads}: a token that was seen and is "
             f"predicted gets {to_predicted} times an even share of the first one's attention, one "
             f"that is not predicted {to_others} times. Where another token is made to be "
@@ -191,7 +177,7 @@ def draw_overview(seeds):
     draw_dots(losses, seeds, {"best that ignores what was seen": fact("nulls", IGNORE),
                               "best that suppresses all of it": fact("nulls", UNGATED),
                               "the model": fact("trained", "above")})
-    above = mean_of(seeds, fact("trained", "above"))
+    above = mean_text(seeds, fact("trained", "above"))
     bare_axes(losses, f"The model is {above} nats above the floor", "above the floor (nats/token)",
               "")
 
@@ -201,7 +187,7 @@ def draw_overview(seeds):
                              ("untrained", "untrained"))
         for name, kind in (("to predicted", "predicted"), ("to others", "not predicted"))})
     attention.axvline(1, color="0.55", linewidth=1, linestyle="--")
-    to_predicted = mean_of(seeds, fact("trained", "suppressor", "to predicted"))
+    to_predicted = mean_text(seeds, fact("trained", "suppressor", "to predicted"))
     bare_axes(attention, f"What is predicted gets {to_predicted} even shares",
               "attention to a key (1: an even share)", "")
 
@@ -210,7 +196,7 @@ def draw_overview(seeds):
            for name in ("before", "random", "after")},
         **{f"prediction swapped: {name}": fact("trained", "prediction", "new", name)
            for name in ("before", "random", "after")}})
-    rise = mean_of(seeds, moved("direction", "after"))
+    rise = mean_text(seeds, moved("direction", "after"))
     bare_axes(patches, f"Attention follows the prediction: +{rise}",
               "share of attention to the token", "")
 
@@ -220,7 +206,7 @@ def draw_overview(seeds):
         for name, place in (("naive copy", "likeliest successor seen"),
                             ("free", "no successor seen"))})
     costs.axvline(0, color="0.2", linewidth=0.8)
-    cost = mean_of(seeds, fact("trained", "ablation", "team", "naive copy"))
+    cost = mean_text(seeds, fact("trained", "ablation", "team", "naive copy"))
     bare_axes(costs, f"Without them a naive copy costs {cost} nats",
               "rise of the loss (nats/token)", "")
     return figure
