@@ -45,7 +45,8 @@ def dollars_as_text_(figure):
     numbers = set()
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
-            ticks = [(axis.major, axis.majorTicks), (axis.minor, axis.minorTicks)]
+            # asking for the ticks makes all that the axis will have
+            ticks = [(axis.major, axis.get_major_ticks()), (axis.minor, axis.get_minor_ticks())]
             for settings, some in ticks:
                 if not isinstance(settings.formatter, (FixedFormatter, FuncFormatter)):
                     numbers |= {label for tick in some for label in (tick.label1, tick.label2)}

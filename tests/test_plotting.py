@@ -281,3 +281,16 @@ def test_powers_of_ten_at_an_axis_stay_formulas(tmp_path):
         assert any("10^{2}" in label.get_text() for label in labels)
         assert all(label.get_parse_math() for label in labels)
     assert not axes.title.get_parse_math()
+
+
+def test_the_powers_of_ten_of_a_long_axis_are_no_text(tmp_path):
+    """Some of its ticks are made only when they are asked for."""
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([1, 3000], [1e-8, 30])
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    save(figure, tmp_path / "long.png")
+    labels = [*axes.get_xticklabels(which="both"), *axes.get_yticklabels(which="both")]
+    raw = [label.get_text() for label in labels if not label.get_parse_math()]
+    assert len(labels) > 10 and not raw, f"shown with their dollars: {raw}"
