@@ -1,0 +1,378 @@
+"""Dictionaries by hand: a few of many latents write each activation again.
+
+    pre = x W_enc + b_enc            [batch, latent]
+    z = activate(pre)                [batch, latent], mostly 0
+    x' = z W_dec + b_dec             [batch, d_out]
+
+Row i of W_dec, of length 1, is the direction that latent i writes, its *feature*; z_i says how much
+of it there is. The kinds differ in `activate` and in what they add to the loss, so each is a class
+of a few lines. The gradient is worked out by hand, as for the toys of superposition.
+
+An autoencoder writes x itself. A transcoder reads x and writes something else, such as an MLP's
+output; nothing here asks which.
+
+Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
+Prerequisites: optim.py, experiments/dictionaries/features.py
+Next: experiments/dictionaries/measure.py
+Source: Bricken et al. 2023 (ReLU and L1; waking dead latents); Gao et al. 2024 (TopK); Bussmann et
+al. 2024 (BatchTopK) and 2025 (Matryoshka); Rajamanoharan et al. 2024 (JumpReLU); Dunefsky et al.
+2024 (transcoders)
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+
+from experiments.dictionaries.features import unit_rows
+from optim import AdamW, schedule
+from utils import UserError, check_choice, seeded_generator
+
+KERNEL_WIDTH = 0.1  # within which a JumpReLU's threshold feels an activation
+FIRST_THRESHOLD = 0.1
+THRESHOLD_MEMORY = 0.99  # of a BatchTopK's threshold from one batch to the next
+NESTED = (1 / 8, 1 / 4, 1 / 2, 1)  # the prefixes of a Matryoshka, shares of all latents
+WAKE_EVERY = 100  # steps
+WAKE_UNTIL = 0.6  # of training, so that all can settle
+DEAD_AFTER = 20  # steps without firing
+
+
+class Dictionary:
+    """What all kinds share. `sparsity` is a penalty's weight, or how many latents may be active.
+
+    W_enc [d_in, latent], b_enc [latent], W_dec [latent, d_out], b_dec [d_out].
+    """
+
+    def __init__(self, d_in, d_out, n_latents, sparsity, generator, *, W_dec=None):
+        """W_dec: a decoder that is kept as it is, [latent, d_out] (None: a random one, to train).
+        Where input and output are of one width, the encoder begins as the decoder's transpose."""
+        self.sparsity = sparsity
+        is_free = W_dec is None
+        if is_free:
+            W_dec = unit_rows(torch.randn(n_latents, d_out, generator=generator))
+        self.W_dec = W_dec.clone().requires_grad_(is_free)
+        if d_in == d_out:
+            W_enc = W_dec.T.contiguous()
+        else:
+            W_enc = unit_rows(torch.randn(n_latents, d_in, generator=generator)).T.contiguous()
+        self.W_enc = W_enc.clone().requires_grad_()
+        self.b_enc = torch.zeros(n_latents).requires_grad_()
+        self.b_dec = torch.zeros(d_out).requires_grad_()
+
+    @property
+    def prefixes(self):
+        """Where nested dictionaries end, as counts of latents: here there is one, of them all."""
+        return (len(self.W_dec),)
+
+    def tensors(self):
+        """{name: tensor} of all that a dictionary is made of."""
+        return {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec,
+                "b_dec": self.b_dec}
+
+    def parameters(self):
+        """The tensors that are trained."""
+        return [tensor for tensor in self.tensors().values() if tensor.requires_grad]
+
+    # Reading and writing
+
+    def pre(self, x):
+        """[batch, d_in] -> [batch, latent]: what each latent sees, before it may be active."""
+        return torch.addmm(self.b_enc, x, self.W_enc)
+
+    def activate(self, pre, training=False):
+        """[batch, latent] -> z [batch, latent], 0 or more. training: the batch is a training's."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def encode(self, x):
+        """x [..., d_in] -> z [..., latent]."""
+        z = self.activate(self.pre(x.reshape(-1, x.shape[-1])))
+        return z.view(*x.shape[:-1], -1)
+
+    @torch.no_grad()
+    def decode(self, z):
+        """z [..., latent] -> x' [..., d_out]."""
+        return z @ self.W_dec + self.b_dec
+
+    # The gradient
+
+    @torch.no_grad()
+    def backward_(self, x, target):
+        """Leaves the gradient of the loss in each parameter's `.grad`; returns z [batch, latent].
+
+        The loss is the mean over the batch of |x' - target|^2 (of each prefix, their mean), and
+        what the kind adds. x [batch, d_in]; target [batch, d_out].
+        """
+        # forward: a prefix adds its own latents to what the shorter ones have written
+        pre = self.pre(x)
+        z = self.activate(pre, training=True)
+        parts = self.parts()
+        written = self.b_dec
+        errors = []
+        for part in parts:
+            written = written + z[:, part] @ self.W_dec[part]
+            errors.append(written - target)
+
+        # backward: a latent is blamed for the errors of all prefixes that it is in
+        d_z = torch.empty_like(z)
+        d_W_dec = torch.empty_like(self.W_dec)
+        d_written = torch.zeros_like(target)
+        for part, error in zip(reversed(parts), reversed(errors), strict=True):
+            d_written += error * (2 / (len(x) * len(parts)))
+            d_W_dec[part] = z[:, part].T @ d_written
+            d_z[:, part] = d_written @ self.W_dec[part].T
+        self.add_penalty_(d_z, pre, z)
+        d_pre = d_z.mul_(z > 0)  # an inactive latent learns nothing from this text
+
+        self.W_dec.grad = d_W_dec
+        self.b_dec.grad = d_written.sum(0)
+        self.W_enc.grad = x.T @ d_pre
+        self.b_enc.grad = d_pre.sum(0)
+        return z
+
+    def add_penalty_(self, d_z, pre, z):
+        """Adds to d_z what the kind's penalty wants of z; all [batch, latent]."""
+
+    def parts(self):
+        """The slices of latents by which each prefix is longer than the one before."""
+        ends = self.prefixes
+        return [slice(start, end) for start, end in zip((0, *ends), ends, strict=False)]
+
+    @torch.no_grad()
+    def normalise_(self):
+        """Brings each feature to length 1. An L1 penalty would else be dodged, by small z and long
+        features."""
+        if self.W_dec.requires_grad:
+            self.W_dec.div_(self.W_dec.norm(dim=-1, keepdim=True))
+
+    @torch.no_grad()
+    def absorb_scales_(self, of_x, of_target):
+        """Makes a dictionary of standardised x and target one of x and target. Scale objects."""
+        self.W_enc.div_(of_x.unit)
+        self.b_enc.sub_(of_x.mean @ self.W_enc)
+        self.b_dec.mul_(of_target.unit).add_(of_target.mean)
+        self.stretch_latents_(of_target.unit)
+
+    @torch.no_grad()
+    def stretch_latents_(self, factor):
+        """Multiplies z by a number: what is active stays active."""
+        self.W_enc.mul_(factor)
+        self.b_enc.mul_(factor)
+
+
+class ReluL1(Dictionary):
+    """z = ReLU(pre), and the loss has `sparsity` times the sum of z: all of z shrinks."""
+
+    def activate(self, pre, training=False):
+        return pre.relu()
+
+    def add_penalty_(self, d_z, pre, z):
+        d_z += self.sparsity / len(z)
+
+
+class TopK(Dictionary):
+    """The `sparsity` largest of each text's latents are active, with their whole value."""
+
+    def activate(self, pre, training=False):
+        values, which = pre.topk(self.sparsity, dim=-1, sorted=False)
+        return torch.zeros_like(pre).scatter_(-1, which, values.relu_())
+
+
+class BatchTopK(Dictionary):
+    """On average `sparsity` latents are active: the largest of the whole batch.
+
+    One text may so have more than another. Read alone, a text has no batch: what then has to be
+    exceeded is the smallest value that was kept, averaged over batches of the training.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.threshold = torch.tensor(float("nan"))
+
+    def tensors(self):
+        return super().tensors() | {"threshold": self.threshold}
+
+    def activate(self, pre, training=False):
+        if not training:
+            return torch.where(pre > self.threshold, pre, 0.0).relu_()
+        values, which = pre.flatten().topk(self.sparsity * len(pre), sorted=False)
+        values.relu_()
+        self.remember_(values.min())
+        return torch.zeros_like(pre).view(-1).scatter_(0, which, values).view_as(pre)
+
+    def remember_(self, smallest):
+        """Moves the threshold towards the smallest value that was kept of a batch."""
+        if self.threshold.isnan():
+            self.threshold.copy_(smallest)
+        self.threshold.lerp_(smallest, 1 - THRESHOLD_MEMORY)
+
+    @torch.no_grad()
+    def stretch_latents_(self, factor):
+        super().stretch_latents_(factor)
+        self.threshold.mul_(factor)
+
+
+class Matryoshka(BatchTopK):
+    """A BatchTopK in which each of some prefixes of the latents must write x by itself.
+
+    The first latents can't leave the common features to the later ones, so that a parent is not
+    swallowed by its children.
+    """
+
+    @property
+    def prefixes(self):
+        return tuple(round(share * len(self.W_dec)) for share in NESTED)
+
+
+class JumpReLU(Dictionary):
+    """z = pre where pre is above a learned threshold, else 0; the loss has `sparsity` times the
+    number of active latents.
+
+    A step has no slope. The threshold gets that of a ramp KERNEL_WIDTH wide (a straight-through
+    estimate): only activations near to it say whether it should rise.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.log_threshold = torch.full_like(self.b_enc, FIRST_THRESHOLD).log().requires_grad_()
+
+    def tensors(self):
+        return super().tensors() | {"log_threshold": self.log_threshold}
+
+    def activate(self, pre, training=False):
+        return torch.where(pre > self.log_threshold.exp(), pre, 0.0)
+
+    def add_penalty_(self, d_z, pre, z):
+        threshold = self.log_threshold.exp()
+        is_near = (pre - threshold).abs() < KERNEL_WIDTH / 2
+        d_step = -(threshold * d_z + self.sparsity / len(z)) * is_near / KERNEL_WIDTH
+        self.log_threshold.grad = d_step.sum(0) * threshold
+
+    @torch.no_grad()
+    def stretch_latents_(self, factor):
+        super().stretch_latents_(factor)
+        self.log_threshold.add_(math.log(factor))
+
+
+KINDS = {
+    "ReLU + L1": ReluL1,
+    "TopK": TopK,
+    "BatchTopK": BatchTopK,
+    "JumpReLU": JumpReLU,
+    "Matryoshka": Matryoshka,
+}
+LEARNING_RATES = {"ReLU + L1": 0.015} | dict.fromkeys(list(KINDS)[1:], 0.006)
+
+
+# Training
+
+
+@dataclass(frozen=True)
+class DictionaryRecipe:
+    """A kind of KINDS, how sparse it is, how many latents, and for how long it is trained."""
+
+    kind: str
+    sparsity: float
+    n_latents: int
+    steps: int = 2000
+    batch: int = 256
+
+    def __post_init__(self):
+        check_choice("kind", self.kind, KINDS)
+
+    def fresh(self, d_in, d_out, generator, W_dec=None):
+        """The dictionary before training."""
+        return KINDS[self.kind](d_in, d_out, self.n_latents, self.sparsity, generator,
+                                W_dec=W_dec)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where activations lie, and how far they reach: mean [d]; unit, the root of the mean squared
+    distance from it."""
+
+    mean: torch.Tensor
+    unit: float
+
+    @classmethod
+    def of(cls, x):
+        """The Scale of x [n, d]."""
+        mean = x.mean(0)
+        unit = (x - mean).square().sum(-1).mean().sqrt().item()
+        if unit == 0:
+            raise UserError("all activations are the same; there is nothing to find in them")
+        return cls(mean, unit)
+
+    def standardise(self, x):
+        """x with mean 0 and a mean squared length of 1."""
+        return (x - self.mean) / self.unit
+
+
+def fit_dictionary(recipe, x, seed, *, target=None, W_dec=None, progress=None):
+    """The trained Dictionary of a recipe.
+
+    x: [n, d_in], what it reads, gone through again and again in a new order. target: [n, d_out],
+    what it has to write (None: x itself). W_dec: a decoder to keep as it is. progress: a function
+    that is told how many steps are done. Raises UserError where all of x or target is the same.
+    """
+    target = x if target is None else target
+    of_x = Scale.of(x)
+    of_target = of_x if target is x else Scale.of(target)
+    generator = seeded_generator(seed)
+    dictionary = recipe.fresh(x.shape[-1], target.shape[-1], generator, W_dec)
+    optimizer = AdamW(dictionary.parameters(), LEARNING_RATES[recipe.kind], weight_decay=0.0)
+
+    silent = torch.zeros(recipe.n_latents)  # steps since each latent was active
+    batches = shuffled_rows(len(x), recipe.batch, generator)
+    for step, rows in enumerate(itertools.islice(batches, recipe.steps)):
+        batch = of_x.standardise(x[rows])
+        wanted = batch if target is x else of_target.standardise(target[rows])
+
+        z = dictionary.backward_(batch, wanted)
+        optimizer.step(schedule(step, recipe.steps, shape="cosine"))
+        dictionary.normalise_()
+
+        silent = torch.where((z > 0).any(0), 0.0, silent + 1)
+        if step % WAKE_EVERY == WAKE_EVERY - 1 and step < WAKE_UNTIL * recipe.steps:
+            wake_dead_(dictionary, optimizer, silent >= DEAD_AFTER, batch, wanted, generator)
+        if progress:
+            progress(step + 1)
+
+    dictionary.absorb_scales_(of_x, of_target)
+    return dictionary
+
+
+def shuffled_rows(n_rows, batch, generator):
+    """Yields [batch] indices for ever: all rows in a random order, then again in another one."""
+    batch = min(batch, n_rows)
+    while True:
+        order = torch.randperm(n_rows, generator=generator)
+        yield from order[: n_rows - n_rows % batch].view(-1, batch)
+
+
+@torch.no_grad()
+def wake_dead_(dictionary, optimizer, dead, x, target, generator):
+    """Gives each dead latent a new direction: the error of a text that is badly written, drawn with
+    a chance in proportion to the square of its loss. dead: [latent], bool."""
+    which = dead.nonzero().flatten()
+    if len(which) == 0 or not dictionary.W_dec.requires_grad:
+        return
+    errors = target - dictionary.decode(dictionary.encode(x))
+    chances = errors.square().sum(-1).square()
+    texts = torch.multinomial(chances, len(which), replacement=True, generator=generator)
+
+    directions = unit_rows(errors[texts])
+    dictionary.W_dec[which] = directions
+    dictionary.W_enc[:, which] = directions.T if target is x else unit_rows(x[texts]).T
+    dictionary.b_enc[which] = 0
+    optimizer_forgets_(optimizer, dictionary, which)
+
+
+def optimizer_forgets_(optimizer, dictionary, which):
+    """Sets AdamW's averages to 0 for the weights of some latents."""
+    for averages in (optimizer.m, optimizer.v):
+        of_name = dict(zip(map(id, optimizer.parameters), averages, strict=True))
+        of_name[id(dictionary.W_enc)][:, which] = 0
+        of_name[id(dictionary.b_enc)][which] = 0
+        of_name[id(dictionary.W_dec)][which] = 0
