@@ -36,7 +36,7 @@ THRESHOLD_MEMORY = 0.99  # of a BatchTopK's threshold from one batch to the next
 LATENT_AXIS = {"W_enc": 1, "b_enc": 0, "W_dec": 0, "log_threshold": 0}
 NESTED = (1 / 8, 1 / 4, 1 / 2, 1)  # the prefixes of a Matryoshka, shares of all latents
 WAKE_EVERY = 10  # steps
-WAKE_UNTIL = 0.8  # of training, so that all can settle
+WAKE_UNTIL = 0.7  # of training, so that all can settle
 
 
 class Dictionary:
@@ -294,7 +294,7 @@ class DictionaryRecipe:
     n_latents: int
     steps: int = 2000
     batch: int = 256
-    dead_after: int = 3
+    dead_after: int = 8
 
     def __post_init__(self):
         check_choice("kind", self.kind, KINDS)
