@@ -22,6 +22,7 @@ from experiments.dictionaries.measure import (
     describe_fit,
     describe_recovery,
     feature_cosines,
+    mean_slope,
     recovered_by_frequency,
 )
 from experiments.dictionaries.model import KINDS, DictionaryRecipe, ReluL1, fit_dictionary
@@ -163,6 +164,8 @@ def measure_known(jobs, dictionaries, seed):
             z = dictionary.encode(x)
             cosines = feature_cosines(dictionary, z, features.directions)
             found[name] = describe_fit(dictionary, x) | describe_recovery(cosines)
+            if world == "uniform":
+                found[name]["slope"] = mean_slope(cosines, z, values)
             if world == "zipf":
                 found[name]["by frequency"] = recovered_by_frequency(cosines, features.chances)
             if world == "hierarchy":

@@ -1,7 +1,8 @@
-"""How good a dictionary is: of what it writes, without a known truth, and of what it found, with one.
+"""How good a dictionary is: how well it writes, and whether it found the true features.
 
-Two different questions. The first asks how near the dictionary's output is to what it has to write,
-and how few latents that takes. The second asks whether its features are the true ones.
+Two different questions. The first needs no truth: how near is the dictionary's output to what it
+has to write, and how few latents does that take? The second asks whether its features are the true
+ones.
 
 Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
 Prerequisites: experiments/dictionaries/model.py
@@ -74,6 +75,20 @@ def describe_recovery(cosines):
     return {"recovered": (best_latent >= RECOVERED).double().mean().item(),
             "features' best": best_latent.mean().item(),
             "latents' best": best_feature[is_live].mean().item() if is_live.any() else 0.0}
+
+
+def mean_slope(cosines, z, values):
+    """How much of a true feature's value its latent says, the mean over recovered features: the
+    slope of z on the value through 0, where the feature is there. 1 says all of it.
+
+    cosines [latent, feature]; z [n, latent] and values [n, feature], of the same texts. nan where
+    nothing is recovered.
+    """
+    best, of_feature = cosines.max(0)
+    is_recovered = best >= RECOVERED
+    said = z[:, of_feature]  # [n, feature]
+    slopes = (said * values).sum(0) / values.square().sum(0)
+    return slopes[is_recovered].double().mean().item()
 
 
 def recovered_by_frequency(cosines, chances, n_groups=4):

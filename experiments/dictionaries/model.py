@@ -67,7 +67,7 @@ class Dictionary:
         return (len(self.W_dec),)
 
     def tensors(self):
-        """{name: tensor} of all that a dictionary is made of, as `DictionaryRecipe.restore` reads."""
+        """{name: tensor} of all that a dictionary is made of: what `restore` reads."""
         return {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec,
                 "b_dec": self.b_dec}
 
