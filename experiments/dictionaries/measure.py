@@ -79,7 +79,7 @@ def describe_recovery(cosines):
 
 def mean_slope(cosines, z, values):
     """How much of a true feature's value its latent says, the mean over recovered features: the
-    slope of z on the value through 0, where the feature is there. 1 says all of it.
+    slope of z on the value through 0, where both are there. 1 says all of it.
 
     cosines [latent, feature]; z [n, latent] and values [n, feature], of the same texts. nan where
     nothing is recovered.
@@ -87,8 +87,9 @@ def mean_slope(cosines, z, values):
     best, of_feature = cosines.max(0)
     is_recovered = best >= RECOVERED
     said = z[:, of_feature]  # [n, feature]
-    slopes = (said * values).sum(0) / values.square().sum(0)
-    return slopes[is_recovered].double().mean().item()
+    true = values * (said > 0)
+    slopes = (said * true).sum(0) / true.square().sum(0)
+    return slopes[is_recovered].double().nanmean().item()
 
 
 def recovered_by_frequency(cosines, chances, n_groups=4):
