@@ -64,9 +64,10 @@ class WordRecipe:
     n_layers: int = 2
     n_heads: int = 4
     d_model: int = 64
+    d_mlp: int = 128
     n_ctx: int = 48
     characters: int = 600_000  # of the corpus
-    steps: int = 1600
+    steps: int = 1400
     batch_size: int = 24
     lr: float = 8e-3
     muon_lr: float = 0.02
@@ -76,14 +77,14 @@ class WordRecipe:
     @classmethod
     def quick(cls):
         """A small one, to see that it runs."""
-        return cls(d_model=32, characters=60_000, steps=60, windows=150, held_out=100)
+        return cls(d_model=32, d_mlp=32, characters=60_000, steps=60, windows=150, held_out=100)
 
 
 @dataclass(frozen=True)
 class TextRecipe:
     """How the model of text is trained where no run is there: train.py's, with fewer steps."""
 
-    steps: int = 900
+    steps: int = 600
     windows: int = 900  # of the validation text, at most
 
     @classmethod
@@ -180,7 +181,7 @@ def trained_word_model(seed, folder, recipe, *, retrain=False):
     text = corpus.text(recipe.characters, TRAIN_TEXT)
     tokenizer = WordTokenizer().fit(text)
     shape = ModelConfig(n_layers=recipe.n_layers, n_heads=recipe.n_heads, d_model=recipe.d_model,
-                        n_ctx=recipe.n_ctx, d_vocab=tokenizer.d_vocab)
+                        d_mlp=recipe.d_mlp, n_ctx=recipe.n_ctx, d_vocab=tokenizer.d_vocab)
     how = TrainConfig(max_steps=recipe.steps, batch_size=recipe.batch_size, lr=recipe.lr,
                       muon_lr=recipe.muon_lr)
 

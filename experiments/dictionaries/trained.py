@@ -19,15 +19,16 @@ Source: Bricken et al. 2023; Gao et al. 2024 (loss recovered, probes); Templeton
 (steering)
 """
 
+import re
 from dataclasses import dataclass, replace
-from statistics import fmean
 
 import torch
 
 from experiments.dictionaries.features import unit_rows
 from experiments.dictionaries.model import fit_dictionary
 from experiments.dictionaries.subjects import Subject as Subject  # what is measured here
-from losses import next_token_loss
+from experiments.dictionaries.variables import is_next, siblings
+from losses import log_probabilities, next_token_loss
 from metrics import mean_ranks
 from model import GPT
 from utils import seeded_generator
@@ -39,6 +40,8 @@ FEWEST_PAIRS = 1000  # of equal words with and without a variable, in each half 
 RIDGE = 1e-3  # of a probe, in units of the features' mean variance
 N_RANDOM = 20  # directions that steering is held against
 N_STEERED = 12  # latents that are steered by their own effect
+N_TEXTS = 24  # that are steered at once
+FEWEST_ACTIVE = 20  # positions at which a latent that is steered is active
 OTHER_SEED = 1_000_003  # is added for what must not be drawn as the rest
 
 
@@ -95,49 +98,61 @@ def describe_fit(dictionary, x, z):
 # What a latent says
 
 
-def word_auroc(scores, truth, words):
-    """AUROC among equal words, [score, variable]: the chance that a place where the variable holds
-    scores above one with the same word where it doesn't, over all such pairs; ties count half.
-
-    scores: [n, score]; truth: [n, variable], bool; words: [n], ids. NaN where there is no pair.
-    """
-    above = torch.zeros(scores.shape[1], truth.shape[1], dtype=torch.float64)
-    pairs = torch.zeros(truth.shape[1], dtype=torch.float64)
-    for word in words.unique():
-        here = words == word
-        holds = truth[here].double()  # [place, variable]
-        n_true = holds.sum(0)
-        n_false = len(holds) - n_true
-        if (n_true * n_false).any():
-            ranks = mean_ranks(scores[here].T.contiguous()).double()  # [score, place], from 0
-            above += ranks @ holds - n_true * (n_true - 1) / 2
-            pairs += n_true * n_false
-    return above / pairs
-
-
-def count_pairs(truth, words):
-    """How many pairs of equal words there are, one with each variable and one without: [variable].
-    """
-    n_true = torch.zeros(int(words.max()) + 1, truth.shape[1], dtype=torch.float64)
-    n_true.index_add_(0, words, truth.double())
-    n_all = words.bincount(minlength=len(n_true))[:, None]
-    return (n_true * (n_all - n_true)).sum(0)
-
-
 @dataclass(frozen=True)
 class Places:
-    """Positions of texts, one after another: x [n, d], words [n] (ids), truth [n, variable]."""
+    """Positions of texts, one after another: x [n, d], words [n] (ids below n_words), truth [n,
+    variable]."""
 
     x: torch.Tensor
     words: torch.Tensor
     truth: torch.Tensor
+    n_words: int
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """Places where a variable holds, compared with places of the same word where it doesn't.
+
+    above: [word, score, variable], how many pairs have the higher score where the variable holds
+    (ties count half); pairs: [word, variable], how many there are.
+    """
+
+    above: torch.Tensor
+    pairs: torch.Tensor
+
+    @classmethod
+    def of(cls, scores, places):
+        """scores: [n, score]; places: n Places."""
+        shape = (scores.shape[1], places.truth.shape[1])
+        above = torch.zeros(places.n_words, *shape, dtype=torch.float64)
+        pairs = torch.zeros(places.n_words, shape[1], dtype=torch.float64)
+        for word in places.words.unique():
+            here = places.words == word
+            holds = places.truth[here].double()  # [place, variable]
+            n_true = holds.sum(0)
+            pairs[word] = n_true * (len(holds) - n_true)
+            if pairs[word].any():
+                ranks = mean_ranks(scores[here].T.contiguous()).double()  # [score, place], from 0
+                above[word] = ranks @ holds - n_true * (n_true - 1) / 2
+        return cls(above, pairs)
+
+    @property
+    def auroc(self):
+        """AUROC among equal words, [score, variable]: the chance that a place where the variable
+        holds scores above one with the same word where it doesn't. NaN where there is no pair."""
+        return self.above.sum(0) / self.pairs.sum(0)
+
+    @property
+    def auroc_of_words(self):
+        """The same of each word by itself, [word, score, variable]."""
+        return self.above / self.pairs[:, None]
 
 
 @dataclass(frozen=True)
 class Halves:
     """The held-out texts in two halves: on one a latent is chosen, on the other it is measured.
 
-    names: of the variables that both have FEWEST_PAIRS pairs of.
+    names: of the variables of which both halves have FEWEST_PAIRS pairs of equal words.
     """
 
     names: list
@@ -152,37 +167,57 @@ class Halves:
         for first in (0, 1):
             tokens = subject.held_out[first::2]
             halves.append(Places(collect(subject.model, tokens, subject.at), tokens.flatten(),
-                                 truth[first::2].flatten(0, 1)))
-        enough = torch.stack([count_pairs(half.truth, half.words) for half in halves]).min(0).values
-        kept = enough >= FEWEST_PAIRS
+                                 truth[first::2].flatten(0, 1), subject.model.cfg.d_vocab))
+
+        pairs = [Comparisons.of(half.x[:, :0], half).pairs.sum(0) for half in halves]
+        kept = torch.minimum(*pairs) >= FEWEST_PAIRS
         names = [name for name, keep in zip(subject.variables, kept, strict=True) if keep]
         return cls(names, *(replace(half, truth=half.truth[:, kept]) for half in halves))
 
 
 @dataclass(frozen=True)
-class Best:
-    """For each variable the score that says it best: which [variable], its number; sign, whether a
-    high or a low one says that it holds; auroc [variable], on the other half of the texts."""
+class Said:
+    """How well some scores say each variable, on the second half of the texts, [variable].
 
-    which: torch.Tensor
-    sign: torch.Tensor
-    auroc: torch.Tensor
-
-
-def choose_best(halves, read):
-    """The Best of some scores. read: x [n, d] -> scores [n, score].
-
-    A score may say a variable by being low; that too is chosen on the first half alone.
+    one: the AUROC of the score that says it best in the first half; which: its number. each_word:
+    the AUROC where each word has a score of its own, chosen in the same way. compared: all scores'
+    Comparisons in the second half.
     """
-    chosen = word_auroc(read(halves.choose.x), halves.choose.truth, halves.choose.words) - 0.5
-    which = chosen.abs().argmax(0)  # [variable]
-    variables = torch.arange(len(which))
-    sign = chosen[which, variables].sign()
 
-    scores = read(halves.measure.x)[:, which]
-    of_all = word_auroc(scores, halves.measure.truth, halves.measure.words)
-    auroc = 0.5 + sign * (of_all[variables, variables] - 0.5)
-    return Best(which, sign, auroc)
+    one: torch.Tensor
+    which: torch.Tensor
+    each_word: torch.Tensor
+    compared: Comparisons
+
+    @classmethod
+    def of(cls, read, halves):
+        """read: x [n, d] -> scores [n, score].
+
+        A score may say a variable by being low; that too is chosen in the first half.
+        """
+        first = Comparisons.of(read(halves.choose.x), halves.choose)
+        second = Comparisons.of(read(halves.measure.x), halves.measure)
+
+        lead = first.auroc - 0.5  # [score, variable]
+        which = lead.abs().argmax(0, keepdim=True)
+        one = 0.5 + lead.gather(0, which).sign() * (second.auroc.gather(0, which) - 0.5)
+
+        lead = (first.auroc_of_words - 0.5).nan_to_num()  # [word, score, variable]
+        which_each = lead.abs().argmax(1, keepdim=True)
+        sign = lead.gather(1, which_each).sign()[:, 0]  # [word, variable]
+        above = second.above.gather(1, which_each)[:, 0]
+        ahead = sign * (above - second.pairs / 2)  # pairs won, beyond half of them
+        each_word = 0.5 + ahead.sum(0) / second.pairs.sum(0)
+        return cls(one[0], which[0], each_word, second)
+
+    @property
+    def carried(self):
+        """{"mean": how many variables a score carries that carries any, "share": how many scores
+        do}; the mean is 0 where none does. One that says one thing has a mean of 1."""
+        n_carried = ((self.compared.auroc - 0.5).abs() > CARRIED - 0.5).sum(1)  # [score]
+        carries = n_carried > 0
+        mean = n_carried[carries].double().mean().item() if carries.any() else 0.0
+        return {"mean": mean, "share": carries.double().mean().item()}
 
 
 def probe_auroc(halves):
@@ -193,21 +228,20 @@ def probe_auroc(halves):
     (probing.py) takes a hundred times as long.
     """
     x = less_word_means(halves.choose.x, halves.choose.words)
-    wanted = less_word_means(halves.choose.truth.double(), halves.choose.words)
+    wanted = less_word_means(halves.choose.truth, halves.choose.words)
     gram = x.T @ x
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())
     W = torch.linalg.solve(gram, x.T @ wanted)  # [d, variable]
-    scores = halves.measure.x.double() @ W
-    return word_auroc(scores, halves.measure.truth, halves.measure.words).diagonal()
+    return Comparisons.of(halves.measure.x.double() @ W, halves.measure).auroc.diagonal()
 
 
 def less_word_means(values, words):
     """values [n, k] less the mean of all places with the same word, float64. words: [n]."""
+    values = values.double()
     n_words = int(words.max()) + 1
-    sums = torch.zeros(n_words, values.shape[1], dtype=torch.float64)
-    sums.index_add_(0, words, values.double())
-    means = sums / words.bincount(minlength=n_words).clamp(min=1)[:, None]
-    return values.double() - means[words]
+    sums = torch.zeros(n_words, values.shape[1], dtype=torch.float64).index_add_(0, words, values)
+    means = sums / words.bincount().clamp(min=1)[:, None]
+    return values - means[words]
 
 
 def random_reader(d, n_directions, seed):
@@ -218,28 +252,131 @@ def random_reader(d, n_directions, seed):
 
 
 def variable_scores(halves, dictionary, seed):
-    """({name: {"latent": AUROC, "neuron", "random", "probe", and "which", the latent's number}},
-    the latents' Best). "random" is the best of as many random directions as there are latents."""
-    latents = choose_best(halves, dictionary.encode)
-    neurons = choose_best(halves, lambda x: x)
-    n_latents = len(dictionary.W_dec)
-    random = choose_best(halves, random_reader(halves.choose.x.shape[-1], n_latents, seed))
-    columns = {"latent": latents.auroc, "neuron": neurons.auroc, "random": random.auroc,
-               "probe": probe_auroc(halves), "which": latents.which}
-    columns = {kind: column.tolist() for kind, column in columns.items()}
-    scores = {name: {kind: column[i] for kind, column in columns.items()}
-              for i, name in enumerate(halves.names)}
-    return scores, latents
+    """What is said of the variables by latents, neurons (the numbers of x themselves), as many
+    random directions as there are latents, and probes.
 
-
-def count_carried(scores, places):
-    """How many variables a score carries, the mean over those that carry any; and their share.
-
-    scores: [n, score]. {"mean": 1 where each says one thing, "share": of all scores}; the mean is 0
-    where none carries any.
+    Returns {"of": {name of a variable: {"latent": AUROC, "neuron", "random", "probe", and with
+    " of each word" the first three where each word has its own; "which": the latent's number}},
+    "carried": {"latent": as Said.carried, "neuron", "random"}}.
     """
-    auroc = word_auroc(scores, places.truth, places.words)
-    n_carried = ((auroc - 0.5).abs() > CARRIED - 0.5).sum(1)  # [score]
-    carries = n_carried > 0
-    mean = n_carried[carries].double().mean().item() if carries.any() else 0.0
-    return {"mean": mean, "share": carries.double().mean().item()}
+    d = halves.choose.x.shape[-1]
+    readers = {"latent": dictionary.encode, "neuron": lambda x: x,
+               "random": random_reader(d, len(dictionary.W_dec), seed)}
+    said = {kind: Said.of(read, halves) for kind, read in readers.items()}
+
+    columns = {kind: each.one for kind, each in said.items()}
+    columns |= {f"{kind} of each word": each.each_word for kind, each in said.items()}
+    columns |= {"probe": probe_auroc(halves), "which": said["latent"].which}
+    columns = {kind: column.tolist() for kind, column in columns.items()}
+    return {"of": {name: {kind: column[i] for kind, column in columns.items()}
+                   for i, name in enumerate(halves.names)},
+            "carried": {kind: each.carried for kind, each in said.items()}}
+
+
+# Steering
+
+
+@torch.no_grad()
+def logit_changes(subject, tokens, places, vectors):
+    """How much the logits change, on average over texts, where a vector is added to the activation.
+
+    tokens: [batch, pos]; places: [batch], the position of each text at which it is added and the
+    logits are read; vectors: [vector, d]. Returns [vector, d_vocab], in nats, of log-probabilities.
+    """
+    model = subject.model
+    rows = torch.arange(len(tokens))
+    tokens = tokens[:, : int(places.max()) + 1]  # what comes later changes nothing
+    in_block = re.match(r"blocks\.(\d+)", subject.at)
+    start = int(in_block[1]) if in_block else 0
+    resid = model.run_blocks(model.embed(tokens), stop=start)
+
+    def log_probs(vector):
+        def add(activation, hook):
+            steered = activation.clone()
+            steered[rows, places] += vector
+            return steered
+
+        with model.hooks([(subject.at, add)]):
+            if in_block:
+                last = model.run_blocks(resid, start)
+                logits = model.unembed(last, None, places[:, None])[:, 0]
+            else:
+                logits = model(tokens)[rows, places]
+        return log_probabilities(logits)
+
+    baseline = log_probs(torch.zeros_like(vectors[0]))
+    return torch.stack([(log_probs(vector) - baseline).mean(0) for vector in vectors])
+
+
+def random_vectors(n, like, generator):
+    """n vectors in random directions, of the length of `like` [d]."""
+    return unit_rows(torch.randn(n, len(like), generator=generator)) * like.norm()
+
+
+def steer_by_variables(subject, halves, dictionary, scores, seed):
+    """Whether the latent that says a variable brings the word that the variable says will come.
+
+    Of each variable that names one, the latent that is highest where it holds, in the first half of
+    the texts. In the second half its direction, as long as the latent is where the variable holds,
+    is added where the same kind of word comes next, but another one of them. Measured is how much
+    the word gains on the others of its kind, in nats; beside it, N_RANDOM random directions.
+    Returns {variable: {"feature": nats, "random": [nats of each]}}.
+    """
+    generator = seeded_generator(seed + OTHER_SEED)
+    tokens = subject.held_out[1::2]
+    known = {name: holds[1::2] for name, holds in subject.variables.items()}
+    z = dictionary.encode(halves.choose.x)
+    first = Comparisons.of(z, halves.choose).auroc
+
+    found = {}
+    for name in filter(subject.to_come.get, halves.names):
+        # the direction, and how far
+        number = halves.names.index(name)
+        latent = first[:, number].argmax()
+        typical = z[halves.choose.truth[:, number], latent]
+        if not typical.any():
+            continue
+        vector = typical[typical > 0].mean() * dictionary.W_dec[latent].detach()
+
+        # where another word of its kind is next
+        others = [other for other in siblings(name) if other != name]
+        elsewhere = torch.stack([known[other] for other in others]).any(0) & is_next(known, name)
+        texts = elsewhere.any(1).nonzero().flatten()[:N_TEXTS]
+        places = elsewhere[texts].float().argmax(1)
+
+        vectors = torch.cat([vector[None], random_vectors(N_RANDOM, vector, generator)])
+        changes = logit_changes(subject, tokens[texts], places, vectors)
+        rivals = changes[:, [subject.to_come[other] for other in others]].mean(1)
+        feature, *random = (changes[:, subject.to_come[name]] - rivals).tolist()
+        found[name] = {"feature": feature, "random": random}
+    return found
+
+
+def steer_by_effect(subject, x, dictionary, seed):
+    """Whether latents move the prediction more, and to one token, than random directions do.
+
+    Of N_STEERED latents the direction, as long as they are where they are active, is added in the
+    middle of texts. The token that gains most in the first half of the texts is the latent's own;
+    measured is what it gains in the second half, in nats. Random directions are given theirs in the
+    same way. x: [n, d], activations. Returns [{"latent": number, "token": text, "feature": nats,
+    "random": [nats of each]}].
+    """
+    generator = seeded_generator(seed + OTHER_SEED)
+    z = dictionary.encode(x)
+    alive = ((z > 0).sum(0) >= FEWEST_ACTIVE).nonzero().flatten()
+    drawn = alive[torch.randperm(len(alive), generator=generator)[:N_STEERED]]
+    halves = [subject.held_out[first::2][:N_TEXTS] for first in (0, 1)]
+    middle = torch.full((len(halves[0]),), subject.held_out.shape[1] // 2)
+
+    found = []
+    for latent in drawn.tolist():
+        size = z[:, latent][z[:, latent] > 0].mean()
+        vector = size * dictionary.W_dec[latent].detach()
+        vectors = torch.cat([vector[None], random_vectors(N_RANDOM, vector, generator)])
+        chosen, measured = (logit_changes(subject, half, middle[: len(half)], vectors)
+                            for half in halves)
+        own = chosen.argmax(1, keepdim=True)  # [vector, 1]
+        feature, *random = measured.gather(1, own)[:, 0].tolist()
+        found.append({"latent": latent, "token": subject.tokenizer.decode([own[0].item()]),
+                      "feature": feature, "random": random})
+    return found

@@ -39,7 +39,8 @@ VARIABLES = (
     *(f"answer: {word}" for word in (*THINGS, *PLACES)),  # from who is asked about to before it
     *(f"to sing: {syllable}" for syllable in SYLLABLES),  # the next one, where it is a copy
 )
-SAYS = ("receiver", "answer", "to sing")  # variables that name a word that is to come
+# Variables that name a word that is to come, and its category
+CATEGORY_OF = {"receiver": "indirect object", "answer": "recall", "to sing": "copying"}
 
 # What the word after the i-th of a sentence takes; a word that is not listed is "syntax"
 GIFT = "When one and two went to the place , giver gave a thing to receiver ."
@@ -71,7 +72,22 @@ def known_variables(words):
 def word_to_come(name):
     """The word that a variable says will come, or None: "receiver: Ada" says Ada."""
     group, word = name.split(": ")
-    return word if group in SAYS else None
+    return word if group in CATEGORY_OF else None
+
+
+def siblings(name):
+    """The variables that say a word of the same kind as this one does, itself among them."""
+    group, word = name.split(": ")
+    kind = next(words for words in (NAMES, THINGS, PLACES, SYLLABLES) if word in words)
+    return [f"{group}: {other}" for other in kind]
+
+
+def is_next(known, name):
+    """Where the word that a variable says comes next, if the variable holds: the category says so.
+
+    known: {variable: bool tensor}, of the same shape.
+    """
+    return known[f"next: {CATEGORY_OF[name.split(': ')[0]]}"]
 
 
 class Reader:
