@@ -29,7 +29,6 @@ from experiments.dictionaries.model import fit_dictionary
 from experiments.dictionaries.subjects import Subject as Subject  # what is measured here
 from experiments.dictionaries.variables import is_next, siblings
 from losses import log_probabilities, next_token_loss
-from metrics import mean_ranks
 from model import GPT
 from utils import seeded_generator
 
@@ -109,6 +108,19 @@ class Places:
     n_words: int
 
 
+def ranks_of_rows(values):
+    """metrics.mean_ranks of [row, n] without NaN, in a third of the time: equal values, which stand
+    side by side once they are sorted, share the mean of the first and the last place of theirs."""
+    ordered, order = values.sort(-1)
+    place = torch.arange(values.shape[-1]).expand_as(order)
+    is_new = torch.ones_like(order, dtype=torch.bool)
+    is_new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    is_last = is_new.roll(-1, -1)  # the first one always is new
+    first = place.where(is_new, 0).cummax(-1).values
+    last = place.where(is_last, values.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
+    return torch.zeros(values.shape).scatter_(-1, order, (first + last) / 2)
+
+
 @dataclass(frozen=True)
 class Comparisons:
     """Places where a variable holds, compared with places of the same word where it doesn't.
@@ -132,7 +144,7 @@ class Comparisons:
             n_true = holds.sum(0)
             pairs[word] = n_true * (len(holds) - n_true)
             if pairs[word].any():
-                ranks = mean_ranks(scores[here].T.contiguous()).double()  # [score, place], from 0
+                ranks = ranks_of_rows(scores[here].T).double()  # [score, place], from 0
                 above[word] = ranks @ holds - n_true * (n_true - 1) / 2
         return cls(above, pairs)
 
@@ -251,26 +263,14 @@ def random_reader(d, n_directions, seed):
     return lambda x: x @ directions
 
 
-def variable_scores(halves, dictionary, seed):
-    """What is said of the variables by latents, neurons (the numbers of x themselves), as many
-    random directions as there are latents, and probes.
-
-    Returns {"of": {name of a variable: {"latent": AUROC, "neuron", "random", "probe", and with
-    " of each word" the first three where each word has its own; "which": the latent's number}},
-    "carried": {"latent": as Said.carried, "neuron", "random"}}.
-    """
-    d = halves.choose.x.shape[-1]
-    readers = {"latent": dictionary.encode, "neuron": lambda x: x,
-               "random": random_reader(d, len(dictionary.W_dec), seed)}
+def variable_scores(halves, readers):
+    """What some scores say of the variables: {kind: {"one": [AUROC of each variable], "each_word":
+    the same where each word has a score of its own, "which": the numbers of the first, "carried":
+    as Said.carried}}. readers: {kind: function x [n, d] -> scores [n, score]}."""
     said = {kind: Said.of(read, halves) for kind, read in readers.items()}
-
-    columns = {kind: each.one for kind, each in said.items()}
-    columns |= {f"{kind} of each word": each.each_word for kind, each in said.items()}
-    columns |= {"probe": probe_auroc(halves), "which": said["latent"].which}
-    columns = {kind: column.tolist() for kind, column in columns.items()}
-    return {"of": {name: {kind: column[i] for kind, column in columns.items()}
-                   for i, name in enumerate(halves.names)},
-            "carried": {kind: each.carried for kind, each in said.items()}}
+    return {kind: {"one": each.one.tolist(), "each_word": each.each_word.tolist(),
+                   "which": each.which.tolist(), "carried": each.carried}
+            for kind, each in said.items()}
 
 
 # Steering
@@ -313,7 +313,7 @@ def random_vectors(n, like, generator):
     return unit_rows(torch.randn(n, len(like), generator=generator)) * like.norm()
 
 
-def steer_by_variables(subject, halves, dictionary, scores, seed):
+def steer_by_variables(subject, halves, dictionary, seed):
     """Whether the latent that says a variable brings the word that the variable says will come.
 
     Of each variable that names one, the latent that is highest where it holds, in the first half of
@@ -380,3 +380,70 @@ def steer_by_effect(subject, x, dictionary, seed):
         found.append({"latent": latent, "token": subject.tokenizer.decode([own[0].item()]),
                       "feature": feature, "random": random})
     return found
+
+
+# All of it
+
+
+def fit_to_subject(subject, recipe, seed, *, shuffled=False):
+    """(dictionary, x [n, d]): that of a Subject's activations, and these.
+
+    shuffled: each of the d numbers is taken from a position of its own, so that each is distributed
+    as before and no two have to do with each other; x is then as it was.
+    """
+    x = collect(subject.model, subject.tokens, subject.at)
+    shown = x
+    if shuffled:
+        order = torch.rand(x.shape, generator=seeded_generator(seed + OTHER_SEED)).argsort(0)
+        shown = x.gather(0, order)
+    return fit_dictionary(recipe, shown, seed), x
+
+
+def untrained_twin(subject, seed):
+    """The Subject with a model of the same shape that has learned nothing."""
+    return replace(subject, model=GPT(subject.model.cfg, seed + OTHER_SEED).eval())
+
+
+def measure_subject(subject, recipe, seed):
+    """All that is measured of a Subject and the dictionary of a DictionaryRecipe, as plain values.
+
+    {"name", "at", "d", "kind", "sparsity", "n_latents", "fit": as `describe_fit`, "loss": as
+    `loss_recovered`, "shuffled": {"fit", "loss"} of the dictionary of shuffled activations,
+    "effects": as `steer_by_effect`}. Where variables are known also {"variables": names, "said": as
+    `variable_scores`, of the kinds latent, neuron, random (as many directions as latents), shuffled
+    and untrained (the latents of these dictionaries), "probe" and "probe_untrained": [AUROC of each
+    variable], "steered": as `steer_by_variables`, "steered_untrained"}.
+    """
+    dictionary, x = fit_to_subject(subject, recipe, seed)
+    of_shuffled, _ = fit_to_subject(subject, recipe, seed, shuffled=True)
+    held_out = collect(subject.model, subject.held_out, subject.at)
+
+    found = {"name": subject.name, "at": subject.at, "d": x.shape[1], "kind": recipe.kind,
+             "sparsity": recipe.sparsity, "n_latents": recipe.n_latents}
+    for part, one in ((found, dictionary), (found.setdefault("shuffled", {}), of_shuffled)):
+        part["fit"] = describe_fit(one, held_out, one.encode(held_out))
+        part["loss"] = loss_recovered(subject, one, x.mean(0))
+    found["effects"] = steer_by_effect(subject, held_out, dictionary, seed)
+    if subject.variables:
+        found |= measure_variables(subject, recipe, dictionary, of_shuffled, seed)
+    return found
+
+
+def measure_variables(subject, recipe, dictionary, of_shuffled, seed):
+    """The part of `measure_subject` that needs to know what there is to find."""
+    halves = Halves.of(subject)
+    read_random = random_reader(len(dictionary.W_enc), recipe.n_latents, seed)
+    said = variable_scores(halves, {
+        "latent": dictionary.encode, "neuron": lambda x: x, "random": read_random,
+        "shuffled": of_shuffled.encode})
+
+    untrained = untrained_twin(subject, seed)
+    of_untrained, _ = fit_to_subject(untrained, recipe, seed)
+    halves_untrained = Halves.of(untrained)
+    said |= variable_scores(halves_untrained, {"untrained": of_untrained.encode})
+
+    steer = steer_by_variables
+    return {"variables": halves.names, "said": said, "probe": probe_auroc(halves).tolist(),
+            "probe_untrained": probe_auroc(halves_untrained).tolist(),
+            "steered": steer(subject, halves, dictionary, seed),
+            "steered_untrained": steer(untrained, halves_untrained, of_untrained, seed)}
