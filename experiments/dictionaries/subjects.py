@@ -72,7 +72,7 @@ class WordRecipe:
     lr: float = 8e-3
     muon_lr: float = 0.02
     windows: int = 2000  # of stories, to train a dictionary on
-    held_out: int = 500  # windows, to measure it on
+    held_out: int = 360  # windows, to measure it on
 
     @classmethod
     def quick(cls):

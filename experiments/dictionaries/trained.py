@@ -39,7 +39,7 @@ FEWEST_PAIRS = 1000  # of equal words with and without a variable, in each half 
 RIDGE = 1e-3  # of a probe, in units of the features' mean variance
 N_RANDOM = 20  # directions that steering is held against
 N_STEERED = 12  # latents that are steered by their own effect
-N_TEXTS = 24  # that are steered at once
+N_TEXTS = 16  # that are steered at once
 FEWEST_ACTIVE = 20  # positions at which a latent that is steered is active
 OTHER_SEED = 1_000_003  # is added for what must not be drawn as the rest
 
@@ -333,19 +333,20 @@ def steer_by_variables(subject, halves, dictionary, seed):
         # the direction, and how far
         number = halves.names.index(name)
         latent = first[:, number].argmax()
-        typical = z[halves.choose.truth[:, number], latent]
-        if not typical.any():
-            continue
-        vector = typical[typical > 0].mean() * dictionary.W_dec[latent].detach()
+        where = halves.choose.truth[:, number] & (z[:, latent] > 0)
 
-        # where another word of its kind is next
+        # where another word of its kind is next: the shortest beginnings of texts
         others = [other for other in siblings(name) if other != name]
         elsewhere = torch.stack([known[other] for other in others]).any(0) & is_next(known, name)
-        texts = elsewhere.any(1).nonzero().flatten()[:N_TEXTS]
-        places = elsewhere[texts].float().argmax(1)
+        n_texts = min(N_TEXTS, int(elsewhere.any(1).sum()))
+        if not where.any() or not n_texts:
+            continue
+        vector = z[where, latent].mean() * dictionary.W_dec[latent].detach()
+        places = elsewhere.float().argmax(1).masked_fill(~elsewhere.any(1), elsewhere.shape[1])
+        texts = places.argsort()[:n_texts]
 
         vectors = torch.cat([vector[None], random_vectors(N_RANDOM, vector, generator)])
-        changes = logit_changes(subject, tokens[texts], places, vectors)
+        changes = logit_changes(subject, tokens[texts], places[texts], vectors)
         rivals = changes[:, [subject.to_come[other] for other in others]].mean(1)
         feature, *random = (changes[:, subject.to_come[name]] - rivals).tolist()
         found[name] = {"feature": feature, "random": random}
@@ -394,8 +395,9 @@ def fit_to_subject(subject, recipe, seed, *, shuffled=False):
     x = collect(subject.model, subject.tokens, subject.at)
     shown = x
     if shuffled:
-        order = torch.rand(x.shape, generator=seeded_generator(seed + OTHER_SEED)).argsort(0)
-        shown = x.gather(0, order)
+        generator = seeded_generator(seed + OTHER_SEED)
+        orders = [torch.randperm(len(x), generator=generator) for _ in range(x.shape[1])]
+        shown = x.gather(0, torch.stack(orders, 1))
     return fit_dictionary(recipe, shown, seed), x
 
 
@@ -412,7 +414,7 @@ def measure_subject(subject, recipe, seed):
     "effects": as `steer_by_effect`}. Where variables are known also {"variables": names, "said": as
     `variable_scores`, of the kinds latent, neuron, random (as many directions as latents), shuffled
     and untrained (the latents of these dictionaries), "probe" and "probe_untrained": [AUROC of each
-    variable], "steered": as `steer_by_variables`, "steered_untrained"}.
+    variable], "steered": as `steer_by_variables`, "steered_shuffled", "steered_untrained"}.
     """
     dictionary, x = fit_to_subject(subject, recipe, seed)
     of_shuffled, _ = fit_to_subject(subject, recipe, seed, shuffled=True)
@@ -446,4 +448,5 @@ def measure_variables(subject, recipe, dictionary, of_shuffled, seed):
     return {"variables": halves.names, "said": said, "probe": probe_auroc(halves).tolist(),
             "probe_untrained": probe_auroc(halves_untrained).tolist(),
             "steered": steer(subject, halves, dictionary, seed),
+            "steered_shuffled": steer(subject, halves, of_shuffled, seed),
             "steered_untrained": steer(untrained, halves_untrained, of_untrained, seed)}
