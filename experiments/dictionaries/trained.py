@@ -84,14 +84,15 @@ def loss_recovered(subject, dictionary, mean):
             "against_zero": (of_zero - spliced) / (of_zero - clean)}
 
 
-def describe_fit(dictionary, x, z):
-    """{"l0": active latents a position, "dead": the share of latents that are never active,
-    "explained": the share of x's variance that is written}. x: [n, d]; z: [n, latent]."""
+def describe_fit(dictionary, x):
+    """{"explained": the share of x's variance that is written, "L0": active latents a position,
+    "dead": the share of latents that are never active}. x: [n, d]."""
+    z = dictionary.encode(x)
     is_active = z > 0
     error = (dictionary.decode(z) - x).square().sum()
-    return {"l0": is_active.sum(-1).float().mean().item(),
-            "dead": (~is_active.any(0)).float().mean().item(),
-            "explained": 1 - (error / (x - x.mean(0)).square().sum()).item()}
+    return {"explained": 1 - (error / (x - x.mean(0)).square().sum()).item(),
+            "L0": is_active.sum(-1).double().mean().item(),
+            "dead": (~is_active.any(0)).double().mean().item()}
 
 
 # What a latent says
@@ -423,7 +424,7 @@ def measure_subject(subject, recipe, seed):
     found = {"name": subject.name, "at": subject.at, "d": x.shape[1], "kind": recipe.kind,
              "sparsity": recipe.sparsity, "n_latents": recipe.n_latents}
     for part, one in ((found, dictionary), (found.setdefault("shuffled", {}), of_shuffled)):
-        part["fit"] = describe_fit(one, held_out, one.encode(held_out))
+        part["fit"] = describe_fit(one, held_out)
         part["loss"] = loss_recovered(subject, one, x.mean(0))
     found["effects"] = steer_by_effect(subject, held_out, dictionary, seed)
     if subject.variables:
