@@ -1,0 +1,255 @@
+"""An answer taken apart into features, errors and biases: sums, naive loops, and false claims."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import refusal, tiny_model, tiny_tokens
+from torch.testing import assert_close
+
+from experiments.dictionaries.model import KINDS, DictionaryRecipe
+from experiments.dictionaries.transcoder import (
+    FrozenRun,
+    fit_transcoder,
+    read_and_written,
+    reading_point,
+    transcoder_quality,
+)
+from losses import next_token_loss
+from metrics import Metric
+from utils import seeded_generator
+
+LATENTS = 20
+ANSWER = Metric.logit_diff(3, 5)
+
+
+def random_transcoder(kind="TopK", seed=0, dtype=torch.float32, d_model=12):
+    """A transcoder of which every tensor has values of ordinary size; of any kind about half of the
+    latents are active."""
+    generator = seeded_generator(seed)
+    recipe = DictionaryRecipe(kind, LATENTS // 2, LATENTS)
+    transcoder = recipe.fresh(d_model, d_model, generator)
+    for name, tensor in transcoder.tensors().items():
+        value = 0.5 * torch.randn(tensor.shape, generator=generator)
+        if "threshold" in name:
+            value = torch.full_like(tensor, 0.05 if name == "threshold" else -3.0)
+        setattr(transcoder, name, value.to(dtype).requires_grad_())
+    return transcoder
+
+
+def frozen_run(layers=(0, 1), kind="TopK", dtype=torch.float32, **changes):
+    """The run of a scrambled model on a prompt of 7 tokens, with random transcoders."""
+    transcoders = {layer: random_transcoder(kind, layer, dtype) for layer in layers}
+    return FrozenRun(tiny_model(dtype=dtype, **changes), transcoders, tiny_tokens(1), ANSWER)
+
+
+VARIANTS = {
+    "as it is": {},
+    "one transcoder": {"layers": (0,)},
+    "the last MLP's": {"layers": (1,)},
+    "no LayerNorm": {"norm": "none"},
+    "no positions": {"positions": "none"},
+    "tied": {"tie_embeddings": True, "unembed_bias": True},
+    "no attention biases": {"attn_bias": False},
+    "three layers": {"n_layers": 3, "layers": (0, 1, 2)},
+} | {kind: {"kind": kind} for kind in KINDS}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_all_nodes_sum_to_the_answer(variant):
+    for dtype, within in ((torch.float32, 1e-4), (torch.float64, 1e-10)):
+        run = frozen_run(dtype=dtype, **VARIANTS[variant])
+        answer = ANSWER(run.model(run.tokens)).item()
+        parts = run.contributions()
+        assert parts.value == pytest.approx(answer, abs=within)
+        assert parts.sum() == pytest.approx(answer, abs=within), f"{variant}, {dtype}"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_incoming_edges_and_biases_sum_to_a_features_pre_activation(variant):
+    for dtype, within in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
+        run = frozen_run(dtype=dtype, **VARIANTS[variant])
+        layer = max(run.transcoders)
+        pre = run.transcoders[layer].pre(run.reading(layer))  # [pos, latent]
+        for pos, latent in ((0, 3), (4, 7), (6, 19)):
+            parts = run.incoming(layer, pos, latent)
+            assert parts.sum() == pytest.approx(pre[pos, latent].item(), abs=within), variant
+
+
+def test_nothing_later_has_an_edge_into_a_feature():
+    parts = frozen_run(n_layers=3, layers=(0, 1, 2)).incoming(1, 4, 7)
+    assert parts.features[0][:5].any() and not parts.features[0][5:].any()
+    assert not parts.features[1].any() and not parts.features[2].any()
+    assert not parts.errors[1].any() and not parts.tokens[5:].any()
+    assert not any(name.startswith(("blocks.2", "ln_final")) for name in parts.biases)
+
+
+@pytest.mark.parametrize("keep", ["writes", "features"])
+def test_predicted_effects_are_those_of_removing_each_feature_from_the_frozen_model(keep):
+    run = frozen_run(dtype=torch.float64, n_layers=3, layers=(0, 1, 2))
+    predicted = run.direct_effects() if keep == "writes" else run.total_effects()
+    for layer in range(3):
+        places = run.active_places(layer)
+        expected = predicted[layer][places[:, 1], places[:, 2]]
+        assert_close(run.removal_effects(places, keep), expected, atol=1e-10, rtol=0)
+
+
+def test_the_active_features_are_kept_as_if_each_mlp_were_its_transcoder_and_its_error():
+    # by hand, hook by hook: z = reading W_enc + b_enc where it was active, and 0 elsewhere
+    run = frozen_run(dtype=torch.float64)
+    place = run.active_places(0)[:1]
+    [(_, pos, latent)] = place.tolist()
+    first, second = run.transcoders[0], run.transcoders[1]
+    hooks = [(name, lambda tensor, hook: run.cache[hook.name]) for name in run.cache
+             if name.endswith(("hook_pattern", "hook_scale"))]
+    seen = []
+
+    def without_the_feature(written, hook):
+        z = run.features[0].clone()
+        z[pos, latent] = 0
+        return (first.decode(z) + run.errors[0])[None]
+
+    def rewritten(written, hook):
+        z = (seen[0] @ second.W_enc + second.b_enc) * (run.features[1] > 0)
+        return second.decode(z) + run.errors[1]
+
+    hooks += [("blocks.0.hook_mlp_out", without_the_feature),
+              ("blocks.1.ln2.hook_normalized", lambda reading, hook: seen.append(reading)),
+              ("blocks.1.hook_mlp_out", rewritten)]
+    with torch.no_grad():
+        left = ANSWER(run.model.run_with_hooks(run.tokens, hooks)).item()
+    effect = run.removal_effects(place, "features").item()
+    assert effect == pytest.approx(run.value - left, abs=1e-10)
+    assert effect != pytest.approx(run.removal_effects(place, "writes").item(), abs=1e-3)
+
+
+def test_removing_a_feature_from_the_model_itself_equals_a_naive_loop():
+    run = frozen_run()
+    for layer in (0, 1):
+        places = run.active_places(layer)[:4]
+        naive = []
+        for _, pos, latent in places.tolist():
+            def without(written, hook, pos=pos, latent=latent, layer=layer):
+                written = written.clone()
+                written[0, pos] -= (run.features[layer][pos, latent]
+                                    * run.transcoders[layer].W_dec[latent])
+                return written
+
+            logits = run.model.run_with_hooks(run.tokens,
+                                              [(f"blocks.{layer}.hook_mlp_out", without)])
+            naive.append(run.value - ANSWER(logits).item())
+        assert_close(run.removal_effects(places), torch.tensor(naive), atol=1e-5, rtol=1e-4)
+
+
+def test_without_its_nonlinearities_a_model_does_what_is_predicted():
+    # one layer, no LayerNorm: an MLP's feature goes straight to the logits
+    run = frozen_run(layers=(0,), n_layers=1, norm="none", dtype=torch.float64)
+    places = run.active_places(0)
+    assert places[:, 1].unique().tolist() == [6], "only the last position reaches the answer"
+    expected = run.direct_effects()[0][6, places[:, 2]]
+    assert_close(run.removal_effects(places), expected, atol=1e-10, rtol=0)
+
+
+def test_a_transcoder_that_misses_nothing_leaves_no_error_and_one_that_writes_nothing_all():
+    run = frozen_run(layers=(0,))
+    mlp = run.contributions().errors[1]  # has no transcoder
+    assert_close(mlp, (run.cache["mlp_out", 1][0] * run.slopes(
+        lambda logits, readings: ANSWER(logits).sum(), "writes")[1]["blocks.1.hook_mlp_out"]
+        ).sum(-1))
+    for layer in (0, 1):
+        assert exact_relu_run(layer).contributions().error_share < 1e-5
+    silent = random_transcoder()
+    silent.b_enc = silent.b_enc - 100
+    empty = FrozenRun(run.model, {0: silent, 1: silent}, run.tokens, ANSWER).contributions()
+    assert empty.error_share == 1
+
+
+def exact_relu_run(layer):
+    """The run of a model of `layer` + 1 layers of ReLU neurons, each of which is a latent."""
+    model = tiny_model(n_layers=layer + 1, activation="relu")
+    transcoders = {}
+    for index, block in enumerate(model.blocks):
+        mlp = block.mlp
+        transcoder = DictionaryRecipe("ReLU + L1", 0.0, model.cfg.d_mlp).fresh(
+            12, 12, seeded_generator(0))
+        transcoder.W_enc = block.ln2.w[:, None] * mlp.W_in
+        transcoder.b_enc = block.ln2.b @ mlp.W_in + mlp.b_in
+        transcoder.W_dec, transcoder.b_dec = mlp.W_out, mlp.b_out
+        transcoders[index] = transcoder
+    return FrozenRun(model, transcoders, tiny_tokens(1), ANSWER)
+
+
+# Fitting, and how well
+
+
+def test_a_transcoder_learns_an_mlp_and_an_untrained_one_does_not():
+    model = tiny_model(norm="none", n_layers=1)
+    tokens = tiny_tokens(64)
+    recipe = DictionaryRecipe("TopK", 6, 48, steps=400, batch=64)
+    trained = fit_transcoder(model, tokens, 0, recipe, seed=0)
+    untrained = fit_transcoder(model, tokens, 0, replace(recipe, steps=0), seed=0)
+    good, bad = (transcoder_quality(model, {0: transcoder}, tokens)
+                 for transcoder in (trained, untrained))
+    assert good["explained"][0] > 0.8 > 0.2 > bad["explained"][0]
+    assert good["l0"][0] <= 6
+
+
+def test_losses_of_quality_equal_a_naive_replacement():
+    model = tiny_model()
+    tokens = tiny_tokens(5)
+    transcoders = {layer: random_transcoder("BatchTopK", layer) for layer in (0, 1)}
+    quality = transcoder_quality(model, transcoders, tokens)
+
+    # block by block, by the equations
+    def loss_with(write):
+        with torch.no_grad():
+            resid = model.embed(tokens)
+            for layer, block in enumerate(model.blocks):
+                normalized = block.ln1(resid)
+                resid = resid + block.attn(normalized, normalized, normalized)
+                read = resid - resid.mean(-1, keepdim=True)
+                read = read / (read.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+                resid = resid + write(layer, read)
+            return next_token_loss(model.unembed(resid), tokens).item()
+
+    mean = {layer: read_and_written(model, tokens, layer)[1].mean((0, 1)) for layer in (0, 1)}
+    replaced = {
+        "transcoder": lambda layer, read: transcoders[layer].decode(transcoders[layer].encode(read)),
+        "mean": lambda layer, read: mean[layer],
+        "zero": lambda layer, read: 0,
+    }
+    for name, write in replaced.items():
+        assert quality["loss"][name] == pytest.approx(loss_with(write), abs=1e-5), name
+    intact, zero = next_token_loss(model(tokens), tokens).item(), quality["loss"]["zero"]
+    assert quality["loss"]["intact"] == pytest.approx(intact, abs=1e-5)
+    assert quality["recovered"]["zero"] == pytest.approx(
+        (zero - quality["loss"]["transcoder"]) / (zero - intact), abs=1e-4)
+
+
+def test_a_transcoder_reads_what_its_mlp_reads():
+    for norm in ("layernorm", "none"):
+        model = tiny_model(norm=norm)
+        reading, written = read_and_written(model, tiny_tokens(), 1)
+        block = model.blocks[1]
+        if norm == "layernorm":
+            reading = reading * block.ln2.w + block.ln2.b
+        assert_close(block.mlp(reading), written)
+
+
+def test_wrong_arguments_are_refused_in_a_line_that_names_them():
+    model = tiny_model()
+    run = frozen_run(layers=(0,))
+    bad = {
+        "attn_only": lambda: reading_point(tiny_model(attn_only=True), 0),
+        "layer": lambda: reading_point(model, 2),
+        "layer=-1": lambda: fit_transcoder(model, tiny_tokens(), -1, None, 0),
+        "layer=7": lambda: FrozenRun(model, {7: random_transcoder()}, tiny_tokens(1), ANSWER),
+        "[2, 7]": lambda: FrozenRun(model, {}, tiny_tokens(2), ANSWER),
+        "layer 1": lambda: run.incoming(1, 0, 0),
+        "pos=7": lambda: run.incoming(0, 7, 0),
+        "latent=20": lambda: run.incoming(0, 0, 20),
+        "keep": lambda: run.removal_effects(run.active_places(0), "all"),
+    }
+    for named, call in bad.items():
+        said = refusal(call, named)
+        assert named in said and "\n" not in said, said
