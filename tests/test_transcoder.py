@@ -214,7 +214,8 @@ def test_losses_of_quality_equal_a_naive_replacement():
 
     mean = {layer: read_and_written(model, tokens, layer)[1].mean((0, 1)) for layer in (0, 1)}
     replaced = {
-        "transcoder": lambda layer, read: transcoders[layer].decode(transcoders[layer].encode(read)),
+        "transcoder": lambda layer, read: transcoders[layer].decode(
+            transcoders[layer].encode(read)),
         "mean": lambda layer, read: mean[layer],
         "zero": lambda layer, read: 0,
     }
@@ -248,8 +249,33 @@ def test_wrong_arguments_are_refused_in_a_line_that_names_them():
         "layer 1": lambda: run.incoming(1, 0, 0),
         "pos=7": lambda: run.incoming(0, 7, 0),
         "latent=20": lambda: run.incoming(0, 0, 20),
-        "keep": lambda: run.removal_effects(run.active_places(0), "all"),
+        "keep": lambda: run.removal_effects(run.active_places(0), "all of it"),
     }
     for named, call in bad.items():
         said = refusal(call, named)
         assert named in said and "\n" not in said, said
+
+
+def test_what_is_kept_is_kept_and_nothing_else():
+    run = frozen_run(n_layers=3, layers=(0, 1))
+    place = run.active_places(0)[:1]
+    [(_, pos, latent)] = place.tolist()
+    kept = {"scales": ["hook_scale"], "patterns": ["hook_pattern"], "nothing": [],
+            "patterns and scales": ["hook_scale", "hook_pattern"],
+            "writes": ["hook_scale", "hook_pattern", "hook_mlp_out"]}
+
+    def without(written, hook):
+        gone = torch.zeros_like(written)
+        gone[0, pos] = run.features[0][pos, latent] * run.transcoders[0].W_dec[latent]
+        return written - gone
+
+    effects = {}
+    for keep, endings in kept.items():
+        names = [name for name in run.cache if name.endswith(tuple(endings))]
+        hooks = [(name, lambda tensor, hook: run.cache[hook.name]) for name in names]
+        with torch.no_grad():
+            logits = run.model.run_with_hooks(run.tokens, [*hooks, ("blocks.0.hook_mlp_out",
+                                                                    without)])
+        effects[keep] = run.removal_effects(place, keep).item()
+        assert effects[keep] == pytest.approx(run.value - ANSWER(logits).item(), abs=1e-5), keep
+    assert len({round(effect, 4) for effect in effects.values()}) == len(kept), effects

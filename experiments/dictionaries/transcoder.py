@@ -35,7 +35,17 @@ from metrics import as_metric
 from patching import replace_with
 from utils import UserError, check_choice, check_count, check_tensor
 
-KEPT = ("writes", "features")  # of later MLPs: what they write, or which of their features write
+# What is kept of the clean run: the endings of hook names, and of MLPs all that they write, or which
+# features are active (with the error), or nothing. Under "writes" and "features" the rest of the
+# model is linear.
+KEPT = {
+    "writes": (("hook_pattern", "hook_scale"), "writes"),
+    "features": (("hook_pattern", "hook_scale"), "features"),
+    "patterns and scales": (("hook_pattern", "hook_scale"), None),
+    "scales": (("hook_scale",), None),
+    "patterns": (("hook_pattern",), None),
+    "nothing": ((), None),
+}
 
 
 # One MLP
@@ -208,23 +218,23 @@ class FrozenRun:
     # The frozen model
 
     def frozen_hooks(self, keep, n_copies=1):
-        """Hooks after which the model is linear in what is written: [(name, fn)].
+        """Hooks that keep some of the clean run, as in KEPT: [(name, fn)].
 
-        They hold patterns and scales, and of each MLP, by `keep`, "writes": all that it wrote; or
-        "features": what it wrote, and what the features that were active add where they now see
-        something else. n_copies: how many copies of the prompt are run at once.
+        With "features" an MLP writes what it wrote, and what the features that were active add
+        where they now see something else; one without a transcoder writes what it wrote. n_copies:
+        how many copies of the prompt are run at once.
         """
         check_choice("keep", keep, KEPT)
+        endings, of_mlps = KEPT[keep]
         hooks = [(name, replace_with(self.copies(clean, n_copies)))
-                 for name, clean in self.cache.items()
-                 if name.endswith(("hook_pattern", "hook_scale"))]
+                 for name, clean in self.cache.items() if name.endswith(endings)]
 
-        for layer in self.layers:
+        for layer in self.layers if of_mlps else ():
             written = self.copies(self.cache["mlp_out", layer], n_copies)
-            if keep == "writes" or layer not in self.transcoders:
-                hooks.append((get_act_name("mlp_out", layer), replace_with(written)))
-            else:
+            if of_mlps == "features" and layer in self.transcoders:
                 hooks += self.active_features_hooks(layer, written)
+            else:
+                hooks.append((get_act_name("mlp_out", layer), replace_with(written)))
         return hooks
 
     def copies(self, clean, n_copies):
@@ -359,15 +369,16 @@ class FrozenRun:
                 for layer in self.transcoders}
 
     @torch.no_grad()
-    def removal_effects(self, places, keep=None):
+    def removal_effects(self, places, keep="nothing"):
         """By how much the answer falls when one feature's write at one position is removed: [n].
 
-        places: [n, 3], (layer, pos, latent). keep: of the later parts, None: nothing, as in the
-        model itself; or as in `frozen_hooks`.
+        places: [n, 3], (layer, pos, latent). keep: what stays as in the clean run, of KEPT.
         """
         n = len(places)
-        n_pos, d_model = self.tokens.shape[1], self.model.cfg.d_model
-        removed = {layer: torch.zeros(n, n_pos, d_model).to(self.errors[layer])
+        if n == 0:
+            return places.new_zeros(0, dtype=self.cache["embed"].dtype)
+        n_pos, d_model = self.cache["embed"].shape[1:]
+        removed = {layer: self.cache["embed"].new_zeros(n, n_pos, d_model)
                    for layer in self.transcoders}
         for copy, (layer, pos, latent) in enumerate(places.tolist()):
             size = self.features[layer][pos, latent]
@@ -376,7 +387,7 @@ class FrozenRun:
         def without(layer):
             return lambda written, hook: written - removed[layer]
 
-        hooks = [] if keep is None else self.frozen_hooks(keep, n)
+        hooks = self.frozen_hooks(keep, n)
         hooks += [(get_act_name("mlp_out", layer), without(layer)) for layer in removed]
         logits = self.model.run_with_hooks(self.copies(self.tokens, n), hooks)
         return self.value - self.metric(logits)
