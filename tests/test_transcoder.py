@@ -1,5 +1,6 @@
 """An answer taken apart into features, errors and biases: sums, naive loops, and false claims."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,13 @@ from helpers import refusal, tiny_model, tiny_tokens
 from torch.testing import assert_close
 
 from experiments.dictionaries.model import KINDS, DictionaryRecipe
+from experiments.dictionaries.report_transcoder import (
+    GiftSubject,
+    explained_by_linear_map,
+    measure_transcoders,
+    shuffled_r,
+    transcoder_claims,
+)
 from experiments.dictionaries.transcoder import (
     FrozenRun,
     fit_transcoder,
@@ -15,6 +23,7 @@ from experiments.dictionaries.transcoder import (
     reading_point,
     transcoder_quality,
 )
+from experiments.wired.model import Pairs
 from losses import next_token_loss
 from metrics import Metric
 from utils import seeded_generator
@@ -279,3 +288,89 @@ def test_what_is_kept_is_kept_and_nothing_else():
         effects[keep] = run.removal_effects(place, keep).item()
         assert effects[keep] == pytest.approx(run.value - ANSWER(logits).item(), abs=1e-5), keep
     assert len({round(effect, 4) for effect in effects.values()}) == len(kept), effects
+
+
+# Claims
+
+
+RECIPE = DictionaryRecipe("TopK", 4, LATENTS, steps=0)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """What is measured of a scrambled model with transcoders that learned nothing."""
+    pairs = Pairs(tiny_tokens(6), tiny_tokens(6), torch.arange(6), torch.arange(6) + 1)
+    subject = GiftSubject(tiny_model(), tiny_tokens(40), tiny_tokens(20, seed=3), pairs)
+    return measure_transcoders(subject, 0, RECIPE)
+
+
+def as_trained(measured):
+    """The same, but with the numbers of transcoders of which all claims hold."""
+    good = copy.deepcopy(measured)
+    good["quality"] |= {"explained": {0: 0.95, 1: 0.98}, "recovered": {"mean": 0.99, "zero": 0.99}}
+    good["gifts"]["error_share"] = 0.05
+    for kept, value in (("patterns and scales", 0.95), ("scales", 0.9), ("patterns", 0.8)):
+        good["gifts"]["r"][kept][0] = value
+    return good
+
+
+def failed(*results, judged=True):
+    return [each.claim for each in transcoder_claims(results, judged) if each.holds is False]
+
+
+def test_sums_hold_where_nothing_is_learned_and_claims_of_learning_fail(measured):
+    assert {"answer", "incoming", "direct", "total"} == measured["gifts"]["gaps"].keys()
+    wrong = failed(measured)
+    assert not any("largest" in claim for claim in wrong), "sums are exact for any transcoder"
+    for words in ("variance", "error nodes"):
+        assert any(words in claim for claim in wrong), words
+    assert failed(measured, judged=False) == []
+
+
+def test_each_claim_fails_where_its_number_is_wrong_in_one_seed(measured):
+    good = as_trained(measured)
+    assert failed(good, good) == []
+    breaks = {
+        "nodes' sum": lambda one: one["gifts"]["gaps"].update(answer=2e-4),
+        "incoming": lambda one: one["gifts"]["gaps"].update(incoming=2e-5),
+        "linear model": lambda one: one["gifts"]["gaps"].update(total=2e-4),
+        "variance": lambda one: one["quality"]["explained"].update({1: 0.5}),
+        "loss recovered": lambda one: one["quality"]["recovered"].update(mean=0.9),
+        "error nodes": lambda one: one["gifts"].update(error_share=0.3),
+        "patterns and scales kept: r": lambda one: one["gifts"]["r"]["patterns and scales"].update(
+            {0: 0.85}),
+        "scales kept alone": lambda one: one["gifts"]["r"]["scales"].update({0: 0.7}),
+    }
+    for words, break_ in breaks.items():
+        bad = as_trained(measured)
+        break_(bad)
+        assert [words in claim for claim in failed(good, bad)] == [True], words
+
+
+def test_a_correlation_that_shuffled_features_have_too_is_no_finding(measured):
+    good = as_trained(measured)
+    good["gifts"]["null"][0] = 0.96
+    assert ["r" in claim for claim in failed(good)] == [True]
+
+
+def test_shuffled_features_do_not_correlate_and_a_gift_without_variance_stays_itself():
+    generator = seeded_generator(0)
+    predicted = [torch.randn(50, generator=generator) for _ in range(8)]
+    measured = torch.cat(predicted)
+    assert abs(shuffled_r(predicted, measured, 0)) < 0.2
+    # gifts that differ in their mean alone: shuffling within them changes nothing
+    between = [torch.full((5,), float(mean)) for mean in range(3)]
+    assert shuffled_r(between, torch.cat(between), 0) == pytest.approx(1)
+
+
+def test_the_shares_of_an_answer_sum_to_one(measured):
+    assert sum(measured["gifts"]["shares"].values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_the_linear_map_explains_a_linear_mlp_and_not_a_bent_one():
+    model = tiny_model(activation="relu", n_layers=1, norm="none")
+    subject = GiftSubject(model, tiny_tokens(60), tiny_tokens(20, seed=3), None)
+    bent = explained_by_linear_map(subject, 0)
+    with torch.no_grad():
+        model.blocks[0].mlp.b_in.add_(1000)  # every neuron is always on
+    assert bent < 0.95 < 0.999 < explained_by_linear_map(subject, 0)

@@ -35,9 +35,9 @@ from metrics import as_metric
 from patching import replace_with
 from utils import UserError, check_choice, check_count, check_tensor
 
-# What is kept of the clean run: the endings of hook names, and of MLPs all that they write, or which
-# features are active (with the error), or nothing. Under "writes" and "features" the rest of the
-# model is linear.
+# What stays as in the clean run: hook points by the ends of their names; and of MLPs all that they
+# write, or which features are active (and the error), or nothing. With the first two of these the
+# rest of the model is linear.
 KEPT = {
     "writes": (("hook_pattern", "hook_scale"), "writes"),
     "features": (("hook_pattern", "hook_scale"), "features"),
@@ -102,9 +102,7 @@ def transcoder_quality(model, transcoders, tokens):
     for layer, transcoder in transcoders.items():
         reading, written = read_and_written(model, tokens, layer)
         z = transcoder.encode(reading)
-        error = written - transcoder.decode(z)
-        spread = written - written.mean((0, 1))
-        explained[layer] = 1 - (error.square().sum() / spread.square().sum()).item()
+        explained[layer] = explained_share(written, transcoder.decode(z))
         l0[layer] = (z > 0).sum(-1).float().mean().item()
 
     # the model without these MLPs
@@ -119,6 +117,13 @@ def transcoder_quality(model, transcoders, tokens):
     recovered = {mode: (loss[mode] - loss["transcoder"]) / (loss[mode] - loss["intact"])
                  for mode in ("mean", "zero")}
     return {"explained": explained, "l0": l0, "loss": loss, "recovered": recovered}
+
+
+def explained_share(written, guess):
+    """The share of the variance of `written` [batch, pos, d_model] that a guess explains: 1 where
+    it is right, 0 for the mean, below 0 for what is worse than the mean."""
+    spread = written - written.mean((0, 1))
+    return 1 - ((written - guess).square().sum() / spread.square().sum()).item()
 
 
 def transcoder_hooks(model, transcoders):
