@@ -230,10 +230,12 @@ def test_losses_of_quality_equal_a_naive_replacement():
     }
     for name, write in replaced.items():
         assert quality["loss"][name] == pytest.approx(loss_with(write), abs=1e-5), name
-    intact, zero = next_token_loss(model(tokens), tokens).item(), quality["loss"]["zero"]
-    assert quality["loss"]["intact"] == pytest.approx(intact, abs=1e-5)
-    assert quality["recovered"]["zero"] == pytest.approx(
-        (zero - quality["loss"]["transcoder"]) / (zero - intact), abs=1e-4)
+    loss = quality["loss"]
+    assert loss["intact"] == pytest.approx(next_token_loss(model(tokens), tokens).item(), abs=1e-5)
+    for mode in ("mean", "zero"):
+        lost = loss[mode] - loss["intact"]
+        given_back = loss[mode] - loss["transcoder"]
+        assert quality["recovered"][mode] == pytest.approx(given_back / lost, rel=1e-5), mode
 
 
 def test_a_transcoder_reads_what_its_mlp_reads():
@@ -293,13 +295,13 @@ def test_what_is_kept_is_kept_and_nothing_else():
 # Claims
 
 
-RECIPE = DictionaryRecipe("TopK", 4, LATENTS, steps=0)
+RECIPE = DictionaryRecipe("TopK", 4, LATENTS, steps=20, batch=64)
 
 
 @pytest.fixture(scope="module")
 def measured():
-    """What is measured of a scrambled model with transcoders that learned nothing."""
-    pairs = Pairs(tiny_tokens(6), tiny_tokens(6), torch.arange(6), torch.arange(6) + 1)
+    """What is measured of a scrambled model with transcoders that learned little."""
+    pairs = Pairs(tiny_tokens(3), tiny_tokens(3), torch.arange(3), torch.arange(3) + 1)
     subject = GiftSubject(tiny_model(), tiny_tokens(40), tiny_tokens(20, seed=3), pairs)
     return measure_transcoders(subject, 0, RECIPE)
 
@@ -318,8 +320,10 @@ def failed(*results, judged=True):
     return [each.claim for each in transcoder_claims(results, judged) if each.holds is False]
 
 
-def test_sums_hold_where_nothing_is_learned_and_claims_of_learning_fail(measured):
-    assert {"answer", "incoming", "direct", "total"} == measured["gifts"]["gaps"].keys()
+def test_sums_hold_where_little_is_learned_and_claims_of_learning_fail(measured):
+    for layer in (0, 1):
+        untrained = measured["untrained"]["quality"]["explained"][layer]
+        assert untrained < measured["quality"]["explained"][layer] < 0.9
     wrong = failed(measured)
     assert not any("largest" in claim for claim in wrong), "sums are exact for any transcoder"
     for words in ("variance", "error nodes"):

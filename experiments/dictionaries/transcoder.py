@@ -271,8 +271,8 @@ class FrozenRun:
         readings = {}
 
         def capture(write, hook):
-            # a kept write is a constant, and becomes a leaf; else the gradient flows on through it
-            if not write.requires_grad or "embed" in hook.name:
+            # a write that is kept is a constant, and becomes a leaf
+            if not write.requires_grad:
                 write = write.detach().requires_grad_()
             writes[hook.name] = write
             return write
