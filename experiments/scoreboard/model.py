@@ -26,6 +26,7 @@ from model import GPT
 from tokenizer import WordTokenizer
 from utils import seeded_generator
 
+GIFT_CHARACTERS = 400_000  # of the corpus, to train on
 N_TEXT = 20  # distinct tokens of an induction prompt, before one of them comes again
 
 
@@ -91,7 +92,7 @@ def induction_pair(generator):
 
 def load_gifts(cfg, folder, seed):
     """The ScoredModel of a training on the built-in corpus, asked who is given a thing."""
-    text = corpus.text(400_000)
+    text = corpus.text(GIFT_CHARACTERS)
     tokenizer = WordTokenizer().fit(text)
     shape = ModelConfig(n_layers=2, n_heads=4, d_model=64, n_ctx=32, d_vocab=tokenizer.d_vocab)
     how = TrainConfig(max_steps=20 if cfg.quick else 2000, lr=8e-3, muon_lr=0.02)
@@ -103,7 +104,8 @@ def load_gifts(cfg, folder, seed):
                           f"gifts, seed {seed}")
 
     model, _ = trained_gpt(folder / f"gifts_seed_{seed}" / "checkpoint.pt", shape, seed, train,
-                           tokenizer=tokenizer, settings={"train": asdict(how), "text": 400_000},
+                           tokenizer=tokenizer,
+                           settings={"train": asdict(how), "text": GIFT_CHARACTERS},
                            retrain=cfg.retrain)
     names = shuffled(itertools.permutations(corpus.NAMES, 2), seeded_generator(seed))
     pairs = as_pairs([gift_pair(tokenizer, *pair) for pair in names[:cfg.prompts]])
