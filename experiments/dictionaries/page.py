@@ -36,7 +36,7 @@ AFTER = 4
 N_MIDDLE = 3  # contexts from the middle of a direction's activations
 N_BINS = 24  # of a histogram
 N_TOKENS = 6  # that a direction raises, and as many that it lowers
-MOST_CELLS = 16  # directions that are removed at once
+MOST_CELLS = 8  # directions that are removed at once
 
 
 # Directions, and what they say of the held-out texts
@@ -153,12 +153,9 @@ def writes_to_stream(model, at, vectors):
 
 
 @torch.no_grad()
-def removal_effects(subject, directions, progress=None):
+def removal_effects(subject, directions):
     """What the loss rises by when z · direction is taken from the activation at each position, and
-    the rest of it stays: Effects [direction, batch], in nats a token.
-
-    progress: a function that is told how many directions are done.
-    """
+    the rest of it stays: Effects [direction, batch], in nats a token."""
     model, texts = subject.model, subject.held_out
     point, writes = writes_to_stream(model, subject.at, directions.vectors)
     writes = directions.vectors if writes is None else writes
@@ -170,8 +167,6 @@ def removal_effects(subject, directions, progress=None):
         removed = directions.z[cells, ..., None] * writes[cells, None, None]
         [losses] = rerun.patched([(point, rerun.cache[point] - removed)])  # [cell, batch]
         rises.append(losses - rerun.baseline)
-        if progress:
-            progress(int(cells[-1]) + 1)
     return Effects(torch.cat(rises), ("direction",))
 
 
@@ -252,16 +247,17 @@ def context(subject, z, place):
 # All of it, as plain values
 
 
-def describe_features(subject, dictionary, *, n_features=100, n_contexts=8, seed=0, progress=None):
+def describe_features(subject, dictionary, *, n_features=100, n_contexts=8, seed=0):
     """What is known of the features with the largest effects, and of a random direction each.
 
     subject: a Subject; all numbers are of its held-out texts. dictionary: of the activations at its
     hook point. n_features: how many at most, those whose removal changes the loss most. seed: of
     the random directions; a latent's does not depend on which others are shown.
-    progress: a function that is told how many directions have been removed.
     Returns [{"index": of the latent, "feature": {...}, "random": {...}}], the most effective first,
-    with in both what `describe_directions` says. Raises UserError for a dictionary of other
-    activations, and where none of its latents is ever active.
+    with in both what `describe_directions` says, and in the random one "as_much": its effect where
+    as much of it is taken away, on average, as of the feature.
+    Raises UserError for a dictionary of other activations, and where none of its latents is ever
+    active.
     """
     around = look_around(subject)
     widths = {len(dictionary.W_enc), dictionary.W_dec.shape[-1]}
@@ -274,7 +270,7 @@ def describe_features(subject, dictionary, *, n_features=100, n_contexts=8, seed
     alive = latents.z.flatten(1).any(-1).nonzero().flatten()
     if len(alive) == 0:
         raise UserError("no latent is active on the held-out texts; train the dictionary longer")
-    effects = removal_effects(subject, latents.select(alive), progress)
+    effects = removal_effects(subject, latents.select(alive))
     largest = effects.mean.abs().argsort(descending=True, stable=True)[:n_features]
     shown = alive[largest]
 
@@ -282,8 +278,8 @@ def describe_features(subject, dictionary, *, n_features=100, n_contexts=8, seed
     chosen = latents.select(shown)
     drawn = torch.randn(latents.vectors.shape, generator=seeded_generator(seed))[shown]
     partners = random_directions(around.x, chosen, drawn)
-    partner_effects = removal_effects(subject, partners, progress)
-    as_much_effects = removal_effects(subject, as_strong(partners, chosen), progress)
+    partner_effects = removal_effects(subject, partners)
+    as_much_effects = removal_effects(subject, as_strong(partners, chosen))
 
     described = zip(
         shown.tolist(),
@@ -374,9 +370,9 @@ def make_page(subject, dictionary, features):
                  f"{n_needed[0]} of these features. It does so without {n_needed[1]} of as many "
                  f"random directions, or {n_needed[2]} where as much is taken away as of the "
                  "features.",
-        "reading": "Choose a feature: darker tokens are those at which it is stronger. Then look "
-                   "at the random direction beside it, which is active as often: if its contexts "
-                   "look as meaningful, yours prove little.",
+        "reading": "Choose a feature: the more colour a token has, the stronger the feature is at "
+                   "it. Then look at the random direction beside it, which is active as often: if "
+                   "its contexts look as meaningful, the feature’s prove little.",
         "measured": f"All is measured on {n_texts} held-out texts of {length} tokens. Effect: what "
                     "the loss rises by, in nats a token, when the direction’s part of the "
                     "activation is taken away and the rest stays; intervals of 95 % over texts: "
