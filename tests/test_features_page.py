@@ -16,6 +16,7 @@ from experiments.dictionaries.page import (
     TEMPLATE,
     Directions,
     as_strong,
+    context,
     describe_features,
     dictionary_directions,
     direct_logits,
@@ -186,6 +187,10 @@ def test_a_neuron_is_nearest_to_its_own_write():
     assert [one["cosine"], other["cosine"]] == pytest.approx([1, 1], abs=1e-5)
     assert [one["correlation"], other["correlation"]] == pytest.approx([1, -1], abs=1e-5)
 
+    [opposite] = nearest_neurons(Directions(-own.vectors[:1], own.z[:1]), around)
+    cosines = torch.cosine_similarity(-own.vectors[:1], around.neuron_vectors)
+    assert opposite["cosine"] == pytest.approx(cosines.max().item())  # its sign counts
+
 
 def test_a_variable_is_told_as_well_as_auroc_says():
     subject = tiny_subject()
@@ -230,6 +235,44 @@ def test_a_context_holds_the_tokens_and_activations_around_its_place():
     width = feature["most"] / N_BINS
     counts = [((z > k * width) & (z <= (k + 1) * width + 1e-6)).sum().item() for k in range(N_BINS)]
     assert feature["counts"] == counts and sum(counts) == (z > 0).sum()
+
+
+def test_a_context_ends_with_its_text_and_does_not_begin_before_it():
+    held_out = torch.arange(30).view(1, 30) % 11
+    subject = Subject("", None, HostileTokenizer(), "", held_out, held_out)
+    z = torch.arange(30.0).view(1, 30)
+    for pos, first, last in ((0, 0, 4), (9, 0, 13), (15, 5, 19), (29, 19, 29)):
+        found = context(subject, z, (0, pos))
+        assert found["z"] == list(range(first, last + 1))
+        assert found["z"][found["at"]] == pos
+        assert found["tokens"] == [HOSTILE[k % 11] for k in range(first, last + 1)]
+
+
+def test_contexts_from_the_middle_are_of_other_texts_than_the_strongest():
+    subject = tiny_subject()
+    dictionary = tiny_dictionary(subject)
+    z = dictionary.encode(look_around(subject).x)
+    for each in describe_features(subject, dictionary, n_contexts=2):
+        its_z = z[..., each["index"]]
+        strongest = {text for text, _ in strongest_places(its_z, 2)}
+        middle = middle_places(its_z, 3, strongest)
+        assert len(middle) == 3
+        assert each["feature"]["middle"] == [context(subject, its_z, place) for place in middle]
+
+
+def test_tokens_are_raised_and_lowered_by_what_is_added_to_their_logits():
+    subject = tiny_subject()
+    dictionary = tiny_dictionary(subject)
+    around = look_around(subject)
+    logits = direct_logits(subject, dictionary_directions(dictionary, around.x), around.scale)
+    each = describe_features(subject, dictionary, n_features=1)[0]
+    order = logits[each["index"]].sort(descending=True)
+    ranked = [[HOSTILE[i], value] for value, i in zip(*map(torch.Tensor.tolist, order),
+                                                      strict=True)]
+    for found, wanted in (("raised", ranked[:6]), ("lowered", ranked[::-1][:6])):
+        tokens, values = zip(*each["feature"][found], strict=True)
+        assert list(tokens) == [token for token, _ in wanted]
+        assert list(values) == pytest.approx([value for _, value in wanted], abs=1e-6)
 
 
 def test_the_features_with_the_largest_effects_are_described_and_their_partners_stay():
@@ -376,11 +419,16 @@ def test_both_panels_show_the_numbers_and_tokens_of_the_chosen_feature(opened, p
             shown = opened.run(f"[...document.querySelectorAll('#{who} .context')].map(line => "
                                "[...line.querySelectorAll('.token')].map(box => box.textContent))")
             contexts = direction["strongest"] + direction["middle"]
-            assert shown == [[as_seen(t) for t in context["tokens"]] for context in contexts]
+            assert shown == [[as_seen(t) for t in one["tokens"]] for one in contexts]
+            words = opened.run(f"[...document.querySelectorAll('#{who} .word')]"
+                               ".map(word => word.textContent.replace('−', '-'))")
+            assert words == [f"{as_seen(token)} {value:+.2f}"
+                             for token, value in direction["raised"] + direction["lowered"]]
             bars = opened.run(f"[...document.querySelectorAll('#{who} .bars i')]"
                               ".map(bar => parseFloat(bar.style.height))")
             most = max(direction["counts"])
             assert bars == pytest.approx([100 * n / most for n in direction["counts"]], abs=0.01)
+        words = text(opened, "#random").replace("−", "-")
         as_much = each["random"]["as_much"]
         assert all(in_nats(as_much[end]) in words for end in ("effect", "low", "high"))
 
