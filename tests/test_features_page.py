@@ -322,7 +322,7 @@ def test_the_page_says_how_many_are_needed_and_how_many_are_left_out(page):
     needed = [sum(each["low"] > 0 for each in kind) for kind in (
         [f["feature"] for f in features], [f["random"] for f in features],
         [f["random"]["as_much"] for f in features])]
-    assert "8 latents, of which the 7 that" in page["about"] and "1 are left out" in page["about"]
+    assert "8 latents. The 7 that" in page["about"] and "1 are left out" in page["about"]
     assert [int(n) for n in re.findall(r"(?:without|or) (\d+)", page["about"])] == needed
 
 

@@ -354,22 +354,23 @@ def make_page(subject, dictionary, features):
     `describe_features`."""
     n_latents = len(dictionary.W_dec)
     n_texts, length = subject.held_out.shape
-    n_needed = [sum(each["low"] > 0 for each in described) for described in
-                zip(*((each["feature"], each["random"], each["random"]["as_much"])
-                      for each in features), strict=True)]
+    randoms = [each["random"] for each in features]
+    n_features = count_needed([each["feature"] for each in features])
+    n_random = count_needed(randoms)
+    n_as_much = count_needed([each["as_much"] for each in randoms])
+
     direct = ("“Raises” and “lowers” are direct: what a unit of the direction adds to the logits "
-              "past all later blocks, less the mean over all tokens."
-              if features[0]["feature"]["raised"] is not None else
-              f"{subject.at} does not write to the stream, so direct effects on logits are not "
-              "defined there.")
+              "past all later blocks, less the mean over all tokens.")
+    if randoms[0]["raised"] is None:
+        direct = (f"{subject.at} does not write to the stream, so direct effects on logits are not "
+                  "defined there.")
     return {
         "title": "What each feature says, beside a random direction",
-        "about": f"{subject.name}, {subject.at}: a dictionary of {n_latents} latents, of which the "
+        "about": f"Of {subject.name}, at {subject.at}: a dictionary of {n_latents} latents. The "
                  f"{len(features)} that change the loss most when they are taken away are listed; "
                  f"{n_latents - len(features)} are left out. The loss clearly rises without "
-                 f"{n_needed[0]} of these features. It does so without {n_needed[1]} of as many "
-                 f"random directions, or {n_needed[2]} where as much is taken away as of the "
-                 "features.",
+                 f"{n_features} of these features. It does so without {n_random} of as many random "
+                 f"directions, or {n_as_much} where as much is taken away as of the features.",
         "reading": "Choose a feature: the more colour a token has, the stronger the feature is at "
                    "it. Then look at the random direction beside it, which is active as often: if "
                    "its contexts look as meaningful, the feature’s prove little.",
@@ -381,6 +382,11 @@ def make_page(subject, dictionary, features):
                     f"directions are not chosen. {direct}",
         "features": rounded(features),
     }
+
+
+def count_needed(effects):
+    """How many of some {"low", ...} have an interval above 0."""
+    return sum(each["low"] > 0 for each in effects)
 
 
 def rounded(values):
