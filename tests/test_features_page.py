@@ -3,6 +3,7 @@ and by keyboard, whatever the tokens are and without any network."""
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -165,6 +166,17 @@ def test_a_point_beside_the_stream_has_no_direct_logits_and_no_neuron():
     for who in ("feature", "random"):
         assert features[0][who]["raised"] is None and features[0][who]["neuron"] is None
     assert "not defined" in make_page(subject, tiny_dictionary(subject), features)["measured"]
+
+
+def test_a_model_without_layer_norms_and_mlps_has_direct_logits_and_no_neurons():
+    subject = tiny_subject(attn_only=True, norm="none")
+    dictionary = tiny_dictionary(subject)
+    found = describe_features(subject, dictionary, n_features=2)
+    for each in found:
+        logits = dictionary.W_dec[each["index"]].detach() @ subject.model.W_U
+        top = (logits - logits.mean()).max().item()
+        assert each["feature"]["raised"][0][1] == pytest.approx(top, abs=1e-5)
+        assert each["feature"]["neuron"] is None
 
 
 @pytest.mark.parametrize(("at", "layers"), [
@@ -431,6 +443,20 @@ def test_both_panels_show_the_numbers_and_tokens_of_the_chosen_feature(opened, p
         words = text(opened, "#random").replace("−", "-")
         as_much = each["random"]["as_much"]
         assert all(in_nats(as_much[end]) in words for end in ("effect", "low", "high"))
+
+
+@pytest.mark.slow
+def test_the_page_leaves_out_what_is_not_known(opened, tmp_path):
+    known = tiny_subject("blocks.1.ln1.hook_normalized")
+    subject = replace(known, variables={})
+    dictionary = tiny_dictionary(subject)
+    page = make_page(subject, dictionary, describe_features(subject, dictionary, n_features=2))
+    write_page(tmp_path / "features.html", page)
+    opened.asked.clear()
+    opened.open(tmp_path / "features.html")
+    rows = opened.run("[...document.querySelectorAll('th')].map(cell => cell.textContent)")
+    assert rows == ["active at"] * 2
+    assert text(opened, "#orders") == "effect on the lossfrequency"
 
 
 @pytest.mark.slow

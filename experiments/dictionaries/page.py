@@ -6,6 +6,9 @@ active as often:
 
     z = relu(x · direction - b)      b: so that as many held-out positions are above 0
 
+Such a z is smaller than a feature's, and less is taken away with it. So its effect on the loss is
+measured a second time, with z multiplied so that its mean is the feature's.
+
 Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
 Prerequisites: experiments/dictionaries/trained.py
 Next: experiments/dictionaries/report.py
