@@ -468,6 +468,16 @@ def page_to_open(folder):
     return pages[0] if pages else folder.parent / "index.html"
 
 
+def write_page(path, template, values):
+    """Writes an experiment's own page: its template, with what it draws, plain values, in the
+    script that the template leaves as {}."""
+    # Nothing that a text holds may end the script or begin a tag.
+    data = json.dumps(values, allow_nan=False).replace("<", "\\u003c")
+    before, after = template.read_text(encoding="utf-8").split("{}</script>")
+    with atomic_write(path, "w") as file:
+        file.write(f"{before}{data}</script>{after}")
+
+
 # The page of all experiments
 
 STYLE = """body { max-width: 60rem; margin: 2rem auto; font: 15px/1.5 sans-serif; color: #222 }
