@@ -37,7 +37,7 @@ from experiments.suppression.measure import (
     tokens_of_keys,
     written_by_source,
 )
-from experiments.suppression.model import SuppressionRecipe, Walks, batches
+from experiments.suppression.model import SuppressionRecipe, Walks, batches, suppression_pairs
 from experiments.suppression.report import describe_findings, suppression_claims
 from losses import IGNORED
 from model import GPT
@@ -147,6 +147,44 @@ def test_targets_are_the_next_tokens_but_for_the_uniform_ones():
     inputs, targets = next(batches(SuppressionRecipe(batch_size=4)))
     assert (targets[:, 0] == IGNORED).all() and (targets[:, 1:] != IGNORED).all()
     assert torch.equal(inputs[:, 2:], targets[:, 1:-1])
+
+
+@pytest.mark.parametrize("lags", [(1,), (1, 2)])
+def test_the_chances_of_a_given_text_are_those_that_it_was_drawn_with(lags):
+    walks = Walks(lags=lags)
+    tokens, chances = walks.draw(30, seeded_generator(1))
+    first = max(lags)
+    assert_close(walks.chances_after(tokens)[:, first - 1:-1], chances[:, first:])
+    assert walks.are_possible(tokens).all()
+
+    # what is predicted and was seen can not come
+    seen, predicted = walks.states(tokens)
+    impossible = (seen & predicted)[:, -2].nonzero()
+    rows, token = impossible.T
+    changed = tokens[rows]
+    changed[:, -1] = token
+    assert len(rows) and not walks.are_possible(changed).any()
+
+
+def test_of_a_pair_of_texts_one_has_seen_a_predicted_token_and_both_are_possible():
+    walks = Walks()
+    pairs = suppression_pairs(walks, 300, seeded_generator(0))
+    rows = torch.arange(300)
+    odds = walks.predicted_odds(pairs.clean_tokens)[:, -1]
+    assert torch.equal(odds, walks.predicted_odds(pairs.corrupted_tokens)[:, -1])
+    assert (odds[rows, pairs.right] == odds[rows, pairs.wrong]).all()
+    assert (odds[rows, pairs.right] > 0).all()
+
+    for tokens, times in ((pairs.clean_tokens, 1), (pairs.corrupted_tokens, 0)):
+        assert walks.are_possible(tokens).all()
+        assert ((tokens == pairs.wrong[:, None]).sum(1) == times).all()
+        assert not (tokens == pairs.right[:, None]).any()
+    differs = pairs.clean_tokens != pairs.corrupted_tokens
+    assert (differs.sum(1) == 1).all()
+    assert (odds.gather(1, pairs.corrupted_tokens[differs][:, None]) == 0).all()
+
+    assert "odds=(2, 1)" in refusal(
+        lambda: suppression_pairs(Walks(lags=(1,)), 4, seeded_generator(0)))
 
 
 # Losses
