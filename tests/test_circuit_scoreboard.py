@@ -150,5 +150,5 @@ def test_bad_settings_are_refused():
 @pytest.mark.slow
 def test_the_quick_program_scores_every_model(tmp_path):
     printed, result = quick_run("circuit_scoreboard", tmp_path)
-    assert len({row["model"] for row in result["rows"]}) == 12 and "FAIL" not in printed
+    assert len({row["model"] for row in result["rows"]}) == 13 and "FAIL" not in printed
     assert (tmp_path / "circuit_scoreboard_quick" / "circuit_scoreboard.png").exists()
