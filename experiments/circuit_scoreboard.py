@@ -28,13 +28,14 @@ Source: Mueller et al. 2025 (MIB); Syed et al. 2023 (EAP); Hanna et al. 2024 (EA
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 from config import check_field, option
-from experiments.common import ExperimentConfig, perform
+from experiments.common import ExperimentConfig, code_digest, load_or_make, perform
 from experiments.scoreboard.measure import score_model
 from experiments.scoreboard.model import load_models
 from experiments.scoreboard.report import (
@@ -63,25 +64,38 @@ def run(cfg, folder):
     """{"found": what came out, in words, "claims": [Claim], "rows": as `score_model` gives them,
     "board": lines of text}.
 
-    cfg: a ScoreboardConfig; folder: where trained models are kept.
+    cfg: a ScoreboardConfig; folder: where trained models are kept, and the rows with the seconds
+    that they took: they are read again as long as the code is the same.
     """
     if cfg.quick:
         cfg = replace(cfg, rankings=20, seeds=cfg.seeds[:1])
 
     rows = []
     for seed in cfg.seeds:
-        models = list(load_models(cfg, folder, seed))
-        progress = Progress(len(models), " models")
-        for done, scored in enumerate(models, 1):
-            began = time.perf_counter()
-            own = score_model(scored, seed, cfg.rankings)
-            own[-1]["took"] = time.perf_counter() - began
-            rows += own
-            progress.show(done, f"seed {seed}: {scored.name}")
-        progress.close()
+        settings = {"prompts": cfg.prompts, "rankings": cfg.rankings, "quick": cfg.quick,
+                    "seed": seed, "code": code_digest()}
+        kept = load_or_make(folder / f"rows_seed_{seed}.pt", settings,
+                            partial(score_seed, cfg, folder, seed), cfg.retrain)
+        rows += kept["rows"]
     board = board_lines(rows)
     return {"found": describe_findings(rows), "board": board, "rows": rows,
             "claims": scoreboard_claims(rows, judged=not cfg.quick)}
+
+
+def score_seed(cfg, folder, seed):
+    """{"rows": those of all models of a seed}; took, in those of random rankings, is the seconds of
+    the whole model."""
+    rows = []
+    models = list(load_models(cfg, folder, seed))
+    progress = Progress(len(models), " models")
+    for done, scored in enumerate(models, 1):
+        began = time.perf_counter()
+        own = score_model(scored, seed, cfg.rankings)
+        own[-1]["took"] = time.perf_counter() - began
+        rows += own
+        progress.show(done, f"seed {seed}: {scored.name}")
+    progress.close()
+    return {"rows": rows}
 
 
 def figures(result):
