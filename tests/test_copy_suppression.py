@@ -30,7 +30,6 @@ from experiments.suppression.measure import (
     WAYS,
     ablation_rises,
     attention_when_predicted,
-    centred_logits,
     draw_measured_texts,
     find_suppressor,
     find_team,
@@ -362,7 +361,10 @@ def test_what_keys_write_is_fitted_as_least_squares_do():
                 sums[row, pos, V + tokens[row, pos - 1]] = 1
     fitted = torch.linalg.lstsq(sums.flatten(0, 1), moved.detach().flatten(0, 1).double(),
                                 driver="gelsd").solution.float()
-    wanted = centred_logits(model, fitted.view(2, V, -1) / scale)
+    W_U = model.ln_final.w[:, None] * model.W_U
+    logits = fitted.view(2, V, -1) / scale @ (W_U - W_U.mean(0))
+    logits = logits - logits.mean(2, keepdim=True)
+    wanted = logits - logits.mean(1, keepdim=True)
     assert_close(written_by_presence(model, tokens, (1, 0)), wanted.detach(), rtol=0, atol=1e-4)
 
 
@@ -453,6 +455,14 @@ def test_what_is_taken_off_is_the_write_times_the_attention_of_all_that_is_predi
     n_keys = predicted.gather(1, pairs.clean_tokens).sum(1)  # they share the attention
     assert_close(taken_off(wired(), pairs), 24 / n_keys)
     assert_close(taken_off(wired(sign=1.0), pairs), -24 / n_keys)
+
+    model = scramble_(untrained())
+    found = taken_off(model, pairs)
+    for row, (right, wrong) in enumerate(zip(pairs.right, pairs.wrong, strict=True)):
+        clean, corrupted = (model(tokens[row:row + 1])[0, -1]
+                            for tokens in (pairs.clean_tokens, pairs.corrupted_tokens))
+        wanted = (clean[right] - clean[wrong]) - (corrupted[right] - corrupted[wrong])
+        assert_close(found[row], wanted.detach(), rtol=0, atol=1e-5)
 
 
 def test_no_circuit_is_looked_for_where_nothing_is_taken_off():
