@@ -30,10 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from checkpoint import load_pretrained
 from config import check_field, option
 from experiments.common import ExperimentConfig, check_pretrained, perform
+from experiments.suppression.circuit import judged_pairs, measure_circuit, taken_off
 from experiments.suppression.measure import measure_suppressor, null_losses
 from experiments.suppression.model import SuppressionRecipe, trained_suppressor
 from experiments.suppression.published import published_figures, report_published
 from experiments.suppression.report import (
+    circuit_lines,
     describe_findings,
     suppression_claims,
     suppression_figures,
@@ -73,13 +75,14 @@ def run(cfg, folder):
         return report_published(*load_pretrained(cfg.model, cache_dir=cfg.cache_dir))
 
     seeds = [measure_seed(folder, cfg.recipe(seed), cfg.retrain) for seed in cfg.seeds]
-    return {"found": describe_findings(seeds),
+    return {"board": circuit_lines(seeds), "found": describe_findings(seeds),
             "claims": suppression_claims(seeds, judged=not cfg.quick), "seeds": seeds}
 
 
 def measure_seed(folder, recipe, retrain=False):
     """What one seed gave: {"trained", "untrained", "control": what `measure_suppressor` returns,
-    "nulls": what `null_losses` returns}.
+    "nulls": what `null_losses` returns, "taken off": nats, a number for each of the three models,
+    "circuit": what `measure_circuit` returns of the trained one}.
 
     folder, retrain: as in `trained_suppressor`; recipe: the SuppressionRecipe of the seed.
     """
@@ -88,10 +91,14 @@ def measure_seed(folder, recipe, retrain=False):
     going_back = trained_suppressor(folder / f"goes_back_seed_{recipe.seed}", control,
                                     retrain=retrain)
     untrained = GPT(recipe.model_config(), recipe.seed).eval()
-    return {"trained": measure_suppressor(trained, recipe),
-            "untrained": measure_suppressor(untrained, recipe),
-            "control": measure_suppressor(going_back, control),
-            "nulls": null_losses(recipe.walks)}
+
+    models = {"trained": (trained, recipe), "untrained": (untrained, recipe),
+              "control": (going_back, control)}
+    taken = {name: taken_off(model, judged_pairs(walks)).mean().item()
+             for name, (model, walks) in models.items()}
+    return {name: measure_suppressor(model, walks) for name, (model, walks) in models.items()} | {
+        "nulls": null_losses(recipe), "taken off": taken,
+        "circuit": measure_circuit(trained, recipe)}
 
 
 def figures(result):

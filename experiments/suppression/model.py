@@ -205,19 +205,13 @@ def draw_row(rows, generator):
 
 
 @dataclass(frozen=True)
-class SuppressionRecipe:
-    """All that one trained model depends on."""
+class SuppressionRecipe(Walks):
+    """All that one trained model depends on: the walks that it is trained on, whose seed is its own
+    too, its shape, and its training."""
 
-    seed: int = 0
-    lags: tuple = (1, 2)
-    odds: tuple = (2, 1)
-    d_vocab: int = 32
-    jumps: float = 0.3
-    goes_back: bool = False
     n_layers: int = 2
     n_heads: int = 2
     d_model: int = 64
-    n_ctx: int = 24
     attn_only: bool = True
     tie_embeddings: bool = True
     steps: int = 3000
@@ -226,28 +220,26 @@ class SuppressionRecipe:
     muon_lr: float = 0.02
 
     @property
-    def walks(self):
-        """The Walks that it is trained on."""
-        return Walks(self.seed, self.n_ctx + 1, self.d_vocab, self.odds, self.lags, self.jumps,
-                     self.goes_back)
+    def n_ctx(self):
+        """The context: all of a text but its last token."""
+        return self.n_pos - 1
 
     def model_config(self):
         """The ModelConfig of its shape."""
         return ModelConfig(
             n_layers=self.n_layers, n_heads=self.n_heads, d_model=self.d_model, n_ctx=self.n_ctx,
-            d_vocab=self.walks.d_vocab, attn_only=self.attn_only,
+            d_vocab=self.d_vocab, attn_only=self.attn_only,
             tie_embeddings=self.tie_embeddings)
 
 
 def batches(recipe):
     """Yields (inputs, targets), each [batch, pos], without end; the uniform tokens at a text's
     beginning are no targets."""
-    texts = recipe.walks
     generator = seeded_generator(recipe.seed)
     while True:
-        tokens, _ = texts.draw(DRAWN_AT_ONCE * recipe.batch_size, generator)
+        tokens, _ = recipe.draw(DRAWN_AT_ONCE * recipe.batch_size, generator)
         targets = tokens.clone()
-        targets[:, :max(texts.lags)] = IGNORED
+        targets[:, :max(recipe.lags)] = IGNORED
         for batch, wanted in zip(tokens.split(recipe.batch_size), targets.split(recipe.batch_size),
                                  strict=True):
             yield batch[:, :-1], wanted[:, 1:]
@@ -262,8 +254,7 @@ def trained_suppressor(folder, recipe, *, retrain=False):
     def train(model):
         fit_with_progress(model, supply.__next__, how, folder.name)
 
-    settings = asdict(recipe) | {"texts": asdict(recipe.walks)}
     model, _ = trained_gpt(folder / "checkpoint.pt", recipe.model_config(), recipe.seed, train,
-                           tokenizer=CharTokenizer().fit(NAMES[:recipe.walks.d_vocab]),
-                           settings=settings, retrain=retrain)
+                           tokenizer=CharTokenizer().fit(NAMES[:recipe.d_vocab]),
+                           settings=asdict(recipe), retrain=retrain)
     return model
