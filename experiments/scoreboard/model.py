@@ -100,7 +100,7 @@ def load_suppression(cfg, folder, seed):
     home = folder / "quick_suppression" if cfg.quick else Path(cfg.out_dir) / "copy_suppression"
     recipe = SuppressionRecipe(seed, steps=30) if cfg.quick else SuppressionRecipe(seed)
     model = trained_suppressor(home / f"seed_{seed}", recipe, retrain=cfg.retrain)
-    pairs = suppression_pairs(recipe.walks, cfg.prompts, seeded_generator(seed))
+    pairs = suppression_pairs(recipe, cfg.prompts, seeded_generator(seed))
     return ScoredModel("trained suppression", model, pairs)
 
 
