@@ -7,7 +7,7 @@ edges, few enough to cut each one by itself. The circuit is the best of them by 
 needed on some pairs of texts; everything else is asked on other pairs.
 
 Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
-Prerequisites: circuit_evaluation.py, experiments/suppression/model.py
+Prerequisites: circuit_evaluation.py, experiments/suppression/measure.py
 Next: experiments/suppression/report.py
 Source: McDougall et al. 2023 (the head); Mueller et al. 2025 and Shi et al. 2024 (the tests)
 """

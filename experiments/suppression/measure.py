@@ -12,7 +12,7 @@ effect.
 
 Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
 Prerequisites: experiments/suppression/model.py, experiments/suppression/cspa.py
-Next: experiments/suppression/report.py
+Next: experiments/suppression/circuit.py
 Source: McDougall et al. 2023, sections 2 and 3
 """
 

@@ -26,7 +26,7 @@ floor). Where only tokens that were seen come back, in place of jumps to any, se
 raised, and after 3,000 steps seven trials without MLPs lie 0.25 to 0.55 nats above the floor.
 
 Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
-Prerequisites: train.py, corpus.py
+Prerequisites: experiments/wired/model.py, train.py, corpus.py
 Next: experiments/suppression/cspa.py
 Source: McDougall et al. 2023 (copy suppression); Crutchfield & Young 1989 (unifilar sources)
 """

@@ -13,12 +13,15 @@ the two were asked anew, of all heads of the team and of both keys that can stan
 presence counts by its writes at both keys, each weighted by the attention paid there, in one
 matrix, so that no token gets two chances (the mark stays at 0.8); attention is summed over the
 heads, since their writes add up, and the mark is twice the old one, 0.4, what each of two heads
-would have to give. The swapped prediction is asked in the same way, its mark doubled too. This
-form, and the claims on the circuit, were chosen on seeds 0 to 2 and 10 to 14. The first forms stand
-below them, not judged.
+would have to give. The swapped prediction is asked in the same way, its mark doubled too, and a
+team may have heads of both kinds. This form, and the claims on the circuit, were chosen on seeds 0
+to 2 and 10 to 14. The first forms stand below them, not judged.
+
+Judged once on seeds 20 to 24, after that was written down: every mark holds with each seed. These
+five would have passed the first forms as well (0.91 to 1.00, and 0.24 to 0.29).
 
 Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
-Prerequisites: experiments/suppression/measure.py
+Prerequisites: experiments/suppression/measure.py, experiments/suppression/circuit.py
 Next: experiments/copy_suppression.py
 Source: McDougall et al. 2023
 """
