@@ -52,7 +52,8 @@ def sweep_claims(found, judged):
     """Explained variance is no measure of recovery; sparsity decides, whatever the kind."""
     def best_that_explains(known):
         rows = [row for kind in KINDS for row in sweep_rows(known, kind)]
-        return max(row["recovered"] for row in rows if row["explained"] > WELL_EXPLAINED)
+        return max((row["recovered"] for row in rows if row["explained"] > WELL_EXPLAINED),
+                   default=float("nan"))
 
     def worst_best(known):
         return min(best_of_sweep(known, kind)["recovered"] for kind in FLAT_KINDS)

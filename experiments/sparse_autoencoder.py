@@ -1,0 +1,158 @@
+"""Dictionaries: what sparse autoencoders find, where the truth is known and in trained models.
+
+    python experiments/sparse_autoencoder.py                 # 9 minutes, one thread; again: two
+    python experiments/sparse_autoencoder.py --quick         # seconds: one seed, few steps
+    python experiments/sparse_autoencoder.py --run_name mine --at blocks.1.mlp.hook_post
+    python experiments/sparse_autoencoder.py --model gpt2 --at blocks.5.hook_resid_post
+
+Writes outputs/sparse_autoencoder/features.html, a page without network: each feature of a
+dictionary beside a random direction that is active as often.
+
+Claim, where the truth is known (128 sparse features in 32 dimensions): the dictionaries that
+explain most find none of the true features; each of four kinds finds most of them at the right
+sparsity, and explains less then. Features that are rare, that come in pairs, or that have a parent
+are found less often; nested (Matryoshka) dictionaries mix a child less with its parent, at a price.
+Claim, in a model of a text whose state is known: a reconstruction keeps the loss, and one latent
+carries fewer variables than one neuron does; yet the best latent tells a variable no better than
+the best neuron, and a linear probe tells it better than both.
+Claim, of transcoders: with patterns and scales kept, an answer is exactly the sum of what features,
+errors and biases add.
+Expected: every line with a verdict passes. Each line has a control beside it that fails.
+
+Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
+Prerequisites: experiments/dictionaries/model.py, experiments/dictionaries/report.py
+Next: experiments/grokking/model.py
+Source: Bricken et al. 2023; Gao et al. 2024; Bussmann et al. 2024 and 2025; Rajamanoharan et al.
+2024; Chanin et al. 2024; Dunefsky et al. 2024; arXiv 2602.14111 (random baselines)
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dataclasses import dataclass, replace
+
+from config import check_choices, check_field, option
+from experiments.common import ExperimentConfig, perform
+from experiments.dictionaries.known import dictionary_jobs, measure_known, trained_dictionaries
+from experiments.dictionaries.model import KINDS, DictionaryRecipe
+from experiments.dictionaries.page import describe_features, make_page, write_page
+from experiments.dictionaries.report import (
+    known_claims,
+    known_summary,
+    recovery_figure,
+    worlds_figure,
+)
+from experiments.dictionaries.report_trained import trained_claims
+from experiments.dictionaries.report_transcoder import (
+    load_gift_subject,
+    measure_transcoders,
+    transcoder_claims,
+    transcoder_figure,
+)
+from experiments.dictionaries.subjects import load_subjects
+from experiments.dictionaries.trained import fit_to_subject, measure_subject
+from utils import Progress, run_program
+
+
+@dataclass(frozen=True)
+class DictionaryConfig(ExperimentConfig):
+    """What gets a dictionary, and which; without a run or a model, what is trained here."""
+
+    run_name: str | None = option(None, "a run of train.py to look at, in out_dir")
+    model: str | None = option(None, "a pretrained model to look at: gpt2, …, or its folder")
+    at: str | None = option(None, "the hook point, such as blocks.1.mlp.hook_post (none: the last "
+                            "MLP's neurons and the last stream)")
+    kind: str = option("TopK", "of the dictionary of a trained model")
+    latents: int = option(256, "of that dictionary")
+    active: int = option(16, "latents at a time, of each text (TopK) or on average")
+    steps: int = option(600, "of its training")
+    shown: int = option(100, "features on the page, those that the loss needs most")
+    prompts: int = option(8, "gifts whose answers are taken apart by transcoders")
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choices(self)
+        check_field(self, "kind", lambda kind: kind in COUNTED, f"one of {', '.join(COUNTED)}")
+        for name in ("latents", "active", "steps", "shown", "prompts"):
+            check_field(self, name, lambda n: n >= 1, "1 or more")
+        check_field(self, "active", lambda n: n <= self.latents, f"at most latents={self.latents}")
+
+    @property
+    def recipe(self):
+        """The DictionaryRecipe for trained models."""
+        steps = 30 if self.quick else self.steps
+        return DictionaryRecipe(self.kind, self.active, self.latents, steps)
+
+
+COUNTED = tuple(kind for kind in KINDS if "TopK" in kind or kind == "Matryoshka")
+
+
+def run(cfg, folder):
+    """{"found": what came out, in words, "claims": [Claim], "known", "trained", "transcoders": what
+    was measured, a list each}; writes the page.
+
+    cfg: a DictionaryConfig. folder: for the page, and for what is trained here and kept.
+    """
+    if cfg.quick:
+        cfg = replace(cfg, seeds=cfg.seeds[:1])
+    is_own = cfg.run_name is None and cfg.model is None
+    judged = is_own and not cfg.quick
+
+    # models first, so that what can't be looked at is said before anything is trained
+    trained = []
+    summary = []
+    for number, subject in enumerate(load_subjects(cfg, folder)):
+        trained.append(measure_subject(subject, cfg.recipe, cfg.seeds[0]))
+        if number == 0:
+            summary.append(write_features(cfg, subject, folder))
+    claims = trained_claims(trained, judged)
+    if not is_own:
+        return {"found": " ".join(summary), "claims": claims, "trained": trained}
+
+    known = []
+    transcoders = []
+    jobs = dictionary_jobs(cfg.quick)
+    for seed in cfg.seeds:
+        dictionaries = trained_dictionaries(jobs, seed, folder / f"seed_{seed}", cfg.retrain)
+        known.append(measure_known(jobs, dictionaries, seed))
+    progress = Progress(len(cfg.seeds), " transcoders")
+    for seed in cfg.seeds:
+        subject = load_gift_subject(cfg, folder, seed)
+        transcoders.append(measure_transcoders(subject, seed))
+        progress.show(len(transcoders), f"seed {seed}")
+    progress.close()
+
+    return {"found": " ".join([known_summary(known), *summary]),
+            "claims": [*known_claims(known, judged), *claims,
+                       *transcoder_claims(transcoders, judged)],
+            "known": known, "trained": trained, "transcoders": transcoders}
+
+
+def write_features(cfg, subject, folder):
+    """Writes the page of a Subject's features; returns a sentence on what it shows."""
+    dictionary, _ = fit_to_subject(subject, cfg.recipe, cfg.seeds[0])
+    features = describe_features(subject, dictionary, n_features=cfg.shown, seed=cfg.seeds[0])
+    page = make_page(subject, dictionary, features)
+    write_page(folder / "features.html", page)
+    return (f"{folder / 'features.html'} shows {len(features)} features of {subject.name} at "
+            f"{subject.at}, each beside a random direction.")
+
+
+def figures(result):
+    """{name: Figure}; none where another model was looked at."""
+    if "known" not in result:
+        return {}
+    return {"recovery": recovery_figure(result["known"]),
+            "worlds": worlds_figure(result["known"]),
+            "transcoder": transcoder_figure(result["transcoders"][0])}
+
+
+def main(argv=None):
+    """The program: trains, measures, prints the table, writes the page and the figures."""
+    perform(DictionaryConfig, run, figures, __doc__, argv=argv)
+
+
+if __name__ == "__main__":
+    run_program(main)
