@@ -14,6 +14,7 @@ from experiments.dictionaries.report_transcoder import (
     explained_by_linear_map,
     measure_transcoders,
     shuffled_r,
+    slope_through_0,
     transcoder_claims,
 )
 from experiments.dictionaries.transcoder import (
@@ -312,6 +313,8 @@ def as_trained(measured):
     good["quality"] |= {"explained": {0: 0.95, 1: 0.98}, "recovered": {"mean": 0.99, "zero": 0.99}}
     good["gifts"]["error_share"] = 0.05
     good["gifts"]["r"]["patterns and scales"][0] = 0.95
+    good["gifts"]["slope"]["patterns and scales"][0] = 0.97
+    good["gifts"]["slope"]["nothing"][0] = 0.6
     return good
 
 
@@ -342,6 +345,9 @@ def test_each_claim_fails_where_its_number_is_wrong_in_one_seed(measured):
         "error nodes": lambda one: one["gifts"].update(error_share=0.3),
         "patterns and scales kept: r": lambda one: one["gifts"]["r"]["patterns and scales"].update(
             {0: 0.85}),
+        "measured over predicted": lambda one: one["gifts"]["slope"]["patterns and scales"].update(
+            {0: 0.8}),
+        "hides the rest": lambda one: one["gifts"]["slope"]["nothing"].update({0: 0.95}),
     }
     for words, break_ in breaks.items():
         bad = as_trained(measured)
@@ -363,6 +369,12 @@ def test_shuffled_features_do_not_correlate_and_a_gift_without_variance_stays_it
     # gifts that differ in their mean alone: shuffling within them changes nothing
     between = [torch.full((5,), float(mean)) for mean in range(3)]
     assert shuffled_r(between, torch.cat(between), 0) == pytest.approx(1)
+
+
+def test_effects_twice_as_large_as_predicted_have_slope_2():
+    predicted = torch.tensor([1.0, 1.0, -1.0])
+    assert slope_through_0(predicted, torch.tensor([1.0, 3.0, -2.0])) == pytest.approx(2)
+    assert slope_through_0(predicted, predicted + 5) == pytest.approx(1 + 5 / 3), "no intercept"
 
 
 def test_the_shares_of_an_answer_sum_to_one(measured):

@@ -131,7 +131,8 @@ def measure_gift_answers(subject, transcoders, seed, ways=FREE):
     predicted and measured in the linear model ("direct", "total"). shares: of the answer, the mean
     of what "tokens", "positions", "features", "errors", "biases" add. error_share: the mean of
     Contributions.error_share. r: {way: {layer: predicted total effects against measured ones, over
-    the features of all gifts}}; r_direct: the same of direct effects, with patterns and scales
+    the features of all gifts}}; slope: likewise, of measured by predicted effects, through 0: 1
+    where they are as large; r_direct: the same of direct effects, with patterns and scales
     kept. null: {layer: what 95 % of r are below with features shuffled within a gift}. effects:
     {layer: {"total" or way: effects of the features of SHOWN gifts, predicted or measured}}.
     """
@@ -142,6 +143,7 @@ def measure_gift_answers(subject, transcoders, seed, ways=FREE):
             "incoming": 0.0, "direct": 0.0, "total": 0.0}
 
     r = {way: {} for way in ways}
+    slope = {way: {} for way in ways}
     found = {"r_direct": {}, "null": {}, "effects": {}}
     for layer in transcoders:
         # each feature's effect on each answer: predicted, and measured in several ways
@@ -164,15 +166,21 @@ def measure_gift_answers(subject, transcoders, seed, ways=FREE):
             gaps[predicted] = max(gaps[predicted], gap)
         for way in ways:
             r[way][layer] = pearson(of_all["total"], of_all[way]).item()
+            slope[way][layer] = slope_through_0(of_all["total"], of_all[way])
         measured = of_all["patterns and scales"]
         found["r_direct"][layer] = pearson(of_all["direct"], measured).item()
         found["null"][layer] = shuffled_r(effects["total"], measured, seed)
         found["effects"][layer] = {name: torch.cat(effects[name][:SHOWN]).tolist()
                                    for name in ("total", *ways)}
 
-    return {"answer": fmean(run.value for run in runs), "gaps": gaps, "r": r,
+    return {"answer": fmean(run.value for run in runs), "gaps": gaps, "r": r, "slope": slope,
             "shares": mean_shares(parts), "error_share": fmean(each.error_share for each in parts),
             **found}
+
+
+def slope_through_0(predicted, measured):
+    """By how much measured grows with predicted, [n] each: least squares of a line through 0."""
+    return (predicted @ measured / (predicted @ predicted)).item()
 
 
 def incoming_gaps(run, places):
@@ -282,26 +290,43 @@ def quality_claims(results, judged):
 def effect_claims(results, judged):
     """Predicted against measured effects of removing a feature; of layer 0, whose features act
     through an attention and an MLP. Those of the last MLP are exact where scales are kept."""
-    def r(kept, layer=0, of=lambda one: one):
-        return lambda one: of(one)["gifts"]["r"][kept][layer]
+    def of_gifts(number, way, layer=0):
+        return lambda one: one["gifts"][number][way][layer]
+
+    def untrained(number):
+        return mean_text(results, lambda one: one["untrained"]["gifts"][number][free][0])
+
+    free = "patterns and scales"
 
     last = max(results[0]["gifts"]["null"])
     null = max(one["gifts"]["null"][0] for one in results)
-    untrained = mean_text(results, r("patterns and scales", of=lambda one: one["untrained"]))
+    is_found = all(one["gifts"]["r"][free][0] > one["gifts"]["null"][0] for one in results)
+
+    def of_last(number):
+        return f"MLP {last}: {mean_text(results, of_gifts(number, 'nothing', last))}"
+
     return [
         add_control(
             seed_claim("predicted and measured effect of a feature of MLP 0, patterns and scales "
-                       "kept: r", results, r("patterns and scales"), above=0.9,
-                       holds=all(r("patterns and scales")(one) > one["gifts"]["null"][0]
-                                 for one in results), judged=judged),
-            f"shuffled {null:.2f}, untrained {untrained}"),
+                       "kept: r", results, of_gifts("r", free), above=0.9, holds=is_found,
+                       judged=judged),
+            f"shuffled {null:.2f}, untrained {untrained('r')}"),
         add_control(
-            seed_claim("… with nothing kept (above 0.9 was hoped for)", results, r("nothing")),
-            f"MLP {last}: {mean_text(results, r('nothing', last))}"),
-        seed_claim("… with scales kept", results, r("scales")),
-        seed_claim("… with patterns kept", results, r("patterns")),
-        seed_claim("… of direct effects alone, patterns and scales kept", results,
+            seed_claim("… measured over predicted effect (slope)", results,
+                       of_gifts("slope", free), between=(0.9, 1.1), judged=judged),
+            f"untrained {untrained('slope')}"),
+        seed_claim("… r of direct effects alone", results,
                    lambda one: one["gifts"]["r_direct"][0]),
+        add_control(
+            seed_claim("… r with nothing kept (above 0.9 was hoped for)", results,
+                       of_gifts("r", "nothing")), of_last("r")),
+        add_control(
+            seed_claim("… slope with nothing kept: LayerNorm hides the rest", results,
+                       of_gifts("slope", "nothing"), below=0.9, judged=judged),
+            f"{of_last('slope')}; scales kept {mean_text(results, of_gifts('slope', 'scales'))}, "
+            f"patterns kept {mean_text(results, of_gifts('slope', 'patterns'))}"),
+        seed_claim("… r with scales kept", results, of_gifts("r", "scales")),
+        seed_claim("… r with patterns kept", results, of_gifts("r", "patterns")),
     ]
 
 
@@ -311,7 +336,7 @@ def transcoder_figure(one):
     gifts = one["gifts"]
     both = figure.subplots(1, 2, sharey=True)
     for axes, way in zip(both, ("patterns and scales", "nothing"), strict=True):
-        bare_axes(axes, f"{way} kept: r = {gifts['r'][way][0]:.2f} for features of MLP 0",
+        bare_axes(axes, f"{way} kept:\nr = {gifts['r'][way][0]:.2f} for features of MLP 0",
                   "predicted effect (nats)", "measured effect (nats)")
         for (layer, effects), colour in zip(gifts["effects"].items(), COLOURS, strict=False):
             axes.scatter(effects["total"], effects[way], s=8, color=colour, edgecolors="none",
