@@ -1,6 +1,6 @@
 """Which method finds circuits? Six, and chance, on models wired by hand and on trained ones.
 
-    python experiments/circuit_scoreboard.py             # 5 minutes, one thread; again: two
+    python experiments/circuit_scoreboard.py             # 5 minutes, one thread; again: seconds
     python experiments/circuit_scoreboard.py --quick     # seconds: one seed, few steps
 
 The methods: the exact effect of cutting each edge, EAP, EAP-IG by its three rules, ACDC.
@@ -8,15 +8,19 @@ Claim, where edges are known (ten circuits wired by hand): each method ranks the
 the AUROC that follows from the wiring, below 1 where it is blind: EAP to what is saturated, exact
 effects and ACDC to an OR. Where edges stand in series, random rankings have the CMD of a closed
 form.
-Claim, of trained models (induction; gifts in a text): exact effects, EAP-IG (gauss) and ACDC have a
-lower CMD than 95 % of random rankings; over draws of prompts the best edges by the first two are
-more alike (Jaccard) than 0.67, which was published for GPT-2 small.
-Expected: every line with a verdict passes.
+Claim, of trained models (induction; suppression; gifts in a text): exact effects, EAP-IG (gauss)
+and ACDC have a lower CMD than 95 % of random rankings; over draws of prompts the best edges by the
+first two are more alike (Jaccard) than 0.67, which was published for GPT-2 small.
+Expected: every line with a verdict passes. Of five other seeds, 10 to 14, one misses one mark: for
+suppression with seed 11 the best edges by exact effects have a Jaccard of 0.65. Its two suppressing
+heads serve different tokens by two earlier heads, so prompts ask for different edges, and a dozen
+edges of like size vie for seven places (chapter 12).
 
 Thresholds were decided on paper before any trained model was scored (a trial on the wired circuits
-of seed 0 came before). Absent edges of a circuit carry the corrupted prompt. Over seeds the order
-of the methods by CMD is not stable, so that none is claimed to be the best; heads of two trainings
-are not the same heads, so that their edges are not compared.
+of seed 0 came before); suppression joined later, and changed none. Absent edges of a circuit carry
+the corrupted prompt. Over seeds the order of the methods by CMD is not stable, so that none is
+claimed to be the best; heads of two trainings are not the same heads, so that their edges are not
+compared.
 
 Chapter: COURSE_ROADMAP.md, 10 (approximate)
 Prerequisites: experiments/scoreboard/measure.py, experiments/scoreboard/report.py
@@ -28,13 +32,14 @@ Source: Mueller et al. 2025 (MIB); Syed et al. 2023 (EAP); Hanna et al. 2024 (EA
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 from config import check_field, option
-from experiments.common import ExperimentConfig, perform
+from experiments.common import ExperimentConfig, code_digest, load_or_make, perform
 from experiments.scoreboard.measure import score_model
 from experiments.scoreboard.model import load_models
 from experiments.scoreboard.report import (
@@ -63,25 +68,38 @@ def run(cfg, folder):
     """{"found": what came out, in words, "claims": [Claim], "rows": as `score_model` gives them,
     "board": lines of text}.
 
-    cfg: a ScoreboardConfig; folder: where trained models are kept.
+    cfg: a ScoreboardConfig; folder: where trained models are kept, and the rows with the seconds
+    that they took: they are read again as long as the code is the same.
     """
     if cfg.quick:
         cfg = replace(cfg, rankings=20, seeds=cfg.seeds[:1])
 
     rows = []
     for seed in cfg.seeds:
-        models = list(load_models(cfg, folder, seed))
-        progress = Progress(len(models), " models")
-        for done, scored in enumerate(models, 1):
-            began = time.perf_counter()
-            own = score_model(scored, seed, cfg.rankings)
-            own[-1]["took"] = time.perf_counter() - began
-            rows += own
-            progress.show(done, f"seed {seed}: {scored.name}")
-        progress.close()
+        settings = {"prompts": cfg.prompts, "rankings": cfg.rankings, "quick": cfg.quick,
+                    "seed": seed, "code": code_digest()}
+        kept = load_or_make(folder / f"rows_seed_{seed}.pt", settings,
+                            partial(score_seed, cfg, folder, seed), cfg.retrain)
+        rows += kept["rows"]
     board = board_lines(rows)
     return {"found": describe_findings(rows), "board": board, "rows": rows,
             "claims": scoreboard_claims(rows, judged=not cfg.quick)}
+
+
+def score_seed(cfg, folder, seed):
+    """{"rows": those of all models of a seed}; took, in those of random rankings, is the seconds of
+    the whole model."""
+    rows = []
+    models = list(load_models(cfg, folder, seed))
+    progress = Progress(len(models), " models")
+    for done, scored in enumerate(models, 1):
+        began = time.perf_counter()
+        own = score_model(scored, seed, cfg.rankings)
+        own[-1]["took"] = time.perf_counter() - began
+        rows += own
+        progress.show(done, f"seed {seed}: {scored.name}")
+    progress.close()
+    return {"rows": rows}
 
 
 def figures(result):

@@ -11,6 +11,7 @@ Source: the form of a claim is that of chapter 0
 """
 
 import contextlib
+import hashlib
 import html
 import itertools
 import json
@@ -51,6 +52,7 @@ from utils import (
 
 HEADINGS = ("claim", "reported", "measured", "range, or 95 %", "null, control or mark", "")
 WRAPPED = ("claim", "reported", "null, control or mark")  # the columns of text, not of numbers
+ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 100  # characters a line of what is printed
 
 # Claims
@@ -299,7 +301,8 @@ def load_or_make(path, settings, make, retrain=False):
     settings, else made by `make()` and written there. retrain: make it in any case.
 
     settings: a dict of all that it depends on, but for torch's version and the number of threads,
-    which are added. An edit of the code is not noticed: pass `retrain` then.
+    which are added. An edit of the code is noticed only where `code_digest` is among them: pass
+    `retrain` then.
     """
     added = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     settings = json.loads(json.dumps(settings | added))
@@ -314,6 +317,16 @@ def load_or_make(path, settings, make, retrain=False):
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(path, state)
     return state
+
+
+def code_digest(root=ROOT):
+    """A checksum of the modules in `root` and of all in its experiments/, as a text: what a kept
+    result depends on beside its settings."""
+    digest = hashlib.sha256()
+    for file in sorted([*root.glob("*.py"), *root.glob("experiments/**/*.py")]):
+        code = file.read_bytes()
+        digest.update(f"{file.relative_to(root).as_posix()} {len(code)}\n".encode() + code)
+    return digest.hexdigest()
 
 
 def as_run(model, tokenizer, **more):
@@ -466,6 +479,16 @@ def page_to_open(folder):
     """The HTML page of an experiment's folder or, where it has none, the page of them all."""
     pages = sorted(folder.glob("*.html"))
     return pages[0] if pages else folder.parent / "index.html"
+
+
+def write_page(path, template, values):
+    """Writes an experiment's own page: its template, with what it draws, plain values, in the
+    script that the template leaves as {}."""
+    # Nothing that a text holds may end the script or begin a tag.
+    data = json.dumps(values, allow_nan=False).replace("<", "\\u003c")
+    before, after = template.read_text(encoding="utf-8").split("{}</script>")
+    with atomic_write(path, "w") as file:
+        file.write(f"{before}{data}</script>{after}")
 
 
 # The page of all experiments

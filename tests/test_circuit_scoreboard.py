@@ -9,10 +9,11 @@ import torch
 from helpers import quick_run
 
 from circuit_evaluation import curve_sizes
+from circuits import CircuitRun
 from config import ModelConfig
 from experiments import circuit_scoreboard as program
 from experiments.induction.model import WORDS, InductionRecipe
-from experiments.scoreboard.measure import METHODS, score_model, series_cmd
+from experiments.scoreboard.measure import METHODS, RunOnce, score_model, series_cmd
 from experiments.scoreboard.model import ScoredModel, as_pairs, induction_pair
 from experiments.scoreboard.report import scoreboard_claims, scoreboard_figure, wired_claims
 from experiments.wired.model import all_circuits
@@ -147,8 +148,47 @@ def test_bad_settings_are_refused():
             program.ScoreboardConfig(**bad)
 
 
+def test_what_was_scored_is_read_again_by_the_same_code_alone(tmp_path, monkeypatch):
+    wired = all_circuits(0)[0]
+    loads = []
+
+    def load_one(cfg, folder, seed):
+        loads.append(seed)
+        yield ScoredModel(wired.name, wired.model, wired.draw_pairs(4, seeded_generator(seed)),
+                          wired.truth)
+
+    monkeypatch.setattr(program, "load_models", load_one)
+    monkeypatch.setattr(program, "describe_findings", lambda rows: "")
+    monkeypatch.setattr(program, "board_lines", lambda rows: [])
+    monkeypatch.setattr(program, "scoreboard_claims", lambda rows, judged: [])
+    cfg = program.ScoreboardConfig(seeds=(0, 1), rankings=20, quick=False)
+    first = program.run(cfg, tmp_path)["rows"]
+    assert program.run(cfg, tmp_path)["rows"] == first and loads == [0, 1]
+
+    program.run(dataclasses.replace(cfg, prompts=4), tmp_path)
+    assert loads == [0, 1] * 2
+    monkeypatch.setattr(program, "code_digest", lambda: "other code")
+    program.run(dataclasses.replace(cfg, prompts=4), tmp_path)
+    assert loads == [0, 1] * 3
+
+
+def test_no_circuit_is_run_twice_and_its_value_is_that_of_a_run(monkeypatch):
+    wired = all_circuits(0)[0]
+    scored = ScoredModel(wired.name, wired.model, wired.draw_pairs(4, seeded_generator(0)))
+    plain, once = CircuitRun(*scored.both), RunOnce(*scored.both)
+    circuits = [once.full, once.full.only([]), *(once.full.only([e]) for e in once.full.edges())]
+    runs = []
+    stream = CircuitRun.stream
+    monkeypatch.setattr(CircuitRun, "stream", lambda run, circuit: [
+        runs.append(circuit), stream(run, circuit)][1])
+    values = [once.value(circuit) for circuit in circuits + circuits]
+    assert len(runs) == len(circuits)
+    for circuit, value in zip(circuits + circuits, values, strict=True):
+        assert torch.equal(value, plain.value(circuit))
+
+
 @pytest.mark.slow
 def test_the_quick_program_scores_every_model(tmp_path):
     printed, result = quick_run("circuit_scoreboard", tmp_path)
-    assert len({row["model"] for row in result["rows"]}) == 12 and "FAIL" not in printed
+    assert len({row["model"] for row in result["rows"]}) == 13 and "FAIL" not in printed
     assert (tmp_path / "circuit_scoreboard_quick" / "circuit_scoreboard.png").exists()

@@ -23,6 +23,7 @@ from experiments.common import (
     as_run,
     claim,
     claims_table,
+    code_digest,
     conclude,
     experiment_folder,
     fit_with_progress,
@@ -152,6 +153,22 @@ def test_a_trained_model_is_made_anew_where_it_must_be(tmp_path, change):
     settings = {"seed": 1 if change == "settings" else 0}
     assert load_or_make(path, settings, counted(made), retrain=change == "retrain")["n"] == 2
     assert load_or_make(path, settings, counted(made))["n"] == 2
+
+
+def test_an_edit_of_any_module_changes_the_digest_and_of_nothing_else(tmp_path):
+    (tmp_path / "experiments" / "study").mkdir(parents=True)
+    modules = [tmp_path / name for name in ("a.py", "experiments/b.py", "experiments/study/c.py")]
+    for module in modules:
+        module.write_text("x = 1\n")
+    digests = [code_digest(tmp_path)]
+    (tmp_path / "notes.md").write_text("x")
+    assert code_digest(tmp_path) == digests[0]
+    for module in modules:
+        module.write_text("x = 2\n")
+        digests.append(code_digest(tmp_path))
+    modules[0].rename(tmp_path / "d.py")
+    digests.append(code_digest(tmp_path))
+    assert len(set(digests)) == 5
 
 
 def test_a_kept_model_is_a_run_that_load_model_reads(tmp_path):

@@ -11,6 +11,14 @@ from torch.testing import assert_close
 
 import experiments.copy_suppression as program
 from checkpoint import export_pretrained
+from circuits import CircuitRun, faithfulness_of_each, minimality
+from experiments.suppression.circuit import (
+    exact_scores,
+    judged_pairs,
+    measure_circuit,
+    smallest_circuit,
+    taken_off,
+)
 from experiments.suppression.cspa import (
     cspa_score,
     extreme_tokens,
@@ -21,23 +29,29 @@ from experiments.suppression.cspa import (
 from experiments.suppression.measure import (
     WAYS,
     ablation_rises,
+    attention_when_predicted,
     draw_measured_texts,
     find_suppressor,
     find_team,
     is_counted,
     key_states,
+    keys_standing_for,
     loss_floor,
     measure_heads,
     measure_suppressor,
+    moved_by_keys,
     nats_above_floor,
     null_losses,
     own_ranks,
     patch_direction,
     patch_prediction,
+    share_lowest,
     tokens_of_keys,
+    written_by_presence,
     written_by_source,
+    written_when_predicted,
 )
-from experiments.suppression.model import SuppressionRecipe, Walks, batches
+from experiments.suppression.model import SuppressionRecipe, Walks, batches, suppression_pairs
 from experiments.suppression.report import describe_findings, suppression_claims
 from losses import IGNORED
 from model import GPT
@@ -149,6 +163,44 @@ def test_targets_are_the_next_tokens_but_for_the_uniform_ones():
     assert torch.equal(inputs[:, 2:], targets[:, 1:-1])
 
 
+@pytest.mark.parametrize("lags", [(1,), (1, 2)])
+def test_the_chances_of_a_given_text_are_those_that_it_was_drawn_with(lags):
+    walks = Walks(lags=lags)
+    tokens, chances = walks.draw(30, seeded_generator(1))
+    first = max(lags)
+    assert_close(walks.chances_after(tokens)[:, first - 1:-1], chances[:, first:])
+    assert walks.are_possible(tokens).all()
+
+    # what is predicted and was seen can not come
+    seen, predicted = walks.states(tokens)
+    impossible = (seen & predicted)[:, -2].nonzero()
+    rows, token = impossible.T
+    changed = tokens[rows]
+    changed[:, -1] = token
+    assert len(rows) and not walks.are_possible(changed).any()
+
+
+def test_of_a_pair_of_texts_one_has_seen_a_predicted_token_and_both_are_possible():
+    walks = Walks()
+    pairs = suppression_pairs(walks, 300, seeded_generator(0))
+    rows = torch.arange(300)
+    odds = walks.predicted_odds(pairs.clean_tokens)[:, -1]
+    assert torch.equal(odds, walks.predicted_odds(pairs.corrupted_tokens)[:, -1])
+    assert (odds[rows, pairs.right] == odds[rows, pairs.wrong]).all()
+    assert (odds[rows, pairs.right] > 0).all()
+
+    for tokens, times in ((pairs.clean_tokens, 1), (pairs.corrupted_tokens, 0)):
+        assert walks.are_possible(tokens).all()
+        assert ((tokens == pairs.wrong[:, None]).sum(1) == times).all()
+        assert not (tokens == pairs.right[:, None]).any()
+    differs = pairs.clean_tokens != pairs.corrupted_tokens
+    assert (differs.sum(1) == 1).all()
+    assert (odds.gather(1, pairs.corrupted_tokens[differs][:, None]) == 0).all()
+
+    assert "odds=(2, 1)" in refusal(
+        lambda: suppression_pairs(Walks(lags=(1,)), 4, seeded_generator(0)))
+
+
 # Losses
 
 
@@ -194,20 +246,20 @@ def test_a_head_that_copies_has_the_opposite_sign(texts):
 
 def test_attention_follows_the_unembedding_only_where_the_query_reads_the_prediction(texts):
     tokens, _ = texts
-    reads = patch_direction(wired(), WALKS, tokens, (1, 0), 0)
+    reads = patch_direction(wired(), WALKS, tokens, [(1, 0)])
     assert reads["before"] < 0.2 and reads["random"] < 0.5 and reads["after"] > 0.9
-    past = patch_direction(wired(follows="token"), WALKS, tokens, (1, 0), 0)
+    past = patch_direction(wired(follows="token"), WALKS, tokens, [(1, 0)])
     assert past["after"] == pytest.approx(past["before"])
 
 
 def test_attention_follows_a_swapped_prediction(texts):
     tokens, _ = texts
-    found = patch_prediction(wired(), WALKS, tokens, (1, 0), 0)
+    found = patch_prediction(wired(), WALKS, tokens, [(1, 0)], shifts=(0,))
     assert found["new"]["after"] > 0.9 > 0.1 > found["new"]["before"]
     assert found["own"]["before"] > 0.9 > 0.1 > found["own"]["after"]
-    flat = patch_prediction(wired(gate=False), WALKS, tokens, (1, 0), 0)
+    flat = patch_prediction(wired(gate=False), WALKS, tokens, [(1, 0)])
     assert flat["new"]["after"] == pytest.approx(flat["new"]["before"])
-    assert patch_prediction(wired(), WALKS, tokens, (0, 0), 0) is None
+    assert patch_prediction(wired(), WALKS, tokens, [(0, 0)]) is None
 
 
 def test_keys_have_the_states_of_their_tokens_and_none_lies_ahead():
@@ -257,10 +309,165 @@ def test_a_tie_is_no_proof_that_a_token_is_the_lowest():
     assert own_ranks(written, torch.arange(3)).tolist() == [0, 1, 1]
 
 
-def test_a_team_is_of_one_layer_one_kind_and_half_as_strong_or_more():
-    heads = {(layer, head): {"gated": gated, "shift": shift} for layer, head, gated, shift in (
-        (0, 0, -2.0, 0), (1, 0, -3.0, 0), (1, 1, -1.6, 0), (1, 2, -1.4, 0), (1, 3, -2.5, 1))}
+def test_a_team_is_of_one_layer_and_half_as_strong_or_more():
+    heads = {(layer, head): {"gated": gated} for layer, head, gated in (
+        (0, 0, -2.0), (1, 0, -3.0), (1, 1, -1.6), (1, 2, -1.4))}
     assert find_team(heads) == [(1, 0), (1, 1)]
+
+
+# Tokens found in two kinds of keys, by two heads
+
+
+def split():
+    """The wired suppressor's work, split: L1H0 finds even tokens in their own keys, and L1H1 odd
+    ones in the keys after them, where L0H0 has written them."""
+    token, before = (slice(i * V, (i + 1) * V) for i in range(2))
+    model = wired()
+    is_even = torch.eye(V) * (torch.arange(V) % 2 == 0)
+    with torch.no_grad():
+        attn = model.blocks[1].attn
+        attn.W_K[0, token, :V] = SHARP * is_even
+        attn.W_V[0, token, :V] = is_even
+        attn.W_Q[1] = attn.W_Q[0]
+        attn.W_K[1, before, :V] = 4 * SHARP * (torch.eye(V) - is_even)  # tokens stand there as 4
+        attn.W_V[1, before, :V] = 4 * (torch.eye(V) - is_even)
+        attn.W_O[1] = attn.W_O[0]
+    return model
+
+
+def test_what_a_token_writes_is_told_apart_from_what_its_successors_write(texts):
+    tokens, _ = texts
+    whole = -24 * (torch.eye(V) - 1 / V)
+    own, after = written_by_presence(wired(), tokens, (1, 0))
+    assert_close(own, whole, rtol=0, atol=1e-3)
+    assert_close(after, torch.zeros(V, V), rtol=0, atol=1e-3)
+    assert written_by_source(wired(), tokens, (1, 0), 1).abs().max() > 2  # of the successors there
+
+    # of the tokens that L1H1 reads, the first of a text stands in its own key too
+    own, after = written_by_presence(split(), tokens, (1, 1))
+    assert own.diagonal()[1::2].mean() > -2 and after.diagonal()[1::2].mean() < -22
+    assert after.diagonal()[::2].mean() > -1
+
+
+def test_what_keys_write_is_fitted_as_least_squares_do():
+    model = tiny_model(d_vocab=V)
+    tokens = torch.randint(5, (3, 8), generator=seeded_generator(0))
+    moved, scale = moved_by_keys(model, tokens, (1, 0))
+    sums = torch.zeros(3, 8, 2 * V, dtype=torch.float64)
+    for row in range(3):
+        for pos in range(8):
+            sums[row, pos, tokens[row, pos]] = 1
+            if pos:
+                sums[row, pos, V + tokens[row, pos - 1]] = 1
+    fitted = torch.linalg.lstsq(sums.flatten(0, 1), moved.detach().flatten(0, 1).double(),
+                                driver="gelsd").solution.float()
+    W_U = model.ln_final.w[:, None] * model.W_U
+    logits = fitted.view(2, V, -1) / scale @ (W_U - W_U.mean(0))
+    logits = logits - logits.mean(2, keepdim=True)
+    wanted = logits - logits.mean(1, keepdim=True)
+    assert_close(written_by_presence(model, tokens, (1, 0)), wanted.detach(), rtol=0, atol=1e-4)
+
+
+def test_attention_to_a_predicted_token_counts_each_key_once(texts):
+    tokens = texts[0][:6].clone()
+    tokens[:, 4] = tokens[:, 3]  # a token after itself: one key is both
+    model = scramble_(untrained())
+    _, cache = model.run_with_cache(tokens, "blocks.1.attn.hook_pattern")
+    pattern = cache["pattern", 1][:, 1]
+    seen, predicted = WALKS.states(tokens)
+    found = attention_when_predicted(model, WALKS, tokens, (1, 1))
+    for token in range(V):
+        paid = []
+        for row in range(6):
+            for query in range(1, N_CTX):
+                if not (seen & predicted)[row, query, token]:
+                    continue
+                own = [k for k in range(query + 1) if tokens[row, k] == token]
+                after = [k + 1 for k in own if k + 1 <= query and k + 1 not in own]
+                paid.append([pattern[row, query, keys].sum().item() for keys in (own, after)])
+        wanted = torch.tensor(paid).mean(0) if paid else torch.zeros(2)
+        assert_close(found[:, token], wanted)
+
+
+def test_a_team_that_finds_tokens_in_two_kinds_of_keys_lowers_all_of_them(texts):
+    tokens, _ = texts
+    model = split()
+    others = draw_measured_texts(WALKS, n_rows=48, seed=3)[0]
+
+    def share(heads):
+        return share_lowest(written_when_predicted(model, WALKS, tokens, others, heads))
+
+    assert find_team(measure_heads(model, WALKS, tokens)) == [(1, 0), (1, 1)]
+    assert share([(1, 0)]) == share([(1, 1)]) == 0.5
+    assert share([(1, 0), (1, 1)]) == 1
+
+    def rise(heads, **how):
+        shares = patch_direction(model, WALKS, tokens, heads, **how)
+        return shares["after"] - shares["before"]
+
+    both = rise([(1, 0), (1, 1)])
+    assert both > 0.7
+    assert rise([(1, 0)]) + rise([(1, 1)]) == pytest.approx(both)
+    assert rise([(1, 0), (1, 1)], shifts=(0,)) < 0.6 * both
+
+
+def test_a_key_that_stands_for_a_token_in_two_ways_counts_once():
+    tokens = torch.tensor([[3, 3, 5]])
+    states = torch.zeros(1, 3, V, dtype=torch.bool)
+    states[..., 3] = True
+    keys = keys_standing_for(states, tokens)[0].tolist()
+    assert keys == [[True, False, False], [True, True, False], [True, True, True]]
+
+
+# The circuit
+
+EVEN = dataclasses.replace(WALKS, odds=(1, 1, 1, 1))  # the same successors, equally likely
+
+
+def test_the_circuit_of_the_wired_suppressor_is_its_keys_and_values_and_what_it_says():
+    found = measure_circuit(wired(), EVEN, n_pairs=8, n_random=25)
+    assert sorted(found["edges"]) == [["L1H0", "logits"], ["embed", "L1H0.k"],
+                                      ["embed", "L1H0.v"]]
+    assert found["faithfulness"] == pytest.approx(1, abs=0.05)
+    assert found["cpr"] > 0.85 > found["random cpr"]
+    assert found["tests"]["minimality"]["holds"]
+    assert "3 of 29 edges" in "\n".join(found["lines"])
+
+
+def test_scores_by_cutting_are_the_effects_of_edges_and_the_best_that_keep_enough_are_taken():
+    model = wired()
+    pairs = suppression_pairs(EVEN, 8, seeded_generator(0))
+    prompts = (pairs.clean_tokens, pairs.corrupted_tokens)
+    run = CircuitRun(model, *prompts, pairs.metric)
+    scores = exact_scores(run)
+    wanted = minimality(run.full, model, *prompts, metric=pairs.metric, parts=scores.edges())
+    assert_close(scores.values, wanted.values)
+
+    circuit = smallest_circuit(run, scores)
+    smaller = scores.circuit(len(circuit) - 1)
+    kept, less = faithfulness_of_each(run, [circuit, smaller]).mean.tolist()
+    assert kept >= 0.9 > less
+
+
+def test_what_is_taken_off_is_the_write_times_the_attention_of_all_that_is_predicted_and_seen():
+    pairs = judged_pairs(EVEN, 8)
+    predicted = EVEN.states(pairs.clean_tokens)[1][:, -1]
+    n_keys = predicted.gather(1, pairs.clean_tokens).sum(1)  # they share the attention
+    assert_close(taken_off(wired(), pairs), 24 / n_keys)
+    assert_close(taken_off(wired(sign=1.0), pairs), -24 / n_keys)
+
+    model = scramble_(untrained())
+    found = taken_off(model, pairs)
+    for row, (right, wrong) in enumerate(zip(pairs.right, pairs.wrong, strict=True)):
+        clean, corrupted = (model(tokens[row:row + 1])[0, -1]
+                            for tokens in (pairs.clean_tokens, pairs.corrupted_tokens))
+        wanted = (clean[right] - clean[wrong]) - (corrupted[right] - corrupted[wrong])
+        assert_close(found[row], wanted.detach(), rtol=0, atol=1e-5)
+
+
+def test_no_circuit_is_looked_for_where_nothing_is_taken_off():
+    for model in (untrained(), wired(sign=1.0)):
+        assert measure_circuit(model, EVEN, n_pairs=8) is None
 
 
 # CSPA
@@ -343,9 +550,12 @@ def at_random():
 
 def measured(model):
     """One seed's result in which all models are this one."""
-    found = measure_suppressor(model, SuppressionRecipe(lags=WALKS.lags, odds=WALKS.odds))
+    found = measure_suppressor(model, WALKS)
     nulls = dict(zip(WAYS, (0.7, 0.6, 0.02), strict=True))
-    return [{"trained": found, "untrained": found, "control": found, "nulls": nulls}]
+    taken = taken_off(model, judged_pairs(EVEN, 8)).mean().item()
+    return [{"trained": found, "untrained": found, "control": found, "nulls": nulls,
+             "taken off": dict.fromkeys(("trained", "untrained", "control"), taken),
+             "circuit": measure_circuit(model, EVEN, n_pairs=8, n_random=25)}]
 
 
 def verdicts(model):
@@ -359,7 +569,7 @@ def verdicts(model):
     untrained, at_random, lambda: wired(gate=False, sign=1.0)])
 def test_every_claim_fails_on_models_without_a_suppressor(make):
     judged = verdicts(make())
-    assert len(judged) == 9
+    assert len(judged) == 12
     assert not any(judged.values()), [text for text, holds in judged.items() if holds]
 
 

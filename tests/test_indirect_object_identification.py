@@ -29,7 +29,13 @@ from experiments.indirect_object.published import (
     measure_published,
     published_gifts,
 )
-from experiments.indirect_object.report import direct_share, gift_claims
+from experiments.indirect_object.report import (
+    chance_of_sets,
+    direct_share,
+    gift_claims,
+    shares_of_sets,
+    without_strongest,
+)
 from metrics import logit_diff
 from model import GPT
 from tokenizer import BPETokenizer, WordTokenizer
@@ -39,7 +45,7 @@ TOKENIZER = WordTokenizer().fit(corpus.text(20_000))
 SHAPE = gift_shape(GiftRecipe(n_layers=2, n_heads=3, d_model=24), TOKENIZER)
 GIFTS = draw_gifts(TOKENIZER, 16, 3)
 SONGS = draw_songs(TOKENIZER, 16, 3)
-N_VERDICTS = 13  # lines that are judged
+N_VERDICTS = 14  # lines that are judged
 
 
 def shuffled_model(seed=1):
@@ -194,6 +200,13 @@ def test_a_head_that_looks_evenly_reads_the_giver_and_what_comes_after_by_their_
     n_after = n_words - GIFTS.at["S2"].float().mean().item()
     assert found["giver"] == pytest.approx(1 / n_words, abs=1e-5)
     assert found["after"] == pytest.approx(n_after / n_words, abs=1e-5)
+    looks = {}
+    for layer, head in set(all_heads(model)) - {(1, 0)}:
+        pattern = cache["pattern", layer]
+        looks[layer, head] = sum(
+            pattern[row, head, -1, GIFTS.at["S2"][row]:].sum().item() for row in range(16)) / 16
+    assert found["others"]["after"] == pytest.approx(sum(looks.values()) / 5, abs=1e-5)
+    assert abs(found["others"]["after"] - found["after"]) > 1e-3
     assert found["inputs"]["v"] != 0 and set(found["senders"]) == {"L0H0", "L0H1", "L0H2"}
 
 
@@ -217,15 +230,17 @@ def passing(one):
     return good
 
 
-def verdicts(one):
-    return [claim.holds for claim in gift_claims([one], [one]) if claim.holds is not None]
+def verdicts(one, n_models=3):
+    claims = gift_claims([one] * n_models, [one] * n_models)
+    return [claim.holds for claim in claims if claim.holds is not None]
 
 
 def test_claims_hold_where_they_should_and_each_can_fail(measured):
     good = passing(measured[0])
     assert verdicts(good) == [True] * N_VERDICTS
     repaired = {mode: {"total": -4.0, "direct": -4.0} for mode in ("zero", "resample")}
-    changes = [(("right",), 0.9), (("roles", "suppressors"), []), (("heads", 0, "suppresses"), 0.5),
+    all_worth_it = [head | {"direct": -4.0} for head in good["heads"]]
+    changes = [(("right",), 0.9), (("heads",), all_worth_it), (("heads", 0, "suppresses"), 0.5),
                (("strongest", "words", "once"), 0.0), (("strongest", "after"), 0.3),
                (("strongest", "inputs", "q"), -3.0), (("strongest", "inputs", "k"), -3.0),
                (("patterns", "unrelated"), -3.0), (("named", "others"), [6.0]),
@@ -241,6 +256,28 @@ def test_claims_hold_where_they_should_and_each_can_fail(measured):
             place = place[key]
         place[path[-1]] = value
         assert verdicts(bad).count(False) == 1, (path, value)
+
+
+def test_no_heads_are_worth_nothing_and_chance_has_as_much(measured):
+    good = passing(measured[0])
+    good["roles"]["suppressors"] = []
+    assert verdicts(good).count(False) == 2  # the share, and that of any heads
+
+
+def test_a_set_of_heads_is_held_against_all_sets_of_as_many():
+    heads = [{"head": (0, i), "direct": -worth} for i, worth in enumerate((3.0, 1.0, 0.0, -2.0))]
+    one = {"heads": heads, "diff": 4.0,
+           "roles": {"answer": [(0, 0)], "suppressors": [(0, 0), (0, 1)]}}
+    assert sorted(shares_of_sets(one, "suppressors")) == [-0.5, -0.25, 0.25, 0.25, 0.75, 1]
+    assert chance_of_sets(one, "suppressors", direct_share(one, "suppressors")) == 1 / 6
+    assert chance_of_sets(one, "suppressors", 0.75) == 2 / 6
+    own, chance = without_strongest(one)
+    assert own == 0.25 and chance == pytest.approx((1 + 0 - 2) / 3 / 4)
+
+
+def test_sets_of_heads_are_not_judged_in_fewer_than_three_models(measured):
+    good = passing(measured[0])
+    assert verdicts(good, n_models=2) == [True] * (N_VERDICTS - 1)
 
 
 def test_what_others_lose_too_is_no_backup(measured):

@@ -7,14 +7,13 @@ Source: Elhage et al. 2021 (patterns token by token)
 """
 
 import base64
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from experiments import common
 from experiments.attention_page.measure import describe_heads
-from utils import atomic_write
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -65,8 +64,4 @@ def make_page(view, mode):
 
 def write_page(path, page):
     """Writes the page: the template beside this file, with what it draws inside of it."""
-    # Nothing that a token holds may end the script or begin a tag.
-    values = json.dumps(page, allow_nan=False).replace("<", "\\u003c")
-    before, after = TEMPLATE.read_text(encoding="utf-8").split("{}</script>")
-    with atomic_write(path, "w") as file:
-        file.write(f"{before}{values}</script>{after}")
+    common.write_page(path, TEMPLATE, page)

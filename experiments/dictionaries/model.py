@@ -32,10 +32,11 @@ from utils import UserError, check_choice, seeded_generator
 KERNEL_WIDTH = 0.1  # within which a JumpReLU's threshold feels an activation
 FIRST_THRESHOLD = 0.1
 THRESHOLD_MEMORY = 0.99  # of a BatchTopK's threshold from one batch to the next
+# The axis of each trained tensor that latents lie along
+LATENT_AXIS = {"W_enc": 1, "b_enc": 0, "W_dec": 0, "log_threshold": 0}
 NESTED = (1 / 8, 1 / 4, 1 / 2, 1)  # the prefixes of a Matryoshka, shares of all latents
-WAKE_EVERY = 100  # steps
-WAKE_UNTIL = 0.6  # of training, so that all can settle
-DEAD_AFTER = 20  # steps without firing
+WAKE_EVERY = 10  # steps
+WAKE_UNTIL = 0.7  # of training, so that all can settle
 
 
 class Dictionary:
@@ -66,13 +67,20 @@ class Dictionary:
         return (len(self.W_dec),)
 
     def tensors(self):
-        """{name: tensor} of all that a dictionary is made of."""
+        """{name: tensor} of all that a dictionary is made of: what `restore` reads."""
         return {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec,
                 "b_dec": self.b_dec}
 
     def parameters(self):
         """The tensors that are trained."""
         return [tensor for tensor in self.tensors().values() if tensor.requires_grad]
+
+    @torch.no_grad()
+    def wake_(self, which, features, readers):
+        """Gives latents `which` [n] new features [n, d_out], and directions [n, d_in] to read."""
+        self.W_dec[which] = features
+        self.W_enc[:, which] = readers.T
+        self.b_enc[which] = 0
 
     # Reading and writing
 
@@ -240,6 +248,11 @@ class JumpReLU(Dictionary):
     def tensors(self):
         return super().tensors() | {"log_threshold": self.log_threshold}
 
+    @torch.no_grad()
+    def wake_(self, which, features, readers):
+        super().wake_(which, features, readers)
+        self.log_threshold[which] = math.log(FIRST_THRESHOLD)
+
     def activate(self, pre, training=False):
         return torch.where(pre > self.log_threshold.exp(), pre, 0.0)
 
@@ -262,7 +275,8 @@ KINDS = {
     "JumpReLU": JumpReLU,
     "Matryoshka": Matryoshka,
 }
-LEARNING_RATES = {"ReLU + L1": 0.015} | dict.fromkeys(list(KINDS)[1:], 0.006)
+LEARNING_RATES = {"ReLU + L1": 0.015, "TopK": 0.006, "BatchTopK": 0.004, "JumpReLU": 0.006,
+                  "Matryoshka": 0.004}
 
 
 # Training
@@ -270,13 +284,17 @@ LEARNING_RATES = {"ReLU + L1": 0.015} | dict.fromkeys(list(KINDS)[1:], 0.006)
 
 @dataclass(frozen=True)
 class DictionaryRecipe:
-    """A kind of KINDS, how sparse it is, how many latents, and for how long it is trained."""
+    """A kind of KINDS, how sparse it is, how many latents, and for how long it is trained.
+
+    dead_after: a latent that was silent for so many steps is dead, and is given a new direction.
+    """
 
     kind: str
     sparsity: float
     n_latents: int
     steps: int = 2000
     batch: int = 256
+    dead_after: int = 8
 
     def __post_init__(self):
         check_choice("kind", self.kind, KINDS)
@@ -285,6 +303,14 @@ class DictionaryRecipe:
         """The dictionary before training."""
         return KINDS[self.kind](d_in, d_out, self.n_latents, self.sparsity, generator,
                                 W_dec=W_dec)
+
+    def restore(self, tensors):
+        """The Dictionary whose `tensors()` these are."""
+        d_in, d_out = len(tensors["W_enc"]), len(tensors["b_dec"])
+        dictionary = self.fresh(d_in, d_out, seeded_generator(0))
+        for name, tensor in tensors.items():
+            setattr(dictionary, name, tensor)
+        return dictionary
 
 
 @dataclass(frozen=True)
@@ -335,7 +361,7 @@ def fit_dictionary(recipe, x, seed, *, target=None, W_dec=None, progress=None):
 
         silent = torch.where((z > 0).any(0), 0.0, silent + 1)
         if step % WAKE_EVERY == WAKE_EVERY - 1 and step < WAKE_UNTIL * recipe.steps:
-            wake_dead_(dictionary, optimizer, silent >= DEAD_AFTER, batch, wanted, generator)
+            wake_dead_(dictionary, optimizer, silent >= recipe.dead_after, batch, wanted, generator)
         if progress:
             progress(step + 1)
 
@@ -362,17 +388,12 @@ def wake_dead_(dictionary, optimizer, dead, x, target, generator):
     chances = errors.square().sum(-1).square()
     texts = torch.multinomial(chances, len(which), replacement=True, generator=generator)
 
-    directions = unit_rows(errors[texts])
-    dictionary.W_dec[which] = directions
-    dictionary.W_enc[:, which] = directions.T if target is x else unit_rows(x[texts]).T
-    dictionary.b_enc[which] = 0
-    optimizer_forgets_(optimizer, dictionary, which)
+    features = unit_rows(errors[texts])
+    readers = features if target is x else unit_rows(x[texts])
+    dictionary.wake_(which, features, readers)
 
-
-def optimizer_forgets_(optimizer, dictionary, which):
-    """Sets AdamW's averages to 0 for the weights of some latents."""
     for averages in (optimizer.m, optimizer.v):
-        of_name = dict(zip(map(id, optimizer.parameters), averages, strict=True))
-        of_name[id(dictionary.W_enc)][:, which] = 0
-        of_name[id(dictionary.b_enc)][which] = 0
-        of_name[id(dictionary.W_dec)][which] = 0
+        of_parameter = dict(zip(map(id, optimizer.parameters), averages, strict=True))
+        for name, tensor in dictionary.tensors().items():
+            if name in LATENT_AXIS:
+                of_parameter[id(tensor)].index_fill_(LATENT_AXIS[name], which, 0)

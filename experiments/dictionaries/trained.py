@@ -1,31 +1,453 @@
-"""Dictionaries of a trained model's activations: what they keep and what they say.
+"""Dictionaries of a trained model's activations: what they keep, what they say, what they steer.
+
+Four questions, each with what it is held against:
+- kept: the loss with the reconstruction in the activation's place, against its mean, and 0.
+- said: does a latent tell when a variable of the text holds, against the best neuron, as many
+  random directions, and a linear probe?
+- mixed: how many variables does one neuron carry, and how many one latent?
+- steered: does adding a latent's direction bring the word that its variable says, against random
+  directions of the same length?
+A dictionary of shuffled activations and one of an untrained model answer the same questions.
+
+Much of what a latent says is only which word it stands at. So variables are scored *among equal
+words*: a place where the variable holds against one where it doesn't, with the same word at both.
 
 Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
-Prerequisites: experiments/dictionaries/model.py, corpus.py
-Next: experiments/dictionaries/transcoder.py
-Source: Bricken et al. 2023; Gao et al. 2024 (loss recovered)
+Prerequisites: experiments/dictionaries/model.py, experiments/dictionaries/subjects.py
+Next: experiments/dictionaries/report_trained.py
+Source: Bricken et al. 2023; Gao et al. 2024 (loss recovered, probes); Templeton et al. 2024
+(steering)
 """
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, replace
 
 import torch
 
+from experiments.dictionaries.features import unit_rows
+from experiments.dictionaries.model import fit_dictionary
+from experiments.dictionaries.subjects import Subject as Subject  # what is measured here
+from experiments.dictionaries.variables import is_next, siblings
+from losses import log_probabilities, next_token_loss
 from model import GPT
+from utils import seeded_generator
+
+ROWS_AT_ONCE = 64  # texts
+SAID = 0.9  # an AUROC above which a variable is said
+CARRIED = 0.8  # an AUROC above which, or below 1 less it, a neuron or latent carries a variable
+FEWEST_PAIRS = 1000  # of equal words with and without a variable, in each half of the texts
+RIDGE = 1e-3  # of a probe, in units of the features' mean variance
+N_RANDOM = 20  # directions that steering is held against
+N_STEERED = 12  # latents that are steered by their own effect
+N_TEXTS = 16  # that are steered at once
+FEWEST_ACTIVE = 20  # positions at which a latent that is steered is active
+OTHER_SEED = 1_000_003  # is added for what must not be drawn as the rest
+
+
+# Activations
+
+
+@torch.no_grad()
+def collect(model, tokens, at):
+    """The activations of a hook point, [batch * pos, d]: position after position, text after text.
+    """
+    parts = [model.run_with_cache(rows, at)[1][at].flatten(0, 1)
+             for rows in tokens.split(ROWS_AT_ONCE)]
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def spliced_loss(subject, splice=None):
+    """The mean loss on the held-out texts, in nats a token, with `splice(activation)` in place of
+    the activation; None: as it is."""
+    hooks = [] if splice is None else [(subject.at, lambda activation, hook: splice(activation))]
+    losses = []
+    for tokens in subject.held_out.split(ROWS_AT_ONCE):
+        with subject.model.hooks(hooks):
+            losses.append(next_token_loss(subject.model(tokens), tokens, reduction="none"))
+    return torch.cat(losses).mean().item()
+
+
+def loss_recovered(subject, dictionary, mean):
+    """What a dictionary keeps of what the model needs at subject.at: a dict.
+
+    mean: [d], the activations' mean on other texts. clean, spliced, mean, zero: losses in nats a
+    token, as it is and with the reconstruction, the mean, or 0 there. against_mean, against_zero:
+    (ablated - spliced) / (ablated - clean): 1 where nothing is lost, 0 where all is.
+    """
+    clean = spliced_loss(subject)
+    spliced = spliced_loss(subject, lambda x: dictionary.decode(dictionary.encode(x)))
+    of_mean = spliced_loss(subject, mean.expand_as)
+    of_zero = spliced_loss(subject, torch.zeros_like)
+    return {"clean": clean, "spliced": spliced, "mean": of_mean, "zero": of_zero,
+            "against_mean": (of_mean - spliced) / (of_mean - clean),
+            "against_zero": (of_zero - spliced) / (of_zero - clean)}
+
+
+def describe_fit(dictionary, x):
+    """{"explained": the share of x's variance that is written, "L0": active latents a position,
+    "dead": the share of latents that are never active}. x: [n, d]."""
+    z = dictionary.encode(x)
+    is_active = z > 0
+    error = (dictionary.decode(z) - x).square().sum()
+    return {"explained": 1 - (error / (x - x.mean(0)).square().sum()).item(),
+            "L0": is_active.sum(-1).double().mean().item(),
+            "dead": (~is_active.any(0)).double().mean().item()}
+
+
+# What a latent says
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model whose activations at one hook point get a dictionary.
+class Places:
+    """Positions of texts, one after another: x [n, d], words [n] (ids below n_words), truth [n,
+    variable]."""
 
-    at: the hook point, [batch, pos, d]. tokens: [batch, pos], to train the dictionary on; held_out:
-    [batch, pos], to measure it on. variables: {name: [batch, pos], bool}, what is known of each
-    position of held_out; empty where nothing is.
+    x: torch.Tensor
+    words: torch.Tensor
+    truth: torch.Tensor
+    n_words: int
+
+
+def ranks_of_rows(values):
+    """metrics.mean_ranks of [row, n] without NaN, in a third of the time: equal values, which stand
+    side by side once they are sorted, share the mean of the first and the last place of theirs."""
+    ordered, order = values.sort(-1)
+    place = torch.arange(values.shape[-1]).expand_as(order)
+    is_new = torch.ones_like(order, dtype=torch.bool)
+    is_new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    is_last = is_new.roll(-1, -1)  # the first one always is new
+    first = place.where(is_new, 0).cummax(-1).values
+    last = place.where(is_last, values.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
+    return torch.zeros(values.shape).scatter_(-1, order, (first + last) / 2)
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """Places where a variable holds, compared with places of the same word where it doesn't.
+
+    above: [word, score, variable], how many pairs have the higher score where the variable holds
+    (ties count half); pairs: [word, variable], how many there are.
     """
 
-    name: str
-    model: GPT
-    tokenizer: object
-    at: str
-    tokens: torch.Tensor
-    held_out: torch.Tensor
-    variables: dict = field(default_factory=dict)
+    above: torch.Tensor
+    pairs: torch.Tensor
+
+    @classmethod
+    def of(cls, scores, places):
+        """scores: [n, score]; places: n Places."""
+        shape = (scores.shape[1], places.truth.shape[1])
+        above = torch.zeros(places.n_words, *shape, dtype=torch.float64)
+        pairs = torch.zeros(places.n_words, shape[1], dtype=torch.float64)
+        for word in places.words.unique():
+            here = places.words == word
+            holds = places.truth[here].double()  # [place, variable]
+            n_true = holds.sum(0)
+            pairs[word] = n_true * (len(holds) - n_true)
+            if pairs[word].any():
+                ranks = ranks_of_rows(scores[here].T).double()  # [score, place], from 0
+                above[word] = ranks @ holds - n_true * (n_true - 1) / 2
+        return cls(above, pairs)
+
+    @property
+    def auroc(self):
+        """AUROC among equal words, [score, variable]: the chance that a place where the variable
+        holds scores above one with the same word where it doesn't. NaN where there is no pair."""
+        return self.above.sum(0) / self.pairs.sum(0)
+
+    @property
+    def auroc_of_words(self):
+        """The same of each word by itself, [word, score, variable]."""
+        return self.above / self.pairs[:, None]
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The held-out texts in two halves: on one a latent is chosen, on the other it is measured.
+
+    names: of the variables of which both halves have FEWEST_PAIRS pairs of equal words.
+    """
+
+    names: list
+    choose: Places
+    measure: Places
+
+    @classmethod
+    def of(cls, subject):
+        """The two halves of a Subject's held-out texts: every second text."""
+        truth = torch.stack(list(subject.variables.values()), -1)  # [batch, pos, variable]
+        halves = []
+        for first in (0, 1):
+            tokens = subject.held_out[first::2]
+            halves.append(Places(collect(subject.model, tokens, subject.at), tokens.flatten(),
+                                 truth[first::2].flatten(0, 1), subject.model.cfg.d_vocab))
+
+        pairs = [Comparisons.of(half.x[:, :0], half).pairs.sum(0) for half in halves]
+        kept = torch.minimum(*pairs) >= FEWEST_PAIRS
+        names = [name for name, keep in zip(subject.variables, kept, strict=True) if keep]
+        return cls(names, *(replace(half, truth=half.truth[:, kept]) for half in halves))
+
+
+@dataclass(frozen=True)
+class Said:
+    """How well some scores say each variable, on the second half of the texts, [variable].
+
+    one: the AUROC of the score that says it best in the first half; which: its number. each_word:
+    the AUROC where each word has a score of its own, chosen in the same way. compared: all scores'
+    Comparisons in the second half.
+    """
+
+    one: torch.Tensor
+    which: torch.Tensor
+    each_word: torch.Tensor
+    compared: Comparisons
+
+    @classmethod
+    def of(cls, read, halves):
+        """read: x [n, d] -> scores [n, score].
+
+        A score may say a variable by being low; that too is chosen in the first half.
+        """
+        first = Comparisons.of(read(halves.choose.x), halves.choose)
+        second = Comparisons.of(read(halves.measure.x), halves.measure)
+
+        lead = first.auroc - 0.5  # [score, variable]
+        which = lead.abs().argmax(0, keepdim=True)
+        one = 0.5 + lead.gather(0, which).sign() * (second.auroc.gather(0, which) - 0.5)
+
+        lead = (first.auroc_of_words - 0.5).nan_to_num()  # [word, score, variable]
+        which_each = lead.abs().argmax(1, keepdim=True)
+        sign = lead.gather(1, which_each).sign()[:, 0]  # [word, variable]
+        above = second.above.gather(1, which_each)[:, 0]
+        ahead = sign * (above - second.pairs / 2)  # pairs won, beyond half of them
+        each_word = 0.5 + ahead.sum(0) / second.pairs.sum(0)
+        return cls(one[0], which[0], each_word, second)
+
+    @property
+    def carried(self):
+        """{"mean": how many variables a score carries that carries any, "share": how many scores
+        do}; the mean is 0 where none does. One that says one thing has a mean of 1."""
+        n_carried = ((self.compared.auroc - 0.5).abs() > CARRIED - 0.5).sum(1)  # [score]
+        carries = n_carried > 0
+        mean = n_carried[carries].double().mean().item() if carries.any() else 0.0
+        return {"mean": mean, "share": carries.double().mean().item()}
+
+
+def probe_auroc(halves):
+    """The AUROC among equal words of a linear probe for each variable, [variable].
+
+    The probe is the least-squares one: fitted on the first half with each word's mean taken from
+    both x and truth, so that it spends nothing on the word itself. A logistic one for each
+    (probing.py) takes a hundred times as long.
+    """
+    x = less_word_means(halves.choose.x, halves.choose.words)
+    wanted = less_word_means(halves.choose.truth, halves.choose.words)
+    gram = x.T @ x
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+    W = torch.linalg.solve(gram, x.T @ wanted)  # [d, variable]
+    return Comparisons.of(halves.measure.x.double() @ W, halves.measure).auroc.diagonal()
+
+
+def less_word_means(values, words):
+    """values [n, k] less the mean of all places with the same word, float64. words: [n]."""
+    values = values.double()
+    n_words = int(words.max()) + 1
+    sums = torch.zeros(n_words, values.shape[1], dtype=torch.float64).index_add_(0, words, values)
+    means = sums / words.bincount().clamp(min=1)[:, None]
+    return values - means[words]
+
+
+def random_reader(d, n_directions, seed):
+    """A function x [n, d] -> [n, n_directions]: x along random directions."""
+    drawn = torch.randn(n_directions, d, generator=seeded_generator(seed + OTHER_SEED))
+    directions = unit_rows(drawn).T
+    return lambda x: x @ directions
+
+
+def variable_scores(halves, readers):
+    """What some scores say of the variables: {kind: {"one": [AUROC of each variable], "each_word":
+    the same where each word has a score of its own, "which": the numbers of the first, "carried":
+    as Said.carried}}. readers: {kind: function x [n, d] -> scores [n, score]}."""
+    said = {kind: Said.of(read, halves) for kind, read in readers.items()}
+    return {kind: {"one": each.one.tolist(), "each_word": each.each_word.tolist(),
+                   "which": each.which.tolist(), "carried": each.carried}
+            for kind, each in said.items()}
+
+
+# Steering
+
+
+@torch.no_grad()
+def logit_changes(subject, tokens, places, vectors):
+    """How much the logits change, on average over texts, where a vector is added to the activation.
+
+    tokens: [batch, pos]; places: [batch], the position of each text at which it is added and the
+    logits are read; vectors: [vector, d]. Returns [vector, d_vocab], in nats, of log-probabilities.
+    """
+    model = subject.model
+    rows = torch.arange(len(tokens))
+    tokens = tokens[:, : int(places.max()) + 1]  # what comes later changes nothing
+    in_block = re.match(r"blocks\.(\d+)", subject.at)
+    start = int(in_block[1]) if in_block else 0
+    resid = model.run_blocks(model.embed(tokens), stop=start)
+
+    def log_probs(vector):
+        def add(activation, hook):
+            steered = activation.clone()
+            steered[rows, places] += vector
+            return steered
+
+        with model.hooks([(subject.at, add)]):
+            if in_block:
+                last = model.run_blocks(resid, start)
+                logits = model.unembed(last, None, places[:, None])[:, 0]
+            else:
+                logits = model(tokens)[rows, places]
+        return log_probabilities(logits)
+
+    baseline = log_probs(torch.zeros_like(vectors[0]))
+    return torch.stack([(log_probs(vector) - baseline).mean(0) for vector in vectors])
+
+
+def random_vectors(n, like, generator):
+    """n vectors in random directions, of the length of `like` [d]."""
+    return unit_rows(torch.randn(n, len(like), generator=generator)) * like.norm()
+
+
+def steer_by_variables(subject, halves, dictionary, seed):
+    """Whether the latent that says a variable brings the word that the variable says will come.
+
+    Of each variable that names one, the latent that is highest where it holds, in the first half of
+    the texts. In the second half its direction, as long as the latent is where the variable holds,
+    is added where the same kind of word comes next, but another one of them. Measured is how much
+    the word gains on the others of its kind, in nats; beside it, N_RANDOM random directions.
+    Returns {variable: {"feature": nats, "random": [nats of each]}}.
+    """
+    generator = seeded_generator(seed + OTHER_SEED)
+    tokens = subject.held_out[1::2]
+    known = {name: holds[1::2] for name, holds in subject.variables.items()}
+    z = dictionary.encode(halves.choose.x)
+    first = Comparisons.of(z, halves.choose).auroc
+
+    found = {}
+    for name in filter(subject.to_come.get, halves.names):
+        # the direction, and how far
+        number = halves.names.index(name)
+        latent = first[:, number].argmax()
+        where = halves.choose.truth[:, number] & (z[:, latent] > 0)
+
+        # where another word of its kind is next: the shortest beginnings of texts
+        others = [other for other in siblings(name) if other != name]
+        elsewhere = torch.stack([known[other] for other in others]).any(0) & is_next(known, name)
+        n_texts = min(N_TEXTS, int(elsewhere.any(1).sum()))
+        if not where.any() or not n_texts:
+            continue
+        vector = z[where, latent].mean() * dictionary.W_dec[latent].detach()
+        places = elsewhere.float().argmax(1).masked_fill(~elsewhere.any(1), elsewhere.shape[1])
+        texts = places.argsort()[:n_texts]
+
+        vectors = torch.cat([vector[None], random_vectors(N_RANDOM, vector, generator)])
+        changes = logit_changes(subject, tokens[texts], places[texts], vectors)
+        rivals = changes[:, [subject.to_come[other] for other in others]].mean(1)
+        feature, *random = (changes[:, subject.to_come[name]] - rivals).tolist()
+        found[name] = {"feature": feature, "random": random}
+    return found
+
+
+def steer_by_effect(subject, x, dictionary, seed):
+    """Whether latents move the prediction more, and to one token, than random directions do.
+
+    Of N_STEERED latents the direction, as long as they are where they are active, is added in the
+    middle of texts. The token that gains most in the first half of the texts is the latent's own;
+    measured is what it gains in the second half, in nats. Random directions are given theirs in the
+    same way. x: [n, d], activations. Returns [{"latent": number, "token": text, "feature": nats,
+    "random": [nats of each]}].
+    """
+    generator = seeded_generator(seed + OTHER_SEED)
+    z = dictionary.encode(x)
+    alive = ((z > 0).sum(0) >= FEWEST_ACTIVE).nonzero().flatten()
+    drawn = alive[torch.randperm(len(alive), generator=generator)[:N_STEERED]]
+    halves = [subject.held_out[first::2][:N_TEXTS] for first in (0, 1)]
+    middle = torch.full((len(halves[0]),), subject.held_out.shape[1] // 2)
+
+    found = []
+    for latent in drawn.tolist():
+        size = z[:, latent][z[:, latent] > 0].mean()
+        vector = size * dictionary.W_dec[latent].detach()
+        vectors = torch.cat([vector[None], random_vectors(N_RANDOM, vector, generator)])
+        chosen, measured = (logit_changes(subject, half, middle[: len(half)], vectors)
+                            for half in halves)
+        own = chosen.argmax(1, keepdim=True)  # [vector, 1]
+        feature, *random = measured.gather(1, own)[:, 0].tolist()
+        found.append({"latent": latent, "token": subject.tokenizer.decode([own[0].item()]),
+                      "feature": feature, "random": random})
+    return found
+
+
+# All of it
+
+
+def fit_to_subject(subject, recipe, seed, *, shuffled=False):
+    """(dictionary, x [n, d]): that of a Subject's activations, and these.
+
+    shuffled: each of the d numbers is taken from a position of its own, so that each is distributed
+    as before and no two have to do with each other; x is then as it was.
+    """
+    x = collect(subject.model, subject.tokens, subject.at)
+    shown = x
+    if shuffled:
+        generator = seeded_generator(seed + OTHER_SEED)
+        orders = [torch.randperm(len(x), generator=generator) for _ in range(x.shape[1])]
+        shown = x.gather(0, torch.stack(orders, 1))
+    return fit_dictionary(recipe, shown, seed), x
+
+
+def untrained_twin(subject, seed):
+    """The Subject with a model of the same shape that has learned nothing."""
+    return replace(subject, model=GPT(subject.model.cfg, seed + OTHER_SEED).eval())
+
+
+def measure_subject(subject, recipe, seed):
+    """All that is measured of a Subject and the dictionary of a DictionaryRecipe, as plain values.
+
+    {"name", "at", "d", "kind", "sparsity", "n_latents", "fit": as `describe_fit`, "loss": as
+    `loss_recovered`, "shuffled": {"fit", "loss"} of the dictionary of shuffled activations,
+    "effects": as `steer_by_effect`}. Where variables are known also {"variables": names, "said": as
+    `variable_scores`, of the kinds latent, neuron, random (as many directions as latents), shuffled
+    and untrained (the latents of these dictionaries), "probe" and "probe_untrained": [AUROC of each
+    variable], "steered": as `steer_by_variables`, "steered_shuffled", "steered_untrained"}.
+    """
+    dictionary, x = fit_to_subject(subject, recipe, seed)
+    of_shuffled, _ = fit_to_subject(subject, recipe, seed, shuffled=True)
+    held_out = collect(subject.model, subject.held_out, subject.at)
+
+    found = {"name": subject.name, "at": subject.at, "d": x.shape[1], "kind": recipe.kind,
+             "sparsity": recipe.sparsity, "n_latents": recipe.n_latents}
+    for part, one in ((found, dictionary), (found.setdefault("shuffled", {}), of_shuffled)):
+        part["fit"] = describe_fit(one, held_out)
+        part["loss"] = loss_recovered(subject, one, x.mean(0))
+    found["effects"] = steer_by_effect(subject, held_out, dictionary, seed)
+    if subject.variables:
+        found |= measure_variables(subject, recipe, dictionary, of_shuffled, seed)
+    return found
+
+
+def measure_variables(subject, recipe, dictionary, of_shuffled, seed):
+    """The part of `measure_subject` that needs to know what there is to find."""
+    halves = Halves.of(subject)
+    read_random = random_reader(len(dictionary.W_enc), recipe.n_latents, seed)
+    said = variable_scores(halves, {
+        "latent": dictionary.encode, "neuron": lambda x: x, "random": read_random,
+        "shuffled": of_shuffled.encode})
+
+    untrained = untrained_twin(subject, seed)
+    of_untrained, _ = fit_to_subject(untrained, recipe, seed)
+    halves_untrained = Halves.of(untrained)
+    said |= variable_scores(halves_untrained, {"untrained": of_untrained.encode})
+
+    steer = steer_by_variables
+    return {"variables": halves.names, "said": said, "probe": probe_auroc(halves).tolist(),
+            "probe_untrained": probe_auroc(halves_untrained).tolist(),
+            "steered": steer(subject, halves, dictionary, seed),
+            "steered_shuffled": steer(subject, halves, of_shuffled, seed),
+            "steered_untrained": steer(untrained, halves_untrained, of_untrained, seed)}

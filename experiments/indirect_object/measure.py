@@ -174,20 +174,20 @@ def measure_strongest(model, gifts, answer, cache):
     twice, once: by how much its words raise the giver above the other names, in nats, where S was
     named before, and where a third person gives. inputs: the change of the logit difference with
     its own queries, keys or values of prompts in which a third person gives. senders: the change
-    when an earlier head's words of the corrupted run reach its values alone, {label: nats}.
+    when an earlier head's words of the corrupted run reach its values alone, {label: nats}. others:
+    after and once of the other heads, their means.
     """
     layer, head = answer
     rows = torch.arange(len(gifts.receiver))
-    pattern = cache["pattern", layer][:, head, -1]  # [batch, key_pos]
-    is_after = torch.arange(pattern.shape[-1]) >= gifts.at["S2"][:, None]
-
+    after = attention_after(cache, gifts)
     third = gifts.tokens_without[rows, gifts.at["S2"]]
     words = {}
     for kind, run, giver in (
             ("twice", cache, gifts.giver),
             ("once", model.run_with_cache(gifts.tokens_without)[1], third)):
         is_giver = (gifts.names == giver[:, None]).float()
-        words[kind] = raised_tokens(model, run, gifts.names, is_giver)[layer, head].item()
+        words[kind] = raised_tokens(model, run, gifts.names, is_giver)  # [layer, head]
+    others = {"after": mean_of_others(after, answer), "once": mean_of_others(words["once"], answer)}
 
     senders = {}
     for earlier in all_heads(model):
@@ -196,11 +196,25 @@ def measure_strongest(model, gifts, answer, cache):
             senders[head_label(*earlier)] = path_patch(
                 model, gifts.clean_tokens, gifts.corrupted_tokens, [sender],
                 [(f"blocks.{layer}.hook_v_input", head)], gifts.metric).mean.item()
-    return {"head": answer, "after": (pattern * is_after).sum(-1).mean().item(),
-            "giver": pattern[rows, gifts.at["S2"]].mean().item(), "words": words,
+    to_giver = cache["pattern", layer][rows, head, -1, gifts.at["S2"]]
+    return {"head": answer, "after": after[layer, head].item(), "giver": to_giver.mean().item(),
+            "words": {kind: raised[layer, head].item() for kind, raised in words.items()},
             "inputs": {letter: changed_inputs(model, gifts, [answer], letter,
                                               gifts.tokens_without) for letter in "qkv"},
-            "senders": senders}
+            "senders": senders, "others": others}
+
+
+def attention_after(cache, gifts):
+    """Each head's attention from END to the giver (S2) and the words after it, [layer, head]."""
+    n_keys = gifts.clean_tokens.shape[1]
+    is_after = torch.arange(n_keys) >= gifts.at["S2"][:, None]  # [batch, key_pos]
+    from_end = cache.stack("pattern")[..., -1, :]  # [layer, batch, head, key_pos]
+    return (from_end * is_after[:, None]).sum(-1).mean(1)
+
+
+def mean_of_others(values, head):
+    """The mean of [layer, head] over all heads but one, a (layer, head)."""
+    return ((values.sum() - values[head]) / (values.numel() - 1)).item()
 
 
 def changed_inputs(model, gifts, heads, letters, tokens):

@@ -10,6 +10,8 @@ Next: experiments/indirect_object_identification.py
 Source: Wang et al. 2022 (what is reported of GPT-2 small)
 """
 
+import itertools
+import math
 from statistics import fmean, median
 
 import numpy as np
@@ -21,6 +23,7 @@ from experiments.indirect_object.measure import MODES
 from experiments.indirect_object.published import GPT2_ROLES, REPORTED
 from plotting import COLOURS, bare_axes, colour_scale, head_grid, write_cells
 
+ENOUGH = 3  # models: in one alone, as many heads with the strongest among them do as well too often
 LEARNED = 0.1  # nats: the most that the receiver may cost; the corpus leaves no choice there
 
 
@@ -64,30 +67,76 @@ def direct_share(one, role):
     return lost / one["diff"]
 
 
+def shares_of_sets(one, role):
+    """The same of every set of as many heads as the role has, a list.
+
+    If a role said nothing of what a head is worth, its heads could be any, so the sets are of all
+    heads, and the role's own is one of them. (Sets of the others alone would be no control: where
+    a role is worth the whole difference, nothing is left for them.)
+    """
+    worth = [-each["direct"] for each in one["heads"]]
+    return [sum(some) / one["diff"]
+            for some in itertools.combinations(worth, len(one["roles"][role]))]
+
+
+def chance_of_sets(one, role, share):
+    """The share of all sets of as many heads as the role has that are worth `share` or more."""
+    return fmean(each >= share for each in shares_of_sets(one, role))
+
+
 def suppressor_claims(models, learned, judged):
     """Who says it: heads that take the giver's name away."""
+    shares = [direct_share(one, "suppressors") for one in models]
     copiers = fmean(direct_share(one, "copiers") for one in models)
+    any_heads = fmean(fmean(shares_of_sets(one, "suppressors")) for one in models)
+    alone = [chance_of_sets(one, "suppressors", share)
+             for one, share in zip(models, shares, strict=True)]
+    in_all = math.prod(chance_of_sets(one, "suppressors", min(shares)) for one in models)
     strongest = [one["strongest"] for one in models]
     counts = [len(one["roles"]["suppressors"]) for one in models]
     twice = fmean(one["words"]["twice"] for one in strongest)
+    once = fmean(one["others"]["once"] for one in strongest)
+    others = [each["suppresses"] for one in models for each in one["heads"]
+              if each is not head_of(one)]
     return [
         add_control(
             claim("heads whose OV circuit suppresses names: of the difference, worth straight at "
-                  "the logits", [direct_share(one, "suppressors") for one in models], above=0.8,
-                  holds=learned, judged=judged, reported="GPT-2: name movers that copy IO"),
-            f"the copiers {copiers:.2f}; {min(counts)} to {max(counts)} of "
-            f"{len(models[0]['heads'])} heads suppress"),
+                  "the logits", shares, above=0.8, holds=learned, judged=judged,
+                  reported="GPT-2: name movers that copy IO"),
+            f"any as many heads {any_heads:.2f}; the copiers {copiers:.2f}; {min(counts)} to "
+            f"{max(counts)} of {len(models[0]['heads'])} heads suppress"),
+        add_control(
+            claim("… as many heads drawn from all in each model: chance that each set is worth as "
+                  "much as the least of these (p)", in_all, below=0.05,
+                  judged=judged and len(models) >= ENOUGH),
+            f"in one model alone {min(alone):.2f} to {max(alone):.2f}"),
+        claim("… without the strongest head (share; varies by seed)",
+              [without_strongest(one)[0] for one in models],
+              control="any as many others "
+                      f"{fmean(without_strongest(one)[1] for one in models):.2f}"),
         add_control(
             claim("the strongest head: names that its OV circuit lowers most at themselves (share)",
                   [head_of(one)["suppresses"] for one in models], above=0.8, judged=judged),
-            "chance 0.12"),
+            f"chance 0.12; other heads {fmean(others):.2f}"),
         add_control(
             claim("… its words on a giver who is named once, a third person, against other names "
                   "(nats)", [one["words"]["once"] for one in strongest], below=-1, holds=learned,
-                  judged=judged), f"named twice {twice:.2f}"),
+                  judged=judged),
+            f"named twice {twice:.2f}; other heads {once:.2f}"),
         claim("… alone: of the difference, straight at the logits (varies by seed)",
               [-head_of(one)["direct"] / one["diff"] for one in models]),
     ]
+
+
+def without_strongest(one):
+    """(share, chance): what the suppressors but the strongest head are worth straight at the
+    logits, of the difference, and what as many of the other heads are worth on average."""
+    strongest = head_of(one)
+    suppressors = [list(head) for head in one["roles"]["suppressors"]]
+    others = [each for each in one["heads"] if each is not strongest]
+    own = [-each["direct"] for each in others if list(each["head"]) in suppressors]
+    mean = fmean(-each["direct"] for each in others)
+    return sum(own) / one["diff"], len(own) * mean / one["diff"]
 
 
 def head_of(one):
@@ -99,12 +148,14 @@ def head_of(one):
 def reading_claims(models, learned, judged):
     """From where the giver's name comes: by values, not by queries that know whom to look for."""
     strongest = [one["strongest"] for one in models]
+    after = fmean(one["others"]["after"] for one in strongest)
     by_values = fmean(-one["strongest"]["inputs"]["v"] / one["diff"] for one in models)
     return [
         add_control(
             claim("the strongest head: attention to the giver and the words after it",
                   [one["after"] for one in strongest], above=0.75, judged=judged,
-                  reported="GPT-2: movers look at IO"), "uniform 0.33"),
+                  reported="GPT-2: movers look at IO"),
+            f"uniform 0.33; other heads {after:.2f}"),
         claim("… to the giver alone (varies by seed)", [one["giver"] for one in strongest]),
         claim("… told by the earlier head that tells its values most (share; varies by seed)",
               [max([0.0, *(-lost for lost in one["strongest"]["senders"].values())])
@@ -133,6 +184,7 @@ def copying_claims(models, judged):
     songs = [one["songs"]["lost"] for one in models]
     typical = [median(each["others"]) for each in named]
     most = max(max(each["others"]) for each in songs)
+    by_chance = fmean(len(one["songs"]["copiers"]) / len(one["heads"]) for one in models)
     shared = [len(both_copy(one)) / max(1, len(one["roles"]["copiers"])) for one in models]
     return [
         add_control(
@@ -150,7 +202,7 @@ def copying_claims(models, judged):
                   holds=all(each["copiers"] > max(each["others"]) for each in songs),
                   judged=judged), f"as many others: at most {most:.2f}"),
         claim("… of the heads that copy names, those that copy songs (share; varies by seed)",
-              shared),
+              shared, control=f"as many random heads {by_chance:.2f}"),
     ]
 
 

@@ -1,8 +1,8 @@
 """The models on which circuit methods are scored, with their prompts and, where known, the truth.
 
 Ten models are wired by hand, so their edges are known. The others are trained; how induction is
-learned is read in chapter 11. A further model is a function (cfg, folder, seed) -> ScoredModel and
-a line in TRAINED.
+learned is read in chapter 11, how suppression is in chapter 12. A further model is a function (cfg,
+folder, seed) -> ScoredModel and a line in TRAINED.
 
 Chapter: COURSE_ROADMAP.md, 10 (approximate)
 Prerequisites: circuit_evaluation.py, experiments/wired/model.py
@@ -21,6 +21,11 @@ from config import ModelConfig, TrainConfig
 from data import random_batch
 from experiments.common import fit_with_progress, trained_gpt
 from experiments.induction.model import WORDS, InductionRecipe, trained_induction_model
+from experiments.suppression.model import (
+    SuppressionRecipe,
+    suppression_pairs,
+    trained_suppressor,
+)
 from experiments.wired.model import Pairs, Truth, all_circuits, draw_one, shuffled
 from model import GPT
 from tokenizer import WordTokenizer
@@ -87,6 +92,19 @@ def induction_pair(generator):
     return [*text, text[i]], [*swapped, text[i]], text[i + 1], text[j + 1]
 
 
+# Suppression
+
+
+def load_suppression(cfg, folder, seed):
+    """The ScoredModel of a training of chapter 12, on texts of which one has seen a token that is
+    predicted at the end."""
+    home = folder / "quick_suppression" if cfg.quick else Path(cfg.out_dir) / "copy_suppression"
+    recipe = SuppressionRecipe(seed, steps=30) if cfg.quick else SuppressionRecipe(seed)
+    model = trained_suppressor(home / f"seed_{seed}", recipe, retrain=cfg.retrain)
+    pairs = suppression_pairs(recipe, cfg.prompts, seeded_generator(seed))
+    return ScoredModel("trained suppression", model, pairs)
+
+
 # Gifts
 
 
@@ -122,5 +140,6 @@ def gift_pair(tokenizer, one, two):
 
 TRAINED = {
     "trained induction": load_induction,
+    "trained suppression": load_suppression,
     "trained gifts": load_gifts,
 }

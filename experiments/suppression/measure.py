@@ -12,7 +12,7 @@ effect.
 
 Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
 Prerequisites: experiments/suppression/model.py, experiments/suppression/cspa.py
-Next: experiments/suppression/report.py
+Next: experiments/suppression/circuit.py
 Source: McDougall et al. 2023, sections 2 and 3
 """
 
@@ -179,6 +179,12 @@ def measure_heads(model, walks, tokens):
     return found
 
 
+def keys_standing_for(states, tokens, shifts=(0, 1)):
+    """`key_states` for a key that may stand for its own token, for the token before, or, as in the
+    default, for either: such a key counts once."""
+    return torch.stack([key_states(states, tokens, shift) for shift in shifts]).any(0)
+
+
 def even_shares(pattern, tokens, seen, predicted, shift):
     """(to predicted, to others), each [head]: see `measure_heads`. pattern: [batch, head,
     query_pos, key_pos]. Only queries that have keys of both kinds count."""
@@ -202,21 +208,92 @@ def written_by_source(model, tokens, head, shift):
 
     Less the mean over rows, which all keys share, and over columns, which softmax does not see.
     """
-    layer, index = head
-    names = (f"blocks.{layer}.attn.hook_v", "ln_final.hook_scale")
-    _, cache = model.run_with_cache(tokens, lambda name: name in names)
-    moved = cache["v", layer][:, :, index] @ model.blocks[layer].attn.W_O[index]
+    moved, scale = moved_by_keys(model, tokens, head)
 
     # the mean write of the keys that stand for each token
     sources = torch.nn.functional.one_hot(tokens_of_keys(tokens, shift), model.cfg.d_vocab)
     sources = sources.flatten(0, 1).to(moved)  # [key, d_vocab]
     writes = sources.T @ moved.flatten(0, 1) / sources.sum(0)[:, None].clamp(min=1)
-    if model.cfg.norm != "none":
-        writes = writes / cache["ln_final.hook_scale"].mean()
+    return centred_logits(model, writes / scale)
 
+
+@torch.no_grad()
+def written_by_presence(model, tokens, head):
+    """[2, d_vocab, d_vocab]: what attention to a key adds to each logit (column) because a token
+    (row) stands at that key, and because it stands at the key before, in nats at the final
+    LayerNorm's mean scale.
+
+    A token's successors often stand at the key after it, and have writes of their own. So both
+    parts are found together: the write of every key is fitted as a sum of one vector for its own
+    token and one for the token before, by least squares over the keys of these texts. Less the mean
+    over rows and columns, as in `written_by_source`.
+    """
+    moved, scale = moved_by_keys(model, tokens, head)
+    tokens_at_keys = torch.cat([one_hot_keys(tokens, shift, model.cfg.d_vocab)
+                                for shift in (0, 1)], -1).flatten(0, 1).double()  # [key, 2 d_vocab]
+    gram = tokens_at_keys.T @ tokens_at_keys
+    both = tokens_at_keys.T @ moved.flatten(0, 1).double()
+    writes = torch.linalg.pinv(gram, hermitian=True) @ both
+    writes = writes.to(moved).view(2, model.cfg.d_vocab, -1)
+    return centred_logits(model, writes / scale)
+
+
+def one_hot_keys(tokens, shift, d_vocab):
+    """[batch, key_pos, d_vocab], bool: which token each key stands for; with shift 1 none at
+    position 0."""
+    one_hot = torch.nn.functional.one_hot(tokens, d_vocab).bool()
+    keys = torch.zeros_like(one_hot)
+    keys[:, shift:] = one_hot[:, :tokens.shape[1] - shift]
+    return keys
+
+
+def moved_by_keys(model, tokens, head):
+    """(what a head writes of each key [batch, key_pos, d_model], the final LayerNorm's mean scale).
+    """
+    layer, index = head
+    names = (f"blocks.{layer}.attn.hook_v", "ln_final.hook_scale")
+    _, cache = model.run_with_cache(tokens, lambda name: name in names)
+    moved = cache["v", layer][:, :, index] @ model.blocks[layer].attn.W_O[index]
+    scale = 1.0 if model.cfg.norm == "none" else cache["ln_final.hook_scale"].mean()
+    return moved, scale
+
+
+def centred_logits(model, writes):
+    """What writes [..., source, d_model] add to each logit, [..., source, d_vocab], less the mean
+    over logits, which softmax does not see, and over sources, which all keys share."""
     logits = writes @ read_through(model.ln_final, model.W_U)
-    logits = logits - logits.mean(1, keepdim=True)
-    return logits - logits.mean(0)
+    logits = logits - logits.mean(-1, keepdim=True)
+    return logits - logits.mean(-2, keepdim=True)
+
+
+@torch.no_grad()
+def attention_when_predicted(model, walks, tokens, head):
+    """[2, d_vocab]: the mean share of a head's attention that goes to the keys at which a token
+    stands, and to the keys after those, over the queries where it was seen and is predicted. A key
+    that is both, in a token that follows itself, counts as the first. 0 for a token without such a
+    query."""
+    layer, index = head
+    _, cache = model.run_with_cache(tokens, f"blocks.{layer}.attn.hook_pattern")
+    pattern = cache["pattern", layer][:, index]  # [batch, query_pos, key_pos]
+    seen, predicted = walks.states(tokens)
+    asked = (seen & predicted & is_counted(walks, tokens)[:, None]).to(pattern)
+    own = one_hot_keys(tokens, 0, walks.d_vocab)
+    after = one_hot_keys(tokens, 1, walks.d_vocab) & ~own
+    paid = torch.stack([pattern @ keys.to(pattern) for keys in (own, after)])  # [2, batch, pos, v]
+    return (paid * asked).sum((1, 2)) / asked.sum((0, 1)).clamp(min=1)
+
+
+def written_when_predicted(model, walks, tokens, others, heads):
+    """[d_vocab, d_vocab]: what the presence of a token (row) in the text makes some heads together
+    add to each logit (column) where it is predicted, in nats.
+
+    A token can be found at its own key and, where an earlier head has copied it there, at the key
+    after: what each head writes of either is weighted by the attention that it pays there, and all
+    is summed. tokens: [batch, pos], for the attention; others: other texts, for the writes. heads:
+    a list of (layer, head).
+    """
+    return sum((attention_when_predicted(model, walks, tokens, head)[..., None]
+                * written_by_presence(model, others, head)).sum(0) for head in heads)
 
 
 def own_ranks(written, own):
@@ -234,18 +311,16 @@ def find_suppressor(heads):
 
 def find_team(heads):
     """The heads that share the work, a list of (layer, head): the most suppressive one, and those
-    of its layer that are half as suppressive or more and stand for keys in the same way."""
+    of its layer that are half as suppressive or more."""
     best = find_suppressor(heads)
     return [head for head, facts in heads.items()
-            if head[0] == best[0] and facts["shift"] == heads[best]["shift"]
-            and facts["gated"] <= heads[best]["gated"] / 2]
+            if head[0] == best[0] and facts["gated"] <= heads[best]["gated"] / 2]
 
 
-def share_lowest(*written):
-    """The share of tokens that are themselves what attention to them lowers most, in any of
-    `written`, each [d_vocab, d_vocab]."""
-    ranks = torch.stack([own_ranks(each, torch.arange(len(each))) for each in written])
-    return (ranks < 0.5).any(0).double().mean().item()
+def share_lowest(written):
+    """The share of tokens that are themselves what attention to them lowers most. written:
+    [d_vocab, d_vocab]."""
+    return (own_ranks(written, torch.arange(len(written))) < 0.5).double().mean().item()
 
 
 # Interventions
@@ -295,13 +370,15 @@ class AddToQuery:
 
 
 @torch.no_grad()
-def pattern_with(model, tokens, head, delta):
-    """The head's pattern, [batch, query_pos, key_pos], where its queries read `delta` more."""
-    layer, index = head
-    hooks = [(f"blocks.{layer}.hook_q_input", AddToQuery(index, delta))]
+def pattern_with(model, tokens, heads, delta):
+    """The summed pattern of some heads of one layer, [batch, query_pos, key_pos], where the queries
+    of each read `delta` more."""
+    layer = heads[0][0]
+    indices = [index for _, index in heads]
+    hooks = [(f"blocks.{layer}.hook_q_input", AddToQuery(index, delta)) for index in indices]
     with model.hooks(hooks):
         _, cache = model.run_with_cache(tokens, f"blocks.{layer}.attn.hook_pattern")
-    return cache["pattern", layer][:, index]
+    return cache["pattern", layer][:, indices].sum(1)
 
 
 def random_of_length(like, generator):
@@ -311,16 +388,18 @@ def random_of_length(like, generator):
 
 
 @torch.no_grad()
-def patch_direction(model, walks, tokens, head, shift, seed=MEASURED_ON):
+def patch_direction(model, walks, tokens, heads, *, shifts=(0, 1), seed=MEASURED_ON):
     """Attention to a token before and after it is made to be predicted: {"before", "after",
-    "random"}, mean shares.
+    "random"}, mean shares, summed over some heads of one layer.
 
     At each query one seen token that is not predicted is drawn, and its direction in the
-    unembedding, PATCH as long as the stream, is added to what the head's query reads, and to
-    nothing else. random: with a random direction of that length instead.
+    unembedding, PATCH as long as the stream, is added to what the heads' queries read, and to
+    nothing else. random: with a random direction of that length instead. shifts: which keys stand
+    for a token, as in `keys_standing_for`. The sum over heads, not the mean, because their writes
+    add up: of two heads that share the vocabulary, one turns to each token.
     """
     generator = seeded_generator(seed)
-    layer = head[0]
+    layer = heads[0][0]
     seen, predicted = walks.states(tokens)
     possible = seen & ~predicted
     weight = possible.double() + 1e-12  # a query without such a token is not counted
@@ -335,35 +414,35 @@ def patch_direction(model, walks, tokens, head, shift, seed=MEASURED_ON):
     delta = length * direction
 
     is_chosen = torch.zeros_like(seen).scatter(2, chosen[..., None], True) & possible
-    keys = key_states(is_chosen, tokens, shift)
+    keys = keys_standing_for(is_chosen, tokens, shifts)
     rows = is_counted(walks, tokens)
-    return compare_patches(model, tokens, head, delta, keys, rows, generator)
+    return compare_patches(model, tokens, heads, delta, keys, rows, generator)
 
 
-def compare_patches(model, tokens, head, delta, keys, rows, generator):
+def compare_patches(model, tokens, heads, delta, keys, rows, generator):
     """{"before", "after", "random"}: the mean share of attention that the keys get, [batch,
-    query_pos, key_pos], over the queries `rows` that have such a key."""
+    query_pos, key_pos], over the queries `rows` that have such a key; summed over the heads."""
     patches = {"before": torch.zeros_like(delta), "after": delta,
                "random": random_of_length(delta, generator)}
     has_key = keys.any(-1) & rows
     shares = {}
     for name, patch in patches.items():
-        paid = (pattern_with(model, tokens, head, patch) * keys).sum(-1)
+        paid = (pattern_with(model, tokens, heads, patch) * keys).sum(-1)
         shares[name] = paid[has_key].mean().item()
     return shares
 
 
 @torch.no_grad()
-def patch_prediction(model, walks, tokens, head, shift, seed=MEASURED_ON):
+def patch_prediction(model, walks, tokens, heads, *, shifts=(0, 1), seed=MEASURED_ON):
     """Attention to the tokens that another text predicts, and to those that its own does: {"new":
-    {"before", "after", "random"}, "own": the same}, mean shares.
+    {"before", "after", "random"}, "own": the same}, mean shares, summed over the heads.
 
-    What the layers below have written at a position is, in the head's query alone, replaced by what
-    they have written at that position of another text; the token itself stays. new: keys whose
-    tokens are predicted there and not here; own: here and not there. None for a head of the first
-    layer, below which nothing is computed.
+    What the layers below have written at a position is, in the heads' queries alone, replaced by
+    what they have written at that position of another text; the token itself stays. new: keys whose
+    tokens are predicted there and not here; own: here and not there. heads, shifts: as in
+    `patch_direction`. None for heads of the first layer, below which nothing is computed.
     """
-    layer, _ = head
+    layer = heads[0][0]
     if layer == 0:
         return None
     generator = seeded_generator(seed)
@@ -376,21 +455,21 @@ def patch_prediction(model, walks, tokens, head, shift, seed=MEASURED_ON):
     seen, predicted = walks.states(tokens)
     rows = is_counted(walks, tokens)
     wanted = {"new": predicted[other] & ~predicted, "own": predicted & ~predicted[other]}
-    keys = {name: key_states(seen & kind, tokens, shift) for name, kind in wanted.items()}
-    return {name: compare_patches(model, tokens, head, delta, keys[name], rows, generator)
+    keys = {name: keys_standing_for(seen & kind, tokens, shifts) for name, kind in wanted.items()}
+    return {name: compare_patches(model, tokens, heads, delta, keys[name], rows, generator)
             for name in wanted}
 
 
 # All of it
 
 
-def measure_suppressor(model, recipe):
-    """All that is known of a trained model and its most suppressive head: a dict of plain values.
+def measure_suppressor(model, walks):
+    """All that is known of a trained model, its most suppressive head and that head's team: a dict
+    of plain values. walks: those that it was trained on, such as its SuppressionRecipe.
 
-    The head is chosen, and what it writes of each token found, on other texts than those that it is
-    measured on.
+    The heads are chosen, and what they write of each token found, on other texts than those that
+    they are measured on.
     """
-    walks = recipe.walks
     chosen_on, _ = draw_measured_texts(walks, seed=MEASURED_ON + 1)
     chosen = measure_heads(model, walks, chosen_on)
     head = find_suppressor(chosen)
@@ -399,11 +478,11 @@ def measure_suppressor(model, recipe):
     by_head = {each: written_by_source(model, chosen_on, each, shift) for each in team}
     written = by_head[head]
     together = sum(by_head.values())
-    elsewhere = sum(written_by_source(model, chosen_on, each, 1 - shift) for each in team)
 
     tokens, chances = draw_measured_texts(walks)
     counted = is_counted(walks, tokens)
     heads = measure_heads(model, walks, tokens)
+    by_presence = written_when_predicted(model, walks, tokens, chosen_on, team)
     with torch.no_grad():
         above = nats_above_floor(model(tokens), chances)[:, counted].mean().item()
 
@@ -413,17 +492,19 @@ def measure_suppressor(model, recipe):
         partners = extreme_tokens(written, 1, which)[tokens_of_keys(few, shift)]
         scores[which] = cspa_score(model, few, head, partners, CSPA_PAIRS, counted)
     return {
-        "seed": recipe.seed, "head": list(head), "label": head_label(*head), "shift": shift,
+        "seed": walks.seed, "head": list(head), "label": head_label(*head), "shift": shift,
         "floor": loss_floor(chances[:, counted]), "above": above,
         "heads": {head_label(*each): facts for each, facts in heads.items()},
         "suppressor": heads[head],
         "team": [head_label(*each) for each in team],
-        "lowest": {"head": share_lowest(written), "team": share_lowest(together),
-                   "either": share_lowest(together, elsewhere)},
+        "lowest": {"presence": share_lowest(by_presence), "team": share_lowest(together),
+                   "head": share_lowest(written)},
         "ablation": {"head": ablation_rises(model, walks, tokens, chances, [head]),
                      "team": ablation_rises(model, walks, tokens, chances, team)},
-        "direction": patch_direction(model, walks, tokens, head, shift),
-        "prediction": patch_prediction(model, walks, tokens, head, shift),
+        "direction": {"team": patch_direction(model, walks, tokens, team),
+                      "head": patch_direction(model, walks, tokens, [head], shifts=(shift,))},
+        "prediction": {"team": patch_prediction(model, walks, tokens, team),
+                       "head": patch_prediction(model, walks, tokens, [head], shifts=(shift,))},
         "cspa": scores,
         "written": {head_label(*each): values.tolist() for each, values in by_head.items()},
     }

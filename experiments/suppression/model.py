@@ -26,7 +26,7 @@ floor). Where only tokens that were seen come back, in place of jumps to any, se
 raised, and after 3,000 steps seven trials without MLPs lie 0.25 to 0.55 nats above the floor.
 
 Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
-Prerequisites: train.py, corpus.py
+Prerequisites: experiments/wired/model.py, train.py, corpus.py
 Next: experiments/suppression/cspa.py
 Source: McDougall et al. 2023 (copy suppression); Crutchfield & Young 1989 (unifilar sources)
 """
@@ -39,9 +39,10 @@ import torch
 
 from config import ModelConfig, TrainConfig
 from experiments.common import fit_with_progress, trained_gpt
+from experiments.wired.model import Pairs
 from losses import IGNORED
 from tokenizer import CharTokenizer
-from utils import seeded_generator
+from utils import UserError, seeded_generator
 
 NAMES = string.printable  # characters that name the tokens, so that a run can be read
 DRAWN_AT_ONCE = 64  # batches of texts: one by one, the drawing would cost a sixth of the time
@@ -95,9 +96,9 @@ class Walks:
         return odds
 
     def next_chances(self, odds, seen):
-        """The exact chances of the next token, [batch, d_vocab] in float64.
+        """The exact chances of the next token, [..., d_vocab] in float64.
 
-        odds: [batch, d_vocab], of what is predicted. seen: [batch, d_vocab], bool.
+        odds: [..., d_vocab], of what is predicted. seen: [..., d_vocab], bool.
         """
         onward = odds if self.goes_back else odds * ~seen
         jump = (odds == 0).double()
@@ -123,6 +124,18 @@ class Walks:
             seen[rows, tokens[:, pos]] = True
         return tokens, chances
 
+    def chances_after(self, tokens):
+        """[batch, pos, d_vocab] in float64: the exact chances of what follows each of the tokens,
+        [batch, pos], from the first position on that has all of its sources."""
+        seen, _ = self.states(tokens)
+        return self.next_chances(self.predicted_odds(tokens), seen)
+
+    def are_possible(self, tokens):
+        """[batch], bool: which texts, [batch, pos], can be drawn at all."""
+        first = max(self.lags)
+        chances = self.chances_after(tokens)[:, first - 1:-1]
+        return (chances.gather(2, tokens[:, first:, None]) > 0).all(1)[:, 0]
+
     def states(self, tokens):
         """(seen, predicted), bool [batch, pos, d_vocab], with each of the tokens as the last one.
 
@@ -132,23 +145,73 @@ class Walks:
         return one_hot.cummax(1).values, self.predicted_odds(tokens) > 0
 
 
+# Texts in pairs
+
+
+def suppression_pairs(walks, n_pairs, generator):
+    """n Pairs of texts in which a predicted token was seen (clean) or not (corrupted).
+
+    walks: Walks. At the end of both texts two tokens are predicted with the same odds: `right` was
+    not seen, and `wrong` was seen in the clean text alone. In the corrupted one another token
+    stands in its place, which is not predicted at the end. Both texts can be drawn from the walks.
+    So the logit of right less that of wrong is what is taken off because of what was seen.
+    Raises UserError for walks in which no two successors are equally likely.
+    """
+    odds = walks.odds * len(walks.lags)
+    if len(set(odds)) == len(odds):
+        raise UserError(f"odds={walks.odds} with lags={walks.lags} make no two successors equally "
+                        "likely; give two tokens the same odds")
+    pairs = []
+    while len(pairs) < n_pairs:
+        tokens, _ = walks.draw(n_pairs, generator)
+        found = [pair_of_text(walks, text, generator) for text in tokens[:, :-1]]
+        pairs += [pair for pair in found if pair is not None]
+    clean, corrupted, right, wrong = zip(*pairs[:n_pairs], strict=True)
+    return Pairs(torch.stack(clean), torch.stack(corrupted), torch.stack(right),
+                 torch.stack(wrong))
+
+
+def pair_of_text(walks, text, generator):
+    """(clean, corrupted [pos], right, wrong []) of one text [pos], as in `suppression_pairs`; None
+    where it has no such pair."""
+    odds = walks.predicted_odds(text[None])[0, -1]  # [d_vocab]
+    count = torch.bincount(text, minlength=walks.d_vocab)
+    n_fixed = max(walks.lags)  # the sources of the last prediction stay
+    count_early = torch.bincount(text[:-n_fixed], minlength=walks.d_vocab)
+
+    # a seen and an unseen token, predicted with the same odds
+    was_seen_once = (odds > 0) & (count == 1) & (count_early == 1)
+    is_unseen = (odds > 0) & (count == 0)
+    fits = was_seen_once[:, None] & is_unseen & (odds[:, None] == odds)  # [wrong, right]
+    if not fits.any():
+        return None
+    wrong, right = draw_row(fits.nonzero(), generator)
+
+    # any token in the place of the seen one that leaves the text possible
+    every = torch.arange(walks.d_vocab)
+    others = torch.where(text == wrong, every[:, None], text)  # [replacement, pos]
+    leaves_possible = walks.are_possible(others) & (odds == 0)
+    if not leaves_possible.any():
+        return None
+    return text, draw_row(others[leaves_possible], generator), right, wrong
+
+
+def draw_row(rows, generator):
+    """One row of a tensor, each as likely."""
+    return rows[torch.randint(len(rows), (), generator=generator)]
+
+
 # The training
 
 
 @dataclass(frozen=True)
-class SuppressionRecipe:
-    """All that one trained model depends on."""
+class SuppressionRecipe(Walks):
+    """All that one trained model depends on: the walks that it is trained on, whose seed is its own
+    too, its shape, and its training."""
 
-    seed: int = 0
-    lags: tuple = (1, 2)
-    odds: tuple = (2, 1)
-    d_vocab: int = 32
-    jumps: float = 0.3
-    goes_back: bool = False
     n_layers: int = 2
     n_heads: int = 2
     d_model: int = 64
-    n_ctx: int = 24
     attn_only: bool = True
     tie_embeddings: bool = True
     steps: int = 3000
@@ -157,28 +220,26 @@ class SuppressionRecipe:
     muon_lr: float = 0.02
 
     @property
-    def walks(self):
-        """The Walks that it is trained on."""
-        return Walks(self.seed, self.n_ctx + 1, self.d_vocab, self.odds, self.lags, self.jumps,
-                     self.goes_back)
+    def n_ctx(self):
+        """The context: all of a text but its last token."""
+        return self.n_pos - 1
 
     def model_config(self):
         """The ModelConfig of its shape."""
         return ModelConfig(
             n_layers=self.n_layers, n_heads=self.n_heads, d_model=self.d_model, n_ctx=self.n_ctx,
-            d_vocab=self.walks.d_vocab, attn_only=self.attn_only,
+            d_vocab=self.d_vocab, attn_only=self.attn_only,
             tie_embeddings=self.tie_embeddings)
 
 
 def batches(recipe):
     """Yields (inputs, targets), each [batch, pos], without end; the uniform tokens at a text's
     beginning are no targets."""
-    texts = recipe.walks
     generator = seeded_generator(recipe.seed)
     while True:
-        tokens, _ = texts.draw(DRAWN_AT_ONCE * recipe.batch_size, generator)
+        tokens, _ = recipe.draw(DRAWN_AT_ONCE * recipe.batch_size, generator)
         targets = tokens.clone()
-        targets[:, :max(texts.lags)] = IGNORED
+        targets[:, :max(recipe.lags)] = IGNORED
         for batch, wanted in zip(tokens.split(recipe.batch_size), targets.split(recipe.batch_size),
                                  strict=True):
             yield batch[:, :-1], wanted[:, 1:]
@@ -193,8 +254,7 @@ def trained_suppressor(folder, recipe, *, retrain=False):
     def train(model):
         fit_with_progress(model, supply.__next__, how, folder.name)
 
-    settings = asdict(recipe) | {"texts": asdict(recipe.walks)}
     model, _ = trained_gpt(folder / "checkpoint.pt", recipe.model_config(), recipe.seed, train,
-                           tokenizer=CharTokenizer().fit(NAMES[:recipe.walks.d_vocab]),
-                           settings=settings, retrain=retrain)
+                           tokenizer=CharTokenizer().fit(NAMES[:recipe.d_vocab]),
+                           settings=asdict(recipe), retrain=retrain)
     return model

@@ -25,6 +25,8 @@ ASKED = 300  # tokens whose own logit is looked up
 LONGEST = 64  # tokens a text
 ROWS = 16
 PAPER_HEAD = (10, 7)
+PAPER_TOKENS = 5  # that CSPA keeps of each source
+PAPER_PAIRS = 10  # of a source and such a token, kept at each destination
 GPT2_SMALL_SHAPE = {"n_layers": 12, "n_heads": 12, "d_model": 768, "d_vocab": 50257}
 
 
@@ -76,8 +78,10 @@ def measure_published(model, tokenizer):
 
     sources, place = tokens.unique(return_inverse=True)
     written = written_by_weights(model, head, sources)
-    scores = {which: cspa_score(model, tokens, head, extreme_tokens(written, 5, which)[place], 10)
-              for which in ("lowest", "random")}
+    scores = {}
+    for which in ("lowest", "random"):
+        partners = extreme_tokens(written, PAPER_TOKENS, which)[place]
+        scores[which] = cspa_score(model, tokens, head, partners, PAPER_PAIRS)
     return {"label": head_label(*head), "head": list(head), "diagonal": diagonal.tolist(),
             "lowest ten": lowest_ten.tolist(), "again": again, "cspa": scores,
             "tokens": tokens.numel(), "d_vocab": cfg.d_vocab}

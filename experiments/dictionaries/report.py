@@ -1,0 +1,227 @@
+"""What is said of dictionaries where the truth is known: the lines of the table and the figures.
+
+Thresholds were chosen on seeds 0 to 2.
+
+Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
+Prerequisites: plotting.py, experiments/dictionaries/known.py
+Next: experiments/sparse_autoencoder.py
+Source: Gao et al. 2024; Chanin et al. 2024; Bussmann et al. 2025; arXiv 2602.14111
+"""
+
+import statistics
+
+from matplotlib.figure import Figure
+
+from experiments.common import mean_text, seed_claim
+from experiments.dictionaries.known import CHOSEN, DENSITY, N_FEATURES, SWEEPS
+from experiments.dictionaries.model import KINDS
+from plotting import COLOURS, bare_axes
+
+WELL_EXPLAINED = 0.95  # what "explains nearly everything" is
+FLAT_KINDS = tuple(kind for kind in KINDS if kind != "Matryoshka")  # without nested prefixes
+COLOUR_OF = dict(zip(KINDS, COLOURS, strict=False))
+
+
+def job_name(world, kind):
+    """The name of the job of a kind in a world, at its chosen sparsity."""
+    return f"{world}, {kind}, {CHOSEN[kind]}"
+
+
+def sweep_rows(known, kind):
+    """What was measured of a kind at each sparsity, from dense to sparse: a list of dicts."""
+    return [known[f"uniform, {kind}, {sparsity}"] for sparsity in SWEEPS[kind]]
+
+
+def best_of_sweep(known, kind):
+    """Of a kind's sweep, the row with the most features recovered."""
+    return max(sweep_rows(known, kind), key=lambda row: row["recovered"])
+
+
+def known_claims(found, judged=True):
+    """[Claim] from what `measure_known` gave of each seed. judged: False leaves them open."""
+    return [*sweep_claims(found, judged), *control_claims(found, judged),
+            *world_claims(found, judged)]
+
+
+def fact(name, key):
+    """A function of a seed's measures: the number `key` of the dictionary `name`."""
+    return lambda known: known[name][key]
+
+
+def sweep_claims(found, judged):
+    """Explained variance is no measure of recovery; sparsity decides, whatever the kind."""
+    def best_that_explains(known):
+        rows = [row for kind in KINDS for row in sweep_rows(known, kind)]
+        return max(row["recovered"] for row in rows if row["explained"] > WELL_EXPLAINED)
+
+    def worst_best(known):
+        return min(best_of_sweep(known, kind)["recovered"] for kind in FLAT_KINDS)
+
+    def explained_at_best(known):
+        return max(best_of_sweep(known, kind)["explained"] for kind in FLAT_KINDS)
+
+    l1, top_k = job_name("uniform", "ReLU + L1"), job_name("uniform", "TopK")
+    return [
+        seed_claim(f"share of features recovered where over {WELL_EXPLAINED} is explained, at most",
+                   found, best_that_explains, below=0.1, judged=judged,
+                   reported="9 % at 0.71 explained",
+                   beside="principal components, which explain all: "
+                          f"{mean_text(found, fact('components', 'recovered'))}"),
+        seed_claim("each kind at its best sparsity recovers at least (Matryoshka left out)", found,
+                   worst_best, above=0.8, judged=judged,
+                   beside=f"frozen features {mean_text(found, fact('frozen', 'recovered'))}"),
+        seed_claim("and explains at most", found, explained_at_best, below=0.9, judged=judged,
+                   beside="the true features, the encoder trained: "
+                          f"{mean_text(found, fact('true', 'explained'))}"),
+        seed_claim("how much of a feature's value its latent says, TopK less ReLU + L1", found,
+                   lambda known: known[top_k]["slope"] - known[l1]["slope"], above=0.1,
+                   judged=judged,
+                   beside=f"TopK {mean_text(found, fact(top_k, 'slope'))}, ReLU + L1 "
+                          f"{mean_text(found, fact(l1, 'slope'))}"),
+    ]
+
+
+def control_claims(found, judged):
+    """What a dictionary gives in which one thing is missing."""
+    top_k = job_name("uniform", "TopK")
+    return [
+        seed_claim("TopK explains, less than the true features with a trained encoder do", found,
+                   lambda known: known["true"]["explained"] - known[top_k]["explained"],
+                   between=(-0.01, 0.05), judged=judged,
+                   beside=f"frozen {mean_text(found, fact('frozen', 'explained'))}, untrained "
+                          f"{mean_text(found, fact('random', 'explained'))}"),
+        seed_claim("recovered with random features that stay, the encoder trained", found,
+                   fact("frozen", "recovered"), below=0.02, judged=judged,
+                   beside=f"TopK {mean_text(found, fact(top_k, 'recovered'))}"),
+        seed_claim("recovered from noise of the same covariance", found,
+                   fact("noise", "recovered"), below=0.02, judged=judged,
+                   beside=f"of which it explains {mean_text(found, fact('noise', 'explained'))}"),
+    ]
+
+
+def world_claims(found, judged):
+    """What makes features hard to find: being rare, coming in pairs, having a parent."""
+    def mean_over_kinds(value):
+        return lambda known: statistics.fmean(value(known, kind) for kind in KINDS)
+
+    def rare_loss(known, kind):
+        frequent, *_, rare = known[job_name("zipf", kind)]["by frequency"]
+        return frequent - rare
+
+    def pair_loss(known, kind):
+        return (known[job_name("uniform", kind)]["recovered"]
+                - known[job_name("pairs", kind)]["recovered"])
+
+    batch, nested = job_name("hierarchy", "BatchTopK"), job_name("hierarchy", "Matryoshka")
+    flat_batch, flat_nested = job_name("uniform", "BatchTopK"), job_name("uniform", "Matryoshka")
+    return [
+        seed_claim("Zipf: recovered of the most frequent quarter, less of the rarest", found,
+                   mean_over_kinds(rare_loss), above=0.1, judged=judged,
+                   beside="mean of the kinds"),
+        seed_claim("recovered of features that come alone, less of those that come in pairs", found,
+                   mean_over_kinds(pair_loss), above=0.2, judged=judged,
+                   beside="mean of the kinds"),
+        seed_claim("how much of its parent a child's feature holds, BatchTopK", found,
+                   fact(batch, "leaning"), above=0.15, judged=judged,
+                   beside=f"TopK {mean_text(found, fact(job_name('hierarchy', 'TopK'), 'leaning'))}"
+                          ", the true features 0"),
+        seed_claim("… Matryoshka less than that, by", found,
+                   lambda known: known[batch]["leaning"] - known[nested]["leaning"], above=0.1,
+                   judged=judged,
+                   beside=f"absorbed {mean_text(found, fact(nested, 'absorbed'))} for "
+                          f"{mean_text(found, fact(batch, 'absorbed'))}"),
+        seed_claim("… and its price: where no feature has a parent it recovers less, by", found,
+                   lambda known: known[flat_batch]["recovered"] - known[flat_nested]["recovered"],
+                   above=0.1, judged=judged,
+                   beside=f"BatchTopK {mean_text(found, fact(flat_batch, 'recovered'))}"),
+    ]
+
+
+def known_summary(found):
+    """What was found where the truth is known, in two sentences."""
+    best = statistics.fmean(max(best_of_sweep(known, kind)["recovered"] for kind in FLAT_KINDS)
+                            for known in found)
+    dense = statistics.fmean(sweep_rows(known, "ReLU + L1")[0]["explained"] for known in found)
+    missed = statistics.fmean(sweep_rows(known, "ReLU + L1")[0]["recovered"] for known in found)
+    return ("Where the features are known, a dense ReLU + L1 dictionary explains "
+            f"{dense:.2f} of what it reads and finds {missed:.0%} of them; the best dictionary "
+            f"finds {best:.0%} (recovery.png). Features that are rare, that come in pairs, or that "
+            "have a parent are found less often (worlds.png).")
+
+
+# Figures
+
+
+def recovery_figure(found):
+    """Features recovered against explained variance and against how many latents are active, one
+    line a kind, the mean over seeds."""
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    figure.suptitle("The dictionaries that explain most find none of the true features; "
+                    "how sparse one is decides", x=0.01, ha="left", fontsize=12)
+    by_fit, by_count = figure.subplots(1, 2, sharey=True)
+    bare_axes(by_fit, "against how much is explained", "explained variance",
+              f"share of {N_FEATURES} features recovered")
+    bare_axes(by_count, "against how many latents are active", "active latents a text (log scale)",
+              "")
+    for kind in KINDS:
+        rows = [sweep_rows(known, kind) for known in found]
+
+        def means(key, rows=rows):
+            return [statistics.fmean(each) for each in zip(
+                *([row[key] for row in seed] for seed in rows), strict=True)]
+
+        for axes, key in ((by_fit, "explained"), (by_count, "L0")):
+            axes.plot(means(key), means("recovered"), "o-", color=COLOUR_OF[kind], markersize=4,
+                      linewidth=1.2, label=kind)
+
+    controls = {"true": ("*", "true features"), "frozen": ("x", "random features that stay"),
+                "components": ("P", "principal components")}
+    for name, (marker, label) in controls.items():
+        for axes, key in ((by_fit, "explained"), (by_count, "L0")):
+            axes.plot(statistics.fmean(known[name][key] for known in found),
+                      statistics.fmean(known[name]["recovered"] for known in found), marker,
+                      color="0.2", markersize=9, label=label)
+    by_count.set_xscale("log")
+    by_count.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+    by_count.minorticks_off()
+    there = N_FEATURES * DENSITY
+    by_count.axvline(there, color="0.6", linewidth=1, linestyle=":")
+    by_count.text(there * 1.05, 0.03, f"{there:.1f} features\nare there", fontsize=8, color="0.4")
+    handles, labels = by_fit.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def worlds_figure(found):
+    """Where kinds differ: what is recovered in each world, by frequency, and what children hold."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure.suptitle("What hides a feature: company, rarity, and a parent", x=0.01, ha="left",
+                    fontsize=12)
+    by_world, by_frequency, absorbed = figure.subplots(1, 3, width_ratios=(1.25, 1, 0.8))
+
+    def mean(name, key):
+        return statistics.fmean(known[name][key] for known in found)
+
+    worlds = {"uniform": "alone", "zipf": "rare ones too", "pairs": "in pairs",
+              "hierarchy": "with a parent"}
+    bare_axes(by_world, "recovered, by how features come", "", "share recovered")
+    bare_axes(by_frequency, "recovered, by how often", "", "share recovered")
+    bare_axes(absorbed, "how much of its parent\na child's feature holds",
+              "cosine beyond the true one", "")
+    for offset, kind in enumerate(KINDS):
+        shares = [mean(job_name(world, kind), "recovered") for world in worlds]
+        places = [place + 0.16 * (offset - 2) for place in range(len(worlds))]
+        by_world.bar(places, shares, width=0.15, color=COLOUR_OF[kind], label=kind)
+
+        quarters = zip(*(known[job_name("zipf", kind)]["by frequency"] for known in found),
+                       strict=True)
+        by_frequency.plot(range(4), [statistics.fmean(each) for each in quarters], "o-",
+                          color=COLOUR_OF[kind], markersize=4, linewidth=1.2)
+        absorbed.barh(kind, mean(job_name("hierarchy", kind), "leaning"), color=COLOUR_OF[kind])
+    by_world.set_xticks(range(len(worlds)), worlds.values())
+    by_frequency.set_xticks(range(4), ["most\nfrequent", "2nd\nquarter", "3rd\nquarter", "rarest"])
+    by_frequency.set_ylim(0, 1.05)
+    absorbed.invert_yaxis()
+    handles, labels = by_world.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return figure

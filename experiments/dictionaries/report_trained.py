@@ -1,0 +1,157 @@
+"""What is claimed of dictionaries of trained models, each claim beside a control that fails it.
+
+Thresholds were chosen on seeds 0 to 2 of the word model.
+
+Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
+Prerequisites: experiments/dictionaries/trained.py
+Next: experiments/dictionaries/transcoder.py
+Source: Kantamneni et al. 2025 (probes against latents); Bricken et al. 2023 (loss recovered)
+"""
+
+from statistics import fmean
+
+from experiments.common import mean_text, seed_claim
+from experiments.dictionaries.trained import N_RANDOM, SAID
+
+MOST_LOST = 0.5  # of what the dictionary of shuffled activations loses
+
+
+def trained_claims(results, judged=True):
+    """[Claim] on what `measure_subject` gave of each subject. judged: False leaves them all open,
+    as for a quick run; of a model without known variables nothing is claimed, only reported."""
+    known = [one for one in results if one.get("variables")]
+    other = [one for one in results if not one.get("variables")]
+    claims = []
+    if known:
+        claims += [*kept_claims(known, "word model", judged), *said_claims(known, judged),
+                   *steered_claims(known, judged)]
+    for one in other:
+        claims += [*kept_claims([one], f"{one['name']}, {short_name(one['at'])}", None),
+                   effect_claim([one])]
+    return claims
+
+
+def short_name(at):
+    """The last part of a hook point's name that says which it is: "mlp.hook_post"."""
+    return at.split(".", 2)[-1]
+
+
+# What is kept
+
+
+def kept_claims(results, name, judged):
+    """The claims on the loss; judged None: reported only."""
+    least, most = (0.98, MOST_LOST) if judged is not None else (None, None)
+    judged = bool(judged)
+    fits = (f"explained {mean_text(results, lambda one: one['fit']['explained'])}, "
+            f"L0 {mean_text(results, lambda one: one['fit']['L0'])}, "
+            f"dead {mean_text(results, lambda one: one['fit']['dead'])}")
+    of_shuffled = mean_text(results, lambda one: one["shuffled"]["loss"]["against_mean"])
+    of_zero = mean_text(results, lambda one: one["loss"]["against_zero"])
+    return [
+        seed_claim(f"{name}: loss recovered with the reconstruction spliced in, against the mean",
+                   results, lambda one: one["loss"]["against_mean"], above=least, judged=judged,
+                   beside=f"against zero {of_zero}; {fits}"),
+        seed_claim("… lost, over what a dictionary of shuffled activations loses", results,
+                   share_lost, below=most, judged=judged, beside=f"it recovers {of_shuffled} too"),
+    ]
+
+
+def share_lost(one):
+    """What is lost with the reconstruction, over what is lost with that of the dictionary of
+    shuffled activations; both in nats above the untouched model."""
+    clean = one["loss"]["clean"]
+    return (one["loss"]["spliced"] - clean) / (one["shuffled"]["loss"]["spliced"] - clean)
+
+
+# What is said
+
+
+def mean_auroc(one, kind):
+    """The mean over variables of how well a kind of score says them."""
+    return fmean(one["said"][kind]["one"])
+
+
+def count_said(results, kind):
+    """How many variables a kind of score has an AUROC above SAID for, on average: a text."""
+    n_said = fmean(sum(auroc > SAID for auroc in one["said"][kind]["one"]) for one in results)
+    return f"{n_said:.3g}"
+
+
+def carried_ratio(one, kind="latent"):
+    """How many variables a neuron carries, over how many a latent does that carries any."""
+    carried = one["said"][kind]["carried"]["mean"]
+    return one["said"]["neuron"]["carried"]["mean"] / max(carried, 1)
+
+
+def said_claims(results, judged):
+    """The claims on which variables are said, and by how many at once."""
+    counts = ", ".join(f"{kind}s {count_said(results, kind)}" for kind in ("latent", "neuron"))
+    probes = fmean(sum(auroc > SAID for auroc in one["probe"]) for one in results)
+    shuffled = mean_text(results, lambda one: carried_ratio(one, "shuffled"))
+    shares = (mean_text(results, lambda one: one["said"]["latent"]["carried"]["share"]),
+              mean_text(results, lambda one: one["said"]["neuron"]["carried"]["share"]))
+    return [
+        seed_claim("… AUROC of the best latent, less the best neuron's, mean over variables, among "
+                   "equal words", results,
+                   lambda one: mean_auroc(one, "latent") - mean_auroc(one, "neuron"), below=0,
+                   judged=judged,
+                   beside=f"above {SAID} of {len(results[0]['variables'])}: {counts}, random "
+                          f"directions {count_said(results, 'random')}"),
+        seed_claim("… a linear probe's, less the best latent's", results,
+                   lambda one: fmean(one["probe"]) - mean_auroc(one, "latent"), above=0.05,
+                   judged=judged, beside=f"probes above {SAID}: {probes:.3g}"),
+        seed_claim("… the best latent's, less that of a latent of the untrained model", results,
+                   lambda one: mean_auroc(one, "latent") - mean_auroc(one, "untrained"), above=0.1,
+                   judged=judged,
+                   beside=f"above {SAID}: {count_said(results, 'untrained')} when untrained, "
+                          f"{count_said(results, 'shuffled')} of shuffled activations"),
+        seed_claim("… variables that one neuron carries, over those of one latent", results,
+                   carried_ratio, above=1.5, judged=judged,
+                   beside=f"over those of a latent of shuffled activations {shuffled}; carry any: "
+                          f"latents {shares[0]}, neurons {shares[1]}"),
+    ]
+
+
+# What is steered
+
+
+def share_above_random(one, kind="steered"):
+    """The share of variables whose word gains more than along each random direction."""
+    return fmean(each["feature"] > max(each["random"]) for each in one[kind].values())
+
+
+def steered_claims(results, judged):
+    """The claims on steering along the latents that say a variable."""
+    if not all(one["steered"] for one in results):
+        return []
+    steered = [one for one in results if one["steered_untrained"]]
+    untrained = "none" if not steered else mean_text(
+        steered, lambda one: share_above_random(one, "steered_untrained"))
+    with_shuffled = [one for one in results if one["steered_shuffled"]]
+    shuffled = "none" if not with_shuffled else mean_text(
+        with_shuffled, lambda one: share_above_random(one, "steered_shuffled"))
+    gains = {kind: mean_text(results, lambda one, kind=kind: mean_gain(one, kind))
+             for kind in ("feature", "random")}
+    return [seed_claim(
+        f"… variables whose word gains more along their latent than along each of {N_RANDOM} "
+        "random directions", results, share_above_random, above=0.6, judged=judged,
+        beside=f"untrained {untrained}, shuffled {shuffled}; gains {gains['feature']} nats, random "
+               f"{gains['random']} up or down")]
+
+
+def mean_gain(one, kind):
+    """What words gain, in nats, on average over variables: along latents, or the size of it along
+    random directions."""
+    if kind == "feature":
+        return fmean(each["feature"] for each in one["steered"].values())
+    return fmean(abs(gain) for each in one["steered"].values() for gain in each["random"])
+
+
+def effect_claim(results):
+    """What latents move their own token by, beside what random directions move theirs by."""
+    random = mean_text(results, lambda one: fmean(
+        gain for each in one["effects"] for gain in each["random"]))
+    return seed_claim("… what a latent's own token gains along it, in nats", results,
+                      lambda one: fmean(each["feature"] for each in one["effects"]),
+                      control=f"a random direction's own token: {random}")

@@ -1,0 +1,376 @@
+"""Dictionaries by hand, the sparse features that they look for, and how they are scored."""
+
+import pytest
+import torch
+
+from experiments.dictionaries.features import (
+    N_CHILDREN,
+    PAIRED,
+    WORLDS,
+    SparseFeatures,
+    unit_rows,
+)
+from experiments.dictionaries.known import noise_like, principal_components
+from experiments.dictionaries.measure import (
+    active_per_text,
+    describe_absorption,
+    describe_fit,
+    describe_recovery,
+    explained_variance,
+    feature_cosines,
+    mean_slope,
+    recovered_by_frequency,
+)
+from experiments.dictionaries.model import (
+    KERNEL_WIDTH,
+    KINDS,
+    DictionaryRecipe,
+    ReluL1,
+    Scale,
+    fit_dictionary,
+    wake_dead_,
+)
+from optim import AdamW
+from utils import UserError, seeded_generator
+
+SPARSITY = {"ReLU + L1": 0.3, "TopK": 3, "BatchTopK": 3, "JumpReLU": 0.05, "Matryoshka": 3}
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=seeded_generator(seed))
+
+
+def recipe_of(kind, n_latents=16, steps=60, batch=32, **more):
+    return DictionaryRecipe(kind, SPARSITY[kind], n_latents, steps, batch, **more)
+
+
+def busy_dictionary(kind, d_in=6, d_out=5, n_latents=16):
+    """A dictionary in which nothing is 0 or of length 1."""
+    dictionary = recipe_of(kind, n_latents).fresh(d_in, d_out, seeded_generator(1))
+    with torch.no_grad():
+        for number, tensor in enumerate(dictionary.parameters()):
+            tensor.add_(0.3 * drawn(*tensor.shape, seed=number))
+    return dictionary
+
+
+# The features
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_each_feature_is_there_as_often_as_its_chance_says(world):
+    features = SparseFeatures.draw_directions(world, 32, 8, 0.05, seed=0)
+    x, values = features.draw(40_000, seeded_generator(1))
+
+    share = (values > 0).double().mean(0)
+    spread = (features.chances * (1 - features.chances) / 40_000).sqrt()
+
+    assert (share - features.chances).abs().max() < 5 * spread.max()
+    assert features.chances.mean() == pytest.approx(0.05)
+    torch.testing.assert_close(x, values @ features.directions)
+    torch.testing.assert_close(features.directions.norm(dim=1), torch.ones(32))
+
+
+def test_pairs_come_together_as_often_as_they_should():
+    features = SparseFeatures.draw_directions("pairs", 8, 4, 0.1, seed=0)
+    is_there = features.draw(40_000, seeded_generator(1))[1] > 0
+
+    with_first = is_there[:, 1][is_there[:, 0]].double().mean()
+    of_strangers = is_there[:, 2][is_there[:, 0]].double().mean()
+
+    assert with_first == pytest.approx(PAIRED, abs=0.03)
+    assert of_strangers == pytest.approx(0.1, abs=0.03)
+
+
+def test_a_child_is_never_without_its_parent_nor_with_a_sibling():
+    features = SparseFeatures.draw_directions("hierarchy", 16, 8, 0.1, seed=0)
+    is_there = features.draw(20_000, seeded_generator(1))[1] > 0
+    parent, *children = features.families[1].tolist()
+
+    n_children = is_there[:, children].sum(1)
+
+    assert (is_there[:, parent] | (n_children == 0)).all()
+    assert n_children.max() == 1
+    alone = (n_children[is_there[:, parent]] == 0).double().mean()
+    assert alone == pytest.approx(1 / (1 + N_CHILDREN), abs=0.02)
+
+
+# The gradient
+
+
+def naive_loss(dictionary, kind, x, target):
+    """The loss as it is written in papers, for autograd."""
+    pre = x @ dictionary.W_enc + dictionary.b_enc
+    if kind == "ReLU + L1":
+        z = pre.relu()
+    elif kind == "JumpReLU":
+        z = pre * (pre > dictionary.log_threshold.detach().exp())
+    elif kind == "TopK":
+        z = pre.relu() * (pre >= pre.sort(-1).values[:, -SPARSITY[kind]][:, None])
+    else:
+        z = pre.relu() * (pre >= pre.flatten().sort().values[-SPARSITY[kind] * len(x)])
+
+    errors = []
+    for end in dictionary.prefixes:
+        written = z[:, :end] @ dictionary.W_dec[:end] + dictionary.b_dec
+        errors.append((written - target).square().sum(-1).mean())
+    loss = sum(errors) / len(errors)
+    if kind == "ReLU + L1":
+        loss = loss + dictionary.sparsity * z.sum(-1).mean()
+    return loss, z
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_by_hand_is_that_of_autograd(kind):
+    dictionary = busy_dictionary(kind)
+    x, target = drawn(32, 6, seed=2), drawn(32, 5, seed=3)
+
+    loss, z = naive_loss(dictionary, kind, x, target)
+    names = ("W_enc", "b_enc", "W_dec", "b_dec")
+    expected = torch.autograd.grad(loss, [dictionary.tensors()[name] for name in names])
+    by_hand = dictionary.backward_(x, target)
+
+    torch.testing.assert_close(by_hand, z.detach())
+    for name, gradient in zip(names, expected, strict=True):
+        torch.testing.assert_close(dictionary.tensors()[name].grad, gradient, msg=name)
+
+
+def test_a_threshold_feels_what_is_near_it_alone():
+    dictionary = busy_dictionary("JumpReLU")
+    x, target = drawn(32, 6, seed=2), drawn(32, 5, seed=3)
+    dictionary.backward_(x, target)
+
+    pre = (x @ dictionary.W_enc + dictionary.b_enc).detach()
+    threshold = dictionary.log_threshold.detach().exp()
+    z = torch.where(pre > threshold, pre, 0.0)
+    error = z @ dictionary.W_dec.detach() + dictionary.b_dec.detach() - target
+    expected = torch.zeros(16)
+    n_near = 0
+    for text in range(32):
+        for latent in range(16):
+            if (pre[text, latent] - threshold[latent]).abs() >= KERNEL_WIDTH / 2:
+                continue
+            n_near += 1
+            blame = 2 * error[text] @ dictionary.W_dec.detach()[latent]
+            slope = -(threshold[latent] * blame + dictionary.sparsity) / KERNEL_WIDTH
+            expected[latent] += slope * threshold[latent] / 32
+
+    assert n_near > 3
+    torch.testing.assert_close(dictionary.log_threshold.grad, expected, rtol=1e-4, atol=1e-6)
+
+
+# What is active
+
+
+def test_top_k_keeps_k_of_each_text_and_batch_top_k_as_many_on_average():
+    pre = drawn(50, 16).abs() * torch.linspace(0.1, 2, 50)[:, None]
+
+    of_each = busy_dictionary("TopK").activate(pre)
+    of_batch = busy_dictionary("BatchTopK").activate(pre, training=True)
+
+    assert ((of_each > 0).sum(1) == 3).all()
+    assert (of_batch > 0).sum() == 150
+    assert len(set((of_batch > 0).sum(1).tolist())) > 3, "each text got as many as the others"
+    assert of_batch[of_batch > 0].min() >= pre[of_batch == 0].max()
+
+
+def test_batch_top_k_reads_a_text_alone_as_it_reads_it_among_others():
+    x = drawn(256, 6)
+    dictionary = fit_dictionary(recipe_of("BatchTopK"), x, seed=0)
+
+    together = dictionary.encode(x)
+    alone = torch.cat([dictionary.encode(row[None]) for row in x])
+
+    torch.testing.assert_close(together, alone)
+    assert active_per_text(together) == pytest.approx(3, abs=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_in_another_unit_and_another_place_are_read_alike(kind):
+    """What is learned of 100 x + 7 is what is learned of x."""
+    x = drawn(512, 6)
+    recipe = recipe_of(kind)
+    one = fit_dictionary(recipe, x, seed=0)
+    other = fit_dictionary(recipe, 100 * x + 7, seed=0)
+
+    torch.testing.assert_close(100 * one.encode(x), other.encode(100 * x + 7), rtol=0.02, atol=0.5)
+    torch.testing.assert_close(100 * one.decode(one.encode(x)) + 7,
+                               other.decode(other.encode(100 * x + 7)), rtol=0.02, atol=0.5)
+
+
+# Training
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_is_the_same_twice_and_comes_back_from_a_file(kind, tmp_path):
+    x = drawn(512, 6)
+    recipe = recipe_of(kind)
+    one, other = (fit_dictionary(recipe, x, seed=3) for _ in range(2))
+    torch.save({name: tensor.detach() for name, tensor in one.tensors().items()},
+               tmp_path / "dictionary.pt")
+    read = recipe.restore(torch.load(tmp_path / "dictionary.pt"))
+
+    for each in (other, read):
+        assert torch.equal(one.encode(x), each.encode(x))
+        assert torch.equal(one.decode(one.encode(x)), each.decode(each.encode(x)))
+    torch.testing.assert_close(one.W_dec.detach().norm(dim=1), torch.ones(16))
+
+
+def test_a_decoder_that_is_given_stays_and_its_encoder_learns():
+    x, W_dec = drawn(512, 6), unit_rows(drawn(16, 6, seed=9))
+    dictionary = fit_dictionary(recipe_of("TopK", steps=300), x, seed=0, W_dec=W_dec)
+    untrained = fit_dictionary(recipe_of("TopK", steps=0), x, seed=0, W_dec=W_dec)
+
+    assert torch.equal(dictionary.W_dec, W_dec)
+    assert (describe_fit(dictionary, x)["explained"]
+            > describe_fit(untrained, x)["explained"] + 0.02)
+
+
+def test_a_dictionary_can_write_something_else_than_it_reads():
+    x = drawn(2048, 6)
+    target = x.relu() @ drawn(6, 4, seed=1)
+    recipe = DictionaryRecipe("TopK", 8, 32, steps=800, batch=128)
+    dictionary = fit_dictionary(recipe, x, seed=0, target=target)
+
+    assert explained_variance(target, dictionary.decode(dictionary.encode(x))) > 0.9
+
+
+def test_dead_latents_point_at_what_is_badly_written_and_the_optimiser_forgets_them():
+    dictionary = busy_dictionary("JumpReLU", d_in=6, d_out=6)
+    optimizer = AdamW(dictionary.parameters(), lr=0.01, weight_decay=0.0)
+    x = drawn(64, 6, seed=4)
+    dictionary.backward_(x, x)
+    optimizer.step()
+    dead = torch.zeros(16, dtype=torch.bool)
+    dead[[2, 5]] = True
+    errors = unit_rows(x - dictionary.decode(dictionary.encode(x)))
+    kept = dictionary.W_dec.detach()[~dead].clone()
+
+    wake_dead_(dictionary, optimizer, dead, x, x, seeded_generator(0))
+
+    nearest = (dictionary.W_dec.detach()[dead] @ errors.T).amax(1)
+    torch.testing.assert_close(nearest, torch.ones(2))
+    assert torch.equal(dictionary.W_dec.detach()[~dead], kept)
+    assert (dictionary.b_enc.detach()[dead] == 0).all()
+    for parameter, average in zip(optimizer.parameters, optimizer.m, strict=True):
+        if parameter is dictionary.b_dec:
+            continue
+        axis = 1 if parameter is dictionary.W_enc else 0
+        forgotten = average.index_select(axis, torch.tensor([2, 5]))
+        assert (forgotten == 0).all() and (average != 0).any()
+
+
+def test_activations_that_are_all_the_same_are_refused():
+    with pytest.raises(UserError, match="all activations are the same"):
+        Scale.of(torch.ones(8, 3))
+
+
+def test_an_unknown_kind_is_refused_by_name():
+    with pytest.raises(UserError, match="TopJ"):
+        DictionaryRecipe("TopJ", 3, 16)
+
+
+# How they are scored
+
+
+def perfect_dictionary(directions):
+    """A dictionary of orthogonal directions [latent, d]: what it reads, it writes."""
+    dictionary = ReluL1(directions.shape[1], directions.shape[1], len(directions), 0.0,
+                        seeded_generator(0), W_dec=directions)
+    return dictionary
+
+
+def test_explained_variance_is_one_for_a_copy_and_nothing_for_the_mean():
+    x = drawn(100, 4) + 3
+
+    assert explained_variance(x, x) == pytest.approx(1)
+    assert explained_variance(x, x.mean(0).expand_as(x)) == pytest.approx(0, abs=1e-6)
+    assert explained_variance(x, 2 * x.mean(0) - x) == pytest.approx(-3, abs=1e-4)
+
+
+def test_who_has_the_true_features_recovers_all_and_who_never_speaks_recovers_none():
+    directions = torch.eye(8)
+    values = drawn(200, 8).relu()
+    dictionary = perfect_dictionary(directions)
+    z = dictionary.encode(values @ directions)
+
+    cosines = feature_cosines(dictionary, z, directions)
+    silent = feature_cosines(dictionary, torch.zeros_like(z), directions)
+
+    assert describe_recovery(cosines) == {
+        "recovered": 1, "features' best": 1, "latents' best": 1}
+    assert mean_slope(cosines, z, values) == pytest.approx(1)
+    assert describe_recovery(silent)["recovered"] == 0
+    assert recovered_by_frequency(cosines, torch.arange(8).float()) == [1, 1, 1, 1]
+
+
+def test_recovery_counts_features_and_not_latents():
+    """Three latents of one feature recover one."""
+    directions = torch.eye(4)
+    cosines = torch.tensor([[1.0, 0, 0, 0], [0.95, 0.1, 0, 0], [0.99, 0, 0, 0], [0, 0.89, 0, 0]])
+    chances = torch.tensor([0.1, 0.4, 0.3, 0.2])  # the first is the rarest
+
+    assert describe_recovery(cosines)["recovered"] == 1 / len(directions)
+    assert recovered_by_frequency(cosines, chances, 2) == [0, 0.5]
+
+
+def test_a_child_that_swallows_its_parent_is_absorption_and_one_that_does_not_is_none():
+    features = SparseFeatures("hierarchy", torch.eye(4), torch.full((4,), 0.2))
+    _, values = features.draw(4000, seeded_generator(0))
+    is_child = values[:, 1:] > 0
+
+    honest = perfect_dictionary(torch.eye(4))
+    # each child's feature is parent + child, and the parent's latent is silent when one is there
+    swallowing = torch.eye(4)
+    swallowing[1:, 0] = 1
+    swallower = perfect_dictionary(unit_rows(swallowing))
+    z = values.clone()
+    z[:, 0][is_child.any(1)] = 0
+
+    def absorption(dictionary, z):
+        cosines = feature_cosines(dictionary, z, features.directions)
+        return describe_absorption(dictionary, features, cosines, z, values)
+
+    assert absorption(honest, values) == {"leaning": 0, "absorbed": 0, "silent alone": 0}
+    found = absorption(swallower, z)
+    assert found["absorbed"] == 1
+    assert found["silent alone"] == 0
+    assert found["leaning"] == pytest.approx(0.5**0.5)
+
+
+def test_principal_components_write_everything_and_are_no_features():
+    features = SparseFeatures.draw_directions("uniform", 32, 8, 0.05, seed=0)
+    x, _ = features.draw(2000, seeded_generator(1))
+    dictionary = principal_components(x)
+
+    fit = describe_fit(dictionary, x)
+    assert fit["explained"] == pytest.approx(1, abs=1e-5)
+    assert fit["L0"] == pytest.approx(8)
+
+
+def test_noise_has_the_covariance_of_the_texts_and_none_of_their_features():
+    features = SparseFeatures.draw_directions("uniform", 32, 8, 0.05, seed=0)
+    x, _ = features.draw(50_000, seeded_generator(1))
+    noise = noise_like(x, seeded_generator(2))
+
+    torch.testing.assert_close(noise.T.cov(), x.T.cov(), atol=0.01, rtol=0.1)
+    kurtosis = ((noise - noise.mean(0)) / noise.std(0)).pow(4).mean(0)
+    torch.testing.assert_close(kurtosis, torch.full((8,), 3.0), atol=0.3, rtol=0)
+
+
+@pytest.mark.slow
+def test_the_inversion_a_dense_dictionary_explains_more_and_recovers_less():
+    """Few features, so that seconds are enough: what the experiment claims, at a smaller size."""
+    features = SparseFeatures.draw_directions("uniform", 32, 12, 0.05, seed=7)
+    x, _ = features.draw(32_768, seeded_generator(1))
+    held_out, _ = features.draw(8192, seeded_generator(2))
+
+    def score(kind, sparsity):
+        dictionary = fit_dictionary(DictionaryRecipe(kind, sparsity, 32, steps=1500), x, seed=0)
+        cosines = feature_cosines(dictionary, dictionary.encode(held_out), features.directions)
+        return describe_fit(dictionary, held_out)["explained"], describe_recovery(cosines)
+
+    dense, missed = score("ReLU + L1", 0.003)
+    sparse, found = score("TopK", 2)
+
+    assert dense > sparse + 0.1
+    assert found["recovered"] > 0.8 > 0.3 > missed["recovered"]
