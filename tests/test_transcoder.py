@@ -200,8 +200,8 @@ def test_a_transcoder_learns_an_mlp_and_an_untrained_one_does_not():
     untrained = fit_transcoder(model, tokens, 0, replace(recipe, steps=0), seed=0)
     good, bad = (transcoder_quality(model, {0: transcoder}, tokens)
                  for transcoder in (trained, untrained))
-    assert good["explained"][0] > 0.8 > 0.2 > bad["explained"][0]
-    assert good["l0"][0] <= 6
+    assert good["fit"][0]["explained"] > 0.8 > 0.2 > bad["fit"][0]["explained"]
+    assert good["fit"][0]["L0"] <= 6
 
 
 def test_losses_of_quality_equal_a_naive_replacement():
@@ -310,7 +310,9 @@ def measured():
 def as_trained(measured):
     """The same, but with the numbers of transcoders of which all claims hold."""
     good = copy.deepcopy(measured)
-    good["quality"] |= {"explained": {0: 0.95, 1: 0.98}, "recovered": {"mean": 0.99, "zero": 0.99}}
+    for layer in (0, 1):
+        good["quality"]["fit"][layer]["explained"] = 0.95
+    good["quality"]["recovered"] = {"mean": 0.99, "zero": 0.99}
     good["gifts"]["error_share"] = 0.05
     good["gifts"]["r"]["patterns and scales"][0] = 0.95
     good["gifts"]["slope"]["patterns and scales"][0] = 0.97
@@ -324,8 +326,9 @@ def failed(*results, judged=True):
 
 def test_sums_hold_where_little_is_learned_and_claims_of_learning_fail(measured):
     for layer in (0, 1):
-        untrained = measured["untrained"]["quality"]["explained"][layer]
-        assert untrained < measured["quality"]["explained"][layer] < 0.9
+        trained, untrained = (one["quality"]["fit"][layer]["explained"]
+                              for one in (measured, measured["untrained"]))
+        assert untrained < trained < 0.9
     wrong = failed(measured)
     assert not any("largest" in claim for claim in wrong), "sums are exact for any transcoder"
     for words in ("variance", "error nodes"):
@@ -340,7 +343,7 @@ def test_each_claim_fails_where_its_number_is_wrong_in_one_seed(measured):
         "nodes' sum": lambda one: one["gifts"]["gaps"].update(answer=2e-4),
         "incoming": lambda one: one["gifts"]["gaps"].update(incoming=2e-5),
         "linear model": lambda one: one["gifts"]["gaps"].update(total=2e-4),
-        "variance": lambda one: one["quality"]["explained"].update({1: 0.5}),
+        "variance": lambda one: one["quality"]["fit"][1].update(explained=0.5),
         "loss recovered": lambda one: one["quality"]["recovered"].update(mean=0.9),
         "error nodes": lambda one: one["gifts"].update(error_share=0.3),
         "patterns and scales kept: r": lambda one: one["gifts"]["r"]["patterns and scales"].update(
