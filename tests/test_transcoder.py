@@ -14,6 +14,7 @@ from experiments.dictionaries.report_transcoder import (
     explained_by_linear_map,
     measure_transcoders,
     shuffled_r,
+    slope_through_0,
     transcoder_claims,
 )
 from experiments.dictionaries.transcoder import (
@@ -199,8 +200,8 @@ def test_a_transcoder_learns_an_mlp_and_an_untrained_one_does_not():
     untrained = fit_transcoder(model, tokens, 0, replace(recipe, steps=0), seed=0)
     good, bad = (transcoder_quality(model, {0: transcoder}, tokens)
                  for transcoder in (trained, untrained))
-    assert good["explained"][0] > 0.8 > 0.2 > bad["explained"][0]
-    assert good["l0"][0] <= 6
+    assert good["fit"][0]["explained"] > 0.8 > 0.2 > bad["fit"][0]["explained"]
+    assert good["fit"][0]["L0"] <= 6
 
 
 def test_losses_of_quality_equal_a_naive_replacement():
@@ -309,9 +310,13 @@ def measured():
 def as_trained(measured):
     """The same, but with the numbers of transcoders of which all claims hold."""
     good = copy.deepcopy(measured)
-    good["quality"] |= {"explained": {0: 0.95, 1: 0.98}, "recovered": {"mean": 0.99, "zero": 0.99}}
+    for layer in (0, 1):
+        good["quality"]["fit"][layer]["explained"] = 0.95
+    good["quality"]["recovered"] = {"mean": 0.99, "zero": 0.99}
     good["gifts"]["error_share"] = 0.05
     good["gifts"]["r"]["patterns and scales"][0] = 0.95
+    good["gifts"]["slope"]["patterns and scales"][0] = 0.97
+    good["gifts"]["slope"]["nothing"][0] = 0.6
     return good
 
 
@@ -321,8 +326,9 @@ def failed(*results, judged=True):
 
 def test_sums_hold_where_little_is_learned_and_claims_of_learning_fail(measured):
     for layer in (0, 1):
-        untrained = measured["untrained"]["quality"]["explained"][layer]
-        assert untrained < measured["quality"]["explained"][layer] < 0.9
+        trained, untrained = (one["quality"]["fit"][layer]["explained"]
+                              for one in (measured, measured["untrained"]))
+        assert untrained < trained < 0.9
     wrong = failed(measured)
     assert not any("largest" in claim for claim in wrong), "sums are exact for any transcoder"
     for words in ("variance", "error nodes"):
@@ -337,11 +343,14 @@ def test_each_claim_fails_where_its_number_is_wrong_in_one_seed(measured):
         "nodes' sum": lambda one: one["gifts"]["gaps"].update(answer=2e-4),
         "incoming": lambda one: one["gifts"]["gaps"].update(incoming=2e-5),
         "linear model": lambda one: one["gifts"]["gaps"].update(total=2e-4),
-        "variance": lambda one: one["quality"]["explained"].update({1: 0.5}),
+        "variance": lambda one: one["quality"]["fit"][1].update(explained=0.5),
         "loss recovered": lambda one: one["quality"]["recovered"].update(mean=0.9),
         "error nodes": lambda one: one["gifts"].update(error_share=0.3),
         "patterns and scales kept: r": lambda one: one["gifts"]["r"]["patterns and scales"].update(
             {0: 0.85}),
+        "measured over predicted": lambda one: one["gifts"]["slope"]["patterns and scales"].update(
+            {0: 0.8}),
+        "hides the rest": lambda one: one["gifts"]["slope"]["nothing"].update({0: 0.95}),
     }
     for words, break_ in breaks.items():
         bad = as_trained(measured)
@@ -363,6 +372,12 @@ def test_shuffled_features_do_not_correlate_and_a_gift_without_variance_stays_it
     # gifts that differ in their mean alone: shuffling within them changes nothing
     between = [torch.full((5,), float(mean)) for mean in range(3)]
     assert shuffled_r(between, torch.cat(between), 0) == pytest.approx(1)
+
+
+def test_effects_twice_as_large_as_predicted_have_slope_2():
+    predicted = torch.tensor([1.0, 1.0, -1.0])
+    assert slope_through_0(predicted, torch.tensor([1.0, 3.0, -2.0])) == pytest.approx(2)
+    assert slope_through_0(predicted, predicted + 5) == pytest.approx(1 + 5 / 3), "no intercept"
 
 
 def test_the_shares_of_an_answer_sum_to_one(measured):

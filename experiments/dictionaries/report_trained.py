@@ -12,6 +12,7 @@ from statistics import fmean
 
 from experiments.common import mean_text, seed_claim
 from experiments.dictionaries.trained import N_RANDOM, SAID
+from experiments.dictionaries.variables import CATEGORY_OF
 
 MOST_LOST = 0.5  # of what the dictionary of shuffled activations loses
 
@@ -104,8 +105,10 @@ def said_claims(results, judged):
         seed_claim("… the best latent's, less that of a latent of the untrained model", results,
                    lambda one: mean_auroc(one, "latent") - mean_auroc(one, "untrained"), above=0.1,
                    judged=judged,
-                   beside=f"above {SAID}: {count_said(results, 'untrained')} when untrained, "
-                          f"{count_said(results, 'shuffled')} of shuffled activations"),
+                   beside=f"above {SAID}: {count_said(results, 'untrained')} when untrained"),
+        seed_claim("… the best latent's, less that of a latent of shuffled activations", results,
+                   lambda one: mean_auroc(one, "latent") - mean_auroc(one, "shuffled"),
+                   control=f"above {SAID}: {count_said(results, 'shuffled')} of shuffled ones"),
         seed_claim("… variables that one neuron carries, over those of one latent", results,
                    carried_ratio, above=1.5, judged=judged,
                    beside=f"over those of a latent of shuffled activations {shuffled}; carry any: "
@@ -116,36 +119,55 @@ def said_claims(results, judged):
 # What is steered
 
 
-def share_above_random(one, kind="steered"):
-    """The share of variables whose word gains more than along each random direction."""
-    return fmean(each["feature"] > max(each["random"]) for each in one[kind].values())
+def share_above_random(steered):
+    """The share of variables whose word gains more than along each random direction. steered: as
+    `steer_by_variables` gives it; 0 where there is none."""
+    above = [each["feature"] > max(each["random"]) for each in steered.values()]
+    return fmean(above) if above else 0.0
+
+
+def mean_gain(steered):
+    """What the words of variables gain along their latents, in nats; 0 where there is none."""
+    return fmean(each["feature"] for each in steered.values()) if steered else 0.0
+
+
+def mean_random_gain(steered):
+    """The size of what they gain or lose along random directions, in nats."""
+    return fmean(abs(gain) for each in steered.values() for gain in each["random"])
+
+
+def shares_of_groups(results):
+    """ "receiver 0.98, answer 0.35, to sing 0.98": `share_above_random` of each group of variables,
+    the mean over results."""
+    parts = []
+    for group in CATEGORY_OF:
+        shares = [share_above_random({name: each for name, each in one["steered"].items()
+                                      if name.startswith(f"{group}:")}) for one in results]
+        parts.append(f"{group} {fmean(shares):.2g}")
+    return ", ".join(parts)
 
 
 def steered_claims(results, judged):
     """The claims on steering along the latents that say a variable."""
     if not all(one["steered"] for one in results):
         return []
-    steered = [one for one in results if one["steered_untrained"]]
-    untrained = "none" if not steered else mean_text(
-        steered, lambda one: share_above_random(one, "steered_untrained"))
-    with_shuffled = [one for one in results if one["steered_shuffled"]]
-    shuffled = "none" if not with_shuffled else mean_text(
-        with_shuffled, lambda one: share_above_random(one, "steered_shuffled"))
-    gains = {kind: mean_text(results, lambda one, kind=kind: mean_gain(one, kind))
-             for kind in ("feature", "random")}
-    return [seed_claim(
-        f"… variables whose word gains more along their latent than along each of {N_RANDOM} "
-        "random directions", results, share_above_random, above=0.6, judged=judged,
-        beside=f"untrained {untrained}, shuffled {shuffled}; gains {gains['feature']} nats, random "
-               f"{gains['random']} up or down")]
-
-
-def mean_gain(one, kind):
-    """What words gain, in nats, on average over variables: along latents, or the size of it along
-    random directions."""
-    if kind == "feature":
-        return fmean(each["feature"] for each in one["steered"].values())
-    return fmean(abs(gain) for each in one["steered"].values() for gain in each["random"])
+    untrained, shuffled = (
+        mean_text(results, lambda one, kind=kind: share_above_random(one[kind]))
+        for kind in ("steered_untrained", "steered_shuffled"))
+    gain, random = (mean_text(results, lambda one, measure=measure: measure(one["steered"]))
+                    for measure in (mean_gain, mean_random_gain))
+    groups = shares_of_groups(results)
+    return [
+        seed_claim(f"… variables whose word gains more along their latent than along each of "
+                   f"{N_RANDOM} random directions", results,
+                   lambda one: share_above_random(one["steered"]), above=0.4, judged=judged,
+                   beside=f"untrained {untrained}, shuffled {shuffled}; {groups}"),
+        seed_claim("… gain of the word, less that along a latent of shuffled activations, in nats",
+                   results,
+                   lambda one: mean_gain(one["steered"]) - mean_gain(one["steered_shuffled"]),
+                   above=0.1, judged=judged,
+                   beside=f"gain {gain}; along random directions {random} up or down"),
+    ]
 
 
 def effect_claim(results):

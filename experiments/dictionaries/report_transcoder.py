@@ -28,10 +28,10 @@ from matplotlib.figure import Figure
 
 import corpus
 from experiments.common import add_control, mean_text, seed_claim
+from experiments.dictionaries.measure import explained_variance
 from experiments.dictionaries.model import DictionaryRecipe
 from experiments.dictionaries.transcoder import (
     FrozenRun,
-    explained_share,
     fit_transcoder,
     read_and_written,
     transcoder_quality,
@@ -46,6 +46,7 @@ from utils import seeded_generator
 
 RECIPE = DictionaryRecipe("TopK", 16, 256, steps=400)
 HELD_OUT = 40_000  # characters of another text
+QUICK_WINDOWS = 100  # of text, where one only wants to see that it runs
 STRONGEST = 3  # features of a layer and a prompt whose incoming edges are summed
 DRAWS = 200  # of shuffled features
 SHOWN = 4  # gifts whose effects are kept for the figure
@@ -82,7 +83,9 @@ def load_gift_subject(cfg, folder, seed):
     n_ctx = scored.model.cfg.n_ctx
     ids, tokenizer = gift_text(GiftRecipe(characters=GIFT_CHARACTERS))
     other = torch.tensor(tokenizer.encode(corpus.text(HELD_OUT, seed=1)))
-    return GiftSubject(scored.model, windows(ids, n_ctx), windows(other, n_ctx), scored.pairs)
+    most = QUICK_WINDOWS if cfg.quick else None
+    return GiftSubject(scored.model, windows(ids, n_ctx)[:most], windows(other, n_ctx)[:most],
+                       scored.pairs)
 
 
 def windows(ids, n_ctx):
@@ -118,8 +121,9 @@ def explained_by_linear_map(subject, layer):
     mean_read = reading.mean(0)
     mean_written = written.mean(0)
     map_ = torch.linalg.lstsq(reading - mean_read, written - mean_written).solution
-    reading, written = read_and_written(subject.model, subject.held_out, layer)
-    return explained_share(written, (reading - mean_read) @ map_ + mean_written)
+    reading, written = (each.flatten(0, 1) for each in
+                        read_and_written(subject.model, subject.held_out, layer))
+    return explained_variance(written, (reading - mean_read) @ map_ + mean_written)
 
 
 def measure_gift_answers(subject, transcoders, seed, ways=FREE):
@@ -131,7 +135,8 @@ def measure_gift_answers(subject, transcoders, seed, ways=FREE):
     predicted and measured in the linear model ("direct", "total"). shares: of the answer, the mean
     of what "tokens", "positions", "features", "errors", "biases" add. error_share: the mean of
     Contributions.error_share. r: {way: {layer: predicted total effects against measured ones, over
-    the features of all gifts}}; r_direct: the same of direct effects, with patterns and scales
+    the features of all gifts}}; slope: likewise, of measured by predicted effects, through 0: 1
+    where they are as large; r_direct: the same of direct effects, with patterns and scales
     kept. null: {layer: what 95 % of r are below with features shuffled within a gift}. effects:
     {layer: {"total" or way: effects of the features of SHOWN gifts, predicted or measured}}.
     """
@@ -142,6 +147,7 @@ def measure_gift_answers(subject, transcoders, seed, ways=FREE):
             "incoming": 0.0, "direct": 0.0, "total": 0.0}
 
     r = {way: {} for way in ways}
+    slope = {way: {} for way in ways}
     found = {"r_direct": {}, "null": {}, "effects": {}}
     for layer in transcoders:
         # each feature's effect on each answer: predicted, and measured in several ways
@@ -164,15 +170,21 @@ def measure_gift_answers(subject, transcoders, seed, ways=FREE):
             gaps[predicted] = max(gaps[predicted], gap)
         for way in ways:
             r[way][layer] = pearson(of_all["total"], of_all[way]).item()
+            slope[way][layer] = slope_through_0(of_all["total"], of_all[way])
         measured = of_all["patterns and scales"]
         found["r_direct"][layer] = pearson(of_all["direct"], measured).item()
         found["null"][layer] = shuffled_r(effects["total"], measured, seed)
         found["effects"][layer] = {name: torch.cat(effects[name][:SHOWN]).tolist()
                                    for name in ("total", *ways)}
 
-    return {"answer": fmean(run.value for run in runs), "gaps": gaps, "r": r,
+    return {"answer": fmean(run.value for run in runs), "gaps": gaps, "r": r, "slope": slope,
             "shares": mean_shares(parts), "error_share": fmean(each.error_share for each in parts),
             **found}
+
+
+def slope_through_0(predicted, measured):
+    """By how much measured grows with predicted, [n] each: least squares of a line through 0."""
+    return (predicted @ measured / (predicted @ predicted)).item()
 
 
 def incoming_gaps(run, places):
@@ -236,12 +248,8 @@ def sum_claims(results):
 
 def quality_claims(results, judged):
     """How much of the MLPs the transcoders keep."""
-    def worst(where, *path):
-        def value(one):
-            for key in (*where, *path):
-                one = one[key]
-            return min(one.values())
-        return value
+    def explained(one):
+        return min(fit["explained"] for fit in one["quality"]["fit"].values())
 
     def untrained(one):
         return one["untrained"]["quality"]["recovered"]["mean"]
@@ -255,9 +263,9 @@ def quality_claims(results, judged):
     return [
         add_control(
             seed_claim("variance of mlp_out explained, the worse layer", results,
-                       worst(("quality",), "explained"), above=0.9, judged=judged),
-            f"untrained {mean_text(results, worst(('untrained', 'quality'), 'explained'))}, "
-            f"linear map {mean_text(results, worst((), 'linear'))}"),
+                       explained, above=0.9, judged=judged),
+            f"untrained {mean_text(results, lambda one: explained(one['untrained']))}, linear map "
+            f"{mean_text(results, lambda one: min(one['linear'].values()))}"),
         add_control(
             seed_claim("loss recovered with both MLPs replaced, over their mean", results,
                        lambda one: one["quality"]["recovered"]["mean"], above=0.98, judged=judged),
@@ -266,7 +274,7 @@ def quality_claims(results, judged):
                    lambda one: one["quality"]["recovered"]["zero"]),
         add_control(
             seed_claim("active features a token, the more active layer", results,
-                       lambda one: max(one["quality"]["l0"].values())),
+                       lambda one: max(fit["L0"] for fit in one["quality"]["fit"].values())),
             f"of {RECIPE.n_latents}"),
         add_control(
             seed_claim("error nodes' share of what MLPs add to the answer", results,
@@ -282,26 +290,43 @@ def quality_claims(results, judged):
 def effect_claims(results, judged):
     """Predicted against measured effects of removing a feature; of layer 0, whose features act
     through an attention and an MLP. Those of the last MLP are exact where scales are kept."""
-    def r(kept, layer=0, of=lambda one: one):
-        return lambda one: of(one)["gifts"]["r"][kept][layer]
+    def of_gifts(number, way, layer=0):
+        return lambda one: one["gifts"][number][way][layer]
+
+    def untrained(number):
+        return mean_text(results, lambda one: one["untrained"]["gifts"][number][free][0])
+
+    free = "patterns and scales"
 
     last = max(results[0]["gifts"]["null"])
     null = max(one["gifts"]["null"][0] for one in results)
-    untrained = mean_text(results, r("patterns and scales", of=lambda one: one["untrained"]))
+    is_found = all(one["gifts"]["r"][free][0] > one["gifts"]["null"][0] for one in results)
+
+    def of_last(number):
+        return f"MLP {last}: {mean_text(results, of_gifts(number, 'nothing', last))}"
+
     return [
         add_control(
             seed_claim("predicted and measured effect of a feature of MLP 0, patterns and scales "
-                       "kept: r", results, r("patterns and scales"), above=0.9,
-                       holds=all(r("patterns and scales")(one) > one["gifts"]["null"][0]
-                                 for one in results), judged=judged),
-            f"shuffled {null:.2f}, untrained {untrained}"),
+                       "kept: r", results, of_gifts("r", free), above=0.9, holds=is_found,
+                       judged=judged),
+            f"shuffled {null:.2f}, untrained {untrained('r')}"),
         add_control(
-            seed_claim("… with nothing kept (above 0.9 was hoped for)", results, r("nothing")),
-            f"MLP {last}: {mean_text(results, r('nothing', last))}"),
-        seed_claim("… with scales kept", results, r("scales")),
-        seed_claim("… with patterns kept", results, r("patterns")),
-        seed_claim("… of direct effects alone, patterns and scales kept", results,
+            seed_claim("… measured over predicted effect (slope)", results,
+                       of_gifts("slope", free), between=(0.9, 1.1), judged=judged),
+            f"untrained {untrained('slope')}"),
+        seed_claim("… r of direct effects alone", results,
                    lambda one: one["gifts"]["r_direct"][0]),
+        add_control(
+            seed_claim("… r with nothing kept (above 0.9 was hoped for)", results,
+                       of_gifts("r", "nothing")), of_last("r")),
+        add_control(
+            seed_claim("… slope with nothing kept: LayerNorm hides the rest", results,
+                       of_gifts("slope", "nothing"), below=0.9, judged=judged),
+            f"{of_last('slope')}; scales kept {mean_text(results, of_gifts('slope', 'scales'))}, "
+            f"patterns kept {mean_text(results, of_gifts('slope', 'patterns'))}"),
+        seed_claim("… r with scales kept", results, of_gifts("r", "scales")),
+        seed_claim("… r with patterns kept", results, of_gifts("r", "patterns")),
     ]
 
 
@@ -311,7 +336,7 @@ def transcoder_figure(one):
     gifts = one["gifts"]
     both = figure.subplots(1, 2, sharey=True)
     for axes, way in zip(both, ("patterns and scales", "nothing"), strict=True):
-        bare_axes(axes, f"{way} kept: r = {gifts['r'][way][0]:.2f} for features of MLP 0",
+        bare_axes(axes, f"{way} kept:\nr = {gifts['r'][way][0]:.2f} for features of MLP 0",
                   "predicted effect (nats)", "measured effect (nats)")
         for (layer, effects), colour in zip(gifts["effects"].items(), COLOURS, strict=False):
             axes.scatter(effects["total"], effects[way], s=8, color=colour, edgecolors="none",

@@ -35,7 +35,7 @@ from utils import seeded_generator
 ROWS_AT_ONCE = 64  # texts
 SAID = 0.9  # an AUROC above which a variable is said
 CARRIED = 0.8  # an AUROC above which, or below 1 less it, a neuron or latent carries a variable
-FEWEST_PAIRS = 1000  # of equal words with and without a variable, in each half of the texts
+FEWEST_PAIRS = 500  # of equal words with and without a variable, in each half of the texts
 RIDGE = 1e-3  # of a probe, in units of the features' mean variance
 N_RANDOM = 20  # directions that steering is held against
 N_STEERED = 12  # latents that are steered by their own effect

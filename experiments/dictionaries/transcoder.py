@@ -28,6 +28,7 @@ import torch
 from torch.func import functional_call
 
 from activation_cache import get_act_name
+from experiments.dictionaries.measure import describe_fit
 from experiments.dictionaries.model import fit_dictionary
 from head_ablation import ablate_layers
 from losses import next_token_loss
@@ -90,20 +91,17 @@ def fit_transcoder(model, tokens, layer, recipe, seed, progress=None):
 def transcoder_quality(model, transcoders, tokens):
     """How well transcoders stand in for their MLPs, on held-out tokens [batch, pos]: a dict.
 
-    explained, l0: {layer: the explained share of the variance of mlp_out; active features a token}.
-    loss, in nats a token: of the model ("intact"), with all of these MLPs replaced by what their
-    transcoders write ("transcoder"), by the mean of mlp_out over texts and positions ("mean"), by 0
-    ("zero"). recovered: {"mean", "zero"}: the share that the transcoders give back of the loss that
-    such an ablation costs; 1 is all. Raises UserError for a layer without an MLP.
+    fit: {layer: what `describe_fit` says of it}. loss, in nats a token: of the model ("intact"),
+    with all of these MLPs replaced by what their transcoders write ("transcoder"), by the mean of
+    mlp_out over texts and positions ("mean"), by 0 ("zero"). recovered: {"mean", "zero"}: the share
+    that the transcoders give back of the loss that such an ablation costs; 1 is all. Raises
+    UserError for a layer without an MLP.
     """
     # each by itself
-    explained = {}
-    l0 = {}
+    fit = {}
     for layer, transcoder in transcoders.items():
         reading, written = read_and_written(model, tokens, layer)
-        z = transcoder.encode(reading)
-        explained[layer] = explained_share(written, transcoder.decode(z))
-        l0[layer] = (z > 0).sum(-1).float().mean().item()
+        fit[layer] = describe_fit(transcoder, reading.flatten(0, 1), written.flatten(0, 1))
 
     # the model without these MLPs
     logits, cache = model.run_with_cache(tokens, lambda name: name.endswith("mlp_out"))
@@ -116,14 +114,7 @@ def transcoder_quality(model, transcoders, tokens):
 
     recovered = {mode: (loss[mode] - loss["transcoder"]) / (loss[mode] - loss["intact"])
                  for mode in ("mean", "zero")}
-    return {"explained": explained, "l0": l0, "loss": loss, "recovered": recovered}
-
-
-def explained_share(written, guess):
-    """The share of the variance of `written` [batch, pos, d_model] that a guess explains: 1 where
-    it is right, 0 for the mean, below 0 for what is worse than the mean."""
-    spread = written - written.mean((0, 1))
-    return 1 - ((written - guess).square().sum() / spread.square().sum()).item()
+    return {"fit": fit, "loss": loss, "recovered": recovered}
 
 
 def transcoder_hooks(model, transcoders):
