@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from experiments.dictionaries.model import KINDS, DictionaryRecipe
 from experiments.dictionaries.report_transcoder import (
     GiftSubject,
     explained_by_linear_map,
+    load_gift_subject,
     measure_transcoders,
     shuffled_r,
     slope_through_0,
     transcoder_claims,
+    transcoder_figure,
 )
 from experiments.dictionaries.transcoder import (
     FrozenRun,
@@ -391,3 +394,20 @@ def test_the_linear_map_explains_a_linear_mlp_and_not_a_bent_one():
     with torch.no_grad():
         model.blocks[0].mlp.b_in.add_(1000)  # every neuron is always on
     assert bent < 0.95 < 0.999 < explained_by_linear_map(subject, 0)
+
+
+@pytest.mark.slow
+def test_a_quick_model_of_gifts_gives_a_table_without_a_verdict_on_training(tmp_path):
+    cfg = SimpleNamespace(quick=True, prompts=3, out_dir=str(tmp_path), retrain=False)
+    subject, again = (load_gift_subject(cfg, tmp_path, 0) for _ in range(2))
+    assert torch.equal(subject.model.W_in, again.model.W_in), "the second one is read, not trained"
+    held_out = {tuple(row.tolist()) for row in subject.held_out}
+    assert not held_out & {tuple(row.tolist()) for row in subject.tokens}
+
+    one = measure_transcoders(subject, 0, RECIPE)
+    verdicts = {each.claim: each.holds for each in transcoder_claims([one], judged=False)}
+    assert sorted(verdicts.values(), key=str) == [None] * (len(verdicts) - 3) + [True] * 3
+    for axes, way in zip(transcoder_figure(one).axes, ("patterns and scales", "nothing"),
+                         strict=True):
+        drawn = [len(points.get_offsets()) for points in axes.collections]
+        assert drawn == [len(effects[way]) for effects in one["gifts"]["effects"].values()]
