@@ -29,6 +29,7 @@ from config import check_field, option
 from experiments.common import perform
 from experiments.speed.measure import (
     decoding_claims,
+    dictionary_claims,
     experiment_claims,
     forward_claims,
     patching_claims,
@@ -58,8 +59,8 @@ def run(cfg, folder):
     """{"found": text, "claims": list of Claim}. cfg: a BenchmarkConfig."""
     if cfg.quick:
         cfg = dataclasses.replace(cfg, rounds=1)
-    groups = (training_claims, forward_claims, decoding_claims, reading_claims, patching_claims,
-              start_claims, experiment_claims)
+    groups = (training_claims, dictionary_claims, forward_claims, decoding_claims, reading_claims,
+              patching_claims, start_claims, experiment_claims)
     claims = [line for group in groups for line in group(cfg)]
     return {"found": summarize_benchmark(claims), "claims": claims}
 

@@ -13,7 +13,7 @@ Expected: every line passes, for all seeds. A seed takes 5 s for the polytopes, 
 
 Chapter: COURSE_ROADMAP.md, 14 (superposition)
 Prerequisites: experiments/superposition/model.py, experiments/superposition/measure.py
-Next: experiments/grokking/model.py
+Next: experiments/dictionaries/features.py
 Source: Elhage et al. 2022, Toy models of superposition
 """
 

@@ -35,7 +35,12 @@ from dataclasses import dataclass, replace
 
 from config import check_choices, check_field, option
 from experiments.common import ExperimentConfig, perform
-from experiments.dictionaries.known import dictionary_jobs, measure_known, trained_dictionaries
+from experiments.dictionaries.known import (
+    N_TEXTS,
+    dictionary_jobs,
+    measure_known,
+    trained_dictionaries,
+)
 from experiments.dictionaries.model import KINDS, DictionaryRecipe
 from experiments.dictionaries.page import describe_features, make_page, write_page
 from experiments.dictionaries.report import (
@@ -66,8 +71,8 @@ class DictionaryConfig(ExperimentConfig):
                             "MLP's neurons and the last stream)")
     kind: str = option("TopK", "of the dictionary of a trained model")
     latents: int = option(256, "of that dictionary")
-    active: int = option(16, "latents at a time, of each text (TopK) or on average")
-    steps: int = option(600, "of its training")
+    active: int = option(8, "latents at a time, of each text (TopK) or on average")
+    steps: int = option(500, "of its training")
     shown: int = option(100, "features on the page, those that the loss needs most")
     prompts: int = option(8, "gifts whose answers are taken apart by transcoders")
 
@@ -115,7 +120,9 @@ def run(cfg, folder):
     transcoders = []
     jobs = dictionary_jobs(cfg.quick)
     for seed in cfg.seeds:
-        dictionaries = trained_dictionaries(jobs, seed, folder / f"seed_{seed}", cfg.retrain)
+        dictionaries = trained_dictionaries(
+            jobs, seed, folder / f"seed_{seed}", n_texts=8192 if cfg.quick else N_TEXTS,
+            retrain=cfg.retrain)
         known.append(measure_known(jobs, dictionaries, seed))
     progress = Progress(len(cfg.seeds), " transcoders")
     for seed in cfg.seeds:

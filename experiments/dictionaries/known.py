@@ -6,7 +6,7 @@ trained, its features are kept as they were drawn, or it sees noise that has the
 
 Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
 Prerequisites: experiments/dictionaries/measure.py
-Next: experiments/dictionaries/trained.py
+Next: experiments/dictionaries/report.py
 Source: Gao et al. 2024 (sweeps of sparsity); arXiv 2602.14111 (random dictionaries as controls)
 """
 
@@ -82,7 +82,7 @@ def noise_like(x, generator):
 
 def dictionary_jobs(quick=False):
     """{name: DictionaryJob} of all that is trained for a seed. quick: few steps."""
-    steps = 100 if quick else 2000
+    steps = 30 if quick else 2000
 
     def job(world, kind, sparsity, control="", steps=steps):
         recipe = DictionaryRecipe(kind, sparsity, N_FEATURES, steps)
@@ -108,8 +108,8 @@ def known_features(world, seed):
     return SparseFeatures.draw_directions(world, N_FEATURES, D_IN, DENSITY, seed + OF_DIRECTIONS)
 
 
-def trained_dictionaries(jobs, seed, folder, retrain=False):
-    """{name: Dictionary} of all jobs, trained, or read where they were kept.
+def trained_dictionaries(jobs, seed, folder, *, n_texts=N_TEXTS, retrain=False):
+    """{name: Dictionary} of all jobs, trained on n_texts, or read where they were kept.
 
     folder: of the seed, in which one file for each world lies.
     """
@@ -118,11 +118,12 @@ def trained_dictionaries(jobs, seed, folder, retrain=False):
     found = {}
     for world in WORLDS:
         own = {name: job for name, job in jobs.items() if job.world == world}
-        settings = {"seed": seed, "jobs": {name: asdict(job) for name, job in own.items()}}
+        settings = {"seed": seed, "n_texts": n_texts,
+                    "jobs": {name: asdict(job) for name, job in own.items()}}
 
         def make(world=world, own=own, done=done):
             features = known_features(world, seed)
-            x, _ = features.draw(N_TEXTS, seeded_generator(seed + OF_TEXTS))
+            x, _ = features.draw(n_texts, seeded_generator(seed + OF_TEXTS))
             made = {}
             for number, (name, job) in enumerate(own.items(), done + 1):
                 made[name] = job.train(features, x, seed).tensors()

@@ -11,7 +11,7 @@ measured a second time, with z multiplied so that its mean is the feature's.
 
 Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
 Prerequisites: experiments/dictionaries/trained.py
-Next: experiments/dictionaries/report.py
+Next: experiments/dictionaries/transcoder.py
 Source: Bricken et al. 2023 (a feature's contexts, logits and neuron); Bolukbasi et al. 2021 (the
 strongest contexts of a direction mislead); Heap et al. 2025 (controls that are not learned)
 """

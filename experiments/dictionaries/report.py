@@ -4,7 +4,7 @@ Thresholds were chosen on seeds 0 to 2.
 
 Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
 Prerequisites: plotting.py, experiments/dictionaries/known.py
-Next: experiments/sparse_autoencoder.py
+Next: experiments/dictionaries/variables.py
 Source: Gao et al. 2024; Chanin et al. 2024; Bussmann et al. 2025; arXiv 2602.14111
 """
 

@@ -4,7 +4,7 @@ Thresholds were chosen on seeds 0 to 2 of the word model.
 
 Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
 Prerequisites: experiments/dictionaries/trained.py
-Next: experiments/dictionaries/transcoder.py
+Next: experiments/dictionaries/page.py
 Source: Kantamneni et al. 2025 (probes against latents); Bricken et al. 2023 (loss recovered)
 """
 

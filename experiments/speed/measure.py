@@ -33,6 +33,8 @@ from experiments.speed.model import (
     N_CELLS,
     NANOGPT_SHAPE,
     TINY_SHAPE,
+    dictionary_recipes,
+    dictionary_step,
     experiment_trainings,
     hook_point_work,
     hugging_face_model,
@@ -131,6 +133,24 @@ def training_claims(cfg):
             claims.append(median_claim(
                 f"training, {name}: times as fast as Hugging Face's",
                 seconds["Hugging Face"] / seconds[name], above=1.2, judged=not cfg.quick))
+    return claims
+
+
+def dictionary_claims(cfg):
+    """Training steps of dictionaries: the share of the rate at which 1024 x 1024 matrices are
+    multiplied, of the five products of a step (two forward, three backward)."""
+    size = 128 if cfg.quick else 1024
+    left, right = torch.randn(2, size, size, generator=seeded_generator(0))
+    claims = []
+    for kind, (recipe, d_model) in dictionary_recipes(cfg.quick).items():
+        seconds = take_turns({"product": lambda: left @ right,
+                              "dictionary": dictionary_step(recipe, d_model)}, cfg.rounds)
+        products_in_a_step = 5 * recipe.batch * d_model * recipe.n_latents / size**3
+        claims.append(median_claim(
+            f"training a dictionary, {kind}, {recipe.n_latents} latents of {d_model}, batch "
+            f"{recipe.batch}: share of the matmul rate",
+            products_in_a_step * seconds["product"] / seconds["dictionary"], above=0.6,
+            judged=not cfg.quick))
     return claims
 
 

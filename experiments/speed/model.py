@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from config import PRESETS, TrainConfig
+from experiments.dictionaries.model import DictionaryRecipe
 from experiments.grokking.model import (
     CANONICAL_ADDITION,
     QUICK_ADDITION,
@@ -28,6 +29,7 @@ from experiments.induction.model import InductionRecipe, trained_induction_model
 from experiments.superposition.model import toy_jobs
 from losses import cross_entropy
 from model import GPT
+from optim import AdamW
 from tokenizer import BPETokenizer
 from train import fit
 from utils import seeded_generator
@@ -38,6 +40,13 @@ DEFAULT_SHAPE = {"d_vocab": 65}
 LARGE_SHAPE = {"n_layers": 6, "n_heads": 6, "d_model": 384, "n_ctx": 256, "d_vocab": 65}
 TINY_SHAPE = {"n_layers": 1, "n_heads": 2, "d_model": 16, "n_ctx": 64, "d_vocab": 65}
 N_CELLS = 8  # of a sweep that the loop runs
+
+
+def dictionary_recipes(quick):
+    """{name: (DictionaryRecipe, d_model)} of the dictionaries whose training is timed."""
+    n_latents, batch, d_model = (64, 32, 16) if quick else (2048, 1024, 256)
+    return {kind: (DictionaryRecipe(kind, sparsity, n_latents, batch=batch), d_model)
+            for kind, sparsity in (("ReLU + L1", 0.1), ("TopK", 16 if quick else 32))}
 
 
 def random_tokens(cfg, batch, pos):
@@ -59,6 +68,21 @@ def our_step(cfg, batch, optimizer):
     settings = TrainConfig(max_steps=10**9, batch_size=batch, optimizer=optimizer)
     steps = fit(GPT(cfg), lambda: (tokens[:, :-1], tokens[:, 1:]), settings)
     return lambda: next(steps)
+
+
+def dictionary_step(recipe, d_model):
+    """A function that makes one training step of a dictionary of a stream, on the same batch."""
+    generator = seeded_generator(0)
+    dictionary = recipe.fresh(d_model, d_model, generator)
+    optimizer = AdamW(dictionary.parameters(), lr=1e-3, weight_decay=0.0)
+    x = torch.randn(recipe.batch, d_model, generator=generator) / d_model**0.5
+
+    def step():
+        dictionary.backward_(x, x)
+        optimizer.step()
+        dictionary.normalise_()
+
+    return step
 
 
 def hugging_face_model(cfg):
