@@ -1,14 +1,18 @@
 """Dictionaries of trained models: what is known of a text, and what is measured of a dictionary."""
 
 import itertools
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import refusal, tiny_model
 
 import corpus
-from config import ModelConfig
+import train
+from checkpoint import export_pretrained, save_checkpoint
+from config import Config, DataConfig, ModelConfig
+from experiments.common import as_run
 from experiments.dictionaries import subjects, trained
 from experiments.dictionaries.model import DictionaryRecipe
 from experiments.dictionaries.report_trained import trained_claims
@@ -18,7 +22,7 @@ from losses import next_token_loss
 from metrics import auroc, mean_ranks
 from model import GPT
 from probing import fit_probe
-from tokenizer import WordTokenizer
+from tokenizer import BPETokenizer, CharTokenizer, WordTokenizer
 from utils import UserError, seeded_generator
 
 STORY = ("When Ola and Leo went to the park , Leo gave a kite to Ola . "
@@ -133,13 +137,9 @@ def test_windows_begin_where_stories_do_and_do_not_overlap():
 
 
 def small_gpt(**more):
-    shape = {"n_layers": 2, "n_heads": 2, "d_model": 8, "d_mlp": 12, "n_ctx": 24, "d_vocab": 70}
-    model = GPT(ModelConfig(**(shape | more)), 0)
-    generator = seeded_generator(1)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight += 0.2 * torch.randn(weight.shape, generator=generator)
-    return model.eval()
+    """A scrambled model that reads stories."""
+    shape = {"n_heads": 2, "d_model": 8, "d_mlp": 12, "n_ctx": 24, "d_vocab": 70}
+    return tiny_model(**shape | more)
 
 
 def test_points_are_counted_from_the_last_layer_and_others_are_refused_in_one_line():
@@ -153,11 +153,9 @@ def test_points_are_counted_from_the_last_layer_and_others_are_refused_in_one_li
                "blocks.-3.hook_resid_post": "", "blocks.0.attn.hook_z": "head",
                "blocks.0.attn.hook_pattern": "query_pos", "ln_final.hook_scale": "[batch, pos, 1]"}
     for at, named in refused.items():
-        with pytest.raises(UserError) as problem:
-            choose_points(model, at)
-        assert named in str(problem.value) and "\n" not in str(problem.value), at
-    with pytest.raises(UserError):
-        choose_points(small_gpt(attn_only=True), "blocks.0.mlp.hook_post")
+        said = refusal(lambda at=at: choose_points(model, at), at)
+        assert named in said and "\n" not in said, at
+    refusal(lambda: choose_points(small_gpt(attn_only=True), "blocks.0.mlp.hook_post"))
 
 
 def word_subject(model=None, at="blocks.1.mlp.hook_post", windows=40):
@@ -492,10 +490,9 @@ def test_each_claim_fails_where_its_control_takes_the_dictionarys_place():
 
 
 @pytest.mark.slow
-def test_a_small_run_measures_words_and_text_and_leaves_nothing_open(tmp_path):
-    cfg = SimpleNamespace(run_name=None, model=None, at=None, seeds=(0,), out_dir=tmp_path,
-                          retrain=False, quick=True)
-    found = list(subjects.load_subjects(cfg, tmp_path))
+def test_a_small_run_measures_words_and_text_and_leaves_nothing_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(trained, "N_RANDOM", 3)
+    found = list(subjects.load_subjects(options(tmp_path, quick=True), tmp_path))
     assert [one.at for one in found] == ["blocks.1.mlp.hook_post", "blocks.1.hook_resid_post",
                                          "blocks.2.mlp.hook_post", "blocks.2.hook_resid_post"]
     recipe = DictionaryRecipe("TopK", 4, 64, steps=40)
@@ -503,8 +500,64 @@ def test_a_small_run_measures_words_and_text_and_leaves_nothing_open(tmp_path):
     assert len(trained_claims(results, judged=False)) == 9 + 2 * 3
     assert results[0] == trained.measure_subject(found[0], recipe, 0), "not the same again"
 
-    # a run by its name, at a point of its own
-    named = SimpleNamespace(run_name=str(tmp_path / "text_seed_0"), model=None, at="hook_embed",
-                            out_dir=tmp_path)
-    with pytest.raises(UserError):  # a kept model does not say what text it was trained on
-        list(subjects.load_subjects(named, tmp_path))
+
+def options(folder, **more):
+    """What `load_subjects` is told."""
+    told = {"run_name": None, "model": None, "text": None, "at": None, "seeds": (0,),
+            "out_dir": folder, "retrain": False, "quick": False}
+    return SimpleNamespace(**told | more)
+
+
+def test_runs_and_pretrained_models_are_looked_at_on_their_own_text_or_a_file(tmp_path):
+    (tmp_path / "text.txt").write_text("abcdefghij" * 60)
+    train.main(["--data.path", str(tmp_path / "text.txt"), "--data.val_fraction", "0.4",
+                "--model.n_layers", "1", "--model.n_heads", "1", "--model.d_model", "8",
+                "--model.n_ctx", "8", "--train.max_steps", "1",
+                "--logging.out_dir", str(tmp_path), "--logging.run_name", "mine"])
+    found, = subjects.load_subjects(options(tmp_path, run_name="mine", at="blocks.-1.hook_mlp_in"),
+                                    tmp_path)
+    whole = torch.cat([found.tokens, found.held_out])
+    assert found.at == "blocks.0.hook_mlp_in" and whole.shape == (30, 8)
+    assert found.tokenizer.decode(whole.flatten().tolist()) == "abcdefghij" * 24
+    assert len(found.held_out) == 10 and found.variables == {}
+    assert subjects.find_default_run(tmp_path) is None, "a run of another shape is no default run"
+
+    (tmp_path / "other.txt").write_text("jihgfedcba" * 20)
+    other, _ = subjects.load_subjects(
+        options(tmp_path, run_name="mine", text=tmp_path / "other.txt"), tmp_path)
+    assert other.tokenizer.decode(other.tokens[0].tolist()) == "jihgfedc"
+
+    model = tiny_model(n_heads=2, d_model=8, n_ctx=16, d_vocab=256, tie_embeddings=True)
+    export_pretrained(tmp_path / "two", model, BPETokenizer())
+    published, last = subjects.load_subjects(options(tmp_path, model=str(tmp_path / "two")),
+                                             tmp_path)
+    assert (published.at, last.at) == ("blocks.1.mlp.hook_post", "blocks.1.hook_resid_post")
+    assert published.tokens.shape == (67, 16) and published.held_out.shape == (33, 16)
+
+    # what can't be looked at is one line, before anything is trained
+    (tmp_path / "short.txt").write_text("abcdefghij")
+    refused = {"no run 'nope'": {"run_name": "nope"}, "the closest": {"run_name": "mine",
+               "at": "blocks.0.mlp.hook_pots"}, "windows of 8": {"run_name": "mine",
+               "text": tmp_path / "short.txt"}}
+    for told, asked in refused.items():
+        said = refusal(lambda asked=asked: list(
+            subjects.load_subjects(options(tmp_path, **asked), tmp_path)), told)
+        assert told in said and "\n" not in said
+
+
+def test_the_default_run_is_the_newest_of_trains_default_shape_and_text(tmp_path, monkeypatch):
+    def tokens_of(run):
+        if run.name == "lost":
+            raise UserError("its text is gone")
+
+    monkeypatch.setattr(subjects, "validation_tokens", tokens_of)
+    tokenizer = CharTokenizer().fit("abc")
+    shape = ModelConfig(d_vocab=3)
+    state = as_run(GPT(shape), tokenizer, data_sha256="of its text")
+    for name, cfg in (("old", Config(model=shape)), ("new", Config(model=shape)),
+                      ("longer", Config(model=replace(shape, n_ctx=128))),
+                      ("words", Config(model=shape, data=DataConfig(tokenizer="word"))),
+                      ("lost", Config(model=shape))):
+        (tmp_path / name).mkdir()
+        save_checkpoint(tmp_path / name / "checkpoint.pt", state | {"config": asdict(cfg)})
+    assert subjects.find_default_run(tmp_path).name == "new"

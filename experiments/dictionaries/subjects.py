@@ -11,6 +11,7 @@ Source: Bricken et al. 2023 (a dictionary of an MLP's neurons)
 
 import re
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import torch
 
@@ -25,15 +26,16 @@ from checkpoint import (
     load_pretrained,
 )
 from config import DataConfig, ModelConfig, TrainConfig
-from data import load_dataset, random_batch
+from data import last_token_boundary, load_dataset, random_batch
 from experiments.common import fit_with_progress, trained_gpt, validation_tokens
 from experiments.dictionaries.variables import known_variables, word_to_come
 from model import GPT
 from tokenizer import WordTokenizer
-from utils import UserError, seeded_generator, suggest_closest
+from utils import UserError, read_text, seeded_generator, suggest_closest
 
 POINTS = ("blocks.-1.mlp.hook_post", "blocks.-1.hook_resid_post")  # looked at, unless one is named
 TRAIN_TEXT, DICTIONARY_TEXT, HELD_OUT_TEXT = 0, 1, 2  # seeds of the corpus: no story in common
+PRETRAINED_WINDOWS = 100
 HELD_OUT_SHARE = 1 / 3  # of a text that only has a beginning and an end
 
 
@@ -97,14 +99,15 @@ def load_subjects(cfg, folder):
     """Yields the Subjects: of the run or pretrained model that was named; else of the word model of
     each seed, and then of one model of text.
 
-    cfg: has run_name, model, at (a hook point; None: POINTS, as far as the model has them), seeds,
-    out_dir, retrain and quick. folder: where the models that are trained here are kept. What can
+    cfg: has run_name, model, text (a file for these two; None: the validation text, or the built-in
+    corpus), at (a hook point; None: POINTS, as far as the model has them), seeds, out_dir, retrain
+    and quick. folder: where the models that are trained here are kept. What can
     be wrong with what was asked for is raised as UserError before a training.
     """
     if cfg.run_name is not None:
-        yield from run_subjects(cfg.run_name, cfg.at, cfg.out_dir)
+        yield from run_subjects(cfg.run_name, cfg.at, cfg.out_dir, text=cfg.text)
     elif cfg.model is not None:
-        yield from pretrained_subjects(cfg.model, cfg.at)
+        yield from pretrained_subjects(cfg.model, cfg.at, text=cfg.text)
     else:
         word_recipe = WordRecipe.quick() if cfg.quick else WordRecipe()
         for seed in cfg.seeds:
@@ -230,21 +233,39 @@ def variables_of(windows):
 # A model of text: what train.py makes, or whatever was named
 
 
-def run_subjects(run_name, at, out_dir, windows=TextRecipe.windows):
-    """The Subjects of a run of train.py, on the text that it was validated on."""
+def run_subjects(run_name, at, out_dir, *, text=None, windows=TextRecipe.windows):
+    """The Subjects of a run of train.py, on the text that it was validated on, or on a file."""
     run = find_run(run_name, out_dir)
     model, tokenizer = load_model(run)
     points = choose_points(model, at)
-    return text_subjects_of(run.name, model, tokenizer, points, validation_tokens(run), windows)
+    if text is not None:
+        ids = beginning_of(text, tokenizer, windows * model.cfg.n_ctx)
+    else:
+        try:
+            ids = validation_tokens(run)
+        except UserError as error:
+            raise UserError(f"{error}; or give a file with --text") from None
+    return text_subjects_of(run.name, model, tokenizer, points, ids, windows)
 
 
-def pretrained_subjects(name, at, windows=100):
-    """The Subjects of a published model or its folder, on stories of the built-in corpus."""
+def pretrained_subjects(name, at, *, text=None, windows=PRETRAINED_WINDOWS):
+    """The Subjects of a published model or its folder, on a file of text, or on stories of the
+    built-in corpus."""
     model, tokenizer = load_pretrained(name)
     points = choose_points(model, at)
-    length = min(model.cfg.n_ctx, ModelConfig().n_ctx)
-    text = tokenizer.encode(corpus.text(16 * windows * length, HELD_OUT_TEXT))
-    return text_subjects_of(name, model, tokenizer, points, torch.tensor(text), windows)
+    ids = beginning_of(text, tokenizer, windows * model.cfg.n_ctx)
+    return text_subjects_of(name, model, tokenizer, points, ids, windows)
+
+
+def beginning_of(path, tokenizer, n_tokens):
+    """The ids [n] of the beginning of a file or, where path is None, of unseen stories; at least
+    n_tokens of them, if there are as many."""
+    n_characters = 16 * n_tokens
+    if path is None:
+        return torch.tensor(tokenizer.encode(corpus.text(n_characters, HELD_OUT_TEXT)))
+    text = read_text(Path(path))
+    end = last_token_boundary(text, n_characters, tokenizer.kind)
+    return torch.tensor(tokenizer.encode_document(text[:end]))
 
 
 def text_subjects(cfg, folder):
@@ -253,7 +274,7 @@ def text_subjects(cfg, folder):
     recipe = TextRecipe.quick() if cfg.quick else TextRecipe()
     run = None if cfg.quick else find_default_run(cfg.out_dir)
     if run is not None:
-        return run_subjects(run, cfg.at, cfg.out_dir, recipe.windows)
+        return run_subjects(run, cfg.at, cfg.out_dir, windows=recipe.windows)
 
     dataset = load_dataset(DataConfig(dataset="builtin" if cfg.quick else "auto"),
                            ModelConfig().n_ctx)
