@@ -19,6 +19,7 @@ Source: Bricken et al. 2023; Gao et al. 2024 (loss recovered, probes); Templeton
 (steering)
 """
 
+import itertools
 import re
 from dataclasses import dataclass, replace
 
@@ -226,13 +227,18 @@ class Said:
         return cls(one[0], which[0], each_word, second)
 
     @property
+    def carries(self):
+        """[score, variable], bool: which variables each score carries."""
+        return (self.compared.auroc - 0.5).abs() > CARRIED - 0.5
+
+    @property
     def carried(self):
         """{"mean": how many variables a score carries that carries any, "share": how many scores
         do}; the mean is 0 where none does. One that says one thing has a mean of 1."""
-        n_carried = ((self.compared.auroc - 0.5).abs() > CARRIED - 0.5).sum(1)  # [score]
-        carries = n_carried > 0
-        mean = n_carried[carries].double().mean().item() if carries.any() else 0.0
-        return {"mean": mean, "share": carries.double().mean().item()}
+        n_carried = self.carries.sum(1)  # [score]
+        carries_any = n_carried > 0
+        mean = n_carried[carries_any].double().mean().item() if carries_any.any() else 0.0
+        return {"mean": mean, "share": carries_any.double().mean().item()}
 
 
 def probe_auroc(halves):
@@ -267,13 +273,20 @@ def random_reader(d, n_directions, seed):
 
 
 def variable_scores(halves, readers):
-    """What some scores say of the variables: {kind: {"one": [AUROC of each variable], "each_word":
-    the same where each word has a score of its own, "which": the numbers of the first, "carried":
-    as Said.carried}}. readers: {kind: function x [n, d] -> scores [n, score]}."""
-    said = {kind: Said.of(read, halves) for kind, read in readers.items()}
-    return {kind: {"one": each.one.tolist(), "each_word": each.each_word.tolist(),
-                   "which": each.which.tolist(), "carried": each.carried}
-            for kind, each in said.items()}
+    """What some scores say of the variables. readers: {kind: function x [n, d] -> [n, score]}.
+
+    Returns {kind: {"one": [AUROC of each variable], "each_word": the same where each word has a
+    score of its own, "which": the numbers of the first, "carried": as Said.carried, "busiest":
+    names of the variables of the score that carries the most}}.
+    """
+    found = {}
+    for kind, read in readers.items():
+        said = Said.of(read, halves)
+        busiest = said.carries[said.carries.sum(1).argmax()].tolist()
+        found[kind] = {"one": said.one.tolist(), "each_word": said.each_word.tolist(),
+                       "which": said.which.tolist(), "carried": said.carried,
+                       "busiest": list(itertools.compress(halves.names, busiest))}
+    return found
 
 
 # Steering
