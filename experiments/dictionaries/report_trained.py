@@ -203,8 +203,8 @@ def variables_figure(one):
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
 
     # the best of each kind, mean over a group's variables
-    bare_axes(left, f"{one['name']}, {short_name(one['at'])}: one latent says less\nthan the best "
-              "neuron, and both less than a probe", "AUROC among equal words", "")
+    bare_axes(left, f"{one['name']}, {short_name(one['at'])}:\nhow well the best of each kind says "
+              "a variable", "AUROC among equal words", "")
     rows = range(len(groups))
     for (kind, label), colour in zip(KINDS.items(), COLOURS, strict=False):
         aurocs = one["probe"] if kind == "probe" else one["said"][kind]["one"]
@@ -214,11 +214,13 @@ def variables_figure(one):
     left.axvline(0.5, color="0.55", linewidth=1, linestyle="--")
     left.set_yticks(rows, groups)
     left.invert_yaxis()
-    left.legend(frameon=False, fontsize=9)
+    figure.legend(*left.get_legend_handles_labels(), frameon=False, fontsize=9, ncols=5,
+                  loc="outside lower left")
 
     # what a word gains along its latent, and along random directions
     steered = [group for group in groups if group in CATEGORY_OF]
-    bare_axes(right, "its direction brings its word", "gain of the word (nats)", "")
+    bare_axes(right, "its word, steered along the latent\nand (grey) along random directions",
+              "gain of the word (nats)", "")
     for row, group in enumerate(steered):
         gains = [each for name, each in one["steered"].items() if name.startswith(f"{group}: ")]
         along_random = [gain for each in gains for gain in each["random"]]

@@ -34,7 +34,8 @@ from model import GPT
 from utils import seeded_generator
 
 # Chosen on seed 0 of the word model: k 8 and 16, TopK and BatchTopK say and keep about as much
-RECIPE = DictionaryRecipe("TopK", 8, 256, steps=500)
+WORD_DICTIONARY = DictionaryRecipe("TopK", 8, 256, steps=500)
+TEXT_DICTIONARY = DictionaryRecipe("TopK", 16, 512, steps=500)
 ROWS_AT_ONCE = 64  # texts
 SAID = 0.9  # an AUROC above which a variable is said
 CARRIED = 0.8  # an AUROC above which, or below 1 less it, a neuron or latent carries a variable
@@ -400,6 +401,11 @@ def steer_by_effect(subject, x, dictionary, seed):
 
 
 # All of it
+
+
+def recipe_for(subject):
+    """The DictionaryRecipe of a Subject: text has more to say than the stories of known words."""
+    return WORD_DICTIONARY if subject.variables else TEXT_DICTIONARY
 
 
 def fit_to_subject(subject, recipe, seed, *, shuffled=False):
