@@ -128,8 +128,9 @@ def test_windows_begin_where_stories_do_and_do_not_overlap():
     place = 0
     for window in windows:
         assert window[0] == corpus.END
-        while words[place : place + 31] != window:
+        while place < len(words) and words[place : place + 31] != window:
             place += 1
+        assert place < len(words), "a window is not there, or overlaps the one before"
         place += 31
 
 

@@ -33,7 +33,9 @@ from losses import log_probabilities, next_token_loss
 from model import GPT
 from utils import seeded_generator
 
-# Chosen on seed 0 of the word model: k 8 and 16, TopK and BatchTopK say and keep about as much
+# TopK is the quickest. On seed 0 of the word model all five kinds, k of 4 to 32, and four times as
+# many latents keep 0.997 or more of the loss, and the best latents have a mean AUROC of 0.77 to
+# 0.82, the best neurons of 0.84.
 WORD_DICTIONARY = DictionaryRecipe("TopK", 8, 256, steps=500)
 TEXT_DICTIONARY = DictionaryRecipe("TopK", 16, 512, steps=500)
 ROWS_AT_ONCE = 64  # texts
@@ -247,7 +249,7 @@ def probe_auroc(halves):
 
     The probe is the least-squares one: fitted on the first half with each word's mean taken from
     both x and truth, so that it spends nothing on the word itself. A logistic one for each
-    (probing.py) takes a hundred times as long.
+    (probing.py) says up to 0.06 more on seed 0, and takes a hundred times as long.
     """
     x = less_word_means(halves.choose.x, halves.choose.words)
     wanted = less_word_means(halves.choose.truth, halves.choose.words)
