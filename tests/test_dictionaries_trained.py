@@ -15,7 +15,7 @@ from config import Config, DataConfig, ModelConfig
 from experiments.common import as_run
 from experiments.dictionaries import subjects, trained
 from experiments.dictionaries.model import DictionaryRecipe
-from experiments.dictionaries.report_trained import trained_claims
+from experiments.dictionaries.report_trained import trained_claims, variables_figure
 from experiments.dictionaries.subjects import Subject, choose_points
 from experiments.dictionaries.variables import VARIABLES, known_variables, siblings, word_to_come
 from losses import next_token_loss
@@ -128,8 +128,9 @@ def test_windows_begin_where_stories_do_and_do_not_overlap():
     place = 0
     for window in windows:
         assert window[0] == corpus.END
-        while words[place : place + 31] != window:
+        while place < len(words) and words[place : place + 31] != window:
             place += 1
+        assert place < len(words), "a window is not there, or overlaps the one before"
         place += 31
 
 
@@ -315,7 +316,7 @@ def random_halves(sign=1):
 def test_the_best_score_is_chosen_on_one_half_and_measured_on_the_other():
     for sign in (1, -1):
         said = trained.Said.of(lambda x: x, random_halves(sign))
-        assert said.which[0] == 1 and said.one[0] == 1
+        assert said.which[0] == 1 and said.one[0] == said.each_word[0] == 1
         assert said.one[1] < 0.9 and said.each_word[1] > 0.98, "one of two words has its own score"
         assert abs(said.one[2] - 0.5) < 0.06 and abs(said.each_word[2] - 0.5) < 0.06
 
@@ -335,9 +336,11 @@ def test_how_many_variables_a_score_carries_is_counted_among_those_that_carry_an
     assert carried["share"] == sum(count > 0 for count in by_hand) / 4
     assert carried["mean"] == sum(by_hand) / sum(count > 0 for count in by_hand)
 
-    both = replace(random_halves().measure, truth=random_halves().measure.truth[:, [0, 0, 2]])
-    halves = trained.Halves(["a", "b", "c"], both, both)
-    assert trained.Said.of(lambda x: x[:, [0, 1]], halves).carried == {"mean": 2.0, "share": 0.5}
+    for sign in (1, -1):  # a low score carries a variable too
+        half = random_halves(sign).measure
+        both = replace(half, truth=half.truth[:, [0, 0, 2]])
+        said = trained.Said.of(lambda x: x[:, [0, 1]], trained.Halves(["a", "b", "c"], both, both))
+        assert said.carried == {"mean": 2.0, "share": 0.5}
 
 
 def test_the_probe_says_as_much_as_a_logistic_one_and_learns_nothing_of_the_word():
@@ -411,17 +414,34 @@ class Planted(Copy):
         return self.places[len(x)].truth[:, self.columns].float() * 3
 
 
-def test_steering_along_what_writes_a_word_beats_random_directions_and_the_reverse_does_not():
+def test_steering_along_what_writes_a_word_beats_random_directions_and_the_reverse_does_not(
+        monkeypatch):
     tokenizer = WordTokenizer().fit(corpus.text(60_000))
     model = small_gpt(d_vocab=tokenizer.d_vocab, d_model=32)
     subject = word_subject(model, "blocks.1.hook_resid_post", windows=400)
     halves = trained.Halves.of(subject)
     names = [name for name in halves.names if name.startswith("to sing")]
     planted = Planted(subject, halves, names)
+    told = []
+    changes_of = trained.logit_changes
+
+    def remember(subject, tokens, places, vectors):
+        told.append((tokens, places))
+        return changes_of(subject, tokens, places, vectors)
+
+    monkeypatch.setattr(trained, "logit_changes", remember)
     found = trained.steer_by_variables(subject, halves, planted, 0)
     own = [each for name, each in found.items() if name in names]
     assert len(own) == len(names) >= 6
     assert sum(each["feature"] > max(each["random"]) for each in own) >= 0.8 * len(names)
+
+    # in the other half of the texts, where another word of the kind comes next
+    others = {tuple(text): text for text in subject.held_out[1::2].tolist()}
+    for name, (tokens, places) in zip(found, told, strict=True):
+        for text, place in zip(tokens.tolist(), places.tolist(), strict=True):
+            following = tokenizer.decode([others[tuple(text)][place + 1]])
+            kinds = {word_to_come(sibling) for sibling in siblings(name)}
+            assert following in kinds - {word_to_come(name)}, (name, following)
 
     planted.W_dec = -planted.W_dec
     found = trained.steer_by_variables(subject, halves, planted, 0)
@@ -449,7 +469,7 @@ def measured(**more):
     """One result as `measure_subject` gives it, of which every claim is true."""
     def said(level, carried):
         return {"one": [level] * 4, "each_word": [level] * 4, "which": [0] * 4,
-                "carried": {"mean": carried, "share": 0.5}}
+                "carried": {"mean": carried, "share": 0.5}, "busiest": ["a"]}
 
     fit = {"explained": 0.9, "L0": 8.0, "dead": 0.1}
     steered = {"receiver: Ada": {"feature": 2.0, "random": [0.1, -0.2]}}
@@ -498,6 +518,7 @@ def test_a_small_run_measures_words_and_text_and_leaves_nothing_open(tmp_path, m
     recipe = DictionaryRecipe("TopK", 4, 64, steps=40)
     results = [trained.measure_subject(one, recipe, 0) for one in found]
     assert len(trained_claims(results, judged=False)) == 9 + 2 * 3
+    assert variables_figure(results[0]).axes[0].get_title(loc="left").startswith("words, seed 0")
     assert results[0] == trained.measure_subject(found[0], recipe, 0), "not the same again"
 
 

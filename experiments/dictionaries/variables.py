@@ -144,7 +144,7 @@ class Reader:
         if self.kind != "song" or "again" not in self.sentence:
             return None
         sung = self.sentence[2 : self.sentence.index(",")]
-        n_again = sum(word in SYLLABLES for word in self.sentence[2 + len(sung) :])
+        n_again = len(self.sentence) - len(sung) - len(("Ada", "sings", ",", "again"))
         return sung[n_again:]
 
     @property
