@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataclasses import dataclass, replace
 
-from config import check_choices, check_field, option
+from config import check_field, option
 from experiments.common import ExperimentConfig, perform
 from experiments.dictionaries.known import (
     N_TEXTS,
@@ -41,7 +41,7 @@ from experiments.dictionaries.known import (
     measure_known,
     trained_dictionaries,
 )
-from experiments.dictionaries.model import KINDS, DictionaryRecipe
+from experiments.dictionaries.model import KINDS
 from experiments.dictionaries.page import describe_features, make_page, write_page
 from experiments.dictionaries.report import (
     known_claims,
@@ -49,7 +49,7 @@ from experiments.dictionaries.report import (
     recovery_figure,
     worlds_figure,
 )
-from experiments.dictionaries.report_trained import trained_claims
+from experiments.dictionaries.report_trained import trained_claims, variables_figure
 from experiments.dictionaries.report_transcoder import (
     load_gift_subject,
     measure_transcoders,
@@ -57,8 +57,10 @@ from experiments.dictionaries.report_transcoder import (
     transcoder_figure,
 )
 from experiments.dictionaries.subjects import load_subjects
-from experiments.dictionaries.trained import fit_to_subject, measure_subject
-from utils import Progress, run_program
+from experiments.dictionaries.trained import fit_to_subject, measure_subject, recipe_for
+from utils import Progress, UserError, run_program
+
+COUNTED = tuple(kind for kind in KINDS if "TopK" in kind or kind == "Matryoshka")
 
 
 @dataclass(frozen=True)
@@ -67,31 +69,39 @@ class DictionaryConfig(ExperimentConfig):
 
     run_name: str | None = option(None, "a run of train.py to look at, in out_dir")
     model: str | None = option(None, "a pretrained model to look at: gpt2, …, or its folder")
+    text: str | None = option(None, "a file of text for these two (none: the run's validation "
+                              "text, or stories of the built-in corpus)")
     at: str | None = option(None, "the hook point, such as blocks.1.mlp.hook_post (none: the last "
                             "MLP's neurons and the last stream)")
-    kind: str = option("TopK", "of the dictionary of a trained model")
-    latents: int = option(256, "of that dictionary")
-    active: int = option(8, "latents at a time, of each text (TopK) or on average")
-    steps: int = option(500, "of its training")
+    kind: str | None = option(None, f"of a trained model's dictionary, {', '.join(COUNTED)} "
+                              "(none: TopK)")
+    latents: int | None = option(None, "of that dictionary (none: 256 for words, else 512)")
+    active: int | None = option(None, "of them at a time (none: 8 for words, else 16)")
     shown: int = option(100, "features on the page, those that the loss needs most")
-    prompts: int = option(8, "gifts whose answers are taken apart by transcoders")
+    prompts: int = option(24, "gifts whose answers are taken apart by transcoders")
 
     def __post_init__(self):
         super().__post_init__()
-        check_choices(self)
-        check_field(self, "kind", lambda kind: kind in COUNTED, f"one of {', '.join(COUNTED)}")
-        for name in ("latents", "active", "steps", "shown", "prompts"):
-            check_field(self, name, lambda n: n >= 1, "1 or more")
-        check_field(self, "active", lambda n: n <= self.latents, f"at most latents={self.latents}")
+        for name in ("latents", "active", "shown"):
+            check_field(self, name, lambda n: n is None or n >= 1, "1 or more")
+        check_field(self, "prompts", lambda n: 2 <= n <= 56, "2 to 56")
+        check_field(self, "kind", lambda kind: kind in (None, *COUNTED),
+                    f"one of {', '.join(COUNTED)}")
 
-    @property
-    def recipe(self):
-        """The DictionaryRecipe for trained models."""
-        steps = 30 if self.quick else self.steps
-        return DictionaryRecipe(self.kind, self.active, self.latents, steps)
+    def recipe(self, subject):
+        """The DictionaryRecipe for a Subject: that for its kind of text, with what was asked for.
 
-
-COUNTED = tuple(kind for kind in KINDS if "TopK" in kind or kind == "Matryoshka")
+        Raises UserError where more latents are to be active than there are.
+        """
+        asked = {"kind": self.kind, "n_latents": self.latents, "sparsity": self.active}
+        if self.quick:
+            asked["steps"] = 30
+        recipe = replace(recipe_for(subject), **{name: value for name, value in asked.items()
+                                                 if value is not None})
+        if recipe.sparsity > recipe.n_latents:
+            raise UserError(f"active={recipe.sparsity} is more than latents={recipe.n_latents}; "
+                            "choose fewer, or more latents")
+        return recipe
 
 
 def run(cfg, folder):
@@ -101,7 +111,7 @@ def run(cfg, folder):
     cfg: a DictionaryConfig. folder: for the page, and for what is trained here and kept.
     """
     if cfg.quick:
-        cfg = replace(cfg, seeds=cfg.seeds[:1])
+        cfg = replace(cfg, seeds=cfg.seeds[:1], prompts=min(cfg.prompts, 4))
     is_own = cfg.run_name is None and cfg.model is None
     judged = is_own and not cfg.quick
 
@@ -109,7 +119,7 @@ def run(cfg, folder):
     trained = []
     summary = []
     for number, subject in enumerate(load_subjects(cfg, folder)):
-        trained.append(measure_subject(subject, cfg.recipe, cfg.seeds[0]))
+        trained.append(measure_subject(subject, cfg.recipe(subject), subject.seed))
         if number == 0:
             summary.append(write_features(cfg, subject, folder))
     claims = trained_claims(trained, judged)
@@ -139,8 +149,8 @@ def run(cfg, folder):
 
 def write_features(cfg, subject, folder):
     """Writes the page of a Subject's features; returns a sentence on what it shows."""
-    dictionary, _ = fit_to_subject(subject, cfg.recipe, cfg.seeds[0])
-    features = describe_features(subject, dictionary, n_features=cfg.shown, seed=cfg.seeds[0])
+    dictionary, _ = fit_to_subject(subject, cfg.recipe(subject), subject.seed)
+    features = describe_features(subject, dictionary, n_features=cfg.shown, seed=subject.seed)
     page = make_page(subject, dictionary, features)
     write_page(folder / "features.html", page)
     return (f"{folder / 'features.html'} shows {len(features)} features of {subject.name} at "
@@ -153,6 +163,7 @@ def figures(result):
         return {}
     return {"recovery": recovery_figure(result["known"]),
             "worlds": worlds_figure(result["known"]),
+            "variables": variables_figure(result["trained"][0]),
             "transcoder": transcoder_figure(result["transcoders"][0])}
 
 

@@ -46,7 +46,7 @@ class Subject:
     at: the hook point, [batch, pos, d]. tokens: [batch, pos], to train the dictionary on; held_out:
     [batch, pos], to measure it on. variables: {name: [batch, pos], bool}, what is known of each
     position of held_out; empty where nothing is. to_come: {name of a variable: the id of the token
-    that it says will come}, for those that name one.
+    that it says will come}, for those that name one. seed: of the model, where it has one.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Subject:
     held_out: torch.Tensor
     variables: dict = field(default_factory=dict)
     to_come: dict = field(default_factory=dict)
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def word_subjects(seed, at, folder, recipe, *, retrain=False):
     variables = variables_of(held_out_stories)
     to_come = {name: tokenizer.ids[word_to_come(name)] for name in variables if word_to_come(name)}
     return [Subject(f"words, seed {seed}", model, tokenizer, point, tokens, held_out, variables,
-                    to_come) for point in choose_points(model, at)]
+                    to_come, seed) for point in choose_points(model, at)]
 
 
 def word_subject(seed, at, folder, recipe=None, *, retrain=False):

@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from experiments.dictionaries.features import unit_rows
+from experiments.dictionaries.measure import describe_fit
 from experiments.dictionaries.model import DictionaryRecipe, fit_dictionary
 from experiments.dictionaries.subjects import Subject as Subject  # what is measured here
 from experiments.dictionaries.variables import is_next, siblings
@@ -88,17 +89,6 @@ def loss_recovered(subject, dictionary, mean):
     return {"clean": clean, "spliced": spliced, "mean": of_mean, "zero": of_zero,
             "against_mean": (of_mean - spliced) / (of_mean - clean),
             "against_zero": (of_zero - spliced) / (of_zero - clean)}
-
-
-def describe_fit(dictionary, x):
-    """{"explained": the share of x's variance that is written, "L0": active latents a position,
-    "dead": the share of latents that are never active}. x: [n, d]."""
-    z = dictionary.encode(x)
-    is_active = z > 0
-    error = (dictionary.decode(z) - x).square().sum()
-    return {"explained": 1 - (error / (x - x.mean(0)).square().sum()).item(),
-            "L0": is_active.sum(-1).double().mean().item(),
-            "dead": (~is_active.any(0)).double().mean().item()}
 
 
 # What a latent says
