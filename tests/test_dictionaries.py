@@ -10,7 +10,7 @@ from experiments.dictionaries.features import (
     SparseFeatures,
     unit_rows,
 )
-from experiments.dictionaries.known import noise_like, principal_components
+from experiments.dictionaries.known import known_features, noise_like, principal_components
 from experiments.dictionaries.measure import (
     active_per_text,
     describe_absorption,
@@ -68,6 +68,12 @@ def test_each_feature_is_there_as_often_as_its_chance_says(world):
     assert features.chances.mean() == pytest.approx(0.05)
     torch.testing.assert_close(x, values @ features.directions)
     torch.testing.assert_close(features.directions.norm(dim=1), torch.ones(32))
+
+
+def test_by_zipf_the_third_feature_is_there_a_third_as_often_as_the_first():
+    chances = SparseFeatures.draw_directions("zipf", 32, 8, 0.05, seed=0).chances
+
+    torch.testing.assert_close(chances[0] / chances[[1, 2, 31]], torch.tensor([2.0, 3.0, 32.0]))
 
 
 def test_pairs_come_together_as_often_as_they_should():
@@ -173,6 +179,16 @@ def test_top_k_keeps_k_of_each_text_and_batch_top_k_as_many_on_average():
     assert of_batch[of_batch > 0].min() >= pre[of_batch == 0].max()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_active_by_less_than_nothing(kind):
+    """Where no latent sees anything, TopK has none to keep."""
+    pre = drawn(50, 16) - 1.5
+    z = busy_dictionary(kind).activate(pre, training=True)
+
+    assert z.min() == 0
+    assert (z > 0)[pre <= 0].sum() == 0
+
+
 def test_batch_top_k_reads_a_text_alone_as_it_reads_it_among_others():
     x = drawn(256, 6)
     dictionary = fit_dictionary(recipe_of("BatchTopK"), x, seed=0)
@@ -182,6 +198,23 @@ def test_batch_top_k_reads_a_text_alone_as_it_reads_it_among_others():
 
     torch.testing.assert_close(together, alone)
     assert active_per_text(together) == pytest.approx(3, abs=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_reads_standardised_texts_can_be_made_to_read_them_as_they_are(kind):
+    dictionary = busy_dictionary(kind)
+    x, target = 3 * drawn(64, 6) + 5, 0.2 * drawn(64, 5, seed=1) - 2
+    of_x, of_target = Scale.of(x), Scale.of(target)
+    if kind in ("BatchTopK", "Matryoshka"):
+        dictionary.threshold.fill_(0.4)
+    z = dictionary.encode(of_x.standardise(x))
+    written = dictionary.decode(z)
+
+    dictionary.absorb_scales_(of_x, of_target)
+
+    torch.testing.assert_close(dictionary.encode(x), of_target.unit * z)
+    torch.testing.assert_close(dictionary.decode(dictionary.encode(x)),
+                               of_target.unit * written + of_target.mean)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -257,6 +290,23 @@ def test_dead_latents_point_at_what_is_badly_written_and_the_optimiser_forgets_t
         axis = 1 if parameter is dictionary.W_enc else 0
         forgotten = average.index_select(axis, torch.tensor([2, 5]))
         assert (forgotten == 0).all() and (average != 0).any()
+
+
+def test_the_new_direction_is_that_of_the_worst_text():
+    """Of many that are written well and one that is not, the latter is drawn."""
+    dictionary = fit_dictionary(recipe_of("TopK", steps=0), drawn(64, 6), seed=0)
+    optimizer = AdamW(dictionary.parameters(), lr=0.01, weight_decay=0.0)
+    dictionary.backward_(drawn(8, 6), drawn(8, 6))
+    optimizer.step()
+    x = drawn(64, 6)
+    x[17] *= 100
+    error = x[17] - dictionary.decode(dictionary.encode(x[17]))
+    dead = torch.zeros(16, dtype=torch.bool)
+    dead[3] = True
+
+    wake_dead_(dictionary, optimizer, dead, x, x, seeded_generator(0))
+
+    torch.testing.assert_close(dictionary.W_dec.detach()[3], unit_rows(error))
 
 
 def test_activations_that_are_all_the_same_are_refused():
@@ -337,6 +387,47 @@ def test_a_child_that_swallows_its_parent_is_absorption_and_one_that_does_not_is
     assert found["leaning"] == pytest.approx(0.5**0.5)
 
 
+def test_absorption_by_hand_where_directions_overlap():
+    """One family, in two dimensions more than the features need; each number is worked out."""
+    directions = unit_rows(torch.tensor([[1.0, 0, 0, 0], [0.6, 0.8, 0, 0], [0, 0, 1, 0],
+                                         [0, 0, 0, 1]]))
+    features = SparseFeatures("hierarchy", directions, torch.full((4,), 0.2))
+    # the first latent is nearest to the parent, and to the first child too; the second is next
+    W_dec = unit_rows(torch.tensor([[2.0, 1, 0, 0], [0.1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))
+    dictionary = perfect_dictionary(W_dec)
+    values = torch.tensor([[1.0, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
+    # of the two texts with the first child, one is swallowed; in the other nobody speaks
+    z = torch.tensor([[0.0, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]])
+
+    cosines = feature_cosines(dictionary, z, directions)
+    found = describe_absorption(dictionary, features, cosines, z, values)
+
+    first_child_holds = W_dec[1] @ directions[0]
+    assert cosines[0, 0] > cosines[1, 0] and cosines[0, 1] > cosines[1, 1]
+    assert found["leaning"] == pytest.approx((first_child_holds - 0.6).item() / 3, abs=1e-6)
+    assert found["absorbed"] == pytest.approx((1 / 2 + 0 + 0) / 3)
+    assert found["silent alone"] == 1
+
+
+def test_what_a_latent_says_is_asked_where_it_speaks():
+    directions = torch.eye(2)
+    values = torch.tensor([[2.0, 0], [4, 0], [0, 1]])
+    z = torch.tensor([[1.0, 0], [0, 0], [0, 1]])  # half of the first; the second one in full
+    cosines = feature_cosines(perfect_dictionary(directions), z, directions)
+
+    assert mean_slope(cosines, z, values) == pytest.approx(0.75)
+
+
+def test_a_dictionary_does_not_begin_with_the_features_that_it_must_find():
+    """Both are drawn from the experiment's seed: drawn alike, they would be the same."""
+    features = known_features("uniform", seed=0)
+    x, _ = features.draw(512, seeded_generator(1))
+    untrained = fit_dictionary(DictionaryRecipe("TopK", 3, 128, steps=0), x, seed=0)
+
+    cosines = untrained.W_dec.detach() @ features.directions.T
+    assert cosines.max() < 0.9
+
+
 def test_principal_components_write_everything_and_are_no_features():
     features = SparseFeatures.draw_directions("uniform", 32, 8, 0.05, seed=0)
     x, _ = features.draw(2000, seeded_generator(1))
@@ -345,6 +436,8 @@ def test_principal_components_write_everything_and_are_no_features():
     fit = describe_fit(dictionary, x)
     assert fit["explained"] == pytest.approx(1, abs=1e-5)
     assert fit["L0"] == pytest.approx(8)
+    covariance = dictionary.pre(x)[:, :8].detach().T.cov()
+    torch.testing.assert_close(covariance, covariance.diagonal().diag(), atol=1e-5, rtol=0)
 
 
 def test_noise_has_the_covariance_of_the_texts_and_none_of_their_features():
