@@ -12,9 +12,9 @@ Claim, where the truth is known (128 sparse features in 32 dimensions): the dict
 explain most find none of the true features; each of four kinds finds most of them at the right
 sparsity, and explains less then. Features that are rare, that come in pairs, or that have a parent
 are found less often; nested (Matryoshka) dictionaries mix a child less with its parent, at a price.
-Claim, in a model of a text whose state is known: a reconstruction keeps the loss, and one latent
-carries fewer variables than one neuron does; yet the best latent tells a variable no better than
-the best neuron, and a linear probe tells it better than both.
+Claim, in a model of a text whose state is known: a reconstruction keeps the loss, and the latent
+that says a word is to come brings it when it is added; yet the best latent tells a variable no
+better than the best neuron, and a linear probe tells it better than both.
 Claim, of transcoders: with patterns and scales kept, an answer is exactly the sum of what features,
 errors and biases add.
 Expected: every line with a verdict passes. Each line has a control beside it that fails.

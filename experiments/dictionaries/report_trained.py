@@ -1,7 +1,9 @@
 """What is claimed of dictionaries of trained models, each claim beside a control that fails it.
 
 Thresholds were chosen on seeds 0 to 2 of the word model. The one on steering was 0.6 when seed 0
-alone was known, and seed 2 had 0.54.
+alone was known, and seed 2 had 0.54. Judged once on seeds 10 to 14, every line held with each. How
+many variables a latent carries is not judged: a dictionary of shuffled activations, which has
+nothing to find, does as well.
 
 Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
 Prerequisites: experiments/dictionaries/trained.py
@@ -118,9 +120,9 @@ def said_claims(results, judged):
                    lambda one: mean_auroc(one, "latent") - mean_auroc(one, "shuffled"),
                    control=f"above {SAID}: {count_said(results, 'shuffled')} of shuffled ones"),
         seed_claim("… variables that one neuron carries, over those of one latent", results,
-                   carried_ratio, above=1.5, judged=judged,
-                   beside=f"over those of a latent of shuffled activations {shuffled}; carry any: "
-                          f"latents {shares[0]}, neurons {shares[1]}"),
+                   carried_ratio,
+                   control=f"over those of a latent of shuffled activations {shuffled}; carry any: "
+                           f"latents {shares[0]}, neurons {shares[1]}"),
     ]
 
 
