@@ -17,7 +17,7 @@ that says a word is to come brings it when it is added; yet the best latent tell
 better than the best neuron, and a linear probe tells it better than both.
 Claim, of transcoders: with patterns and scales kept, an answer is exactly the sum of what features,
 errors and biases add.
-Expected: every line with a verdict passes. Each line has a control beside it that fails.
+Expected: every line with a verdict passes.
 
 Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
 Prerequisites: experiments/dictionaries/model.py, experiments/dictionaries/report.py

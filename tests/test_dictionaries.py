@@ -380,8 +380,10 @@ def test_a_child_that_swallows_its_parent_is_absorption_and_one_that_does_not_is
         cosines = feature_cosines(dictionary, z, features.directions)
         return describe_absorption(dictionary, features, cosines, z, values)
 
-    assert absorption(honest, values) == {"leaning": 0, "absorbed": 0, "silent alone": 0}
+    assert absorption(honest, values) == {
+        "parents": 1, "children": 1, "leaning": 0, "absorbed": 0, "silent alone": 0}
     found = absorption(swallower, z)
+    assert (found["parents"], found["children"]) == (1, 0)
     assert found["absorbed"] == 1
     assert found["silent alone"] == 0
     assert found["leaning"] == pytest.approx(0.5**0.5)

@@ -377,7 +377,7 @@ def test_halves_are_other_texts_and_rare_variables_are_left_out():
 # Steering
 
 
-def test_logit_changes_are_those_of_a_hook_that_adds_the_vector():
+def test_log_prob_changes_are_those_of_a_hook_that_adds_the_vector():
     for at in ("blocks.1.mlp.hook_post", "blocks.0.hook_resid_post", "hook_embed"):
         subject = word_subject(at=at)
         model = subject.model
@@ -385,7 +385,7 @@ def test_logit_changes_are_those_of_a_hook_that_adds_the_vector():
         places = torch.tensor([3, 9, 1, 14, 9])
         d = trained.collect(model, tokens, at).shape[1]
         vectors = torch.randn(2, d, generator=seeded_generator(2))
-        found = trained.logit_changes(subject, tokens, places, vectors)
+        found = trained.log_prob_changes(subject, tokens, places, vectors)
         for number, vector in enumerate(vectors):
             total = 0
             for text, place in enumerate(places.tolist()):
@@ -423,13 +423,13 @@ def test_steering_along_what_writes_a_word_beats_random_directions_and_the_rever
     names = [name for name in halves.names if name.startswith("to sing")]
     planted = Planted(subject, halves, names)
     told = []
-    changes_of = trained.logit_changes
+    changes_of = trained.log_prob_changes
 
     def remember(subject, tokens, places, vectors):
         told.append((tokens, places))
         return changes_of(subject, tokens, places, vectors)
 
-    monkeypatch.setattr(trained, "logit_changes", remember)
+    monkeypatch.setattr(trained, "log_prob_changes", remember)
     found = trained.steer_by_variables(subject, halves, planted, 0)
     own = [each for name, each in found.items() if name in names]
     assert len(own) == len(names) >= 6

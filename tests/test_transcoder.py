@@ -353,7 +353,7 @@ def test_each_claim_fails_where_its_number_is_wrong_in_one_seed(measured):
             {0: 0.85}),
         "measured over predicted": lambda one: one["gifts"]["slope"]["patterns and scales"].update(
             {0: 0.8}),
-        "hides the rest": lambda one: one["gifts"]["slope"]["nothing"].update({0: 0.95}),
+        "scales and patterns move": lambda one: one["gifts"]["slope"]["nothing"].update({0: 0.95}),
     }
     for words, break_ in breaks.items():
         bad = as_trained(measured)

@@ -97,7 +97,8 @@ def dictionary_jobs(quick=False):
             jobs[f"{world}, {kind}, {CHOSEN[kind]}"] = job(world, kind, CHOSEN[kind])
 
     count = CHOSEN["TopK"]
-    jobs["random"] = job("uniform", "TopK", count, steps=0)
+    for world in ("uniform", "hierarchy"):
+        jobs[f"{world}, untrained"] = job(world, "TopK", count, steps=0)
     for control in ("frozen", "true", "noise"):
         jobs[control] = job("uniform", "TopK", count, control)
     return jobs

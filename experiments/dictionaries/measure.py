@@ -101,30 +101,36 @@ def recovered_by_frequency(cosines, chances, n_groups=4):
 
 
 def describe_absorption(dictionary, features, cosines, z, values):
-    """What becomes of parents whose children are often there, a dict of means over families.
+    """What becomes of parents whose children are often there: a dict of means over children, or
+    over parents.
 
-    The parent's latent is the one nearest to the parent's direction, a child's the nearest other.
-    leaning: how much of the parent a child's feature contains: its cosine with the parent, less
-    that of the child's true direction. 0 where each says its own.
+    The parent's latent is the one with the largest cosine with the parent's direction; a child's
+    latent is the one with the largest cosine among the others, so that they are never the same.
+    parents, children: the share of each that is recovered.
+    leaning: how much of the parent a child's latent holds: its cosine with the parent, less that of
+    the child's true direction. 0 where each says its own, and where nothing is found.
     absorbed: of the texts with a child (and so its parent), the share in which the parent's latent
-    is silent and the child's speaks.
-    silent alone: of the texts with the parent alone, the share in which its latent is silent.
+    is silent and the child's is active. silent alone: of the texts with the parent alone, the share
+    in which its latent is silent.
 
     features: SparseFeatures of the world "hierarchy"; cosines [latent, feature]; z [n, latent] and
     values [n, feature], of the same texts.
     """
-    found = {"leaning": [], "absorbed": [], "silent alone": []}
+    found = {"parents": [], "children": [], "leaning": [], "absorbed": [], "silent alone": []}
+    is_recovered = (cosines.amax(0) >= RECOVERED).double()
     is_there = values > 0
     speaks = z > 0
     for parent, *children in features.families.tolist():
         of_parent = cosines[:, parent].argmax()
         alone = is_there[:, parent] & ~is_there[:, children].any(-1)
         found["silent alone"].append((~speaks[alone, of_parent]).double().mean())
+        found["parents"].append(is_recovered[parent])
 
         others = cosines.clone()
         others[of_parent] = -1
         for child in children:
             of_child = others[:, child].argmax()
+            found["children"].append(is_recovered[child])
             true_cosine = features.directions[parent] @ features.directions[child]
             found["leaning"].append(cosines[of_child, parent] - true_cosine)
             swallowed = ~speaks[:, of_parent] & speaks[:, of_child]

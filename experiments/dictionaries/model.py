@@ -110,7 +110,9 @@ class Dictionary:
         """Leaves the gradient of the loss in each parameter's `.grad`; returns z [batch, latent].
 
         The loss is the mean over the batch of |x' - target|^2 (of each prefix, their mean), and
-        what the kind adds. x [batch, d_in]; target [batch, d_out].
+        what the kind adds. Which latents are active counts as given. All kinds but Matryoshka have
+        one part, and then d_written is 2 (x' - target) / batch. x [batch, d_in]; target [batch,
+        d_out].
         """
         # forward: a prefix adds its own latents to what the shorter ones have written
         pre = self.pre(x)
@@ -259,6 +261,7 @@ class JumpReLU(Dictionary):
     def add_penalty_(self, d_z, pre, z):
         threshold = self.log_threshold.exp()
         is_near = (pre - threshold).abs() < KERNEL_WIDTH / 2
+        # a threshold that rises past pre takes away z = threshold, and saves the penalty of one
         d_step = -(threshold * d_z + self.sparsity / len(z)) * is_near / KERNEL_WIDTH
         self.log_threshold.grad = d_step.sum(0) * threshold
 
@@ -286,6 +289,8 @@ LEARNING_RATES = {"ReLU + L1": 0.015, "TopK": 0.006, "BatchTopK": 0.004, "JumpRe
 class DictionaryRecipe:
     """A kind of KINDS, how sparse it is, how many latents, and for how long it is trained.
 
+    sparsity: how many latents are active or, of a penalty, its weight where x has a mean squared
+    length of 1 (see `Scale`).
     dead_after: a latent that was silent for so many steps is dead, and is given a new direction.
     """
 

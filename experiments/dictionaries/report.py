@@ -91,7 +91,7 @@ def control_claims(found, judged):
                    lambda known: known["true"]["explained"] - known[top_k]["explained"],
                    between=(-0.01, 0.05), judged=judged,
                    beside=f"frozen {mean_text(found, fact('frozen', 'explained'))}, untrained "
-                          f"{mean_text(found, fact('random', 'explained'))}"),
+                          f"{mean_text(found, fact('uniform, untrained', 'explained'))}"),
         seed_claim("recovered with random features that stay, the encoder trained", found,
                    fact("frozen", "recovered"), below=0.02, judged=judged,
                    beside=f"TopK {mean_text(found, fact(top_k, 'recovered'))}"),
@@ -114,28 +114,40 @@ def world_claims(found, judged):
         return (known[job_name("uniform", kind)]["recovered"]
                 - known[job_name("pairs", kind)]["recovered"])
 
-    batch, nested = job_name("hierarchy", "BatchTopK"), job_name("hierarchy", "Matryoshka")
-    flat_batch, flat_nested = job_name("uniform", "BatchTopK"), job_name("uniform", "Matryoshka")
+    def mean(name, key):
+        return mean_text(found, fact(name, key))
+
+    top_k = job_name("hierarchy", "TopK")
+    batch = job_name("hierarchy", "BatchTopK")
+    nested = job_name("hierarchy", "Matryoshka")
+    untrained = "hierarchy, untrained"
+    flat_batch = job_name("uniform", "BatchTopK")
+    flat_nested = job_name("uniform", "Matryoshka")
     return [
-        seed_claim("Zipf: recovered of the most frequent quarter, less of the rarest", found,
-                   mean_over_kinds(rare_loss), above=0.1, judged=judged,
+        seed_claim("Zipf: share recovered of the most frequent quarter, less that of the rarest",
+                   found, mean_over_kinds(rare_loss), above=0.1, judged=judged,
                    beside="mean of the kinds"),
-        seed_claim("recovered of features that come alone, less of those that come in pairs", found,
-                   mean_over_kinds(pair_loss), above=0.2, judged=judged,
+        seed_claim("share recovered of features that come alone, less that of those in pairs",
+                   found, mean_over_kinds(pair_loss), above=0.2, judged=judged,
                    beside="mean of the kinds"),
-        seed_claim("how much of its parent a child's feature holds, BatchTopK", found,
+        seed_claim("how much of its parent a child's latent holds, BatchTopK", found,
                    fact(batch, "leaning"), above=0.15, judged=judged,
-                   beside=f"TopK {mean_text(found, fact(job_name('hierarchy', 'TopK'), 'leaning'))}"
-                          ", the true features 0"),
+                   beside=f"TopK {mean(top_k, 'leaning')}; untrained, which finds nothing, "
+                          f"{mean(untrained, 'leaning')}"),
         seed_claim("… Matryoshka less than that, by", found,
                    lambda known: known[batch]["leaning"] - known[nested]["leaning"], above=0.1,
                    judged=judged,
-                   beside=f"absorbed {mean_text(found, fact(nested, 'absorbed'))} for "
-                          f"{mean_text(found, fact(batch, 'absorbed'))}"),
+                   beside=f"children recovered {mean(nested, 'children')}, BatchTopK "
+                          f"{mean(batch, 'children')}"),
         seed_claim("… and its price: where no feature has a parent it recovers less, by", found,
                    lambda known: known[flat_batch]["recovered"] - known[flat_nested]["recovered"],
                    above=0.1, judged=judged,
-                   beside=f"BatchTopK {mean_text(found, fact(flat_batch, 'recovered'))}"),
+                   beside=f"BatchTopK {mean(flat_batch, 'recovered')}; with parents "
+                          f"{mean(nested, 'recovered')}, BatchTopK {mean(batch, 'recovered')}"),
+        seed_claim("texts with a child in which its parent's latent is silent, TopK", found,
+                   fact(top_k, "absorbed"),
+                   beside=f"BatchTopK {mean(batch, 'absorbed')}, Matryoshka "
+                          f"{mean(nested, 'absorbed')}, untrained {mean(untrained, 'absorbed')}"),
     ]
 
 
@@ -176,13 +188,19 @@ def recovery_figure(found):
             axes.plot(means(key), means("recovered"), "o-", color=COLOUR_OF[kind], markersize=4,
                       linewidth=1.2, label=kind)
 
-    controls = {"true": ("*", "true features"), "frozen": ("x", "random features that stay"),
+    controls = {"true": ("*", "true features, encoder trained"),
+                "frozen": ("x", "random features that stay"),
                 "components": ("P", "principal components")}
     for name, (marker, label) in controls.items():
         for axes, key in ((by_fit, "explained"), (by_count, "L0")):
             axes.plot(statistics.fmean(known[name][key] for known in found),
                       statistics.fmean(known[name]["recovered"] for known in found), marker,
                       color="0.2", markersize=9, label=label)
+    # which end of a line is which
+    sparsest, densest = (statistics.fmean(sweep_rows(known, "TopK")[end]["explained"]
+                                          for known in found) for end in (-1, 0))
+    by_fit.text(sparsest, 1.01, "1 latent", fontsize=8, color=COLOUR_OF["TopK"], ha="center")
+    by_fit.text(densest - 0.01, 0.03, "20 latents", fontsize=8, color=COLOUR_OF["TopK"], ha="right")
     by_count.set_xscale("log")
     by_count.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
     by_count.minorticks_off()
@@ -208,7 +226,7 @@ def worlds_figure(found):
               "hierarchy": "with a parent"}
     bare_axes(by_world, "recovered, by how features come", "", "share recovered")
     bare_axes(by_frequency, "recovered, by how often", "", "share recovered")
-    bare_axes(absorbed, "how much of its parent\na child's feature holds",
+    bare_axes(absorbed, "how much of its parent\na child's latent holds",
               "cosine beyond the true one", "")
     for offset, kind in enumerate(KINDS):
         shares = [mean(job_name(world, kind), "recovered") for world in worlds]

@@ -84,7 +84,8 @@ def lead_over_neuron(one, choice="one"):
 
 
 def count_said(results, kind):
-    """How many variables a kind of score has an AUROC above SAID for, on average: a text."""
+    """How many variables a kind of score has an AUROC above SAID for, the mean over
+    models and hook points, as a string."""
     n_said = fmean(sum(auroc > SAID for auroc in one["said"][kind]["one"]) for one in results)
     return f"{n_said:.3g}"
 
@@ -104,8 +105,9 @@ def said_claims(results, judged):
     shares = (mean_text(results, lambda one: one["said"]["latent"]["carried"]["share"]),
               mean_text(results, lambda one: one["said"]["neuron"]["carried"]["share"]))
     return [
-        seed_claim("… AUROC of the best latent, less the best neuron's, mean over variables, among "
-                   "equal words", results, lead_over_neuron, below=0, judged=judged,
+        seed_claim("… AUROC of the best latent, less that of the best neuron (MLP) or dimension "
+                   "(stream), mean over variables, among equal words", results,
+                   lead_over_neuron, below=0, judged=judged,
                    beside=f"above {SAID} of {len(results[0]['variables'])}: {counts}, random "
                           f"directions {count_said(results, 'random')}; with one for each word "
                           f"{by_word}"),
@@ -119,7 +121,8 @@ def said_claims(results, judged):
         seed_claim("… the best latent's, less that of a latent of shuffled activations", results,
                    lambda one: mean_auroc(one, "latent") - mean_auroc(one, "shuffled"),
                    control=f"above {SAID}: {count_said(results, 'shuffled')} of shuffled ones"),
-        seed_claim("… variables that one neuron carries, over those of one latent", results,
+        seed_claim("… variables that one neuron or dimension carries, over those of one latent",
+                   results,
                    carried_ratio,
                    control=f"over those of a latent of shuffled activations {shuffled}; carry any: "
                            f"latents {shares[0]}, neurons {shares[1]}"),

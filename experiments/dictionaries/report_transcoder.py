@@ -45,7 +45,7 @@ from model import GPT
 from plotting import COLOURS, bare_axes
 from utils import seeded_generator
 
-RECIPE = DictionaryRecipe("TopK", 16, 256, steps=400)
+RECIPE = DictionaryRecipe("TopK", 16, 256, steps=400, dead_after=50)
 HELD_OUT = 40_000  # characters of another text
 QUICK_WINDOWS = 100  # of text, where one only wants to see that it runs
 STRONGEST = 3  # features of a layer and a prompt whose incoming edges are summed
@@ -322,7 +322,7 @@ def effect_claims(results, judged):
             seed_claim("… r with nothing kept (above 0.9 was hoped for)", results,
                        of_gifts("r", "nothing")), of_last("r")),
         add_control(
-            seed_claim("… slope with nothing kept: LayerNorm hides the rest", results,
+            seed_claim("… slope with nothing kept: scales and patterns move", results,
                        of_gifts("slope", "nothing"), below=0.9, judged=judged),
             f"{of_last('slope')}; scales kept {mean_text(results, of_gifts('slope', 'scales'))}, "
             f"patterns kept {mean_text(results, of_gifts('slope', 'patterns'))}"),

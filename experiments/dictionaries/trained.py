@@ -34,11 +34,12 @@ from losses import log_probabilities, next_token_loss
 from model import GPT
 from utils import seeded_generator
 
+RARE = 50  # steps: a feature of a text may be rare, and its latent silent for long
 # TopK is the quickest. On seed 0 of the word model all five kinds, k of 4 to 32, and four times as
 # many latents keep 0.997 or more of the loss, and the best latents have a mean AUROC of 0.77 to
 # 0.82, the best neurons of 0.84.
-WORD_DICTIONARY = DictionaryRecipe("TopK", 8, 256, steps=500)
-TEXT_DICTIONARY = DictionaryRecipe("TopK", 16, 512, steps=500)
+WORD_DICTIONARY = DictionaryRecipe("TopK", 8, 256, steps=500, dead_after=RARE)
+TEXT_DICTIONARY = DictionaryRecipe("TopK", 16, 512, steps=500, dead_after=RARE)
 ROWS_AT_ONCE = 64  # texts
 SAID = 0.9  # an AUROC above which a variable is said
 CARRIED = 0.8  # an AUROC above which, or below 1 less it, a neuron or latent carries a variable
@@ -286,11 +287,12 @@ def variable_scores(halves, readers):
 
 
 @torch.no_grad()
-def logit_changes(subject, tokens, places, vectors):
-    """How much the logits change, on average over texts, where a vector is added to the activation.
+def log_prob_changes(subject, tokens, places, vectors):
+    """How much log-probabilities change, on average over texts, where a vector is added to the
+    activation.
 
     tokens: [batch, pos]; places: [batch], the position of each text at which it is added and the
-    logits are read; vectors: [vector, d]. Returns [vector, d_vocab], in nats, of log-probabilities.
+    change is read; vectors: [vector, d]. Returns [vector, d_vocab], in nats.
     """
     model = subject.model
     rows = torch.arange(len(tokens))
@@ -355,7 +357,7 @@ def steer_by_variables(subject, halves, dictionary, seed):
         texts = places.argsort()[:n_texts]
 
         vectors = torch.cat([vector[None], random_vectors(N_RANDOM, vector, generator)])
-        changes = logit_changes(subject, tokens[texts], places[texts], vectors)
+        changes = log_prob_changes(subject, tokens[texts], places[texts], vectors)
         rivals = changes[:, [subject.to_come[other] for other in others]].mean(1)
         feature, *random = (changes[:, subject.to_come[name]] - rivals).tolist()
         found[name] = {"feature": feature, "random": random}
@@ -383,7 +385,7 @@ def steer_by_effect(subject, x, dictionary, seed):
         size = z[:, latent][z[:, latent] > 0].mean()
         vector = size * dictionary.W_dec[latent].detach()
         vectors = torch.cat([vector[None], random_vectors(N_RANDOM, vector, generator)])
-        chosen, measured = (logit_changes(subject, half, middle[: len(half)], vectors)
+        chosen, measured = (log_prob_changes(subject, half, middle[: len(half)], vectors)
                             for half in halves)
         own = chosen.argmax(1, keepdim=True)  # [vector, 1]
         feature, *random = measured.gather(1, own)[:, 0].tolist()

@@ -36,13 +36,11 @@ from metrics import as_metric
 from patching import replace_with
 from utils import UserError, check_choice, check_count, check_tensor
 
-# What stays as in the clean run: hook points by the ends of their names; and of MLPs all that they
-# write, or which features are active (and the error), or nothing. With the first two of these the
-# rest of the model is linear.
+# What stays as in the clean run: hook points, by the ends of their names, and a part of each MLP.
 KEPT = {
-    "writes": (("hook_pattern", "hook_scale"), "writes"),
-    "features": (("hook_pattern", "hook_scale"), "features"),
-    "patterns and scales": (("hook_pattern", "hook_scale"), None),
+    "writes": (("hook_pattern", "hook_scale"), "writes"),  # linear: MLPs write what they wrote
+    "features": (("hook_pattern", "hook_scale"), "features"),  # linear: the same ones are active
+    "patterns and scales": (("hook_pattern", "hook_scale"), None),  # MLPs run, from here on
     "scales": (("hook_scale",), None),
     "patterns": (("hook_pattern",), None),
     "nothing": ((), None),
@@ -193,6 +191,7 @@ class FrozenRun:
         self.tokens = tokens
         self.metric = as_metric(metric)
         self.layers = range(model.cfg.n_layers)
+        # a layer of `transcoders` that is not there is refused here
         self.reading_points = {layer: reading_point(model, layer) for layer in
                                (*self.layers, *transcoders)}
 
