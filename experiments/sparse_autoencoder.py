@@ -82,6 +82,8 @@ class DictionaryConfig(ExperimentConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.text is not None and self.other_model == (None, None):
+            raise UserError(f"text={self.text!r} is for --run_name or --model; name one of them")
         for name in ("latents", "active", "shown"):
             check_field(self, name, lambda n: n is None or n >= 1, "1 or more")
         check_field(self, "prompts", lambda n: 2 <= n <= 56, "2 to 56")

@@ -1,13 +1,17 @@
 """Dictionaries by hand, the sparse features that they look for, and how they are scored."""
 
+import math
+
 import pytest
 import torch
 
 from experiments.dictionaries.features import (
     N_CHILDREN,
     PAIRED,
+    PURPOSES,
     WORLDS,
     SparseFeatures,
+    seed_for,
     unit_rows,
 )
 from experiments.dictionaries.known import known_features, noise_like, principal_components
@@ -191,7 +195,7 @@ def test_nothing_is_active_by_less_than_nothing(kind):
 
 def test_batch_top_k_reads_a_text_alone_as_it_reads_it_among_others():
     x = drawn(256, 6)
-    dictionary = fit_dictionary(recipe_of("BatchTopK"), x, seed=0)
+    dictionary = fit_dictionary(recipe_of("BatchTopK", steps=400), x, seed=0)
 
     together = dictionary.encode(x)
     alone = torch.cat([dictionary.encode(row[None]) for row in x])
@@ -314,9 +318,26 @@ def test_activations_that_are_all_the_same_are_refused():
         Scale.of(torch.ones(8, 3))
 
 
-def test_an_unknown_kind_is_refused_by_name():
-    with pytest.raises(UserError, match="TopJ"):
-        DictionaryRecipe("TopJ", 3, 16)
+def test_a_recipe_that_can_not_be_followed_is_refused():
+    for bad, named in ((("TopJ", 3, 16), "TopJ"), (("TopK", 0, 16), "sparsity=0"),
+                       (("TopK", 17, 16), "sparsity=17"), (("BatchTopK", 2.5, 16), "2.5"),
+                       (("ReLU + L1", -0.1, 16), "-0.1"), (("JumpReLU", math.nan, 16), "nan"),
+                       (("TopK", 1, 0), "n_latents=0"), (("TopK", 1, 4, -1), "steps=-1"),
+                       (("TopK", 1, 4, 10, 0), "batch=0")):
+        with pytest.raises(UserError, match=named):
+            DictionaryRecipe(*bad)
+
+
+def test_activations_that_can_not_be_learned_from_are_refused():
+    x = drawn(32, 6)
+    with_nan = x.clone()
+    with_nan[3, 2] = math.nan
+    for bad, more in ((with_nan, {}), (x * 1e30, {}), (x.long(), {}), (x[None], {}), (x[0], {}),
+                      (x, {"target": x[:5]}), (x, {"target": x[0]})):
+        with pytest.raises(UserError):
+            fit_dictionary(recipe_of("TopK"), bad, seed=0, **more)
+    doubled = fit_dictionary(recipe_of("TopK"), x.double(), seed=0)
+    assert torch.equal(doubled.W_dec, fit_dictionary(recipe_of("TopK"), x, seed=0).W_dec)
 
 
 # How they are scored
@@ -381,7 +402,7 @@ def test_a_child_that_swallows_its_parent_is_absorption_and_one_that_does_not_is
         return describe_absorption(dictionary, features, cosines, z, values)
 
     assert absorption(honest, values) == {
-        "parents": 1, "children": 1, "leaning": 0, "absorbed": 0, "silent alone": 0}
+        "parents": 1, "children": 1, "found": 1, "leaning": 0, "absorbed": 0, "silent alone": 0}
     found = absorption(swallower, z)
     assert (found["parents"], found["children"]) == (1, 0)
     assert found["absorbed"] == 1
@@ -418,6 +439,27 @@ def test_what_a_latent_says_is_asked_where_it_speaks():
     cosines = feature_cosines(perfect_dictionary(directions), z, directions)
 
     assert mean_slope(cosines, z, values) == pytest.approx(0.75)
+
+
+def test_a_child_that_nothing_finds_leans_on_nobody():
+    """A dictionary that has found nothing has no leaning, rather than the best one."""
+    features = SparseFeatures.draw_directions("hierarchy", 16, 8, 0.1, seed=0)
+    x, values = features.draw(2000, seeded_generator(1))
+    dictionary = perfect_dictionary(unit_rows(-features.directions + 0.1))
+    z = torch.ones(len(x), 16)
+    cosines = feature_cosines(dictionary, z, features.directions).clamp(max=0.6)
+    found = describe_absorption(dictionary, features, cosines, z, values)
+
+    assert found["found"] == 0
+    assert math.isnan(found["leaning"])
+
+
+def test_nothing_is_drawn_twice_from_one_seed():
+    """No two purposes, of any of a thousand seeds, and no model's weights share a stream."""
+    seeds = {seed_for(purpose, seed) for purpose in PURPOSES for seed in range(1000)}
+
+    assert len(seeds) == 1000 * len(PURPOSES)
+    assert not seeds & set(range(1000)), "models are drawn from the seed itself"
 
 
 def test_a_dictionary_does_not_begin_with_the_features_that_it_must_find():

@@ -10,8 +10,9 @@ import torch
 from browser import browser
 from helpers import refusal, tiny_model, tiny_tokens
 
-from experiments.dictionaries.features import unit_rows
-from experiments.dictionaries.model import ReluL1
+from experiments.dictionaries import page
+from experiments.dictionaries.features import seed_for, unit_rows
+from experiments.dictionaries.model import DictionaryRecipe, ReluL1, fit_dictionary
 from experiments.dictionaries.page import (
     N_BINS,
     TEMPLATE,
@@ -128,7 +129,7 @@ def test_as_much_is_the_effect_of_the_random_direction_scaled_to_the_feature():
     dictionary = tiny_dictionary(subject)
     x = look_around(subject).x
     latents = dictionary_directions(dictionary, x)
-    drawn = torch.randn(8, 12, generator=seeded_generator(4))
+    drawn = torch.randn(8, 12, generator=seeded_generator(seed_for("random partners", 4)))
     scaled = as_strong(random_directions(x, latents, drawn), latents)
     clean = next_token_loss(model(texts), texts)
 
@@ -140,6 +141,26 @@ def test_as_much_is_the_effect_of_the_random_direction_scaled_to_the_feature():
         expected = pytest.approx((loss - clean).item(), abs=1e-5)
         assert each["random"]["as_much"]["effect"] == expected
         assert each["random"]["mean"] != pytest.approx(each["feature"]["mean"])
+
+
+def test_random_partners_are_not_what_the_dictionary_began_with():
+    """Drawn from the same seed alike, each partner would be its feature before training."""
+    subject = tiny_subject()
+    x = look_around(subject).x.flatten(0, 1)
+    recipe = DictionaryRecipe("ReLU + L1", 0.01, 40, steps=0)
+    dictionary = fit_dictionary(recipe, x, seed=4)
+    drawn = []
+
+    def record(x, like, directions):
+        drawn.append(directions)
+        return random_directions(x, like, directions)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "random_directions", record)
+        described = describe_features(subject, dictionary, n_features=40, seed=4)
+    own = dictionary.W_dec.detach()[[each["index"] for each in described]]
+    cosines = torch.nn.functional.cosine_similarity(own, drawn[0])
+    assert cosines.abs().max() < 0.95 and cosines.mean().abs() < 0.2
 
 
 @pytest.mark.parametrize("at", ["blocks.0.hook_resid_post", "blocks.0.mlp.hook_post"])

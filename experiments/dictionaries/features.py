@@ -19,6 +19,11 @@ from utils import check_choice, seeded_generator
 
 WORLDS = ("uniform", "zipf", "pairs", "hierarchy")
 PAIRED = 0.8  # the chance that the second feature of a pair is there when the first one is
+# What is drawn from one seed. Numbers drawn alike would be the same numbers: a dictionary would
+# begin with the true features, or with the weights that the model began with.
+PURPOSES = ("true directions", "texts", "held-out texts", "dictionary", "features that stay",
+            "noise", "shuffled activations", "untrained model", "reading at random",
+            "steering at random", "random partners")
 N_CHILDREN = 3  # of a parent, in a hierarchy: at most one of them is there at a time
 LEAST_VALUE = 0.5  # of a feature that is there; the largest is 1 more
 
@@ -96,6 +101,15 @@ def feature_chances(world, n_features, density):
         family = torch.tensor([1.0] + [1 / (1 + N_CHILDREN)] * N_CHILDREN)
         return (density * family / family.mean()).repeat(n_features // len(family))
     return torch.full((n_features,), density)
+
+
+def seed_for(purpose, seed):
+    """The seed of one of PURPOSES, so that no two of them, nor a model's weights, are drawn alike.
+
+    Seeds of a million and more apart would meet; an experiment's are small.
+    """
+    check_choice("purpose", purpose, PURPOSES)
+    return seed + 1_000_003 * (1 + PURPOSES.index(purpose))
 
 
 def unit_rows(matrix):

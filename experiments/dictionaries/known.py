@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 
 from experiments.common import load_or_make
-from experiments.dictionaries.features import WORLDS, SparseFeatures, unit_rows
+from experiments.dictionaries.features import WORLDS, SparseFeatures, seed_for, unit_rows
 from experiments.dictionaries.measure import (
     describe_absorption,
     describe_fit,
@@ -33,11 +33,6 @@ D_IN = 32
 DENSITY = 0.02  # 2.6 features are there at a time
 N_TEXTS = 131_072  # to train on
 N_HELD_OUT = 16_384
-# Added to a seed: a dictionary begins with directions that are drawn from the seed alone, and would
-# otherwise begin with the true ones.
-OF_DIRECTIONS = 1_000_000
-OF_TEXTS = 2_000_000
-OF_HELD_OUT = 3_000_000
 
 # Sparsities, from dense to sparse: penalties, or how many latents are active
 PENALTIES = (0.005, 0.05, 0.1, 0.2, 0.35, 0.7)
@@ -62,15 +57,14 @@ class DictionaryJob:
 
     def train(self, features, x, seed, progress=None):
         """The Dictionary. features: SparseFeatures; x: [n, d_in], texts of them."""
-        n_latents, d_in = self.recipe.n_latents, x.shape[-1]
-        generator = seeded_generator(seed)
         W_dec = None
         if self.control == "true":
             W_dec = features.directions
         elif self.control == "frozen":
-            W_dec = unit_rows(torch.randn(n_latents, d_in, generator=generator))
+            generator = seeded_generator(seed_for("features that stay", seed))
+            W_dec = unit_rows(torch.randn(self.recipe.n_latents, x.shape[-1], generator=generator))
         elif self.control == "noise":
-            x = noise_like(x, generator)
+            x = noise_like(x, seeded_generator(seed_for("noise", seed)))
         return fit_dictionary(self.recipe, x, seed, W_dec=W_dec, progress=progress)
 
 
@@ -106,7 +100,8 @@ def dictionary_jobs(quick=False):
 
 def known_features(world, seed):
     """The SparseFeatures of a world and a seed."""
-    return SparseFeatures.draw_directions(world, N_FEATURES, D_IN, DENSITY, seed + OF_DIRECTIONS)
+    return SparseFeatures.draw_directions(world, N_FEATURES, D_IN, DENSITY,
+                                          seed_for("true directions", seed))
 
 
 def trained_dictionaries(jobs, seed, folder, *, n_texts=N_TEXTS, retrain=False):
@@ -124,7 +119,7 @@ def trained_dictionaries(jobs, seed, folder, *, n_texts=N_TEXTS, retrain=False):
 
         def make(world=world, own=own, done=done):
             features = known_features(world, seed)
-            x, _ = features.draw(n_texts, seeded_generator(seed + OF_TEXTS))
+            x, _ = features.draw(n_texts, seeded_generator(seed_for("texts", seed)))
             made = {}
             for number, (name, job) in enumerate(own.items(), done + 1):
                 made[name] = job.train(features, x, seed).tensors()
@@ -158,7 +153,7 @@ def measure_known(jobs, dictionaries, seed):
     found = {}
     for world in WORLDS:
         features = known_features(world, seed)
-        x, values = features.draw(N_HELD_OUT, seeded_generator(seed + OF_HELD_OUT))
+        x, values = features.draw(N_HELD_OUT, seeded_generator(seed_for("held-out texts", seed)))
         own = {name: dictionaries[name] for name, job in jobs.items() if job.world == world}
         if world == "uniform":
             own["components"] = principal_components(x)

@@ -16,6 +16,7 @@ import torch
 from experiments.dictionaries.features import unit_rows
 
 RECOVERED = 0.9  # a feature is recovered where a latent has at least this cosine with it
+FOUND = 0.7  # ... and found where it has this one, though mixed with others
 
 
 # Without a truth
@@ -106,9 +107,10 @@ def describe_absorption(dictionary, features, cosines, z, values):
 
     The parent's latent is the one with the largest cosine with the parent's direction; a child's
     latent is the one with the largest cosine among the others, so that they are never the same.
-    parents, children: the share of each that is recovered.
-    leaning: how much of the parent a child's latent holds: its cosine with the parent, less that of
-    the child's true direction. 0 where each says its own, and where nothing is found.
+    parents, children: the share of each that is recovered. found: the share of children whose
+    latent has a cosine of FOUND or more with them.
+    leaning: how much of the parent such a latent holds: its cosine with the parent, less that of
+    the child's true direction. 0 where each says its own; nan where no child is found.
     absorbed: of the texts with a child (and so its parent), the share in which the parent's latent
     is silent and the child's is active. silent alone: of the texts with the parent alone, the share
     in which its latent is silent.
@@ -116,7 +118,8 @@ def describe_absorption(dictionary, features, cosines, z, values):
     features: SparseFeatures of the world "hierarchy"; cosines [latent, feature]; z [n, latent] and
     values [n, feature], of the same texts.
     """
-    found = {"parents": [], "children": [], "leaning": [], "absorbed": [], "silent alone": []}
+    found = {name: [] for name in ("parents", "children", "found", "leaning", "absorbed",
+                                   "silent alone")}
     is_recovered = (cosines.amax(0) >= RECOVERED).double()
     is_there = values > 0
     speaks = z > 0
@@ -131,8 +134,11 @@ def describe_absorption(dictionary, features, cosines, z, values):
         for child in children:
             of_child = others[:, child].argmax()
             found["children"].append(is_recovered[child])
+            is_found = cosines[of_child, child] >= FOUND
+            found["found"].append(is_found.double())
             true_cosine = features.directions[parent] @ features.directions[child]
-            found["leaning"].append(cosines[of_child, parent] - true_cosine)
+            lean = cosines[of_child, parent] - true_cosine
+            found["leaning"].append(torch.where(is_found, lean, torch.nan))
             swallowed = ~speaks[:, of_parent] & speaks[:, of_child]
             found["absorbed"].append(swallowed[is_there[:, child]].double().mean())
     return {name: torch.stack(each).nanmean().item() for name, each in found.items()}

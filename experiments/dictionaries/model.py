@@ -25,9 +25,16 @@ from dataclasses import dataclass
 
 import torch
 
-from experiments.dictionaries.features import unit_rows
+from experiments.dictionaries.features import seed_for, unit_rows
 from optim import AdamW, schedule
-from utils import UserError, check_choice, seeded_generator
+from utils import (
+    UserError,
+    check_choice,
+    check_count,
+    check_number,
+    check_tensor,
+    seeded_generator,
+)
 
 KERNEL_WIDTH = 0.1  # within which a JumpReLU's threshold feels an activation
 FIRST_THRESHOLD = 0.1
@@ -207,8 +214,9 @@ class BatchTopK(Dictionary):
         if not training:
             return torch.where(pre > self.threshold, pre, 0.0).relu_()
         values, which = pre.flatten().topk(self.sparsity * len(pre), sorted=False)
+        if (values > 0).any():
+            self.remember_(values[values > 0].min())
         values.relu_()
-        self.remember_(values.min())
         return torch.zeros_like(pre).view(-1).scatter_(0, which, values).view_as(pre)
 
     def remember_(self, smallest):
@@ -303,6 +311,14 @@ class DictionaryRecipe:
 
     def __post_init__(self):
         check_choice("kind", self.kind, KINDS)
+        check_count("n_latents", self.n_latents)
+        check_count("steps", self.steps, least=0)
+        check_count("batch", self.batch)
+        check_count("dead_after", self.dead_after)
+        if issubclass(KINDS[self.kind], (TopK, BatchTopK)):
+            check_count("sparsity", self.sparsity, most=self.n_latents)
+        else:
+            check_number("sparsity", self.sparsity, lambda weight: weight >= 0, "0 or more")
 
     def fresh(self, d_in, d_out, generator, W_dec=None):
         """The dictionary before training."""
@@ -333,6 +349,8 @@ class Scale:
         unit = (x - mean).square().sum(-1).mean().sqrt().item()
         if unit == 0:
             raise UserError("all activations are the same; there is nothing to find in them")
+        if not math.isfinite(unit):
+            raise UserError("activations have nan or infinite numbers among them, or are too large")
         return cls(mean, unit)
 
     def standardise(self, x):
@@ -345,12 +363,21 @@ def fit_dictionary(recipe, x, seed, *, target=None, W_dec=None, progress=None):
 
     x: [n, d_in], what it reads, gone through again and again in a new order. target: [n, d_out],
     what it has to write (None: x itself). W_dec: a decoder to keep as it is. progress: a function
-    that is told how many steps are done. Raises UserError where all of x or target is the same.
+    that is told how many steps are done. Computed in float32. Raises UserError for another shape,
+    and where numbers are not finite, or all of x or target is the same.
     """
-    target = x if target is None else target
+    check_tensor("x", x, "n d_in", is_float=True)
+    x = x.float()
+    if target is None:
+        target = x
+    else:
+        check_tensor("target", target, "n d_out", is_float=True)
+        if len(target) != len(x):
+            raise UserError(f"target has {len(target)} rows and x has {len(x)}; pass one each")
+        target = target.float()
     of_x = Scale.of(x)
     of_target = of_x if target is x else Scale.of(target)
-    generator = seeded_generator(seed)
+    generator = seeded_generator(seed_for("dictionary", seed))
     dictionary = recipe.fresh(x.shape[-1], target.shape[-1], generator, W_dec)
     optimizer = AdamW(dictionary.parameters(), LEARNING_RATES[recipe.kind], weight_decay=0.0)
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from experiments import common
-from experiments.dictionaries.features import unit_rows
+from experiments.dictionaries.features import seed_for, unit_rows
 from losses import next_token_loss
 from metrics import Effects, Metric, mean_ranks, pearson
 from rerun import Rerun
@@ -279,7 +279,8 @@ def describe_features(subject, dictionary, *, n_features=100, n_contexts=8, seed
 
     # a random direction for each
     chosen = latents.select(shown)
-    drawn = torch.randn(latents.vectors.shape, generator=seeded_generator(seed))[shown]
+    generator = seeded_generator(seed_for("random partners", seed))
+    drawn = torch.randn(latents.vectors.shape, generator=generator)[shown]
     partners = random_directions(around.x, chosen, drawn)
     partner_effects = removal_effects(subject, partners)
     as_much_effects = removal_effects(subject, as_strong(partners, chosen))

@@ -31,8 +31,9 @@ def trained_claims(results, judged=True):
         claims += [*kept_claims(known, "word model", judged), *said_claims(known, judged),
                    *steered_claims(known, judged)]
     for one in other:
-        claims += [*kept_claims([one], f"{one['name']}, {short_name(one['at'])}", None),
-                   effect_claim([one])]
+        claims += kept_claims([one], f"{one['name']}, {short_name(one['at'])}", None)
+        if one["effects"]:
+            claims.append(effect_claim([one]))
     return claims
 
 
@@ -52,13 +53,15 @@ def kept_claims(results, name, judged):
             f"L0 {mean_text(results, lambda one: one['fit']['L0'])}, "
             f"dead {mean_text(results, lambda one: one['fit']['dead'])}")
     of_shuffled = mean_text(results, lambda one: one["shuffled"]["loss"]["against_mean"])
+    untrained = mean_text(results, lambda one: one["untrained"]["loss"]["against_mean"])
     of_zero = mean_text(results, lambda one: one["loss"]["against_zero"])
     return [
         seed_claim(f"{name}: loss recovered with the reconstruction spliced in, against the mean",
                    results, lambda one: one["loss"]["against_mean"], above=least, judged=judged,
                    beside=f"against zero {of_zero}; {fits}"),
         seed_claim("… lost, over what a dictionary of shuffled activations loses", results,
-                   share_lost, below=most, judged=judged, beside=f"it recovers {of_shuffled} too"),
+                   share_lost, below=most, judged=judged,
+                   beside=f"it recovers {of_shuffled}, an untrained one {untrained}"),
     ]
 
 
@@ -106,14 +109,16 @@ def said_claims(results, judged):
               mean_text(results, lambda one: one["said"]["neuron"]["carried"]["share"]))
     return [
         seed_claim("… AUROC of the best latent, less that of the best neuron (MLP) or dimension "
-                   "(stream), mean over variables, among equal words", results,
-                   lead_over_neuron, below=0, judged=judged,
-                   beside=f"above {SAID} of {len(results[0]['variables'])}: {counts}, random "
-                          f"directions {count_said(results, 'random')}; with one for each word "
-                          f"{by_word}"),
+                   "(stream), mean over variables, among equal words", results, lead_over_neuron,
+                   control=f"above {SAID} of {len(results[0]['variables'])}: {counts}, random "
+                           f"directions {count_said(results, 'random')}; with one for each word "
+                           f"{by_word}"),
+        seed_claim("… what the best latent sees before it is silenced, less the best latent",
+                   results, lambda one: mean_auroc(one, "before") - mean_auroc(one, "latent"),
+                   control=f"above {SAID}: {count_said(results, 'before')}"),
         seed_claim("… a linear probe's, less the best latent's", results,
-                   lambda one: fmean(one["probe"]) - mean_auroc(one, "latent"), above=0.05,
-                   judged=judged, beside=f"probes above {SAID}: {probes:.3g}"),
+                   lambda one: fmean(one["probe"]) - mean_auroc(one, "latent"),
+                   control=f"probes above {SAID}: {probes:.3g}"),
         seed_claim("… the best latent's, less that of a latent of the untrained model", results,
                    lambda one: mean_auroc(one, "latent") - mean_auroc(one, "untrained"), above=0.1,
                    judged=judged,
@@ -169,17 +174,21 @@ def steered_claims(results, judged):
         for kind in ("steered_untrained", "steered_shuffled"))
     gain, random = (mean_text(results, lambda one, measure=measure: measure(one["steered"]))
                     for measure in (mean_gain, mean_random_gain))
+    by_means = mean_text(results, lambda one: fmean(
+        each["means"] for each in one["steered"].values()))
     groups = shares_of_groups(results)
     return [
         seed_claim(f"… variables whose word gains more along their latent than along each of "
                    f"{N_RANDOM} random directions", results,
-                   lambda one: share_above_random(one["steered"]), above=0.4, judged=judged,
-                   beside=f"untrained {untrained}, shuffled {shuffled}; {groups}"),
+                   lambda one: share_above_random(one["steered"]),
+                   control=f"chance {1 / (1 + N_RANDOM):.2g}, untrained {untrained}, shuffled "
+                           f"{shuffled}; {groups}"),
         seed_claim("… gain of the word, less that along a latent of shuffled activations, in nats",
                    results,
                    lambda one: mean_gain(one["steered"]) - mean_gain(one["steered_shuffled"]),
                    above=0.1, judged=judged,
-                   beside=f"gain {gain}; along random directions {random} up or down"),
+                   beside=f"gain {gain}, along the difference of means {by_means}; along random "
+                          f"directions {random} up or down"),
     ]
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from experiments.dictionaries.features import unit_rows
+from experiments.dictionaries.features import seed_for, unit_rows
 from experiments.dictionaries.measure import describe_fit
 from experiments.dictionaries.model import DictionaryRecipe, fit_dictionary
 from experiments.dictionaries.subjects import Subject as Subject  # what is measured here
@@ -49,7 +49,6 @@ N_RANDOM = 20  # directions that steering is held against
 N_STEERED = 12  # latents that are steered by their own effect
 N_TEXTS = 16  # that are steered at once
 FEWEST_ACTIVE = 20  # positions at which a latent that is steered is active
-OTHER_SEED = 1_000_003  # is added for what must not be drawn as the rest
 
 
 # Activations
@@ -261,9 +260,15 @@ def less_word_means(values, words):
 
 def random_reader(d, n_directions, seed):
     """A function x [n, d] -> [n, n_directions]: x along random directions."""
-    drawn = torch.randn(n_directions, d, generator=seeded_generator(seed + OTHER_SEED))
+    generator = seeded_generator(seed_for("reading at random", seed))
+    drawn = torch.randn(n_directions, d, generator=generator)
     directions = unit_rows(drawn).T
     return lambda x: x @ directions
+
+
+def dictionary_reading(dictionary):
+    """A function x [n, d] -> [n, latent]: what latents see, before most of them are silenced."""
+    return lambda x: dictionary.pre(x).detach()
 
 
 def variable_scores(halves, readers):
@@ -330,10 +335,12 @@ def steer_by_variables(subject, halves, dictionary, seed):
     Of each variable that names one, the latent that is highest where it holds, in the first half of
     the texts. In the second half its direction, as long as the latent is where the variable holds,
     is added where the same kind of word comes next, but another one of them. Measured is how much
-    the word gains on the others of its kind, in nats; beside it, N_RANDOM random directions.
-    Returns {variable: {"feature": nats, "random": [nats of each]}}.
+    the word gains on the others of its kind, in nats. Beside it stand N_RANDOM random directions,
+    and what the labels alone give, without a dictionary: the difference of the activations' means
+    where the variable holds and where it does not. All are of the same length.
+    Returns {variable: {"feature": nats, "means": nats, "random": [nats of each]}}.
     """
-    generator = seeded_generator(seed + OTHER_SEED)
+    generator = seeded_generator(seed_for("steering at random", seed))
     tokens = subject.held_out[1::2]
     known = {name: holds[1::2] for name, holds in subject.variables.items()}
     z = dictionary.encode(halves.choose.x)
@@ -346,7 +353,8 @@ def steer_by_variables(subject, halves, dictionary, seed):
         latent = first[:, number].argmax()
         where = halves.choose.truth[:, number] & (z[:, latent] > 0)
 
-        # where another word of its kind is next: the shortest beginnings of texts
+        # where another word of its kind is next: the first such place of a text, and of the texts
+        # those in which it comes soonest (texts without one are sorted behind them all)
         others = [other for other in siblings(name) if other != name]
         elsewhere = torch.stack([known[other] for other in others]).any(0) & is_next(known, name)
         n_texts = min(N_TEXTS, int(elsewhere.any(1).sum()))
@@ -356,11 +364,15 @@ def steer_by_variables(subject, halves, dictionary, seed):
         places = elsewhere.float().argmax(1).masked_fill(~elsewhere.any(1), elsewhere.shape[1])
         texts = places.argsort()[:n_texts]
 
-        vectors = torch.cat([vector[None], random_vectors(N_RANDOM, vector, generator)])
+        holds = halves.choose.truth[:, number]
+        of_means = halves.choose.x[holds].mean(0) - halves.choose.x[~holds].mean(0)
+        of_means = of_means / of_means.norm() * vector.norm()
+        vectors = torch.stack([vector, of_means])
+        vectors = torch.cat([vectors, random_vectors(N_RANDOM, vector, generator)])
         changes = log_prob_changes(subject, tokens[texts], places[texts], vectors)
         rivals = changes[:, [subject.to_come[other] for other in others]].mean(1)
-        feature, *random = (changes[:, subject.to_come[name]] - rivals).tolist()
-        found[name] = {"feature": feature, "random": random}
+        feature, means, *random = (changes[:, subject.to_come[name]] - rivals).tolist()
+        found[name] = {"feature": feature, "means": means, "random": random}
     return found
 
 
@@ -373,7 +385,7 @@ def steer_by_effect(subject, x, dictionary, seed):
     same way. x: [n, d], activations. Returns [{"latent": number, "token": text, "feature": nats,
     "random": [nats of each]}].
     """
-    generator = seeded_generator(seed + OTHER_SEED)
+    generator = seeded_generator(seed_for("steering at random", seed))
     z = dictionary.encode(x)
     alive = ((z > 0).sum(0) >= FEWEST_ACTIVE).nonzero().flatten()
     drawn = alive[torch.randperm(len(alive), generator=generator)[:N_STEERED]]
@@ -411,7 +423,7 @@ def fit_to_subject(subject, recipe, seed, *, shuffled=False):
     x = collect(subject.model, subject.tokens, subject.at)
     shown = x
     if shuffled:
-        generator = seeded_generator(seed + OTHER_SEED)
+        generator = seeded_generator(seed_for("shuffled activations", seed))
         orders = [torch.randperm(len(x), generator=generator) for _ in range(x.shape[1])]
         shown = x.gather(0, torch.stack(orders, 1))
     return fit_dictionary(recipe, shown, seed), x
@@ -419,18 +431,20 @@ def fit_to_subject(subject, recipe, seed, *, shuffled=False):
 
 def untrained_twin(subject, seed):
     """The Subject with a model of the same shape that has learned nothing."""
-    return replace(subject, model=GPT(subject.model.cfg, seed + OTHER_SEED).eval())
+    return replace(subject, model=GPT(subject.model.cfg, seed_for("untrained model", seed)).eval())
 
 
 def measure_subject(subject, recipe, seed):
     """All that is measured of a Subject and the dictionary of a DictionaryRecipe, as plain values.
 
     {"name", "at", "d", "kind", "sparsity", "n_latents", "fit": as `describe_fit`, "loss": as
-    `loss_recovered`, "shuffled": {"fit", "loss"} of the dictionary of shuffled activations,
-    "effects": as `steer_by_effect`}. Where variables are known also {"variables": names, "said": as
-    `variable_scores`, of the kinds latent, neuron, random (as many directions as latents), shuffled
-    and untrained (the latents of these dictionaries), "probe" and "probe_untrained": [AUROC of each
-    variable], "steered": as `steer_by_variables`, "steered_shuffled", "steered_untrained"}.
+    `loss_recovered`, "shuffled" and "untrained": {"fit", "loss"} of the dictionary of shuffled
+    activations, and of one before training, "effects": as `steer_by_effect`}. Where variables are
+    known also {"variables": names, "said": as `variable_scores`, of the kinds latent, before (what
+    latents see before most are silenced), neuron, random (as many directions as latents), shuffled
+    and untrained (latents of shuffled activations, and of an untrained model), "probe" and
+    "probe_untrained": [AUROC of each variable], "steered": as `steer_by_variables`,
+    "steered_shuffled", "steered_untrained"}.
     """
     dictionary, x = fit_to_subject(subject, recipe, seed)
     of_shuffled, _ = fit_to_subject(subject, recipe, seed, shuffled=True)
@@ -438,7 +452,9 @@ def measure_subject(subject, recipe, seed):
 
     found = {"name": subject.name, "at": subject.at, "d": x.shape[1], "kind": recipe.kind,
              "sparsity": recipe.sparsity, "n_latents": recipe.n_latents}
-    for part, one in ((found, dictionary), (found.setdefault("shuffled", {}), of_shuffled)):
+    untrained, _ = fit_to_subject(subject, replace(recipe, steps=0), seed)
+    for name, one in (("", dictionary), ("shuffled", of_shuffled), ("untrained", untrained)):
+        part = found.setdefault(name, {}) if name else found
         part["fit"] = describe_fit(one, held_out)
         part["loss"] = loss_recovered(subject, one, x.mean(0))
     found["effects"] = steer_by_effect(subject, held_out, dictionary, seed)
@@ -452,8 +468,8 @@ def measure_variables(subject, recipe, dictionary, of_shuffled, seed):
     halves = Halves.of(subject)
     read_random = random_reader(len(dictionary.W_enc), recipe.n_latents, seed)
     said = variable_scores(halves, {
-        "latent": dictionary.encode, "neuron": lambda x: x, "random": read_random,
-        "shuffled": of_shuffled.encode})
+        "latent": dictionary.encode, "before": dictionary_reading(dictionary),
+        "neuron": lambda x: x, "random": read_random, "shuffled": of_shuffled.encode})
 
     untrained = untrained_twin(subject, seed)
     of_untrained, _ = fit_to_subject(untrained, recipe, seed)
