@@ -10,7 +10,7 @@ import torch
 from browser import browser
 from helpers import refusal, tiny_model, tiny_tokens
 
-from experiments.dictionaries import page
+from experiments.dictionaries import page as page_module
 from experiments.dictionaries.features import seed_for, unit_rows
 from experiments.dictionaries.model import DictionaryRecipe, ReluL1, fit_dictionary
 from experiments.dictionaries.page import (
@@ -156,7 +156,7 @@ def test_random_partners_are_not_what_the_dictionary_began_with():
         return random_directions(x, like, directions)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "random_directions", record)
+        patch.setattr(page_module, "random_directions", record)
         described = describe_features(subject, dictionary, n_features=40, seed=4)
     own = dictionary.W_dec.detach()[[each["index"] for each in described]]
     cosines = torch.nn.functional.cosine_similarity(own, drawn[0])
