@@ -1,4 +1,4 @@
-"""The roadmap's own claims: every block of code on the page prints what the page says."""
+"""The roadmap: every block of code prints what the page says, and each term leads to the glossary."""
 
 import math
 import os
