@@ -1,4 +1,4 @@
-"""The roadmap: every block of code prints what the page says, and each term leads to the glossary."""
+"""The roadmap: its blocks print what the page says, its terms lead to the glossary."""
 
 import math
 import os
