@@ -1,4 +1,4 @@
-"""The roadmap's own claims: every block of code on the page prints what the page says."""
+"""The roadmap: its blocks print what the page says, its terms lead to the glossary."""
 
 import math
 import os
@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "COURSE_ROADMAP.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```\n+```text\n(.*?)```", PAGE, flags=re.DOTALL)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
+ENTRY = re.compile(r'^<a id="([\w-]+)"></a>\*\*([^*]+)\*\* \((\d+)\): (.+)', flags=re.MULTILINE)
 
 
 def agrees(printed, claimed):
@@ -49,6 +50,74 @@ def test_the_comparison_itself_can_fail():
 def test_every_chapter_has_a_block_to_run():
     chapters = re.split(r"^## \d+ · ", PAGE, flags=re.MULTILINE)[1:]
     assert all("```python" in chapter and "```text" in chapter for chapter in chapters)
+
+
+def prose_of_chapters(page):
+    """[(number, text)]: the chapters without code, formulas, headings, pictures and papers."""
+    course = page.partition("\n## Glossary\n")[0]
+    course = re.sub(r"^```.*?^```$", "", course, flags=re.MULTILINE | re.DOTALL)
+    course = re.sub(r"\$\$.*?\$\$", "", course, flags=re.DOTALL)
+    course = re.sub(r"`[^`\n]+`|\$[^$]+\$|^!\[.*$|^###+ .*$", "", course, flags=re.MULTILINE)
+    course = re.sub(r"^\*\*Paper\.\*\*.*?\n\n", "", course, flags=re.MULTILINE | re.DOTALL)
+    pieces = re.split(r"^## (\d+) · .*$", course, flags=re.MULTILINE)[1:]
+    return [(int(number), re.sub(r"\s+", " ", text))
+            for number, text in zip(pieces[::2], pieces[1::2], strict=True)]
+
+
+def glossary_faults(page):
+    """What is wrong with the glossary of a page and the links to it: a list of sentences."""
+    entries = ENTRY.findall(page.partition("\n## Glossary\n")[2])
+    names = [name for _, name, _, _ in entries]
+    faults = [] if names == sorted(names, key=str.lower) else ["the entries are not in order"]
+
+    known = {anchor for anchor, *_ in entries} | {"glossary"}
+    lost = set(re.findall(r"\]\(#([^)]+)\)", page)) - known
+    faults += [f"a link leads to #{anchor}, which is nowhere" for anchor in sorted(lost)]
+
+    # A term is linked where the course first uses it, at the latest in the chapter of its entry.
+    for anchor, name, explained, _ in entries:
+        word = rf"(?<![\w-]){re.escape(name)}(?:s|es)?\b"
+        use = re.compile(rf"(\[)?{word}(?(1)\]\(#{anchor}\)|)", re.IGNORECASE)
+        for number, text in prose_of_chapters(page):
+            first = use.search(text)
+            if first:
+                if not first[1]:
+                    where = text[max(0, first.start() - 40) : first.end() + 20]
+                    faults.append(f"{name}: chapter {number} uses it without a link: …{where}…")
+                elif number > int(explained):
+                    faults.append(f"{name}: chapter {explained} does not use it, {number} does")
+                break
+        else:
+            faults.append(f"{name}: no chapter uses it")
+    return faults
+
+
+def test_a_term_is_linked_to_the_glossary_where_it_is_first_used():
+    assert not glossary_faults(PAGE)
+    assert len(ENTRY.findall(PAGE)) == PAGE.count('<a id="') >= 40
+
+
+def test_faults_of_the_glossary_are_found():
+    good = """
+## 0 · One
+A [nat](#nat) is a unit; a nat is small.
+## 1 · Two
+The [seed](#seed) again.
+
+## Glossary
+
+<a id="nat"></a>**nat** (0): a unit.
+<a id="seed"></a>**seed** (1): a number.
+"""
+    assert not glossary_faults(good)
+    for before, after, fault in (
+            ("A [nat](#nat) is", "A nat is", "nat: chapter 0 uses it without a link"),
+            ("The [seed](#seed)", "The [nat](#seeds)", "a link leads to #seeds"),
+            ("**seed** (1)", "**seed** (0)", "seed: chapter 0 does not use it, 1 does"),
+            ("The [seed](#seed) again", "Nothing", "seed: no chapter uses it"),
+            ("**nat** (0)", "**zero** (0)", "the entries are not in order")):
+        faults = glossary_faults(good.replace(before, after))
+        assert any(fault in each for each in faults), f"{after}: {faults}"
 
 
 @pytest.mark.slow
