@@ -184,12 +184,11 @@ def pattern_figure(page, weighed=False):
     needed = max(range(len(heads)), key=lambda number: heads[number]["effect"])
     axes = large.subplots()
     axes.imshow(patterns[needed], **scale)
-    draw_effect(axes, heads[needed], heads[needed]["effect"], "the one that is needed most")
+    plotting.bare_axes(axes, f"{heads[needed]['name']}, the head that is needed most",
+                       "key (the token that is looked at)", "query (the token that looks)")
     texts = [plotting.show_spaces(token) for token in page["tokens"]]
     axes.set_xticks(range(len(texts)), texts, fontsize=6, rotation=90)
     axes.set_yticks(range(len(texts)), texts, fontsize=6)
-    axes.set_xlabel("key (the token that is looked at)", fontsize=9)
-    axes.set_ylabel("query (the token that looks)", fontsize=9)
 
     # all of them
     largest = max(abs(head["effect"]) for head in heads) or 1.0
@@ -207,11 +206,11 @@ def pattern_figure(page, weighed=False):
     return figure
 
 
-def draw_effect(axes, head, largest, remark=""):
+def draw_effect(axes, head, largest):
     """Names a head above its pattern, with its effect on the loss as a number and as a bar."""
-    axes.set_title(f"{head['name']}   {head['effect']:+.3f}   {remark}", loc="left", fontsize=9)
+    axes.set_title(f"{head['name']}   {head['effect']:+.3f}", loc="left", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.plot([0, abs(head["effect"]) / (abs(largest) or 1.0)], [1.02, 1.02], linewidth=4,
+    axes.plot([0, abs(head["effect"]) / largest], [1.02, 1.02], linewidth=4,
               clip_on=False, color=plotting.COLOURS[1 if head["effect"] > 0 else 3],
               transform=axes.transAxes, solid_capstyle="butt")
 
