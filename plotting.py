@@ -267,13 +267,28 @@ def lens_table(probs, tokens, *, title, row_labels, column_labels):
     texts = [[show_spaces(token) for token in row] for row in tokens[::-1]]
 
     figure = PlainFigure(figsize=(1.8 + 0.62 * n_pos, 1.4 + 0.36 * n_rows), layout="constrained")
-    axes = bare_axes(figure.subplots(), title, "the text so far, token by token", "stream")
+    axes = bare_axes(figure.subplots(), title,
+                     "the text so far, token by token (· is a space, ↵ the end of a line)",
+                     "where the stream is read")
     image = axes.imshow(values, **scale, aspect="auto")
     write_cells(axes, values, texts, scale)
     axes.set_xticks(range(n_pos), [show_spaces(token) for token in column_labels], fontsize=8)
-    axes.set_yticks(range(n_rows), row_labels[::-1], fontsize=8)
+    axes.set_yticks(range(n_rows), [describe_stream(label) for label in row_labels[::-1]],
+                    fontsize=8)
     figure.colorbar(image, ax=axes, label="probability of the token shown")
     return figure
+
+
+def describe_stream(label):
+    """A label such as 2_mid, 1_pre or final_post in words; any other label stays as it is."""
+    layer, _, place = label.partition("_")
+    if label == "final_post":
+        return "after the last block"
+    if not layer.isdecimal() or place not in ("pre", "mid"):
+        return label
+    if place == "mid":
+        return f"block {layer}, after attention"
+    return "embedding" if layer == "0" else f"after block {int(layer) - 1}"
 
 
 def show_spaces(token):

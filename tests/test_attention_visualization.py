@@ -34,6 +34,7 @@ from experiments.attention_page.report import (
     all_claims,
     compare_first_heads,
     looking_back_claim,
+    pattern_figure,
     summarise,
     wired_claims,
 )
@@ -224,10 +225,23 @@ def test_a_page_is_plain_values_and_the_figures_are_drawn_from_it(seen):
     page = json.loads(json.dumps(make_page(seen, "mean"), allow_nan=False))
     drawn = figures({"page": page, "models": {"tiny": describe_heads(seen)}})
     assert list(drawn) == ["attention", "written", "importance"]
-    titles = [axes.get_title(loc="left") for axes in drawn["attention"].axes[:6]]
+    large, *small = drawn["attention"].axes[:7]
+    titles = [axes.get_title(loc="left") for axes in small]
     assert titles == [f"{head['name']}   {head['effect']:+.3f}" for head in page["heads"]]
-    shown = torch.tensor(drawn["written"].axes[4].images[0].get_array().filled(0))
+    shown = torch.tensor(drawn["written"].axes[5].images[0].get_array().filled(0))
     assert torch.allclose(shown.float(), seen.record.written_share[1, 0, 1], atol=0.02)
+
+    # the head that is needed most, with its tokens
+    needed = max(page["heads"], key=lambda head: head["effect"])
+    assert large.get_title(loc="left").startswith(needed["name"])
+    number = page["heads"].index(needed)
+    assert (large.images[0].get_array() == small[number].images[0].get_array()).all()
+    assert len(large.get_xticklabels()) == len(page["tokens"])
+
+    # one cell that is far larger than the others does not make them look empty
+    page["heads"][0]["written"][0] *= 1000
+    clipped = pattern_figure(page, weighed=True).axes[1].images[0]
+    assert clipped.get_clim()[1] < 0.6 * clipped.get_array().max()
 
 
 def test_the_title_says_which_head_comes_first():

@@ -15,6 +15,7 @@ from plotting import (
     attention_grid,
     colour_scale,
     curve,
+    describe_stream,
     dla_bar,
     dot_rows,
     head_grid,
@@ -192,12 +193,19 @@ def test_whiskers_stand_at_their_own_bar():
 
 def test_a_lens_table_has_the_last_row_on_top_and_shows_spaces_and_line_ends():
     figure = lens_table([[0.1, 0.2], [0.9, 0.8]], [["a", " b"], ["c", "\n"]], title="",
-                        row_labels=["0_pre", "final"], column_labels=["x", " y"])
+                        row_labels=["0_pre", "mine"], column_labels=["x", " y"])
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.texts] == ["c", "↵", "a", "·b"]
-    assert tick_labels(axes.yaxis) == ["final", "0_pre"]
+    assert tick_labels(axes.yaxis) == ["mine", "embedding"]
     assert axes.images[0].get_array().tolist() == [[0.9, 0.8], [0.1, 0.2]]
     assert axes.images[0].get_clim() == (0, 1)
+
+
+def test_places_of_the_stream_are_said_in_words():
+    words = {"0_pre": "embedding", "0_mid": "block 0, after attention", "3_pre": "after block 2",
+             "12_mid": "block 12, after attention", "final_post": "after the last block",
+             "mine": "mine", "x_pre": "x_pre"}
+    assert {label: describe_stream(label) for label in words} == words
 
 
 def test_attention_to_the_future_stays_blank_and_all_patterns_share_a_scale():

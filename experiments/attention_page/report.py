@@ -149,9 +149,14 @@ def summarise(views, ranking, claims):
 # Figures
 
 
+LARGE = 5.5  # inches, the side of the pattern that is shown with its tokens
+CLIPPED = 99  # percentile of what is written from which on cells are equally dark
+
+
 def pattern_figure(page, weighed=False):
-    """All patterns, a layer a row; above each, what the loss rises by without the head. weighed: of
-    what is written, as a share of the stream."""
+    """The pattern of the head that is needed most, large and with its tokens, beside all patterns,
+    a layer a row; above each, what the loss rises by without the head. weighed: of what is written,
+    as a share of the stream."""
     heads = page["heads"]
     patterns = unpack_patterns(page)
     unit = "attention"
@@ -160,34 +165,54 @@ def pattern_figure(page, weighed=False):
         written = np.array([head["written"] for head in heads])  # [head, key_pos]
         stream = np.array(page["stream"])[[head["layer"] for head in heads]]  # [head, query_pos]
         patterns = patterns * written[:, None] / stream[:, :, None]
-        unit = RANKERS["written"]
-        scale = plotting.colour_scale(patterns)[1]
+        # a few cells are far larger than the others, which would all look white
+        most = np.percentile(patterns[patterns > 0], CLIPPED) if patterns.any() else 1.0
+        unit = f"{RANKERS['written']}; darkest from {most:.2g} on"
+        scale = {"cmap": "Blues", "vmin": 0, "vmax": most}
+    future = np.triu(np.ones(patterns.shape[1:], dtype=bool), 1)
+    patterns = np.ma.masked_array(patterns, np.broadcast_to(future, patterns.shape))
 
     n_layers, n_heads = (1 + max(head[key] for head in heads) for key in ("layer", "head"))
     side = max(1.2, min(1.9, 15 / n_heads))  # inches a pattern
-    figure = Figure(figsize=(1.2 + side * n_heads, 1.3 + (side + 0.2) * n_layers),
-                    layout="constrained")
-    grid = figure.subplots(n_layers, n_heads, squeeze=False)
+    figure = plotting.PlainFigure(figsize=(LARGE + 1.2 + side * n_heads, LARGE + 1.0),
+                                  layout="constrained")
+    if (side + 0.3) * n_layers > LARGE:
+        figure.set_figheight(1.3 + (side + 0.3) * n_layers)
+    large, small = figure.subfigures(1, 2, width_ratios=(LARGE, side * n_heads + 1.0))
 
-    future = np.triu(np.ones(patterns.shape[1:], dtype=bool), 1)
+    # one head, token by token
+    needed = max(range(len(heads)), key=lambda number: heads[number]["effect"])
+    axes = large.subplots()
+    axes.imshow(patterns[needed], **scale)
+    plotting.bare_axes(axes, f"{heads[needed]['name']}, the head that is needed most",
+                       "key (the token that is looked at)", "query (the token that looks)")
+    texts = [plotting.show_spaces(token) for token in page["tokens"]]
+    axes.set_xticks(range(len(texts)), texts, fontsize=6, rotation=90)
+    axes.set_yticks(range(len(texts)), texts, fontsize=6)
+
+    # all of them
     largest = max(abs(head["effect"]) for head in heads) or 1.0
+    grid = small.subplots(n_layers, n_heads, squeeze=False)
     for axes, head, cells in zip(grid.flat, heads, patterns, strict=True):
-        image = axes.imshow(np.ma.masked_array(cells, future), **scale)
-        axes.set_title(f"{head['name']}   {head['effect']:+.3f}", loc="left", fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
+        image = axes.imshow(cells, **scale)
         axes.set(xticks=[], yticks=[])
-        # A bar above the picture, as long as the effect is large.
-        axes.plot([0, abs(head["effect"]) / largest], [1.02, 1.02], linewidth=4, clip_on=False,
-                  color=plotting.COLOURS[1 if head["effect"] > 0 else 3],
-                  transform=axes.transAxes, solid_capstyle="butt")
+        draw_effect(axes, head, largest)
 
     figure.suptitle(compare_first_heads(heads, "written" if weighed else "sharpness"), x=0.01,
                     ha="left", fontsize=11)
-    figure.supxlabel("key (what is looked at); above each: the head and what the loss rises by "
-                     "without it, nats a token", fontsize=8)
-    figure.supylabel("query (who looks)", fontsize=8)
-    figure.colorbar(image, ax=grid, shrink=0.5, label=unit)
+    small.supxlabel("number and bar above a pattern: how much the loss rises without the head "
+                    "(nats a token)", fontsize=8)
+    small.colorbar(image, ax=grid, shrink=0.5, label=unit)
     return figure
+
+
+def draw_effect(axes, head, largest):
+    """Names a head above its pattern, with its effect on the loss as a number and as a bar."""
+    axes.set_title(f"{head['name']}   {head['effect']:+.3f}", loc="left", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.plot([0, abs(head["effect"]) / largest], [1.02, 1.02], linewidth=4,
+              clip_on=False, color=plotting.COLOURS[1 if head["effect"] > 0 else 3],
+              transform=axes.transAxes, solid_capstyle="butt")
 
 
 def compare_first_heads(heads, score):
