@@ -1,8 +1,6 @@
 """The README's table of idioms: each right-hand side is run, and its value is computed by hand."""
 
 import ast
-import builtins
-import importlib
 import importlib.util
 import json
 import re
@@ -25,9 +23,7 @@ from weight_circuits import fold_layer_norm, ov_circuit
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 SECTION = README.split("## Coming from")[1].split("\n## ")[0]
-IDIOMS = {  # {what is written here: the modules to import it from}
-    here: re.findall(r"\w+", modules)
-    for here, modules in re.findall(r"^\| `.* \| `(.+)` \|(.*)\|$", SECTION, flags=re.MULTILINE)}
+IDIOMS = re.findall(r"^\| `.* \| `(.+?)`[^`]* \|$", SECTION, flags=re.MULTILINE)
 LETTERS = "abcdefghijklmnopqrstuvwxyz .,!?"
 
 
@@ -39,10 +35,9 @@ class World:
         self.model = tiny_model(n_layers=3, n_heads=2, n_ctx=12, d_vocab=len(LETTERS))
         self.tokenizer = CharTokenizer().fit(LETTERS)
         self.text = "hook it"
-        self.tokens, self.clean_tokens, self.corrupted_tokens = (
+        self.tokens, self.corrupted, self.targets = (
             torch.randint(len(LETTERS), (2, 7), generator=draw) for _ in range(3))
-        self.prompts = self.tokens[:, :4]
-        self.inputs, self.targets = self.tokens[:, :-1], self.tokens[:, 1:]
+        self.idx = self.tokens
         self.ids = torch.randint(len(LETTERS), (50,), generator=draw)
         self.batch_size = 4
         self.n_ctx = 6
@@ -53,7 +48,6 @@ class World:
         self.metric = Metric.logit_diff(self.right, self.wrong)
         with torch.no_grad():
             _, self.cache = self.model.run_with_cache(self.tokens)
-            _, self.clean_cache = self.model.run_with_cache(self.clean_tokens)
         self.resid = self.cache["resid_post", 0]
 
     def fn(self, resid, hook):
@@ -71,17 +65,17 @@ class World:
         return self.unembed(self.model.blocks[2](resid))
 
     def patched_one_by_one(self, act_name, cells):
-        """The metric of the corrupted run where a part of an activation is the clean run's, a run
-        of the whole model each. cells: [(layer, index into the activation)]. Returns a list."""
+        """The metric of the corrupted run where a part of an activation is that of the tokens' run,
+        one run of the whole model each. cells: [(layer, index into the activation)]."""
         values = []
         for layer, part in cells:
             def put(own, hook, part=part):
                 new = own.clone()
-                new[part] = self.clean_cache[hook.name][part]
+                new[part] = self.cache[hook.name][part]
                 return new
 
             name = self.name_of(act_name, layer)
-            logits = self.model.run_with_hooks(self.corrupted_tokens, [(name, put)])
+            logits = self.model.run_with_hooks(self.corrupted, [(name, put)])
             values.append((logits[:, -1, self.right] - logits[:, -1, self.wrong]).mean())
         return values
 
@@ -91,11 +85,11 @@ class World:
         return f"blocks.{layer}.{where}"
 
 
-def run_idiom(here, modules, world, folder):
+def run_idiom(here, world, folder):
     """The value of an expression, what an assignment assigns, or the `logits` of a `with` block.
 
-    The line is written into a module as a function. Its names are the attributes of the world, or
-    are imported from the modules that the table gives.
+    The line is written into a file as a function of the world's attributes that it names; all
+    other names are modules.
     """
     statement = ast.parse(here).body[0]
     body = f"{here}\n    return logits"
@@ -106,18 +100,9 @@ def run_idiom(here, modules, world, folder):
 
     read = {node.id for node in ast.walk(statement)
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    imports = ["import torch"]
-    for name in modules:
-        module = importlib.import_module(name)
-        held = [each for each in sorted(read)
-                if getattr(getattr(module, each, None), "__module__", "") == name]
-        assert held, f"{here}: nothing of it is in {name}"
-        imports += [f"from {name} import {each}" for each in held]
-        read -= set(held)
     given = {name: getattr(world, name) for name in sorted(read) if hasattr(world, name)}
-    unknown = {name for name in read - set(given) - {"torch", "logits"}
-               if not hasattr(builtins, name)}
-    assert not unknown, f"{here}: the table does not say where {unknown} come from"
+    modules = sorted(read - set(given) - {"SamplingConfig", "logits"})
+    imports = [f"import {name}" for name in modules] + ["from config import SamplingConfig"]
 
     path = folder / "idiom.py"
     path.write_text("\n".join(imports) + f"\n\n\ndef run({', '.join(given)}):\n    {body}\n")
@@ -229,7 +214,7 @@ def check_ov(world, found):
 
 
 def check_cross_entropy(world, found):
-    logits = world.model(world.inputs)
+    logits = world.model(world.tokens)
     return [(found, functional.cross_entropy(logits.flatten(0, 1), world.targets.flatten()))]
 
 
@@ -251,40 +236,39 @@ def check_evaluation(world, found):
 
 
 def check_generation(world, found):
-    text = world.prompts
+    text = world.tokens
     for _ in range(4):
         text = torch.cat([text, world.model(text)[:, -1:].argmax(-1)], 1)
-    return [(found, text)]
+    return [(torch.cat(list(found), 1), text[:, 7:])]
 
 
 CHECKS = {
-    'model, tokenizer = load_model("gpt2")': check_load,
+    'model, tokenizer = checkpoint.load_model("gpt2")': check_load,
     "torch.tensor([tokenizer.encode(text)])": check_encode,
-    "next_token_loss(model(tokens), tokens)": check_loss,
+    "losses.next_token_loss(model(tokens), tokens)": check_loss,
     "logits, cache = model.run_with_cache(tokens, names_filter=name)": check_cache,
     'cache.stack("z")': check_stack,
     "model.run_blocks(model.embed(tokens), stop=1)": check_stop,
     "model.unembed(model.run_blocks(resid, start=1))": check_start,
     "with model.hooks([(name, fn)]): logits = model(tokens)": check_hooks,
     "value, acts, grads = model.gradient_cache(tokens, metric)": check_gradients,
-    "stack, labels = decompose_resid(model, cache)": check_decomposition,
-    "stack, labels = stack_head_results(model, cache)": check_heads,
-    "attr, labels = direct_logit_attribution(model, cache, right, wrong)": check_attribution,
-    "logit_lens(model, cache).logits": check_lens,
-    "get_act_patch_resid_pre(model, corrupted_tokens, clean_cache, metric).patched.mean(-1)":
+    "residual_stream_analysis.decompose_resid(model, cache)": check_decomposition,
+    "residual_stream_analysis.stack_head_results(model, cache)": check_heads,
+    "attribution.direct_logit_attribution(model, cache, right, wrong)": check_attribution,
+    "logit_lens.logit_lens(model, cache).logits": check_lens,
+    "patching.get_act_patch_resid_pre(model, corrupted, cache, metric).patched.mean(-1)":
         check_patching,
-    "ov_circuit(model, 0, 1)": check_ov,
-    "cross_entropy(model(inputs), targets)": check_cross_entropy,
-    "inputs, targets = random_batch(ids, batch_size, n_ctx, generator)": check_batch,
-    "evaluate(model, ids)": check_evaluation,
-    "torch.cat([prompts, *generate(model, prompts, SamplingConfig(max_new_tokens=4, top_k=1))], 1)":
-        check_generation,
+    "weight_circuits.ov_circuit(model, 0, 1)": check_ov,
+    "losses.cross_entropy(model(idx), targets)": check_cross_entropy,
+    "inputs, targets = data.random_batch(ids, batch_size, n_ctx, generator)": check_batch,
+    "train.evaluate(model, ids)": check_evaluation,
+    "generate.generate(model, idx, SamplingConfig(max_new_tokens=4, top_k=1))": check_generation,
 }
 COMMAND = "python train.py --train.max_steps 500 --model.n_ctx 64"
 
 
 def test_the_table_has_twenty_idioms_and_each_is_checked():
-    assert len(IDIOMS) == 20 and set(IDIOMS) == {*CHECKS, COMMAND}
+    assert len(IDIOMS) == 20 and IDIOMS == [*CHECKS, COMMAND]
 
 
 @pytest.mark.parametrize("here", CHECKS, ids=[check.__name__[6:] for check in CHECKS.values()])
@@ -299,7 +283,7 @@ def test_an_idiom_means_what_the_table_says(here, tmp_path, monkeypatch):
         Path("as_gpt2", "vocab.json").write_text(ids)
         Path("as_gpt2", "merges.txt").write_text("#version: 0.2\n")
         code = here.replace("gpt2", "as_gpt2")
-    found = run_idiom(code, IDIOMS[here], world, tmp_path)
+    found = run_idiom(code, world, tmp_path)
     for value, expected in CHECKS[here](world, found):
         assert_close(value, expected, rtol=1e-5, atol=1e-5, msg=lambda why: f"{here}: {why}")
 
@@ -330,7 +314,7 @@ def test_hook_normalized_is_before_w_and_b():
 def test_a_sweep_of_patterns_by_position_is_layer_pos_head():
     world = World()
     found = patching.get_act_patch_attn_head_pattern_by_pos(
-        world.model, world.corrupted_tokens, world.clean_cache, world.metric)
+        world.model, world.corrupted, world.cache, world.metric)
     cells = [(layer, (slice(None), head, pos))
              for layer in range(3) for pos in range(7) for head in range(2)]
     one_by_one = torch.stack(world.patched_one_by_one("pattern", cells)).view(3, 7, 2)
