@@ -5,21 +5,9 @@ No rule here counts lines, arguments or characters: how long a thing may be is a
 
 import ast
 import functools
-import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
-
-import pytest
-
-import corpus
-import train
-from activation_cache import head_label
-from config import ModelConfig
-from model import GPT
-from tokenizer import BPETokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [  # imports point to an earlier row, never up and never sideways
@@ -279,44 +267,3 @@ def test_the_requirements_are_the_five_packages_pinned():
     lines = page("requirements.txt").split()
     assert {line.partition("==")[0] for line in lines} == PACKAGES
     assert all(re.fullmatch(r"[a-z]+==[\d.]+", line) for line in lines)
-
-
-def readme_code(heading, n_blocks=1):
-    """The first blocks of Python below a heading of the README, one after another."""
-    section = re.split(rf"^#+ .*{heading}.*$", page("README.md"), flags=re.MULTILINE)[1]
-    return "".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[:n_blocks])
-
-
-def output_of(code, folder):
-    """What a program prints, run in a folder."""
-    ran = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True,
-                         env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=100)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
-
-
-@pytest.mark.slow
-def test_the_readme_s_look_inside_runs_on_the_newest_run(tmp_path):
-    text = tmp_path / "data" / "tiny_shakespeare.txt"
-    text.parent.mkdir()
-    text.write_text("".join(map(chr, range(32, 127))) + corpus.text(25_000), encoding="utf-8")
-    train.main(["--data.path", str(text), "--logging.out_dir", str(tmp_path / "outputs"),
-                "--train.max_steps", "2", "--train.batch_size", "2", "--train.device", "cpu",
-                "--model.d_model", "24"])
-    lines = output_of(readme_code("Look inside", n_blocks=2), tmp_path).splitlines()
-    assert [line.split(":")[0] for line in lines] == [
-        head_label(layer, head) for layer in range(3) for head in range(4)]
-    figures = ("heads.png", "attribution.png", "lens.png")
-    assert all((tmp_path / name).stat().st_size > 10_000 for name in figures)
-
-
-@pytest.mark.slow
-def test_the_readme_s_gpt2_runs_on_a_folder_of_that_form(tmp_path):
-    cfg = ModelConfig(n_layers=7, n_heads=1, d_model=8, n_ctx=64, d_vocab=256, tie_embeddings=True)
-    GPT(cfg).save_pretrained(tmp_path)
-    tokens = BPETokenizer().state_dict()["tokens"]
-    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    code = readme_code("GPT-2 itself")
-    assert len(code.splitlines()) < 15 and code.count('"gpt2"') == 1
-    assert output_of(code.replace('"gpt2"', repr(str(tmp_path))), tmp_path)
