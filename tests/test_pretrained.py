@@ -600,7 +600,7 @@ def test_matrices_laid_out_the_other_way_are_refused(tmp_path):
     named = published()
     named["h.0.mlp.c_fc.weight"] = named["h.0.mlp.c_fc.weight"].T
     write_folder(tmp_path, named)
-    check_refusal(lambda: GPT.from_pretrained(tmp_path), "[48, 12] in place of [12, 48]")
+    check_refusal(lambda: GPT.from_pretrained(tmp_path), "[48, 12] instead of [12, 48]")
 
 
 def test_a_head_that_is_missing_or_contradicts_the_config_is_refused(tmp_path):
