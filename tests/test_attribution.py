@@ -637,5 +637,5 @@ def test_dropout_is_refused():
 
 def test_a_model_of_one_part_has_none_to_drop_and_one_without_layers_has_no_heads():
     one = pair(n_layers=1, attn_only=True)
-    assert "1 parts" in refusal(attribution_patching, *one, surprise, fixes=("grad_drop",))
+    assert "has 1;" in refusal(attribution_patching, *one, surprise, fixes=("grad_drop",))
     assert "none of the 4" in refusal(attribution_patching, *pair(n_layers=0), surprise)

@@ -545,7 +545,7 @@ def test_gpt2_s_tokenizer_is_taken_only_where_there_is_none_and_it_is_said(
     model, _ = bpe_model(tmp_path / "gpt2_bpe")
     model.save_pretrained(tmp_path / "bare")
     assert load_model(str(tmp_path / "bare"))[1].d_vocab == 300
-    assert "taking GPT-2's" in capsys.readouterr().err
+    assert "using GPT-2's" in capsys.readouterr().err
     bpe_model(tmp_path / "own", vocab_size=280)
     assert load_model(str(tmp_path / "own"))[1].d_vocab == 280
     tiny_model(d_vocab=299).save_pretrained(tmp_path / "other")
