@@ -276,7 +276,7 @@ class BPETokenizer(CharTokenizer):
         return b"".join(self.symbols[i] for i in check_ids(ids, self.d_vocab))
 
     def decode(self, ids):
-        """The text of ids, a sequence of int or a 1-D tensor; U+FFFD for bytes that aren't UTF-8."""
+        """The text of ids, a sequence of int or a 1-D tensor; U+FFFD for invalid UTF-8."""
         return self.to_bytes(ids).decode("utf-8", errors="replace")
 
     def token_text(self, i):
