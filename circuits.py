@@ -278,7 +278,7 @@ class CircuitRun:
     "zero" (see the module's docstring). Means may be over any number of corrupted prompts, and for
     "zero" corrupted_tokens may be None. An MLP's bias is part of its write; attention's bias
     belongs to no head, and stays. key_mask: [batch, pos], True for real tokens, if clean and
-    corrupted prompts are padded on the left at the same positions; there must then be equally many.
+    corrupted prompts are padded on the left at the same positions; both must then be equally many.
     Raises UserError for clean and corrupted prompts of different shapes, or identical ones, and in
     training mode with dropout.
     """
@@ -507,7 +507,7 @@ class Faithfulness(Effects):
         return at_least_float32(self.kept).mean(-1) / at_least_float32(self.gap).mean()
 
     def drawn_means(self, n_draws=2000, *, level=0.95, seed=0):
-        """Bootstrap draws of `mean`, each from as many prompts: [*cells, draw].
+        """Bootstrap draws of `mean`, each from equally many prompts: [*cells, draw].
         Raises UserError for a single prompt."""
         draws = bootstrap_draws(len(self.gap), n_draws, level=level, seed=seed)
         times = torch.zeros(draws.shape, dtype=torch.float64)  # how often each prompt is drawn

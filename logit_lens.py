@@ -145,7 +145,7 @@ def read_predictions(logits, top_k, wanted, some):
         columns["top_probs"], columns["top_tokens"] = probs.topk(top_k)
     if wanted is not None:
         own = logits.gather(-1, wanted[some].expand(len(logits), -1)[..., None])
-        columns["rank"] = (~(logits <= own)).sum(-1)  # counts NaN as more likely
+        columns["rank"] = (~(logits <= own)).sum(-1)  # a NaN target ranks last
     return columns
 
 

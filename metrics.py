@@ -133,7 +133,7 @@ class Metric:
         ids = as_integers(self.tokens, "tokens").to(device)
         if ids.ndim not in (1, 2) or (ids.ndim == 2 and len(ids) != n_rows):
             raise UserError(f"the metric has tokens {list(ids.shape)}, the run {n_rows} rows; pass "
-                            "[n], or [batch, n] with as many rows")
+                            "[n], or [batch, n] with one row for each")
         if ids.min() < 0 or ids.max() >= d_vocab:
             raise UserError(f"the metric's tokens run from {int(ids.min())} to {int(ids.max())}; "
                             f"the vocabulary has 0 to {d_vocab - 1}")

@@ -38,7 +38,7 @@ class GELU(torch.autograd.Function):
     Since (1 + tanh u) / 2 = sigmoid(2u), GELU is x * s with s = sigmoid(2u). Hence
         d/dx (x s) = s + x s (1 - s) (2u)',    x (2u)' = x (a + 3 c x^2)    if 2u = x (a + c x^2).
     Moving memory takes the time here, not arithmetic. So the slope is computed in the forward pass,
-    while x is in the processor's cache, and the backward pass is a single product.
+    where x is read anyway, and the backward pass is a single product.
 
     It also works under torch.func (`vmap`, `grad`, `jacrev`, `jvp`): forward uses no context.
     """

@@ -435,8 +435,9 @@ def start_run(cfg, device, *, overwrite=False, unless_used=False, saved_run=None
 
     # The text, the shape of the model, and the run
     if saved_run is None:
+        # The name is checked first, because loading the text may take long.
         check_run_name(cfg.logging.out_dir, cfg.logging.run_name, overwrite,
-                       unless_used=unless_used, lock=lock)  # before a long download or reading
+                       unless_used=unless_used, lock=lock)
         dataset = load_dataset(cfg.data, cfg.model.n_ctx)
     else:
         dataset = reload_dataset(*saved_run, cfg)
@@ -533,7 +534,7 @@ def finish(run):
 
 
 def print_how_to_resume(run):
-    """Prints where a stopped run stands, and the command that continues it."""
+    """Prints how far a stopped run got, and the command that continues it."""
     behind = ""
     if run.saved_step < run.state.step:
         behind = f" from step {run.saved_step:,}"
