@@ -333,7 +333,7 @@ def prepared_dataset(cfg, tokenizer=None):
         raise UserError(f"{path} was made with --tokenizer {found.kind}; leave --data.tokenizer "
                         f"{cfg.tokenizer} out, or prepare the text again")
     if tokenizer is not None and tokenizer.state_dict() != found.state_dict():
-        raise UserError(f"{path} is of another tokenizer than the run; put that one back")
+        raise UserError(f"{path} is of another tokenizer than the run; put the run's back")
 
     train, val = ids.split(len(ids) - int(len(ids) * cfg.val_fraction))
     n_characters = count_characters(val, found)

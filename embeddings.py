@@ -24,8 +24,8 @@ from utils import UserError
 def check_tokens(tokens, d_vocab):
     """Raises UserError unless tokens is [batch, pos] with ids from 0 to d_vocab - 1.
 
-    torch itself reports only that an index is out of range, and on a GPU the error makes all tensors
-    there unusable.
+    torch itself reports only that an index is out of range; on a GPU, its error also makes all
+    tensors there unusable.
     """
     if not isinstance(tokens, torch.Tensor):
         raise UserError(f"tokens is a {type(tokens).__name__}; pass ids as a tensor [batch, pos], "

@@ -151,8 +151,8 @@ def download_file(address, path, attempts=3):
             problem = what_is_wrong(part, address, response)
             if problem:
                 part.unlink()
-                raise UserError(f"the file from {address} {problem}; try again, or put a right "
-                                f"one at {path}")
+                raise UserError(f"the file from {address} {problem}; try again, or put the "
+                                f"right file at {path}")
             os.replace(part, path)
 
     except requests.RequestException as error:

@@ -332,7 +332,7 @@ def erasing(X, y):
     def erase(activation, hook):
         if activation.shape[-1] != len(mean):
             raise UserError(f"the activation has width {activation.shape[-1]} and the labels' "
-                            f"examples {len(mean)}; pass the name that they were taken at")
+                            f"examples {len(mean)}; use the hook that they came from")
         found = (activation.cpu().double() - mean) @ read  # float64: read is large if X is flat
         return activation - (found @ write).to(activation)
 
