@@ -367,6 +367,8 @@ def add_flags(parser, kind, prefix):
         default = item.default
         if default is None or isinstance(default, bool):
             default = str(default).lower()  # as one types it
+        elif isinstance(default, str) and default.isspace():
+            default = repr(default)  # a line end that can be seen
         help_text = f"{item.metadata['help']} (default: {default})"
         parser.add_argument(f"--{flag}", help=help_text, **argument_settings(hint))
 

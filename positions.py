@@ -30,7 +30,8 @@ def as_integers(values, what):
         numbers = torch.zeros(0)
     if not numbers.numel() or numbers.dtype == torch.bool or numbers.is_floating_point() \
             or numbers.is_complex():
-        raise UserError(f"{what}={values} are not integers; pass integers, or the nonzero() of a mask")
+        raise UserError(f"{what}={values} are not integers; pass integers, or the nonzero() of a "
+                        "mask")
     return numbers.long()
 
 

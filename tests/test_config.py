@@ -138,6 +138,10 @@ def test_a_wrong_command_line_is_one_line_with_the_value_or_the_closest_flag():
         assert all(part in message for part in told) and "\n" not in message, message
 
 
+def test_help_shows_a_default_that_is_a_line_end(capsys):
+    assert r"(default: '\n')" in help_of(GenerateConfig, capsys)
+
+
 def test_a_text_without_a_flag_is_answered_with_the_flag_for_a_prompt():
     for words, command in [
         (["ROMEO:"], '--prompt "ROMEO:"'), (["To", "be", "--greedy"], '--prompt "To be"'),
