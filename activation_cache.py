@@ -1,4 +1,4 @@
-"""The activations of a run, by the names of their hook points; and how these names are made.
+"""The cache: the activations of a run by hook name, and the functions that build these names.
 
 Chapter: COURSE_ROADMAP.md, 7 (instrument)
 Prerequisites: attention.py, model.py
@@ -21,41 +21,41 @@ OUTSIDE_BLOCKS = {"embed", "pos_embed"}
 
 
 class UnknownName(UserError, KeyError):
-    """A hook name that is not there; also a KeyError, as a mapping's missing key must be."""
+    """A hook name that does not exist. It is also a KeyError, as for any mapping's missing key."""
 
     __str__ = ValueError.__str__  # KeyError's would put the message in quotes
 
 
 class UnknownMethod(UserError, AttributeError):
-    """A method of TransformerLens's cache that is a function here; also an AttributeError, so that
-    `hasattr` says no."""
+    """A method of TransformerLens's cache that is a function here. It is also an AttributeError, so
+    `hasattr` returns False."""
 
 
 def check_name(name):
-    """Raises UserError for what is no text."""
+    """Raises UserError if the name is not a string."""
     if not isinstance(name, str):
-        raise UnknownName(f"{name!r} is no name of an activation; pass one such as 'resid_pre'")
+        raise UnknownName(f"{name!r} is not an activation's name; pass one such as 'resid_pre'")
 
 
 def get_act_name(name, layer=None, module=None):
-    """The full hook name of a short one: `("z", 0)` gives `"blocks.0.attn.hook_z"`.
+    """The full hook name for a short one: `("z", 0)` gives `"blocks.0.attn.hook_z"`.
 
     name: a short name ("resid_post", "q", "pre", "scale", "embed", …) or already a full one.
-    layer: the block, where the activation lies in one. module: "ln1" or "ln2" for "scale" and
-    "normalized" in a block; without a layer these are the final LayerNorm's.
-    Raises UserError where a layer or a module is missing, or is given to a name that has none.
+    layer: the block, for activations inside one. module: "ln1" or "ln2", for "scale" and
+    "normalized" in a block; without a layer these names mean the final LayerNorm's.
+    Raises UserError if a layer or module is missing, or is given to a name that has none.
     """
     check_name(name)
     if layer is not None and (as_index(layer) is None or layer < 0):
-        raise UnknownName(f"layer={layer!r} of {name!r} is no number of a layer, counted from 0")
+        raise UnknownName(f"layer={layer!r} of {name!r} is not a layer number, counted from 0")
     if "hook_" in name or name in OUTSIDE_BLOCKS:
         if layer is not None:
-            raise UserError(f"{name!r} is one place and takes no layer; leave {layer} out")
+            raise UserError(f"{name!r} exists only once and takes no layer; leave {layer} out")
         return name if "hook_" in name else f"hook_{name}"
     if name in IN_LAYERNORM and layer is None:
         return f"ln_final.hook_{name}"
     if layer is None:
-        raise UserError(f"{name!r} lies in a block; say which, as in ({name!r}, 0)")
+        raise UserError(f"{name!r} is in every block; say which block, as in ({name!r}, 0)")
     if name in IN_LAYERNORM and module not in ("ln1", "ln2"):
         raise UserError(f"{name!r} is in ln1 and in ln2; say which: ({name!r}, {layer}, 'ln1')")
 
@@ -69,18 +69,18 @@ def get_act_name(name, layer=None, module=None):
 
 
 def head_label(layer, head):
-    """How a head is written in labels and texts: "L0H1" for head 1 of layer 0. A call takes the
+    """A head's name in labels and text: "L0H1" is head 1 of layer 0. Function arguments use the
     pair (layer, head)."""
     return f"L{layer}H{head}"
 
 
 def slice_axes(tensor, axes, **where):
-    """A copy of part of a tensor, chosen along named axes, each of which stays.
+    """A copy of part of a tensor, selected along named axes; every axis stays.
 
     axes: the tensor's axis names, as in "batch pos head d_head".
-    where: axis = an int, a slice or a list; `pos` may also be a tensor [batch] with each row's own,
-    and means `query_pos` on scores and patterns; axes that the tensor lacks are passed over. Raises
-    UserError for what lies outside.
+    where: axis = an int, a slice or a list. `pos` may also be a tensor [batch], one position for
+    each row; on scores and patterns it means `query_pos`. Axes that the tensor lacks are ignored.
+    Raises UserError for an index out of range.
     """
     names = axes.replace("query_pos", "pos").split()
     if where.get("pos") is not None and "pos" in names:
@@ -97,25 +97,25 @@ def slice_axes(tensor, axes, **where):
 
 
 def check_cache(cache):
-    """Raises UserError for anything but an ActivationCache."""
+    """Raises UserError if this is not an ActivationCache."""
     if not isinstance(cache, ActivationCache):
         raise UserError(f"the cache is a {type(cache).__name__}; pass the second result of "
                         "model.run_with_cache(tokens)")
 
 
 def check_same_model(axes, source):
-    """Raises UserError for a source that is no ActivationCache, and for one of a model with other
-    hook points. axes: {hook name: axes} of the model, or a cache of it."""
+    """Raises UserError if `source` is not an ActivationCache, or comes from a model with other hook
+    points. axes: {hook name: axes} of the model, or a cache of it."""
     axes = getattr(axes, "axes", axes)
     check_cache(source)
     if source.axes.keys() != axes.keys():
         other = sorted(source.axes.keys() ^ axes.keys())[0]
-        raise UserError(f"the cache is of another model: only one of the two has {other}; take it "
-                        "from this model")
+        raise UserError(f"the cache is of another model: only one of the two has {other}; take a "
+                        "cache of this model")
 
 
 def have_same_padding(key_mask, other):
-    """Whether two masks [batch, pos] hide the same places; None hides none."""
+    """Whether two masks [batch, pos] hide the same positions; None hides none."""
     masks = [torch.ones(1, 1, dtype=torch.bool) if mask is None else mask.cpu()
              for mask in (key_mask, other)]
     shapes = {mask.shape for mask in masks if mask.numel() > 1}
@@ -123,20 +123,20 @@ def have_same_padding(key_mask, other):
 
 
 def check_same_mask(own, source):
-    """Raises UserError for two caches whose runs had their padding at other places."""
+    """Raises UserError if two caches come from runs that are padded at different positions."""
     if not have_same_padding(own.key_mask, source.key_mask):
-        raise UserError("the run and the source have their padding at other places, or one has no "
-                        "key_mask; take prompts of the same lengths, and give both their key_mask")
+        raise UserError("the run and the source are padded at different positions, or one has no "
+                        "key_mask; use prompts of the same lengths, and pass both their key_mask")
 
 
 def check_same_shape(name, own, source):
-    """Raises UserError where an activation of one run can't stand in for that of another."""
+    """Raises UserError if an activation of one run cannot replace the one of another."""
     if own.shape != source.shape:
         raise UserError(f"{name} is {list(source.shape)} in the source, {list(own.shape)} in the "
-                        "run; take prompts of one length, as many of both, and their whole cache")
+                        "run; use the same number of prompts, of one length, and the whole cache")
 
 
-# What people know from TransformerLens as a method of the cache, and what stands in its place here
+# Methods of TransformerLens's cache, and what to use here
 FUNCTIONS = {
     "decompose_resid": "residual_stream_analysis.decompose_resid(model, cache)",
     "accumulated_resid": "residual_stream_analysis.accumulated_resid(model, cache)",
@@ -157,9 +157,9 @@ class ActivationCache(Mapping):
     `cache["z", 0]`, `cache["resid_post", -1]` or `cache["scale", 0, "ln1"]`.
 
     tensors: {hook name: activation}, detached and read-only by contract; some may share storage.
-    axes: {hook name: "batch pos d_model"} for every hook point of the model, kept or not, so that
-    a missing name can be told from a misspelt one. key_mask: [batch, pos], True for real tokens,
-    where the prompts were padded; else None.
+    axes: {hook name: "batch pos d_model"} for every hook point of the model, cached or not, so that
+    the error for a name that was not cached differs from the one for a misspelt name. key_mask:
+    [batch, pos], True for real tokens, if the prompts were padded; else None.
     """
 
     def __init__(self, tensors, axes, key_mask=None):
@@ -179,12 +179,12 @@ class ActivationCache(Mapping):
         if isinstance(key, str):
             return get_act_name(key)
         if not isinstance(key, tuple) or len(key) not in (2, 3):
-            raise UnknownName(f"{key!r} is no key; read cache['z', 0], or cache['scale', 0, 'ln1']")
+            raise UnknownName(f"{key!r} is not a key; use cache['z', 0], cache['scale', 0, 'ln1']")
         name, layer, *module = key
         if layer is not None:
             index = as_index(layer)
             if index is None or not -self.n_layers <= index < self.n_layers:
-                raise UnknownName(f"layer {layer!r} of {name!r} is not there; this model has "
+                raise UnknownName(f"layer {layer!r} of {name!r} does not exist; this model has "
                                   f"{self.n_layers} layers")
             layer = index % self.n_layers
         return get_act_name(name, layer, *module)
@@ -194,7 +194,7 @@ class ActivationCache(Mapping):
         if name in self.tensors:
             return self.tensors[name]
         if name in self.axes:
-            raise UnknownName(f"{name} was not kept; name it in names_filter and run again")
+            raise UnknownName(f"{name} was not cached; add it to names_filter and run again")
         raise UnknownName(f"{name} is not a hook of this model{suggest_closest(name, self.axes)}")
 
     def __iter__(self):
@@ -208,7 +208,7 @@ class ActivationCache(Mapping):
 
     @property
     def nbytes(self):
-        """Bytes held, each storage counted once however many activations are views of it."""
+        """The bytes held; storage that several activations share is counted once."""
         storages = {}
         for tensor in self.tensors.values():
             storage = tensor.untyped_storage()
@@ -216,20 +216,20 @@ class ActivationCache(Mapping):
         return sum(storages.values())
 
     def stack(self, name, module=None):
-        """One activation of every layer: [layer, ...], in the order of the layers.
+        """One activation from every layer, stacked in the order of the layers: [layer, ...].
 
-        name: a short name, such as "pattern". Raises UnknownName where a layer was not kept, or
-        there is none.
+        name: a short name, such as "pattern". Raises UnknownName if a layer was not cached, or the
+        model has none.
         """
         if not self.n_layers:
             raise UnknownName(f"this model has no layers, and so no {name!r} to stack")
         return torch.stack([self[name, layer, module] for layer in range(self.n_layers)])
 
     def slice(self, batch=None, pos=None, head=None):
-        """A new cache with part of each activation, copied; every axis stays.
+        """A new cache with a copy of part of each activation; every axis stays.
 
-        batch, pos, head: an int, a slice or a list; activations without that axis stay whole.
-        `pos` means the query on scores and patterns.
+        batch, pos, head: an int, a slice or a list; activations without that axis are kept whole.
+        On scores and patterns, `pos` means the query position.
         """
         where = {"batch": batch, "pos": pos, "head": head}
         sliced = {name: slice_axes(tensor, self.axes[name], **where)

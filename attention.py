@@ -1,11 +1,11 @@
 """Causal self-attention: the only place where information moves between positions.
 
-Each head reads the stream three times. Its query says what this position looks for, its keys what
-each position offers, and their match decides where the head looks (the QK circuit); its values say
-what is carried from there, and W_O where that is written (the OV circuit). The two are independent:
-where a head looks and what it moves are separate questions.
+Each head does two independent things. The QK circuit decides where it looks: the query says what
+this position searches for, a key says what each position offers, and a match draws attention. The
+OV circuit decides what it moves: the values say what is carried from the positions that it looks
+at, and W_O says along which directions that is written into the stream.
 
-    scores  = q @ k.T / sqrt(d_head)                 # how well each key answers each query
+    scores  = q @ k.T / sqrt(d_head)                 # how well each key matches each query
     pattern = softmax(scores, future masked out)     # rows sum to one
     z       = pattern @ v                            # a weighted mean of the values
     output  = sum over heads of z @ W_O, + b_O
@@ -27,11 +27,11 @@ from utils import UserError
 
 
 class Attention(nn.Module):
-    """All heads of one block.
+    """All attention heads of one block.
 
-    The three reading matrices lie side by side in one, W_QKV [d_model, 3 * d_model], because one
-    large product is faster than three; W_Q, W_K, W_V and W_O are views of the weights by head, so
-    what is written into them reaches the model.
+    W_Q, W_K and W_V lie side by side in a single W_QKV [d_model, 3 * d_model], because one large
+    matrix product is faster than three. W_Q, W_K, W_V and W_O are views of the weights by head, so
+    writing into them changes the model.
     """
 
     def __init__(self, cfg):
@@ -55,9 +55,9 @@ class Attention(nn.Module):
     def forward(self, q_input, k_input, v_input, past=None, key_mask=None):
         """What q, k and v read (usually the same) -> what the heads write, [batch, pos, d_model].
 
-        Each input: [batch, pos, d_model], or [batch, pos, head, d_model] where heads read apart.
-        past: None, or earlier keys and values to look at too, such as a GrowingPast, which then
-        has a key mask of its own. key_mask: [batch, pos], False hides a key (padding).
+        Each input: [batch, pos, d_model], or [batch, pos, head, d_model] if each head has its own.
+        past: None, or earlier keys and values to attend to as well, such as a GrowingPast, which
+        brings its own key mask. key_mask: [batch, pos]; False hides a key (padding).
         """
         q, k, v = self.project(q_input, k_input, v_input)  # [batch, pos, head, d_head]
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
@@ -70,16 +70,16 @@ class Attention(nn.Module):
         return self.write(z)  # the same sum
 
     def write(self, z):
-        """What the heads write together, z [batch, pos, head, d_head] -> [batch, pos, d_model]."""
+        """What all heads write, summed: z [batch, pos, head, d_head] -> [batch, pos, d_model]."""
         out = z.flatten(2) @ self.W_heads_out
         return out if self.b_heads_out is None else out.add_(self.b_heads_out)
 
     def project(self, q_input, k_input, v_input):
-        """The three linear readings: each [batch, pos, head, d_head]."""
+        """Queries, keys and values: each [batch, pos, head, d_head]."""
         if q_input is k_input is v_input:
             qkv = q_input @ self.W_QKV  # [batch, pos, 3 d_model]
             if self.b_QKV is not None:
-                qkv = qkv.add_(self.b_QKV)  # in place: on a CPU cheaper than F.linear's way
+                qkv = qkv.add_(self.b_QKV)  # in place: cheaper on a CPU than F.linear
             return qkv.unflatten(-1, (3, self.n_heads, self.d_head)).unbind(2)
 
         projected = []
@@ -91,9 +91,9 @@ class Attention(nn.Module):
         return projected
 
     def attend(self, q, k, v, key_mask=None):
-        """The weighted mean of the values that each query sees, [batch, pos, head, d_head].
+        """The mean of the values weighted by the pattern, [batch, pos, head, d_head].
 
-        While anybody listens to scores or pattern the lines are run as they are written; otherwise
+        If a hook listens to the scores or the pattern, they are computed explicitly. If none does,
         one fused kernel gives the same numbers without building the pattern. Second derivatives
         need torch's plain kernel: sdpa_kernel(SDPBackend.MATH), from torch.nn.attention.
         """
@@ -108,8 +108,8 @@ class Attention(nn.Module):
             pattern = self.hook_pattern(scores.softmax(-1))  # [batch, head, query_pos, key_pos]
             z = F.dropout(pattern, self.dropout, self.training) @ v
         else:
-            # the kernel has a causal mask of its own for as many queries as keys, and a single
-            # query, the last position while decoding, sees all keys
+            # The kernel has its own causal mask when there are as many queries as keys. A single
+            # query, which is the last position during decoding, sees all keys.
             is_causal = n_queries == n_keys and key_mask is None
             needs_no_mask = is_causal or (n_queries == 1 and key_mask is None)
             visible = None if needs_no_mask else causal_mask(n_queries, n_keys, key_mask, q.device)
@@ -118,11 +118,11 @@ class Attention(nn.Module):
         return z.transpose(1, 2)
 
     def by_head(self, which):
-        """Columns of W_QKV as [head, d_model, d_head]; which: 0 for q, 1 for k, 2 for v."""
+        """W_QKV split by head, [head, d_model, d_head]; which: 0 for q, 1 for k, 2 for v."""
         return self.W_QKV.unflatten(1, (3, self.n_heads, self.d_head))[:, which].transpose(0, 1)
 
     def bias_by_head(self, which):
-        """Part of b_QKV as [head, d_head]; zeros where the model has no such bias."""
+        """b_QKV split by head, [head, d_head]; zeros if the model has no such bias."""
         if self.b_QKV is None:
             return self.W_QKV.new_zeros(self.n_heads, self.d_head)
         return self.b_QKV.unflatten(0, (3, self.n_heads, self.d_head))[which]
@@ -141,18 +141,18 @@ class Attention(nn.Module):
 
     @property
     def b_O(self):
-        """[d_model]; zeros where the model has no such bias."""
+        """[d_model]; zeros if the model has no such bias."""
         if self.b_heads_out is None:
             return self.W_heads_out.new_zeros(self.W_heads_out.shape[1])
         return self.b_heads_out
 
 
 def causal_mask(n_queries, n_keys, key_mask=None, device=None):
-    """True where a query may look: at its own position and before. [query_pos, key_pos], or
+    """True where a query may look: at its own position and earlier ones. [query_pos, key_pos], or
     [batch, 1, query_pos, key_pos] with a key mask.
 
-    The queries are the last n_queries of the n_keys positions. key_mask: [batch, key_pos], False
-    hides a key (padding); a position always sees itself, so that no softmax is over nothing.
+    The queries are the last n_queries of the n_keys positions. key_mask: [batch, key_pos]; False
+    hides a key (padding). A position always sees itself, so no softmax is taken over nothing.
     """
     query = torch.arange(n_keys - n_queries, n_keys, device=device)[:, None]
     key = torch.arange(n_keys, device=device)
@@ -162,11 +162,11 @@ def causal_mask(n_queries, n_keys, key_mask=None, device=None):
 
 
 class GrowingPast:
-    """The keys and values of all positions so far, for decoding one step at a time, one a layer.
+    """A key-value cache for decoding: the keys and values of all positions so far in one layer.
 
-    n_ctx: the most positions it will hold; room for them is taken at the first step. Use it under
+    n_ctx: the most positions it can hold; the memory is allocated at the first step. Use it under
     `torch.no_grad()`.
-    key_mask: [batch, n_ctx] or None; False hides a key for good (left padding of a ragged batch).
+    key_mask: [batch, n_ctx] or None; False hides a key permanently (left padding of a batch).
     """
 
     def __init__(self, n_ctx, key_mask=None):
@@ -178,7 +178,7 @@ class GrowingPast:
 
     def extend(self, k, v):
         """Appends k, v [batch, pos, head, d_head] of the new positions; returns the keys and values
-        of all positions and their mask ([batch, key_pos] or None). UserError where it is full."""
+        of all positions and their mask ([batch, key_pos] or None). UserError if it is full."""
         end = self.length + k.shape[1]
         if end > self.n_ctx:
             raise UserError(f"{end} positions do not fit into n_ctx={self.n_ctx}; shorten the text")

@@ -1,22 +1,24 @@
-"""Split a metric among the parts that caused it: writers of the stream, or any activations.
+"""Attribute a metric: direct logit attribution, attribution patching, integrated gradients.
 
-The unembedding and, given its scale, the final LayerNorm are linear. So the logit difference is a
-sum over writers, plus what the biases of LayerNorm and of the unembedding say by themselves:
+*Direct logit attribution.* The unembedding is linear, and so is the final LayerNorm if its scale is
+held fixed. So the logit difference is a sum over everything that writes into the stream, plus what
+the biases of LayerNorm and of the unembedding add:
 
     logits[correct] - logits[wrong] = sum_c <c, d> + <b_ln, W_U[:, correct] - W_U[:, wrong]>
                                       + b_U[correct] - b_U[wrong]
 
-with d the direction of `before_layer_norm`. No weight has to be folded first, and nothing is left
-over. It says what was written, not what was needed: an effect through later layers is not in it.
+Here d is the direction from `before_layer_norm`. The sum is exact, and no weights have to be folded
+first. It shows what each component writes directly, not what the answer needs: effects through
+later layers are not included.
 
-Patching measures such effects, one node with each run. One gradient estimates them for all nodes at
-once, as far as the model is straight between the two runs:
+*Attribution patching.* Activation patching measures such effects, with one run for each node. One
+gradient estimates them for all nodes at once, assuming that the model is linear between the runs:
 
-    m(run with a from the source) - m(run)  =  <a_source - a, dm/da>  +  what bends
+    m(run with a from the source) - m(run)  =  <a_source - a, dm/da>  +  the nonlinear rest
 
-The estimate overlooks a saturated softmax, flat here and steep further on, and paths that cancel
-only here; AtP* mends both. Integrated gradients take the slope all along the way, and nothing is
-left over.
+The estimate fails at a saturated softmax, which is flat here and steep further on, and for paths
+that cancel only at this run. AtP* corrects both. *Integrated gradients* average the gradient along
+the whole way, and leave no rest.
 
 Chapter: COURSE_ROADMAP.md, 8 (read) and 10 (approximate)
 Prerequisites: metrics.py, residual_stream_analysis.py
@@ -59,22 +61,22 @@ SOFTMAX = ("q", "k", "attn_scores", "pattern")
 @torch.no_grad()
 def direct_logit_attribution(model, cache, correct, wrong=None, *, unit="component", pos=-1,
                              tokenizer=None):
-    """What each writer adds to the logit of `correct`, less that of `wrong`: (attr, labels).
+    """Direct logit attribution: what each component adds to logit(correct) - logit(wrong).
 
-    cache: of `model`, as it is, with the activations of `decomposition` and ln_final's scale.
-    correct, wrong: an id or a token for all rows, or one for each, [batch]; tokens as text need
-    the tokenizer. unit: "component", "head", "neuron". pos: the position whose logits they are,
-    an int, or a tensor [batch] with each row's own.
-    Returns [row, batch], in nats, and labels; the last two rows are "ln_bias" and "b_U". The sum
-    over rows is the model's own logit difference (without `wrong`, its logit).
-    Raises UserError for what the cache lacks, and positions and tokens that are not there.
+    cache: of `model`, unmodified, with the activations of `decomposition` and ln_final's scale.
+    correct, wrong: one id or token for all rows, or one for each row, [batch]; tokens given as text
+    need the tokenizer. unit: "component", "head", "neuron". pos: the position of the logits, an
+    int, or a tensor [batch] with one for each row.
+    Returns (attr, labels): attr [component, batch], in nats. Its last two rows are "ln_bias" and
+    "b_U". The sum over components is the model's own logit difference (without `wrong`, its logit).
+    Raises UserError for activations missing from the cache, and for unknown positions and tokens.
     """
     check_cache(cache)
     n_rows, n_pos = cache["embed"].shape[:2]
     d_vocab = model.cfg.d_vocab
     check_one_position(pos, choose_positions(pos, n_pos, n_rows).shape[-1])
 
-    # the direction in the vocabulary, as W_U has it
+    # the direction in the vocabulary
     W_U = at_least_float32(model.W_U.detach())
     b_U = at_least_float32(model.b_U.detach())
     correct_ids = token_ids(correct, n_rows, d_vocab, tokenizer=tokenizer).to(W_U.device)
@@ -85,14 +87,14 @@ def direct_logit_attribution(model, cache, correct, wrong=None, *, unit="compone
         direction = direction - W_U[:, wrong_ids].T
         bias = bias - b_U[wrong_ids]
 
-    # the same direction in the stream, before the final LayerNorm, and each write along it
+    # the same direction in the stream, before the final LayerNorm, and each write's part along it
     here = cache.slice(pos=pos)
     if here.key_mask is not None and not here.key_mask.all():
         raise UserError(f"pos={pos} is padding in some prompts; choose real tokens")
     in_stream = before_layer_norm(model, here, direction[:, None])
     attr, labels = decomposition(model, here, unit=unit, project_output_onto=in_stream)
 
-    # what no part wrote
+    # the biases, which no component writes
     from_ln = torch.zeros_like(bias)
     if model.cfg.norm == "layernorm":
         from_ln = direction @ at_least_float32(model.ln_final.b.detach())
@@ -101,10 +103,10 @@ def direct_logit_attribution(model, cache, correct, wrong=None, *, unit="compone
 
 @dataclass(frozen=True, eq=False)
 class Attribution(EffectsOfTwoRuns):
-    """By how much patching each cell would move the metric, to first order: an Effects.
+    """How much patching each cell would change the metric, to first order: an Effects.
 
-    values: [*axes, batch], sizes without a sign with "grad_drop". axes: the names of the cells'
-    axes. baseline, target: [batch], the metric of the run as it is and of the source's run.
+    values: [*axes, batch]; with "grad_drop", absolute values. axes: the names of the cells' axes.
+    baseline, target: [batch], the metric of the unpatched run and of the source's run.
     direction: "denoising" or "noising".
     """
 
@@ -114,22 +116,23 @@ class Attribution(EffectsOfTwoRuns):
 def attribution_patching(model, tokens, source_cache, metric, *, names=None,
                          axes=("layer", "head"), direction="denoising", fixes=(),
                          key_mask=None):
-    """What patching each cell would change, by the slope at this run: {name: Attribution}.
+    """Attribution patching: estimates the effect of patching each cell, by one gradient.
 
-    The sum of (a_source - a) * dm/da over the cell: one run and its gradient for all cells.
+    The estimate is the sum of (a_source - a) * dm/da over the cell. All cells together take one run
+    and its gradient. Returns {name: Attribution}.
 
     tokens: [batch, pos], of the run that is patched: the corrupted one when denoising, the clean
     one when noising. source_cache: an ActivationCache of the other run, of the same shapes.
     metric: a Metric, or a function of logits [batch, pos, d_vocab] -> [batch].
-    names: one or several, short ("resid_pre", "q", "pattern", …: of all layers) or in full; None:
-    "z" and "mlp_out". axes: of the cells, "layer" (which short names need) and any that the hook
-    points have, such as "pos", "head", "key_pos", "d_mlp"; the others are summed over. An axis that
-    a named activation lacks is ignored for it; "pos" on a pattern means the query. fixes: "qk" (of
-    q and k, by `qk_effect`), "grad_drop" (a run for each part, see there), or both. key_mask:
-    [batch, pos], True for real tokens, where both runs' prompts are padded on the left in the same
-    places.
-    Raises UserError for names, axes, shapes and metrics that do not fit, for a source that is the
-    run itself, and in training with dropout.
+    names: one or several, short ("resid_pre", "q", "pattern", …: in all layers) or full; None means
+    "z" and "mlp_out". axes: those of the cells: "layer" (needed for short names) and any axes of
+    the hook points, such as "pos", "head", "key_pos", "d_mlp"; the others are summed over. An axis
+    that a named activation lacks is ignored for it; on a pattern, "pos" means the query. fixes:
+    "qk" (treats q and k by `qk_effect`), "grad_drop" (one run for each part, see there), or both.
+    key_mask: [batch, pos], True for real tokens, if both runs' prompts are padded on the left at
+    the same positions.
+    Raises UserError for names, axes, shapes and metrics that do not fit, for a source that equals
+    the run, and in training mode with dropout.
     """
     check_choice("direction", direction, ("denoising", "noising"))
     fixes = [fixes] if isinstance(fixes, str) else as_list("fixes", fixes, "a list; [] for none")
@@ -140,13 +143,13 @@ def attribution_patching(model, tokens, source_cache, metric, *, names=None,
         check_choice("fix", fix, FIXES)
     nodes = find_nodes(model, names, axes)
     if "qk" in fixes and "d_head" in axes:
-        raise UserError("the fix 'qk' is of a whole query or key; leave the axis 'd_head' out")
+        raise UserError("the fix 'qk' needs a whole query or key; leave the axis 'd_head' out")
     places = [place for of_name, *_ in nodes.values() for place in of_name]
     fixed = [p for p in places if "qk" in fixes and p.endswith((".hook_q", ".hook_k"))]
     read_by_fix = [sibling_hook(place, part) for place in fixed for part in SOFTMAX]
 
     def estimate(dropped=None):
-        """(the metric [batch], {name: effects}); dropped: a part that has no effect of its own."""
+        """(the metric [batch], {name: effects}); dropped: a part whose own effect counts as 0."""
         value, acts, grads = metric_gradients(model, tokens, metric, [*places, *read_by_fix],
                                                 key_mask)
         moves = source_differences(acts, source_cache, places)
@@ -158,7 +161,7 @@ def attribution_patching(model, tokens, source_cache, metric, *, names=None,
         for place in fixed:
             found[place] = qk_effect(place, acts, grads, source_cache, one_key="pos" in axes)
 
-        # sums over the axes that are not kept
+        # sum over all other axes
         effects = {}
         for name, (of_name, dims, kept) in nodes.items():
             stacked = torch.stack([found[place] for place in of_name])
@@ -176,31 +179,33 @@ def attribution_patching(model, tokens, source_cache, metric, *, names=None,
 
 @torch.no_grad()
 def metric_of_cache(model, cache, metric):
-    """The metric of a run, [batch], from its cache; None where that lacks the last stream."""
+    """A run's metric from its cache, [batch]; None if the cache lacks the last stream."""
     resid = last_stream(model, cache)
     return None if resid is None else as_metric(metric).of_stream(model, resid)
 
 
 def sibling_hook(place, part):
-    """The hook name of another part of the attention whose hook_q or hook_k is `place`."""
+    """The hook name of another activation in the attention whose hook_q or hook_k is `place`."""
     return place[:-1] + part  # without its last letter, q or k
 
 
 def qk_effect(place, acts, grads, source, *, one_key=True):
-    """What patching each query, or each key, moves by way of its pattern p: [batch, pos, head, 1].
+    """The effect of patching each query or key through its attention pattern p, exact in p.
 
-    They reach the metric through p alone, and p can go from one key to another where its slope is
-    0. So only what comes after p is taken to be straight: (p' - p) . g, with g = dm/dp, and p' the
-    softmax with the source's query or key. A query has a row of p for itself. A single key t, score
-    s_t, moves attention between t and the others, whose shares among themselves stay:
+    Queries and keys reach the metric only through p. The softmax can be flat at this run while
+    patching moves p from one key to another. So only what comes after p is linearised: the effect
+    is (p' - p) . g, with g = dm/dp and p' the softmax with the source's query or key. A query has
+    its own row of p. A single key t, with score s_t, moves attention between t and the other keys,
+    whose shares among themselves stay the same:
 
         p'_t = sigmoid(s'_t - logsumexp of the other scores)
         (p' - p) . g = (p'_t - p_t) (g_t - mean of g over the other keys, weighted by p)
 
     place: the hook name of q or k. acts, grads: {hook name: the activation} and {hook name: the
-    slope of the metric by it} of the run, with q, k, attn_scores and pattern of this attention.
+    metric's gradient there} of the run, with q, k, attn_scores and pattern of this attention.
     source: the same activations of the source's run; only the one at `place` is read. one_key: each
-    key by itself; else all of the head together, the effect at the queries that see them.
+    key separately; otherwise all keys of a head together, with the effect at the queries that see
+    them. Returns [batch, pos, head, 1].
     """
     q, k, scores, pattern = (acts[sibling_hook(place, part)] for part in SOFTMAX)
     slope = grads[sibling_hook(place, "pattern")]  # [batch, head, query_pos, key_pos]
@@ -214,13 +219,13 @@ def qk_effect(place, acts, grads, source, *, one_key=True):
     new = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
     new = new.masked_fill(scores == -math.inf, -math.inf)
 
-    # what the new pattern moves
+    # the effect through the new pattern
     if is_query or not one_key:
         effect = ((new.softmax(-1) - pattern) * slope).sum(-1)  # [batch, head, query_pos]
     else:
-        # Sums that leave out one key, not 1 - p_t: that is only rounding where p_t is almost 1.
+        # Sums that leave out one key, not 1 - p_t, which is only rounding if p_t is almost 1.
         others = 1 - torch.eye(pattern.shape[-1]).to(pattern)
-        rest = pattern @ others  # 0 in the first row, where there is nothing to move
+        rest = pattern @ others  # 0 in the first row, where there is no other key
         mean = (pattern * slope) @ others / rest.clamp_min(torch.finfo(rest.dtype).tiny)
         log_others = scores.logsumexp(-1, keepdim=True) + rest.log()
         moved = (new - log_others).sigmoid() - pattern
@@ -229,22 +234,22 @@ def qk_effect(place, acts, grads, source, *, one_key=True):
 
 
 def grad_drop(model, effects_without):
-    """The mean size of the effects with the gradient through each part dropped in turn.
+    """The mean absolute effect over gradients that each leave out one part of the model (GradDrop).
 
-    Where a node's direct path and those through later parts cancel at this run, its slope is 0,
-    though over the whole change they need not cancel. Without the gradient through one of these
-    parts, what it hid shows. A part is an attention or an MLP, not a block, since an MLP reads what
-    its block's attention writes. The part that a node lies in is left out of its mean, since
-    without that part's gradient nothing of the node is left.
+    A node's direct path and its paths through later parts may cancel at this run. Its gradient is
+    then 0, although the paths need not cancel over the whole change. Dropping the gradient through
+    one of these parts shows what it hid. A part is an attention or an MLP, not a block, because an
+    MLP reads what its block's attention writes. A node's own part is left out of its mean, because
+    without that part's gradient the node has no effect left.
 
-    effects_without(part) -> {name: effects} from a fresh gradient, with 0 for the part's output.
-    Raises UserError for a model of less than two parts.
+    effects_without(part) -> {name: effects} from a new gradient, with 0 for the part's own output.
+    Raises UserError for a model of fewer than two parts.
     """
     kinds = ("attn",) if model.cfg.attn_only else ("attn", "mlp")
     parts = [f"blocks.{layer}.hook_{kind}_out"
              for layer in range(model.cfg.n_layers) for kind in kinds]
     if len(parts) < 2:
-        raise UserError(f"grad_drop: of {len(parts)} parts none can hide another; leave it out")
+        raise UserError(f"grad_drop needs two parts, and this model has {len(parts)}; leave it out")
 
     sizes = {}
     for part in parts:
@@ -259,18 +264,20 @@ def grad_drop(model, effects_without):
 
 def integrated_gradients(model, tokens, source_cache, metric, *, act_name="embed", steps=32,
                          rule="gauss", key_mask=None):
-    """The whole change of a metric, split over an activation: (attribution, completeness gap).
+    """Integrated gradients: splits a metric's whole change over an activation's entries.
 
-    The attribution is (a_source - a) * the mean of dm/da on the straight way from the run's
-    activation to the source's; whatever comes before it stays as in the run. It sums to m at the
-    end of the way less m of the run. A mean over a few points misses that sum a little, and the gap
-    is the size of this error.
+    The attribution is (a_source - a) * the mean of dm/da along the straight line from the run's
+    activation to the source's; everything before the activation stays as in the run. It sums to m
+    at the end of the line minus m of the run. A mean over a few points misses this sum by a little:
+    the completeness gap is the size of that error.
 
-    act_name: a key of the cache: "embed" (the way ends in the source's run), ("z", 0), a full name.
-    steps: how many points, one more for "trapezoid". rule: "gauss" (Gauss-Legendre), "left" or
-    "right" (the ends of equal pieces), "trapezoid". The rest is as in `attribution_patching`.
-    Returns [batch, ...], the activation's shape, and [batch], in the metric's unit.
-    Raises UserError where `attribution_patching` does, for an unknown rule, and for less than one
+    act_name: a key of the cache: "embed" (the line ends in the source's run), ("z", 0), a full
+    name. steps: the number of points; "trapezoid" takes one more. rule: "gauss" (Gauss-Legendre),
+    "left" or "right" (the ends of equal pieces), "trapezoid". The rest is as in
+    `attribution_patching`.
+    Returns (attribution, gap): [batch, ...], of the activation's shape, and [batch], in the
+    metric's unit.
+    Raises UserError where `attribution_patching` does, for an unknown rule, and for fewer than one
     step.
     """
     points, weights = quadrature(rule, steps)
@@ -290,9 +297,9 @@ def integrated_gradients(model, tokens, source_cache, metric, *, act_name="embed
 
 
 def quadrature(rule, steps):
-    """Points and their weights for a mean over [0, 1].
+    """Points and weights for a mean over [0, 1] (numerical integration).
 
-    Raises UserError for an unknown rule, and for less than one step.
+    Raises UserError for an unknown rule, and for fewer than one step.
     """
     check_choice("rule", rule, ("gauss", "left", "right", "trapezoid"))
     steps = check_count("steps", steps)
@@ -309,8 +316,8 @@ def quadrature(rule, steps):
 
 
 def find_nodes(model, names, axes):
-    """{name: (hook names, their axes after one for the layers, the kept ones)}; raises UserError
-    for names and axes that are not there."""
+    """{name: (hook names, their axes with the layer axis first, the axes kept)}; raises UserError
+    for unknown names and axes."""
     if names is None:
         names = ("z",) if model.cfg.attn_only else ("z", "mlp_out")
     points = model.hook_points()
@@ -320,7 +327,7 @@ def find_nodes(model, names, axes):
         check_name(name)
         in_full = "hook_" in name or name in OUTSIDE_BLOCKS
         if not in_full and "layer" not in axes:
-            raise UserError(f"{name!r} lies in every block; add the axis 'layer' or name one hook")
+            raise UserError(f"{name!r} is in every block; add the axis 'layer' or name one hook")
 
         layers = [None] if in_full else range(model.cfg.n_layers)
         places = select_names(points, [get_act_name(name, layer) for layer in layers])
@@ -347,8 +354,8 @@ def metric_gradients(model, tokens, metric, names, key_mask=None):
 def source_differences(acts, source_cache, names):
     """{name: a_source - a}.
 
-    Raises UserError for other shapes, and where the source equals the run in all of them. They
-    count as equal if half of their digits agree, since a run can be computed in two ways.
+    Raises UserError for different shapes, and if the source equals the run in all of them. They
+    count as equal if half of their digits agree, because a run can be computed in two ways.
     """
     check_same_model(acts, source_cache)
     check_same_mask(acts, source_cache)

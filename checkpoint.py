@@ -1,4 +1,4 @@
-"""Runs on disk: their folders, their checkpoints, and how a model is loaded from them.
+"""Runs on disk: folders, checkpoints, metrics, and loading a model from them.
 
     outputs/mine/  config.json  checkpoint.pt  best.pt  metrics.jsonl  loss.png  sample.txt
 
@@ -48,28 +48,28 @@ from utils import (
 GPT2_BPE = Path("data/gpt2_bpe")  # a folder with the two files of GPT-2's tokenizer
 GPT2_TOKENS = 50257
 VERSION_LINE = "#version: 0.2"  # the first line of a file of merges
-# The settings that a resumed run may have otherwise
+# Settings that may change when a run is resumed
 FREE_TO_CHANGE = {"device", "threads", "folder", "path", "compile", "accumulate"}
 LOCK_FILE = ".lock"
 RUN_FILES = ("config.json", "checkpoint.pt", "best.pt", "metrics.jsonl", "loss.png", "sample.txt")
 
 
 def save_checkpoint(path, state):
-    """Writes a dict of tensors and plain values; the old file stays until the new one is whole.
+    """Writes a dict of tensors and plain values; the old file stays until the new one is complete.
 
-    Of several ranks, which all have the same state, only the first one writes.
+    With several ranks, which all have the same state, only rank 0 writes.
     """
     if rank():
         return
 
-    content = io.BytesIO()  # torch's own writer reports a full disk as a bug of its file format
+    content = io.BytesIO()  # torch's own writer reports a full disk as a bug in its file format
     torch.save(state, content)
     with atomic_write(path) as file:
         file.write(content.getbuffer())
 
 
 def load_checkpoint(path):
-    """The dict of a checkpoint, on the CPU. Raises UserError where the file is not one.
+    """The dict in a checkpoint, on the CPU. Raises UserError if the file is not a checkpoint.
 
     Only tensors and plain values are read: a file that asks to run code is refused.
     """
@@ -79,28 +79,28 @@ def load_checkpoint(path):
     return state
 
 
-# What a checkpoint is: a test of each of its fields. Others may stand beside them.
+# The format of a checkpoint: a test for each field. Other fields are allowed.
 
 
 def is_whole(value):
-    """Whether a value is a whole number, 0 or more, as torch can hold it."""
+    """Whether a value is a whole number, 0 or more, that fits into torch's int64."""
     return type(value) is int and 0 <= value < 2**63
 
 
 def is_number(value):
-    """Whether a value is a number; True and False are none."""
+    """Whether a value is a number; True and False do not count."""
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def is_weights(value):
-    """Whether a value is a dict of tensors of floating-point numbers."""
+    """Whether a value is a dict of floating-point tensors."""
     return isinstance(value, dict) and all(
         isinstance(name, str) and isinstance(weight, torch.Tensor) and weight.is_floating_point()
         for name, weight in value.items())
 
 
 def is_generator_state(value):
-    """Whether a value is what a torch.Generator takes as its state."""
+    """Whether a value is a valid state of a torch.Generator."""
     if not isinstance(value, torch.Tensor):
         return False
     try:
@@ -111,14 +111,14 @@ def is_generator_state(value):
 
 
 def is_list_of_steps(value):
-    """Whether a value is a list of what train.py's Step holds: a number, and four measurements."""
+    """Whether a value is a list of train.py's Steps: a number and four measurements each."""
     return isinstance(value, list) and all(
         isinstance(step, (list, tuple)) and len(step) == 5 and is_whole(step[0])
         and all(map(is_number, step)) for step in value)
 
 
 def is_tokenizer_state(value):
-    """Whether a value is a dict of texts, and of lists of texts or of pairs of them."""
+    """Whether a value is a dict of strings, and of lists of strings or of pairs of strings."""
     if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
         return False
     lists = [field for field in value.values() if not isinstance(field, str)]
@@ -146,7 +146,7 @@ NEEDED_TO_RESUME = {
     "rng": is_generator_state,
     "data_sha256": lambda value: isinstance(value, str),
 }
-MAY_BE_THERE = {  # they came later
+MAY_BE_THERE = {  # fields that older checkpoints lack
     "lost": is_whole,
     "untrained": is_number,
     "threads": lambda value: is_whole(value) and value > 0,
@@ -154,8 +154,8 @@ MAY_BE_THERE = {  # they came later
 
 
 def check_fields(state, path, needed):
-    """Raises UserError naming the fields of a checkpoint that are missing, and those that are
-    something else than they must be. needed: {name: test} of those that must be there."""
+    """Raises UserError naming the fields of a checkpoint that are missing or of the wrong type.
+    needed: {name: test} of the fields that must be there."""
     tests = NEEDED_BY_MODEL | NEEDED_TO_RESUME | MAY_BE_THERE
     wrong = [name for name, holds in tests.items()
              if (name in state or name in needed) and not (name in state and holds(state[name]))]
@@ -188,12 +188,12 @@ def check_same_structure(found, wanted, where):
 
 
 def load_model(run=None, out_dir="outputs", device="cpu", *, file="checkpoint.pt", cache_dir=None):
-    """(model, tokenizer) of a run or of a pretrained model, the model in evaluation mode.
+    """Loads (model, tokenizer) from a run or a pretrained model, the model in evaluation mode.
 
-    run: a run's name in out_dir, its folder, or None for the newest run in out_dir; or else what
-    `GPT.from_pretrained` takes. file: "checkpoint.pt", the last state of a run, or "best.pt", the
-    state of its lowest validation loss. cache_dir: where downloads are kept.
-    Raises UserError for a run that is not there, and for weights that do not fit their config.
+    run: a run's name in out_dir, its folder, or None for the newest run in out_dir; or any argument
+    of `GPT.from_pretrained`. file: "checkpoint.pt", the last state of a run, or "best.pt", the
+    state with its lowest validation loss. cache_dir: where downloads are kept.
+    Raises UserError for a run that does not exist, and for weights that do not fit their config.
     """
     if run is not None and existing_run_folder(run, out_dir) is None and is_pretrained(run):
         return load_pretrained(run, device, cache_dir=cache_dir)
@@ -208,14 +208,14 @@ def load_model(run=None, out_dir="outputs", device="cpu", *, file="checkpoint.pt
 
 
 def load_pretrained(name_or_folder, device="cpu", *, cache_dir=None):
-    """(model, tokenizer) of a published GPT-2; see `GPT.from_pretrained`.
+    """Loads (model, tokenizer) of a published GPT-2; see `GPT.from_pretrained`.
 
-    The tokenizer's two files lie beside the weights. Where they don't, a model of GPT-2's 50,257
-    tokens gets those in data/gpt2_bpe, and a line on stderr says so. Raises UserError where there
-    are none at all, and where they hold more tokens than the model knows.
+    The tokenizer's two files are read from the same folder as the weights. If they are missing, a
+    model with GPT-2's 50,257 tokens uses those in data/gpt2_bpe, and a line on stderr says so.
+    Raises UserError if there are none at all, or if they hold more tokens than the model.
     """
     folder = pretrained_folder(name_or_folder, cache_dir)
-    if (folder / "metrics.jsonl").exists():  # a run has a config.json too, of another kind
+    if (folder / "metrics.jsonl").exists():  # a run also has a config.json, of another kind
         raise UserError(f"{folder} is a run, not a model in Hugging Face's layout; load it as one, "
                         "with --run_name in generate.py")
     model = GPT.from_pretrained(folder)
@@ -225,7 +225,7 @@ def load_pretrained(name_or_folder, device="cpu", *, cache_dir=None):
     if files is None and d_vocab == GPT2_TOKENS:
         files = tokenizer_files(GPT2_BPE)
         if files is not None:
-            print(f"{folder} has no tokenizer; taking GPT-2's from {GPT2_BPE}", file=sys.stderr)
+            print(f"{folder} has no tokenizer; using GPT-2's from {GPT2_BPE}", file=sys.stderr)
     if files is None:
         raise UserError(f"{folder} has no vocab.json and merges.txt; put them there, or load the "
                         "model alone with GPT.from_pretrained")
@@ -238,9 +238,9 @@ def load_pretrained(name_or_folder, device="cpu", *, cache_dir=None):
 
 
 def tokenizer_files(folder):
-    """(vocabulary, merges), paths of a tokenizer's two files in a folder; None without them.
+    """(vocabulary, merges), the paths of a tokenizer's two files in a folder; None without them.
 
-    They have one pair of names in Hugging Face's layout, and another where OpenAI published them.
+    Hugging Face and OpenAI use different names for the two files; both are accepted.
     """
     for vocab, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
         if (folder / vocab).exists() and (folder / merges).exists():
@@ -249,12 +249,12 @@ def tokenizer_files(folder):
 
 
 def export_pretrained(folder, model, tokenizer):
-    """Writes a model and its BPE tokenizer as Hugging Face and `load_model` read them.
+    """Writes a model and its BPE tokenizer in the format that Hugging Face and `load_model` read.
 
     Raises UserError for another kind of tokenizer, and as `GPT.save_pretrained`.
     """
     if tokenizer.kind != "bpe":
-        raise UserError(f"a {tokenizer.kind!r} tokenizer has no place in GPT-2's format; write the "
+        raise UserError(f"GPT-2's format cannot hold a {tokenizer.kind!r} tokenizer; write the "
                         "model alone with model.save_pretrained")
     folder = Path(folder)
     model.save_pretrained(folder)
@@ -268,12 +268,12 @@ def export_pretrained(folder, model, tokenizer):
 
 
 def is_pretrained(name_or_folder):
-    """Whether `GPT.from_pretrained` would look there: a known name, or a folder with a config."""
+    """Whether `GPT.from_pretrained` accepts it: a known name, or a folder with a config."""
     return name_or_folder in PRETRAINED_NAMES or (Path(name_or_folder) / "config.json").exists()
 
 
 def config_of(state, path):
-    """The Config in a checkpoint's state. Raises UserError, naming `path`, where it has none."""
+    """The Config in a checkpoint's state. Raises UserError, naming `path`, if there is none."""
     try:
         check_field_types(Config, state["config"])
         check_sizes(state["config"].get("model", {}), path)
@@ -283,8 +283,8 @@ def config_of(state, path):
 
 
 def check_field_types(kind, values):
-    """Raises UserError where nested dicts hold a value of another type than the dataclass `kind`
-    says. A field that it does not have is passed over, and so are the words that it may choose."""
+    """Raises UserError if nested dicts hold a value of another type than the dataclass `kind` says.
+    Fields that it does not have are ignored; which word a choice holds is not checked."""
     if not isinstance(values, dict):
         raise UserError(f"{kind.__name__} is not a dict")
     hints = typing.get_type_hints(kind)
@@ -308,7 +308,7 @@ def check_field_types(kind, values):
 
 
 def write_run_config(folder, cfg, dataset, model):
-    """Writes a run's config.json, on rank 0: the settings, and what else the numbers depend on."""
+    """Writes a run's config.json, on rank 0: its settings, and what else affects the numbers."""
     if rank():
         return
     circumstances = {
@@ -328,7 +328,7 @@ def list_runs(out_dir):
 
 
 def existing_run_folder(run, out_dir):
-    """The folder of a run by its name in out_dir, or by its path; None where there is none."""
+    """The folder of a run, given its name in out_dir or its path; None if there is none."""
     for folder in (Path(out_dir) / run, Path(run)):
         if (folder / "checkpoint.pt").exists():
             return folder
@@ -336,9 +336,9 @@ def existing_run_folder(run, out_dir):
 
 
 def find_run(run, out_dir):
-    """The folder of a run by its name, by its path, or (None) of the newest run in out_dir.
+    """The folder of a run, given its name or path, or (None) of the newest run in out_dir.
 
-    Raises UserError listing those that are there.
+    Raises UserError listing the runs that exist.
     """
     runs = list_runs(out_dir)
     if run is None:
@@ -356,22 +356,22 @@ def find_run(run, out_dir):
 
 
 def run_flags(folder, prefix="--"):
-    """The flags by which a program finds a run: its name, and out_dir where not the default."""
+    """The flags by which a program finds a run: its name, and out_dir if it is not the default."""
     flags = f"{prefix}run_name {shlex.quote(folder.name)}"
     if folder.parent != Path(LoggingConfig().out_dir):
         flags += f" {prefix}out_dir {shlex.quote(str(folder.parent))}"
     return flags
 
 
-# Going on with a run
+# Resuming a run
 
 
 def load_run_to_resume(given, lock=None):
     """(folder, state, Config) of the run that `--resume` asks for.
 
-    given: the flags, nested; a setting that they leave out is as it was in the run. lock: a
+    given: the flags, nested; a setting that is not given keeps its value from the run. lock: a
     RunLock, which is taken on the folder before its checkpoint is read.
-    None where there is no checkpoint; `new_run_folder` says whether there is something else.
+    Returns None if there is no checkpoint; `new_run_folder` then checks what else is there.
     Raises UserError naming every flag that contradicts the run.
     """
     # Which run, if there is one
@@ -389,7 +389,7 @@ def load_run_to_resume(given, lock=None):
     state = load_checkpoint(path)
     check_fields(state, path, needed=NEEDED_TO_RESUME)
 
-    # Its settings, and those that are given now
+    # The run's settings, and those given now
     saved = dataclasses.asdict(config_of(state, path))
     different = [
         f"{section}.{name} was {saved[section][name]}, not {value}"
@@ -415,11 +415,11 @@ def load_run_to_resume(given, lock=None):
 
 
 def reload_dataset(folder, state, cfg):
-    """The Dataset that a run was trained on, from wherever its text lies now.
+    """The Dataset that a run was trained on, wherever its text is now.
 
-    folder: the run's. state: its checkpoint. cfg: a Config; a dataset "auto" stands for the text
-    that was chosen then, whatever can be had now. Raises UserError where the text is another one,
-    or missing.
+    folder: the run's. state: its checkpoint. cfg: a Config; the dataset "auto" means the text that
+    was chosen when the run began, whatever is available now. Raises UserError if the text is
+    missing or has changed.
     """
     which = cfg.data.dataset
     if which == "auto":
@@ -434,11 +434,11 @@ def reload_dataset(folder, state, cfg):
     return dataset
 
 
-# Beginning a run, and its metrics
+# Starting a run, and its metrics
 
 
 def on_first_rank(function):
-    """A function that rank 0 alone calls: every rank gets what it returned, or its UserError."""
+    """Decorator: only rank 0 calls the function; every rank gets its result, or its UserError."""
 
     @functools.wraps(function)
     def shared(*args, **named):
@@ -459,11 +459,11 @@ def on_first_rank(function):
 
 
 class RunLock:
-    """An exclusive lock on one run's folder, from `take` until it is left as a context.
+    """An exclusive lock on one run's folder, from `take` until the `with` block ends.
 
-    The system gives it back when the process ends, however it ends; the empty file that is left
-    then holds nothing. Of several ranks only the first one takes it. Where Python has no fcntl (on
-    Windows), it keeps nobody out.
+    The system releases it when the process ends, for whatever reason; the empty file that stays
+    behind locks nothing. With several ranks, only rank 0 takes it. If Python has no fcntl (on
+    Windows), it locks nothing.
     """
 
     def __init__(self):
@@ -471,7 +471,7 @@ class RunLock:
         self.stack = contextlib.ExitStack()
 
     def take(self, folder):
-        """Takes the lock; again is fine. Raises UserError where another process has it."""
+        """Takes the lock; taking it twice is fine. Raises UserError if another process has it."""
         path = Path(folder) / LOCK_FILE
         if rank() or self.path == path:
             return
@@ -486,7 +486,7 @@ class RunLock:
         self.path = path
 
     def release(self):
-        """Gives the lock back, where it was taken."""
+        """Releases the lock, if it was taken."""
         self.stack.close()
         self.path = None
 
@@ -499,21 +499,21 @@ class RunLock:
 
 @on_first_rank
 def new_run_folder(out_dir, run_name=None, overwrite=False, *, unless_used=False, lock=None):
-    """Makes a new run's folder: out_dir/run_name, or out_dir/run-001 and so on without a name.
+    """Creates a new run's folder: out_dir/run_name, or out_dir/run-001 and so on without a name.
 
-    overwrite: empty an existing folder of its run's files. unless_used: take an existing folder in
-    which no run has begun to learn. lock: a RunLock, which is taken on the folder. Returns the
-    folder. Raises UserError where the name is taken, by a run or by something else, and where the
-    place cannot be written.
+    overwrite: delete the run's files in an existing folder. unless_used: use an existing folder in
+    which no run has taken a step. lock: a RunLock, which is taken on the folder. Returns the
+    folder. Raises UserError if the name is taken, by a run or by something else, and if the folder
+    cannot be written.
     """
     if lock is None:
-        with RunLock() as lock:  # for as long as the folder is made
+        with RunLock() as lock:  # held while the folder is created
             return prepare_run_folder(Path(out_dir), run_name, overwrite, unless_used, lock)
     return prepare_run_folder(Path(out_dir), run_name, overwrite, unless_used, lock)
 
 
 def prepare_run_folder(out_dir, run_name, overwrite, unless_used, lock):
-    """What `new_run_folder` does."""
+    """Creates the folder; see `new_run_folder`."""
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         if run_name is None:
@@ -535,27 +535,37 @@ def prepare_run_folder(out_dir, run_name, overwrite, unless_used, lock):
     return folder
 
 
+@on_first_rank
+def check_run_name(out_dir, run_name, overwrite=False, *, unless_used=False, lock=None):
+    """Raises UserError if `new_run_folder` would refuse the name; arguments as there. It creates
+    nothing, so a program can call it before it loads its data."""
+    folder = None if run_name is None else Path(out_dir) / run_name
+    if folder is not None and folder.exists():
+        with contextlib.nullcontext(lock) if lock else RunLock() as lock:
+            check_replaceable(folder, lock, overwrite, unless_used)
+
+
 def make_numbered_folder(out_dir):
-    """Makes the folder run-001, or that of the number after the highest one that is there."""
+    """Creates the folder run-001, or the one after the highest number that exists."""
     names = [re.fullmatch("run-([0-9]{1,9})", path.name) for path in out_dir.glob("run-*")]
     number = max((int(name[1]) for name in names if name), default=0)
     while True:
         number += 1
         folder = out_dir / f"run-{number:03d}"
-        with contextlib.suppress(FileExistsError):  # made by another process in this moment
+        with contextlib.suppress(FileExistsError):  # another process has just created it
             folder.mkdir()
             return folder
 
 
 def check_replaceable(folder, lock, overwrite, unless_used):
-    """Takes the lock on a folder that is there, where a new run may take its place.
+    """Raises UserError, saying what is there, if a new run may not replace an existing folder.
 
-    Arguments as in `new_run_folder`. Raises UserError, saying what is there, where it may not.
+    Arguments as in `new_run_folder`. The lock is taken on the folder if it was ever locked.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another --logging.run_name")
     if (folder / LOCK_FILE).exists():
-        lock.take(folder)  # says where a process is writing there just now
+        lock.take(folder)  # raises if a process is writing there now
 
     name = f"run {folder.name!r} is in {folder.parent}"
     remains = list_remains(folder)
@@ -563,25 +573,26 @@ def check_replaceable(folder, lock, overwrite, unless_used):
         (folder / file).is_file() for file in ("checkpoint.pt", "best.pt", "metrics.jsonl"))
     there = list_names(remains, 8)
     if not is_a_run and (overwrite or unless_used):
-        raise UserError(f"{folder} is no run of this project: there are {there}; choose another "
+        raise UserError(f"{folder} is not a run of this project; it has {there}; choose another "
                         "--logging.run_name")
     if unless_used and remains:
-        raise UserError(f"{name} without a checkpoint to go on from: there are {there}; put its "
+        raise UserError(f"{name} without a checkpoint to resume from; it has {there}; put its "
                         "checkpoint.pt back, or replace all of it with --overwrite")
     if not (overwrite or unless_used):
         found = "without a checkpoint;"
-        if (folder / "checkpoint.pt").exists():
-            found = "already; go on with --resume,"
+        if is_finished_run(folder):
+            found = "already, and finished;"
+        elif (folder / "checkpoint.pt").exists():
+            found = "already; continue it with --resume,"
         raise UserError(f"{name} {found} replace it with --overwrite, or choose another "
                         "--logging.run_name")
-    lock.take(folder)
 
 
 def list_remains(folder):
-    """The names of what lies in a folder, but for what is there before a run's first checkpoint.
+    """The names of the files in a folder, except those from before a run's first checkpoint.
 
-    A process that was killed then leaves the settings of the run, the untrained model as its best
-    one, the line of its loss, and what it was writing.
+    A process that was killed that early leaves the run's settings, the untrained model as its best
+    one, the row of its loss, and the file that it was writing.
     """
     unfinished = "|".join(map(re.escape, RUN_FILES))
     no_loss = re.compile(rf"\.({unfinished})\.[0-9]+|{re.escape(LOCK_FILE)}")
@@ -596,7 +607,7 @@ def list_remains(folder):
 
 
 def is_run_config(path):
-    """Whether a file is what `write_run_config` wrote."""
+    """Whether a file was written by `write_run_config`."""
     try:
         values = read_json(path)
         sections = [field.name for field in dataclasses.fields(Config)]
@@ -604,6 +615,16 @@ def is_run_config(path):
     except (UserError, KeyError):
         return False
     return True
+
+
+def is_finished_run(folder):
+    """Whether the checkpoint in a folder is of its run's last step."""
+    path = folder / "checkpoint.pt"
+    try:
+        state = load_checkpoint(path)
+        return state["step"] == config_of(state, path).train.max_steps
+    except UserError:
+        return False
 
 
 def is_untrained(path):
@@ -615,7 +636,7 @@ def is_untrained(path):
 
 
 def has_no_steps(path):
-    """Whether a run's metrics have no whole line but one from before the first step."""
+    """Whether a run's metrics have no complete row after the one from before the first step."""
     with open_regular(path) as file:
         content = file.read(1 << 16)
     rows = read_metrics(path.parent)
@@ -630,9 +651,9 @@ def remove_temporary(folder):
 
 
 def add_rows(folder, rows, afresh=False):
-    """Adds dicts to a run's metrics.jsonl, a line each; of several ranks, only the first one does.
+    """Adds dicts to a run's metrics.jsonl, one per line; with several ranks, only rank 0 writes.
 
-    afresh: write a new file that holds these lines alone. Raises UserError on a full disk.
+    afresh: write a new file with only these rows. Raises UserError on a full disk.
     """
     if rank():
         return
@@ -648,14 +669,14 @@ def add_rows(folder, rows, afresh=False):
             with open(path, "a", encoding="utf-8") as file:
                 file.writelines(lines)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; make room, then go on with "
+        raise UserError(f"cannot write {path}: {error.strerror}; make room, then continue with "
                         "--resume") from None
 
 
 def read_metrics(folder):
-    """The lines of a run's metrics.jsonl, a list of dict; an empty list without the file.
+    """The rows of a run's metrics.jsonl, a list of dicts; an empty list without the file.
 
-    A line that was cut off, by a kill or a full disk, or damaged otherwise, is passed over.
+    A line that was cut off, by a kill or a full disk, or is damaged in another way, is skipped.
     """
     path = Path(folder) / "metrics.jsonl"
     if not path.exists():
@@ -673,9 +694,9 @@ def read_metrics(folder):
 
 
 def is_metrics_row(row):
-    """Whether a value is what a line of metrics.jsonl holds: a step, and numbers by their names.
+    """Whether a value is a valid row of metrics.jsonl: a step, and numbers by name.
 
-    `above_floor` has such numbers within it.
+    `above_floor` is a dict of such numbers.
     """
     if not isinstance(row, dict) or not is_whole(row.get("step")):
         return False

@@ -1,10 +1,10 @@
-"""Test what a circuit is worth: over all sizes, against chance, and against other circuits.
+"""Evaluate a circuit: faithfulness over sizes, hypothesis tests, and stability.
 
 That a circuit keeps 0.9 of a behaviour says little by itself. Would another ranking of the edges
-have kept as much with fewer? Would random edges? Does the rest of the model know the answer too? Is
-each edge needed? And does another sample of prompts, or another order of the search, give the same
-circuit? Everything here is asked of one `CircuitRun`, which says the prompts, the metric, what
-absent edges carry (mode), and which tokens are padding (key_mask):
+keep as much with fewer edges? Would random edges? Does the rest of the model also know the answer?
+Is each edge needed? Does another sample of prompts, or another search order, give the same circuit?
+Everything here works on one `CircuitRun`, which holds the prompts, the metric, what absent edges
+carry (mode), and which tokens are padding (key_mask):
 
     run = CircuitRun(model, clean_tokens, corrupted_tokens, metric)
     scores = eap(model, clean_tokens, corrupted_tokens, metric, ig_steps=5)
@@ -12,11 +12,11 @@ absent edges carry (mode), and which tokens are padding (key_mask):
     curve.cpr, curve.cmd, curve.cpr_ci()
     print(evaluate_circuit(run, scores.circuit(7), scores=scores))
 
-The tests have two kinds of null hypotheses, and the two kinds of p-values read in opposite ways.
-`equivalence_test` and `independence_test` suppose that the circuit is good, so it stands where p is
-*not* small; few prompts let anything stand. `minimality_test`, `sufficiency_test` and
-`necessity_test` suppose that it is no better than chance, so it stands where p *is* small. `holds`
-of their results says which it is.
+The tests have two kinds of null hypothesis, and their p-values read in opposite ways.
+`equivalence_test` and `independence_test` assume that the circuit is good: it passes if p is *not*
+small, and with few prompts almost anything passes. `minimality_test`, `sufficiency_test` and
+`necessity_test` assume that it is no better than chance: it passes if p *is* small. The field
+`holds` of each result says whether the circuit passed.
 
 Chapter: COURSE_ROADMAP.md, 10 (approximate)
 Prerequisites: circuits.py, metrics.py
@@ -56,28 +56,28 @@ from utils import (
 )
 
 SHARES = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # of all, as in MIB
-MOST_PARTS = 16  # whose subsets are all run: 65,536 runs
-SAME = 1e-6  # of the metric's size: values that differ by less are one
+MOST_PARTS = 16  # with 16 parts, all subsets are 65,536 runs
+SAME = 1e-6  # relative to the metric's size: values that differ by less count as equal
 
 # Faithfulness over sizes
 
 
 @dataclass(frozen=True, eq=False)
 class FaithfulnessCurve(Faithfulness):
-    """The faithfulness of circuits of several sizes, each with all edges of the one before.
+    """Faithfulness over circuit size: each circuit contains all edges of the previous one.
 
-    values, kept: [size, batch]; gap: [batch]; mean: [size]. sizes: how many edges each has, from 0
-    to all. n_edges: how many there are.
+    values, kept: [size, batch]; gap: [batch]; mean: [size]. sizes: the number of edges of each
+    circuit, from 0 to all. n_edges: the number of edges of the model.
 
         CPR = integral of f(share) from 0 to 1        how well circuits perform: higher is better
         CMD = integral of |f(share) - 1| from 0 to 1  how far from the model: lower is better
 
-    f is `mean`, by trapezoids between neighbouring sizes, each at the share of edges that it truly
-    has. So a share that holds no more edges than the one before adds nothing: of 110 edges, all
-    below 1 % are the size 0. (The benchmark's code puts the rounded size at the share that was
-    asked for, and leaves out the piece below the smallest; in GPT-2, of 32,491 edges, that is less
-    than 0.001 of CPR, where faithfulness is below 1 there.) CMD takes the distance at each size
-    first, as the benchmark does, and the trapezoid then.
+    f is `mean`, integrated by trapezoids between neighbouring sizes. Each size is placed at the
+    share of edges that it really has, so a requested share that rounds to the previous size adds
+    nothing: of 110 edges, every share below 1 % is the size 0. (The benchmark's code places the
+    rounded size at the requested share, and omits the piece below the smallest. In GPT-2, with
+    32,491 edges, that changes CPR by less than 0.001 if faithfulness is below 1 there.) For CMD the
+    distance is taken at each size first, as in the benchmark, and then integrated.
     """
 
     sizes: tuple = ()
@@ -90,30 +90,30 @@ class FaithfulnessCurve(Faithfulness):
 
     @property
     def cpr(self):
-        """The area below the curve: 1 where all sizes are faithful, 0.5 for a straight line."""
+        """The area under the curve: 1 if all sizes are faithful, 0.5 for a straight line."""
         return torch.trapezoid(self.mean.cpu().double(), self.shares).item()
 
     @property
     def cmd(self):
-        """The area between the curve and 1: 0 where all sizes are faithful."""
+        """The area between the curve and 1: 0 if all sizes are faithful."""
         return torch.trapezoid((self.mean.cpu().double() - 1).abs(), self.shares).item()
 
     def cpr_ci(self, level=0.95, seed=0):
-        """(low, high), an interval of CPR for this ranking, by drawing prompts again and again.
+        """(low, high), a bootstrap interval of CPR over prompts, for a fixed ranking.
 
-        The ranking stays. Few prompts vary too little, as in `bootstrap_ci`: at level 0.95 the
-        truth lies inside in about 0.84 of all cases with 5 prompts, 0.90 with 10, 0.93 with 40.
+        With few prompts the interval is too narrow, as in `bootstrap_ci`. At level 0.95 it contains
+        the truth in about 0.84 of all cases with 5 prompts, 0.90 with 10, and 0.93 with 40.
         Raises UserError for a single prompt.
         """
         return self.area_ci(lambda drawn: drawn, level, seed)
 
     def cmd_ci(self, level=0.95, seed=0):
-        """(low, high), an interval of CMD, as in `cpr_ci`. CMD is a sum of distances, so where it
-        is near 0 noise raises it, and the interval with it."""
+        """(low, high), an interval of CMD, as in `cpr_ci`. CMD is a sum of distances, so near 0
+        noise raises it, and the interval with it."""
         return self.area_ci(lambda drawn: (drawn - 1).abs(), level, seed)
 
     def area_ci(self, height, level, seed):
-        """The middle `level` of the areas below height(the curve of the drawn prompts)."""
+        """The central interval, at `level`, of the area under height(curve) over the draws."""
         drawn = self.drawn_means(level=level, seed=seed)  # [size, draw]
         areas = torch.trapezoid(height(drawn), self.shares, dim=0)
         ends = areas.quantile(areas.new_tensor([0.5 - level / 2, 0.5 + level / 2]))
@@ -121,11 +121,11 @@ class FaithfulnessCurve(Faithfulness):
 
 
 def curve_sizes(n_edges, sizes=None):
-    """The numbers of edges of a curve, each once, rising, from 0 to all: a tuple.
+    """The sizes of a curve, ascending and unique, from 0 to all edges: a tuple.
 
-    sizes: None for the benchmark's shares, rounded down; "all" for every number; or a list of
-    counts (ints) and shares (floats from 0 to 1). 0 and n_edges are added.
-    Raises UserError for counts and shares that are not there.
+    sizes: None for the benchmark's shares, rounded down; "all" for every size; or a list of counts
+    (ints) and shares (floats from 0 to 1). 0 and n_edges are added.
+    Raises UserError for impossible counts and shares.
     """
     if isinstance(sizes, str):
         check_choice("sizes", sizes, ("all",))
@@ -143,7 +143,7 @@ def curve_sizes(n_edges, sizes=None):
 
 
 def take_edges(full, numbers):
-    """The circuit of some edges, by their numbers in full.edges()."""
+    """The circuit of some edges, given their indices in full.edges()."""
     reader, writer = full.exists.T.nonzero()[torch.as_tensor(numbers, dtype=torch.long)].T
     mask = torch.zeros_like(full.exists)
     mask[writer, reader] = True
@@ -151,13 +151,13 @@ def take_edges(full, numbers):
 
 
 def faithfulness_curve(run, ranking, *, sizes=None):
-    """The faithfulness of the best edges of a ranking, over sizes: a FaithfulnessCurve.
+    """Faithfulness of a ranking's best edges, over sizes: a FaithfulnessCurve.
 
-    run: a CircuitRun. ranking: [(writer, reader)] with every edge of the model once, the best
-    first, such as `ranked_edges`, `acdc_ranking` and `random_ranking` give. sizes: as in
-    `curve_sizes`. A model run for each size. No edge is left out because it leads nowhere.
-    Raises UserError for a ranking in which edges lack or come twice, for sizes that are not there,
-    and where `faithfulness` does.
+    run: a CircuitRun. ranking: [(writer, reader)] with every edge of the model once, best first, as
+    from `ranked_edges`, `acdc_ranking` or `random_ranking`. sizes: as in `curve_sizes`. It takes
+    one model run for each size. Edges that lead nowhere are kept.
+    Raises UserError for a ranking in which edges are missing or repeated, for impossible sizes, and
+    where `faithfulness` does.
     """
     edges = [tuple(edge[:2]) for edge in ranking]
     check_each_edge_once(run.full, edges, "ranking")
@@ -173,11 +173,11 @@ def faithfulness_curve(run, ranking, *, sizes=None):
 
 
 def ranked_edges(scores, *, by="size"):
-    """All edges, the best first: [(writer, reader)].
+    """All edges, best first: [(writer, reader)].
 
     scores: EdgeScores, or the exact effects of all edges (`minimality` with parts=edges). by:
-    "size", whatever the sign, for circuits that do what the model does (CMD); "sign", the edges
-    that the metric needs first and those that work against it last, for circuits that perform
+    "size" ranks by absolute value, for circuits that act like the model (CMD); "sign" puts the
+    edges that the metric needs first and those that oppose it last, for circuits that perform well
     (CPR). Raises UserError for scores that are not finite.
     """
     check_choice("by", by, ("size", "sign"))
@@ -191,10 +191,10 @@ def ranked_edges(scores, *, by="size"):
 
 
 def acdc_ranking(run, thresholds, *, order=None):
-    """All edges by how many of ACDC's thresholds they outlive, the best first: [(writer, reader)].
+    """All edges by the number of ACDC thresholds they survive, best first: [(writer, reader)].
 
-    Edges that outlive as many stand in the order of `Circuit.edges`, from the first reader on.
-    order: as in `acdc`. Raises UserError for no thresholds or ones below 0.
+    Edges with equal counts are in the order of `Circuit.edges`, from the first reader on. order: as
+    in `acdc`. Raises UserError for an empty list of thresholds, or one below 0.
     """
     counts = thresholds_outlived(run, thresholds, order=order)
     edges = run.full.edges()
@@ -202,10 +202,10 @@ def acdc_ranking(run, thresholds, *, order=None):
 
 
 def thresholds_outlived(run, thresholds, *, order=None):
-    """How many of ACDC's thresholds each edge outlives: [edge], int64. As `acdc_ranking`."""
+    """The number of ACDC thresholds that each edge survives: [edge], int64. As `acdc_ranking`."""
     thresholds = as_list("thresholds", thresholds, "a list of numbers, 0 or more")
     if not thresholds:
-        raise UserError("thresholds is empty, so no edge is better than another; give some")
+        raise UserError("thresholds is empty, so the edges cannot be ranked; give some")
     for threshold in thresholds:
         check_threshold(threshold)
     outlived = sum(prune(run, threshold=threshold, order=order).mask.long()
@@ -223,12 +223,12 @@ def random_ranking(full, generator):
 
 
 def random_circuits(circuit, n=100, *, seed=0, match="layers"):
-    """Random circuits of the size of one, to hold it against: [Circuit].
+    """Random circuits of the same size as a given one, for comparison: [Circuit].
 
-    match: "layers", as many edges between the same two layers (from the embedding, or layer 0, …;
-    to layer 0, …, or the logits), so that chance has the depth of the circuit; "size", as many
-    edges anywhere. Where the circuit has all edges between two layers, so have they.
-    Raises UserError for less than one.
+    match: "layers" draws equally many edges between the same two layers (from the embedding, or
+    layer 0, …; to layer 0, …, or the logits), so that random circuits are as deep; "size" draws
+    equally many edges anywhere. If the circuit has all edges between two layers, so do they.
+    Raises UserError for fewer than one.
     """
     check_choice("match", match, ("layers", "size"))
     check_count("n", n)
@@ -252,7 +252,7 @@ def random_circuits(circuit, n=100, *, seed=0, match="layers"):
 
 
 def layer_of(node):
-    """The layer of a node or an input, as "L0"; "embed" and "logits" are their own."""
+    """The layer of a node or an input, as "L0"; "embed" and "logits" are layers of their own."""
     return node.split("H")[0].split(".")[0]
 
 
@@ -261,11 +261,12 @@ def layer_of(node):
 
 @dataclass(frozen=True, eq=False)
 class CircuitTest:
-    """A hypothesis test of a circuit.
+    """The result of a hypothesis test of a circuit.
 
-    name: of the test. statistic: what was measured; p_value: how often chance does as much, both
-    floats (for minimality those of the edge that comes off worst). alpha: the level. holds: whether
-    the circuit stands. parts, p_values: for minimality, each edge and its own p-value [edge].
+    name: the test. statistic: the measured value. p_value: the probability of such a value under
+    the null hypothesis. Both are floats; for minimality, those of the edge with the largest
+    p-value. alpha: the significance level. holds: whether the circuit passes. parts, p_values: for
+    minimality, the edges and their p-values [edge].
     """
 
     name: str
@@ -278,18 +279,18 @@ class CircuitTest:
 
 
 def check_alpha(alpha):
-    """Raises UserError unless a level of a test is between 0 and 1."""
+    """Raises UserError unless a significance level is between 0 and 1."""
     check_number("alpha", alpha, lambda level: 0 < level < 1, "between 0 and 1")
 
 
 def equivalence_test(run, circuit, *, epsilon=0.1, alpha=0.05):
-    """Whether the circuit beats the model about as often as the model beats it: a CircuitTest.
+    """Equivalence: does the circuit beat the model about as often as the reverse? A CircuitTest.
 
-    Null hypothesis: of all prompts, the share on which m(C) > m(M) is within 1/2 ± epsilon. The
-    statistic is that share of these prompts, ties counting half. p: how often a share at the edge
-    of that range lies as far from 1/2 (exact, binomial). The circuit stands unless p < alpha; with
-    few prompts nearly everything does. The test sees signs alone: a circuit that is behind by a
-    hair on every prompt falls. Raises UserError for an epsilon outside of 0 to 1/2.
+    Null hypothesis: among all prompts, the share with m(C) > m(M) is within 1/2 ± epsilon. The
+    statistic is that share among these prompts; ties count half. p is the exact binomial
+    probability, at the edge of that range, of a share as far from 1/2. The circuit passes unless
+    p < alpha; with few prompts almost every circuit does. The test only sees signs: a circuit that
+    is slightly behind on every prompt fails. Raises UserError for an epsilon outside 0 to 1/2.
     """
     check_alpha(alpha)
     check_number("epsilon", epsilon, lambda width: 0 <= width < 0.5, "0 or more, below 0.5")
@@ -303,8 +304,8 @@ def equivalence_test(run, circuit, *, epsilon=0.1, alpha=0.05):
 
 
 def share_pvalue(share, n, epsilon):
-    """How often a share of n coins, each heads with probability 1/2 + epsilon, lies as far from 1/2
-    as this one, or further."""
+    """The probability that n coins, each heads with probability 1/2 + epsilon, give a share of
+    heads at least as far from 1/2 as `share`."""
     heads = torch.arange(n + 1).double()
     log_ways = math.lgamma(n + 1) - torch.lgamma(heads + 1) - torch.lgamma(n - heads + 1)
     log_chance = (log_ways + heads * math.log(0.5 + epsilon)
@@ -314,12 +315,12 @@ def share_pvalue(share, n, epsilon):
 
 
 def independence_test(run, circuit, *, alpha=0.05, n_draws=1000, seed=0):
-    """Whether what is left without the circuit knows nothing of the model's answer: a CircuitTest.
+    """Independence: is the rest of the model uninformative about its answer? A CircuitTest.
 
     Null hypothesis: over prompts, the metric of the model without the circuit's edges is
-    independent of the model's metric. The statistic is their `hsic`, p by permuting prompts. The
-    circuit stands unless p < alpha. Raises UserError for less than four prompts, which have too few
-    orders, or less than one draw.
+    independent of the model's metric. The statistic is their HSIC (`hsic_test`), and p comes from
+    permuting prompts. The circuit passes unless p < alpha. Raises UserError for fewer than four
+    prompts, which have too few permutations, or fewer than one draw.
     """
     check_alpha(alpha)
     check_count("n_draws", n_draws)
@@ -330,17 +331,17 @@ def independence_test(run, circuit, *, alpha=0.05, n_draws=1000, seed=0):
 
 
 def hsic_test(one, other, *, n_draws=1000, seed=0):
-    """(HSIC, p-value) of two values for each prompt, [batch] each: 0 where they are independent.
+    """(HSIC, p-value) of two values for each prompt, [batch] each; HSIC is 0 under independence.
 
-    HSIC is the mean over pairs of prompts of the product of two centred kernels, each Gaussian in
-    the distance of the values and as wide as the median distance (Gretton et al. 2005). It sees
-    more than a correlation. p: how often it is as large with the prompts of one in random order.
-    Raises UserError for less than four prompts.
+    The Hilbert-Schmidt independence criterion is the mean, over pairs of prompts, of the product of
+    two centred kernels. Each kernel is Gaussian in the distance of the values, and its width is
+    their median distance (Gretton et al. 2005). HSIC detects more than correlation. p: how often it
+    is as large when the prompts of one are permuted. Raises UserError for fewer than four prompts.
     """
     n = len(one)
     if n < 4:
-        raise UserError(f"{n} prompts have too few orders for a test of independence; give four or "
-                        "more")
+        raise UserError(f"{n} prompts have too few permutations for a test of independence; give "
+                        "four or more")
     kernel = centred_kernel(one)
     other_kernel = centred_kernel(other)
     observed = (kernel * other_kernel).mean().item()
@@ -350,14 +351,14 @@ def hsic_test(one, other, *, n_draws=1000, seed=0):
     for _ in range(n_draws):
         order = torch.randperm(n, generator=generator)
         null.append((kernel * other_kernel[order][:, order]).mean())
-    # the same numbers in another order may sum to a little less
+    # a sum in another order may be slightly smaller
     p = permutation_pvalue(observed - 1e-12, torch.stack(null))
     return observed, p.item()
 
 
 def centred_kernel(values):
-    """Gaussian kernel of [batch] values, as wide as their median distance, its rows and columns
-    summing to 0: [batch, batch], float64. All 0 where the values are all the same."""
+    """A centred Gaussian kernel of values [batch]; its width is their median distance, and its rows
+    and columns sum to 0: [batch, batch], float64. All 0 if all values are the same."""
     values = values.detach().cpu().double()
     distances = (values[:, None] - values).abs()
     apart = distances[distances > SAME * values.abs().mean()]
@@ -369,17 +370,17 @@ def centred_kernel(values):
 
 
 def minimality_test(run, circuit, *, alpha=0.05, n_draws=100, seed=0):
-    """Whether removing each edge changes more than removing a random edge would: a CircuitTest.
+    """Minimality: does removing each edge change more than removing a random edge? A CircuitTest.
 
     The random edge is one that was just added: the circuit is inflated by a random path of edges
-    from the embedding to the logits, of which at least one is new, and one of the new ones is
-    removed again (`random_edge_changes`). A change is the mean over prompts of the size of the
-    change in the metric. Null hypothesis of each edge: its change is one of the random ones.
+    from the embedding to the logits, at least one of which is new, and one of the new edges is
+    removed again (`random_edge_changes`). A change is the mean absolute change of the metric over
+    prompts. Null hypothesis for each edge: its change is one of the random ones.
 
-    The circuit stands where p < alpha for every edge, so all of the nulls must be rejected, and no
-    correction for their number is needed; statistic and p_value are those of the worst edge. No p
-    is below 1 / (1 + n_draws). Raises UserError for a circuit of no edges or of all, and for so few
-    draws that no edge could stand.
+    The circuit passes if p < alpha for every edge. All nulls have to be rejected, so no correction
+    for their number is needed. statistic and p_value are those of the worst edge. No p is below
+    1 / (1 + n_draws). Raises UserError for a circuit with no edges or all of them, and for so few
+    draws that no edge could pass.
     """
     check_alpha(alpha)
     check_count("n_draws", n_draws)
@@ -401,11 +402,11 @@ def minimality_test(run, circuit, *, alpha=0.05, n_draws=100, seed=0):
 
 
 def random_edge_changes(run, circuit, n_draws=100, *, seed=0):
-    """What removing a random edge of an inflated circuit changes, for `minimality_test`: [draw].
-    Raises UserError where the circuit has all edges."""
+    """The changes from removing a random edge of an inflated circuit, for `minimality_test`:
+    [draw]. Raises UserError if the circuit has all edges."""
     if len(circuit) == len(run.full):
-        raise UserError(f"the circuit has all {len(circuit)} edges of the model, so it can't be "
-                        "inflated; take a smaller one")
+        raise UserError(f"the circuit has all {len(circuit)} edges of the model and cannot be "
+                        "inflated; use a smaller one")
     generator = seeded_generator(seed)
     present = set(circuit.edges())
     changes = []
@@ -421,8 +422,8 @@ def random_edge_changes(run, circuit, n_draws=100, *, seed=0):
 
 
 def random_path(full, generator):
-    """A random path from the embedding to the logits: [(writer, reader)], from each writer on along
-    any of its edges, each as likely."""
+    """A random path from the embedding to the logits: [(writer, reader)]. Each step takes one of
+    the writer's edges, all equally likely."""
     readers_of = {}
     for writer, reader in full.edges():
         readers_of.setdefault(writer, []).append(reader)
@@ -436,33 +437,34 @@ def random_path(full, generator):
 
 
 def mean_change(value, before):
-    """The mean size over prompts of the change of a metric [batch]: [], float64."""
+    """The mean absolute change of a metric [batch] over prompts: [], float64."""
     return (at_least_float32(value) - at_least_float32(before)).abs().mean().cpu().double()
 
 
 def sufficiency_test(run, circuit, *, others, alpha=0.05):
-    """Whether the circuit is nearer to the model than random circuits: a CircuitTest.
+    """Sufficiency: is the circuit closer to the model than random circuits are? A CircuitTest.
 
-    others: [Circuit], such as `random_circuits` gives. Null hypothesis: it is one of them. The
-    statistic is |faithfulness - 1|; p: how many of the others are as near. The circuit stands where
-    p < alpha. Raises UserError for so few others that it never could.
+    others: [Circuit], as from `random_circuits`. Null hypothesis: the circuit is one of them. The
+    statistic is |faithfulness - 1|, and p the share of circuits that are as close. The circuit
+    passes if p < alpha. Raises UserError for so few others that it never could.
     """
     return compare_nearness(faithfulness_of_each(run, [circuit, *others]), alpha)
 
 
 def compare_nearness(found, alpha):
-    """`sufficiency_test`, by the Faithfulness of [circuit, *others]."""
+    """`sufficiency_test`, given the Faithfulness of [circuit, *others]."""
     far = (found.mean - 1).abs()
     return compare_with_others("sufficiency", -far, alpha, sign=-1)
 
 
 def necessity_test(run, circuit, *, others, alpha=0.05):
-    """Whether the model loses more without the circuit than without random ones: a CircuitTest.
+    """Necessity: does the model lose more without the circuit than without random circuits?
 
-    "Partial" necessity: a model with backups may lose little. Null hypothesis: the circuit is one
-    of the others. The statistic is the share of the behaviour that is gone, |1 - faithfulness of
-    the model without the circuit|; p: how many of the others take as much: of circuits of the same
-    layers, those that hold the same bottleneck do. Else as in `sufficiency_test`.
+    Returns a CircuitTest. This is "partial" necessity: a model with backups may lose little. Null
+    hypothesis: the circuit is one of the others. The statistic is the lost share of the behaviour,
+    |1 - faithfulness of the model without the circuit|, and p the share of circuits whose removal
+    loses as much. Random circuits of the same layers can, if they contain the same bottleneck.
+    Otherwise as in `sufficiency_test`.
     """
     rests = [run.full.without(each.edges()) for each in (circuit, *others)]
     lost = (faithfulness_of_each(run, rests).mean - 1).abs()
@@ -470,7 +472,7 @@ def necessity_test(run, circuit, *, others, alpha=0.05):
 
 
 def compare_with_others(name, values, alpha, sign=1):
-    """The CircuitTest whether the first of some values is above the others, [1 + others]."""
+    """A CircuitTest: is the first of some values larger than the others, [1 + others]?"""
     check_alpha(alpha)
     if 1 / len(values) >= alpha:
         raise UserError(f"{len(values) - 1} other circuits have no p-value below alpha={alpha}; "
@@ -479,19 +481,19 @@ def compare_with_others(name, values, alpha, sign=1):
     return CircuitTest(name, sign * values[0].item(), p, alpha, p < alpha)
 
 
-# Is it the only one?
+# Stability
 
 
 def jaccard(circuit, other):
-    """The edges that two circuits share, of those that either has: 1 for the same, 0 for none; 1
-    where neither has any. Raises UserError for circuits of different models."""
+    """The Jaccard index: edges in both circuits, divided by edges in either. 1 for equal circuits
+    (also if both are empty), 0 for disjoint ones. Raises UserError for different models."""
     check_same_graph([circuit, other])
     either = int((circuit.mask | other.mask).sum())
     return int((circuit.mask & other.mask).sum()) / either if either else 1.0
 
 
 def check_same_graph(circuits):
-    """Raises UserError for circuits of models with other nodes."""
+    """Raises UserError for circuits of models with different nodes."""
     for circuit in circuits[1:]:
         first = circuits[0]
         if (circuit.writers, circuit.readers) != (first.writers, first.readers):
@@ -503,10 +505,10 @@ def check_same_graph(circuits):
 class CircuitStability:
     """How much several circuits of one model agree.
 
-    included: [edge], float64, the share of the circuits that has each edge, in the order of
-    full.edges(). sizes: [circuit], how many edges each has. pairwise: [pair], the Jaccard of each
-    two. mean: of these pairs. chance: what the mean would be if each circuit were a random set of
-    as many edges. full: the circuit of all edges.
+    included: [edge], float64, the share of circuits that contain each edge, in the order of
+    full.edges(). sizes: [circuit], the number of edges of each. pairwise: [pair], the Jaccard index
+    of each pair. mean: the mean over pairs. chance: the expected mean if each circuit were a random
+    set of equally many edges. full: the circuit of all edges.
     """
 
     included: torch.Tensor
@@ -517,21 +519,21 @@ class CircuitStability:
 
     @property
     def mean(self):
-        """The mean Jaccard of two of the circuits, a float."""
+        """The mean Jaccard index of two of the circuits, a float."""
         return self.pairwise.mean().item()
 
     def always(self):
-        """The edges that all of the circuits have: [(writer, reader)]."""
+        """The edges in all of the circuits: [(writer, reader)]."""
         return [edge for edge, share in zip(self.full.edges(), self.included.tolist(), strict=True)
                 if share == 1]
 
 
 def circuit_stability(circuits):
     """How much two or more circuits of one model agree: a CircuitStability.
-    Raises UserError for less than two, and for circuits of different models."""
+    Raises UserError for fewer than two, and for circuits of different models."""
     circuits = as_list("circuits", circuits, "a list of Circuits")
     if len(circuits) < 2:
-        raise UserError(f"{len(circuits)} circuits can not agree; give two or more")
+        raise UserError(f"{len(circuits)} circuits cannot agree; give two or more")
     check_same_graph(circuits)
     exists = circuits[0].exists
     has = torch.stack([circuit.mask.T[exists.T] for circuit in circuits])  # [circuit, edge]
@@ -539,7 +541,7 @@ def circuit_stability(circuits):
 
 
 def stability_of_sets(has, full):
-    """The CircuitStability of sets of edges, [circuit, edge], bool."""
+    """The CircuitStability of sets of edges, given as [circuit, edge], bool."""
     has = has.double()
     sizes = has.sum(1)
     shared = has @ has.T
@@ -559,8 +561,8 @@ def stability_of_sets(has, full):
 
 
 def random_jaccard(n, n_other, n_edges):
-    """The expected Jaccard of two random sets of n and n_other of n_edges edges (hypergeometric).
-    """
+    """The expected Jaccard index of two random sets of n and n_other out of n_edges edges
+    (hypergeometric)."""
     if n == n_other == 0:
         return 1.0
     total = 0.0
@@ -571,16 +573,16 @@ def random_jaccard(n, n_other, n_edges):
 
 
 def bootstrap_stability(scores, n, *, n_draws=200, seed=0):
-    """How much the circuits of the n largest scores agree over draws of prompts: CircuitStability.
+    """How much circuits of the n largest scores agree over bootstrap draws: a CircuitStability.
 
-    scores: EdgeScores [edge, batch]; prompts are drawn again from its columns, so the model does
-    not run. Two draws share many prompts, and are more alike than two fresh samples.
-    Raises UserError for a single prompt, and for more edges than there are, or none.
+    scores: EdgeScores [edge, batch]; prompts are redrawn from its columns, so the model does not
+    run. Two draws share many prompts, so they agree more than two independent samples would.
+    Raises UserError for a single prompt, and for n below 1 or above the number of edges.
     """
     n_edges = len(scores.full)
     n = check_count("n", n, most=n_edges)
-    n_draws = check_count("n_draws", n_draws, least=2)  # one leaves no pair of circuits
-    ranked_edges(scores)  # refuses what is not finite
+    n_draws = check_count("n_draws", n_draws, least=2)  # one draw gives no pair of circuits
+    ranked_edges(scores)  # raises for scores that are not finite
     values = at_least_float32(scores.values).cpu()
     draws = bootstrap_draws(values.shape[1], n_draws, seed=seed)
     has = torch.zeros(n_draws, n_edges, dtype=torch.bool)
@@ -591,9 +593,9 @@ def bootstrap_stability(scores, n, *, n_draws=200, seed=0):
 
 
 def acdc_over_orders(run, threshold, *, n_orders=10, seed=0):
-    """What ACDC finds in several random orders, as in `removal_order`: [Circuit].
+    """ACDC's circuits for several random search orders, as in `removal_order`: [Circuit].
 
-    `circuit_stability` says how much they agree. Raises UserError for less than one order.
+    `circuit_stability` measures how much they agree. Raises UserError for fewer than one order.
     """
     check_count("n_orders", n_orders)
     generator = seeded_generator(seed)
@@ -608,22 +610,22 @@ class AllSubsets(Faithfulness):
     """The faithfulness of every circuit that lacks some of a few parts.
 
     values, kept: [subset, batch]; gap: [batch]; mean: [subset]. parts: nodes or edges, as in
-    `Circuit.touching`. members: [subset, part], bool, which of them each circuit has; it has all of
-    the model besides.
+    `Circuit.touching`. members: [subset, part], bool: which parts each circuit contains; everything
+    else in the model is always present.
     """
 
     parts: list = None
     members: torch.Tensor = None
 
     def named(self, subset):
-        """The parts of a subset, by its number: a list."""
+        """The parts of a subset, given its number: a list."""
         return [part for part, there in zip(self.parts, self.members[subset].tolist(), strict=True)
                 if there]
 
     def best(self, aim="match"):
-        """The best circuit of each size, by trying all: {size: (parts, faithfulness)}.
+        """The best circuit of each size, among all: {size: (parts, faithfulness)}.
 
-        aim: "match", the nearest to 1; "perform", the highest. Of equals, the first.
+        aim: "match", closest to 1; "perform", highest. Of equals, the first.
         """
         check_choice("aim", aim, ("match", "perform"))
         mean = self.mean.cpu()
@@ -636,12 +638,12 @@ class AllSubsets(Faithfulness):
         return found
 
     def minimal(self, threshold=0.9):
-        """All minimal circuits: sets of parts whose faithfulness reaches the threshold, while that
-        of no proper subset does: [parts], the smallest first.
+        """All minimal circuits: sets of parts that reach the threshold, while none of their proper
+        subsets does: [parts], smallest first.
 
-        Faithfulness may fall when a part is added, so a set above the threshold can have subsets
-        above and below it. Raises UserError for a threshold of 0 or less, which the empty circuit
-        reaches, and NaN.
+        Faithfulness can fall when a part is added, so a set above the threshold may have subsets
+        both above and below it. Raises UserError for NaN and for a threshold of 0 or less, which
+        the empty circuit reaches.
         """
         if not threshold > 0:
             raise UserError(f"threshold={threshold} is reached by the empty circuit; choose one "
@@ -660,10 +662,10 @@ def all_subsets(run, parts):
     """Runs every circuit that lacks some of a few parts: AllSubsets.
 
     parts: at most 16 nodes or edges, as in `Circuit.touching`. A circuit that lacks a node lacks
-    all of its edges, those with other nodes too. It takes 2^parts runs, so of a model with more
-    edges than 16 pass those that do anything, such as the edges that `eap` and `acdc` name, or its
+    all of its edges, including those with other nodes. It takes 2^parts runs. For a model with more
+    than 16 edges, pass only those that matter, such as the edges found by `eap` and `acdc`, or pass
     nodes.
-    Raises UserError for no parts, more than 16, or ones that come twice or are not there.
+    Raises UserError for no parts, for more than 16, and for repeated or unknown ones.
     """
     parts = as_list("parts", parts, "a list of edges, or names of nodes")
     if not 0 < len(parts) <= MOST_PARTS:
@@ -671,7 +673,7 @@ def all_subsets(run, parts):
                         f"give 1 to {MOST_PARTS}")
     removes = [run.full.touching([part]) for part in parts]
     if len({str(part) for part in parts}) < len(parts):
-        raise UserError(f"of the {len(parts)} parts one comes twice; pass each once")
+        raise UserError(f"one of the {len(parts)} parts occurs twice; pass each once")
 
     numbers = torch.arange(2 ** len(parts))
     members = (numbers[:, None] >> torch.arange(len(parts)) & 1).bool()  # [subset, part]
@@ -686,16 +688,16 @@ def all_subsets(run, parts):
     return AllSubsets(found.values, ("subset",), found.kept, found.gap, parts, members)
 
 
-# All of it for one circuit
+# The full report on one circuit
 
 
 @dataclass(frozen=True, eq=False)
 class CircuitReport:
-    """What one circuit stands: `print` it.
+    """The full report on one circuit, for `print`.
 
-    n_edges, n_edges_of_model: the sizes. faithfulness: a Faithfulness. random: that of random
-    circuits of its size and layers, [circuit]. tests: {name: CircuitTest}. stability: a
-    CircuitStability of circuits of as many edges over draws of prompts; None without scores.
+    n_edges, n_edges_of_model: the sizes. faithfulness: a Faithfulness. random: the Faithfulness of
+    random circuits of the same size and layers, [circuit]. tests: {name: CircuitTest}. stability: a
+    CircuitStability of circuits of this size over draws of prompts; None without scores.
     """
 
     n_edges: int
@@ -707,7 +709,7 @@ class CircuitReport:
 
     @property
     def holds(self):
-        """Whether the circuit stands in all of the tests."""
+        """Whether the circuit passes all of the tests."""
         return all(test.holds for test in self.tests.values())
 
     def lines(self):
@@ -720,11 +722,11 @@ class CircuitReport:
                  f"{len(chance)} random circuits of the same layers keep {ends[1]:.2f} "
                  f"({ends[0]:.2f} to {ends[2]:.2f})"]
         for name, test in self.tests.items():
-            verdict = "stands" if test.holds else "falls"
+            verdict = "passes" if test.holds else "fails"
             lines.append(f"{name:<13} {verdict:<6}  {test.statistic:8.3g}  p = {test.p_value:.3f}")
         if self.stability is not None:
-            lines.append(f"circuits of other draws of prompts share {self.stability.mean:.2f} of "
-                         f"their edges, chance {self.stability.chance:.2f}")
+            lines.append(f"circuits from other draws of prompts share {self.stability.mean:.2f} of "
+                         f"their edges (chance: {self.stability.chance:.2f})")
         return lines
 
     def __str__(self):
@@ -733,19 +735,20 @@ class CircuitReport:
 
 def evaluate_circuit(run, circuit, *, scores=None, n_random=100, n_draws=100, epsilon=0.1,
                      alpha=0.05, seed=0):
-    """Everything that a circuit must stand, by one CircuitRun: a CircuitReport.
+    """Runs every test of a circuit with one CircuitRun: a CircuitReport.
 
-    run: a CircuitRun, whose mode and key_mask all of it uses. circuit: a Circuit of its model.
-    scores: EdgeScores, for how stable circuits of as many edges are over prompts. n_random: random
-    circuits, of the same size and layers. n_draws: of the null of minimality. epsilon, alpha: as in
-    the tests. It takes about 2 * n_random + 2 * n_draws runs, and one for each edge of the circuit.
-    Raises UserError for a circuit of no edges or of all, which there is nothing to hold against,
-    for fewer than four prompts, and where the tests do.
+    run: a CircuitRun; its mode and key_mask are used throughout. circuit: a Circuit of its model.
+    scores: EdgeScores, to measure how stable circuits of this size are over prompts. n_random: the
+    number of random circuits of the same size and layers. n_draws: draws for minimality's null.
+    epsilon, alpha: as in the tests. It takes about 2 * n_random + 2 * n_draws runs, plus one for
+    each edge of the circuit.
+    Raises UserError for a circuit with no edges or all of them, which cannot be compared with
+    anything, for fewer than four prompts, and where the tests do.
     """
     check_circuit(circuit)
     if not 0 < len(circuit) < len(run.full):
-        raise UserError(f"the circuit has {len(circuit)} of {len(run.full)} edges, and nothing to "
-                        "be held against; take one that has some and lacks some")
+        raise UserError(f"the circuit has {len(circuit)} of {len(run.full)} edges, so no other of "
+                        "its size exists; use one that has some edges and lacks some")
     others = random_circuits(circuit, n_random, seed=seed)
     found = faithfulness_of_each(run, [circuit, *others])
     alone = Faithfulness(found.values[0], (), found.kept[0], found.gap)

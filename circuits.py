@@ -1,32 +1,32 @@
-"""Find which connections between the parts of a model carry a behaviour: its circuit.
+"""Find a circuit: the connections between a model's parts that carry a behaviour.
 
-The stream is a sum of writes, so what a part reads can be split by who wrote it. An *edge* is one
-writer's share in one reader's input. Writers: the embedding with its positions, "embed"; a head,
-"L0H1"; an MLP, "L0.mlp". Readers: a head's inputs, "L2H3.q", "L2H3.k", "L2H3.v"; an MLP's,
-"L2.mlp"; and "logits". A *circuit* is a set of edges. In its run absent edges carry what is written
-somewhere else:
+The residual stream is a sum of writes, so each part's input can be split by who wrote it. An *edge*
+is one writer's share in one reader's input. Writers are the embedding with its positions, "embed";
+a head, "L0H1"; an MLP, "L0.mlp". Readers are a head's inputs, "L2H3.q", "L2H3.k", "L2H3.v"; an
+MLP's, "L2.mlp"; and "logits". A *circuit* is a set of edges. To run it, every absent edge carries
+another value of its write:
 
     input(v) = the stream before v + sum over absent edges (u, v) of (other_u - write_u)
 
-What `other` is depends on the mode, with the same words as in head_ablation.py:
+The mode says what `other` is, in the same words as in head_ablation.py:
 
-    resample  what u writes on the corrupted prompt that belongs to this one
+    resample  what u writes on the corrupted prompt that is paired with this one
     mean      its mean over the corrupted prompts and positions
-    mean_pos  its mean over the corrupted prompts at each position (a column, where they are padded)
+    mean_pos  its mean over the corrupted prompts at each position (a column, if they are padded)
     zero      nothing
 
-Everywhere the clean run is the one whose behaviour counts: with all edges a circuit's run is the
-clean one, with none (and "resample") it is the corrupted one.
+The clean run always shows the behaviour in question. A circuit with all edges gives the clean run;
+a circuit with none (and "resample") gives the corrupted run.
 
-    scores = eap(model, clean_tokens, corrupted_tokens, metric)     # estimates of all edges
-    circuit = scores.circuit(20)                     # or acdc(...), which tries each
+    scores = eap(model, clean_tokens, corrupted_tokens, metric)     # estimates for all edges
+    circuit = scores.circuit(20)                     # or acdc(...), which tests each edge
     faithfulness(circuit, model, clean_tokens, corrupted_tokens, metric=metric).mean
 
 Chapter: COURSE_ROADMAP.md, 10 (approximate)
 Prerequisites: attribution.py, patching.py, head_ablation.py
 Next: circuit_evaluation.py
 Source: Syed et al. 2023 (EAP); Hanna et al. 2024 (EAP-IG, faithfulness); Conmy et al. 2023 (ACDC);
-Wang et al. 2022 (completeness, minimality); Shi et al. 2024 (what a circuit must stand)
+Wang et al. 2022 (completeness, minimality); Shi et al. 2024 (tests that a circuit must pass)
 """
 
 import math
@@ -60,7 +60,7 @@ EAP_RULES = ("left", "right", "gauss")
 
 
 def run_order(cfg):
-    """(hook name, the nodes there, whether they read) in the order of the run."""
+    """(hook name, its nodes, whether they read), in the order of computation."""
     yield "hook_embed", ["embed"], False
     for layer in range(cfg.n_layers):
         block = f"blocks.{layer}."
@@ -76,31 +76,31 @@ def run_order(cfg):
 
 
 def is_edge(part):
-    """Whether a part begins with two names, (writer, reader, …)."""
+    """Whether a part is an edge: a tuple that begins with two names, (writer, reader, …)."""
     return isinstance(part, (tuple, list)) and len(part) > 1 \
         and all(isinstance(name, str) for name in part[:2])
 
 
 def check_circuit(circuit):
-    """Raises UserError for anything but a Circuit."""
+    """Raises UserError if this is not a Circuit."""
     if not isinstance(circuit, Circuit):
         raise UserError(f"the circuit is a {type(circuit).__name__}; pass a Circuit, such as "
                         "eap(...).circuit(20), before the model")
 
 
 def node_of_input(reader):
-    """The node that an input belongs to: "L2H3" for "L2H3.k", and an MLP or the logits itself."""
+    """The node that an input belongs to: "L2H3" for "L2H3.k"; an MLP or the logits is its own."""
     return reader[:-2] if reader.endswith((".q", ".k", ".v")) else reader
 
 
 @dataclass(frozen=True, eq=False)
 class Circuit:
-    """A set of edges of a model.
+    """A circuit: a set of edges between a model's parts.
 
-    writers: node names; readers: names of inputs ("L2H3.q", "L2.mlp") and "logits"; both in the
-    order of the run. write_points, read_points: {hook name: the slice of the writers, or readers,
-    there}. exists, mask: [writer, reader], bool. exists is True where the writer comes before the
-    reader, mask for the edges of the circuit.
+    writers: names of nodes. readers: names of inputs ("L2H3.q", "L2.mlp") and "logits". Both are in
+    the order of computation. write_points, read_points: {hook name: the slice of writers, or
+    readers, at that hook}. exists, mask: [writer, reader], bool. exists is True if the writer comes
+    before the reader; mask is True for the edges of the circuit.
     """
 
     writers: list
@@ -112,12 +112,12 @@ class Circuit:
 
     @classmethod
     def of(cls, model, parts=None):
-        """The circuit of some parts, as in `touching`: of none for [], of all for None."""
+        """The circuit of some parts, as in `touching`: [] gives no edges, None gives all."""
         writers = []
         readers = []
         write_points = {}
         read_points = {}
-        n_written = []  # [reader]: how many writers come before it
+        n_written = []  # [reader]: the number of writers before it
         for hook, nodes, do_read in run_order(model.cfg):
             if do_read:
                 read_points[hook] = slice(len(readers), len(readers) + len(nodes))
@@ -140,22 +140,22 @@ class Circuit:
                 for column, row in self.mask.T.nonzero().tolist()]
 
     def nodes(self):
-        """The writers that somebody in the circuit reads."""
+        """The writers that at least one reader in the circuit reads."""
         return [name for name, row in zip(self.writers, self.mask, strict=True) if row.any()]
 
     def only(self, parts):
-        """What the circuit has of some parts, as in `touching`."""
+        """The circuit's edges that belong to some parts, as in `touching`."""
         return replace(self, mask=self.mask & self.touching(parts))
 
     def without(self, parts):
-        """The circuit less some parts, as in `touching`."""
+        """The circuit without some parts, as in `touching`."""
         return replace(self, mask=self.mask & ~self.touching(parts))
 
     def touching(self, parts):
-        """Which of the model's edges belong to some parts: [writer, reader], bool.
+        """The model's edges that belong to some parts: [writer, reader], bool.
 
-        A part is an edge, (writer, reader, …), or the name of a node, which stands for all edges
-        from it and to it; as a reader "L0H1" is all three inputs of that head.
+        A part is an edge, (writer, reader, …), or the name of a node, which means all edges from it
+        and to it; as a reader, "L0H1" means all three inputs of that head.
         Raises UserError for a part that the model lacks.
         """
         names = [*self.writers, *self.readers]
@@ -163,7 +163,7 @@ class Circuit:
         wanted = "edges (writer, reader), or names of nodes"
         for part in [parts] if isinstance(parts, str) else as_list("parts", parts, wanted):
             if not isinstance(part, str) and not is_edge(part):
-                raise UserError(f"{part!r} is no part of a circuit; pass {wanted}")
+                raise UserError(f"{part!r} is not a part of a circuit; pass {wanted}")
             ends = [part] if isinstance(part, str) else part[:2]
             if len(ends) == 1:  # a node
                 found = self.exists & (self.writes_as(ends[0]) | self.reads_as(ends[0]))
@@ -178,37 +178,37 @@ class Circuit:
         return mask
 
     def writes_as(self, name):
-        """Which of the writers has that name: [writer, 1], bool."""
+        """True for the writer of that name: [writer, 1], bool."""
         return torch.tensor([writer == name for writer in self.writers])[:, None]
 
     def reads_as(self, name):
-        """Which of the readers have that name, or are inputs of that node: [reader], bool."""
+        """True for the readers of that name, or the inputs of that node: [reader], bool."""
         return torch.tensor([name in (reader, node_of_input(reader)) for reader in self.readers])
 
 
 def check_order_of(scores):
-    """Raises UserError for scores that can't be ranked, NaN or infinite."""
+    """Raises UserError for scores that cannot be ranked because they are NaN or infinite."""
     n_wrong = int((~scores.isfinite()).sum())
     if n_wrong:
-        raise UserError(f"{n_wrong} scores are not finite, and have no order; take a metric that "
+        raise UserError(f"{n_wrong} scores are not finite and cannot be ranked; use a metric that "
                         "is a number for each prompt")
 
 
 @dataclass(frozen=True, eq=False)
 class EdgeScores(Effects):
-    """How much the metric rises when an edge carries the corrupted write in place of the clean one.
+    """How much the metric rises when an edge carries the corrupted write instead of the clean one.
 
-    values: [edge, batch], negative for what the metric needs. full: the circuit of all edges.
+    values: [edge, batch], negative for edges that the metric needs. full: the circuit of all edges.
     """
 
     full: Circuit = None
 
     def edges(self):
-        """[(writer, reader)] of all edges, reader by reader."""
+        """[(writer, reader)] of all edges, ordered by reader."""
         return self.full.edges()
 
     def top(self, n):
-        """[(writer, reader, mean)] of the n largest means, whatever their sign, largest first."""
+        """[(writer, reader, mean)] of the n means of largest absolute value, largest first."""
         n = check_count("n", n, least=0)
         edges = self.edges()
         mean = self.mean
@@ -222,23 +222,23 @@ class EdgeScores(Effects):
 
 
 def eap(model, clean_tokens, corrupted_tokens, metric, *, ig_steps=1, rule="left", key_mask=None):
-    """First-order estimates of all edges, by two runs and `ig_steps` gradients: EdgeScores.
+    """Edge attribution patching: first-order estimates for all edges, as EdgeScores.
 
         score(u, v) = (corrupted write of u - clean write of u) . dm/d(input of v)
 
-    summed over positions and d_model. EAP takes the gradient in the clean run; with more steps,
-    EAP-IG takes the mean over runs whose embeddings are some share of the way from clean to
-    corrupted. rule says which shares:
+    summed over positions and d_model. It takes two runs and `ig_steps` gradients. EAP takes the
+    gradient in the clean run. With more steps, EAP-IG averages gradients of runs whose embeddings
+    are a given share of the way from clean to corrupted. rule chooses the shares:
 
-        left   k / ig_steps for k = 0, …, ig_steps - 1: the clean end counts, the corrupted one does
-               not. This is the sum in the paper.
-        right  k / ig_steps for k = 1, …, ig_steps: the other way round, as in the authors' code.
-        gauss  Gauss-Legendre points, neither end: the nearest to the integral for its steps.
+        left   k / ig_steps for k = 0, …, ig_steps - 1: includes the clean end, not the corrupted
+               one. This is the sum in the paper.
+        right  k / ig_steps for k = 1, …, ig_steps: the reverse, as in the authors' code.
+        gauss  Gauss-Legendre points, neither end: the closest to the integral for its steps.
 
-    With 5 steps, left and right are up to 0.3 of the largest score apart; with 200, 0.01.
+    With 5 steps, left and right differ by up to 0.3 of the largest score; with 200, by 0.01.
     A write is part of every later input, so dm/d(write of u) is the sum of dm/d(input of v) over
-    its readers: u's scores sum to the node's.
-    Arguments and errors as in `CircuitRun`; raises UserError also for an unknown rule.
+    its readers. Hence u's edge scores sum to its node score.
+    Arguments and errors as in `CircuitRun`; also raises UserError for an unknown rule.
     """
     check_choice("rule", rule, EAP_RULES)
     ig_steps = check_count("ig_steps", ig_steps)
@@ -247,8 +247,8 @@ def eap(model, clean_tokens, corrupted_tokens, metric, *, ig_steps=1, rule="left
     readers = list(run.full.read_points)
     difference = run.other - run.writes  # [writer, batch, pos, d_model]
 
-    # the gradients by each reader's input, [reader, batch, pos, d_model], each as many times as the
-    # first as its weight is: equal weights are summed without rounding
+    # the gradients at each reader's input, [reader, batch, pos, d_model], weighted relative to the
+    # first weight: equal weights then add up without rounding
     gradients = 0
     total = 0
     for share, weight in zip(shares, weights, strict=True):
@@ -266,7 +266,7 @@ def eap(model, clean_tokens, corrupted_tokens, metric, *, ig_steps=1, rule="left
 
 
 def split_nodes(tensor):
-    """[batch, pos, head, d_model], or without heads -> [node, batch, pos, d_model]."""
+    """[batch, pos, head, d_model], or the same without heads -> [node, batch, pos, d_model]."""
     return tensor.movedim(2, 0) if tensor.ndim == 4 else tensor[None]
 
 
@@ -274,13 +274,13 @@ class CircuitRun:
     """Runs circuits on some prompts, exactly.
 
     clean_tokens, corrupted_tokens: [batch, pos]. metric: a Metric, or a function of logits [batch,
-    pos, d_vocab] -> [batch]. mode: what absent edges carry, "resample", "mean",
-    "mean_pos" or "zero" (see the module's docstring); means may be over any number of corrupted
-    prompts, and for "zero" corrupted_tokens may be None. An MLP's bias is part of its write; the
-    attention's belongs to no head, and stays. key_mask: [batch, pos], True for real tokens, where
-    clean and corrupted prompts are padded on the left in the same places; they are then as many.
-    Raises UserError for clean and corrupted prompts of different shapes, or equal ones, and in
-    training with dropout.
+    pos, d_vocab] -> [batch]. mode: what absent edges carry: "resample", "mean", "mean_pos" or
+    "zero" (see the module's docstring). Means may be over any number of corrupted prompts, and for
+    "zero" corrupted_tokens may be None. An MLP's bias is part of its write; attention's bias
+    belongs to no head, and stays. key_mask: [batch, pos], True for real tokens, if clean and
+    corrupted prompts are padded on the left at the same positions; both must then be equally many.
+    Raises UserError for clean and corrupted prompts of different shapes, or identical ones, and in
+    training mode with dropout.
     """
 
     def __init__(self, model, clean_tokens, corrupted_tokens, metric, *, mode="resample",
@@ -305,11 +305,11 @@ class CircuitRun:
 
     @torch.no_grad()
     def run_and_keep(self, tokens):
-        """What each writer writes, [writer, batch, pos, d_model]; the streams before each block and
+        """Each writer's write, [writer, batch, pos, d_model], and the streams before each block and
         at the end, a list of [batch, pos, d_model]."""
         streams = [f"blocks.{layer}.hook_resid_pre" for layer in range(self.model.cfg.n_layers)]
         with self.model.caching([*self.full.write_points, *streams]) as cache:
-            # with the positions, which hook_embed lacks
+            # includes the position embedding, which hook_embed lacks
             embed = self.model.embed_prompts(tokens, self.key_mask)
             last = self.model.run_blocks(embed, key_mask=self.key_mask)
         writes = [split_nodes(cache[name]) for name in self.full.write_points]
@@ -323,16 +323,16 @@ class CircuitRun:
 
     @torch.no_grad()
     def stream(self, circuit):
-        """What the unembedding reads, [batch, pos, d_model]; `model.unembed` gives the logits.
+        """The final stream, [batch, pos, d_model], from which `model.unembed` gives the logits.
         Raises UserError for a circuit of another model."""
         check_circuit(circuit)
         writes = self.full.write_points
         reads = self.full.read_points
         if circuit.write_points != writes or circuit.read_points != reads:
-            raise UserError(f"the circuit is of another model, of {len(circuit.writers)} writers, "
-                            f"not of {len(self.full.writers)}; make one of this model")
+            raise UserError(f"the circuit is of another model, with {len(circuit.writers)} writers "
+                            f"instead of {len(self.full.writers)}; make one of this model")
         absent = (self.full.mask & ~circuit.mask).to(self.writes)  # [writer, reader], 0 or 1
-        change = self.other - self.writes  # of the clean run, until this one has written
+        change = self.other - self.writes  # of the clean run, until this run has its own writes
 
         def note_write(tensor, hook):
             rows = writes[hook.name]
@@ -345,7 +345,7 @@ class CircuitRun:
         def edit_input(tensor, hook):
             return swap_absent(tensor, reads[hook.name])
 
-        # the parts that lose an edge: as readers, and as writers; the logits read after the run
+        # the hooks at which an edge is absent; the logits' input is edited after the run
         read_names = list(reads)
         to_logits = reads[read_names[-1]]
         edited = [name for name in read_names[:-1] if absent[:, reads[name]].any()]
@@ -356,7 +356,7 @@ class CircuitRun:
         if noted:
             hooks.append((noted, note_write))
 
-        # nothing changes before the first block that loses an edge, so the run starts there
+        # before the first block that loses an edge nothing changes, so the run starts there
         layers = [int(name.split(".")[1]) for name in edited]
         start = min(layers) if layers else len(self.streams) - 1
         with self.model.hooks(hooks):
@@ -365,7 +365,7 @@ class CircuitRun:
 
 
 def check_prompts(clean_tokens, corrupted_tokens, mode):
-    """Raises UserError for corrupted prompts that don't fit the clean ones under that mode."""
+    """Raises UserError for corrupted prompts that do not fit the clean ones in this mode."""
     check_tensor("clean_tokens", clean_tokens, "batch pos")
     if mode == "zero":
         return
@@ -384,14 +384,15 @@ def check_prompts(clean_tokens, corrupted_tokens, mode):
 
 def acdc(model, clean_tokens, corrupted_tokens, metric, *, threshold, order=None, mode="resample",
          key_mask=None):
-    """The circuit that is left when each edge that can be spared has been removed, one at a time.
+    """ACDC: removes edges one at a time, as long as the metric stays close to the model's.
 
-    From the last reader to the first, for each from the last writer to the first, an edge stays if
-    without it the distance |m(circuit) - m(model)|, averaged over prompts, rises by more than the
-    threshold (in float32, below 1e-6 is rounding). Where m is KL(clean || circuit), m(model) is 0,
-    and the distance is the KL. order: another one, as in `removal_order`; of two edges that can
-    stand in for each other, the one that is tried first goes. Other arguments and errors as in
-    `CircuitRun`; raises UserError also where `removal_order` does.
+    Edges are tried from the last reader to the first and, for each reader, from the last writer to
+    the first. An edge stays if removing it raises the distance |m(circuit) - m(model)|, averaged
+    over prompts, by more than the threshold (in float32, below 1e-6 is rounding). If m is
+    KL(clean || circuit), m(model) is 0 and the distance is the KL. order: another order, as in
+    `removal_order`; of two edges that can replace each other, the one tried first is removed.
+    Returns the Circuit that remains. Other arguments and errors as in `CircuitRun`; also raises
+    UserError where `removal_order` does.
     """
     check_threshold(threshold)
     run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode,
@@ -400,12 +401,12 @@ def acdc(model, clean_tokens, corrupted_tokens, metric, *, threshold, order=None
 
 
 def check_threshold(threshold):
-    """Raises UserError for a threshold of `acdc` that is below 0 or NaN."""
+    """Raises UserError for an `acdc` threshold below 0, or NaN."""
     check_number("threshold", threshold, lambda least: least >= 0, "0 or more")
 
 
 def prune(run, *, threshold, order=None):
-    """What `acdc` finds, by a CircuitRun that is there already: a Circuit."""
+    """`acdc` with an existing CircuitRun: a Circuit."""
     check_threshold(threshold)
     circuit = run.full
     whole = run.value(run.full)
@@ -418,7 +419,7 @@ def prune(run, *, threshold, order=None):
             distance_without = (run.value(smaller) - whole).abs().mean().item()
         if not math.isfinite(distance_without):
             raise UserError(f"without {edge[0]} -> {edge[1]} the metric is {distance_without}, "
-                            "which no threshold can judge; take one that is a number for each "
+                            "which no threshold can judge; use one that is a number for each "
                             "prompt")
         if distance_without - distance <= threshold:
             circuit = smaller
@@ -427,14 +428,14 @@ def prune(run, *, threshold, order=None):
 
 
 def removal_order(full, order=None):
-    """In which order ACDC tries to remove edges: [(writer, reader)], every edge once.
+    """The order in which ACDC tries to remove edges: [(writer, reader)], every edge once.
 
-    full: the circuit of all edges. order: None, from the last reader to the first, for each from
-    the last writer to the first; a torch.Generator, a random one of those that the algorithm allows
-    (later layers are done before earlier ones, but the inputs of one layer's heads, and the writers
-    of one input, have no order among themselves); or a list that holds every edge once, or every
-    reader, whose edges then go from the last writer to the first.
-    Raises UserError for a list in which edges lack, or come twice, or are not the model's.
+    full: the circuit of all edges. order: None means from the last reader to the first and, for
+    each, from the last writer to the first. A torch.Generator means a random order among those that
+    the algorithm allows: later layers come before earlier ones, but the inputs of one layer's
+    heads, and the writers of one input, may come in any order. A list must hold every edge once, or
+    every reader, whose edges then go from the last writer to the first.
+    Raises UserError for a list in which edges are missing, repeated, or not the model's.
     """
     if order is None:
         return full.edges()[::-1]
@@ -445,7 +446,7 @@ def removal_order(full, order=None):
     wanted = "a torch.Generator, or a list of all edges or all readers"
     for part in as_list("order", order, wanted):
         if not isinstance(part, str) and not is_edge(part):
-            raise UserError(f"{part!r} is no edge; order is {wanted}")
+            raise UserError(f"{part!r} is not an edge; order is {wanted}")
         if isinstance(part, str):
             edges += [edge for edge in full.edges()[::-1] if edge[1] == part]
         else:
@@ -455,12 +456,12 @@ def removal_order(full, order=None):
 
 
 def shuffled_removals(full, generator):
-    """A random order of `removal_order`."""
+    """A random order for `removal_order`."""
     of_reader = {}
     for writer, reader in full.edges():
         of_reader.setdefault(reader, []).append((writer, reader))
 
-    # readers that run side by side: the queries, keys and values of a layer; an MLP; the logits
+    # readers computed in parallel: a layer's queries, keys and values; an MLP; the logits
     stages = {}
     for reader in full.readers:
         layer = reader.split("H")[0] if "H" in reader else reader
@@ -480,8 +481,8 @@ def check_each_edge_once(full, edges, what):
     wanted = set(full.edges())
     unknown = [edge for edge in edges if edge not in wanted]
     if unknown:
-        raise UserError(f"{what} holds {unknown[0]}, which is no edge of this model; pass edges of "
-                        "Circuit.of(model).edges()")
+        raise UserError(f"{what} holds {unknown[0]}, which is not an edge of this model; pass "
+                        "edges of Circuit.of(model).edges()")
     if len(edges) != len(wanted) or len(set(edges)) != len(wanted):
         raise UserError(f"{what} holds {len(edges)} edges, {len(set(edges))} different ones, of "
                         f"the model's {len(wanted)}; pass each once")
@@ -489,10 +490,10 @@ def check_each_edge_once(full, edges, what):
 
 @dataclass(frozen=True, eq=False)
 class Faithfulness(Effects):
-    """The share of a behaviour that a circuit keeps: an Effects, without cells for one circuit.
+    """The share of a behaviour that a circuit keeps: an Effects; for one circuit, without cells.
 
-    kept: [*cells, batch], m(C) - m(0). gap: [batch], m(M) - m(0). values: [*cells, batch], kept /
-    gap, wild for a prompt on which all edges together do little. So `mean` is not their mean but
+    kept: [*cells, batch], m(C) - m(0). gap: [batch], m(M) - m(0). values: [*cells, batch],
+    kept / gap, which varies wildly for a prompt with a small gap. So `mean` is not their mean but
     the ratio of the means, in which each prompt counts by its gap, and `ci` is an interval of that
     ratio.
     """
@@ -502,11 +503,11 @@ class Faithfulness(Effects):
 
     @property
     def mean(self):
-        """mean(kept) / mean(gap), numbers as a tensor [*cells]."""
+        """mean(kept) / mean(gap), a tensor [*cells]."""
         return at_least_float32(self.kept).mean(-1) / at_least_float32(self.gap).mean()
 
     def drawn_means(self, n_draws=2000, *, level=0.95, seed=0):
-        """`mean` of as many prompts, drawn again and again: [*cells, draw].
+        """Bootstrap draws of `mean`, each from equally many prompts: [*cells, draw].
         Raises UserError for a single prompt."""
         draws = bootstrap_draws(len(self.gap), n_draws, level=level, seed=seed)
         times = torch.zeros(draws.shape, dtype=torch.float64)  # how often each prompt is drawn
@@ -514,8 +515,8 @@ class Faithfulness(Effects):
         return self.kept.cpu().double() @ times.T / (times @ self.gap.cpu().double())
 
     def ci(self, level=0.95, seed=0):
-        """(low, high), each [*cells]: an interval of the ratio, by drawing prompts again and again,
-        as narrow for few prompts as that of `bootstrap_ci`. Raises UserError for a single prompt.
+        """(low, high), each [*cells]: a bootstrap interval of the ratio, over prompts. With few
+        prompts it is too narrow, like that of `bootstrap_ci`. Raises UserError for a single prompt.
         """
         ratios = self.drawn_means(level=level, seed=seed)
         ends = ratios.new_tensor([0.5 - level / 2, 0.5 + level / 2])
@@ -527,9 +528,9 @@ def faithfulness(circuit, model, clean_tokens, corrupted_tokens, *, metric, mode
                  key_mask=None):
     """How much of a behaviour a circuit C keeps, (m(C) - m(0)) / (m(M) - m(0)): a Faithfulness.
 
-    m(0) is the metric with no edges and m(M) with all. 0 for no edges, 1 for all; outside of that
-    where one of two parts that work against each other is left out. Other arguments and errors as
-    in `CircuitRun`; raises UserError also where m(M) is m(0).
+    m(0) is the metric with no edges, m(M) with all. Faithfulness is 0 for no edges and 1 for all;
+    it leaves this range if one of two parts that oppose each other is left out. Other arguments and
+    errors as in `CircuitRun`; also raises UserError if m(M) equals m(0).
     """
     check_circuit(circuit)
     run = CircuitRun(model, clean_tokens, corrupted_tokens, metric, mode=mode,
@@ -539,14 +540,14 @@ def faithfulness(circuit, model, clean_tokens, corrupted_tokens, *, metric, mode
 
 
 def faithfulness_of_each(run, circuits):
-    """What `faithfulness` says of several circuits, by one CircuitRun: a Faithfulness [circuit].
+    """`faithfulness` of several circuits with one CircuitRun: a Faithfulness [circuit].
     Raises UserError where it does."""
     empty = run.value(run.full.only([]))
     whole = run.value(run.full)
     gap = whole - empty
     if not gap.mean().abs() > 1e-6 * whole.abs().mean():  # a NaN too
         raise UserError(f"the metric is {whole.mean().item():.4g} with all edges and with none, so "
-                        "there is nothing to keep; take prompts that it tells apart")
+                        "there is nothing to keep; use prompts on which they differ")
     kept = [run.value(circuit) - empty for circuit in circuits]
     kept = torch.stack(kept) if kept else gap.new_zeros(0, len(gap))
     return Faithfulness(kept / gap, ("circuit",), kept, gap)
@@ -556,8 +557,8 @@ def completeness(circuit, model, clean_tokens, corrupted_tokens, *, metric, subs
                  mode="resample", key_mask=None):
     """|F(C without K) - F(M without K)| for each subset K, a list of parts: [subset].
 
-    F is the mean metric. Where this is small the circuit breaks as the model does, and no stand-in
-    was left out. Other arguments and errors as in `CircuitRun`.
+    F is the mean metric. If this is small, the circuit breaks in the same way as the model, and no
+    backup was left out of it. Other arguments and errors as in `CircuitRun`.
     """
     check_circuit(circuit)
     subsets = as_list("subsets", subsets, "a list of lists of parts")
@@ -570,9 +571,9 @@ def completeness(circuit, model, clean_tokens, corrupted_tokens, *, metric, subs
 
 @dataclass(frozen=True, eq=False)
 class PartEffects(Effects):
-    """By how much the metric moves when each part of a circuit is removed: values [part, batch].
+    """How much the metric changes when each part of a circuit is removed: values [part, batch].
 
-    parts: what they are, nodes or edges, in the order of the values.
+    parts: the nodes or edges, in the order of the values.
     """
 
     parts: list = None
@@ -582,10 +583,10 @@ def minimality(circuit, model, clean_tokens, corrupted_tokens, *, metric, parts=
                mode="resample", key_mask=None):
     """m(C without K and v) - m(C without K) for each part v: PartEffects.
 
-    A part that never changes anything has no place there. For `Circuit.of(model)` these are the
-    exact effects, which `eap` estimates. parts, removed (K): as in `Circuit.touching`; parts=None
-    for all nodes. Other arguments and errors as in `CircuitRun`; raises UserError also where there
-    is no part.
+    A part whose removal never changes anything does not belong in the circuit. For
+    `Circuit.of(model)` these are the exact effects, which `eap` estimates. parts, removed (K): as
+    in `Circuit.touching`; parts=None means all nodes. Other arguments and errors as in
+    `CircuitRun`; also raises UserError if there is no part.
     """
     check_circuit(circuit)
     parts = circuit.nodes() if parts is None else as_list("parts", parts, "a list of them")
@@ -600,8 +601,8 @@ def minimality(circuit, model, clean_tokens, corrupted_tokens, *, metric, parts=
 
 @dataclass(frozen=True)
 class ApproximationReport:
-    """spearman: the correlation of the ranks. sign_agreement: the share with the right sign, of
-    those with an exact effect. misses: [(label, estimate, exact)], the furthest off first."""
+    """spearman: the rank correlation. sign_agreement: the share of nonzero effects whose estimate
+    has the right sign. misses: [(label, estimate, exact)], the largest errors first."""
 
     spearman: float
     sign_agreement: float
@@ -609,7 +610,7 @@ class ApproximationReport:
 
 
 def approximation_report(estimate, exact, labels, *, n_misses=5):
-    """How near the estimates for nodes or edges come to the exact effects: an ApproximationReport.
+    """Compares estimates for nodes or edges with the exact effects: an ApproximationReport.
 
     estimate, exact: [n], such as `eap(...).mean` and `minimality(...).mean`; n labels.
     Raises UserError for other shapes and for n < 2.

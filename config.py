@@ -1,4 +1,4 @@
-"""Every setting of a run, with its help text, and the command line that is made from them.
+"""The settings of a run, each with its help text, and the command line built from them.
 
 Chapter: COURSE_ROADMAP.md, 0 (what counts as evidence)
 Prerequisites: utils.py
@@ -8,6 +8,7 @@ Source: Radford et al. 2019 (the shape of GPT-2)
 
 import argparse
 import dataclasses
+import itertools
 import numbers
 import types
 import typing
@@ -17,33 +18,33 @@ from typing import Literal
 from utils import UserError, as_index, check_choice, suggest_closest
 
 INFINITY = float("inf")
-# What a torch.Generator takes as a seed: a test of a value, and its words for `check_field`
+# The seeds that torch.Generator accepts: a test of a value, and words for `check_field`
 SEEDS = (lambda seed: 0 <= seed < 2**63, "from 0 to 2^63 - 1")
 PRESETS = {"gpt2": {"n_layers": 12, "n_heads": 12, "d_model": 768, "n_ctx": 1024,
                     "tie_embeddings": True}}
 
 
 def option(default, help):
-    """A dataclass field with a default and a help text, for the command line."""
+    """A dataclass field with a default and a help text for the command line."""
     return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What to train on."""
+    """The text to train on."""
 
     dataset: Literal["auto", "tiny_shakespeare", "builtin"] = option(
         "auto", "auto: Tiny Shakespeare, or the built-in corpus without a network"
     )
-    path: str | None = option(None, "train on this UTF-8 text, or what data.py prepared, instead")
+    path: str | None = option(None, "train on this UTF-8 text, or on data.py's output, instead")
     folder: str = option("data", "where downloads are kept")
-    val_fraction: float = option(0.1, "share of the text, at its end, kept to validate on")
+    val_fraction: float = option(0.1, "share of the text, at its end, kept for validation")
     tokenizer: Literal["char", "word", "bpe"] = option(
-        "char", "an id for each character or word of the whole text, or frequent piece of what "
-        "is trained on"
+        "char", "one id for each character or word of the whole text, or for each frequent piece "
+        "of the training part"
     )
-    vocab_size: int = option(1024, "how many tokens bpe learns, 256 bytes among them")
-    repeats: float = option(0.0, "share of the windows that are random tokens, repeated")
+    vocab_size: int = option(1024, "the number of tokens that bpe learns, including 256 bytes")
+    repeats: float = option(0.0, "share of the windows that are repeated random tokens")
 
     def __post_init__(self):
         check_choices(self)
@@ -57,24 +58,24 @@ class DataConfig:
 class ModelConfig:
     """The shape of the model: a pre-LayerNorm GPT-2."""
 
-    n_layers: int = option(3, "blocks; 0 leaves embedding and unembedding")
-    n_heads: int = option(4, "attention heads a block; must divide d_model")
+    n_layers: int = option(3, "blocks; 0 leaves only embedding and unembedding")
+    n_heads: int = option(4, "attention heads per block; must divide d_model")
     d_model: int = option(80, "width of the residual stream")
     d_mlp: int | None = option(None, "hidden neurons of an MLP (none: 4 x d_model)")
-    n_ctx: int = option(96, "the most tokens that the model reads at once")
+    n_ctx: int = option(96, "the largest number of tokens that the model reads at once")
     d_vocab: int | None = option(None, "size of the vocabulary (none: the tokenizer's)")
     attn_only: bool = option(False, "leave the MLPs out")
-    norm: Literal["layernorm", "none"] = option("layernorm", "normalise what each part reads")
+    norm: Literal["layernorm", "none"] = option("layernorm", "normalise the input of each part")
     activation: Literal["gelu", "relu"] = option("gelu", "nonlinearity of the MLP")
     positions: Literal["learned", "sinusoidal", "none"] = option("learned", "position embedding")
-    tie_embeddings: bool = option(False, "read out with the transposed token embedding")
+    tie_embeddings: bool = option(False, "use the transposed token embedding as the unembedding")
     attn_bias: bool = option(True, "biases on queries, keys, values and the attention output")
     unembed_bias: bool = option(False, "a bias on the logits")
     dropout: float = option(0.0, "share of activations zeroed in training")
     init_scale: float = option(0.02, "standard deviation of the initial weights")
 
     def __post_init__(self):
-        # Resolved once: `dataclasses.replace` of d_model wants d_mlp=None beside it.
+        # Set once: `dataclasses.replace` with a new d_model needs d_mlp=None as well.
         if self.d_mlp is None:
             object.__setattr__(self, "d_mlp", 4 * self.d_model)
 
@@ -87,7 +88,7 @@ class ModelConfig:
         check_field(self, "init_scale", lambda std: 0 < std < INFINITY, "more than 0, and finite")
 
         if self.d_model % self.n_heads:
-            most = min(self.d_model, 100_000)  # enough to suggest some
+            most = min(self.d_model, 100_000)  # enough to suggest a few
             divisors = [n for n in range(1, most + 1) if self.d_model % n == 0]
             nearest = sorted(divisors, key=lambda n: abs(n - self.n_heads))[:3]
             suggested = ", ".join(map(str, sorted(nearest)))
@@ -96,15 +97,15 @@ class ModelConfig:
 
     @property
     def d_head(self):
-        """Width of one head: the heads share the stream's width between them."""
+        """The width of one head: the heads divide the stream's width among them."""
         return self.d_model // self.n_heads
 
     @property
     def activation_bytes(self):
-        """How many bytes training keeps of each token until the backward pass, in float32.
+        """The bytes that training keeps of each token until the backward pass, in float32.
 
-        These are what products, norms, GELU and attention read, and the loss's probabilities;
-        what dropout keeps is left out.
+        Counted are the inputs of products, norms, GELU and attention, and the probabilities of the
+        loss. What dropout keeps is not counted.
         """
         norm = 0
         if self.norm == "layernorm":
@@ -118,7 +119,7 @@ class ModelConfig:
         attention = norm + 5 * self.d_model + self.n_heads  # the stream, q, k, v and z
         unembedding = norm + self.d_model + self.d_vocab + 2
         numbers = self.n_layers * (attention + mlp) + unembedding
-        targets = 10  # bytes: the ids that the loss looks up, and which of them count
+        targets = 10  # bytes: the target ids, and which of them count
         return 4 * numbers + targets
 
 
@@ -126,34 +127,34 @@ class ModelConfig:
 class TrainConfig:
     """How to train."""
 
-    max_steps: int = option(2850, "steps of the optimiser")
-    batch_size: int = option(12, "windows a step, on all devices together")
-    accumulate: int = option(1, "go through a device's windows in so many parts, to save memory")
+    max_steps: int = option(2850, "optimiser steps")
+    batch_size: int = option(12, "windows per step, summed over all devices")
+    accumulate: int = option(1, "process a device's windows in this many parts, to save memory")
     optimizer: Literal["muon", "adamw"] = option(
-        "muon", "muon: on the blocks' matrices, and AdamW on the rest; adamw: on all"
+        "muon", "muon: Muon on the blocks' matrices, AdamW on the rest; adamw: AdamW on everything"
     )
     lr: float = option(5e-3, "AdamW's highest learning rate")
     muon_lr: float = option(0.016, "Muon's highest learning rate")
     schedule: Literal["linear", "cosine", "trapezoid"] = option("linear", "how the rates fall")
     final_lr_fraction: float = option(0.0, "the schedule ends at this share of the highest rate")
     warmup_steps: int = option(40, "steps over which the rates rise before they fall")
-    weight_decay: float = option(0.1, "decoupled decay, on matrices only")
-    beta1: float = option(0.9, "AdamW's memory of the gradient, a share a step")
-    beta2: float = option(0.98, "AdamW's memory of its square")
-    grad_clip: float = option(1.0, "the most that the gradient's norm may be (0: no limit)")
+    weight_decay: float = option(0.1, "decoupled weight decay, on matrices only")
+    beta1: float = option(0.9, "AdamW's decay per step of the average gradient")
+    beta2: float = option(0.98, "AdamW's decay per step of the average squared gradient")
+    grad_clip: float = option(1.0, "the largest norm that the gradient may have (0: no limit)")
     eval_interval: int = option(500, "steps between checkpoints and evaluations on the whole split")
-    log_interval: int = option(10, "steps between lines of metrics.jsonl")
-    seed: int = option(0, "of the initial weights and of the batches")
+    log_interval: int = option(10, "steps between rows of metrics.jsonl")
+    seed: int = option(0, "seed of the initial weights and of the batches")
     device: str = option("auto", "auto, cpu, cuda or mps")
-    precision: Literal["float32", "bfloat16"] = option("float32", "of what training multiplies")
+    precision: Literal["float32", "bfloat16"] = option("float32", "precision of matrix products")
     compile: bool = option(False, "compile the model with torch.compile")
-    threads: int | None = option(None, "CPU threads (none: torch's choice, a thread a core)")
+    threads: int | None = option(None, "CPU threads (none: torch's choice, one per core)")
 
     def __post_init__(self):
         check_choices(self)
         for name in ("max_steps", "batch_size", "accumulate", "eval_interval", "log_interval"):
             check_field(self, name, lambda n: n >= 1, "1 or more")
-        self.windows_at_once()  # raises where the batch does not divide into parts
+        self.windows_at_once()  # raises if the batch does not divide into parts
 
         for name in ("warmup_steps", "weight_decay", "grad_clip"):
             check_field(self, name, lambda n: 0 <= n < INFINITY, "0 or more, and finite")
@@ -166,9 +167,9 @@ class TrainConfig:
         check_field(self, "threads", lambda n: n is None or n >= 1, "1 or more")
 
     def windows_at_once(self, n_ranks=1):
-        """How many windows each of n_ranks devices goes through at once.
+        """The number of windows that each of n_ranks devices processes at once.
 
-        Raises UserError where the batch does not divide into so many parts.
+        Raises UserError if the batch does not divide into that many parts.
         """
         parts = n_ranks * self.accumulate
         if self.batch_size % parts:
@@ -195,18 +196,18 @@ class LoggingConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the next token is chosen, and how many."""
+    """How many tokens to generate, and how to choose each."""
 
     max_new_tokens: int | None = option(
-        None, "how many tokens to add (none: 500, or what fits into the context)"
+        None, "tokens to add (none: 500, or as many as fit into the context)"
     )
-    sliding: bool = option(False, "go on beyond the context, which then forgets its beginning")
-    greedy: bool = option(False, "always take the likeliest token")
-    temperature: float = option(0.8, "divides the logits: below 1 bolder, above 1 wilder")
-    top_k: int | None = option(None, "choose among the k likeliest tokens")
-    top_p: float | None = option(None, "choose among the likeliest of joint probability p")
-    repetition_penalty: float = option(1.0, "above 1: what was there before becomes less likely")
-    seed: int = option(0, "of the choices")
+    sliding: bool = option(False, "continue beyond the context; the oldest tokens are forgotten")
+    greedy: bool = option(False, "always take the most likely token")
+    temperature: float = option(0.8, "divides the logits: below 1 more predictable, above 1 wilder")
+    top_k: int | None = option(None, "choose among the k most likely tokens")
+    top_p: float | None = option(None, "choose among the most likely tokens of total probability p")
+    repetition_penalty: float = option(1.0, "above 1: earlier tokens become less likely")
+    seed: int = option(0, "seed of the random choices")
 
     def __post_init__(self):
         check_field(self, "max_new_tokens", lambda n: n is None or n >= 0, "0 or more")
@@ -219,24 +220,24 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class GenerateConfig(SamplingConfig):
-    """What generate.py writes, with which model."""
+    """What generate.py writes, and with which model."""
 
     run_name: str | None = option(None, "a run in out_dir, or a run's folder (none: the newest)")
-    model: str | None = option(None, "in place of a run: gpt2, gpt2-medium, gpt2-large, gpt2-xl, "
+    model: str | None = option(None, "instead of a run: gpt2, gpt2-medium, gpt2-large, gpt2-xl, "
                                "distilgpt2, or a folder in Hugging Face's layout")
     out_dir: str = option("outputs", "the folder of all runs")
     cache_dir: str | None = option(None, "where downloads are kept (none: below ~/.cache)")
     device: str = option("cpu", "auto, cpu, cuda or mps")
-    prompt: str = option("\n", "the text to go on from; <|endoftext|> in it is one token, if the "
+    prompt: str = option("\n", "the text to continue; <|endoftext|> in it is one token, if the "
                                "tokenizer has it")
-    stop: str | None = option(None, "end before this text, in however many tokens it comes; "
-                                    "<|endoftext|> is one")
-    steer: str | None = option(None, "push the stream towards what it is after this text")
-    steer_away: str | None = option(None, "and away from what it is after this one")
+    stop: str | None = option(None, "end before this text, whatever tokens spell it; "
+                                    "<|endoftext|> is one token")
+    steer: str | None = option(None, "push the residual stream towards its value after this text")
+    steer_away: str | None = option(None, "and away from its value after this text")
     steer_at: str | None = option(
-        None, "the hook where it is pushed (none: the middle block's hook_resid_post)"
+        None, "the hook to push at (none: the middle block's hook_resid_post)"
     )
-    steer_scale: float = option(4.0, "how far, in differences between the two texts")
+    steer_scale: float = option(4.0, "size of the push, in differences between the two texts")
 
     def __post_init__(self):
         super().__post_init__()
@@ -251,7 +252,7 @@ class GenerateConfig(SamplingConfig):
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run."""
+    """All settings of a training run."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -261,16 +262,16 @@ class Config:
     def __post_init__(self):
         if self.data.repeats and not self.n_repeats:
             raise UserError(f"repeats={self.data.repeats} of batch_size={self.train.batch_size} is "
-                            f"no window; give {1 / self.train.batch_size:.2g} or more")
+                            f"less than one window; give {1 / self.train.batch_size:.2g} or more")
 
     @property
     def n_repeats(self):
-        """How many windows of a batch are random tokens, repeated."""
+        """The number of windows in a batch that are repeated random tokens."""
         return round(self.data.repeats * self.train.batch_size)
 
 
 def check_field(config, name, holds, wanted):
-    """Raises UserError unless `holds(value)` for that field; a NaN holds nowhere."""
+    """Raises UserError unless `holds(value)` for that field; no test holds for NaN."""
     value = getattr(config, name)
     hint = typing.get_type_hints(type(config))[name]
     if not is_of_kind(value, hint) or not holds(value):
@@ -278,8 +279,8 @@ def check_field(config, name, holds, wanted):
 
 
 def is_of_kind(value, hint):
-    """Whether a value is what a field's type says; a whole number is also a float, a bool is no
-    number. Types that are neither numbers nor texts are not looked at."""
+    """Whether a value has a field's type: whole numbers count as floats, booleans not as numbers.
+    Types that are neither numbers nor texts are not checked."""
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     kinds = typing.get_args(hint) if is_union else (hint,)
     if type(None) in kinds and value is None:
@@ -292,14 +293,14 @@ def is_of_kind(value, hint):
 
 
 def check_choices(config):
-    """Raises UserError where a field that takes one of some words (`Literal`) holds another."""
+    """Raises UserError if a field with a fixed set of words (`Literal`) holds another one."""
     for name, hint in typing.get_type_hints(type(config)).items():
         if typing.get_origin(hint) is Literal:
             check_choice(name, getattr(config, name), typing.get_args(hint))
 
 
 def config_from_dict(kind, values):
-    """The dataclass `kind` from nested dicts; raises UserError on a field that it does not have."""
+    """The dataclass `kind` from nested dicts; raises UserError for an unknown field."""
     hints = typing.get_type_hints(kind)
     fields = {}
     for name, value in values.items():
@@ -315,22 +316,35 @@ def config_from_dict(kind, values):
 
 
 class FlagParser(argparse.ArgumentParser):
-    """argparse with this project's errors: one line, and for an unknown flag the closest one."""
+    """argparse with this project's errors: one line, with the closest flag for an unknown one."""
 
     def parse_args(self, args=None):
         known, unknown = self.parse_known_args(args)
-        if unknown:
-            flag = unknown[0].split("=")[0]
-            closest = suggest_closest(flag, self._option_string_actions)
-            raise UserError(f"unknown flag {flag}{closest}; --help lists them all")
-        return known
+        if not unknown:
+            return known
+        if not unknown[0].startswith("-"):
+            self.refuse_words(list(itertools.takewhile(lambda w: not w.startswith("-"), unknown)))
+        flag = unknown[0].split("=")[0]
+        closest = suggest_closest(flag, self._option_string_actions)
+        raise UserError(f"unknown flag {flag}{closest}; --help lists them all")
+
+    def refuse_words(self, words):
+        """Raises UserError for words that belong to no flag; a prompt needs `--prompt`."""
+        flags = self._option_string_actions
+        text = " ".join(words)
+        if "--prompt" in flags:
+            raise UserError(f'{text} belongs to no flag; for a text to continue, use '
+                            f'--prompt "{text}"')
+        closest = suggest_closest(f"--{words[0]}", flags)
+        raise UserError(f"unknown word {words[0]}{closest}; write flags as --name value; --help "
+                        "lists them all")
 
     def error(self, message):
         raise UserError(f"{message}; --help lists every flag")
 
 
 def flag_parser(kind, description):
-    """The command line of a config dataclass: a flag a field, `--model.n_layers 2` where nested."""
+    """A dataclass's command line: one flag per field, `--model.n_layers 2` for a nested one."""
     parser = FlagParser(
         description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=40, width=100),
@@ -352,19 +366,21 @@ def add_flags(parser, kind, prefix):
 
         default = item.default
         if default is None or isinstance(default, bool):
-            default = str(default).lower()  # as it is typed
+            default = str(default).lower()  # as one types it
+        elif isinstance(default, str) and default.isspace():
+            default = repr(default)  # a line end that can be seen
         help_text = f"{item.metadata['help']} (default: {default})"
         parser.add_argument(f"--{flag}", help=help_text, **argument_settings(hint))
 
 
 def argument_settings(hint):
-    """The keywords of argparse's `add_argument` for a field's type."""
-    # One of some words
+    """The keyword arguments of argparse's `add_argument` for a field's type."""
+    # One word of a fixed set
     if typing.get_origin(hint) is Literal:
         words = typing.get_args(hint)
         return {"choices": words, "metavar": "|".join(words)}
 
-    # A switch, which may be given alone or with its value
+    # A switch, given alone or with a value
     if hint is bool:
         return {"type": parse_bool, "nargs": "?", "const": True, "metavar": "true|false"}
 
@@ -372,24 +388,38 @@ def argument_settings(hint):
     kind = next((kind for kind in typing.get_args(hint) if kind is not type(None)), hint)
     metavar = {int: "N", float: "X", str: "TEXT"}[kind]
     if typing.get_origin(hint) is tuple:
-        return {"type": kind, "nargs": "+", "metavar": metavar}
+        return {"type": item_parser(kind), "nargs": "+", "metavar": metavar}
     if kind is not hint:
         return {"type": optional_parser(kind), "metavar": metavar}
     return {"type": kind, "metavar": metavar}
 
 
 def optional_parser(kind):
-    """A function of a word: None for "none", and else what `kind` makes of it."""
+    """A parser of one word: None for "none", otherwise the word as `kind`."""
 
     def parse(word):
         return None if word == "none" else kind(word)
 
-    parse.__name__ = kind.__name__  # argparse names it where a word is refused
+    parse.__name__ = kind.__name__  # argparse uses it in its error message
+    return parse
+
+
+def item_parser(kind):
+    """A parser of one of several values, which says how to write them if they have commas."""
+
+    def parse(word):
+        if "," in word:
+            several = " ".join(word.replace(",", " ").split())
+            raise argparse.ArgumentTypeError(f"{word!r} has a comma; put spaces between the "
+                                             f"values: {several}")
+        return kind(word)
+
+    parse.__name__ = kind.__name__  # argparse uses it in its error message
     return parse
 
 
 def parse_bool(word):
-    """The truth value of a word on the command line."""
+    """A word of the command line as a truth value."""
     values = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
     if word.lower() not in values:
         raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
@@ -399,7 +429,7 @@ def parse_bool(word):
 def nest_flags(flags):
     """{"model.n_layers": 2} as {"model": {"n_layers": 2}}, which `config_from_dict` reads.
 
-    "model.preset" stands for the flags of that shape; a flag that is given itself goes before.
+    "model.preset" stands for all flags of that shape; a flag that is given explicitly wins.
     """
     preset = PRESETS.get(flags.get("model.preset"), {})
     preset_flags = {f"model.{name}": value for name, value in preset.items()}

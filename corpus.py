@@ -1,16 +1,16 @@
-"""A small artificial language whose entropy is known: each word's probability is kept.
+"""A small artificial language with known entropy: the exact probability of each word is kept.
 
-What comes next depends on the visible text alone (the source is *unifilar*). Whoever has read the
-story so far knows which words can follow, and how likely each is: the probability with which a
-word is drawn **is** the best possible prediction. The mean of -log p is then the floor: no model
-can get below it, except by luck or by having seen the text before.
+The next word's distribution depends only on the visible text (the source is *unifilar*). A reader
+of the story so far knows which words can follow and how likely each is, so the probability with
+which a word is drawn **is** the best possible prediction. The mean of -log p is therefore a floor:
+no model can get below it, except by luck or by having seen the text before.
 
     When Ola and Leo went to the park, Leo gave a kite to Ola. What has Ola? A kite.
     Ivo sings ri sa do mu, again ri sa do mu. Mia is at the lake. Where is Mia? At the lake.
 
-Each word has a category, the ability that it takes: `syntax` (the rule leaves one word), `choice`
-(chance among some), `duplicate` (one of the two who were just named), `indirect object` (the other
-one), `copying` (the song again), `recall` (what was said of somebody earlier in the story).
+Each word has a category, the ability needed to predict it: `syntax` (the grammar leaves one word),
+`choice` (random among several), `duplicate` (one of the two people just named), `indirect object`
+(the other one), `copying` (the song again), `recall` (a fact from earlier in the story).
 
 Chapter: COURSE_ROADMAP.md, 2 (text with a known entropy)
 Prerequisites: losses.py, tokenizer.py
@@ -35,19 +35,19 @@ SYLLABLES = ["ri", "sa", "do", "mu", "la", "fe", "to", "ni"]
 SHORTEST_SONG = 3  # syllables
 LONGEST_SONG = 6
 MARKS = (",", ".", "?")
-END = "\n"  # of a story; the next begins after it
+END = "\n"  # the end of a story; the next one begins after it
 FEWEST_SENTENCES = 2  # in a story
 MOST_SENTENCES = 5
-CHARACTERS_A_STORY = 125  # on average
+CHARACTERS_A_STORY = 125  # the average length of a story
 CATEGORIES = ("syntax", "choice", "duplicate", "indirect object", "copying", "recall")
 
 
 @dataclass
 class Sample:
-    """Words that were drawn, and what is known of each.
+    """Words that were drawn, with the probability and category of each.
 
-    words, log_probs (in nats), categories, and options, {word: probability} of all words that could
-    have stood there: a list each, in which an item stands for a word of the text.
+    words, log_probs (in nats), categories, and options ({word: probability} of all words that were
+    possible there): lists with one item for each word of the text.
     """
 
     words: list = field(default_factory=list)
@@ -60,8 +60,8 @@ class Sample:
 class Floor:
     """The best possible prediction of a text of n tokens.
 
-    log_probs: [n], in nats. categories: of each token. starts: where stories begin, as positions of
-    the ends of the stories before them.
+    log_probs: [n], in nats. categories: of each token. starts: where stories begin, given as the
+    position of the previous story's end.
     """
 
     log_probs: torch.Tensor
@@ -69,7 +69,7 @@ class Floor:
     starts: list
 
     def above(self, losses):
-        """{category: how many nats the losses lie above the floor, on average}.
+        """{category: the mean excess of the losses over the floor, in nats}.
 
         losses: [n - 1], of the tokens after the first. "all" comes first; the others follow in the
         order of CATEGORIES, if they occur.
@@ -84,12 +84,12 @@ class Floor:
 
 
 class Storyteller:
-    """Draws stories word by word, and keeps for each word how likely it was and what it takes."""
+    """Draws stories word by word, and records each word's probability and category."""
 
     def __init__(self, seed):
         self.random = random.Random(seed)
         self.sample = Sample()
-        self.place_of = {}  # {name: the place where they are}, said in this story
+        self.place_of = {}  # {name: the place where they are}, as stated in this story
         self.thing_of = {}  # {name: the thing that they have}
 
     def draw(self, options, category="choice"):
@@ -104,12 +104,12 @@ class Storyteller:
         return word
 
     def say(self, *words, category="syntax"):
-        """Appends words that could not have been others."""
+        """Appends words that are certain, with probability one."""
         for word in words:
             self.draw({word: 1.0}, category)
 
     def story(self):
-        """Appends a story, FEWEST_SENTENCES to MOST_SENTENCES long, and its end."""
+        """Appends a story of FEWEST_SENTENCES to MOST_SENTENCES sentences, and its end."""
         self.place_of = {}
         self.thing_of = {}
         n_sentences = 0
@@ -121,10 +121,10 @@ class Storyteller:
             n_sentences += 1
 
     def opening_options(self, n_sentences):
-        """{first word: probability} of the sentence that comes after n_sentences, or of END.
+        """{first word: probability} of the next sentence after n_sentences, or of END.
 
-        The first word says what kind of sentence follows; after a name, the verb says it. A
-        question is possible only where its answer was given.
+        The first word determines the kind of sentence; after a name, the verb does. A question is
+        possible only if its answer was given earlier.
         """
         weights = {"When": 2.0, "The": 1.0} | {name: 4.0 / len(NAMES) for name in NAMES}
         if self.place_of:
@@ -146,7 +146,7 @@ class Storyteller:
 
     def sentence(self, first):
         """Appends the rest of a sentence that begins with `first`, and its full stop."""
-        # The first word says what kind of sentence it is; after a name, the verb is drawn.
+        # The first word determines the kind of sentence; after a name, the verb is drawn.
         if first == "When":
             self.gift()
         elif first == "The":
@@ -157,14 +157,14 @@ class Storyteller:
             self.question("has", self.thing_of, "A")
         elif self.draw(["sings", "is"]) == "sings":
             self.song()
-            return  # a song brings its own full stop
+            return  # a song adds its own full stop
         else:
             self.say("at", "the")
             self.place_of[first] = self.draw(PLACES)
         self.say(".")
 
     def gift(self):
-        """Appends what follows "When": two people go somewhere, and one gives the other a thing."""
+        """Appends the rest after "When": two people go somewhere, and one gives something."""
         one = self.draw(NAMES)
         self.say("and")
         two = self.draw([name for name in NAMES if name != one])
@@ -183,10 +183,10 @@ class Storyteller:
         self.thing_of[receiver] = thing
 
     def song(self):
-        """Appends a song, three to six syllables, and the same syllables again.
+        """Appends a song of three to six syllables, and the same syllables again.
 
-        Songs differ in length, so the syllable to copy lies a different distance back each time: to
-        copy, one must find where one is in the song.
+        Songs differ in length, so the syllable to copy is at a different distance each time. To
+        copy it, one has to know one's place in the song.
         """
         song = []
         while (syllable := self.draw(self.song_options(len(song)))) != ",":
@@ -195,7 +195,7 @@ class Storyteller:
         self.say(*song, ".", category="copying")
 
     def song_options(self, n_syllables):
-        """{word: probability} after n_syllables of a song; its possible lengths are equally likely.
+        """{word: probability} after n_syllables of a song; all possible lengths are equally likely.
 
         A comma ends the song.
         """
@@ -208,12 +208,12 @@ class Storyteller:
         return without_impossible(options)
 
     def scene(self):
-        """Appends what follows "The": an animal, and what it does."""
+        """Appends the rest after "The": an animal, and what it does."""
         for words in (LOOKS, ANIMALS, VERBS):
             self.draw(words)
 
     def question(self, verb, answers, *answer_begin):
-        """Appends a question about somebody whose answer is known, and that answer.
+        """Appends a question about a person whose answer is known, and that answer.
 
         answers: {name: word}. answer_begin: the words of the answer before that word.
         """
@@ -229,7 +229,7 @@ def without_impossible(options):
 
 
 def sample(n_stories, seed):
-    """A Sample of n_stories; with the same seed, a longer one begins like a shorter one."""
+    """A Sample of n_stories; for the same seed, a shorter one is the beginning of a longer one."""
     teller = Storyteller(seed)
     for _ in range(n_stories):
         teller.story()
@@ -242,7 +242,7 @@ def sample_of_length(n_characters, seed=0):
 
 
 def spell_word(before, word):
-    """A word as it is written after the word `before`: with a space in front, in most cases."""
+    """A word as written after the word `before`: in most cases with a space in front."""
     if word in (*MARKS, END) or before == END:
         return word
     return f" {word}"
@@ -261,12 +261,12 @@ def text(n_characters, seed=0):
 def characters(sample):
     """(log_probs, categories) of the characters of a Sample's text.
 
-    log_probs: of each character, in nats, exactly. categories: of the word that it belongs to.
+    log_probs: of each character, exact, in nats. categories: of the word that it belongs to.
 
-    Of the words that can follow, those that begin with the characters seen so far are still
-    possible. p(next character) is the share of their probability that goes on with it (a walk down
-    the trie of these words). No word that can follow is the beginning of another, so the
-    characters of a word cost together what the word costs.
+    After some characters of a word, the possible words are those that begin with them.
+    p(next character) is the share of their probability that continues with it (a walk down the trie
+    of these words). No possible word is the beginning of another, so the characters of a word
+    together have the same log-probability as the word.
     """
     log_probs = []
     categories = []
@@ -291,7 +291,7 @@ def characters(sample):
 def floor_of(sample, tokenizer, val):
     """The Floor of val [n], the last tokens of a Sample's text.
 
-    None where it is not known: for any other text (sample is None), and for pieces of words.
+    None if it is unknown: for any other text (sample is None), and for tokens that split words.
     """
     if sample is None or tokenizer.kind == "bpe":
         return None

@@ -1,6 +1,6 @@
-"""From a text to batches: find or download it, tokenise it, split it, and cut windows out of it.
+"""From text to batches: find or download a text, tokenise it, split it, and cut windows from it.
 
-    python data.py prepare FILE… --tokenizer bpe --out data/mine     # more than fits into memory
+    python data.py prepare FILE… --tokenizer bpe --out data/mine     # texts larger than memory
     python train.py --data.path data/mine
 
 Chapter: COURSE_ROADMAP.md, 2 (text with a known entropy)
@@ -59,11 +59,11 @@ SHAKESPEARE_MIRRORS = (
 )
 BUILTIN_CHARACTERS = 1_000_000
 LARGEST_DOWNLOAD = 1 << 24  # bytes; Tiny Shakespeare has 1.1 million
-TOKENS_FILE = "tokens.bin"  # a line of JSON, then the ids
-TOKEN_DTYPES = {"uint16": "<u2", "uint32": "<u4"}  # numpy's names for them, little-endian
-PIECE_SIZE = 1 << 18  # how many bytes or ids are read at once
-BPE_SAMPLE_SIZE = 1 << 21  # how many bytes of a text bpe learns from
-# By kind of tokenizer, where a text can be cut without changing a token, as a pattern
+TOKENS_FILE = "tokens.bin"  # a line of JSON, followed by the ids
+TOKEN_DTYPES = {"uint16": "<u2", "uint32": "<u4"}  # numpy's names, little-endian
+PIECE_SIZE = 1 << 18  # the number of bytes or ids read at once
+BPE_SAMPLE_SIZE = 1 << 21  # the number of bytes of a text from which bpe learns
+# For each kind of tokenizer, a pattern for the places where cutting a text changes no token
 TOKEN_BOUNDARIES = {"char": "", "word": r"(?<!\w)|(?!\w)", "bpe": r"(?<=\S)(?=[ \n])"}
 
 
@@ -71,10 +71,10 @@ TOKEN_BOUNDARIES = {"char": "", "word": r"(?<!\w)|(?!\w)", "bpe": r"(?<=\S)(?=[ 
 class Dataset:
     """A tokenised text, split into a training part and a validation part.
 
-    train, val: [n], int64 ids, in memory or a TokenFile. name: for people. sha256: of the text, or
-    of a TokenFile, so that a resumed run can tell that it is the same. val_characters: how long the
-    validation text is, to compare losses between tokenizers. floor: the lowest possible loss of
-    each token of `val`, where it is known.
+    train, val: [n], int64 ids, in memory or a TokenFile. name: shown to people. sha256: of the
+    text, or of a TokenFile, so that a resumed run can check that it is the same. val_characters:
+    the length of the validation text, to compare losses between tokenizers. floor: the lowest
+    possible loss of each token of `val`, if it is known.
     """
 
     train: "torch.Tensor | TokenFile"
@@ -89,14 +89,14 @@ class Dataset:
 def load_dataset(cfg, n_ctx, tokenizer=None):
     """The Dataset that a DataConfig asks for.
 
-    n_ctx: the context that its windows must fill. tokenizer: one to use as it is (resuming).
+    n_ctx: the context that its windows must fill. tokenizer: one to use unchanged (for resuming).
     Raises UserError for a text that is missing, empty, not UTF-8, or too short for one window.
     """
     if cfg.tokenizer != "bpe" and cfg.vocab_size != DataConfig().vocab_size:
         raise UserError(f"vocab_size={cfg.vocab_size} does nothing with tokenizer="
                         f"{cfg.tokenizer!r}; leave it out, or use --data.tokenizer bpe")
 
-    # A token file is known by its folder, and may be named itself
+    # A token file is given by its folder, or by its own path
     if cfg.path is not None and Path(cfg.path).name == TOKENS_FILE:
         cfg = replace(cfg, path=str(Path(cfg.path).parent))
     if cfg.path is not None and (Path(cfg.path) / TOKENS_FILE).exists():
@@ -117,7 +117,7 @@ def load_dataset(cfg, n_ctx, tokenizer=None):
 
 
 def text_dataset(cfg, tokenizer=None):
-    """The Dataset of a text that is read as a whole; arguments as in `load_dataset`."""
+    """The Dataset of a text that is read into memory; arguments as in `load_dataset`."""
     text, name, sample = load_text(cfg)
 
     # Where the training part ends
@@ -128,8 +128,8 @@ def text_dataset(cfg, tokenizer=None):
         kind = tokenizer.kind if tokenizer else cfg.tokenizer
         n_train = last_token_boundary(text, n_train, kind)
 
-    # Characters and words are listed from the whole text; bpe must not learn from what it is
-    # validated on.
+    # Characters and words are listed from the whole text; bpe must not learn from the validation
+    # part.
     if tokenizer is None and cfg.tokenizer == "bpe":
         tokenizer = BPETokenizer().train(text[:n_train], cfg.vocab_size)
     elif tokenizer is None:
@@ -145,9 +145,9 @@ def text_dataset(cfg, tokenizer=None):
 
 
 def last_token_boundary(text, n, kind):
-    """The last place up to n where a text can be cut between two tokens of a kind of tokenizer.
+    """The last place up to n at which a text can be cut between two tokens of this tokenizer kind.
 
-    n itself, where there is none within a thousand characters.
+    Returns n itself if there is none within a thousand characters.
     """
     boundary = re.compile(TOKEN_BOUNDARIES[kind])
     for place in range(n, max(0, n - 1000), -1):
@@ -157,7 +157,7 @@ def last_token_boundary(text, n, kind):
 
 
 def load_text(cfg):
-    """(text, name, sample) of the file at `path`, of Tiny Shakespeare, or of the built-in corpus.
+    """(text, name, sample) from the file at `path`, Tiny Shakespeare, or the built-in corpus.
 
     sample: the corpus.Sample of the built-in corpus; None for the other texts.
     """
@@ -180,7 +180,7 @@ def load_text(cfg):
 def tiny_shakespeare(folder, mirrors=SHAKESPEARE_MIRRORS):
     """The text of Tiny Shakespeare, from `folder` or, the first time, from a mirror.
 
-    Raises NoNetwork where no mirror answers, UserError where the file is not what it should be.
+    Raises NoNetwork if no mirror answers, UserError if the file has other content.
     """
     path = folder / SHAKESPEARE_FILE
     if not path.exists():
@@ -198,10 +198,10 @@ def tiny_shakespeare(folder, mirrors=SHAKESPEARE_MIRRORS):
 
 
 def download_verified(mirrors, sha256, remedy, *, attempts=2, pause=1.0):
-    """The bytes at the first mirror that sends content of that SHA-256.
+    """Downloads content with a given SHA-256 from the first mirror that has it; returns its bytes.
 
-    Each mirror is tried `attempts` times, `pause` seconds apart. remedy: what to do instead, for
-    the error. Raises UserError if only wrong content came, NoNetwork if nothing came.
+    Each mirror is tried `attempts` times, `pause` seconds apart. remedy: what the user can do, for
+    the error. Raises UserError if only wrong content arrived, NoNetwork if nothing did.
     """
     wrong = None
     failure = None
@@ -227,7 +227,7 @@ def download_verified(mirrors, sha256, remedy, *, attempts=2, pause=1.0):
 
 
 def sha256_of(content):
-    """The SHA-256 of bytes, in hexadecimal."""
+    """The SHA-256 hash of bytes, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -235,7 +235,7 @@ def sha256_of(content):
 
 
 def random_batch(tokens, batch_size, n_ctx, generator):
-    """(inputs, targets), each [batch, pos]: windows drawn from anywhere; targets are a token later.
+    """(inputs, targets), each [batch, pos]: windows from random places, targets one token later.
 
     tokens: [n]. generator: a CPU torch.Generator, the only source of randomness.
     """
@@ -245,11 +245,11 @@ def random_batch(tokens, batch_size, n_ctx, generator):
 
 
 def repeated_batch(d_vocab, batch_size, n_ctx, generator):
-    """(inputs, targets), each [batch, pos]: random tokens that repeat with a period.
+    """(inputs, targets), each [batch, pos]: random tokens that repeat periodically.
 
-    Each row draws its own period, from 4 to half of the window. All that can be predicted is that
-    a token is followed by what followed it before, which is what an induction head does (Olsson et
-    al. 2022). If all rows had one period, looking that far back would be enough.
+    Each row draws its own period, from 4 to half of the window. The only predictable thing is that
+    a token is followed by what followed it before. Predicting this is what an induction head does
+    (Olsson et al. 2022). If all rows had the same period, looking back by it would be enough.
     """
     drawn = torch.randint(d_vocab, (batch_size, n_ctx + 1), generator=generator)
     periods = torch.randint(4, max(4, (n_ctx + 1) // 2) + 1, (batch_size, 1), generator=generator)
@@ -258,12 +258,12 @@ def repeated_batch(d_vocab, batch_size, n_ctx, generator):
 
 
 def windows_in_order(tokens, batch_size, n_ctx, starts=None):
-    """Yields (inputs, targets, counted), each [batch, pos], which cover a text from left to right.
+    """Yields (inputs, targets, counted), each [batch, pos], windows that cover a text in order.
 
-    Where `counted`, every token after the first is predicted exactly once; the other places are
-    padding, or belong to the next window.
-    tokens: [n]. starts: positions where windows should begin, such as the starts of stories, as far
-    as n_ctx allows; without it, a window begins where the one before it ends.
+    Where `counted` is True, every token after the first is predicted exactly once; the other places
+    are padding, or belong to the next window.
+    tokens: [n]. starts: positions at which windows should begin if n_ctx allows, such as the starts
+    of stories; without it, each window begins where the last one ends.
     """
     last = len(tokens) - 1
     offsets = torch.arange(n_ctx + 1)
@@ -277,13 +277,12 @@ def windows_in_order(tokens, batch_size, n_ctx, starts=None):
 
 
 def window_bounds(last, n_ctx, starts):
-    """Yields (begin, end) of windows that follow each other from 0 to the position `last`."""
+    """Yields (begin, end) of consecutive windows from 0 to the position `last`."""
     begin = 0
     while begin < last:
         end = min(begin + n_ctx, last)
         if starts and end < last:
-            # where no start is that early, index -1 gives the last one, which the next line rules
-            # out
+            # if no start is that early, index -1 gives the last start, which the next line excludes
             last_start = starts[bisect.bisect_right(starts, end) - 1]
             if begin < last_start <= end:
                 end = last_start
@@ -291,15 +290,15 @@ def window_bounds(last, n_ctx, starts):
         begin = end
 
 
-# Texts of any size, whose ids lie in a file
+# Texts of any size, with ids in a file
 
 
 @dataclass(frozen=True)
 class TokenFile:
-    """Ids on the disk, [n]: only what is indexed is read, as int64.
+    """Token ids on disk, [n]: only indexed parts are read, as int64.
 
-    file: kept open, so that another file of the same name changes nothing. dtype: numpy's name of
-    it. offset: where the first id lies in the file, in bytes.
+    file: kept open, so that replacing the file on disk changes nothing. dtype: numpy's name for
+    it. offset: the place of the first id in the file, in bytes.
     """
 
     file: BinaryIO
@@ -311,12 +310,12 @@ class TokenFile:
         return self.n_tokens
 
     def __getitem__(self, where):
-        # Mapped anew each time: pages once read count as ours until their map is closed.
+        # Mapped anew each time: pages that were read count as our memory until the map is closed.
         ids = np.memmap(self.file, self.dtype, "r", self.offset, (self.n_tokens,))
         return torch.from_numpy(ids[where].astype(np.int64))
 
     def split(self, n_first):
-        """Two of them: the first n_first ids, and the others."""
+        """Two TokenFiles: the first n_first ids, and the rest."""
         split_offset = self.offset + n_first * np.dtype(self.dtype).itemsize
         first = TokenFile(self.file, self.dtype, self.offset, n_first)
         others = TokenFile(self.file, self.dtype, split_offset, self.n_tokens - n_first)
@@ -324,9 +323,9 @@ class TokenFile:
 
 
 def prepared_dataset(cfg, tokenizer=None):
-    """The Dataset in the folder cfg.path, which `prepare` made; arguments as in `load_dataset`.
+    """The Dataset in the folder cfg.path, made by `prepare`; arguments as in `load_dataset`.
 
-    Raises UserError for a damaged file, and for another tokenizer than was asked for.
+    Raises UserError for a damaged file, and if the config asks for another tokenizer.
     """
     path = Path(cfg.path) / TOKENS_FILE
     ids, found, sha256 = read_token_file(path)
@@ -334,7 +333,7 @@ def prepared_dataset(cfg, tokenizer=None):
         raise UserError(f"{path} was made with --tokenizer {found.kind}; leave --data.tokenizer "
                         f"{cfg.tokenizer} out, or prepare the text again")
     if tokenizer is not None and tokenizer.state_dict() != found.state_dict():
-        raise UserError(f"{path} is of another tokenizer than the run; put that one back")
+        raise UserError(f"{path} is of another tokenizer than the run; put the run's back")
 
     train, val = ids.split(len(ids) - int(len(ids) * cfg.val_fraction))
     n_characters = count_characters(val, found)
@@ -342,7 +341,7 @@ def prepared_dataset(cfg, tokenizer=None):
 
 
 def count_characters(ids, tokenizer):
-    """How many characters the text of ids [n] has, a TokenFile read piece by piece."""
+    """The number of characters in the text of ids [n]; a TokenFile is read piece by piece."""
     if tokenizer.kind != "bpe":
         return len(ids)
 
@@ -355,10 +354,10 @@ def count_characters(ids, tokenizer):
 
 
 def read_token_file(path):
-    """(TokenFile, tokenizer, SHA-256 of the two) of a file that `prepare` wrote.
+    """(TokenFile, tokenizer, SHA-256 of both) from a file that `prepare` wrote.
 
-    It is read once, piece by piece. Raises UserError where it is cut off, changed, or something
-    else.
+    The file is read once, piece by piece. Raises UserError if it is cut off, changed, or of another
+    kind.
     """
     remedy = "make it again with: python data.py prepare"
     highest = 0
@@ -383,7 +382,7 @@ def read_token_file(path):
                         ) from None
 
     if n_found != n_tokens:
-        raise UserError(f"{path} has {n_found:,.0f} ids in place of {n_tokens:,}; {remedy}")
+        raise UserError(f"{path} has {n_found:,.0f} ids instead of {n_tokens:,}; {remedy}")
     if highest >= tokenizer.d_vocab:
         raise UserError(f"{path} has the id {highest}, and its tokenizer knows 0 to "
                         f"{tokenizer.d_vocab - 1}; {remedy}")
@@ -396,17 +395,18 @@ def read_token_file(path):
 class PrepareConfig:
     """How texts of any size become a token file."""
 
-    tokenizer: Literal["char", "bpe"] = option("char", "an id for each character or frequent piece")
-    vocab_size: int = option(1024, "how many tokens bpe learns, 256 bytes among them")
-    gpt2: str | None = option(None, "take bpe from this folder of GPT-2's two files instead")
+    tokenizer: Literal["char", "bpe"] = option(
+        "char", "one id for each character or frequent piece")
+    vocab_size: int = option(1024, "the number of tokens that bpe learns, including 256 bytes")
+    gpt2: str | None = option(None, "use bpe from this folder with GPT-2's two files instead")
     out: str = option("data/prepared", f"the folder that {TOKENS_FILE} is written to")
 
 
 def prepare(paths, cfg, size=PIECE_SIZE):
     """Writes the ids of texts, joined, into the folder of a PrepareConfig.
 
-    `<|endoftext|>` in them is one token, and stands between two files, if the tokenizer has it.
-    size: how many bytes of text are read at a time. Returns (how many ids, their tokenizer).
+    If the tokenizer has `<|endoftext|>`, it is one token in texts, and is put between two files.
+    size: the number of bytes of text read at once. Returns (number of ids, their tokenizer).
     """
     tokenizer = fit_tokenizer(paths, cfg)
     state = tokenizer.state_dict()
@@ -415,7 +415,7 @@ def prepare(paths, cfg, size=PIECE_SIZE):
     n_tokens = 0
 
     def header():
-        # The count is padded: the header is as long at first as when all is known.
+        # The count is padded, so the final header is as long as the first one.
         known = {"dtype": dtype, "n_tokens": f"{n_tokens:20}", "sha256": sha256.hexdigest()}
         return json.dumps(known | {"tokenizer": state}).encode() + b"\n"
 
@@ -429,7 +429,7 @@ def prepare(paths, cfg, size=PIECE_SIZE):
             sha256.update(piece)
             n_tokens += len(ids)
         if not n_tokens:
-            raise UserError(f"{', '.join(paths)}: nothing in it; give files with text in them")
+            raise UserError(f"{', '.join(paths)}: no text found; give files with text in them")
         file.seek(0)
         file.write(header())
     return n_tokens, tokenizer
@@ -446,7 +446,7 @@ def fit_tokenizer(paths, cfg):
     if cfg.tokenizer == "bpe":
         pieces = itertools.islice(text_pieces(paths), BPE_SAMPLE_SIZE // PIECE_SIZE)
         content = "".join(pieces).encode()
-        half = sum(map(os.path.getsize, paths)) // 2  # in bytes: the end is to validate on
+        half = sum(map(os.path.getsize, paths)) // 2  # in bytes: the end is for validation
         return BPETokenizer().train(content[:half].decode(errors="ignore"), cfg.vocab_size)
 
     characters = set()
@@ -456,28 +456,28 @@ def fit_tokenizer(paths, cfg):
 
 
 def encode_pieces(pieces, tokenizer):
-    """Yields the ids of a document that comes in pieces; they are the same wherever it is cut.
+    """Yields the ids of a document that arrives in pieces; they do not depend on where it is cut.
 
-    The last two words of a piece are kept until more is there, since what follows may change them
-    ("'l" is two words, and "'ll" is one). So are the blanks before these two, of which the last
-    one belongs to the word that follows, and the beginning of an `<|endoftext|>` after them.
+    The last two words of a piece are kept back until more arrives, because what follows may change
+    them ("'l" is two words, "'ll" is one). The blanks before these words are kept too, because the
+    last blank belongs to the next word, and so is a possible beginning of `<|endoftext|>`.
     """
     kept = ""
     new = ""
     for piece in pieces:
         new += piece
         if len(new) < len(kept):
-            continue  # a long word: splitting it at every piece would take quadratic time
+            continue  # a long word: splitting it again for every piece would take quadratic time
         text = kept + new
         new = ""
 
-        # What is kept, since it isn't known yet how it goes on
+        # Keep back the end, which the next piece may change
         words = []
         unsure = ""
         if tokenizer.kind == "bpe":
             last_document = text
             if tokenizer.has_endoftext:
-                # What stands before this token can't be changed by what comes after it
+                # Text before this token cannot be changed by text after it
                 last_document = text.rpartition(ENDOFTEXT)[2]
                 n_unsure = length_of_overlap(last_document, ENDOFTEXT)
                 unsure = last_document[len(last_document) - n_unsure :]
@@ -492,10 +492,10 @@ def encode_pieces(pieces, tokenizer):
 
 
 def main(argv=None):
-    """The program: makes a token file of texts."""
+    """The program: makes a token file from texts."""
     parser = flag_parser(PrepareConfig, "Turn texts of any size into ids that train.py reads.")
     parser.usage = "%(prog)s prepare FILE… [flags]"
-    parser.add_argument("command", choices=["prepare"], help="the one thing there is to do")
+    parser.add_argument("command", choices=["prepare"], help="the only command")
     parser.add_argument("files", nargs="+", metavar="FILE",
                         help="UTF-8 texts, joined, by <|endoftext|> if the tokenizer has it")
 

@@ -1,10 +1,10 @@
-"""Where the residual stream begins and ends: tokens and positions in, logits out.
+"""Embedding and unembedding: where the residual stream begins (tokens) and ends (logits).
 
     resid  = W_E[tokens] + W_pos[positions]        # [batch, pos, d_model]
     logits = resid @ W_U + b_U                     # [batch, pos, d_vocab]
 
-Each is a linear map from one-hot vectors, so a token's embedding is just a row of W_E, and a model
-of nothing but these two is a table of bigrams.
+Each is a linear map from one-hot vectors, so a token's embedding is just a row of W_E. A model that
+has only these two maps is a table of bigrams.
 
 Chapter: COURSE_ROADMAP.md, 3 (the stream as a sum)
 Prerequisites: tokenizer.py
@@ -22,9 +22,10 @@ from utils import UserError
 
 
 def check_tokens(tokens, d_vocab):
-    """Raises UserError unless tokens is [batch, pos] of ids from 0 to d_vocab - 1.
+    """Raises UserError unless tokens is [batch, pos] with ids from 0 to d_vocab - 1.
 
-    torch itself would say only that an index is out of range, and on a GPU lose all that is there.
+    torch itself reports only that an index is out of range; on a GPU, its error also makes all
+    tensors there unusable.
     """
     if not isinstance(tokens, torch.Tensor):
         raise UserError(f"tokens is a {type(tokens).__name__}; pass ids as a tensor [batch, pos], "
@@ -35,10 +36,10 @@ def check_tokens(tokens, d_vocab):
     if tokens.numel() == 0:
         raise UserError(f"tokens is empty, {list(tokens.shape)}; pass at least one")
     if torch.compiler.is_compiling():
-        return  # reading a value would cut the compiled graph in two
+        return  # reading a value would split the compiled graph
     try:
         lowest, highest = (extreme.item() for extreme in tokens.aminmax())
-    except RuntimeError:  # under torch.func.vmap no value can be read
+    except RuntimeError:  # under torch.func.vmap, values cannot be read
         return
     if lowest < 0 or highest >= d_vocab:
         raise UserError(f"tokens run from {lowest} to {highest}; "
@@ -46,20 +47,20 @@ def check_tokens(tokens, d_vocab):
 
 
 class TokenEmbedding(nn.Module):
-    """A row of W_E for each token: one_hot(token) @ W_E."""
+    """Token embedding: one row of W_E for each token, one_hot(token) @ W_E."""
 
     def __init__(self, cfg):
         super().__init__()
         self.W_E = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model))
 
     def forward(self, tokens):
-        """tokens [batch, pos] -> [batch, pos, d_model]; UserError for ids that are not there."""
+        """tokens [batch, pos] -> [batch, pos, d_model]; UserError for unknown ids."""
         check_tokens(tokens, self.W_E.shape[0])
         return F.embedding(tokens, self.W_E)
 
 
 class PositionEmbedding(nn.Module):
-    """A row of W_pos for each position, learned, or fixed waves of growing length."""
+    """Position embedding: one row of W_pos for each position, learned or sinusoidal."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -67,18 +68,19 @@ class PositionEmbedding(nn.Module):
             self.W_pos = nn.Parameter(torch.empty(cfg.n_ctx, cfg.d_model))
         else:
             waves = sinusoidal_positions(cfg.n_ctx, cfg.d_model)
-            # As large as a learned table starts out, so that the tokens are not drowned.
+            # Scaled to the size of a newly initialised learned table, so as not to swamp the tokens
             self.register_buffer("W_pos", cfg.init_scale * math.sqrt(2) * waves, persistent=False)
 
     def forward(self, positions):
         """positions [pos] or [batch, pos] -> [..., pos, d_model]."""
-        return F.embedding(positions, self.W_pos)  # a slice would hand out the weights themselves
+        return F.embedding(positions, self.W_pos)  # a slice would be a live view of the weights
 
 
 def sinusoidal_positions(n_ctx, d_model):
-    """sin and cos of each position at wavelengths from 2 pi to 10,000 * 2 pi: [n_ctx, d_model].
+    """Sines and cosines of each position, at wavelengths from 2 pi to 10,000 * 2 pi.
 
-    Any shift by k positions is one rotation, the same everywhere (Vaswani et al. 2017).
+    Returns [n_ctx, d_model]. A shift by k positions is the same rotation everywhere (Vaswani et al.
+    2017).
     """
     pair = torch.arange(0, d_model, 2)
     angle = torch.arange(n_ctx)[:, None] / 10_000 ** (pair / d_model)  # [pos, d_model / 2]
@@ -86,10 +88,10 @@ def sinusoidal_positions(n_ctx, d_model):
 
 
 class Unembedding(nn.Module):
-    """One logit a token: the stream's dot product with each column of W_U.
+    """The unembedding: each token's logit is the stream's dot product with its column of W_U.
 
-    With `tie_embeddings` W_U is W_E transposed, as in GPT-2; else it is a table of its own, and the
-    direct path from a token to the next one (W_E W_U) is not forced to be symmetric.
+    With `tie_embeddings`, W_U is W_E transposed, as in GPT-2. Without it, W_U is a separate matrix,
+    and the direct path from a token to the next (W_E W_U) need not be symmetric.
     """
 
     def __init__(self, cfg):
@@ -99,11 +101,11 @@ class Unembedding(nn.Module):
         self.b_U = nn.Parameter(torch.empty(cfg.d_vocab)) if cfg.unembed_bias else None
 
     def weight(self, W_E):
-        """W_U [d_model, d_vocab]; W_E [d_vocab, d_model] is what it is tied to, where it is."""
+        """W_U [d_model, d_vocab]. W_E [d_vocab, d_model] is used if the two are tied."""
         return W_E.T if self.W_U is None else self.W_U
 
     def forward(self, resid, W_E, tokens=None):
-        """resid [..., d_model] -> logits [..., d_vocab], or of the tokens alone (GPT.unembed)."""
+        """resid [..., d_model] -> logits [..., d_vocab], or `tokens` only (GPT.unembed)."""
         rows = self.weight(W_E).T  # [d_vocab, d_model]
         if tokens is None:
             return F.linear(resid, rows, self.b_U)  # resid @ W_U + b_U in one kernel

@@ -1,4 +1,4 @@
-"""Writes text with a trained model, one token at a time.
+"""Generate text with a trained model, one token at a time.
 
     python generate.py                                    # the newest run
     python generate.py --run_name mine --prompt "ROMEO:" --temperature 0.7 --top_k 20 --sliding
@@ -6,8 +6,8 @@
     python generate.py --model gpt2 --prompt "I think dogs are" --steer " I love them" \
         --steer_away " I hate them" --steer_at blocks.6.hook_resid_post
 
-The keys and values of the tokens that were read are kept, so each step computes one position alone.
-Hooks that are open while it runs act at every step: that is all that steering is.
+The keys and values of earlier tokens are cached, so each step computes only one new position.
+Hooks that are open during generation act at every step. Steering is nothing more than that.
 
 Chapter: COURSE_ROADMAP.md, 6 (learn and sample)
 Prerequisites: model.py, checkpoint.py
@@ -41,12 +41,12 @@ DEFAULT_NEW_TOKENS = 500
 
 
 def token_probs(logits, temperature=1.0, top_k=None, top_p=None):
-    """The distribution that the next token is drawn from, [batch, d_vocab], in float64.
+    """The probabilities from which the next token is drawn, [batch, d_vocab], in float64.
 
-    logits: [batch, d_vocab]. temperature divides them. top_k keeps the k likeliest tokens. top_p
-    then keeps the fewest likeliest tokens whose probabilities add up to p or more, at least one. Of
-    equally likely tokens, both keep the first. The probabilities that are left are scaled to sum to
-    one.
+    logits: [batch, d_vocab], divided by temperature. top_k keeps the k most likely tokens. top_p
+    then keeps the smallest set of most likely tokens whose probabilities add up to at least p, and
+    at least one token. Among equally likely tokens, both keep those with the lowest ids. The
+    remaining probabilities are rescaled to sum to one.
     """
     check_tensor("logits", logits, "batch d_vocab", is_float=True)
     if top_k is not None:
@@ -57,33 +57,33 @@ def token_probs(logits, temperature=1.0, top_k=None, top_p=None):
         return logits.softmax(-1)
 
     descending, order = logits.sort(descending=True, stable=True)
-    probs = descending[:, :top_k].softmax(-1)  # [batch, the k likeliest]
+    probs = descending[:, :top_k].softmax(-1)  # [batch, the k most likely]
     if top_p is not None and top_p < 1:
-        likelier = probs.cumsum(-1) - probs  # the probability of all before it
+        likelier = probs.cumsum(-1) - probs  # the total probability of all more likely tokens
         probs = probs.masked_fill(likelier >= top_p - 1e-12, 0.0)
         probs = probs / probs.sum(-1, keepdim=True)
     return torch.zeros_like(logits).scatter(-1, order[:, :top_k], probs)
 
 
 def penalise_repetition(logits, tokens, known, penalty):
-    """Logits in which the tokens that were there before are less likely, for a penalty above 1.
+    """Repetition penalty: with a penalty above 1, tokens that already occurred become less likely.
 
-    Their logits are divided by the penalty, or, where they are negative, multiplied by it.
-    logits: [batch, d_vocab]. tokens, known: [batch, pos]; where known is False is padding.
+    Positive logits of such tokens are divided by the penalty, negative ones multiplied by it.
+    logits: [batch, d_vocab]. tokens, known: [batch, pos]; known is False at padding.
     """
     if penalty == 1:
         return logits
     times_seen = torch.zeros_like(logits).scatter_add(1, tokens, known.to(logits.dtype))
     punished = torch.where(logits > 0, logits / penalty, logits * penalty)
     bounds = torch.finfo(logits.dtype)
-    punished = punished.clamp(bounds.min, bounds.max)  # a penalty may be beyond all numbers
+    punished = punished.clamp(bounds.min, bounds.max)  # the product may overflow
     return torch.where(times_seen > 0, punished, logits)
 
 
 def n_new_tokens(cfg, n_prompt, n_ctx):
-    """How many tokens to add to a prompt of n_prompt tokens, as a SamplingConfig asks for them.
+    """The number of tokens to add to a prompt of n_prompt tokens, as a SamplingConfig asks.
 
-    Raises UserError where they do not fit into the context and the window may not slide.
+    Raises UserError if they do not fit into the context and the window may not slide.
     """
     room = n_ctx - n_prompt
     wanted = cfg.max_new_tokens
@@ -102,16 +102,17 @@ def generate(model, prompts, cfg, *, stop_ids=(), cached=None, hooks_see_chunks=
              n_ids=None):
     """Yields the tokens that the model adds to each row, one [batch, 1] at a time.
 
-    prompts: [batch, pos] of ids, or a list of lists of ids whose lengths may differ; a row goes on
-    as it would alone. cfg: a SamplingConfig; if it is sliding, each token is drawn given the last
-    n_ctx tokens before it. stop_ids: ends when every row has had one of these; a row that has had
-    one repeats it. n_ids: only ids below it are proposed (None: all that the model has).
-    cached: keep keys and values, so that a step computes the new position alone; False reads all
-    tokens again at each step, to the same result. A hook would then see each new position as
-    position 0, so None keeps them unless hooks are open, and True refuses open hooks.
-    hooks_see_chunks: keep them all the same, for hooks that do the same at every position.
-    Raises UserError for an empty prompt, where the text does not fit into the context, for stop_ids
-    that are no ids, and where the model gives no numbers to choose by.
+    prompts: [batch, pos] of ids, or a list of lists of ids whose lengths may differ; each row is
+    continued as if it were alone. cfg: a SamplingConfig; if it is sliding, each token is drawn
+    given the last n_ctx tokens before it. stop_ids: generation ends when every row has produced one
+    of these; until then, a row that has stopped repeats its stop id. n_ids: propose only ids below
+    it (None: all ids that the model has).
+    cached: reuse keys and values, so that a step computes only the new position; False reads all
+    tokens again at each step, with the same result. With the cache a hook sees each new position as
+    position 0, so None uses it only if no hooks are open, and True refuses open hooks.
+    hooks_see_chunks: use the cache anyway, for hooks that do the same at every position.
+    Raises UserError for an empty prompt, if the text does not fit into the context, for stop_ids
+    that are not ids, and if the model's logits are not finite.
     """
     if not isinstance(cfg, SamplingConfig):
         raise UserError(f"cfg is a {type(cfg).__name__}; pass a SamplingConfig")
@@ -130,11 +131,11 @@ def generate(model, prompts, cfg, *, stop_ids=(), cached=None, hooks_see_chunks=
         stops = as_integers(stop_ids, "stop_ids").to(tokens)
         check_tokens(stops[None], model.cfg.d_vocab)
 
-    done = torch.zeros_like(known[:, :1])  # [batch, 1]: whether a row has had its stop
+    done = torch.zeros_like(known[:, :1])  # [batch, 1]: whether a row has produced a stop id
     past = None
     for _ in range(n_new):
-        # What the model has not read yet: the last token, or all of the window. Beyond the context
-        # all positions move with each token, and so all keys and values change.
+        # What the model has to read: the last token, or the whole window. Once the text is longer
+        # than the context, all positions shift at each step, and so all keys and values change.
         window = tokens[:, -n_ctx:]
         window_known = known[:, -n_ctx:]
         by_position = not hooks_see_chunks and any(point.listeners for point in points)
@@ -154,7 +155,7 @@ def generate(model, prompts, cfg, *, stop_ids=(), cached=None, hooks_see_chunks=
         logits = model.unembed(resid[:, -1:])[:, 0]  # [batch, d_vocab]
         check_choosable(logits[:, :n_ids])
         if rereads:
-            past = None  # what hooks did to its keys and values must not outlive them
+            past = None  # what hooks changed must not stay in the keys and values
         logits = penalise_repetition(logits, tokens, known, cfg.repetition_penalty)
         logits = logits[:, :n_ids]
 
@@ -169,9 +170,9 @@ def generate(model, prompts, cfg, *, stop_ids=(), cached=None, hooks_see_chunks=
 
 
 def empty_past(model, known, room):
-    """A past for each layer that holds no keys and values yet, and has room for some positions.
+    """An empty key-value cache for each layer, with room for `room` positions.
 
-    known: [batch, pos], False where there is padding, which no position may look at.
+    known: [batch, pos], False at padding, which no position may look at.
     """
     mask = None
     if not known.all():
@@ -181,14 +182,14 @@ def empty_past(model, known, room):
 
 
 def check_choosable(logits):
-    """Raises UserError where logits are NaN or infinite: there is nothing to choose by."""
+    """Raises UserError if logits are NaN or infinite: no token can be chosen."""
     if not logits.isfinite().all():
         raise UserError("the model's logits are NaN or infinite; load weights whose training did "
                         "not diverge, or a precision that holds them")
 
 
 def choose_token(logits, cfg, generator):
-    """The next token of each row, [batch, 1]: drawn, or the likeliest. logits: [batch, d_vocab]."""
+    """The next token of each row, [batch, 1]: sampled or most likely. logits: [batch, d_vocab]."""
     if cfg.greedy:
         return logits.argmax(-1, keepdim=True)
     probs = token_probs(logits, cfg.temperature, cfg.top_k, cfg.top_p)
@@ -196,11 +197,11 @@ def choose_token(logits, cfg, generator):
 
 
 def steering_vector(model, tokenizer, towards, away, *, at):
-    """The stream at the last token of one text minus that of another, [d_model].
+    """A steering vector: the stream at one text's last token minus that at another's, [d_model].
 
-    towards, away: the two texts, of at least two tokens: GPT-2's stream at the first position is
-    unlike all others. at: the hook to read, of shape [batch, pos, d_model]. Raises UserError for
-    another hook.
+    towards, away: the two texts, each at least two tokens long, because GPT-2's stream at the first
+    position is unlike all others. at: the hook to read, of shape [batch, pos, d_model]. Raises
+    UserError for another hook.
     """
 
     def resid_at_end(text):
@@ -216,9 +217,9 @@ def steering_vector(model, tokenizer, towards, away, *, at):
 
 
 def steering_hooks(model, tokenizer, cfg):
-    """The hooks that push the stream as a GenerateConfig says, at every position; none without it.
+    """The hooks that add a GenerateConfig's steering vector at every position; [] without one.
 
-    Raises UserError where the config has only a part of what is needed.
+    Raises UserError if the config has only a part of what steering needs.
     """
     if (cfg.steer is None) != (cfg.steer_away is None):
         raise UserError("steer and steer_away go together: a direction is the difference between "
@@ -238,45 +239,45 @@ def steering_hooks(model, tokenizer, cfg):
 
 
 def stop_tokens(tokenizer, text):
-    """The ids of a stop text, one or several; none without it."""
+    """The ids of a stop text, one or several; [] if there is none."""
     if text is None:
         return []
     return tokenizer.encode_document(text)
 
 
 def generate_text(model, tokenizer, cfg):
-    """Yields the continuation of cfg.prompt piece by piece, as a GenerateConfig asks for it.
+    """Yields the continuation of cfg.prompt piece by piece, as a GenerateConfig asks.
 
-    A character whose bytes come in several tokens is yielded when it is whole. A word is yielded
-    with the space that its tokenizer puts between it and the word before. The text ends before
-    cfg.stop, in however many tokens that comes; what might be its beginning is held back until it
-    is known. `<|endoftext|>` in the prompt, or as the stop, is one token, if the tokenizer has it.
+    A character that takes several tokens is yielded once it is complete. A word is yielded with the
+    space that its tokenizer puts between it and the previous word. The text ends before cfg.stop,
+    whatever tokens spell it; a piece that may be its beginning is held back until that is clear.
+    `<|endoftext|>` in the prompt, or as the stop, is one token, if the tokenizer has it.
     """
     prompt = tokenizer.encode_document(cfg.prompt)
-    stop_ids = stop_tokens(tokenizer, cfg.stop)  # raises for what the tokenizer can't write
+    stop_ids = stop_tokens(tokenizer, cfg.stop)  # raises if the tokenizer cannot write the text
     if len(stop_ids) != 1 or cfg.stop != ENDOFTEXT:
-        stop_ids = []  # a text, which other tokens can write too
+        stop_ids = []  # a text that other tokens can spell as well
     hooks = steering_hooks(model, tokenizer, cfg)
     others_listen = bool(model.open_hooks())
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    last = prompt[-1:]  # the last token as a list, in case there is none
+    last = prompt[-1:]  # the last token, as a list; empty if there is none
     held_back = ""
     steps = generate(model, [prompt], cfg, stop_ids=stop_ids, n_ids=tokenizer.d_vocab,
                      hooks_see_chunks=bool(hooks) and not others_listen)
     while True:
-        with model.hooks(hooks):  # closed while the caller has a piece in hand
+        with model.hooks(hooks):  # closed while the caller handles a piece
             new = next(steps, None)
         if new is None or new.item() in stop_ids:
             break
 
-        # What the new token adds to the bytes of the one before it
+        # The text that the new token adds to the bytes of the previous one
         n_bytes_before = len(tokenizer.to_bytes(last))
         added = tokenizer.to_bytes([*last, new.item()])[n_bytes_before:]
         last = [new.item()]
         piece = held_back + decoder.decode(added)
 
-        # What comes before the stop text, or before what may become it
+        # The text before the stop text, or before what may become it
         if cfg.stop is not None and not stop_ids:
             before, found, _ = piece.partition(cfg.stop)
             if found:
@@ -290,7 +291,7 @@ def generate_text(model, tokenizer, cfg):
 
 
 def main(argv=None):
-    """The program: prints the prompt and what follows, as it comes."""
+    """The program: prints the prompt and its continuation as it is generated."""
     parser = flag_parser(GenerateConfig, "Write text with a trained model.")
     cfg = config_from_dict(GenerateConfig, vars(parser.parse_args(argv)))
 
@@ -301,7 +302,7 @@ def main(argv=None):
         model, tokenizer = load_model(cfg.run_name, cfg.out_dir, device)
 
     pieces = generate_text(model, tokenizer, cfg)
-    first = next(pieces, "")  # an error is raised here, before anything is printed
+    first = next(pieces, "")  # errors are raised here, before anything is printed
     sys.stdout.write(cfg.prompt.lstrip("\n") + first)
     for piece in pieces:
         sys.stdout.write(piece)

@@ -1,21 +1,21 @@
-"""Ablation: take a part away, and see what the model loses.
+"""Ablation: remove a part of the model and measure what gets worse.
 
-A part can't be taken out of a sum without putting something in its place, and what one puts there
-is the question that one asks:
+A part of a sum can only be removed by putting something in its place. The choice decides which
+question is asked:
 
-    zero      nothing: as if it never wrote, which no later part has ever met
-    mean      its mean over texts and positions: it writes, but always the same
-    mean_pos  its mean over texts at each position: it may still know where it is (where prompts are
+    zero      nothing: as if the part never wrote, which no later part has ever seen
+    mean      its mean over texts and positions: it still writes, but always the same
+    mean_pos  its mean over texts at each position: it may still say where it is (if prompts are
               padded, a position is a column, counted from the prompts' common end)
-    resample  its value in another text: something likely that is not about this one
+    resample  its value in another text: a plausible value that is not about this text
 
     with ablate_heads(model, [(0, 1), (1, 2)], "mean", reference=cache):
-        logits = model(tokens)                               # both heads gone, in every forward
+        logits = model(tokens)                               # without the two heads
     head_importance(model, tokens).mean                      # [layer, head]
 
-Every effect is the rise of a metric, ablated - intact: of a loss, above 0 where the part is needed.
-A small one doesn't say that the part does nothing. Others may do the same (`pairwise_interaction`),
-or make up for it once it is gone (`self_repair`).
+Every effect is the rise of a metric, ablated - intact. For a loss, it is above 0 if the part is
+needed. A small effect does not prove that the part does nothing. Other parts may do the same
+(`pairwise_interaction`), or compensate once it is gone (`self_repair`).
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: metrics.py, patching.py
@@ -49,11 +49,12 @@ MODES = ("zero", "mean", "mean_pos", "resample")
 
 
 def derangement(n, generator):
-    """A random order of n rows in which none keeps its place, each such order equally likely.
+    """A derangement: a random permutation of n rows in which no row keeps its place.
 
-    Returns [n], the row that each one takes from. Raises UserError for fewer than two rows.
+    All derangements are equally likely. Returns [n], the row that each one takes its value from.
+    Raises UserError for fewer than two rows.
     """
-    n = check_count("n", n, least=2)  # a single row has no other to take from
+    n = check_count("n", n, least=2)  # a single row has no other row to take from
     if not isinstance(generator, torch.Generator):
         raise UserError(f"generator is a {type(generator).__name__}; pass one, such as "
                         "utils.seeded_generator(0)")
@@ -65,7 +66,7 @@ def derangement(n, generator):
 
 @dataclass(frozen=True)
 class Replacement:
-    """What stands in the place of what is removed; the fields are arguments of `ablate_heads`."""
+    """What replaces an ablated activation; the fields are arguments of `ablate_heads`."""
 
     mode: str = "zero"
     reference: ActivationCache | None = None
@@ -78,11 +79,11 @@ class Replacement:
             raise UserError(f"mode={self.mode!r} needs a reference; pass "
                             "reference=model.run_with_cache(tokens)[1]")
         if self.mode == "resample" and self.source is None:
-            raise UserError("mode='resample' needs source, a row of the reference for each row; "
-                            "where they are the same texts, pass derangement(n, generator)")
+            raise UserError("mode='resample' needs source, a row of the reference for each row; if "
+                            "they are the same texts, pass derangement(n, generator)")
 
     def value(self, name):
-        """What replaces the activation `name`: 0, or a tensor that broadcasts to it."""
+        """The replacement for the activation `name`: 0, or a tensor that broadcasts to it."""
         if self.mode == "zero":
             return 0.0
         kept = self.reference[name]  # [row, pos, head, d_head], or [row, pos, d_mlp or d_model]
@@ -100,8 +101,8 @@ class Replacement:
     def hook(self, name, chosen):
         """A hook that replaces the chosen units of the activation `name`.
 
-        chosen: [unit], True for what goes. z has one unit a head, post one a neuron; attn_out and
-        mlp_out count as one unit, whose mask covers d_model.
+        chosen: [unit], True for the units to replace. z has one unit for each head, post one for
+        each neuron; attn_out and mlp_out are one unit, whose mask covers d_model.
         """
         value = self.value(name)
 
@@ -119,20 +120,20 @@ class Replacement:
         return replace
 
     def check_value(self, value, shape):
-        """Raises UserError where the value has other rows, positions or units than the run."""
+        """Raises UserError if the value has other rows, positions or units than the run."""
         n_rows, n_pos, *unit = shape
         fitting = {"mean": [1, 1, *unit], "mean_pos": [1, n_pos, *unit],
                    "resample": [n_rows, n_pos, *unit]}
         if self.mode != "zero" and list(value.shape) != fitting[self.mode]:
             raise UserError(f"mode={self.mode!r} has {list(value.shape)} from the reference for "
-                            f"{fitting[self.mode]}; take it from this model, with as many "
-                            "positions, and a source row for each row")
+                            f"{fitting[self.mode]}; take it from this model, with the same number "
+                            "of positions, and a source row for each row")
 
 
 def mean_of_real(activation, key_mask, axes):
-    """The mean over some axes of an activation [row, pos, …], padding left out; the axes stay.
+    """The mean over some axes of an activation [row, pos, …], without padding; the axes stay.
 
-    key_mask: [row, pos], True for real tokens, or None where all are. Taken in float32 at least.
+    key_mask: [row, pos], True for real tokens, or None if all are. Computed in float32 at least.
     """
     exact = torch.promote_types(activation.dtype, torch.float32)
     if key_mask is None:
@@ -142,30 +143,30 @@ def mean_of_real(activation, key_mask, axes):
     return (total / is_real.sum(axes, keepdim=True).clamp(min=1)).to(activation.dtype)
 
 
-# Removing
+# Removing parts
 
 
 def ablate_heads(model, heads, mode="zero", *, reference=None, source=None, pos=None):
-    """A context manager: while it is open, every forward runs without what these heads write.
+    """A context in which every forward pass runs without the output of these heads.
 
-    Their z is replaced, so the write z W_O goes; b_O, which is no head's, stays.
-    heads: (layer, head) pairs; an empty list changes nothing. mode: what takes z's place (see the
+    Their z is replaced, and with it their write z W_O. b_O belongs to no head, and stays.
+    heads: (layer, head) pairs; an empty list changes nothing. mode: what replaces z (see the
     module's docstring).
     reference: an ActivationCache of this model that holds "z", for all modes but "zero".
-    source: [batch], under "resample" the row of the reference that each row takes its value from.
-    If the reference is of the same texts, take derangement(n, generator), since a row's own value
-    changes nothing; if it is of other texts, one for each row, range(n).
-    pos: an int, a slice or a list, or a tensor [batch] with each row's own; None for all positions.
-    Raises UserError for heads that are not there, a mode without what it needs, and (in the
-    forward) a reference of other positions or rows.
+    source: [batch], for "resample": the row of the reference from which each row takes its value.
+    If the reference holds the same texts, use derangement(n, generator), because a row's own value
+    changes nothing; if it holds other texts, one for each row, use range(n).
+    pos: an int, a slice or a list, or a tensor [batch] with one for each row; None for all.
+    Raises UserError for unknown heads, for a mode without its arguments, and (in the forward pass)
+    for a reference with other positions or rows.
     """
     chosen = chosen_units(heads, model.cfg.n_layers, model.cfg.n_heads, "head")
     return ablating(model, "z", chosen, Replacement(mode, reference, source, pos))
 
 
 def ablate_neurons(model, neurons, mode="zero", **how):
-    """A context manager: while it is open, every forward runs without these neurons; what comes out
-    of their nonlinearity is replaced.
+    """A context in which every forward pass runs without these MLP neurons: their activations,
+    after the nonlinearity, are replaced.
 
     neurons: (layer, neuron) pairs. how: reference (which holds "post"), source and pos, as in
     `ablate_heads`. Raises UserError as it does, and for a model without MLPs.
@@ -177,41 +178,41 @@ def ablate_neurons(model, neurons, mode="zero", **how):
 
 
 def ablate_layers(model, layers, part="attn", mode="zero", **how):
-    """A context manager: while it is open, every forward runs without all that the attention or the
-    MLP of these layers writes, biases included.
+    """A context in which every forward pass runs without the output of the attention or the MLP of
+    these layers, biases included.
 
     part: "attn" or "mlp". how: reference (which holds "attn_out" or "mlp_out"), source and pos, as
-    in `ablate_heads`. Raises UserError as it does, and for a part that is not there.
+    in `ablate_heads`. Raises UserError as it does, and for a part that the model lacks.
     """
     there = ("attn",) if model.cfg.attn_only else ("attn", "mlp")
     if part not in there:
-        raise UserError(f"part={part!r} is not in this model; choose 'attn', or 'mlp' where there "
-                        "is one")
-    layers = as_list("layers", layers, "a list of numbers of layers")
+        raise UserError(f"part={part!r} is not in this model; choose 'attn', or 'mlp' if the model "
+                        "has MLPs")
+    layers = as_list("layers", layers, "a list of layer numbers")
     chosen = chosen_units([(layer, 0) for layer in layers], model.cfg.n_layers, 1, part)
     return ablating(model, f"{part}_out", chosen, Replacement(mode, **how))
 
 
 def chosen_units(units, n_layers, n_units, what):
-    """(layer, unit) pairs as [layer, unit], True for each that is among them."""
+    """(layer, unit) pairs as a mask [layer, unit], True for each pair."""
     units = as_list(f"{what}s", units, f"a list of pairs, [(layer, {what})]")
     if not units:
         return torch.zeros(n_layers, n_units, dtype=torch.bool)
     pairs = as_integers(units, f"(layer, {what}) pairs")
     if pairs.shape[1:] != (2,):
-        raise UserError(f"{units} are no pairs (layer, {what}); pass [(0, 1), (0, 2)]")
+        raise UserError(f"{units} are not pairs (layer, {what}); pass [(0, 1), (0, 2)]")
     chosen = torch.zeros(n_layers, n_units, dtype=torch.bool)
     for layer, unit in pairs.tolist():
         if not (0 <= layer < n_layers and 0 <= unit < n_units):
-            raise UserError(f"{what} ({layer}, {unit}) is not there; this model has {n_layers} "
+            raise UserError(f"{what} ({layer}, {unit}) does not exist; this model has {n_layers} "
                             f"layers with {n_units} each, counted from 0")
         chosen[layer, unit] = True
     return chosen
 
 
 def ablating(model, name, chosen, replacement):
-    """A context manager: while it is open, the chosen units, [layer, unit], of the activation
-    `name` (short) are replaced."""
+    """A context in which the chosen units, [layer, unit], of the activation `name` (short) are
+    replaced."""
     names = {get_act_name(name, layer): units for layer, units in enumerate(chosen) if units.any()}
     if replacement.reference is not None:
         points = model.hook_points()
@@ -220,7 +221,7 @@ def ablating(model, name, chosen, replacement):
     return model.hooks([(full, replacement.hook(full, units)) for full, units in names.items()])
 
 
-# Measuring
+# Measuring effects
 
 
 @torch.no_grad()
@@ -229,12 +230,11 @@ def ablation_effects(model, tokens, sets, metric=None, *, mode="zero", progress=
     """The rise of a metric when each of several sets of heads is removed: Effects [set, batch].
 
     tokens: [batch, pos]. sets: a list of lists of (layer, head) pairs. metric: a Metric, or a
-    function of logits [batch, pos, d_vocab] -> [batch]; each row's loss in nats a token unless
-    given. mode and how (reference, source, pos): as in `ablate_heads`. progress: is called
-    after each set. key_mask: [batch, pos], True for real tokens, where prompts are padded on the
-    left.
-    Each set's run starts at the first layer that it changes. Hooks that are open act in both runs.
-    Raises UserError as `ablate_heads`, for no sets, and in training with dropout.
+    function of logits [batch, pos, d_vocab] -> [batch]; by default each row's loss in nats per
+    token. mode and how (reference, source, pos): as in `ablate_heads`. progress: a function called
+    after each set. key_mask: [batch, pos], True for real tokens, if prompts are padded on the left.
+    Each set's run starts at the first layer that it changes. Open hooks act in both runs.
+    Raises UserError as `ablate_heads`, for no sets, and in training mode with dropout.
     """
     metric = metric_or_loss(model, tokens, metric, key_mask)
     check_reference_mask(key_mask, mode, **how)
@@ -250,7 +250,7 @@ def ablation_effects(model, tokens, sets, metric=None, *, mode="zero", progress=
         streams.append(model.run_blocks(streams[-1], layer, layer + 1, key_mask=key_mask))
     intact = metric.of_stream(model, streams[-1])
 
-    # each set's run, from its first layer on
+    # each set's run, from the first layer that it changes
     rises = []
     for heads in sets:
         with ablate_heads(model, heads, mode, **how):
@@ -263,7 +263,7 @@ def ablation_effects(model, tokens, sets, metric=None, *, mode="zero", progress=
 
 
 def head_importance(model, tokens, metric=None, *, mode="zero", **how):
-    """The rise of a metric when one head is removed, for each head: Effects [layer, head, batch].
+    """Head importance: a metric's rise when each head is removed; Effects [layer, head, batch].
 
     Arguments and errors as in `ablation_effects`.
     """
@@ -274,9 +274,11 @@ def head_importance(model, tokens, metric=None, *, mode="zero", **how):
 
 
 def head_slopes(model, tokens, metric=None, *, key_mask=None):
-    """The slope of each row's metric when a head's z shrinks towards zero: Effects [layer, head,
-    batch], in the metric's unit. Minus the sum over positions and d_head of z dM/dz: what removing
-    the head would raise the metric by if all were straight. Errors as in `ablation_effects`.
+    """First-order head importance: each row's metric slope as a head's z shrinks towards zero.
+
+    Effects [layer, head, batch], in the metric's unit: minus the sum over positions and d_head of
+    z dM/dz. This is how much removing the head would raise the metric if the model were linear.
+    Errors as in `ablation_effects`.
     """
     metric = metric_or_loss(model, tokens, metric, key_mask)
     names = [get_act_name("z", layer) for layer in range(model.cfg.n_layers)]
@@ -288,21 +290,21 @@ def head_slopes(model, tokens, metric=None, *, key_mask=None):
 
 
 def head_importance_gradient(model, tokens, metric=None, *, normalised=False, key_mask=None):
-    """What one backward pass says of each head's importance, [layer, head], in the metric's unit.
+    """Head importance estimated by one backward pass, [layer, head], in the metric's unit.
 
-    The mean over rows of the size of `head_slopes`: the absolute value is each row's, so a head
-    that helps here and harms there counts; it has no sign. normalised: each layer to length 1, as
-    in Michel et al. 2019. Other arguments and errors as in `ablation_effects`.
+    The mean over rows of the absolute value of `head_slopes`, so it has no sign: a head that helps
+    on one row and hurts on another counts on both. normalised: scale each layer to length 1, as in
+    Michel et al. 2019. Other arguments and errors as in `ablation_effects`.
     """
     importance = head_slopes(model, tokens, metric, key_mask=key_mask).values.abs().mean(-1)
     return F.normalize(importance, dim=-1) if normalised else importance
 
 
 def pairwise_interaction(model, tokens, heads, metric=None, *, mode="zero", **how):
-    """What removing two heads does beyond removing each: effect(i and j) - effect(i) - effect(j).
+    """The interaction of two heads: effect(i and j) - effect(i) - effect(j) of removing them.
 
-    Effects [n, n, batch], rises of the metric in the order of `heads`, symmetric. Of a loss: above
-    0 where either can do the other's work, below 0 where one is of no use without the other. On the
+    Effects [n, n, batch], rises of the metric in the order of `heads`, symmetric. For a loss, it is
+    above 0 if each can do the other's work, and below 0 if one is useless without the other. On the
     diagonal the formula gives -effect(i). Arguments and errors as in `ablation_effects`.
     """
     heads = as_list("heads", heads, "a list of (layer, head) pairs")
@@ -315,17 +317,18 @@ def pairwise_interaction(model, tokens, heads, metric=None, *, mode="zero", **ho
     joint[i, j] = effects
     joint[j, i] = effects
 
-    alone = joint.diagonal().T  # [n, batch]: a head that is removed twice is removed once
+    alone = joint.diagonal().T  # [n, batch]: removing a head twice is removing it once
     return Effects(joint - alone[:, None] - alone, ("head", "other head"))
 
 
 @dataclass(frozen=True)
 class SelfRepair:
-    """The rise of a metric when a head is removed, and whose it is: [batch] each.
+    """The rise of a metric when a head is removed, split by its causes: [batch] each.
 
-    total = direct + by_rest + by_patterns + by_scale. direct: its own write is missing, all later
-    parts write what they did. by_rest: MLPs react, and later heads to what they find where they
-    look. by_patterns: they look elsewhere. by_scale: the final LayerNorm divides by another length.
+    total = direct + by_rest + by_patterns + by_scale. direct: the head's own write is missing,
+    while all later parts write what they did before. by_rest: MLPs react, and later heads read
+    changed values. by_patterns: later heads look elsewhere. by_scale: the final LayerNorm divides
+    by another scale.
     """
 
     total: torch.Tensor
@@ -336,19 +339,19 @@ class SelfRepair:
 
     @property
     def repair(self):
-        """What the others make of it, total - direct: the sum of the three."""
+        """How the other parts react, total - direct: the sum of the other three."""
         return self.total - self.direct
 
 
 @torch.no_grad()
 def self_repair(model, tokens, head, metric, *, mode="zero", key_mask=None, **how):
-    """Whether the others make up for a head that is removed: a SelfRepair.
+    """Self-repair: do other parts compensate for a head that is removed? A SelfRepair.
 
-    All are rises, ablated - intact. Where the metric is a logit difference that the head helps,
-    direct is below 0, and repair above 0 if the others make up for it.
-    Three things are held as in the intact run, one after another: the final LayerNorm's scale;
-    later patterns too; all that later parts write too. What goes away with each hold is, in this
-    order, by_scale, by_patterns and by_rest; what is left is direct.
+    All values are rises, ablated - intact. If the metric is a logit difference that the head helps,
+    direct is below 0, and repair is above 0 if the others compensate.
+    Three things are frozen at their values in the intact run, one after another: the final
+    LayerNorm's scale; then later patterns too; then all later writes too. The effects that
+    disappear are, in this order, by_scale, by_patterns and by_rest; what remains is direct.
     head: (layer, head). metric: as in `ablation_effects`, best Metric.logit_diff(correct, wrong).
     Other arguments and errors as there.
     """
@@ -360,12 +363,12 @@ def self_repair(model, tokens, head, metric, *, mode="zero", key_mask=None, **ho
     later_patterns = [get_act_name("pattern", later)
                       for later in range(layer + 1, model.cfg.n_layers)]
 
-    # the last stream as it is
+    # the intact run, from the head's layer on
     start = model.run_blocks(model.embed_prompts(tokens, key_mask), stop=layer, key_mask=key_mask)
     with model.caching([attn_out, *later_patterns]) as intact:
         last = model.run_blocks(start, start=layer, key_mask=key_mask)
 
-    # without the head: all later parts free, then with their patterns held
+    # without the head: all later parts free, then with their patterns frozen
     with removed:
         with model.caching(attn_out) as ablated:
             free = model.run_blocks(start, start=layer, key_mask=key_mask)
@@ -373,7 +376,7 @@ def self_repair(model, tokens, head, metric, *, mode="zero", key_mask=None, **ho
         with model.hooks(held):
             patterns_held = model.run_blocks(start, start=layer, key_mask=key_mask)
 
-    # and with all that later parts write held: only the head's own write is missing
+    # and with all later writes frozen: only the head's own write is missing
     all_held = last + (ablated[attn_out] - intact[attn_out])
 
     before = metric.of_stream(model, last)
@@ -391,8 +394,8 @@ def self_repair(model, tokens, head, metric, *, mode="zero", key_mask=None, **ho
 
 
 def metric_or_loss(model, tokens, metric, key_mask=None):
-    """The metric, or else each row's loss in nats a token. Raises UserError where there are no
-    heads, where dropout would drown what is measured, and for texts that have no loss."""
+    """The metric, by default each row's loss in nats per token. Raises UserError for a model
+    without heads, for dropout, whose noise would swamp effects, and for texts without a loss."""
     if not model.cfg.n_layers:
         raise UserError("n_layers=0: this model has no heads to measure; take one with layers")
     model.check_no_dropout()
@@ -407,21 +410,21 @@ def metric_or_loss(model, tokens, metric, key_mask=None):
 
 
 def check_reference_mask(key_mask, mode, reference=None, source=None, **how):
-    """Raises UserError where, under resample, a row and the row that it takes from are padded at
-    other places: padding would stand in for tokens."""
+    """Raises UserError if, under resample, a row and its source row are padded at different
+    positions: padding would then replace real tokens."""
     if mode != "resample" or reference is None or source is None:
         return
     taken = getattr(reference, "key_mask", None)
     if taken is not None:
         taken = taken[choose_numbers("source", source, len(taken))]
     if not have_same_padding(key_mask, taken):
-        raise UserError("source takes from rows that are padded at other places; let each row take "
-                        "from one of its own length, and give both their key_mask")
+        raise UserError("source takes from rows that are padded at different positions; let each "
+                        "row take from one of its own length, and pass both their key_mask")
 
 
 def metric_at_scale_of(model, resid, last, metric):
-    """The metric of a last stream `resid`, [batch], where the final LayerNorm divides by the scale
-    of another, `last`; both [batch, pos, d_model]."""
+    """The metric of a final stream `resid`, [batch], with the final LayerNorm's scale taken from
+    another stream, `last`; both [batch, pos, d_model]."""
     if model.cfg.norm == "none":
         return metric.of_stream(model, resid)
     with model.caching("ln_final.hook_scale") as cache:

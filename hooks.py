@@ -1,17 +1,17 @@
-"""Hook points: named places in the forward pass where anyone may read or replace an activation.
+"""Hook points: named places in the forward pass where code can read or replace an activation.
 
-In the model, `z = self.hook_z(pattern @ v)` is all that shows. While nobody listens, the call
-returns its argument after one truth test: the instruments cost nothing, the mathematics stays
+In the model, only `z = self.hook_z(pattern @ v)` is visible. With no hook attached, the call
+returns its argument after one truth test: hook points cost nothing, and the mathematics stays
 readable.
 
     def halve(z, hook):                      # gets the activation and the point (hook.name)
-        return z / 2                         # returns the new value; None leaves it
+        return z / 2                         # returns the new value; None keeps the old one
 
     logits = model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_z", halve)])
     logits, cache = model.run_with_cache(tokens)
 
-Hooks belong to the model, not to a thread: every thread that runs the model meets them. So a second
-thread can't open hooks while a first one has some; give it a copy of the model.
+Hooks belong to the model, not to a thread: they act in every thread that runs the model. So a
+second thread cannot open hooks while a first one has some open; give it a copy of the model.
 
 Chapter: COURSE_ROADMAP.md, 7 (instrument)
 Prerequisites: model.py, activation_cache.py
@@ -34,7 +34,7 @@ class HookPoint:
     """A named place in the forward pass.
 
     It is a plain object, not an `nn.Module`, for three reasons: a call costs a tenth as much; the
-    state_dict does not list it; and a hook that is added to a compiled model is seen, because the
+    state_dict does not list it; and a hook added to a compiled model still acts, because the
     compiler guards the empty list of listeners.
 
     axes: the names of the activation's axes, such as "batch pos head d_head".
@@ -42,14 +42,14 @@ class HookPoint:
 
     def __init__(self, axes):
         self.axes = axes
-        self.name = ""  # set by HookedModule.hook_points, which knows where this point stands
+        self.name = ""  # set by HookedModule.hook_points, which knows the full path
         self.listeners = []
-        self.thread = None  # that of the last who began to listen
+        self.thread = None  # the thread that attached the newest listener
 
     def __call__(self, tensor):
         if self.listeners:
             if 0 in tensor.stride():
-                tensor = tensor.clone()  # an expanded view: every row is one memory
+                tensor = tensor.clone()  # an expanded view: all rows share one memory
             for listener in tuple(self.listeners):
                 tensor = self.call_listener(listener, tensor)
         return tensor
@@ -62,13 +62,13 @@ class HookPoint:
 
     @property
     def is_large(self):
-        """Whether the activation holds a whole stream for each head."""
+        """Whether the activation holds a full stream vector for each head."""
         return {"head", "d_model"} <= set(self.axes.split())
 
     def add(self, fn):
-        """Lets `fn(tensor, hook) -> tensor | None` listen; returns a function that removes it."""
+        """Attaches `fn(tensor, hook) -> tensor | None`; returns a function that removes it."""
 
-        def listener(tensor):  # a new closure each time, so that removal is exact
+        def listener(tensor):  # a new closure each time, so removal is exact
             return fn(tensor, self)
 
         def remove():
@@ -79,15 +79,15 @@ class HookPoint:
         return remove
 
     def call_listener(self, listener, tensor):
-        """The tensor that the listener returns, or the one it was given where it returns None.
+        """The tensor that the listener returns; if it returns None, the tensor it was given.
 
-        Raises UserError where it edited its tensor in place, and where what it returns is not a
+        Raises UserError if the listener edited its tensor in place, or returned anything but a
         tensor of the same shape and dtype.
         """
         if tensor.is_inference():
-            raise UserError(f"{self.name}: hooks need torch.no_grad() in place of inference_mode()")
+            raise UserError(f"{self.name}: hooks need torch.no_grad() instead of inference_mode()")
 
-        # torch counts the edits of a tensor's memory, through whatever view they come
+        # torch counts in-place edits of a tensor's memory, through any view of it
         version = tensor._version
         changed = listener(tensor)
         if tensor._version != version:
@@ -107,7 +107,7 @@ class HookPoint:
         return changed
 
 
-# What people know from TransformerLens under another name, and what stands in its place here
+# Names that people know from TransformerLens, and what to use here
 ELSEWHERE = {
     "add_hook": "with model.hooks([(name, fn)]): ...",
     "add_perma_hook": "with model.hooks([(name, fn)]): ...",
@@ -124,7 +124,7 @@ ELSEWHERE = {
     "QK": "weight_circuits.qk_circuit(model, layer, head)",
     "return_type": "the logits always; a loss is losses.next_token_loss(logits, tokens)",
     "loss_per_token": "losses.next_token_loss(logits, tokens, reduction='none')",
-    "prepend_bos": "tokens as they are; put the token in front yourself",
+    "prepend_bos": "tokens as they are; add the token in front yourself",
     "stop_at_layer": "model.run_blocks(model.embed(tokens), stop=layer)",
     "start_at_layer": "model.run_blocks(resid, start=layer)",
     "bwd_hooks": "model.gradient_cache(tokens, metric_fn, names_filter)",
@@ -135,13 +135,13 @@ FORWARD_ARGUMENTS = ("key_mask",)
 
 
 class NotHere(UserError, AttributeError):
-    """A name of TransformerLens that stands for something else here; also an AttributeError, so
-    that `hasattr` says no."""
+    """A TransformerLens name that is called something else here. It is also an AttributeError, so
+    `hasattr` returns False."""
 
 
 class elsewhere:
-    """Decorates a method whose name is a module in TransformerLens: `model.embed.W_E` then says
-    where that weight is here. hints: {attribute: what to use}."""
+    """Decorator for a method that shares its name with a TransformerLens module: `model.embed.W_E`
+    then says where that weight is here. hints: {attribute: what to use}."""
 
     def __init__(self, **hints):
         self.hints = hints
@@ -156,7 +156,7 @@ class elsewhere:
 
 
 class BoundMethod:
-    """A method of a model, whose attributes say what stands in their place."""
+    """A bound method whose unknown attributes raise an error that says what to use instead."""
 
     def __init__(self, method, model, hints):
         self.method = method
@@ -168,14 +168,14 @@ class BoundMethod:
         return self.method(self.model, *args, **how)
 
     def __getattr__(self, name):
-        hints = vars(self).get("hints", {})  # none yet while a copy is made
+        hints = vars(self).get("hints", {})  # not there yet while a copy is made
         if name in hints:
             raise NotHere(f"there is no {name} here; use {hints[name]}")
         raise AttributeError(f"a method has no {name}")
 
 
 class HookedModule(nn.Module):
-    """A module whose hook points can be listened to, cached, edited and differentiated by name."""
+    """A module whose activations can be read, cached, edited and differentiated by hook name."""
 
     def __getattr__(self, name):
         if name in ELSEWHERE:
@@ -183,11 +183,11 @@ class HookedModule(nn.Module):
         return super().__getattr__(name)
 
     def open_hooks(self):
-        """The names of the hook points to which somebody listens now."""
+        """The names of the hook points that have a listener now."""
         return [name for name, point in self.hook_points().items() if point.listeners]
 
     def hook_points(self):
-        """{name: HookPoint} of this module and all below it, names as in `blocks.0.attn.hook_z`."""
+        """{name: HookPoint} of this module and its submodules, e.g. `blocks.0.attn.hook_z`."""
         points = {}
         for path, module in self.named_modules():
             for attribute, value in vars(module).items():
@@ -198,12 +198,12 @@ class HookedModule(nn.Module):
 
     @contextlib.contextmanager
     def hooks(self, fwd_hooks):
-        """While open, each `(names_filter, fn)` listens; afterwards, whatever happened, none does.
+        """A context in which each `(names_filter, fn)` listens; on exit, always, they are removed.
 
         fwd_hooks: names_filter is a name, a list of names or a callable on names;
         `fn(tensor, hook)` returns the new activation, or None. They run in the order given.
-        Raises UserError for a name that is not there, for a filter that matches nothing, and where
-        another thread has hooks open.
+        Raises UserError for an unknown name, for a filter that matches nothing, and if another
+        thread has hooks open.
         """
         points = self.hook_points()
         check_thread(points)
@@ -217,12 +217,12 @@ class HookedModule(nn.Module):
 
     @contextlib.contextmanager
     def caching(self, names_filter=None, pos_slice=None):
-        """While open, every forward fills the ActivationCache that it yields; the last one counts.
+        """A context that yields an ActivationCache; each forward pass inside it refills the cache.
 
-        names_filter: a name, a list, or a callable on names; None keeps all but the points of
-        shape [batch, pos, head, d_model], which are kept when named.
-        pos_slice: int, slice or list; keeps a copy of these positions alone (of the queries, on
-        scores and patterns), and the axis stays. The cache also keeps the forward pass's key_mask.
+        names_filter: a name, a list, or a callable on names. None keeps all but the points of
+        shape [batch, pos, head, d_model], which are kept only when named.
+        pos_slice: int, slice or list: keep a copy of these positions only (of the queries, on
+        scores and patterns); the axis stays. The cache also keeps the forward pass's key_mask.
         """
         points = self.hook_points()
         tensors = {}
@@ -260,13 +260,14 @@ class HookedModule(nn.Module):
         return logits, cache
 
     def gradient_cache(self, tokens, metric_fn, names_filter=None, **how):
-        """The metric, the activations, and the metric's derivative by each of them.
+        """The metric, the activations, and the metric's gradient with respect to each of them.
 
         tokens: [batch, pos]. metric_fn(logits): a scalar or [batch], whose sum is differentiated;
-        what else it runs, this model included, is not captured. how: further arguments of the
+        other runs inside it, even of this model, are not captured. how: further arguments of the
         forward pass, such as key_mask.
-        Returns (value, acts, grads): value is detached; acts and grads are ActivationCaches of the
-        same names, with zeros where the metric does not reach. No weight's `.grad` is touched.
+        Returns (value, acts, grads): value is detached; acts and grads are ActivationCaches with
+        the same names, with zeros where the metric does not depend on an activation. The weights'
+        `.grad` is not touched.
         """
         check_arguments(how)
         check_function("metric_fn", metric_fn)
@@ -274,8 +275,8 @@ class HookedModule(nn.Module):
         live = {}
 
         def capture(tensor, hook):
-            # A view of its own for each point: two points may hold one tensor, and the gradient
-            # asked for is that of what flows on from here.
+            # A separate view for each point: two points may hold the same tensor, and each needs
+            # the gradient of what is computed from there on.
             live[hook.name] = (
                 tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
             )
@@ -290,7 +291,7 @@ class HookedModule(nn.Module):
 
             # backward
             gradients = [torch.zeros_like(tensor) for tensor in live.values()]
-            if value.requires_grad:  # a constant has no graph to go through
+            if value.requires_grad:  # a constant metric has no graph
                 gradients = torch.autograd.grad(
                     value.sum(), live.values(), allow_unused=True, materialize_grads=True
                 )
@@ -303,30 +304,30 @@ class HookedModule(nn.Module):
 
 
 def check_thread(points):
-    """Raises UserError where another thread has hooks open: it would see this one's runs, and be
-    edited by this one's hooks."""
+    """Raises UserError if another thread has hooks open: its hooks would act in this thread's runs,
+    and this thread's hooks in its runs."""
     here = threading.get_ident()
     others = [name for name, point in points.items() if point.listeners and point.thread != here]
     if others:
-        raise UserError(f"another thread has hooks open at {others[0]}; give each thread a model "
-                        "of its own, copy.deepcopy(model)")
+        raise UserError(f"another thread has hooks open at {others[0]}; give each thread its own "
+                        "model, copy.deepcopy(model)")
 
 
 def check_value(value):
-    """Raises UserError for what no gradient can be taken of."""
+    """Raises UserError if no gradient can be taken of the value."""
     if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.ndim > 1:
         raise UserError(f"the metric returned {printable(repr(value))}; return a tensor of floats, "
                         "a single one or [batch]")
 
 
 def check_pairs(fwd_hooks):
-    """The (names_filter, fn) pairs as a list. Raises UserError for anything else, such as one pair
-    by itself, and for a function that does not take (tensor, hook)."""
+    """The (names_filter, fn) pairs as a list. Raises UserError for anything else, such as a single
+    pair without a list, and for a function that does not take (tensor, hook)."""
     wanted = "a list of pairs, [(name, fn)]"
     pairs = as_list("fwd_hooks", fwd_hooks, wanted)
     for pair in pairs:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not callable(pair[1]):
-            raise UserError(f"{printable(repr(pair))} is no hook; pass {wanted}")
+            raise UserError(f"{printable(repr(pair))} is not a hook; pass {wanted}")
         if not takes_two(pair[1]):
             raise UserError(f"the hook at {printable(repr(pair[0]))} does not take two arguments; "
                             "write fn(tensor, hook)")
@@ -334,8 +335,8 @@ def check_pairs(fwd_hooks):
 
 
 def takes_two(fn):
-    """Whether a function can be called with two arguments; of one in C, which doesn't tell, True.
-    """
+    """Whether a function can be called with two arguments; True for one written in C, which has no
+    signature."""
     try:
         inspect.signature(fn).bind(None, None)
     except TypeError:
@@ -346,8 +347,8 @@ def takes_two(fn):
 
 
 def check_arguments(how):
-    """Raises UserError for an argument that the forward pass does not have; one that is known from
-    TransformerLens gets an answer."""
+    """Raises UserError for an argument that the forward pass does not have; for one known from
+    TransformerLens, the message says what to use."""
     for name in how:
         if name not in FORWARD_ARGUMENTS:
             hint = ELSEWHERE.get(name, f"one of: {', '.join(FORWARD_ARGUMENTS)}")
@@ -358,7 +359,7 @@ def select_names(points, names_filter):
     """The names that a filter selects, in the order of `points`.
 
     names_filter: None (all but the large ones), a name, a list of names, or a callable on names.
-    Raises UnknownName for a name that is not there, UserError where nothing matches.
+    Raises UnknownName for an unknown name, UserError if nothing matches.
     """
     if names_filter is None:
         return [name for name, point in points.items() if not point.is_large]
@@ -380,8 +381,8 @@ def select_names(points, names_filter):
 
 
 def hook_table(model):
-    """A text table of every hook point of a HookedModule and its axes, blocks after the first
-    left out (they repeat it)."""
+    """A text table of every hook point of a HookedModule and its axes. Only block 0 is listed,
+    because the other blocks repeat it."""
     points = {name: point for name, point in model.hook_points().items()
               if not name.startswith("blocks.") or name.startswith("blocks.0.")}
     width = max(map(len, points))

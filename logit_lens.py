@@ -1,13 +1,13 @@
-"""Read every stream on the way as if it were the last: what would the model say already here?
+"""Logit lens and tuned lens: decode each layer's residual stream as if it were the last.
 
     result = logit_lens(model, cache, targets=answer)
-    result.rank            # [row, batch, pos]: how many tokens are likelier than the answer
-    result.kl              # nats from here to what the model says in the end; 0 in the last row
+    result.rank            # [row, batch, pos]: the number of tokens more likely than the answer
+    result.kl              # nats from this row's prediction to the final one; 0 in the last row
 
-Each row has its own mean and scale in the final LayerNorm: the scale of the last stream would make
-early rows look more certain than they are. Early streams are written in another basis than the
-last one is read in, so the plain lens shows less than is there; the tuned lens learns an affine map
-for each row that makes up for it, and nothing else.
+Each row has its own mean and scale in the final LayerNorm; the last stream's scale would make early
+rows look more certain than they are. Early streams are written in a different basis from the one in
+which the last stream is read, so the plain lens underestimates what they contain. The tuned lens
+learns an affine map for each row that corrects this and nothing else.
 
 Chapter: COURSE_ROADMAP.md, 8 (read)
 Prerequisites: metrics.py, residual_stream_analysis.py
@@ -44,11 +44,12 @@ LOGITS_AT_ONCE = 2**24  # 64 MB
 
 @dataclass(frozen=True)
 class LensResult:
-    """What each row says, and the rows' labels. A row is one stream; shapes [row, batch, pos, …].
+    """The prediction of each row. A row is one stream; shapes are [row, batch, pos, …].
 
-    entropy: of its prediction, in nats. kl: KL(final || row), in nats. logits: [..., d_vocab],
-    where no top_k was asked for; else top_tokens and top_probs, [..., k], the likeliest first.
-    rank: how many tokens are likelier than the target, where one was given.
+    labels: the names of the rows. entropy: of the row's prediction, in nats. kl: KL(final || row),
+    in nats. logits: [..., d_vocab], if no top_k was given; otherwise top_tokens and top_probs,
+    [..., k], most likely first. rank: the number of tokens more likely than the target, if one was
+    given.
     """
 
     labels: list
@@ -60,10 +61,10 @@ class LensResult:
     rank: torch.Tensor | None = None
 
     def likeliest_words(self, tokenizer, batch=0):
-        """The likeliest token of each row at each position, as text: lists [row][pos] of str.
+        """The most likely token of each row at each position, as text: lists [row][pos] of str.
 
-        batch: of which text. `plotting.lens_table` takes them. An id that the tokenizer lacks,
-        since the model's vocabulary is padded, is shown as `<id 50300>`.
+        batch: the index of the text. `plotting.lens_table` takes the result. If the model's
+        vocabulary is padded, an id that the tokenizer lacks is shown as `<id 50300>`.
         """
         best = self.logits.argmax(-1) if self.top_tokens is None else self.top_tokens[..., 0]
         return [tokenizer.to_str_tokens(row, show_unknown=True) for row in best[:, batch].tolist()]
@@ -72,14 +73,15 @@ class LensResult:
 @torch.no_grad()
 def logit_lens(model, cache, incl_mid=False, pos=None, *, lens=None, top_k=None,
                targets=None, tokenizer=None):
-    """The LensResult of every stream before a block (and, with incl_mid, inside it) and the last.
+    """The logit lens: a LensResult for the stream before each block and the last stream.
 
-    cache: of `model`, with the streams. pos: an int, a slice or a list, or a tensor
-    [batch] with each text's own; all by default. lens: a
-    TunedLens. top_k: keep that many tokens and no logits: GPT-2's would take 2.6 MB a position.
-    targets: ids [batch, pos] of the whole text or of the chosen positions alone, one for each text,
-    or one (or text, with a tokenizer) for all. Raises UserError for a top_k or a position that is
-    not there, a lens of another model, targets of another text.
+    incl_mid: include the streams between attention and MLP. cache: of `model`, with the streams.
+    pos: an int, a slice or a list, or a tensor [batch] with one for each text; all by default.
+    lens: a TunedLens, or None for the plain lens. top_k: keep that many tokens and no logits, which
+    for GPT-2 would take 2.6 MB at each position. targets: ids [batch, pos] for the whole text or
+    only for the chosen positions, one for each text, or one (also as text, with a tokenizer) for
+    all. Raises UserError for an impossible top_k or position, for a lens of another model, and for
+    targets of another text.
     """
     d_vocab = model.cfg.d_vocab
     check_cache(cache)
@@ -105,7 +107,7 @@ def logit_lens(model, cache, incl_mid=False, pos=None, *, lens=None, top_k=None,
         wanted = targets_at(targets, (n_batch, n_pos), pos, n_all=n_all, d_vocab=d_vocab)
         wanted = wanted.to(stack.device).flatten()
 
-    # some points at a time: the logits of all would be the largest tensor of the program
+    # some points at a time: all logits together would be the program's largest tensor
     points = stack.flatten(1, 2)  # [row, point, d_model]
     at_once = max(1, LOGITS_AT_ONCE // (n_rows * d_vocab))
     found = []
@@ -118,13 +120,13 @@ def logit_lens(model, cache, incl_mid=False, pos=None, *, lens=None, top_k=None,
 
 
 def targets_at(targets, shape, pos, *, n_all, d_vocab):
-    """targets [batch, pos] at the positions, of shape (batch, pos). Raises UserError for others."""
+    """targets [batch, pos] at the positions, of shape (batch, pos). UserError for other shapes."""
     if targets.ndim == 2 and targets.shape[1] == n_all and pos is not None:
         targets = take_positions(targets, choose_positions(pos, n_all, len(targets)), 1)
     fits = targets.ndim == 2 and len(targets) == shape[0] and targets.shape[1] in (1, shape[1])
     if targets.dtype not in (torch.int64, torch.int32) or not fits:
         raise UserError(f"targets is {list(targets.shape)} for {list(shape)} predictions; pass ids "
-                        "[batch, pos], one a row, or one for all")
+                        "[batch, pos], one for each row, or one for all")
     if targets.min() < 0 or targets.max() >= d_vocab:
         raise UserError(f"targets has ids from {int(targets.min())} to {int(targets.max())}, which "
                         f"are not all in the vocabulary of {d_vocab}")
@@ -133,7 +135,7 @@ def targets_at(targets, shape, pos, *, n_all, d_vocab):
 
 def read_predictions(logits, top_k, wanted, some):
     """The columns of a LensResult for some points, [row, point, …]. logits: [row, point, d_vocab];
-    the last row is what the model says."""
+    the last row is the model's final prediction."""
     probs = at_least_float32(logits).softmax(-1)
     columns = {"entropy": torch.special.entr(probs).sum(-1),
                "kl": kl_divergence(logits[-1:], logits)}
@@ -143,16 +145,16 @@ def read_predictions(logits, top_k, wanted, some):
         columns["top_probs"], columns["top_tokens"] = probs.topk(top_k)
     if wanted is not None:
         own = logits.gather(-1, wanted[some].expand(len(logits), -1)[..., None])
-        columns["rank"] = (~(logits <= own)).sum(-1)  # NaN is never the likeliest
+        columns["rank"] = (~(logits <= own)).sum(-1)  # a NaN target ranks last
     return columns
 
 
 class TunedLens(nn.Module):
-    """An affine map for each stream before the last: h + h A + b, at first h itself.
+    """The tuned lens: for each stream before the last an affine map, h + h A + b; at first h.
 
     Its weights are in float32 at least, whatever the model's precision.
 
-    d_model: of the model. labels: of the streams, as `accumulated_resid` gives them.
+    d_model: the model's. labels: of the streams, as from `accumulated_resid`.
     """
 
     def __init__(self, d_model, labels):
@@ -162,7 +164,7 @@ class TunedLens(nn.Module):
         self.b = nn.Parameter(torch.zeros(len(self.labels), d_model))
 
     def translate(self, resid, label):
-        """resid [..., d_model] of that label in the basis of the last stream; the last as it is.
+        """Maps resid [..., d_model] of that label to the last stream's basis; the last stays.
 
         Raises UserError for a label or a width that the lens was not fitted for.
         """
@@ -176,7 +178,7 @@ class TunedLens(nn.Module):
         return (exact + exact @ self.A[row] + self.b[row]).to(resid.dtype)
 
     def save(self, path):
-        """Writes the lens to a file, whole or not at all."""
+        """Writes the lens to a file; an old file stays until the new one is complete."""
         content = io.BytesIO()
         torch.save({"labels": self.labels, "A": self.A.detach(), "b": self.b.detach()}, content)
         with atomic_write(path) as file:
@@ -184,7 +186,7 @@ class TunedLens(nn.Module):
 
     @classmethod
     def load(cls, path):
-        """The lens in a file that `save` wrote. Raises UserError where it is not one."""
+        """Loads a lens that `save` wrote. Raises UserError if the file is not one."""
         remedy = "fit one with fit_tuned_lens"
         state = read_torch_file(path, "a tuned lens", remedy)
         try:
@@ -203,12 +205,12 @@ class TunedLens(nn.Module):
 
 
 def fit_tuned_lens(model, tokens, *, steps=300, batch_size=16, lr=2e-3, seed=0):
-    """A TunedLens whose rows say, as nearly as an affine map can, what the model says in the end.
+    """Fits a TunedLens: an affine map for each row that best predicts the model's final output.
 
-    It minimises KL(final || row), summed over rows (each has weights of its own). The model is left
-    as it is, and read without dropout. tokens: [n, pos], texts like those that it will read; hold
-    some back to judge by. Raises UserError for a model without layers, whose only stream is the
-    last, for less than one step, and for a fit that came to nothing finite.
+    It minimises KL(final || row), summed over rows (each has its own weights). The model itself is
+    not changed, and runs without dropout. tokens: [n, pos], texts like those that the lens will
+    read; keep some aside for evaluation. Raises UserError for a model without layers, whose only
+    stream is the last, for fewer than one step, and if the fit is not finite.
     """
     if not model.cfg.n_layers:
         raise UserError("n_layers=0: the only stream is the last one; there is nothing to tune")
@@ -225,13 +227,13 @@ def fit_tuned_lens(model, tokens, *, steps=300, batch_size=16, lr=2e-3, seed=0):
     finally:
         model.train(was_training)
     if not all(weight.isfinite().all() for weight in lens.parameters()):
-        raise UserError(f"lr={lr}: the lens is not finite after {steps} steps; take a smaller one, "
-                        "and look whether the model's logits are finite")
+        raise UserError(f"lr={lr}: the lens is not finite after {steps} steps; try a smaller one, "
+                        "and check that the model's logits are finite")
     return lens
 
 
 def train_lens(model, tokens, steps, batch_size, *, lr, seed):
-    """The loop of `fit_tuned_lens`."""
+    """The training loop of `fit_tuned_lens`."""
     has_mid = not model.cfg.attn_only
     sites = ("pre", "mid", "post") if has_mid else ("pre", "post")
     names = ["hook_embed"] if model.position_embedding is None else ["hook_embed", "hook_pos_embed"]
@@ -241,7 +243,7 @@ def train_lens(model, tokens, steps, batch_size, *, lr, seed):
     lens = None
     generator = seeded_generator(seed)
     for step in range(steps):
-        # the streams of some texts, and what the model says in the end
+        # the streams of some texts, and the model's final logits
         rows = tokens[torch.randint(len(tokens), (batch_size,), generator=generator)]
         with torch.no_grad():
             logits, cache = model.run_with_cache(rows.to(model.W_E.device), names)
@@ -256,7 +258,7 @@ def train_lens(model, tokens, steps, batch_size, *, lr, seed):
         said = model.unembed(torch.stack(translated))
         loss = kl_divergence(logits, said).mean((1, 2)).sum()
 
-        # backward, and nothing for the model's own weights
+        # backward: gradients for the lens only, not for the model
         lens.zero_grad()
         loss.backward(inputs=list(lens.parameters()))
         optimizer.step(schedule(step, steps, warmup_steps=10))

@@ -1,7 +1,7 @@
-"""The numbers that training makes small: cross-entropy in nats, and the KL divergence.
+"""Loss functions: cross-entropy in nats, and the KL divergence.
 
-Softmax and logarithms are taken in float32 at least, whatever the precision of the logits: bfloat16
-has three digits, and a KL taken in it comes out below zero.
+Softmax and logarithms are computed in float32 at least, whatever the precision of the logits:
+bfloat16 has only three digits, and a KL computed in it can come out negative.
 
 Chapter: COURSE_ROADMAP.md, 1 (the mathematical language)
 Prerequisites: utils.py
@@ -15,7 +15,7 @@ from positions import at_positions, check_key_mask, choose_positions, is_single
 from utils import UserError, broadcast_shape, check_choice, check_tensor
 
 REDUCTIONS = ("none", "mean")
-IGNORED = -100  # a target that does not count: padding, or a prompt that is given and not learned
+IGNORED = -100  # a target that does not count: padding, or a prompt that is not to be learned
 
 
 def log_probabilities(logits):
@@ -24,11 +24,11 @@ def log_probabilities(logits):
 
 
 def per_token_loss(logits, targets):
-    """The surprise at each token, -log p(target), in nats.
+    """The loss of each token, -log p(target), in nats (its surprisal).
 
-    logits: [..., d_vocab], unnormalised; targets: [...], integer ids, or IGNORED where there is
-    nothing to predict. Returns [...], in float32 at least, and 0 for what is ignored.
-    Raises UserError where the targets are not one for each prediction, or no ids.
+    logits: [..., d_vocab], unnormalised; targets: [...], integer ids, or IGNORED if there is
+    nothing to predict. Returns [...], in float32 at least, with 0 for ignored targets.
+    Raises UserError unless there is one target for each prediction, and if targets are not ids.
     """
     check_tensor("logits", logits, "... d_vocab", is_float=True)
     check_tensor("targets", targets, "...")
@@ -39,20 +39,21 @@ def per_token_loss(logits, targets):
     ids = targets.masked_fill(~counts, 0)
     try:
         losses = -log_probabilities(logits).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    except RuntimeError:  # only then looked at: a device is not to be waited for
+    except RuntimeError:  # checked only on failure: reading ids would wait for the GPU
         if ids.is_floating_point() or ids.min() < 0 or ids.max() >= logits.shape[-1]:
             raise UserError(f"targets are {ids.dtype} from {ids.min().item()} to "
                             f"{ids.max().item()}; pass ids below {logits.shape[-1]}, or "
-                            f"{IGNORED} where there is nothing to predict") from None
+                            f"{IGNORED} if there is nothing to predict") from None
         raise
     return losses.masked_fill(~counts, 0.0)
 
 
 def cross_entropy(logits, targets):
-    """The mean surprise over the targets that count, in nats a token: what training minimises.
+    """Cross-entropy: the mean loss over the targets that count, in nats per token.
 
-    logits: [..., d_vocab]; targets: [...], the token that follows at each position, or IGNORED.
-    Returns a scalar. A uniform guess costs ln d_vocab; where nothing counts it is 0.
+    This is what training minimises. logits: [..., d_vocab]; targets: [...], the next token at each
+    position, or IGNORED. Returns a scalar. A uniform guess has loss ln d_vocab; if every target is
+    ignored, it is 0.
     """
     losses = per_token_loss(logits, targets)
     n_targets = (targets != IGNORED).sum().clamp(min=1)
@@ -60,11 +61,11 @@ def cross_entropy(logits, targets):
 
 
 def next_token_loss(logits, tokens, *, key_mask=None, reduction="mean"):
-    """The mean surprise at the next token of a text, in nats: position i is scored on token i + 1.
+    """The mean next-token loss of a text, in nats: position i predicts token i + 1.
 
     logits: [..., batch, pos, d_vocab]; tokens: [batch, pos], those that gave the logits. The last
-    position predicts a token that is not there, and is left out. key_mask: [batch, pos], True for
-    real tokens: padding neither predicts nor is predicted.
+    position has no next token and is left out. key_mask: [batch, pos], True for real tokens;
+    padding neither predicts nor is predicted.
     Returns a scalar, or with reduction="none" each text's own mean, [..., batch].
     Raises UserError for another reduction, and for logits of other texts.
     """
@@ -79,7 +80,7 @@ def next_token_loss(logits, tokens, *, key_mask=None, reduction="mean"):
                         "logits [batch, pos, d_vocab] of these tokens")
     check_key_mask(key_mask, tokens)
     if key_mask is not None and reduction == "none" and not key_mask[:, -2:].all():
-        raise UserError("a text has one real token, which predicts nothing; leave it out, or take "
+        raise UserError("a text has one real token, which predicts nothing; leave it out, or use "
                         "reduction='mean', which does")
     targets = tokens[:, 1:].long()
     if key_mask is not None:
@@ -94,15 +95,15 @@ def next_token_loss(logits, tokens, *, key_mask=None, reduction="mean"):
 
 
 def kl_divergence(p_logits, q_logits, *, pos=None, reduction="none"):
-    """KL(p || q) = sum p (log p - log q): the nats lost by coding p with q's distribution.
+    """KL divergence: KL(p || q) = sum p (log p - log q), the nats lost by coding p with q.
 
-    p_logits, q_logits: [..., d_vocab], unnormalised, of shapes that broadcast. The model that is
-    judged is q, and what it should say is p: `kl_divergence(clean_logits, logits, pos=-1)`.
-    pos: of [..., batch, pos, d_vocab], an int, a slice or a list, or a tensor [batch] with each
-    row's own; None for all that is there.
-    Returns [...] without d_vocab, and without pos where one position a row is asked for; with
-    reduction="mean" a scalar; in float32 at least, 0 where p and q agree and never negative but
-    for rounding. Raises UserError for another reduction.
+    p_logits, q_logits: [..., d_vocab], unnormalised, of shapes that broadcast. q is the prediction
+    under test and p the reference: `kl_divergence(clean_logits, logits, pos=-1)`.
+    pos: for [..., batch, pos, d_vocab], an int, a slice or a list, or a tensor [batch] with one for
+    each row; None for all positions.
+    Returns [...] without d_vocab, and without pos if one position per row is selected; with
+    reduction="mean" a scalar. The result is in float32 at least, 0 if p and q agree, and negative
+    only by rounding. Raises UserError for another reduction.
     """
     check_choice("reduction", reduction, REDUCTIONS)
     shape = "... d_vocab" if pos is None else "... batch pos d_vocab"
@@ -115,14 +116,14 @@ def kl_divergence(p_logits, q_logits, *, pos=None, reduction="none"):
     if pos is not None:
         if p_logits.shape[-2:-1] != q_logits.shape[-2:-1]:
             raise UserError(f"p_logits is {list(p_logits.shape)} and q_logits "
-                            f"{list(q_logits.shape)}; with pos both need as many positions")
+                            f"{list(q_logits.shape)}; with pos both need equally many positions")
         p_logits, q_logits = torch.broadcast_tensors(p_logits, q_logits)
         chosen = choose_positions(pos, q_logits.shape[-2], q_logits.shape[-3])
         p_logits, q_logits = at_positions(p_logits, chosen), at_positions(q_logits, chosen)
 
     p_log, q_log = log_probabilities(p_logits), log_probabilities(q_logits)
     p = p_log.exp()
-    terms = (p * (p_log - q_log)).masked_fill(p == 0, 0.0)  # what p rules out costs nothing
+    terms = (p * (p_log - q_log)).masked_fill(p == 0, 0.0)  # what p excludes costs nothing
     divergence = terms.sum(-1)  # [..., batch, pos]
     if pos is not None and is_single(pos):
         divergence = divergence.squeeze(-1)

@@ -1,4 +1,4 @@
-"""What an analysis reports: logit differences, ranks, scores of heads, and how sure one can be.
+"""Metrics and statistics: logit differences, ranks, head scores, intervals, permutation tests.
 
 A metric of logits maps [..., batch, pos, d_vocab] to [..., batch], where leading axes are the cells
 of a sweep. A score of an attention pattern maps [..., query_pos, key_pos] to [...].
@@ -38,14 +38,14 @@ from utils import (
     seeded_generator,
 )
 
-# Tokens: what an argument may be
+# Tokens as arguments
 
 
 def token_ids(tokens, n_rows, d_vocab, *, tokenizer=None):
-    """Tokens as ids, [batch]: an id or a text for all rows, or one for each.
+    """Tokens as ids, [batch]: one id or text for all rows, or one for each row.
 
-    Texts need a tokenizer, for which they must be one token each. Raises UserError otherwise, and
-    for ids outside of the vocabulary.
+    Texts need a tokenizer, and must be a single token each. Raises UserError if they are not, and
+    for ids outside the vocabulary.
     """
     listed = tokens if isinstance(tokens, (list, tuple)) else [tokens]
     if any(isinstance(token, str) for token in listed):
@@ -57,12 +57,12 @@ def token_ids(tokens, n_rows, d_vocab, *, tokenizer=None):
                         f"of the {n_rows} rows")
     if ids.min() < 0 or ids.max() >= d_vocab:
         outside = ids.min() if ids.min() < 0 else ids.max()
-        raise UserError(f"token id {int(outside)} is outside of the vocabulary of {d_vocab}")
+        raise UserError(f"token id {int(outside)} is outside the vocabulary of {d_vocab}")
     return ids.expand(n_rows)
 
 
 def single_tokens(texts, tokenizer):
-    """The ids of texts that are one token each: one id, or a list. Raises UserError otherwise."""
+    """The ids of single-token texts: one id, or a list. Raises UserError for longer texts."""
     if tokenizer is None:
         raise UserError(f"{texts!r} is text where ids are needed; pass tokenizer=, or "
                         "tokenizer.encode(text)")
@@ -80,14 +80,14 @@ def single_tokens(texts, tokenizer):
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric that says which logits it needs, so that a sweep computes no others.
+    """A metric that declares which logits it needs, so that a sweep computes no others.
 
     fn: logits [..., batch, pos, token] -> [..., batch], where leading axes are the cells of a
-    sweep; it gets the chosen positions and tokens alone, with all axes kept. pos: an int, a slice
-    or a list of positions, or a tensor [batch] with each row's own (None: all). tokens: ids, [n]
-    for all rows or [batch, n] with each row's own (None: the whole vocabulary). by_cell: hand fn
-    the cells one after another, each as [batch, pos, token]: what `as_metric` does with a plain
-    function, which was not written for more axes.
+    sweep. It receives only the chosen positions and tokens, with all axes kept. pos: an int, a
+    slice or a list of positions, or a tensor [batch] with one for each row (None: all). tokens:
+    ids, [n] for all rows or [batch, n] that differ by row (None: the whole vocabulary). by_cell:
+    give fn the cells one after another, each as [batch, pos, token]. `as_metric` does this with a
+    plain function, which was not written for more axes.
 
         Metric(lambda logits: logits[..., 0, 0] - logits[..., 0, 1], pos=-1,
                tokens=[correct, wrong])
@@ -103,8 +103,9 @@ class Metric:
 
     @classmethod
     def logit_diff(cls, correct, wrong, *, pos=-1):
-        """The logit of `correct` less that of `wrong`, ids for all rows or one for each, in nats;
-        [..., batch]. It reads one position a row, and raises UserError where pos selects more."""
+        """The logit of `correct` minus that of `wrong`, in nats; [..., batch]. Both are ids for all
+        rows or one for each. It reads one position per row, and raises UserError if pos selects
+        more."""
         right, other = (as_integers(tokens, "tokens") for tokens in (correct, wrong))
         if right.ndim and other.ndim and right.shape != other.shape:
             raise UserError(f"correct is {list(right.shape)} and wrong {list(other.shape)}; pass "
@@ -118,34 +119,35 @@ class Metric:
         return cls(difference, pos, pair)
 
     def positions(self, n_pos, n_rows):
-        """The positions that it reads, among n_pos: [n], or [batch, 1] with each row's own."""
+        """The positions that the metric reads, among n_pos: [n], or [batch, 1] if they differ by
+        row."""
         return choose_positions(self.pos, n_pos, n_rows)
 
     def ids(self, n_rows, d_vocab, device=None):
-        """Its tokens for n_rows, [n] or [batch, n], or None for the whole vocabulary.
+        """The metric's tokens for n_rows, [n] or [batch, n], or None for the whole vocabulary.
 
-        Raises UserError for an id outside of the vocabulary, and for tokens of another batch.
+        Raises UserError for an id outside the vocabulary, and for tokens of another batch.
         """
         if self.tokens is None:
             return None
         ids = as_integers(self.tokens, "tokens").to(device)
         if ids.ndim not in (1, 2) or (ids.ndim == 2 and len(ids) != n_rows):
             raise UserError(f"the metric has tokens {list(ids.shape)}, the run {n_rows} rows; pass "
-                            "[n], or [batch, n] with as many rows")
+                            "[n], or [batch, n] with one row for each")
         if ids.min() < 0 or ids.max() >= d_vocab:
             raise UserError(f"the metric's tokens run from {int(ids.min())} to {int(ids.max())}; "
                             f"the vocabulary has 0 to {d_vocab - 1}")
         return ids
 
     def of_needed(self, logits):
-        """fn of the logits that it needs, [..., batch, pos, token]: [..., batch].
+        """The metric from the logits that it needs, [..., batch, pos, token]: [..., batch].
 
-        Raises UserError for a function that does not return a number for each row, and for one that
-        writes into the logits, which other cells may need as they are.
+        Raises UserError for a function that does not return one number for each row, and for one
+        that writes into the logits, which other cells may still need.
         """
         if self.by_cell:
             cells = logits.reshape(-1, *logits.shape[-3:])
-            # each gets a copy of its own: a function from a notebook may write into it
+            # each gets its own copy: a function from a notebook may write into it
             values = [self.checked_values(cell.clone()) for cell in cells]
             return torch.stack(values).view(logits.shape[:-2])
 
@@ -157,7 +159,7 @@ class Metric:
         return values
 
     def checked_values(self, logits):
-        """fn of some logits; raises UserError for a function that returns another shape."""
+        """fn applied to some logits; raises UserError if it returns another shape."""
         values = self.fn(logits)
         if not isinstance(values, torch.Tensor) or values.shape != logits.shape[:-2]:
             found = list(getattr(values, "shape", [type(values).__name__]))
@@ -166,7 +168,7 @@ class Metric:
         return values
 
     def needed_logits(self, model, resid):
-        """The logits that it needs, [batch, pos, token], from the last stream of a model.
+        """The logits that the metric needs, [batch, pos, token], from a model's last stream.
 
         resid: [batch, pos, d_model]. Other positions and tokens are not unembedded.
         """
@@ -175,11 +177,11 @@ class Metric:
         return model.unembed(resid, ids, positions)
 
     def of_stream(self, model, resid):
-        """The metric of a model's last stream [batch, pos, d_model]: [batch]."""
+        """The metric from a model's last stream [batch, pos, d_model]: [batch]."""
         return self.of_needed(self.needed_logits(model, resid))
 
     def __call__(self, logits):
-        """The metric of whole logits, [..., batch, pos, d_vocab] -> [..., batch]."""
+        """The metric from complete logits, [..., batch, pos, d_vocab] -> [..., batch]."""
         check_logits(logits)
         logits = at_positions(logits, self.positions(logits.shape[-2], logits.shape[-3]))
         ids = self.ids(logits.shape[-3], logits.shape[-1], logits.device)
@@ -190,49 +192,49 @@ class Metric:
 
 
 def as_metric(metric):
-    """A Metric as it is; a plain function of whole logits as one.
+    """A Metric unchanged; a plain function of complete logits wrapped as one.
 
     The function is written for [batch, pos, d_vocab] -> [batch], as in a notebook
-    (`logits[range(n), end, ids]`), and never gets another shape: the cells of a sweep come one
-    after another.
+    (`logits[range(n), end, ids]`), and never gets another shape: the cells of a sweep are passed
+    one after another.
     """
     return metric if isinstance(metric, Metric) else Metric(metric, by_cell=True)
 
 
 def differentiable_metric(metric):
-    """A metric for `gradient_cache`, which raises UserError where it does not move with the logits:
+    """A metric for `gradient_cache`. It raises UserError if it does not depend on the logits, since
     all its gradients would be 0."""
     metric = as_metric(metric)
 
     def moving(logits):
         values = metric(logits)
         if logits.requires_grad and not values.requires_grad:
-            raise UserError("the metric has no gradient; take one that moves with the logits")
+            raise UserError("the metric has no gradient; use one that depends on the logits")
         return values
 
     return moving
 
 
 def mean_over_batch(values, reduction):
-    """values [..., batch] as they are ("none"), or their mean over the batch ("mean")."""
+    """values [..., batch] unchanged ("none"), or their mean over the batch ("mean")."""
     check_choice("reduction", reduction, REDUCTIONS)
     return values if reduction == "none" else values.mean(-1)
 
 
 def check_logits(logits):
-    """Raises UserError unless logits is a tensor [..., batch, pos, d_vocab] of numbers."""
+    """Raises UserError unless logits is a floating-point tensor [..., batch, pos, d_vocab]."""
     check_tensor("logits", logits, "... batch pos d_vocab", is_float=True)
 
 
 def check_one_position(pos, n_chosen):
-    """Raises UserError where a function that reads one position a row is given several."""
+    """Raises UserError if a function that reads one position per row is given several."""
     if n_chosen != 1:
-        raise UserError(f"pos={pos} selects {n_chosen} positions, and one is read; pass an int, or "
-                        "a tensor [batch] with each prompt's own")
+        raise UserError(f"pos={pos} selects {n_chosen} positions, but one is needed; pass an int, "
+                        "or a tensor [batch] with one for each prompt")
 
 
 def logits_at_one(logits, pos):
-    """Logits [..., batch, pos, d_vocab] at one position a row: [..., batch, d_vocab]."""
+    """Logits [..., batch, pos, d_vocab] at one position per row: [..., batch, d_vocab]."""
     check_logits(logits)
     positions = choose_positions(pos, logits.shape[-2], logits.shape[-3])
     check_one_position(pos, positions.shape[-1])
@@ -240,18 +242,18 @@ def logits_at_one(logits, pos):
 
 
 def chosen_logits(logits, tokens, tokenizer=None):
-    """Of logits [..., batch, d_vocab], the one of each row's token: [..., batch]."""
+    """The logit of each row's token, from logits [..., batch, d_vocab]: [..., batch]."""
     n_rows, d_vocab = logits.shape[-2:]
     ids = token_ids(tokens, n_rows, d_vocab, tokenizer=tokenizer).to(logits.device)
     return logits.gather(-1, ids[:, None].expand(*logits.shape[:-1], 1)).squeeze(-1)
 
 
 def logit_diff(logits, correct, wrong, *, pos=-1, reduction="none", tokenizer=None):
-    """The logit of `correct` less that of `wrong`, in nats: ln of how many times likelier it is.
+    """Logit difference: the logit of `correct` minus that of `wrong`, in nats.
 
-    logits: [..., batch, pos, d_vocab]; correct, wrong: an id (or text, with a tokenizer) for all
-    rows, or one for each; pos: an int, or a tensor [batch] with each row's own. Returns [...,
-    batch], or with reduction="mean" [...].
+    It is the log of how many times more likely `correct` is. logits: [..., batch, pos, d_vocab];
+    correct, wrong: an id (or text, with a tokenizer) for all rows, or one for each; pos: an int, or
+    a tensor [batch] with one for each row. Returns [..., batch], or with reduction="mean" [...].
     """
     logits = logits_at_one(logits, pos)
     difference = (chosen_logits(logits, correct, tokenizer)
@@ -260,10 +262,10 @@ def logit_diff(logits, correct, wrong, *, pos=-1, reduction="none", tokenizer=No
 
 
 def target_rank(logits, target, *, pos=-1, reduction="none", tokenizer=None):
-    """How many tokens have a higher logit than `target`: 0 where it is the likeliest.
+    """The rank of `target`: the number of tokens with a higher logit, 0 for the most likely token.
 
     logits: [..., batch, pos, d_vocab]. Returns [..., batch], int64, or with reduction="mean" [...].
-    Where the target's logit is NaN the rank is d_vocab, which no token can have.
+    If the target's logit is NaN, the rank is d_vocab, which no token can have.
     """
     logits = logits_at_one(logits, pos)
     own = chosen_logits(logits, target, tokenizer)
@@ -271,17 +273,17 @@ def target_rank(logits, target, *, pos=-1, reduction="none", tokenizer=None):
     return mean_over_batch(rank if reduction == "none" else rank.float(), reduction)
 
 
-# Results
+# Results of analyses
 
 
 @dataclass(frozen=True, eq=False)
 class Effects:
-    """What an analysis found, kept for each prompt: effects on a metric, in the metric's unit.
+    """The result of an analysis: effects on a metric, for each prompt, in the metric's unit.
 
     values: [*cells, batch]. axes: the names of the cells' axes, such as ("layer", "head").
 
-    Where a number a cell is wanted, it stands for its means: `effects[0, 1]` and
-    `numpy.asarray(effects)` read `effects.mean`, so that `imshow(effects)` draws it.
+    Used as an array, it stands for its means: `effects[0, 1]` and `numpy.asarray(effects)` read
+    `effects.mean`, so `imshow(effects)` draws it.
     """
 
     values: torch.Tensor
@@ -289,20 +291,20 @@ class Effects:
 
     @property
     def mean(self):
-        """Averaged over prompts: [*cells], in float32 at least."""
+        """The mean over prompts: [*cells], in float32 at least."""
         return at_least_float32(self.values).mean(-1)
 
     def ci(self, level=0.95, seed=0):
-        """(low, high), each [*cells]: an interval that encloses the mean, by drawing prompts again
-        and again. Raises UserError for a single prompt."""
+        """(low, high), each [*cells]: a bootstrap interval of the mean, over prompts. Raises
+        UserError for a single prompt."""
         return bootstrap_ci(self.values.movedim(-1, 0), level=level, seed=seed)
 
     def __getitem__(self, cell):
-        """The means of some cells: an index into [*cells]."""
+        """The means of some cells; cell: an index into [*cells]."""
         return self.mean[cell]
 
     def __len__(self):
-        """How many cells the first axis has."""
+        """The number of cells along the first axis."""
         return len(self.mean)
 
     def __array__(self, dtype=None, copy=None):
@@ -313,20 +315,20 @@ class Effects:
 
 @dataclass(frozen=True, eq=False)
 class EffectsOfTwoRuns(Effects):
-    """Effects of bringing parts of one run, the source, into another.
+    """Effects of putting parts of one run, the source, into another.
 
-    baseline: [batch], the metric of the run as it is. target: [batch], that of the source; None
-    where it is not known, since the source's cache lacks the last stream.
+    baseline: [batch], the metric of the unpatched run. target: [batch], the metric of the source's
+    run; None if it is unknown, because the source's cache lacks the last stream.
     """
 
     baseline: torch.Tensor = None
     target: torch.Tensor | None = None
 
     def normalized(self):
-        """The mean effect as a share of what separates the two runs: [*cells].
+        """The mean effect as a share of the difference between the two runs: [*cells].
 
-        1 where the metric becomes the source's, 0 where it stays the run's. Raises UserError
-        without a target, and where nothing separates the two runs.
+        1 if the metric becomes the source's, 0 if it stays the run's. Raises UserError without a
+        target, and if the two runs do not differ.
         """
         if self.target is None:
             raise UserError("the source cache lacks the last stream, so its metric is unknown; "
@@ -334,7 +336,7 @@ class EffectsOfTwoRuns(Effects):
         gap = at_least_float32(self.target - self.baseline).mean()
         if not gap.abs() > 1e-6 * self.baseline.abs().mean():  # a NaN too
             raise UserError(f"both runs have the metric {self.baseline.mean().item():.4g}: effects "
-                            "are undefined; take prompts that it tells apart")
+                            "are undefined; use prompts on which they differ")
         return self.mean / gap
 
 
@@ -342,9 +344,9 @@ class EffectsOfTwoRuns(Effects):
 
 
 def check_square(pattern, least=1, batch=None):
-    """The pattern, if it has all of its queries and, with `batch` (n_rows, n_pos), belongs to it.
+    """The pattern, if it is square and, with `batch` (n_rows, n_pos), matches it.
 
-    Raises UserError for other shapes.
+    Raises UserError for other shapes, and for rows that are not attention.
     """
     check_tensor("pattern", pattern, "... query_pos key_pos", is_float=True)
     n_rows, n_pos = (None, pattern.shape[-1]) if batch is None else batch
@@ -364,7 +366,7 @@ def check_square(pattern, least=1, batch=None):
 
 
 def mean_over_queries(values, key_mask, first=0):
-    """The mean of what is known of each query from number `first` on, [..., query_pos] -> [...].
+    """The mean over queries from number `first` on, [..., query_pos] -> [...].
 
     key_mask: None, or [batch, pos], True for real tokens; then values are [..., batch, head,
     query_pos], and each row's queries count from its first real token.
@@ -377,7 +379,7 @@ def mean_over_queries(values, key_mask, first=0):
 
 
 def shape_of(key_mask):
-    """(n_rows, n_pos) of a key_mask, or None. Raises UserError for what is no mask."""
+    """(n_rows, n_pos) of a key_mask, or None. Raises UserError if it is not a mask."""
     if key_mask is None:
         return None
     check_tensor("key_mask", key_mask, "batch pos")
@@ -386,42 +388,43 @@ def shape_of(key_mask):
 
 
 def prev_token_score(pattern, *, key_mask=None):
-    """The mean attention that each position, from the second on, pays to the one before it.
+    """Previous-token score: the mean attention that each position pays to the one before it.
 
-    pattern: [..., query_pos, key_pos], rows summing to one, at least two positions. key_mask:
-    [batch, pos], True for real tokens, where prompts are padded on the left; the pattern is then
-    [..., batch, head, query_pos, key_pos].
-    Returns [...]: 1 for a perfect previous-token head. Attention spread evenly over what is visible
-    scores the mean of 1/2, 1/3, …, 1/n. Raises UserError for patterns of one position.
+    The first position is left out. pattern: [..., query_pos, key_pos], rows summing to one, at
+    least two positions. key_mask: [batch, pos], True for real tokens, if prompts are padded on the
+    left; the pattern is then [..., batch, head, query_pos, key_pos].
+    Returns [...]: 1 for a perfect previous-token head. Attention spread evenly over all visible
+    positions scores the mean of 1/2, 1/3, …, 1/n. Raises UserError for patterns of one position.
     """
     pattern = check_square(pattern, least=2, batch=shape_of(key_mask))
-    to_previous = pattern.diagonal(offset=-1, dim1=-2, dim2=-1)  # of the queries from the second on
+    to_previous = pattern.diagonal(offset=-1, dim1=-2, dim2=-1)  # queries from the second on
     return mean_over_queries(to_previous, key_mask, first=1)
 
 
 def induction_score(pattern, tokens, *, key_mask=None):
-    """The attention that a token which was there before pays to what followed it then: to every key
-    that comes after an earlier occurrence, summed; the mean over such queries.
+    """Induction score: the attention that repeated tokens pay to what followed them before.
 
+    For each query whose token occurred earlier, it sums the attention to every key just after an
+    earlier occurrence, and takes the mean over such queries.
     pattern: [..., batch, head, query_pos, key_pos], rows summing to one; tokens: [batch, pos].
-    key_mask: [batch, pos], True for real tokens, where prompts are padded on the left.
-    Returns [..., batch, head], from 0 to 1; NaN for a row in which no token comes twice.
-    Raises UserError for a pattern that is not that of the tokens.
+    key_mask: [batch, pos], True for real tokens, if prompts are padded on the left.
+    Returns [..., batch, head], from 0 to 1; NaN for a row in which no token repeats.
+    Raises UserError for a pattern that does not fit the tokens.
     """
     earlier = earlier_occurrences(tokens, key_mask)
-    # the last key is never an earlier occurrence, so nothing wraps round
+    # the last key is never an earlier occurrence, so nothing wraps around
     after = earlier.roll(1, dims=-1)
     return attention_paid(pattern, after)
 
 
 def duplicate_token_score(pattern, tokens, *, key_mask=None):
-    """The attention that a token which was there before pays to its earlier occurrences, summed;
-    the mean over such queries. Shapes, key_mask and NaN as in `induction_score`."""
+    """Duplicate-token score: the attention that repeated tokens pay to their earlier occurrences,
+    summed; the mean over such queries. Shapes, key_mask and NaN as in `induction_score`."""
     return attention_paid(pattern, earlier_occurrences(tokens, key_mask))
 
 
 def earlier_occurrences(tokens, key_mask=None):
-    """[batch, query_pos, key_pos]: True where the key is the query's token, earlier, and real."""
+    """[batch, query_pos, key_pos]: True if the key is an earlier real copy of the query's token."""
     check_tensor("tokens", tokens, "batch pos")
     if tokens.is_floating_point():
         raise UserError(f"tokens is {list(tokens.shape)} {tokens.dtype}; pass ids")
@@ -434,14 +437,14 @@ def earlier_occurrences(tokens, key_mask=None):
 
 def attention_paid(pattern, keys):
     """The attention paid to `keys` [batch, query_pos, key_pos], True where it counts, summed; the
-    mean over the queries that have any. pattern: [..., batch, head, query_pos, key_pos]."""
+    mean over queries that have such keys. pattern: [..., batch, head, query_pos, key_pos]."""
     pattern = check_square(pattern, batch=keys.shape[:2])
     n_queries = keys.any(-1).sum(-1)  # [batch]
     return (pattern * keys[:, None]).sum((-2, -1)) / n_queries[:, None]
 
 
 def sink_score(pattern, *, key_mask=None):
-    """The mean attention that each position, from the second on, pays to the first.
+    """Attention sink score: the mean attention that later positions pay to the first position.
 
     pattern: [..., query_pos, key_pos], all queries; key_mask as in `prev_token_score`. Returns
     [...], from 0 to 1 (Xiao et al. 2024).
@@ -455,55 +458,56 @@ def sink_score(pattern, *, key_mask=None):
 
 
 def attention_entropy(pattern, *, key_mask=None):
-    """How spread out attention is: the mean entropy of its rows, in nats, 0 for one key alone.
+    """Attention entropy: the mean entropy of the pattern's rows, in nats; 0 for a single key.
 
-    pattern: [..., query_pos, key_pos], all queries; key_mask as in `prev_token_score`. Returns
-    [...]; uniform attention has the mean of ln 1, …, ln n.
+    It measures how spread out attention is. pattern: [..., query_pos, key_pos], all queries;
+    key_mask as in `prev_token_score`. Returns [...]; uniform attention has the mean of
+    ln 1, …, ln n.
     """
     pattern = check_square(pattern, batch=shape_of(key_mask))
     return mean_over_queries(torch.special.entr(pattern).sum(-1), key_mask)
 
 
 def copying_score(OV_eigenvalues):
-    """sum(re) / sum(abs) of the eigenvalues of W_E OV W_U: 1 where every direction of the
-    vocabulary raises itself, -1 where each suppresses itself (Elhage et al. 2021).
+    """Copying score: sum(re) / sum(abs) of the eigenvalues of W_E OV W_U (Elhage et al. 2021).
 
+    1 if every direction of the vocabulary raises itself, -1 if each suppresses itself.
     OV_eigenvalues: [..., d_head], complex or real. Returns [...].
     """
     check_tensor("OV_eigenvalues", OV_eigenvalues, "... d_head")
     return OV_eigenvalues.real.sum(-1) / OV_eigenvalues.abs().sum(-1)
 
 
-# Ranks, intervals and tests
+# Correlations, intervals and tests
 
 
 def spearman(one, other):
-    """The correlation of two rankings along the last axis, [..., n] -> [...]; ties share their mean
-    rank; NaN where one of them is constant or has a NaN."""
+    """Spearman's rank correlation along the last axis, [..., n] -> [...]; ties share their mean
+    rank; NaN if one of the two is constant or has a NaN."""
     one, other = as_pair(one, other)
     return pearson(mean_ranks(one), mean_ranks(other))
 
 
 def pearson(one, other):
-    """The correlation along the last axis, [..., n] -> [...]; NaN as in `spearman`."""
+    """Pearson's correlation along the last axis, [..., n] -> [...]; NaN as in `spearman`."""
     a, b = (each - each.mean(-1, keepdim=True) for each in as_pair(one, other))
     return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
 
 
 def as_numbers(values, what):
-    """Real numbers, a tensor or lists of them, in float64. Raises UserError for anything else."""
+    """Real numbers, a tensor or lists, in float64. Raises UserError for anything else."""
     try:
         numbers = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):
         numbers = None
     if numbers is None or numbers.is_complex():
-        raise UserError(f"{what}={printable(repr(values))} are no real numbers; pass a tensor of "
+        raise UserError(f"{what}={printable(repr(values))} are not real numbers; pass a tensor of "
                         "them, or a list")
     return numbers.double()
 
 
 def as_pair(one, other):
-    """Two lists of numbers, [..., n] each, in float64. Raises UserError where they don't match."""
+    """Two lists of numbers, [..., n] each, in float64. Raises UserError if they do not match."""
     one = as_numbers(one, "the first")
     other = as_numbers(other, "the second")
     if not one.ndim or one.shape[-1:] != other.shape[-1:]:
@@ -513,7 +517,7 @@ def as_pair(one, other):
 
 
 def mean_ranks(values):
-    """The ranks among [..., n], from 0; equal values share the mean of theirs, and NaN has none."""
+    """The ranks among [..., n], from 0; equal values share their mean rank, and NaN has none."""
     ordered = values.sort(-1).values.contiguous()
     first = torch.searchsorted(ordered, values.contiguous())
     after = torch.searchsorted(ordered, values.contiguous(), right=True)
@@ -521,20 +525,20 @@ def mean_ranks(values):
 
 
 def as_labels(truth, scores):
-    """Labels as bools. Raises UserError for others than bools, ones and zeros, and for another
-    number of them than there are scores."""
+    """Labels as booleans. Raises UserError for values other than booleans, ones and zeros, and if
+    there is not one for each score."""
     truth = as_numbers(truth, "truth")
     if truth.shape != scores.shape or not ((truth == 0) | (truth == 1)).all():
         raise UserError(f"truth is {list(truth.shape)} {truth.dtype} for scores "
-                        f"{list(scores.shape)}; pass as many bools, or ones and zeros")
+                        f"{list(scores.shape)}; pass one boolean (or one or zero) for each")
     return truth.bool()
 
 
 def auroc(scores, truth):
-    """The chance that one of the true ones scores above one of the others, ties counting half.
+    """AUROC: the probability that a true item scores above a false one, ties counting half.
 
-    scores: [n]; truth: [n], bools, or ones and zeros. 1: all true ones on top; 0.5: chance; NaN:
-    all true, or none, or a score that is NaN. Raises UserError for other labels.
+    scores: [n]; truth: [n], booleans, or ones and zeros. 1: all true items rank first; 0.5: chance;
+    NaN: all items are true, or none, or a score is NaN. Raises UserError for other labels.
     """
     scores = as_numbers(scores, "scores")
     truth = as_labels(truth, scores)
@@ -548,13 +552,14 @@ def auroc(scores, truth):
 
 
 def bootstrap_ci(values, *, level=0.95, n_draws=2000, seed=0):
-    """An interval for the mean of `values`, [n] or [n, ...], by drawing n of them again and again.
+    """Bootstrap interval for the mean of `values`, [n] or [n, ...], by resampling the n values.
 
-    Where rows belong together (clean and corrupted), pass their differences.
-    Returns (low, high), each [...], between which the middle `level` of the drawn means lie. Few
-    values vary too little: at level 0.95 the true mean lies inside in about 0.84 of all cases with
-    5 normal values, 0.90 with 10, 0.93 with 40; with skewed ones (exponential) in 0.79, 0.86, 0.92.
-    Raises UserError for fewer than two values, or no draws, or a level outside of 0 to 1.
+    If values belong in pairs (clean and corrupted), pass their differences.
+    Returns (low, high), each [...], which enclose the middle `level` of the resampled means. With
+    few values the interval is too narrow. At level 0.95 it contains the true mean in about 0.84 of
+    all cases with 5 normal values, 0.90 with 10, and 0.93 with 40. With skewed (exponential) values
+    it does so in 0.79, 0.86 and 0.92. Raises UserError for fewer than two values, for no draws, and
+    for a level outside 0 to 1.
     """
     values = as_numbers(values, "values")
     if not values.ndim or not values.isfinite().all():
@@ -569,9 +574,9 @@ def bootstrap_ci(values, *, level=0.95, n_draws=2000, seed=0):
 
 
 def bootstrap_draws(n, n_draws=2000, *, level=0.95, seed=0):
-    """n of n values drawn again, n_draws times: their indices, [n_draws, n].
+    """Bootstrap draws: n of n values with replacement, n_draws times: indices [n_draws, n].
 
-    Raises UserError for fewer than two values, or no draws, or a level outside of 0 to 1.
+    Raises UserError for fewer than two values, for no draws, and for a level outside 0 to 1.
     """
     if n < 2:
         raise UserError(f"{n} values have no interval; give two or more")
@@ -581,11 +586,11 @@ def bootstrap_draws(n, n_draws=2000, *, level=0.95, seed=0):
 
 
 def permutation_pvalue(observed, null):
-    """How often chance does as well: (1 + draws that reach `observed`) / (1 + draws).
+    """Permutation p-value: (1 + number of draws that reach `observed`) / (1 + number of draws).
 
-    observed: a number, or [head] (any shape). null: [draw], or [draw, head]; with heads, each draw
-    counts by its largest head, so that scanning many heads is paid for (max over heads); with
-    [draw] it is not: of 100 idle heads about five are then below 0.05.
+    observed: a number, or [head] (any shape). null: [draw], or [draw, head]. With [draw, head],
+    each draw counts by its largest head, which corrects for scanning many heads (max over heads).
+    With [draw] there is no correction: of 100 idle heads, about five are below 0.05.
     Returns a p-value of observed's shape, never 0. Raises UserError for no draws, NaN, other heads.
     """
     observed = as_numbers(observed, "observed")
@@ -593,7 +598,7 @@ def permutation_pvalue(observed, null):
     if not null.ndim:
         raise UserError("the null is one number; pass [draw], or [draw, *the observed shape]")
     if null.ndim > 1 and null.shape[1:] != observed.shape:
-        raise UserError(f"the null is {list(null.shape)} and what it is held against "
+        raise UserError(f"the null is {list(null.shape)} and the observed value "
                         f"{list(observed.shape)}; pass [draw] or [draw, *that shape]")
     missing = int(observed.isnan().sum() + null.isnan().sum())
     if not len(null) or missing:

@@ -1,4 +1,4 @@
-"""The MLP: at each position alone, d_mlp neurons read a direction of the stream and write another.
+"""The MLP: at each position separately, d_mlp neurons each read one direction and write another.
 
     pre  = resid @ W_in + b_in
     post = gelu(pre)
@@ -23,7 +23,7 @@ CUBIC = 0.044715
 
 
 def gelu_by_definition(x):
-    """GPT-2's GELU as its paper gives it; slow, and what `gelu` is checked against."""
+    """GPT-2's GELU as defined in its paper; slow, and the reference for testing `gelu`."""
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + CUBIC * x**3)))
 
 
@@ -33,14 +33,14 @@ def gate(x):
 
 
 class GELU(torch.autograd.Function):
-    """GPT-2's GELU with its derivative by hand.
+    """GPT-2's GELU with a hand-written derivative.
 
-    Since (1 + tanh u) / 2 = sigmoid(2u), it is x * s with s = sigmoid(2u). Hence
+    Since (1 + tanh u) / 2 = sigmoid(2u), GELU is x * s with s = sigmoid(2u). Hence
         d/dx (x s) = s + x s (1 - s) (2u)',    x (2u)' = x (a + 3 c x^2)    if 2u = x (a + c x^2).
-    The time goes into moving memory, not into arithmetic: the slope is computed while x is at hand,
-    and the backward pass is left with one product.
+    Moving memory takes the time here, not arithmetic. So the slope is computed in the forward pass,
+    where x is read anyway, and the backward pass is a single product.
 
-    It works under torch.func too (`vmap`, `grad`, `jacrev`, `jvp`): forward touches no context.
+    It also works under torch.func (`vmap`, `grad`, `jacrev`, `jvp`): forward uses no context.
     """
 
     generate_vmap_rule = True
@@ -57,10 +57,10 @@ class GELU(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        """Keeps what the derivative needs; the slope is no result that anyone differentiates."""
+        """Saves what the derivative needs; the slope itself is not a differentiable output."""
         _, slope = output
         ctx.mark_non_differentiable(slope)
-        ctx.set_materialize_grads(False)  # no zeros are made for the slope's gradient
+        ctx.set_materialize_grads(False)  # do not allocate zeros for the slope's gradient
         ctx.save_for_backward(*inputs, slope)
         ctx.save_for_forward(*inputs, slope)
 
@@ -71,15 +71,15 @@ class GELU(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx, tangent):
-        """tangent * d gelu / dx, shape of x; and nothing for the slope."""
+        """tangent * d gelu / dx, shape of x; None for the slope."""
         return tangent * differentiable_slope(*ctx.saved_tensors), None
 
 
 def differentiable_slope(x, slope):
-    """d gelu / dx: the one that was saved or, where somebody differentiates it, computed anew.
+    """d gelu / dx: the saved slope, or a new one if it may be differentiated again.
 
-    The saved slope is a constant to autograd, and using it would give second derivatives that are
-    wrong without a word.
+    Autograd treats the saved slope as a constant. Using it would make second derivatives wrong
+    without any error.
     """
     if not torch.is_grad_enabled():
         return slope
@@ -100,7 +100,7 @@ ACTIVATIONS = {"gelu": gelu, "relu": F.relu}
 
 
 class MLP(nn.Module):
-    """The two linear maps and the nonlinearity between them."""
+    """Two linear maps with a nonlinearity between them."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -114,7 +114,7 @@ class MLP(nn.Module):
 
     def forward(self, resid):
         """[batch, pos, d_model] -> [batch, pos, d_model]."""
-        # The biases are added in place, which on a CPU is cheaper than F.linear's way.
+        # The biases are added in place, which is cheaper on a CPU than F.linear.
         pre = self.hook_pre((resid @ self.W_in).add_(self.b_in))  # [batch, pos, d_mlp]
         post = self.hook_post(self.activation(pre))  # [batch, pos, d_mlp]
         return (post @ self.W_out).add_(self.b_out)

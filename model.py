@@ -1,17 +1,17 @@
-"""The whole model: embed, run the blocks, unembed; and every weight by the field's name for it.
+"""The GPT-2 model: embed, run the blocks, unembed; and every weight under its usual name.
 
     resid  = model.embed(tokens)                 # [batch, pos, d_model]
-    resid  = model.run_blocks(resid)             # or a part of the way: start=, stop=
+    resid  = model.run_blocks(resid)             # all blocks, or some of them: start=, stop=
     logits = model.unembed(resid)                # [batch, pos, d_vocab]
     logits = model(tokens)                       # the three in a row
 
-The three can be called apart, so a run can be restarted in the middle from a stream that was cached
-or edited: that is what sweeps, lenses and decoding are made of.
+The three steps can be called separately, so a run can restart in the middle, from a residual stream
+that was cached or edited. Activation patching, the logit lens and decoding all build on this.
 
 Chapter: COURSE_ROADMAP.md, 5 (the whole model)
 Prerequisites: config.py, embeddings.py, transformer_block.py
 Next: pretrained.py
-Source: Radford et al. 2019; Elhage et al. 2021 (the stream as the thing that the parts share)
+Source: Radford et al. 2019; Elhage et al. 2021 (the residual stream as a shared channel)
 """
 
 import math
@@ -28,7 +28,7 @@ from utils import UserError, as_list, check_count, check_tensor, seeded_generato
 
 
 def stacked(part, name, axes):
-    """A property: the weight `name` of every block's `part`, stacked [layer, ...]."""
+    """A property that stacks the weight `name` of every block's `part`: [layer, ...]."""
 
     def of_all_blocks(self):
         return self.stack_weights(part, name)
@@ -39,9 +39,9 @@ def stacked(part, name, axes):
 class GPT(HookedModule):
     """A decoder-only transformer in GPT-2's form.
 
-    cfg: a ModelConfig with d_vocab set. seed: of the initial weights, drawn on the CPU; None leaves
-    the memory as it was, for a caller who loads weights next. Raises UserError where d_vocab is
-    missing.
+    cfg: a ModelConfig with d_vocab set. seed: for the initial weights, which are drawn on the CPU;
+    None leaves the weights uninitialised, for a caller who loads them next. Raises UserError if
+    d_vocab is missing.
     """
 
     def __init__(self, cfg, seed=0):
@@ -64,12 +64,12 @@ class GPT(HookedModule):
 
     @classmethod
     def from_pretrained(cls, name_or_folder, cache_dir=None):
-        """A published GPT-2, on the CPU in float32 and in evaluation mode, dropout 0.
+        """Loads a published GPT-2, on the CPU, in float32 and evaluation mode, with dropout 0.
 
-        name_or_folder: gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2 (downloaded once, to
+        name_or_folder: gpt2, gpt2-medium, gpt2-large, gpt2-xl or distilgpt2 (downloaded once, to
         cache_dir), or a folder with config.json and the weights in Hugging Face's layout.
-        Raises UserError for another name or architecture and broken files, NoNetwork where a
-        download can't be finished.
+        Raises UserError for another name or architecture and for broken files, NoNetwork if a
+        download cannot be finished.
         """
         folder = pretrained.pretrained_folder(name_or_folder, cache_dir)
         cfg, tensors = pretrained.read_pretrained(folder)
@@ -78,15 +78,15 @@ class GPT(HookedModule):
         return model.eval()
 
     def load_weights_(self, weights, origin):
-        """Copies {name: tensor} into the model, all of its weights and no others.
+        """Copies {name: tensor} into the model; the names must be exactly the model's own.
 
-        origin: where they come from, for the UserError that names what is missing, unknown, or of
-        another shape; then nothing has been copied.
+        origin: where the weights come from, for the UserError that lists names that are missing,
+        unknown, or of another shape. When it is raised, nothing has been copied.
         """
         own = self.state_dict()
         wrong = [f"{name} is missing" for name in own if name not in weights]
         wrong += [f"{name} is unknown" for name in weights if name not in own]
-        wrong += [f"{name} is {list(weights[name].shape)} in place of {list(own[name].shape)}"
+        wrong += [f"{name} is {list(weights[name].shape)} instead of {list(own[name].shape)}"
                   for name in own if name in weights and weights[name].shape != own[name].shape]
         if wrong:
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
@@ -94,32 +94,32 @@ class GPT(HookedModule):
         self.load_state_dict(weights)
 
     def to_hf_state_dict(self):
-        """{Hugging Face's name: tensor}, as its GPT2LMHeadModel loads it.
+        """The weights as {Hugging Face's name: tensor}, ready for its GPT2LMHeadModel.
 
-        Raises UserError for a model that GPT-2's format can't hold (attn_only, no norm, b_U).
+        Raises UserError for a model that GPT-2's format cannot hold (attn_only, no norm, b_U).
         """
         tensors = self.state_dict()
         if self.position_embedding is not None:
-            tensors["position_embedding.W_pos"] = self.W_pos  # a fixed table is no parameter
+            tensors["position_embedding.W_pos"] = self.W_pos  # a fixed table is not a parameter
         return pretrained.to_hugging_face(self.cfg, tensors)
 
     def save_pretrained(self, folder):
-        """Writes config.json and model.safetensors into a folder, as Hugging Face reads them."""
+        """Writes config.json and model.safetensors into a folder, in Hugging Face's format."""
         pretrained.write_pretrained(folder, self.cfg, self.to_hf_state_dict())
 
     def forward(self, tokens, key_mask=None):
         """tokens [batch, pos] -> logits [batch, pos, d_vocab].
 
-        key_mask: [batch, pos], True for real tokens of prompts that are padded on the left
-        (`positions.pad_left`): each row's logits are then what it gives alone. Raises UserError for
-        a mask of another shape.
+        key_mask: [batch, pos], True for real tokens, for prompts that are padded on the left
+        (`positions.pad_left`). Each row then gets the same logits as when it runs alone. Raises
+        UserError for a mask of another shape.
         """
         return self.unembed(self.run_blocks(self.embed_prompts(tokens, key_mask),
                                             key_mask=key_mask))
 
     def embed_prompts(self, tokens, key_mask=None):
-        """`embed`, with positions that count from each row's first real token; key_mask [batch,
-        pos] or None."""
+        """`embed`, with positions counted from each row's first real token. key_mask: [batch, pos]
+        or None."""
         if key_mask is None:
             return self.embed(tokens)
         check_tokens(tokens, self.cfg.d_vocab)
@@ -128,9 +128,9 @@ class GPT(HookedModule):
 
     @elsewhere(W_E="model.W_E")
     def embed(self, tokens, positions=None):
-        """The stream before the first block, [batch, pos, d_model].
+        """The residual stream before the first block, [batch, pos, d_model].
 
-        tokens: [batch, pos], integer ids. positions: [pos] or [batch, pos]; 0, 1, … unless given.
+        tokens: [batch, pos], integer ids. positions: [pos] or [batch, pos]; 0, 1, … by default.
         Raises UserError for ids outside the vocabulary and positions outside the context.
         """
         resid = self.hook_embed(self.token_embedding(tokens))
@@ -141,11 +141,11 @@ class GPT(HookedModule):
         return self.dropout(resid)
 
     def run_blocks(self, resid, start=0, stop=None, past=None, *, key_mask=None):
-        """The stream after the blocks start, …, stop - 1; all of them by default.
+        """Runs the blocks start, …, stop - 1 (default: all) and returns the stream after them.
 
         resid: [batch, pos, d_model], the stream before block `start`.
-        past: one object a layer with extend(k, v) (GrowingPast), by absolute layer.
-        key_mask: [batch, pos], False hides a position from all others (padding).
+        past: one object for each layer, with extend(k, v) (GrowingPast), indexed from layer 0.
+        key_mask: [batch, pos]; False hides a position from all others (padding).
         """
         start = check_count("start", start, 0, self.cfg.n_layers)
         if stop is None:
@@ -165,9 +165,10 @@ class GPT(HookedModule):
     def unembed(self, resid, tokens=None, positions=None):
         """resid [..., pos, d_model] after the last block -> logits [..., pos, d_vocab].
 
-        tokens: ids whose logits alone are computed, [n], or [batch, n] with each row's own; then
-        resid [..., batch, pos, d_model] -> [..., batch, pos, n]. positions: [n] or [batch, n], from
-        0, those alone; the last LayerNorm, and who listens there, has them all.
+        tokens: compute the logits of these ids only, [n], or [batch, n] for ids that differ by row;
+        with them, resid [..., batch, pos, d_model] -> [..., batch, pos, n]. positions: compute the
+        logits at these positions only, [n] or [batch, n], counted from 0. The final LayerNorm, and
+        any hook on it, still sees every position.
         """
         self.check_resid(resid)
         normalized = self.ln_final(resid)
@@ -178,12 +179,12 @@ class GPT(HookedModule):
             if tokens is not None and not isinstance(tokens, torch.Tensor):
                 tokens = as_integers(tokens, "tokens")
             return self.unembedding(normalized, self.W_E, tokens)
-        except IndexError:  # only then looked at: a device is not to be waited for
-            raise UserError(f"tokens or positions are outside of the {self.cfg.d_vocab} ids and "
-                            f"{resid.shape[-2]} positions; choose from 0 on") from None
+        except IndexError:  # checked only on failure: reading ids would wait for the GPU
+            raise UserError(f"tokens or positions are outside the {self.cfg.d_vocab} ids and "
+                            f"{resid.shape[-2]} positions; count from 0") from None
 
     def check_resid(self, resid):
-        """Raises UserError for what is no stream of this model, such as its logits."""
+        """Raises UserError if resid is not a stream of this model (its logits, for example)."""
         check_tensor("resid", resid, "... pos d_model", is_float=True)
         if resid.shape[-1] != self.cfg.d_model:
             raise UserError(f"resid is {list(resid.shape)}; pass the stream, [batch, pos, "
@@ -191,8 +192,9 @@ class GPT(HookedModule):
 
     @torch.no_grad()
     def init_weights_(self, generator):
-        """GPT-2's start: normal weights, zero biases, unit LayerNorms; what writes into the stream
-        is smaller by sqrt(2 * n_layers), so that the sum of all blocks starts at one size."""
+        """GPT-2's initialisation: normal weights, zero biases, LayerNorm weights of one. Weights
+        that write into the stream are divided by sqrt(2 * n_layers), so that the sum over all
+        blocks starts at the same size at any depth."""
         std = self.cfg.init_scale
         for name, weight in self.named_parameters():
             leaf = name.rpartition(".")[2]
@@ -204,43 +206,43 @@ class GPT(HookedModule):
             weight.copy_(torch.empty(weight.shape).normal_(0.0, scale, generator=generator))
 
     def check_no_dropout(self):
-        """Raises UserError where dropout is on: its noise would drown what is measured."""
+        """Raises UserError if dropout is on: its noise would swamp the measurement."""
         if self.training and self.cfg.dropout:
-            raise UserError("the model drops activations at random; call model.eval() first")
+            raise UserError("dropout is on, so activations are random; call model.eval() first")
 
     @property
     def n_parameters(self):
-        """How many numbers are learned; tied ones count once."""
+        """The number of learned parameters; tied weights count once."""
         return sum(weight.numel() for weight in self.parameters())
 
     @property
     def W_E(self):
-        """[d_vocab, d_model]: the weight itself."""
+        """[d_vocab, d_model]: the weight itself, not a copy."""
         return self.token_embedding.W_E
 
     @property
     def W_pos(self):
-        """[n_ctx, d_model]: the weight itself, or the fixed table."""
+        """[n_ctx, d_model]: the weight itself, or the fixed table of sines and cosines."""
         if self.position_embedding is None:
             raise UserError("positions='none': this model has no W_pos")
         return self.position_embedding.W_pos
 
     @property
     def W_U(self):
-        """[d_model, d_vocab]: the weight itself (W_E transposed where they are tied)."""
+        """[d_model, d_vocab]: the weight itself (with tied embeddings, W_E transposed)."""
         return self.unembedding.weight(self.W_E)
 
     @property
     def b_U(self):
-        """[d_vocab]: the weight itself; zeros where the model has none."""
+        """[d_vocab]: the weight itself; zeros if the model has no such bias."""
         bias = self.unembedding.b_U
         return self.W_E.new_zeros(self.cfg.d_vocab) if bias is None else bias
 
     def stack_weights(self, part, name):
-        """[layer, ...]: one weight of all blocks, stacked into a new tensor at each call."""
+        """[layer, ...]: the same weight of every block, stacked into a new tensor at each call."""
         if part == "mlp" and self.cfg.attn_only:
             raise UserError(f"attn_only=True: this model has no MLP and so no {name}")
-        # Without layers a block that is thrown away gives the shape.
+        # With zero layers, a temporary block supplies the shape.
         blocks = self.blocks if len(self.blocks) else [Block(self.cfg).to(self.W_E)]
         weights = [getattr(getattr(block, part), name) for block in blocks]
         return torch.stack(weights)[: len(self.blocks)]
@@ -260,10 +262,10 @@ class GPT(HookedModule):
 
 
 def resolve_position_ids(tokens, positions, n_ctx):
-    """The positions of tokens [batch, pos], as [pos] or [batch, pos]; 0, 1, … if none are given.
+    """The position ids of tokens [batch, pos], as [pos] or [batch, pos]; 0, 1, … by default.
 
-    Raises UserError for a text longer than the context, and for positions outside of it or of a
-    shape that is not that of the tokens.
+    Raises UserError for a text longer than the context, for positions outside it, and for positions
+    whose shape does not match the tokens.
     """
     n_tokens = tokens.shape[1]
     if positions is None:

@@ -1,7 +1,7 @@
-"""From gradients to better weights: a limit on them, AdamW and Muon, and a schedule.
+"""Optimisers: AdamW and Muon, with gradient clipping and a learning-rate schedule.
 
-Both optimisers are used alike: `step(share)` moves the weights by `share` of the full learning
-rate, so one schedule acts on all of them.
+Both optimisers are used the same way: `step(share)` moves the weights by `share` of the full
+learning rate, so one schedule controls all of them.
 
 Chapter: COURSE_ROADMAP.md, 6 (learn and sample)
 Prerequisites: losses.py, model.py
@@ -32,11 +32,11 @@ class AdamW:
         w = w - lr * m' / (sqrt(v') + eps)
         # m' = m / (1 - beta1^t), v' = v / (1 - beta2^t): both start at zero
 
-    Each weight moves by about lr a step whatever the size of its gradient. Only matrices decay: a
-    bias or a LayerNorm weight has no other weight to trade its size against, and shrinking it only
-    moves what the network computes.
+    Each weight moves by about lr a step, whatever the size of its gradient. Only matrices decay.
+    Shrinking a bias or a LayerNorm weight would change what the network computes, because no other
+    weight can compensate.
 
-    parameters: the tensors to learn. They are kept in order; `state_dict` follows it.
+    parameters: the tensors to learn. `state_dict` keeps their order.
     """
 
     def __init__(self, parameters, lr, *, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01):
@@ -52,7 +52,7 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, share=1.0):
-        """Moves every parameter once, along its `.grad`, by `share` of the learning rate.
+        """Updates every parameter once from its `.grad`, by `share` of the learning rate.
 
         The operations run on lists of tensors (`torch._foreach_*`, as in torch's own optimisers):
         one call for all parameters instead of one for each.
@@ -62,18 +62,18 @@ class AdamW:
         beta1, beta2 = self.betas
         self.step_count += 1
 
-        # The two averages
+        # Update the two averages
         torch._foreach_lerp_(self.m, grads, 1 - beta1)
         torch._foreach_mul_(self.v, beta2)
         torch._foreach_addcmul_(self.v, grads, grads, 1 - beta2)
 
-        # The decay
+        # Weight decay
         if self.matrices:
             torch._foreach_mul_(self.matrices, 1 - lr * self.weight_decay)
 
-        # The move along
+        # The step along
         # m' / (sqrt(v') + eps) = (root / (1 - beta1^t)) m / (sqrt(v) + eps root):
-        # only two numbers are corrected
+        # this way only two numbers are corrected
         root = math.sqrt(1 - beta2**self.step_count)
         size = torch._foreach_sqrt(self.v)
         torch._foreach_add_(size, self.eps * root)
@@ -81,34 +81,34 @@ class AdamW:
         torch._foreach_addcdiv_(self.parameters, self.m, size, -step_size)
 
     def state_dict(self):
-        """What a resumed run needs: the two averages and how many steps they have seen."""
+        """What a resumed run needs: the two averages, and the number of steps they cover."""
         return {"m": self.m, "v": self.v, "step_count": self.step_count}
 
     @torch.no_grad()
     def load_state_dict(self, state):
-        """Takes over a state_dict of an optimiser of the same parameters."""
+        """Restores the state_dict of an optimiser with the same parameters."""
         torch._foreach_copy_(self.m, state["m"])
         torch._foreach_copy_(self.v, state["v"])
         self.step_count = state["step_count"]
 
 
 def gradients_of(parameters):
-    """The gradient of each parameter; zeros for one that the loss did not reach."""
+    """The gradient of each parameter; zeros for parameters that the loss does not depend on."""
     return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
 
 
 def orthogonalise(matrices):
-    """Nearly the orthogonal matrix U V^T that is nearest to each matrix U S V^T [..., rows, cols].
+    """Approximately the orthogonal matrix U V^T nearest to each matrix U S V^T [..., rows, cols].
 
-    An odd polynomial of a matrix acts on its singular values alone:
+    An odd polynomial of a matrix acts only on its singular values:
         a X + b (X X^T) X + c (X X^T)^2 X  =  U (a S + b S^3 + c S^5) V^T.
-    The four rounds (POLAR_EXPRESS_ROUNDS) bring all singular values near to 1. Each is, of all
-    such polynomials, the one that stays nearest to 1 where the round before has left the singular
-    values (Amsel et al. 2025): from [0.003, 1] they come into [0.025, 1.975], [0.10, 1.90],
-    [0.35, 1.65] and at last [0.80, 1.20]. The smallest ones grow about 300 times. All of it is
-    matrix products, which take a fraction of a decomposition's time.
+    Four rounds (POLAR_EXPRESS_ROUNDS) bring all singular values close to 1. Among all such
+    polynomials, each round uses the one that stays closest to 1 on the interval left by the round
+    before (Amsel et al. 2025). From [0.003, 1] the singular values move into [0.025, 1.975], then
+    [0.10, 1.90], [0.35, 1.65], and finally [0.80, 1.20]. The smallest ones grow about 300 times.
+    Everything is matrix products, which take a fraction of the time of a decomposition.
     """
-    # X X^T should be the smaller of the two squares, and no singular value larger than 1.
+    # Make X X^T the smaller of the two squares, and all singular values at most 1.
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     X = matrices.mT if is_tall else matrices
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -123,7 +123,7 @@ def orthogonalise(matrices):
 
 
 def inverse_square_root(square):
-    """Nearly (X X^T)^(-1/2), from the square X X^T [..., n, n]: the same rounds as one factor.
+    """Approximately (X X^T)^(-1/2), from the square X X^T [..., n, n]: the rounds as one factor.
 
     A round multiplies X by the factor a + b X X^T + c (X X^T)^2. It therefore multiplies X X^T by
     the same factor from both sides.
@@ -132,7 +132,7 @@ def inverse_square_root(square):
     product = None
     for a, b, c in POLAR_EXPRESS_ROUNDS:
         if factor is not None:
-            square = factor @ square @ factor  # what the round before has made of it
+            square = factor @ square @ factor  # the square after the previous round
         factor = (square @ square).mul_(c).add_(square, alpha=b)
         factor.diagonal(dim1=-2, dim2=-1).add_(a)
         product = factor if product is None else factor @ product
@@ -140,7 +140,7 @@ def inverse_square_root(square):
 
 
 class Muon:
-    """Momentum whose matrix is made orthogonal before it is applied; for hidden matrices only.
+    """Muon: momentum, orthogonalised before each step; for the blocks' matrices only.
 
     A step:
 
@@ -148,17 +148,18 @@ class Muon:
         W = W - lr * decay * W
         W = W - lr * sqrt(max(1, d_out / d_in)) * orthogonalise(g + beta m)
 
-    Why: of all steps D whose largest singular value is at most 1 (no input is moved by more than
-    its own length), the one that lowers the loss the most, to first order, is the orthogonal factor
-    of the gradient: max <G, D> is the sum of G's singular values, reached at D = U V^T. A plain
-    step follows the few large singular values and hardly moves along the rest. It is steepest
-    descent under the spectral norm, as sign descent (roughly Adam) is under the largest entry.
+    Why: consider all steps D whose largest singular value is at most 1, so that no input moves by
+    more than its own length. To first order, the one that lowers the loss most is the orthogonal
+    factor of the gradient: max <G, D> is the sum of G's singular values, reached at D = U V^T. A
+    plain gradient step follows the few large singular values and hardly moves along the rest. Muon
+    is steepest descent under the spectral norm, as sign descent (roughly Adam) is under the maximum
+    norm.
 
-    An embedding's rows are read one at a time, and a vector has no singular directions: AdamW
-    learns those.
+    It is not used for embeddings, whose rows are read one at a time, or for vectors, which have no
+    singular directions: AdamW learns those.
 
-    parameters: matrices [d_in, d_out]. parts: for each, how many matrices lie side by side in it
-    (3 for W_QKV: queries, keys and values are made orthogonal apart).
+    parameters: matrices [d_in, d_out]. parts: for each, the number of matrices that lie side by
+    side in it (3 for W_QKV: queries, keys and values are orthogonalised separately).
     """
 
     def __init__(self, parameters, lr, *, parts=None, momentum=0.95, weight_decay=0.0):
@@ -171,27 +172,27 @@ class Muon:
 
     @torch.no_grad()
     def step(self, share=1.0):
-        """Moves every matrix once, by `share` of the learning rate."""
+        """Updates every matrix once, by `share` of the learning rate."""
         lr = share * self.lr
         grads = gradients_of(self.parameters)
 
         torch._foreach_mul_(self.m, self.momentum)
         torch._foreach_add_(self.m, grads)
-        ahead = torch._foreach_add(grads, self.m, alpha=self.momentum)  # Nesterov's look ahead
+        ahead = torch._foreach_add(grads, self.m, alpha=self.momentum)  # Nesterov momentum
 
         torch._foreach_mul_(self.parameters, 1 - lr * self.weight_decay)
         torch._foreach_add_(self.parameters, self.directions(ahead), alpha=-lr)
 
     def directions(self, momenta):
-        """The orthogonal step of each parameter; equal shapes go through one batched product."""
-        # Take apart what lies side by side, and gather the matrices of each shape.
+        """The orthogonalised step of each parameter; equal shapes are batched."""
+        # Split matrices that lie side by side, and group them by shape.
         pieces = [list(m.chunk(n, dim=1)) for m, n in zip(momenta, self.parts, strict=True)]
         places_of = {}  # {shape: [(parameter, piece), …]}
         for i, row in enumerate(pieces):
             for j, piece in enumerate(row):
                 places_of.setdefault(piece.shape, []).append((i, j))
 
-        # Make all matrices of one shape orthogonal at once, and put each back in its place.
+        # Orthogonalise all matrices of one shape at once, and put each back in its place.
         for (d_in, d_out), places in places_of.items():
             scale = math.sqrt(max(1.0, d_out / d_in))
             steps = scale * orthogonalise(torch.stack([pieces[i][j] for i, j in places]))
@@ -205,15 +206,15 @@ class Muon:
 
     @torch.no_grad()
     def load_state_dict(self, state):
-        """Takes over a state_dict of an optimiser of the same parameters."""
+        """Restores the state_dict of an optimiser with the same parameters."""
         torch._foreach_copy_(self.m, state["m"])
 
 
 def make_optimizers(model, cfg):
-    """The optimisers of a TrainConfig, which together move every parameter once.
+    """The optimisers for a TrainConfig; together they update every parameter once.
 
-    With "muon", Muon learns the matrices inside the blocks, and AdamW the rest; with "adamw", AdamW
-    learns all.
+    With "muon", Muon learns the matrices inside the blocks and AdamW the rest; with "adamw", AdamW
+    learns everything.
     """
     hidden = {}
     if cfg.optimizer == "muon":
@@ -224,17 +225,17 @@ def make_optimizers(model, cfg):
     if not hidden:
         return [adamw]
 
-    parts = [3 if name.endswith("W_QKV") else 1 for name in hidden]  # q, k and v apart
+    parts = [3 if name.endswith("W_QKV") else 1 for name in hidden]  # q, k and v separately
     muon = Muon(hidden.values(), cfg.muon_lr, parts=parts, weight_decay=cfg.weight_decay)
     return [adamw, muon]
 
 
 def schedule(step, max_steps, warmup_steps=0, *, shape="linear", final_fraction=0.0):
-    """The share of the full learning rate at step 0, 1, …, max_steps - 1.
+    """The learning-rate schedule: the share of the full rate at step 0, 1, …, max_steps - 1.
 
-    It rises linearly over warmup_steps, as long as Adam's averages know little. Then it falls to
-    final_fraction: linearly ("linear"), by half a cosine ("cosine"), or only over the last fifth
-    ("trapezoid"). The fall lets the noise of the batches average out.
+    It rises linearly over warmup_steps, while Adam's averages are still unreliable. Then it falls
+    to final_fraction: linearly ("linear"), along half a cosine ("cosine"), or only over the last
+    fifth ("trapezoid"). The fall lets the noise of the batches average out.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -250,9 +251,9 @@ def schedule(step, max_steps, warmup_steps=0, *, shape="linear", final_fraction=
 
 @torch.no_grad()
 def clip_gradients_(parameters, most):
-    """Scales all gradients down together so that their joint norm is at most `most` (0: no limit).
+    """Gradient clipping: scales all gradients so that their joint norm is at most `most` (0: off).
 
-    Returns the norm before that, a 0-dimensional tensor; the direction of the step never changes.
+    The direction of the step does not change. Returns the norm before clipping, a 0-d tensor.
     """
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = torch.stack(torch._foreach_norm(grads)).norm()

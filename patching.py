@@ -1,22 +1,23 @@
-"""Patching: put an activation of one run into another, and see what it brings along.
+"""Activation patching: copy an activation from one run into another, and measure what changes.
 
-Two prompts differ in what matters, and the model answers each rightly: "When Ann and Bob went to
-the park, Ann gave a kite to" (clean), and the same with "Bob gave" (corrupted). Run one of them,
-and on the way replace one activation, the *cell*, by its value in the other run, the *source*; what
-comes after is computed anew. If the answer moves, the cell carried it.
+Two prompts differ only in what matters, and the model answers both correctly: "When Ann and Bob
+went to the park, Ann gave a kite to" (clean), and the same with "Bob gave" (corrupted). Run one of
+them, replace one activation (the *cell*) by its value from the other run (the *source*), and
+compute the rest again. If the answer changes, the cell carried the difference.
 
-    denoising   clean activations into the corrupted run: is the cell enough to restore the answer?
-    noising     corrupted activations into the clean run: is the cell needed for the answer?
+    denoising   clean activations into the corrupted run: can the cell alone restore the answer?
+    noising     corrupted activations into the clean run: does the answer need the cell?
 
-These differ: of two heads either of which would do, denoising finds both and noising neither.
+The two can disagree. If either of two heads is enough, denoising finds both and noising neither.
 
     _, clean_cache = model.run_with_cache(clean_tokens)
     metric = Metric.logit_diff(correct, wrong)                    # at the last position
     result = get_act_patch_resid_pre(model, corrupted_tokens, clean_cache, metric)
     result.normalized()                     # [layer, pos]: 0 as corrupted, 1 as clean
 
-A sweep asks this of every cell of a grid; rerun.py makes it fast. *Path patching* asks by which way
-the effect comes: only the chosen receivers see the sender's value from the other run.
+A sweep patches every cell of a grid, one after another; rerun.py makes it fast. *Path patching*
+asks which route an effect takes: only the chosen receivers see the sender's value from the other
+run.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: metrics.py, rerun.py
@@ -55,12 +56,12 @@ ORDER = ("q_input", "k_input", "v_input", "z", "attn_out", "mlp_in", "mlp_out")
 
 @dataclass(frozen=True, eq=False)
 class PatchResult(EffectsOfTwoRuns):
-    """By how much patching each cell of a sweep moves the metric: an Effects.
+    """How much patching each cell of a sweep changes the metric: an Effects.
 
     values: [*axes, batch], the effects, patched - baseline; `.mean`, `.ci()` and `.normalized()`
-    are theirs. patched: [*axes, batch], the metric of the patched runs itself. baseline: [batch],
-    of the run as it is. target: [batch], of the run that the source is from; None where its cache
-    lacks the last stream. axes: the names of the cells' axes. direction: "denoising" (clean
+    are computed from them. patched: [*axes, batch], the metric of the patched runs. baseline:
+    [batch], the metric of the unpatched run. target: [batch], that of the source's run; None if its
+    cache lacks the last stream. axes: the names of the cells' axes. direction: "denoising" (clean
     activations into the corrupted run) or "noising" (corrupted ones into the clean run).
     """
 
@@ -69,25 +70,26 @@ class PatchResult(EffectsOfTwoRuns):
 
     @classmethod
     def from_metric(cls, patched, axes, *, baseline, target, direction):
-        """The result of patched runs whose metric is `patched`, [*axes, batch]."""
+        """The result for patched runs with the metric `patched`, [*axes, batch]."""
         return cls(patched - baseline, axes, baseline, target, patched, direction)
 
 
 @torch.no_grad()
 def activation_patch(model, tokens, source_cache, metric, act_name, axes, *,
                      direction="denoising", batch_cells=None, key_mask=None):
-    """The effect of patching one cell from `source_cache` into the run of `tokens`, for every cell.
+    """Patches each cell from `source_cache` into the run of `tokens`, one at a time: a PatchResult.
 
     tokens: [batch, pos], of the run that is patched: the corrupted one when denoising, the clean
     one when noising. source_cache: an ActivationCache of the other run, of the same shapes.
     metric: a Metric, or a function of logits [batch, pos, d_vocab] -> [batch].
-    act_name: a short name ("resid_pre", "z", "post", …) of all layers if "layer" is an axis, else a
-    full one. axes: of the cells, "layer" first, then any that the hook point has, such as "pos" or
-    "head"; what is not among them is patched whole. direction: a label; only you know which run is
-    which. batch_cells: how many at once (None: what 1 GB holds). key_mask: [batch, pos], True for
-    real tokens, where both runs' prompts are padded on the left in the same places.
-    Returns a PatchResult. Raises UserError for what does not fit, while hooks are open (a sweep
-    would run past them), and in training with dropout.
+    act_name: a short name ("resid_pre", "z", "post", …), for all layers, if "layer" is an axis;
+    otherwise a full one. axes: those of the cells, "layer" first, then any axes of the hook point,
+    such as "pos" or "head"; along all other axes a cell includes everything. direction: a label;
+    only you know which run is which. batch_cells: the number of cells per run (None: as many as fit
+    into 1 GB). key_mask: [batch, pos], True for real tokens, if both runs' prompts are padded on
+    the left at the same positions.
+    Raises UserError for arguments that do not fit together, for open hooks (a sweep would bypass
+    them), and in training mode with dropout.
     """
     check_choice("direction", direction, DIRECTIONS)
     axes = (axes,) if isinstance(axes, str) else tuple(as_list("axes", axes, "a list of names"))
@@ -96,10 +98,10 @@ def activation_patch(model, tokens, source_cache, metric, act_name, axes, *,
     layers = range(model.cfg.n_layers) if by_layer else [None]
     names = [get_act_name(act_name, layer) for layer in layers]
 
-    # the run keeps what the source kept, so that both take the same kernel and round alike
+    # keep the activations that the source has, so that both runs use the same kernel and rounding
     rerun = Rerun(model, tokens, metric, [*source_cache, *names], key_mask)
 
-    # the grid of cells, of one layer
+    # the grid of cells in one layer
     shape = rerun.cache[names[0]].shape
     dims = rerun.cache.axes[names[0]].split()
     alias = {} if "pos" in dims else {"pos": "query_pos"}
@@ -109,7 +111,7 @@ def activation_patch(model, tokens, source_cache, metric, act_name, axes, *,
     sizes = [shape[dims.index(axis)] for axis in inner]
     at_once = batch_cells or rerun.cells_at_once(len(names))
 
-    # some cells at a time, of all layers together
+    # some cells at a time, in all layers
     parts = []
     for cells in torch.arange(math.prod(sizes)).split(at_once):
         chosen = cells_of(shape, dims, inner, cells).to(tokens.device)
@@ -124,12 +126,12 @@ def activation_patch(model, tokens, source_cache, metric, act_name, axes, *,
 
 
 def check_axes(model, act_name, axes, batch_cells):
-    """Raises UserError for axes that are no grid, and for no cells."""
+    """Raises UserError for axes that form no grid, and for a batch of no cells."""
     check_name(act_name)
     if "layer" in axes[1:] or len(set(axes)) < len(axes):
         raise UserError(f"axes={axes}: name each once, and 'layer' first")
     if "layer" in axes and (not model.cfg.n_layers or "hook_" in act_name):
-        raise UserError(f"{act_name} is in one place, or this model has no layers; leave the axis "
+        raise UserError(f"{act_name} exists only once, or this model has no layers; leave the axis "
                         "'layer' out")
     if batch_cells is not None:
         check_count("batch_cells", batch_cells, most=(1 << 31) - 1)
@@ -151,9 +153,9 @@ def check_cells(own, source, names, axes):
 
 
 def cells_of(shape, dims, axes, cells):
-    """A mask for each cell, True on the part of the activation that it is.
+    """A mask for each cell, True at the part of the activation that belongs to it.
 
-    Returns [cell, *shape], of size 1 along axes that a cell takes whole.
+    Returns [cell, *shape], with size 1 along axes where a cell includes everything.
 
     shape, dims: of the activation, batch first. axes: of the cells; cells: their numbers, [cell].
     """
@@ -168,11 +170,11 @@ def cells_of(shape, dims, axes, cells):
     return chosen
 
 
-# The family, by TransformerLens's names
+# The sweeps under TransformerLens's names
 
 
 def sweep_of(act_name, *axes):
-    """A function that sweeps one activation along these axes."""
+    """A function that patches one activation in a sweep over these axes."""
     def swept(model, corrupted_tokens, clean_cache, metric, **more):
         return activation_patch(model, corrupted_tokens, clean_cache, metric, act_name, axes,
                                 **more)
@@ -201,7 +203,7 @@ get_act_patch_attn_head_pattern_dest_src_pos = sweep_of(
 
 
 def stack_sweeps(sweeps):
-    """A function that runs several sweeps of the same cells, and stacks them along a first axis.
+    """A function that runs several sweeps over the same cells and stacks their results.
 
     sweeps: {name of the activation: its sweep}, in the order of the rows.
     """
@@ -245,23 +247,23 @@ get_act_patch_attn_head_by_pos_every = stack_sweeps({
 
 def path_patch(model, clean_tokens, corrupted_tokens, senders, receivers, metric, freeze="heads",
                *, key_mask=None):
-    """Noising along chosen paths: the effect on the clean run where the receivers alone see what
-    the senders are in the corrupted run; a PatchResult without axes.
+    """Path patching, by noising: the effect on the clean run if only the receivers see the senders'
+    values from the corrupted run; a PatchResult without axes.
 
-    clean_tokens, corrupted_tokens: [batch, pos] of one shape; the clean run is disturbed. senders:
-    hook names of what is written, `hook_embed`, `hook_pos_embed`, or a block's `attn.hook_z`,
-    `hook_attn_out`, `hook_mlp_out`; receivers: of what reads, a block's `hook_q_input`,
-    `hook_k_input`, `hook_v_input`, `hook_mlp_in`, or "logits". Those with a head axis may be
-    (name, head).
-    It takes two runs of the clean tokens. In the first the senders have their corrupted values, and
-    what the receivers read is kept; in the second that is what they read. So a later receiver does
-    not see what an earlier one makes of it; beside "logits" no other receiver counts; and without
-    any receiver nothing happens.
-    freeze: what else keeps its clean value in the first run: "heads" (so that only MLPs and
-    LayerNorms pass the change on), "all" (MLPs too: the direct path), or None. key_mask: [batch,
-    pos], as in `activation_patch`.
-    Raises UserError for names that are no sender or receiver, for a sender that lies above every
-    receiver, and for a receiver that lies below every sender.
+    clean_tokens, corrupted_tokens: [batch, pos] of one shape; the clean run is patched. senders:
+    hook names of writers: `hook_embed`, `hook_pos_embed`, or a block's `attn.hook_z`,
+    `hook_attn_out`, `hook_mlp_out`. receivers: hook names of readers: a block's `hook_q_input`,
+    `hook_k_input`, `hook_v_input`, `hook_mlp_in`, or "logits". For hooks with a head axis,
+    (name, head) selects one head.
+    It takes two runs of the clean tokens. In the first, the senders have their corrupted values,
+    and the receivers' inputs are recorded. In the second, the receivers get these inputs. So a
+    later receiver does not see the changed output of an earlier one; if "logits" is a receiver, no
+    other one matters; and without receivers the effect is 0.
+    freeze: what else keeps its clean value in the first run: "heads" (only MLPs and LayerNorms pass
+    the change on), "all" (MLPs too: the direct path), or None. key_mask: [batch, pos], as in
+    `activation_patch`.
+    Raises UserError for names that are not senders or receivers, for a sender above every receiver,
+    and for a receiver below every sender.
     """
     to_send = heads_by_name(model, senders)
     to_receive = heads_by_name(model, receivers)
@@ -272,7 +274,7 @@ def path_patch(model, clean_tokens, corrupted_tokens, senders, receivers, metric
 
     patched = clean.baseline
     if to_receive:
-        # first run: what the receivers read where the senders are corrupted
+        # first run: the receivers' inputs when the senders are corrupted
         edits = [(name, replace_with(own)) for name, own in clean.cache.items()
                  if name.endswith(FROZEN[freeze])]
         edits += [(name, replace_with(corrupted.cache[name], heads))
@@ -280,7 +282,7 @@ def path_patch(model, clean_tokens, corrupted_tokens, senders, receivers, metric
         with torch.no_grad(), model.hooks(edits), model.caching(list(to_receive)) as seen:
             model(clean_tokens, key_mask)
 
-        # second run: they read that
+        # second run: the receivers get these inputs
         received = [(name, replace_with(seen[name], heads)) for name, heads in to_receive.items()]
         with torch.no_grad():
             patched = clean.metric(
@@ -291,7 +293,7 @@ def path_patch(model, clean_tokens, corrupted_tokens, senders, receivers, metric
 
 
 def replace_with(value, heads=None):
-    """A hook that puts `value` in place of the activation, or of some of its heads."""
+    """A hook that replaces the activation, or some of its heads, by `value`."""
 
     def replace(own, hook):
         if heads is None:
@@ -302,7 +304,7 @@ def replace_with(value, heads=None):
 
 
 def heads_by_name(model, places):
-    """{hook name: list of heads, or None for all} of names and (name, head) pairs."""
+    """{hook name: list of heads, or None for all}, from names and (name, head) pairs."""
     points = model.hook_points()
     if not model.cfg.n_layers:
         raise UserError("n_layers=0: there are no paths; take a model with layers")
@@ -317,7 +319,7 @@ def heads_by_name(model, places):
         head = None
         if not isinstance(place, str):
             if not isinstance(place, (tuple, list)) or len(place) != 2:
-                raise UserError(f"{place!r} is no place on a path; pass {wanted}")
+                raise UserError(f"{place!r} is not a place on a path; pass {wanted}")
             name, head = place
             check_name(name)
             head = check_count(f"{name}: head", head, 0, model.cfg.n_heads - 1)
@@ -330,7 +332,7 @@ def heads_by_name(model, places):
                             "in q_input, k_input, v_input and z")
         pairs.append((name, head))
 
-    # grouped by name, where all heads include each single one
+    # grouped by name; "all heads" includes any single one
     heads_of = {}
     for name, head in pairs:
         if head is None or heads_of.get(name, []) is None:
@@ -341,12 +343,12 @@ def heads_by_name(model, places):
 
 
 def last_stream_name(model):
-    """The hook name of what the unembedding reads, in a model with layers."""
+    """The hook name of the unembedding's input, in a model with layers."""
     return get_act_name("resid_post", model.cfg.n_layers - 1)
 
 
 def depth(name, last):
-    """Where on the way through the model a hook lies: a number that grows; `last` is the end."""
+    """A hook's place in the order of computation, as a number; the hook `last` is at infinity."""
     if name == last:
         return math.inf
     found = IN_BLOCK.fullmatch(name)
@@ -354,8 +356,8 @@ def depth(name, last):
 
 
 def check_order(model, senders, receivers):
-    """Raises UserError for names that are no sender or receiver, for a sender that lies above every
-    receiver, and for a receiver that lies below every sender."""
+    """Raises UserError for names that are not senders or receivers, for a sender above every
+    receiver, and for a receiver below every sender."""
     last = last_stream_name(model)
     for name in senders:
         if not name.endswith(("embed", "attn.hook_z", "hook_attn_out", "hook_mlp_out")):
@@ -366,24 +368,25 @@ def check_order(model, senders, receivers):
             raise UserError(f"{name} does not read the stream; receive at hook_q_input, "
                             'hook_k_input, hook_v_input, hook_mlp_in or "logits"')
 
-    # a sender must reach the highest receiver, a receiver be reached by the lowest sender
+    # each sender must be below the highest receiver, each receiver above the lowest sender
     at = {name: depth(name, last) for name in [*senders, *receivers]}
     lowest = min(senders, key=at.get, default=None)
     highest = max(receivers, key=at.get, default=None)
     pairs = [(name, highest) for name in senders] + [(lowest, name) for name in receivers]
     for sender, receiver in pairs:
         if sender and receiver and at[sender] >= at[receiver]:
-            raise UserError(f"{sender} lies above {receiver}, which can't see it; look further on")
+            raise UserError(f"{sender} lies above {receiver}, which cannot see it; choose a later "
+                            "receiver")
 
 
 @torch.no_grad()
 def path_patch_matrix(model, clean_tokens, corrupted_tokens, metric, *, receiver="v",
                       freeze="heads", key_mask=None):
-    """Noising along every path from a head to a later head's queries, keys or values.
+    """Path patching from every head to every later head's queries, keys or values, by noising.
 
-    As `path_patch` for each pair; receiver: "q", "k" or "v"; key_mask as there. Returns a
-    PatchResult with the cells [layer, head, later layer, later head]; where the later one is not
-    later, the effect is 0.
+    As `path_patch` for each pair. receiver: "q", "k" or "v". key_mask: as there. Returns a
+    PatchResult with the cells [layer, head, later layer, later head]; the effect is 0 if the second
+    layer is not later.
     """
     check_choice("receiver", receiver, ("q", "k", "v"))
     check_path_prompts(clean_tokens, corrupted_tokens, freeze)
@@ -392,7 +395,8 @@ def path_patch_matrix(model, clean_tokens, corrupted_tokens, metric, *, receiver
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     patched = clean.baseline.repeat(n_layers, n_heads, n_layers, n_heads, 1)
 
-    # all heads of a layer send at once, each in a copy of the batch: [head, batch, pos, head, …]
+    # all heads of a layer send at once, each in its own copy of the batch:
+    # [head, batch, pos, head, …]
     own_head = torch.eye(n_heads, dtype=torch.bool, device=clean_tokens.device)
     own_head = own_head[:, None, None, :, None]
     frozen = [(name, replace_with(torch.cat([own] * n_heads)))
@@ -422,10 +426,11 @@ def path_patch_matrix(model, clean_tokens, corrupted_tokens, metric, *, receiver
 
 
 def check_path_prompts(clean_tokens, corrupted_tokens, freeze):
-    """Raises UserError for prompts of two shapes, and for what can't be frozen."""
+    """Raises UserError for prompts of different shapes, and for an unknown `freeze`."""
     check_tensor("clean_tokens", clean_tokens, "batch pos")
     check_tensor("corrupted_tokens", corrupted_tokens, "batch pos")
     if clean_tokens.shape != corrupted_tokens.shape:
         raise UserError(f"clean_tokens is {list(clean_tokens.shape)} and corrupted_tokens "
-                        f"{list(corrupted_tokens.shape)}; take as many prompts of one length")
+                        f"{list(corrupted_tokens.shape)}; use the same number of prompts, all of "
+                        "one length")
     check_choice("freeze", freeze, tuple(FROZEN))

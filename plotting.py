@@ -1,7 +1,7 @@
-"""Figures made from numbers and labels, never from a model; each function returns a Figure.
+"""Figures from numbers and labels, never from a model; each function returns a Figure.
 
-The palette is Okabe and Ito's, whose colours colour-blind readers can tell apart too. Nothing is
-drawn that does not carry information.
+The palette is Okabe and Ito's, whose colours remain distinct for colour-blind readers. Everything
+that is drawn carries information.
 
 Chapter: COURSE_ROADMAP.md, 0 (what counts as evidence)
 Prerequisites: utils.py
@@ -20,32 +20,32 @@ from matplotlib.ticker import FixedFormatter, FuncFormatter, LogLocator
 
 from utils import atomic_write
 
-FEW_POINTS = 30  # a line of no more points shows each of them
+FEW_POINTS = 30  # lines with at most this many points show each point
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 class PlainFigure(Figure):
-    """A figure whose texts are shown as they are.
+    """A figure whose texts are shown literally.
 
-    In matplotlib's own, what stands between two dollars is a formula, and one that it can't read
-    ends the program: names of files, tokens and titles may have dollars.
+    Plain matplotlib treats text between two dollar signs as a formula, and fails if it cannot parse
+    it. Names of files, tokens and titles may contain dollar signs.
     """
 
     def draw(self, renderer):
-        """Draws it; everything that shows or saves a figure comes through here."""
+        """Draws the figure; showing and saving both end up here."""
         dollars_as_text_(self)
         super().draw(renderer)
 
 
 def dollars_as_text_(figure):
-    """Makes matplotlib show the texts of a figure as they are, but for the numbers at its axes.
+    """Makes matplotlib show a figure's texts literally, except for the numbers on its axes.
 
     A logarithmic axis writes its powers of ten as formulas.
     """
     numbers = set()
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
-            # asking for the ticks makes all that the axis will have
+            # asking for the ticks creates all labels that the axis will have
             ticks = [(axis.major, axis.get_major_ticks()), (axis.minor, axis.get_minor_ticks())]
             for settings, some in ticks:
                 if not isinstance(settings.formatter, (FixedFormatter, FuncFormatter)):
@@ -62,7 +62,7 @@ def save(figure, path):
 
 
 def bare_axes(axes, title, xlabel, ylabel):
-    """The axes with a title and labels, without the upper and right frame."""
+    """Sets a title and labels, and removes the upper and right frame. Returns the axes."""
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
@@ -71,9 +71,10 @@ def bare_axes(axes, title, xlabel, ylabel):
 
 
 def draw_lines(axes, lines, levels):
-    """Draws lines {name: (x, y)} and horizontal lines of reference {name: y}.
+    """Draws lines {name: (x, y)} and horizontal reference lines {name: y}.
 
-    A few values are drawn as points with a dotted line: what lies between was not measured.
+    Lines with few values show them as points joined by dots, because nothing was measured between
+    them.
     """
     for (name, (x, y)), colour in zip(lines.items(), itertools.cycle(COLOURS), strict=False):
         style = {"linewidth": 1.2}
@@ -81,7 +82,7 @@ def draw_lines(axes, lines, levels):
             style = {"marker": "o", "markersize": 4, "linestyle": ":", "linewidth": 0.8}
         axes.plot(x, y, color=colour, label=name, **style)
 
-    # The names of levels stand below those that lie below all lines, and above the others.
+    # A level's name is written below it if it is under all lines, and above it otherwise.
     lowest = min((value for _, y in lines.values() for value in y), default=0.0)
     for name, level in levels.items():
         axes.axhline(level, color="0.55", linewidth=1, linestyle="--")
@@ -93,10 +94,10 @@ def draw_lines(axes, lines, levels):
 
 
 def curve(lines, *, title, xlabel, ylabel, levels=None):
-    """Lines over a common x axis, named in a legend where there are several.
+    """Lines over a common x axis, with a legend if there are several.
 
-    lines: {name: (x, y)}, sequences of equal length. levels: {name: y}, horizontal lines of
-    reference. Returns a Figure.
+    lines: {name: (x, y)}, sequences of equal length. levels: {name: y}, horizontal reference lines.
+    Returns a Figure.
     """
     figure = PlainFigure(figsize=(7, 4.2), layout="constrained")
     draw_lines(bare_axes(figure.subplots(), title, xlabel, ylabel), lines, levels or {})
@@ -106,10 +107,10 @@ def curve(lines, *, title, xlabel, ylabel, levels=None):
 def training_curves(rows, *, name, unit, levels):
     """The curves of a training run, one below the other.
 
-    They are the losses; how far each kind of word lies above its floor, where that is known; and,
+    They show the losses; the excess of each kind of word over its floor, if it is known; and,
     smaller, the learning rate and the gradient's norm.
-    rows: a run's lines, dicts with some of train_loss, val_loss, above_floor ({category: nats}), lr
-    and grad_norm. name: of the text. unit: what a token is. levels: {name: nats} to compare with.
+    rows: a run's metrics, dicts with some of train_loss, val_loss, above_floor ({category: nats}),
+    lr and grad_norm. name: of the text. unit: what a token is. levels: {name: nats}, for reference.
     Returns a Figure.
     """
 
@@ -117,12 +118,12 @@ def training_curves(rows, *, name, unit, levels):
         having = [row for row in rows if key in row]
         return [row["step"] for row in having], [row[key] for row in having]
 
-    # What each part shows: (height, lines, label, levels)
+    # What each panel shows: (height, lines, label, levels)
     losses = {"training": over_steps("train_loss"), "validation": over_steps("val_loss")}
     parts = [(3, losses, f"loss (nats/{unit})", levels)]
     steps, above = over_steps("above_floor")
     if above:
-        # Without the first one, which is from before training and would hide the others
+        # Without the first value, from before training, which would dwarf the others
         excesses = {kind: (steps[1:], [nats[kind] for nats in above[1:]])
                     for kind in above[0] if kind != "all"}
         parts.append((3, excesses, f"above the floor (nats/{unit})", {"the floor": 0.0}))
@@ -141,9 +142,9 @@ def training_curves(rows, *, name, unit, levels):
 
 
 def dot_rows(rows, *, title, xlabel):
-    """A row for each positive number, with its interval, on a logarithmic axis about 1.
+    """One row for each positive number, with its interval, on a logarithmic axis around 1.
 
-    rows: {name: (value, low, high)}, such as multiples of a mark. Returns a Figure.
+    rows: {name: (value, low, high)}, such as ratios to a threshold. Returns a Figure.
     """
     figure = PlainFigure(figsize=(9, 1.2 + 0.45 * len(rows)), layout="constrained")
     axes = bare_axes(figure.subplots(), title, xlabel, "")
@@ -164,10 +165,10 @@ def dot_rows(rows, *, title, xlabel):
 
 
 def colour_scale(values):
-    """(values masked where they are not finite, keywords of `imshow`) for a matrix as colours.
+    """(values masked where not finite, keywords of `imshow`), to show a matrix as colours.
 
-    Zero is white: in the middle of a symmetric scale where there are negative values, and else at
-    its lower end.
+    Zero is white: the middle of a symmetric scale if there are negative values, otherwise the lower
+    end.
     """
     values = np.ma.masked_invalid(np.ma.asarray(values, dtype=float))
     most = np.abs(values).max() if values.count() else 1.0
@@ -179,8 +180,8 @@ def colour_scale(values):
 def heatmap(values, *, title, xlabel, ylabel, row_labels=None, column_labels=None):
     """A matrix as colours. values: [rows, columns], not negative or of both signs.
 
-    Values of both signs get a scale that is symmetric about a white zero; masked cells
-    and those that are not finite stay blank. Returns a Figure.
+    Values of both signs get a scale that is symmetric about a white zero. Cells that are masked or
+    not finite stay blank. Returns a Figure.
     """
     values, scale = colour_scale(values)
     side = 1.6 + 0.19 * max(12, *values.shape)
@@ -196,7 +197,7 @@ def heatmap(values, *, title, xlabel, ylabel, row_labels=None, column_labels=Non
 
 
 def write_cells(axes, values, texts, scale):
-    """Writes texts [row][column] into the cells of an image, light on dark."""
+    """Writes texts [row][column] into the cells of an image, white on dark cells."""
     for (row, column), value in np.ndenumerate(np.ma.filled(values, 0.0)):
         dark = abs(value) > 0.6 * scale["vmax"]
         axes.text(column, row, texts[row][column], ha="center", va="center", fontsize=7,
@@ -204,10 +205,10 @@ def write_cells(axes, values, texts, scale):
 
 
 def head_grid(values, *, title, unit):
-    """A number for each head, as a grid with the layers downwards.
+    """A number for each head, as a grid with layers from top to bottom.
 
-    values: [layer, head]; those that are not finite stay blank. unit: what the numbers are, for
-    the colour bar. Returns a Figure.
+    values: [layer, head]; values that are not finite stay blank. unit: the colour bar's label.
+    Returns a Figure.
     """
     values, scale = colour_scale(values)
     n_layers, n_heads = values.shape
@@ -225,11 +226,11 @@ def head_grid(values, *, title, unit):
 
 
 def dla_bar(values, labels, *, title, xlabel, low=None, high=None, most=20):
-    """How much each part of a model adds, as bars from zero, the largest at the top.
+    """Bars from zero that show how much each part of a model adds, the largest at the top.
 
-    values, low, high: [row]; low and high are drawn as whiskers. labels: one a row. most: how many
-    rows to show. The others are added up to one more bar, so that the bars still add up to the
-    whole; a value of zero gets no bar, unless all are zero. Returns a Figure.
+    values, low, high: [row]; low and high are drawn as whiskers. labels: one for each row. most:
+    the number of rows to show. The rest is summed into one more bar, so that the bars still add up
+    to the total. A value of zero gets no bar, unless all are zero. Returns a Figure.
     """
     values = np.asarray(values, dtype=float)
     n_bars = max(1, np.count_nonzero(values))
@@ -256,10 +257,10 @@ def dla_bar(values, labels, *, title, xlabel, low=None, high=None, most=20):
 
 
 def lens_table(probs, tokens, *, title, row_labels, column_labels):
-    """The likeliest token of each row of a lens at each position, coloured by its probability.
+    """The most likely token of each row of a lens at each position, coloured by its probability.
 
-    probs: [row, pos]. tokens: [row][pos], texts. row_labels: one a row. column_labels: the tokens
-    that were read. The last row, the model's own prediction, is at the top. Returns a Figure.
+    probs: [row, pos]. tokens: [row][pos], texts. row_labels: one for each row. column_labels: the
+    tokens of the text. The last row, the model's own prediction, is at the top. Returns a Figure.
     """
     values, scale = colour_scale(np.asarray(probs, dtype=float)[::-1])
     scale["vmax"] = 1.0
@@ -292,16 +293,16 @@ def describe_stream(label):
 
 
 def show_spaces(token):
-    """A token as text in which spaces and line ends can be seen."""
+    """A token as text with visible spaces and newlines."""
     return token.replace("\n", "↵").replace(" ", "·")
 
 
 def attention_grid(patterns, *, title, labels, tokens=None):
     """Attention patterns side by side, on one scale from 0 to 1.
 
-    patterns: [pattern, query_pos, key_pos]; what a query can't see stays blank. If there are fewer
-    queries than keys, they are the last positions. labels: one a pattern. tokens: the texts of all
-    keys. Returns a Figure.
+    patterns: [pattern, query_pos, key_pos]; what a query cannot see stays blank. If there are fewer
+    queries than keys, they are the last positions. labels: one for each pattern. tokens: the texts
+    of all keys. Returns a Figure.
     """
     patterns = np.asarray(patterns, dtype=float)
     n_before = patterns.shape[2] - patterns.shape[1]  # keys before the first query

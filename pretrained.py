@@ -1,8 +1,8 @@
-"""GPT-2's published weights: download them, read them, and give each tensor this project's name.
+"""GPT-2's published weights: download them, read them, and rename each tensor for this project.
 
-This module gives a config and tensors; it does not import GPT. A checkpoint in Hugging Face's
-layout is a folder: config.json, the weights in model.safetensors (or several of them with an index,
-or pytorch_model.bin), and the tokenizer's two files.
+This module returns a config and tensors; it does not import GPT. A checkpoint in Hugging Face's
+layout is a folder with config.json, the weights in model.safetensors (or several such files with an
+index, or pytorch_model.bin), and the tokenizer's two files.
 
 Chapter: COURSE_ROADMAP.md, 5 (the whole model)
 Prerequisites: tokenizer.py, model.py
@@ -47,9 +47,9 @@ PRETRAINED_NAMES = {
 }
 CACHE = "~/.cache/gpt2-from-scratch"
 PRETRAINED_FILES = ("config.json", "vocab.json", "merges.txt", "model.safetensors")
-# The most bytes of a download, by the ending of its name; GPT-2 XL's weights have 6.4 * 10^9
+# The largest download accepted, in bytes, by file ending; GPT-2 XL's weights are 6.4 * 10^9 bytes
 LARGEST_FILES = {".json": 1 << 24, ".txt": 1 << 24, ".safetensors": 1 << 34}
-# SHA-256 of what was published at an address, where it is known
+# SHA-256 of the published file at an address, if known
 PUBLISHED_SHA256 = {
     f"{HUB}/openai-community/gpt2/resolve/main/{file}": sha256 for file, sha256 in {
         "model.safetensors": "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
@@ -57,26 +57,26 @@ PUBLISHED_SHA256 = {
         "merges.txt": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     }.items()
 }
-# The most that a size of a model may be, by our name and by config.json's. What a size allocates is
-# compared with the weights' own size; these keep the arithmetic before that short.
+# The largest size that a model may have, under our names and config.json's. The memory that a size
+# needs is compared with the weights' own size; these limits keep the arithmetic before that short.
 LARGEST_SIZES = {
     "n_layers": 10**4, "n_heads": 10**5, "d_model": 10**6, "d_mlp": 10**8, "n_ctx": 10**9,
     "d_vocab": 10**9,
 }
 HF_SIZES = {"n_layer": "n_layers", "n_head": "n_heads", "n_embd": "d_model", "n_inner": "d_mlp",
             "n_positions": "n_ctx", "vocab_size": "d_vocab"}
-SPARE_NUMBERS = 10**7  # a model may be so much larger than its weights' file: 40 MB in float32
-HEADER_SIZE = 1 << 23  # bytes of a safetensors header, at most: GPT-2 XL's has 60,000
-MOST_MISSING_LAYERS = 100  # of so many layers more than there are tensors, the names are listed
+SPARE_NUMBERS = 10**7  # a model may exceed its weights' file by this many: 40 MB in float32
+HEADER_SIZE = 1 << 23  # the largest safetensors header, in bytes: GPT-2 XL's has 60,000
+MOST_MISSING_LAYERS = 100  # up to this many more layers than tensors, missing names are listed
 MOST_AXES = 8
-CHECKSUM_NAME = "content_sha256"  # in the metadata of the safetensors files that are written here
-# The safetensors format's codes; the last two are those of masks, which are left out
+CHECKSUM_NAME = "content_sha256"  # in the metadata of safetensors files written here
+# The safetensors format's codes; the last two are those of masks, which are ignored
 SAFETENSORS_DTYPES = {
     "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "U8": torch.uint8, "BOOL": torch.bool,
 }
 
-# Hugging Face's name of each tensor in a block, and ours; both lay matrices out as [in, out].
+# Hugging Face's name of each tensor in a block, and ours; both store matrices as [in, out].
 BLOCK_NAMES = {
     "ln_1.weight": "ln1.w", "ln_1.bias": "ln1.b",
     "attn.c_attn.weight": "attn.W_QKV", "attn.c_attn.bias": "attn.b_QKV",
@@ -115,11 +115,11 @@ def name_table(n_layers):
 
 
 def pretrained_folder(name_or_folder, cache_dir=None):
-    """The folder of a model in Hugging Face's layout: the one that is given, or a download.
+    """The folder of a model in Hugging Face's layout: the given one, or a download.
 
     cache_dir: where downloads are kept; None for a folder below ~/.cache.
-    Raises UserError where there is neither such a folder nor such a name, NoNetwork where the
-    download stops (the next call goes on from there).
+    Raises UserError if there is neither such a folder nor such a name, NoNetwork if the download
+    stops (the next call continues it).
     """
     if (Path(name_or_folder) / "config.json").exists():
         return Path(name_or_folder)
@@ -136,11 +136,11 @@ def pretrained_folder(name_or_folder, cache_dir=None):
 
 
 def download_file(address, path, attempts=3):
-    """Downloads a file to `path`, going on where an earlier attempt stopped.
+    """Downloads a file to `path`, continuing an earlier attempt that stopped.
 
-    It gets its name only when it is whole, has the server's checksum and the published one, where
-    that is known, and can be read as what its name says. Raises NoNetwork, or UserError where it is
-    something else, where another process downloads it, or where the disk is full.
+    The file gets its name only when it is complete, matches the server's checksum and the published
+    one (if known), and can be read as its kind of file. Raises NoNetwork, or UserError if the
+    content is wrong, if another process is downloading it, or if the disk is full.
     """
     part = path.with_name(path.name + ".part")
     lock = path.with_name(path.name + ".lock")
@@ -151,21 +151,22 @@ def download_file(address, path, attempts=3):
             problem = what_is_wrong(part, address, response)
             if problem:
                 part.unlink()
-                raise UserError(f"{address} sent something else than {problem}; try again, or put "
-                                f"the file at {path}")
+                raise UserError(f"the file from {address} {problem}; try again, or put the "
+                                f"right file at {path}")
             os.replace(part, path)
 
     except requests.RequestException as error:
         reason = error if isinstance(error, BadAnswer) else type(error).__name__
-        raise NoNetwork(f"no network: {address} did not answer ({printable(reason)}); what came is "
-                        f"kept and the next call goes on, or put the file at {path}") from None
+        raise NoNetwork(f"no network: {address} did not answer ({printable(reason)}); the part "
+                        "received is kept; try again to continue, or put the file at "
+                        f"{path}") from None
     except OSError as error:
         raise UserError(f"cannot write {part}: {error.strerror}; make room or choose another "
                         "--cache_dir") from None
 
 
 def fetch_with_patience(part, address, attempts):
-    """`fetch_into` a file of that path, tried again where it stops. Returns the response."""
+    """Downloads into a file at that path, retrying when it stops. Returns the response."""
     largest = LARGEST_FILES[Path(part.stem).suffix]
     while True:
         attempts -= 1
@@ -178,17 +179,17 @@ def fetch_with_patience(part, address, attempts):
 
 
 def what_is_wrong(path, address, response):
-    """In what a downloaded file, still called NAME.part, differs from what it should be; else None.
+    """What is wrong with a downloaded file, still named NAME.part; None if it is right.
 
-    A page that asks for a password, say, has status 200 too.
+    Status 200 alone proves nothing: a page that asks for a password has it too.
     """
     if not content_matches(path, response):
-        return "its checksum says"
+        return "does not match its checksum"
     published = PUBLISHED_SHA256.get(address)
     if published is not None:
         with open(path, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != published:
-                return f"was published, whose SHA-256 is {published}"
+                return f"is not the published one, whose SHA-256 is {published}"
 
     kind = path.name.removesuffix(".part").rpartition(".")[2]
     try:
@@ -197,18 +198,18 @@ def what_is_wrong(path, address, response):
         elif kind == "safetensors":
             read_safetensors(path)
         elif not read_text(path).startswith("#version"):
-            return "a list of merges"
+            return "is not a list of merges"
     except UserError as error:
-        return f"its name says ({printable(error, 200)})"
+        return f"is not what its name says ({printable(error, 200)})"
     return None
 
 
 def content_matches(path, response):
-    """Whether a file has the checksum that the hub gives for it; True where it gives none.
+    """Whether a file has the checksum that the hub gives for it; True if the hub gives none.
 
-    The hub's first answer, before it redirects to where large files lie, has the checksum as its
-    tag: the SHA-256 of a large file, or for a small one git's SHA-1 of "blob", its length and its
-    content.
+    The hub's first response, before it redirects to the storage of large files, has the checksum as
+    its tag. This is the SHA-256 of a large file; for a small one it is git's SHA-1 of "blob", its
+    length and its content.
     """
     first_answer = (*response.history, response)[0].headers
     tag = first_answer.get("X-Linked-ETag", first_answer.get("ETag", ""))
@@ -230,16 +231,16 @@ def content_matches(path, response):
 
 
 def read_pretrained(folder):
-    """(ModelConfig, {our name: tensor}) of a folder in Hugging Face's layout.
+    """(ModelConfig, {our name: tensor}) from a folder in Hugging Face's layout.
 
     The tensors may be views of a memory-mapped file: copy them. Raises UserError for another
-    architecture, broken files, and tensors that are missing or unknown, of which it names those
-    that find room in a message.
+    architecture, for broken files, and for missing or unknown tensors, naming as many as fit into a
+    message.
     """
     folder = Path(folder)
     cfg = read_config(folder / "config.json")
 
-    # All tensors but masks, by Hugging Face's names without the prefix that some files have
+    # All tensors except masks, under Hugging Face's names without the prefix that some files have
     found = {}
     for their_name, tensor in read_weights(folder).items():
         name = their_name.removeprefix("transformer.")
@@ -250,7 +251,7 @@ def read_pretrained(folder):
             found[name] = tensor
     check_weights_fit(cfg, found, folder)
 
-    # A tied unembedding may be written a second time; it must be the same then
+    # A tied unembedding may be stored a second time; both copies must then be the same
     table = name_table(cfg.n_layers)
     if not cfg.tie_embeddings:
         table[HF_UNEMBEDDING] = OUR_UNEMBEDDING
@@ -260,7 +261,7 @@ def read_pretrained(folder):
             raise UserError(f"{folder}: {HF_UNEMBEDDING} is not wte.weight although the config "
                             'ties them; set "tie_word_embeddings": false in config.json')
 
-    # Nothing may be missing, and nothing more be there
+    # No tensor may be missing or unknown
     problems = []
     missing = sorted(set(table) - set(found))
     if missing:
@@ -278,12 +279,12 @@ def read_pretrained(folder):
 
 
 def read_config(path):
-    """The ModelConfig of a config.json. Raises UserError naming what this project can't build."""
+    """The ModelConfig of a config.json. Raises UserError naming what this project cannot build."""
     values = read_json(path)
     if values.get("model_type") != "gpt2":
         found = printable(repr(values.get("model_type")))
         raise UserError(f"{path}: model_type={found} is not supported; "
-                        f"GPT-2 and what has its form are: {', '.join(PRETRAINED_NAMES)}")
+                        f"models of GPT-2's form are: {', '.join(PRETRAINED_NAMES)}")
 
     # The sizes
     needed = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
@@ -318,9 +319,9 @@ def read_config(path):
 
 
 def check_sizes(sizes, path):
-    """Raises UserError where a size of a model, by our name, is beyond all that can be meant.
+    """Raises UserError if a size of a model, under our name, is impossibly large.
 
-    sizes: a dict; what is no number in it is for others to say. path: where they stand.
+    sizes: a dict; values that are not numbers are ignored here. path: where the sizes come from.
     """
     for name, largest in LARGEST_SIZES.items():
         size = sizes.get(name)
@@ -330,8 +331,8 @@ def check_sizes(sizes, path):
 
 
 def check_weights_fit(cfg, tensors, origin):
-    """Raises UserError for a config of a much larger model than the weights are, before the model
-    is made, which might take all memory.
+    """Raises UserError if a config describes a much larger model than the weights are. It is called
+    before the model is built, which might use all memory.
 
     tensors: {name: tensor}, the weights. origin: where both come from, for the message.
     """
@@ -353,7 +354,7 @@ def check_weights_fit(cfg, tensors, origin):
 
 
 def read_weights(folder):
-    """{Hugging Face's name: tensor} of a folder, whichever kind of file its weights are in."""
+    """{Hugging Face's name: tensor} from a folder, whichever kind of file holds the weights."""
     for name, read in (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_bin)):
         if (folder / name).exists():
             return read(folder / name)
@@ -364,9 +365,9 @@ def read_weights(folder):
 
 
 def read_shards(index, read):
-    """{name: tensor} of weights in several files.
+    """{name: tensor} from weights in several files (shards).
 
-    index: a JSON file that says in which file each tensor lies. read: reads one of these files.
+    index: a JSON file that says which file holds each tensor. read: reads one of these files.
     """
     file_of = read_json(index).get("weight_map")
     if not isinstance(file_of, dict) or not all(
@@ -382,7 +383,7 @@ def read_shards(index, read):
 
 
 def read_bin(path):
-    """{name: tensor} of a pytorch_model.bin; a file that asks to run code is refused."""
+    """{name: tensor} from a pytorch_model.bin; a file that asks to run code is refused."""
     tensors = read_torch_file(path, "a file of weights", "download it again", mmap=True)
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in tensors.items()
@@ -395,10 +396,10 @@ def read_bin(path):
 
 
 def to_hugging_face(cfg, tensors):
-    """{Hugging Face's name: tensor} from {our name: tensor}.
+    """{Hugging Face's name: tensor}, given {our name: tensor}.
 
-    A bias or position table that the model lacks and GPT-2 has is written as zeros, which compute
-    the same. Raises UserError for a model whose form GPT-2's cannot hold.
+    A bias or position table that GPT-2 has and the model lacks is written as zeros, which compute
+    the same. Raises UserError for a model that GPT-2's format cannot hold.
     """
     if cfg.attn_only or cfg.norm == "none" or cfg.unembed_bias:
         raise UserError(f"attn_only={cfg.attn_only}, norm={cfg.norm!r}, unembed_bias="
@@ -419,8 +420,8 @@ def to_hugging_face(cfg, tensors):
 
 
 def write_pretrained(folder, cfg, named):
-    """Writes config.json and model.safetensors. named: what `to_hugging_face` gives."""
-    # Of two names for one activation, the first one in the table
+    """Writes config.json and model.safetensors. named: as from `to_hugging_face`."""
+    # If two names mean one activation, use the first one in the table
     hf_activation = next(theirs for theirs, ours in HF_ACTIVATIONS.items()
                          if ours == cfg.activation)
     write_json(Path(folder) / "config.json", FIXED_SETTINGS | {
@@ -430,7 +431,7 @@ def write_pretrained(folder, cfg, named):
         "tie_word_embeddings": cfg.tie_embeddings,
     })
 
-    if cfg.tie_embeddings:  # it is written once, as wte.weight
+    if cfg.tie_embeddings:  # stored only once, as wte.weight
         named = {name: tensor for name, tensor in named.items() if name != HF_UNEMBEDDING}
     write_safetensors(Path(folder) / "model.safetensors", named)
 
@@ -439,10 +440,10 @@ def write_pretrained(folder, cfg, named):
 
 
 def read_safetensors(path):
-    """{name: tensor} of a safetensors file: views of the file, which is mapped into memory.
+    """{name: tensor} from a safetensors file: views of the file, which is mapped into memory.
 
-    Writing to them does not change the file. Raises UserError, saying what is wrong, for a file
-    whose header does not describe it.
+    Writing to them does not change the file. Raises UserError, saying what is wrong, if the header
+    does not match the file.
     """
     try:
         with open_regular(path) as file:
@@ -465,12 +466,12 @@ def read_safetensors(path):
 
 
 def safetensors_header(content):
-    """(header, where the tensors' bytes begin). Raises ValueError where there is none."""
+    """(header, where the tensors' bytes begin). Raises ValueError if there is no valid header."""
     n_bytes = int.from_bytes(content[:8], "little")
     if len(content) < 8 or n_bytes > len(content) - 8:
         raise ValueError(f"a header of {n_bytes:,} bytes in a file of {len(content):,}")
     if n_bytes > HEADER_SIZE:
-        raise ValueError(f"a header of {n_bytes:,} bytes, and {HEADER_SIZE:,} are read at most")
+        raise ValueError(f"a header of {n_bytes:,} bytes; at most {HEADER_SIZE:,} are read")
     try:
         header = json.loads(content[8 : 8 + n_bytes].decode(), object_pairs_hook=dict_of_distinct)
     except (ValueError, RecursionError) as error:
@@ -481,7 +482,7 @@ def safetensors_header(content):
 
 
 def content_checksum(header, pieces):
-    """The SHA-256 of a header's entries and of the tensors' bytes, which come in pieces."""
+    """The SHA-256 of a header's entries and of the tensors' bytes, which are given in pieces."""
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode())
     for piece in pieces:
@@ -490,7 +491,7 @@ def content_checksum(header, pieces):
 
 
 def check_content(header, content, start):
-    """Raises ValueError where a file has a checksum, as those of ours do, and it is another."""
+    """Raises ValueError if a file has a checksum, as those written here do, and it is wrong."""
     metadata = header.get("__metadata__", {})
     if not isinstance(metadata, dict):
         raise ValueError("its metadata is not an object")
@@ -498,29 +499,29 @@ def check_content(header, content, start):
         with memoryview(content) as whole, whole[start:] as tensors:
             found = content_checksum(header, [tensors])
         if found != metadata[CHECKSUM_NAME]:
-            raise ValueError("its checksum is another: it was damaged")
+            raise ValueError("its checksum is wrong: it was damaged")
 
 
 def dict_of_distinct(pairs):
-    """A JSON object as a dict. Raises ValueError where a name comes twice."""
+    """A JSON object as a dict. Raises ValueError if a name occurs twice."""
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("a name comes twice in the header")
+        raise ValueError("a name occurs twice in the header")
     return values
 
 
 def checked_entries(header, n_bytes):
-    """The header's (name, entry) in the order of their bytes.
+    """The header's (name, entry) pairs, in the order of their bytes.
 
-    n_bytes: how many bytes of tensors the file has; the entries must follow each other without gap
-    or overlap to its end. Raises ValueError naming the tensor that is wrong.
+    n_bytes: the number of bytes of tensor data in the file. The entries must cover it without gaps
+    or overlaps. Raises ValueError naming the wrong tensor.
     """
-    # Each entry by itself
+    # Each entry on its own
     entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
     for full_name, entry in entries:
         name = printable(full_name)
         dtype = entry.get("dtype") if isinstance(entry, dict) else entry
-        known = list(SAFETENSORS_DTYPES)  # a list, since dtype may be one too
+        known = list(SAFETENSORS_DTYPES)  # a list, because dtype itself may be unhashable
         if not isinstance(entry, dict) or dtype not in known:
             raise ValueError(f"{name} has dtype {printable(repr(dtype))}, not one of "
                              f"{', '.join(known)}")
@@ -532,15 +533,15 @@ def checked_entries(header, n_bytes):
         if len(entry["data_offsets"]) != 2:
             raise ValueError(f"{name} has data_offsets {entry['data_offsets']}")
 
-    # All of them together
+    # All entries together
     entries.sort(key=lambda item: item[1]["data_offsets"])
     end = 0
     for name, entry in entries:
         first, last = entry["data_offsets"]
         size = math.prod(entry["shape"]) * SAFETENSORS_DTYPES[entry["dtype"]].itemsize
         if first != end or last - first != size or last > n_bytes:
-            raise ValueError(f"{printable(name)}, {size:,} bytes, is said to lie at {first:,} to "
-                             f"{last:,} of {n_bytes:,}, where {end:,} is next")
+            raise ValueError(f"{printable(name)}, {size:,} bytes, has offsets {first:,} to "
+                             f"{last:,} of {n_bytes:,}; they must begin at {end:,}")
         end = last
     if end != n_bytes:
         raise ValueError(f"{n_bytes - end:,} bytes belong to no tensor")
@@ -555,7 +556,7 @@ def tensor_at(content, entry, start):
         return torch.empty(entry["shape"], dtype=dtype)
 
     offset = start + first
-    if offset % dtype.itemsize:  # the format does not promise that numbers are aligned: copy them
+    if offset % dtype.itemsize:  # the format does not guarantee alignment, so copy the bytes
         content = bytearray(content[offset : start + last])
         offset = 0
     count = (last - first) // dtype.itemsize
@@ -580,7 +581,7 @@ def write_safetensors(path, tensors):
     checksum = content_checksum(header, map(bytes_of, tensors.values()))
     header = {"__metadata__": {"format": "pt", CHECKSUM_NAME: checksum}} | header
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # so that the numbers are aligned
+    text += b" " * (-len(text) % 8)  # aligns the numbers
 
     with atomic_write(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
@@ -589,5 +590,5 @@ def write_safetensors(path, tensors):
 
 
 def bytes_of(tensor):
-    """A tensor's numbers, row after row, as an array of bytes."""
+    """A tensor's numbers in row-major order, as an array of bytes."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

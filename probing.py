@@ -1,11 +1,11 @@
 """Linear probes: what can be decoded from an activation, and whether the model uses it.
 
-    probe = fit_probe(X, y, groups)              # held-out accuracy: no group is on both sides
-    selectivity(X, y, tokens)                    # and on labels that mean nothing?
-    untrained_accuracy(model, tokens, y, at=at)  # and without any training of the model?
-    concept_erasure(model, tokens, metric, probe, at=at, types=tokens)    # is it needed?
+    probe = fit_probe(X, y, groups)              # held-out accuracy; a group is never split
+    selectivity(X, y, tokens)                    # compared with meaningless labels
+    untrained_accuracy(model, tokens, y, at=at)  # compared with an untrained model
+    concept_erasure(model, tokens, metric, probe, at=at, types=tokens)    # does the model need it?
 
-A high accuracy alone says that a probe could find it, not that the model looks for it.
+High accuracy alone shows that a probe can find the information, not that the model uses it.
 
 Chapter: COURSE_ROADMAP.md, 13 (decodable is not used)
 Prerequisites: model.py, metrics.py, head_ablation.py
@@ -42,8 +42,8 @@ BLOCKS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.
 class Probe:
     """A linear classifier: logits = (x - mean) / scale @ W + b.
 
-    accuracies: on each fold, of a probe that was fitted without it. classes: what the columns of W
-    [d, class] stand for; W, b, mean and scale are fitted on all of the data, (X, y, groups).
+    accuracies: on each fold, of a probe fitted on the other folds. classes: the labels of the
+    columns of W [d, class]. W, b, mean and scale are fitted on all of the data, (X, y, groups).
     """
 
     classes: torch.Tensor
@@ -56,14 +56,14 @@ class Probe:
 
     @property
     def accuracy(self):
-        """The mean over the folds: a share of examples that the probe had not seen."""
+        """The mean accuracy over folds, on examples that the probe was not fitted on."""
         return self.accuracies.mean().item()
 
     def logits(self, X):
         """X [n, d] -> [n, class]. Raises UserError for another width."""
         check_tensor("X", X, "... d", is_float=True)
         if X.shape[-1] != len(self.mean):
-            raise UserError(f"X is {list(X.shape)}; this probe reads {len(self.mean)} numbers of "
+            raise UserError(f"X is {list(X.shape)}; this probe reads {len(self.mean)} numbers for "
                             "each example")
         return (X - self.mean) / self.scale @ self.W + self.b
 
@@ -73,14 +73,14 @@ class Probe:
 
 
 def fit_probe(X, y, groups=None, l2=1e-3, *, n_folds=5, seed=0):
-    """A multinomial logistic regression of y on X, judged on what it has not seen: a Probe.
+    """Fits a linear probe: logistic regression of y on X, with cross-validated accuracy.
 
-    X: [n, d]. y: [n], integer labels, or texts, which stand for their places in alphabetical order
-    (`classes` and `predict` have these). groups: [n]; examples of one group (of one text, say) are
-    never on both sides. l2: the penalty l2 / 2 |W|^2 beside the mean loss in nats. Features are
-    standardised, by the training side's mean and scale. The folds are drawn by the seed.
-    Raises UserError for one class only, labels that are no integers, more folds than groups, a
-    negative l2, values that are not finite.
+    X: [n, d]. y: [n], integer labels, or texts, which are numbered in alphabetical order
+    (`classes` and `predict` use the numbers). groups: [n]; examples of one group (such as one text)
+    are always on the same side of a split. l2: adds the penalty l2 / 2 |W|^2 to the mean loss in
+    nats. Features are standardised with the training side's mean and scale. seed: draws the folds.
+    Returns a Probe. Raises UserError for a single class, labels that are not integers, more folds
+    than groups, a negative l2, and values that are not finite.
     """
     given = X
     X, y = check_examples(X, y)
@@ -96,7 +96,7 @@ def fit_probe(X, y, groups=None, l2=1e-3, *, n_folds=5, seed=0):
 
 
 def label_ids(y):
-    """Labels as a tensor on the CPU; texts become their places in alphabetical order."""
+    """Labels as a tensor on the CPU; texts are replaced by their rank in alphabetical order."""
     if isinstance(y, torch.Tensor):
         return y.cpu()
     try:
@@ -106,12 +106,12 @@ def label_ids(y):
     if labels.dtype.kind == "U" and labels.ndim:  # texts
         labels = np.unique(labels, return_inverse=True)[1]
     if labels.dtype.kind not in "biuf":
-        raise UserError(f"labels are of numpy's kind {labels.dtype}; pass whole numbers, or texts")
+        raise UserError(f"labels have numpy's dtype {labels.dtype}; pass whole numbers, or texts")
     return torch.as_tensor(labels)
 
 
 def check_examples(X, y):
-    """X as float64 and y as ids, on the CPU; raises UserError where a probe makes no sense of them.
+    """X as float64 and y as ids, on the CPU; raises UserError if no probe can be fitted to them.
     """
     X = as_numbers(X, "X").detach().cpu()
     y = label_ids(y)
@@ -122,12 +122,12 @@ def check_examples(X, y):
     if not X.isfinite().all():
         raise UserError(f"X has {int((~X.isfinite()).sum())} values that are not finite; mask them")
     if len(y.unique()) < 2:
-        raise UserError("y has one class only; a probe needs two or more")
+        raise UserError("y has only one class; a probe needs two or more")
     return X, y
 
 
 def assign_folds(groups, n, n_folds, seed):
-    """The fold of each example, [n]; those of one group share theirs."""
+    """The fold of each example, [n]; examples of one group share a fold."""
     names, index = index_groups(groups, n)
     n_folds = check_count("n_folds", n_folds, 2, len(names))
     order = torch.randperm(len(names), generator=seeded_generator(seed))
@@ -135,7 +135,7 @@ def assign_folds(groups, n, n_folds, seed):
 
 
 def index_groups(groups, n):
-    """(the groups' names, each example's index among them [n]); None: each is a group by itself."""
+    """(the groups' names, each example's group index [n]). None: each example is its own group."""
     groups = torch.arange(n) if groups is None else label_ids(groups)
     if groups.shape != (n,):
         raise UserError(f"groups is {list(groups.shape)} for {n} examples; pass one for each")
@@ -143,14 +143,14 @@ def index_groups(groups, n):
 
 
 def fit_logistic(X, y, l2):
-    """(classes, mean, scale, W, b) of the penalised maximum likelihood, by L-BFGS from zero.
+    """(classes, mean, scale, W, b) of penalised maximum likelihood, by L-BFGS from zero.
 
-    Raises UserError for a penalty below 0 or without end, under which there is no maximum.
+    Raises UserError for a penalty below 0 or infinite, for which no maximum exists.
     """
     check_number("l2", l2, lambda penalty: 0 <= penalty < math.inf, "0 or more, and finite")
     classes, target = y.unique(return_inverse=True)
     mean, scale = X.mean(0), X.std(0, correction=0)
-    scale = torch.where(scale > 1e-12, scale, torch.ones_like(scale))  # a constant says nothing
+    scale = torch.where(scale > 1e-12, scale, torch.ones_like(scale))  # for constant features
     inputs = (X - mean) / scale
     W = torch.zeros(X.shape[1], len(classes), dtype=X.dtype, requires_grad=True)
     b = torch.zeros(len(classes), dtype=X.dtype, requires_grad=True)
@@ -169,13 +169,13 @@ def fit_logistic(X, y, l2):
 
 
 def control_task_labels(tokens, y, *, seed=0):
-    """A random label for each token type, the same wherever it stands: labels of tokens' shape.
+    """A control task: a random label for each token type, the same at every occurrence.
 
-    y: the labels of the task, any shape. The types, in random order and each as long as it is
-    frequent, are laid along the sorted labels, and each takes one of those beside it: the classes
-    keep their shares, as nearly as the types allow. Such labels can be learned by heart from the
-    types alone; nothing in the model can be about them.
-    Raises UserError where there is one type, or one class, only.
+    y: the labels of the real task, any shape. Token types are placed in random order along the
+    sorted labels, each over a length proportional to its frequency. Each type takes one of the
+    labels beside it, so the classes keep their shares as nearly as the types allow. Such labels can
+    be memorised from the types, but nothing in the model can represent them. Returns labels of
+    tokens' shape. Raises UserError for a single type or class.
     """
     check_tensor("tokens", tokens, "...")
     types, index, counts = tokens.cpu().unique(return_inverse=True, return_counts=True)
@@ -186,7 +186,7 @@ def control_task_labels(tokens, y, *, seed=0):
 
     generator = seeded_generator(seed)
     labels = y[:1]
-    while len(labels.unique()) < 2:  # one class only is no task
+    while len(labels.unique()) < 2:  # a single class is not a task
         order = torch.randperm(len(types), generator=generator)
         within = torch.rand(len(types), generator=generator, dtype=torch.float64)
         place = (counts[order].cumsum(0) - within * counts[order]) / counts.sum()  # from 0 to 1
@@ -203,16 +203,16 @@ class Selectivity:
 
     @property
     def selectivity(self):
-        """task - control: what the probe did not just learn by heart. It is 0 where y is itself a
-        function of the type, however well the model knows it."""
+        """task - control: the accuracy that memorising the types cannot explain. It is 0 if y is
+        itself a function of the type, however well the model knows it."""
         return self.task - self.control
 
 
 def selectivity(X, y, tokens, groups=None, *, l2=1e-3, n_folds=5, seed=0):
-    """The Selectivity of a probe: its accuracy on y less that on `control_task_labels`.
+    """Selectivity: a probe's accuracy on y minus its accuracy on `control_task_labels`.
 
-    tokens: [n], the type of each example; the rest as in `fit_probe`. Types that stand in one fold
-    alone can't be learned by heart: with many rare ones the control is low, whatever the probe.
+    tokens: [n], the type of each example; the rest as in `fit_probe`. Types that occur in only one
+    fold cannot be memorised: with many rare types, the control is low for any probe.
     """
     control = control_task_labels(label_ids(tokens), y, seed=seed)
     how = {"l2": l2, "n_folds": n_folds, "seed": seed}
@@ -222,8 +222,8 @@ def selectivity(X, y, tokens, groups=None, *, l2=1e-3, n_folds=5, seed=0):
 
 @dataclass(frozen=True)
 class DescriptionLength:
-    """Bits to send the labels with the help of X; without it, were all classes as likely; and
-    without it, knowing the classes' shares (the labels' entropy)."""
+    """Description length: the bits needed to send the labels given X (bits), if all classes were
+    equally likely (uniform_bits), and given only the classes' shares (entropy_bits)."""
 
     bits: float
     uniform_bits: float
@@ -231,25 +231,26 @@ class DescriptionLength:
 
     @property
     def compression(self):
-        """How many times shorter than the uniform code (Voita & Titov's number): of labels with a
-        rare class it is above 1 where X says nothing."""
+        """How many times shorter than the uniform code (as in Voita & Titov). If one class is rare,
+        it is above 1 even if X is useless."""
         return self.uniform_bits / self.bits
 
     @property
     def entropy_compression(self):
-        """How many times shorter than the labels' entropy: about 1 where X says nothing, or less,
-        since the classes' shares have to be learned too."""
+        """How many times shorter than the labels' entropy. If X is useless, it is about 1 or below,
+        because the classes' shares must be learned too."""
         return self.entropy_bits / self.bits
 
 
 def mdl_online(X, y, groups=None, *, blocks=BLOCKS, l2=1e-3, seed=0):
-    """The online code length of y given X (Voita & Titov 2020): a DescriptionLength.
+    """Online (prequential) code length of y given X (Voita & Titov 2020): a DescriptionLength.
 
-    The examples, shuffled, are sent in blocks that end at the given shares of them: the first as it
-    is, each other with a probe that was fitted on all before it. Easily decoded labels are cheap
-    early, which an accuracy at the end does not show. groups: [n]; whole groups are shuffled and
-    sent (a block ends where one does), so that none is known before it comes. A probe's guess is
-    mixed with a uniform one, of the weight n_classes / (n_before + n_classes).
+    The shuffled examples are sent in blocks, which end at the given shares of the data. The first
+    block is sent with a uniform code, each later one with a probe fitted on all earlier blocks.
+    Labels that are easy to decode become cheap early, which a final accuracy does not show. groups:
+    [n]; groups are shuffled and sent whole (blocks end between groups), so nothing about a group is
+    known before it comes. A probe's prediction is mixed with a uniform one, whose weight is
+    n_classes / (n_before + n_classes).
     """
     X, y = check_examples(X, y)
     blocks = as_list("blocks", blocks, "shares of the examples, such as (0.1, 0.5)")
@@ -270,13 +271,13 @@ def mdl_online(X, y, groups=None, *, blocks=BLOCKS, l2=1e-3, seed=0):
     group_ends = turn.bincount().cumsum(0)
     ends = group_ends[torch.searchsorted(group_ends, ends)].unique().tolist()
 
-    # the first block as it is, each other one by a probe that has seen all before it
+    # the first block with a uniform code, each other one with a probe fitted on all earlier ones
     bits = ends[0] * math.log2(n_classes)
     for start, end in itertools.pairwise(ends):
         probe = Probe(*fit_logistic(X[:start], target[:start], l2))
         log_probs = torch.full((end - start, n_classes), -math.inf, dtype=X.dtype)
         log_probs[:, probe.classes] = probe.logits(X[start:end]).log_softmax(-1)
-        share = n_classes / (start + n_classes)  # of a uniform guess: classes not seen yet
+        share = n_classes / (start + n_classes)  # of the uniform part, for classes not seen yet
         mixed = torch.logaddexp(log_probs + math.log1p(-share),
                                 torch.full_like(log_probs, math.log(share / n_classes)))
         bits -= mixed.gather(1, target[start:end, None]).sum().item() / math.log(2)
@@ -286,10 +287,10 @@ def mdl_online(X, y, groups=None, *, blocks=BLOCKS, l2=1e-3, seed=0):
 
 
 def layer_sweep(cache, y, *, name="resid_post", l2=1e-3, n_folds=5, seed=0):
-    """The Probe of each layer: {"0_resid_post": Probe, …}.
+    """One probe for each layer: {"0_resid_post": Probe, …}.
 
-    cache: with `name` of every layer, [batch, pos, d]. y: [batch, pos]. The texts of the batch are
-    the groups, so that what two positions of one text share can't help.
+    cache: with `name` from every layer, [batch, pos, d]. y: [batch, pos]. Each text of the batch is
+    one group, so that what positions of one text share cannot help.
     """
     check_cache(cache)
     how = {"l2": l2, "n_folds": n_folds, "seed": seed}
@@ -298,18 +299,19 @@ def layer_sweep(cache, y, *, name="resid_post", l2=1e-3, n_folds=5, seed=0):
 
 
 def fit_on_texts(X, y, **how):
-    """`fit_probe` on X [batch, pos, d] and y [batch, pos], with a group for each text."""
+    """`fit_probe` on X [batch, pos, d] and y [batch, pos], with one group for each text."""
     y = torch.as_tensor(y)
     if y.shape != X.shape[:2]:
-        raise UserError(f"y is {list(y.shape)} for positions {list(X.shape[:2])}; pass as many")
+        raise UserError(f"y is {list(y.shape)} for positions {list(X.shape[:2])}; pass one label "
+                        "for each")
     groups = torch.arange(len(y))[:, None].expand_as(y).flatten()
     return fit_probe(X.flatten(0, 1), y.flatten(), groups, **how)
 
 
 def untrained_accuracy(model, tokens, y, *, at, l2=1e-3, n_folds=5, seed=0):
-    """The held-out accuracy of the same probe on the same model before training: the baseline.
+    """The held-out accuracy of the same probe on an untrained copy of the model: a baseline.
 
-    tokens, y: [batch, pos]; at: the name of an activation [batch, pos, d]. Texts are the groups.
+    tokens, y: [batch, pos]; at: the name of an activation [batch, pos, d]. Each text is one group.
     """
     fresh = GPT(model.cfg, seed).to(model.W_E).eval()
     with torch.no_grad():
@@ -318,49 +320,51 @@ def untrained_accuracy(model, tokens, y, *, at, l2=1e-3, n_folds=5, seed=0):
 
 
 def erasing(X, y):
-    """A hook that takes out of an activation [..., d] all that a linear probe could find of y.
+    """A hook that erases a label from an activation [..., d], so that no linear probe finds it.
 
-    X: [n, d], examples of the activation; y: [n]. It is r(x) = x - (x - mean) @ read @ write, which
-    gives every class of X the same mean and changes X by the least possible mean square. Where the
-    means are equal no linear probe has a smaller loss than a constant one. As `erasure_of`.
+    X: [n, d], examples of the activation; y: [n]. The hook computes
+    r(x) = x - (x - mean) @ read @ write. It gives all classes of X the same mean, with the smallest
+    mean squared change of X. If the class means are equal, no linear probe has a smaller loss than
+    a constant one. Arguments as in `erasure_of`.
     """
     mean, read, write = erasure_of(X, y)
 
     def erase(activation, hook):
         if activation.shape[-1] != len(mean):
             raise UserError(f"the activation has width {activation.shape[-1]} and the labels' "
-                            f"examples {len(mean)}; pass the name that they were taken at")
-        found = (activation.cpu().double() - mean) @ read  # float64: read is large where X is flat
+                            f"examples {len(mean)}; use the hook that they came from")
+        found = (activation.cpu().double() - mean) @ read  # float64: read is large if X is flat
         return activation - (found @ write).to(activation)
 
     return erase
 
 
 def erasure_of(X, y):
-    """(mean [d], read [d, rank], write [rank, d]) of LEACE (Belrose et al. 2023b), float64.
+    """LEACE (Belrose et al. 2023b): (mean [d], read [d, rank], write [rank, d]), float64.
 
-    With W, which makes X white, and U, an orthonormal basis of its class means there: read = W^T U,
-    write = U^T W^+. The probe's own W would not do: it is not where the classes differ.
+    W whitens X, and U is an orthonormal basis of the whitened class means. Then read = W^T U and
+    write = U^T W^+. The probe's own weights would not work: they do not span the differences
+    between the class means.
     """
     X, y = check_examples(X, y)
     mean = X.mean(0)
     belongs = F.one_hot(y.unique(return_inverse=True)[1]).double()  # [n, class]
     variance, basis = torch.linalg.eigh((X - mean).T @ (X - mean) / len(X))
-    varies = variance > 1e-12 * variance[-1]  # where nothing varies there is nothing to find
+    varies = variance > 1e-12 * variance[-1]  # directions without variance hold no information
     scale = variance[varies].sqrt()
     basis = basis[:, varies]
     white = (X - mean) @ basis / scale  # [n, d]
     U, S, _ = torch.linalg.svd(white.T @ belongs / len(X), full_matrices=False)
-    U = U[:, S > 1e-8]  # [d, rank]; the class means, times their shares, sum to zero
+    U = U[:, S > 1e-8]  # [d, rank]; class means weighted by their shares sum to zero
     return mean, basis / scale @ U, (basis * scale @ U).T
 
 
 @dataclass(frozen=True)
 class Erasure:
-    """A metric as it is, with the labels erased, and with random labels erased instead [draw].
+    """A metric of the clean run, with the labels erased, and with random labels erased [draw].
 
-    accuracy: held-out, of a fresh probe after the erasure; majority: the share of the largest
-    class, which it should not pass (below it is no wonder: the folds' means are not equal).
+    accuracy: held-out accuracy of a new probe after the erasure. majority: the share of the largest
+    class, which the accuracy should not exceed. (It can be below, because the folds' means differ.)
     """
 
     clean: float
@@ -372,20 +376,21 @@ class Erasure:
 
 @torch.no_grad()
 def concept_erasure(model, tokens, metric, probe, *, at, types=None, n_random=20, seed=0):
-    """What a metric loses when a probe's labels are erased from an activation: an Erasure.
+    """Erases a probe's labels from an activation, and measures what a metric loses: an Erasure.
 
-    metric(logits) -> a number. at: the hook name that the probe was fitted at. The control erases
+    metric(logits) -> a number. at: the hook name at which the probe was fitted. The control erases
     random labels of the same kind, n_random times: `control_task_labels` of types. types: what the
-    labels are a function of, one for each of the probe's examples, in their order (the token, the
-    position, the text); without them each example's label is its own.
-    A probe can read what no later layer does; then the metric does not move by more than by chance.
+    labels depend on, one for each of the probe's examples, in their order (token, position or
+    text); without them, every example gets its own label.
+    A probe can decode information that no later layer reads. The metric then changes no more than
+    in the control.
     """
     if not isinstance(probe, Probe) or probe.data is None:
         raise UserError(f"probe is a {type(probe).__name__}; pass one that fit_probe returned")
     check_function("the metric", metric)
     n_random = check_count("n_random", n_random)
     X, y, groups = probe.data
-    # in float64: rounding to the model's precision would give the labels away
+    # in float64: rounding to the model's precision would reveal the labels
     X, _ = check_examples(X, y)
     types = torch.arange(len(y)) if types is None else torch.as_tensor(types).flatten().cpu()
 

@@ -1,24 +1,24 @@
-"""Re-run the model from the point of an edit on: this is what makes patching fast.
+"""Re-run the model from the point of an edit: this is what makes patching sweeps fast.
 
     rerun = Rerun(model, tokens, metric)
     # edited [cell, batch, …] -> values [cell, batch]
     [values] = rerun.patched([("blocks.1.attn.hook_z", edited)])
 
 An edit changes nothing before its block, so the model is run again only from there. Attention is
-causal, so an edit changes nothing before its position either. What may have changed is computed
-against the keys and values of the original run, and for all cells together, so that each weight is
-read once. Four words are used for this:
+causal, so an edit also changes nothing before its position. The rest is computed against the keys
+and values of the original run, for all cells together, so that each weight is read only once. Four
+words are used for this:
 
-    edit    one activation, by its hook name, and what it is in each of several cells
-    cell    one changed run of the whole batch, such as with one head patched at one position
+    edit    one activation, given by its hook name, and its value in each of several cells
+    cell    one edited run of the whole batch, for example with one head patched at one position
     job     one prompt of one cell: two cells and a batch of three make six jobs; a job in which
-            nothing changes drops out
-    row     one position of a job, from the first change on: all rows of all jobs lie in one list
+            nothing changes is dropped
+    row     one position of a job, from the first change on: all rows of all jobs form one list
 
-The last block and the unembedding compute only what the metric looks at. What stays as it was is
-not computed, so a cell that changes nothing has an effect of exactly 0. Activations that a later
-block can't be started from, like `mlp.hook_post`, have no such short cut: a hook edits them while
-the blocks run as usual.
+The last block and the unembedding compute only what the metric reads. Unchanged values are not
+computed again, so a cell that changes nothing has an effect of exactly 0. For activations from
+which no block can start, such as `mlp.hook_post`, there is no such short cut: a hook edits them
+while the blocks run as usual.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: model.py, metrics.py, residual_stream_analysis.py
@@ -35,20 +35,20 @@ from metrics import as_metric
 from residual_stream_analysis import last_stream, stream_before
 from utils import UserError
 
-MEMORY = 1 << 30  # bytes that the cells run at once may take
+MEMORY = 1 << 30  # the most bytes that cells run at once may take
 IN_BLOCK = re.compile(r"blocks\.(\d+)\.(?:attn\.)?hook_(\w+)")
 ATTENTION = ("q", "k", "v", "pattern")
 SHORT_CUTS = ("resid_pre", *ATTENTION, "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
 
 
 class Rerun:
-    """One run of `tokens`, and all of it that edited runs need in order to start in the middle.
+    """One run of `tokens`, with everything that edited runs need to start in the middle.
 
     tokens: [batch, pos]. metric: a Metric, or a function of logits [..., batch, pos, d_vocab] ->
-    [..., batch]. names: hook names to keep in `cache` beside those of the short cuts. key_mask:
-    [batch, pos], True for real tokens, where prompts are padded on the left.
-    baseline: [batch], the metric of the run as it is.
-    Raises UserError while hooks are open, which it would run past, and in training with dropout.
+    [..., batch]. names: hook names to keep in `cache` besides those for the short cuts. key_mask:
+    [batch, pos], True for real tokens, if prompts are padded on the left.
+    baseline: [batch], the metric of the unedited run.
+    Raises UserError for open hooks, which it would bypass, and in training mode with dropout.
     """
 
     @torch.no_grad()
@@ -76,16 +76,16 @@ class Rerun:
         self.baseline = self.metric.of_needed(self.logits)
 
     def metric_of(self, cache):
-        """The metric of another run, [batch]; None where its cache lacks the last stream."""
+        """The metric of another run, [batch]; None if its cache lacks the last stream."""
         resid = last_stream(self.model, cache)
         return None if resid is None else self.metric.of_stream(self.model, resid)
 
     def cells_at_once(self, n_edits=1):
-        """How many cells of each of n_edits activations fit into MEMORY bytes, if every position
-        changes."""
+        """The number of cells of each of n_edits activations that fit into MEMORY bytes, if every
+        position changes."""
         cfg = self.model.cfg
         n_prompts, n_pos = self.tokens.shape
-        per_token = 12 * cfg.d_model + 3 * cfg.d_mlp + cfg.n_heads * n_pos  # about what is alive
+        per_token = 12 * cfg.d_model + 3 * cfg.d_mlp + cfg.n_heads * n_pos  # in memory, roughly
         per_prompt = n_pos * per_token + 3 * self.logits[0].numel()
         n_bytes = self.logits.element_size() * n_prompts * per_prompt
         return max(1, MEMORY // (n_bytes * n_edits))
@@ -94,9 +94,9 @@ class Rerun:
     def patched(self, edits):
         """The metric of each edit, as a list of [cell, batch].
 
-        edits: (hook name, edited) pairs, one for each activation; edited [cell, batch, ...] is that
-        activation as each cell has it. A generator will do: of each only the rows that change are
-        kept.
+        edits: (hook name, edited) pairs, one for each activation; edited [cell, batch, ...] is the
+        activation's value in each cell. A generator saves memory: of each edit only the rows that
+        change are kept.
         """
         values = {}  # by the number of the edit
         n_cells = {}
@@ -107,7 +107,7 @@ class Rerun:
                 values[number] = self.run_with_hook(name, edited)
                 continue
             start, rows = self.enter(int(found[1]), found[2], edited)
-            rows.cell += sum(n_cells.values())  # the cells of the edits before this one come first
+            rows.cell += sum(n_cells.values())  # cells of earlier edits come first
             n_cells[number] = len(edited)
             entering.setdefault(start, []).append(rows)
 
@@ -120,7 +120,7 @@ class Rerun:
         return [values[number] for number in sorted(values)]
 
     def run_with_hook(self, name, edited):
-        """The metric of an edit that has no short cut, [cell, batch]: the blocks run as usual."""
+        """The metric of an edit without a short cut, [cell, batch]: the blocks run as usual."""
         model = self.model
         n_cells = len(edited)
         key_mask = None if self.key_mask is None else self.key_mask.repeat(n_cells, 1)
@@ -138,16 +138,16 @@ class Rerun:
     def enter(self, layer, site, edited):
         """Where an edit enters the re-run: (block, the Rows of the stream before that block).
 
-        The block is `layer` for an edit of resid_pre, which the block has yet to read. For all
-        other sites it is the next one, since this method finishes block `layer` itself:
+        The block is `layer` for an edit of resid_pre, which the block has not read yet. For all
+        other sites it is the next block, because this method finishes block `layer` itself:
 
-        1. An edit of q, k, v or the pattern is an edit of z.
-        2. Mark the positions at which the edited activation differs: dirty, [cell, batch, pos].
-        3. Number the jobs, and gather the edited activation at the dirty positions alone.
-        4. Take it from its site to the end of the block. This mixes no positions: attention lies
-           before z.
-        5. Put the result into a copy of the stream, and list the rows that have to be run: from the
-           first dirty position on, since attention passes a change on to all later positions.
+        1. Turn an edit of q, k, v or the pattern into an edit of z.
+        2. Find the positions where the edited activation differs: dirty, [cell, batch, pos].
+        3. Number the jobs, and gather the edited activation at the dirty positions only.
+        4. Compute from its site to the end of the block. This mixes no positions, because attention
+           comes before z.
+        5. Put the result into a copy of the stream, and list the rows to run: from the first dirty
+           position on, because attention passes a change on to all later positions.
         """
         n_layers = self.model.cfg.n_layers
 
@@ -160,9 +160,9 @@ class Rerun:
         start = layer if site == "resid_pre" else layer + 1
         dirty = (edited != self.cache[site, layer]).flatten(3).any(-1)  # [cell, batch, pos]
         if start == n_layers:
-            dirty &= self.looked_at  # nobody reads the last stream elsewhere
+            dirty &= self.looked_at  # other positions of the last stream are never read
 
-        # 3. the jobs, and what is new in them
+        # 3. the jobs, and the edited values in them
         cell, prompt = dirty.any(-1).nonzero(as_tuple=True)  # each [job]
         dirty = dirty[cell, prompt]  # [job, pos]
         dirty_job, dirty_pos = dirty.nonzero(as_tuple=True)  # each [row]
@@ -180,10 +180,10 @@ class Rerun:
         return start, Rows(stream[job, pos][None], job, pos, dirty[job, pos], cell, prompt)
 
     def finish_block(self, layer, site, value, here):
-        """The stream after block `layer`, or at its beginning for resid_pre, [1, row, d_model].
+        """The stream after block `layer` (before it for resid_pre), [1, row, d_model].
 
-        value: [1, row, ...], the edited activation at `site`; here: (prompt, pos) of the rows, at
-        which all that was written before the site is taken from the original run.
+        value: [1, row, ...], the edited activation at `site`; here: (prompt, pos) of the rows.
+        Everything written before the site is taken from the original run.
         """
         block = self.model.blocks[layer]
         cache = self.cache
@@ -192,7 +192,7 @@ class Rerun:
         if site == "mlp_out":
             return cache["resid_mid", layer][here] + value
 
-        # from z to what attention writes, to the stream after it, to the end of the block
+        # from z to attention's write, to the stream after it, to the end of the block
         attn_out = block.attn.write(value) if site == "z" else value
         resid_mid = value if site == "resid_mid" else cache["resid_pre", layer][here] + attn_out
         return block.after_attention(resid_mid)
@@ -200,7 +200,7 @@ class Rerun:
     def z_of(self, layer, site, edited):
         """z [cell, batch, pos, head, d_head] of a block whose q, k, v or pattern is edited.
 
-        Heads and positions that the edit does not touch keep their z to the last bit.
+        Heads and positions that the edit does not touch keep their z exactly, to the last bit.
         """
         attn = self.model.blocks[layer].attn
         own = self.cache[site, layer]
@@ -209,7 +209,7 @@ class Rerun:
             touched = touched.transpose(2, 3)
             z = (edited @ self.cache["v", layer].transpose(1, 2)).transpose(2, 3)
         else:
-            if site != "q":  # a key or a value is seen from its position on
+            if site != "q":  # a key or value affects all positions from its own on
                 touched = touched.cumsum(2) > 0
             qkv = {part: self.cache[part, layer].expand_as(edited) for part in ("q", "k", "v")}
             qkv[site] = edited
@@ -229,10 +229,10 @@ class Rerun:
         return join_rows(waiting + entering.get(n_layers, []))
 
     def run_block(self, layer, rows):
-        """Rows after a block; after the last block, those that the metric looks at."""
+        """The Rows after a block; after the last block, only those that the metric reads."""
         block = self.model.blocks[layer]
 
-        # new queries, keys and values where the stream has changed; the others are as they were
+        # new queries, keys and values where the stream has changed; the rest from the original run
         job = rows.job[rows.dirty]
         pos = rows.pos[rows.dirty]
         new_qkv = block.attn.project(*block.attention_inputs(rows.resid[:, rows.dirty]))
@@ -248,7 +248,7 @@ class Rerun:
         return replace(rows, resid=resid, dirty=torch.ones_like(rows.dirty))
 
     def metric_of_rows(self, rows, n_cells):
-        """The metric of all cells, [cell, batch], from the Rows of the last stream that changed."""
+        """The metric of all cells, [cell, batch], from the changed Rows of the last stream."""
         # [cell, batch, pos, token]
         logits = self.logits.expand(n_cells, *self.logits.shape).clone()
         looked_at = self.positions[rows.prompt[rows.job]]  # [row, n]
@@ -267,11 +267,11 @@ class Rerun:
 
 @dataclass
 class Rows:
-    """The positions of edited runs that may have changed, one after another in one list.
+    """The positions of edited runs that may have changed, all in one list.
 
-    resid: [1, row, d_model], the stream there. job, pos: [row], of which job each row is, and at
-    which position. dirty: [row], whether the stream has changed there yet. cell, prompt: [job],
-    which cell and which prompt each job is.
+    resid: [1, row, d_model], the stream there. job, pos: [row], the job and the position of each
+    row. dirty: [row], whether the stream has already changed there. cell, prompt: [job], the cell
+    and the prompt of each job.
     """
 
     resid: torch.Tensor
@@ -282,13 +282,13 @@ class Rows:
     prompt: torch.Tensor
 
     def select(self, chosen):
-        """Some of the rows, chosen [row]."""
+        """A selection of the rows; chosen: [row], bool."""
         return replace(self, resid=self.resid[:, chosen], job=self.job[chosen],
                        pos=self.pos[chosen], dirty=self.dirty[chosen])
 
 
 def join_rows(parts):
-    """Several Rows as one, whose jobs are numbered on from part to part."""
+    """Several Rows joined into one, with their jobs numbered consecutively."""
     if len(parts) == 1:
         return parts[0]
 
@@ -311,7 +311,7 @@ def join_rows(parts):
 def is_needed(name):
     """Whether the short cuts need the activation of that name.
 
-    Patterns are kept only where they are asked for, since keeping them rules out the fused kernel.
+    Patterns are kept only on request, because keeping them rules out the fused kernel.
     """
     found = IN_BLOCK.fullmatch(name)
     has_short_cut = found is not None and found[2] in SHORT_CUTS and found[2] != "pattern"
@@ -319,8 +319,8 @@ def is_needed(name):
 
 
 def check_no_hooks(model):
-    """Raises UserError while hooks are open on the model."""
+    """Raises UserError if hooks are open on the model."""
     open_at = model.open_hooks()
     if open_at:
-        raise UserError(f"hooks are open at {', '.join(open_at[:3])}, which this would run past; "
+        raise UserError(f"hooks are open at {', '.join(open_at[:3])}, which this would bypass; "
                         "close them first, or write their edit into a copy of the weights")

@@ -1,8 +1,8 @@
-"""Take the residual stream apart into what each part, each head and each neuron wrote to it.
+"""Decompose the residual stream into what each component, head and neuron wrote to it.
 
-The last stream is the embedding plus what each part wrote, so whatever reads it linearly can be
-split among the writers, exactly. The final LayerNorm is no obstacle: given its scale, which the
-cache holds, it is linear too.
+The last stream is the embedding plus everything written to it, so any linear function of it splits
+exactly into a sum over the writers. The final LayerNorm is no obstacle: for a fixed scale, which
+the cache holds, it is linear too.
 
     stack, labels = decompose_resid(model, cache)             # [component, batch, pos, d_model]
     stack, labels = decomposition(model, cache, unit="neuron", project_output_onto=direction)
@@ -30,15 +30,15 @@ UNITS = ("component", "head", "neuron")
 
 
 def decompose_resid(model, cache, layer=-1, mlp_input=False, *, apply_ln=False):
-    """What each part has written to the stream that block `layer` reads: (stack, labels).
+    """Decomposes the stream that block `layer` reads into components: (stack, labels).
 
-    cache: an ActivationCache of `model`, LayerNorm unfolded or not. layer: 0 is the embedding
-    alone; -1 or n_layers, all that the unembedding reads. mlp_input: what the block has written
-    with its attention too. apply_ln: as the LayerNorm there reads it (`apply_ln_to_stack`).
+    cache: an ActivationCache of `model`, with LayerNorm folded or not. layer: 0 means the embedding
+    only; -1 or n_layers, everything that the unembedding reads. mlp_input: include the block's own
+    attention. apply_ln: as the LayerNorm there reads it (`apply_ln_to_stack`).
     Returns [component, batch, pos, d_model], which sums to the stream, and a label for each:
     "embed", "pos_embed", "0_attn_out", "0_mlp_out", …
-    Raises UserError for a layer that is not there, a cache of another model, and writes that do not
-    sum to the stream that was cached.
+    Raises UserError for an unknown layer, for a cache of another model, and if the writes do not
+    sum to the cached stream.
     """
     stack, labels = decomposition(model, cache, layer, mlp_input=mlp_input)
     if apply_ln:
@@ -48,11 +48,11 @@ def decompose_resid(model, cache, layer=-1, mlp_input=False, *, apply_ln=False):
 
 def full_decomposition(model, cache, layer=-1, mlp_input=False, *, expand_neurons=True,
                        project_output_onto=None):
-    """`decompose_resid` with each head apart, and each neuron too unless told otherwise.
+    """`decompose_resid` down to heads and, with expand_neurons, neurons.
 
-    The biases of what was taken apart are one row, "biases". project_output_onto: as in
-    `decomposition`. Give it for a large model: the neurons of GPT-2 small at 64 tokens take 7 GB
-    without it.
+    Biases that belong to no head or neuron are one row, "biases". project_output_onto: as in
+    `decomposition`. Use it for a large model: without it, the neurons of GPT-2 small at 64 tokens
+    take 7 GB.
     """
     unit = "neuron" if expand_neurons else "head"
     return decomposition(model, cache, layer, unit=unit, mlp_input=mlp_input,
@@ -61,13 +61,13 @@ def full_decomposition(model, cache, layer=-1, mlp_input=False, *, expand_neuron
 
 def decomposition(model, cache, layer=-1, *, unit="component", mlp_input=False,
                   project_output_onto=None):
-    """The writes to the stream before block `layer`, taken apart down to `unit`: (stack, labels).
+    """Decomposes the stream before block `layer` down to `unit`: (stack, labels).
 
-    unit: "component", "head" (the rest as components), or "neuron" (heads too).
-    project_output_onto: [batch, pos, d_model], or what broadcasts to it: the direction that each
-    write is multiplied with; the writes themselves are then never built.
+    unit: "component", "head" (the rest as components), or "neuron" (and heads).
+    project_output_onto: a direction [batch, pos, d_model], or a tensor that broadcasts to it. The
+    result is then each write's dot product with it, and the writes themselves are never built.
     Returns [component, batch, pos, d_model], or with a direction [component, batch, pos].
-    Raises as `decompose_resid`, and for an unknown unit.
+    Raises UserError as `decompose_resid`, and for an unknown unit.
     """
     check_choice("unit", unit, UNITS)
     layer = resolve_layer(model, cache, layer, mlp_input)
@@ -76,14 +76,14 @@ def decomposition(model, cache, layer=-1, *, unit="component", mlp_input=False,
         direction = check_direction(direction, model.cfg.d_model)
         check_fits(direction, cache["embed"])
 
-    # where the stream begins
+    # the start of the stream
     rows = [as_rows(cache["embed"], direction)]
     labels = ["embed"]
     if model.position_embedding is not None:
         rows.append(as_rows(cache["pos_embed"], direction))
         labels.append("pos_embed")
 
-    # what each block adds; with mlp_input, of the last one its attention alone
+    # the writes of each block; with mlp_input, of the last block only its attention
     biases = torch.zeros_like(cache["embed"])
     for index, block in enumerate(model.blocks[: layer + mlp_input]):
         if unit == "component":
@@ -108,7 +108,7 @@ def decomposition(model, cache, layer=-1, *, unit="component", mlp_input=False,
         labels.append("biases")
 
     stack = torch.cat(rows)
-    if unit != "neuron" or direction is not None:  # neurons apart are too many to sum them twice
+    if unit != "neuron" or direction is not None:  # full neuron writes are too many to sum again
         check_sum(stack, stream_if_kept(model, cache, layer, mlp_input), direction)
     return stack, labels
 
@@ -118,7 +118,7 @@ def check_direction(direction, d_model):
     if not isinstance(direction, torch.Tensor) or direction.shape[-1:] != (d_model,):
         found = getattr(direction, "shape", None)
         raise UserError(f"the direction is {found and list(found)}; pass a tensor [..., "
-                        f"{d_model}], what broadcasts to [batch, pos, d_model]")
+                        f"{d_model}] that broadcasts to [batch, pos, d_model]")
     return at_least_float32(direction)
 
 
@@ -130,7 +130,7 @@ def check_fits(direction, stream):
 
 
 def stream_if_kept(model, cache, layer, mlp_input):
-    """The stream there, [batch, pos, d_model], or None where the cache lacks it."""
+    """The stream there, [batch, pos, d_model], or None if the cache lacks it."""
     if mlp_input:
         return cache.get(("resid_mid", layer))
     if layer == model.cfg.n_layers:
@@ -139,8 +139,8 @@ def stream_if_kept(model, cache, layer, mlp_input):
 
 
 def check_sum(stack, stream, direction):
-    """Raises UserError where the rows do not sum to the stream [batch, pos, d_model], or where
-    their products with `direction` do not sum to its product; rounding aside."""
+    """Raises UserError if the rows do not sum to the stream [batch, pos, d_model], or their
+    products with `direction` to its product, up to rounding."""
     if stream is None:
         return
     exact = torch.promote_types(stack.dtype, torch.float32)
@@ -160,36 +160,36 @@ def check_sum(stack, stream, direction):
 
 
 def as_rows(write, direction):
-    """A write [batch, pos, d_model] as one row, or its product with the direction."""
+    """A write [batch, pos, d_model] as one row, or its dot product with the direction."""
     if direction is None:
         return write[None]
     return (at_least_float32(write) * direction).sum(-1)[None]
 
 
 def head_writes(z, W_O, direction):
-    """What each head writes, z [batch, pos, head, d_head] @ W_O [head, d_head, d_model]: one row a
-    head, or its product with the direction."""
+    """Each head's write, z [batch, pos, head, d_head] @ W_O [head, d_head, d_model]: one row for
+    each head, or its dot product with the direction."""
     if direction is None:
         return torch.einsum("bphd,hdm->hbpm", z, W_O)
-    # what each head's z counts for, [..., head, d_head]
+    # each head's direction in the space of its z, [..., head, d_head]
     reads = torch.einsum("...m,hdm->...hd", direction, at_least_float32(W_O))
     return (at_least_float32(z) * reads).sum(-1).movedim(-1, 0)
 
 
 def neuron_writes(post, W_out, direction):
-    """What each neuron writes, post [batch, pos, d_mlp] times its row of W_out: one row a neuron,
-    or its product with the direction."""
+    """Each neuron's write, post [batch, pos, d_mlp] times its row of W_out: one row for each
+    neuron, or its dot product with the direction."""
     if direction is None:
         return torch.einsum("bpn,nm->nbpm", post, W_out)
     return (at_least_float32(post) * (direction @ at_least_float32(W_out).T)).movedim(-1, 0)
 
 
 def accumulated_resid(model, cache, layer=-1, *, incl_mid=False, apply_ln=False):
-    """The stream before each block from the first up to `layer`: (stack, labels).
+    """The stream before each block, from the first up to `layer`: (stack, labels).
 
-    layer: -1 or n_layers ends with the stream after the last block. incl_mid: the streams between
-    attention and MLP too. apply_ln: each row as the LayerNorm before block
-    `layer` would read it, each with its own mean and scale (what a logit lens does).
+    layer: -1 or n_layers ends with the stream after the last block. incl_mid: include the streams
+    between attention and MLP. apply_ln: apply the LayerNorm before block `layer` to each row, with
+    the row's own mean and scale, as a logit lens does.
     Returns [row, batch, pos, d_model], labels "0_pre", "0_mid", …, "final_post".
     """
     layer = resolve_layer(model, cache, layer)
@@ -210,7 +210,7 @@ def accumulated_resid(model, cache, layer=-1, *, incl_mid=False, apply_ln=False)
 
 
 def stack_head_results(model, cache, layer=-1, *, project_output_onto=None):
-    """What each head of the blocks before `layer` has written, without b_O: (stack, labels).
+    """The write of each head in the blocks before `layer`, without b_O: (stack, labels).
 
     Returns [head, batch, pos, d_model], labels "L0H0", "L0H1", …; with project_output_onto, as in
     `decomposition`, [head, batch, pos].
@@ -221,10 +221,10 @@ def stack_head_results(model, cache, layer=-1, *, project_output_onto=None):
 
 
 def stack_neuron_results(model, cache, layer=-1, *, project_output_onto=None):
-    """What each neuron of the blocks before `layer` has written, without b_out: (stack, labels).
+    """The write of each neuron in the blocks before `layer`, without b_out: (stack, labels).
 
-    project_output_onto: as in `decomposition`; the products are taken before anything is expanded,
-    so that a neuron costs one number a position and not d_model. Returns [neuron, batch, pos
+    project_output_onto: as in `decomposition`. The products are taken before anything is expanded,
+    so a neuron takes one number at each position instead of d_model. Returns [neuron, batch, pos
     (, d_model)], labels "L0N0", … Raises UserError for a model without MLPs.
     """
     if model.cfg.attn_only:
@@ -235,17 +235,17 @@ def stack_neuron_results(model, cache, layer=-1, *, project_output_onto=None):
 
 
 def select_rows(letter, stack, labels):
-    """The rows of a decomposition whose label is a layer, that letter and a number."""
+    """The rows of a decomposition with labels such as "L0H1" (for the letter "H")."""
     chosen = [row for row, label in enumerate(labels) if label[0] == "L" and letter in label]
     return stack[chosen], [labels[row] for row in chosen]
 
 
 def apply_ln_to_stack(model, cache, stack, labels, *, layer=-1, mlp_input=False, affine=True):
-    """Each row as the LayerNorm before block `layer` reads it, with the whole stream's scale.
+    """Applies the LayerNorm before block `layer` to each row, with the whole stream's scale.
 
-    stack: [row, batch, pos, d_model], which need not be all that was written. affine: multiply by
-    the LayerNorm's weights, and append its bias as a row, "ln_bias": the rows of a whole
-    decomposition then sum to its output. Returns (stack, labels). Without LayerNorms, as it was.
+    stack: [row, batch, pos, d_model]; it need not be a complete decomposition. affine: multiply by
+    the LayerNorm's weights, and append its bias as a row, "ln_bias"; a complete decomposition then
+    sums to the LayerNorm's output. Returns (stack, labels). Without LayerNorms, nothing changes.
     """
     layer = resolve_layer(model, cache, layer, mlp_input)
     check_tensor("stack", stack, "row batch pos d_model", is_float=True)
@@ -262,11 +262,11 @@ def apply_ln_to_stack(model, cache, stack, labels, *, layer=-1, mlp_input=False,
 
 
 def before_layer_norm(model, cache, direction, layer=-1, *, mlp_input=False):
-    """The direction in the stream itself whose readings are those of `direction` after LayerNorm.
+    """The direction in the stream whose dot products equal those of `direction` after LayerNorm.
 
     For a write c: <(c - mean(c)) / scale * w, direction> = <c, (d - mean(d)) / scale>, where
-    d = w * direction. LayerNorm's bias adds <b, direction> once. direction: [..., d_model], what
-    broadcasts to [batch, pos, d_model]. Returns [batch, pos, d_model].
+    d = w * direction. LayerNorm's bias adds <b, direction> once. direction: [..., d_model],
+    broadcast to [batch, pos, d_model]. Returns [batch, pos, d_model].
     """
     layer = resolve_layer(model, cache, layer, mlp_input)
     if model.cfg.norm == "none":
@@ -285,14 +285,14 @@ def norm_before(model, layer, mlp_input=False):
 
 
 def scale_before(model, cache, layer, mlp_input=False):
-    """What that LayerNorm divides by, [batch, pos, 1]."""
+    """The scale of that LayerNorm, [batch, pos, 1]."""
     if layer == model.cfg.n_layers:
         return cache["scale", None]
     return cache["scale", layer, "ln2" if mlp_input else "ln1"]
 
 
 def stream_before(model, cache, layer):
-    """The stream that block `layer` reads, or the unembedding, [batch, pos, d_model]."""
+    """The stream that block `layer` (or the unembedding) reads, [batch, pos, d_model]."""
     if layer < model.cfg.n_layers:
         return cache["resid_pre", layer]
     if layer:
@@ -302,7 +302,7 @@ def stream_before(model, cache, layer):
 
 
 def last_stream(model, cache):
-    """The stream that the unembedding reads, [batch, pos, d_model]; None where the cache lacks it.
+    """The stream that the unembedding reads, [batch, pos, d_model]; None if the cache lacks it.
     """
     n_layers = model.cfg.n_layers
     name = f"blocks.{n_layers - 1}.hook_resid_post" if n_layers else "hook_embed"
@@ -310,8 +310,8 @@ def last_stream(model, cache):
 
 
 def resolve_layer(model, cache, layer, mlp_input=False):
-    """layer with -1 as n_layers; raises UserError for others that are not there, for an MLP's input
-    where there is no MLP, and for a cache whose shapes are not the model's."""
+    """The layer, with -1 replaced by n_layers. Raises UserError for other unknown layers, for an
+    MLP's input if there is no MLP, and for a cache whose shapes are not the model's."""
     check_cache(cache)
     n_layers, d_model, n_heads = model.cfg.n_layers, model.cfg.d_model, model.cfg.n_heads
     found = cache["embed"].shape[-1] if "hook_embed" in cache else d_model
@@ -321,7 +321,7 @@ def resolve_layer(model, cache, layer, mlp_input=False):
                         f"the model has {n_layers} of {d_model} with {n_heads}; take the cache "
                         "from this model")
     if as_index(layer) is None or not -1 <= layer <= n_layers:
-        raise UserError(f"layer={layer} is not there; choose 0 to {n_layers}, or -1 for all")
+        raise UserError(f"layer={layer} does not exist; choose 0 to {n_layers}, or -1 for all")
     layer = n_layers if layer == -1 else layer
     if mlp_input and (layer == n_layers or model.cfg.attn_only):
         raise UserError(f"mlp_input=True: layer={layer} of this model has no MLP; leave it out")
@@ -332,10 +332,10 @@ def resolve_layer(model, cache, layer, mlp_input=False):
 
 
 def norm_budget(model, cache, layer=-1):
-    """The share of each component in the stream's squared length: (shares, labels).
+    """Norm budget: each component's share of the stream's squared length, (shares, labels).
 
-    <c, r> / |r|^2, [component, batch, pos]: they sum to 1; a part that writes against the stream
-    has a negative one.
+    <c, r> / |r|^2, [component, batch, pos]. The shares sum to 1; a part that writes against the
+    stream has a negative share.
     """
     resid = stream_before(model, cache, resolve_layer(model, cache, layer))
     shares, labels = decomposition(model, cache, layer, project_output_onto=resid)
@@ -343,14 +343,14 @@ def norm_budget(model, cache, layer=-1):
 
 
 def resid_norms(model, cache, *, incl_mid=False):
-    """The length of the stream before each block and at the end: ([row, batch, pos], labels)."""
+    """The norm of the stream before each block and at the end: ([row, batch, pos], labels)."""
     stack, labels = accumulated_resid(model, cache, incl_mid=incl_mid)
     return at_least_float32(stack).norm(dim=-1), labels
 
 
 def cosine_by_layer(model, cache, *, incl_mid=False):
-    """How alike the streams before any two blocks are: the cosine, averaged over batch and
-    positions, ([row, row], labels); 1 on the diagonal."""
+    """The cosine similarity of the streams before any two blocks, averaged over batch and
+    positions: ([row, row], labels); 1 on the diagonal."""
     stack, labels = accumulated_resid(model, cache, incl_mid=incl_mid)
     unit = F.normalize(at_least_float32(stack), dim=-1)
     return torch.einsum("ibpm,jbpm->ij", unit, unit) / unit[0, ..., 0].numel(), labels
@@ -358,7 +358,7 @@ def cosine_by_layer(model, cache, *, incl_mid=False):
 
 def singular_values(matrix):
     """The singular values, [..., n], in float32 at least. Raises UserError for a matrix that is not
-    finite or all zero, which has no rank to speak of."""
+    finite or is all zero, whose rank is undefined."""
     matrix = at_least_float32(torch.as_tensor(matrix))
     if matrix.ndim < 2 or not matrix.isfinite().all() or not matrix.any():
         raise UserError(f"the matrix {list(matrix.shape)} is all zero or not finite; pass [..., "
@@ -367,10 +367,10 @@ def singular_values(matrix):
 
 
 def effective_rank(matrix):
-    """exp of the entropy of the singular values' shares: how many directions are in use.
+    """Effective rank: exp of the entropy of the normalised singular values.
 
-    matrix: [..., rows, columns], not all zero. Returns [...], from 1 to the rank; equal singular
-    values give the rank itself (Roy & Vetterli 2007).
+    It estimates how many directions are in use. matrix: [..., rows, columns], not all zero. Returns
+    [...], from 1 to the rank; equal singular values give the rank itself (Roy & Vetterli 2007).
     """
     singular = singular_values(matrix)
     shares = singular / singular.sum(-1, keepdim=True)
@@ -378,9 +378,10 @@ def effective_rank(matrix):
 
 
 def participation_ratio(matrix):
-    """(sum s^2)^2 / sum s^4 of the singular values s: the same question, asked of the variance.
+    """Participation ratio: (sum s^2)^2 / sum s^4 of the singular values s.
 
-    matrix: [..., rows, columns], not all zero. Returns [...], from 1 to the rank.
+    It answers the same question as `effective_rank`, but for variance. matrix: [..., rows,
+    columns], not all zero. Returns [...], from 1 to the rank.
     """
     power = singular_values(matrix).pow(2)
     return power.sum(-1).pow(2) / power.pow(2).sum(-1)

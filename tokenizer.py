@@ -1,13 +1,13 @@
-"""Text to integers and back: one id a character, a word, or a frequent piece (byte-level BPE).
+"""Tokenizers: text to integer ids and back, by characters, words, or byte-pair encoding (BPE).
 
-There are few characters, so a text has many of them. Words make a text short, but there is always
-another word, unless they come from a list. Byte-pair encoding (BPE) lies between: it begins with
-the 256 bytes, which can write anything, and again and again makes the most frequent pair of
-neighbours one token.
+There are few different characters, so a text is many tokens long. Words make a text short, but new
+words keep coming, unless they are drawn from a list. Byte-pair encoding is in between: it starts
+with the 256 bytes, which can spell anything, and repeatedly merges the most frequent pair of
+neighbours into one new token.
 
-`<|endoftext|>` stands between documents. Where a text is a document, a prompt or a stop, a
-tokenizer that has this token reads it as one (`encode_document`). `encode` takes it for plain
-characters, unless asked, so that a text about tokens says what it says.
+`<|endoftext|>` separates documents. In a document, a prompt or a stop text, a tokenizer that has
+this token reads it as one (`encode_document`). `encode` treats it as plain characters by default,
+so that a text about tokens stays what it is.
 
 Chapter: COURSE_ROADMAP.md, 2 (text with a known entropy)
 Prerequisites: utils.py
@@ -29,18 +29,18 @@ from utils import UserError, check_choice, text_pieces
 
 ENDOFTEXT = "<|endoftext|>"
 MOST_CACHED_WORDS = 1 << 18
-# Unicode's White_Space, spelled out: Python's \s has U+001C to U+001F besides.
+# Unicode's White_Space, spelled out, because Python's \s also has U+001C to U+001F.
 SPACES = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 
 
 class CharTokenizer:
-    """One id for each distinct character, in the order of their code points.
+    """Character tokenizer: one id for each distinct character, ordered by code point.
 
-    The order depends on the characters alone, so the same text gives the same ids everywhere.
+    The order depends only on the characters, so the same text gives the same ids everywhere.
     """
 
     kind = "char"
-    unit = "character"  # what an id stands for
+    unit = "character"  # what one id represents
     has_endoftext = False  # whether `<|endoftext|>` is one token
 
     def __init__(self):
@@ -49,7 +49,7 @@ class CharTokenizer:
 
     @property
     def d_vocab(self):
-        """How many ids there are: 0 to d_vocab - 1."""
+        """The number of ids: 0 to d_vocab - 1."""
         return len(self.symbols)
 
     def split(self, text):
@@ -57,11 +57,11 @@ class CharTokenizer:
         return list(text)
 
     def join(self, symbols):
-        """The text of symbols."""
+        """The text made of some symbols."""
         return "".join(symbols)
 
     def fit(self, text):
-        """Takes the symbols of `text` as the vocabulary; returns itself."""
+        """Makes the symbols of `text` the vocabulary; returns itself."""
         symbols = sorted(set(self.split(text)))
         return self.load_state_dict({"kind": self.kind, "symbols": symbols})
 
@@ -90,8 +90,8 @@ class CharTokenizer:
     def to_str_tokens(self, text, show_unknown=False):
         """The tokens of a text, or of its ids, as a list of str. UserError on unknown ones.
 
-        show_unknown: give an id that the tokenizer lacks as `<id 50300>` instead. A model whose
-        vocabulary was padded to a round number has such ids, and a lens may find them.
+        show_unknown: return `<id 50300>` for an id that the tokenizer lacks. A model whose
+        vocabulary was padded to a round number has such ids, and a lens may predict them.
         """
         ids = self.encode(text) if isinstance(text, str) else text
         ids = as_ints(ids) if show_unknown else check_ids(ids, self.d_vocab)
@@ -102,11 +102,11 @@ class CharTokenizer:
         return self.symbols[i]
 
     def state_dict(self):
-        """All that `load_state_dict` needs, in plain types."""
+        """Everything that `load_state_dict` needs, in plain types."""
         return {"kind": self.kind, "symbols": self.symbols}
 
     def load_state_dict(self, state):
-        """Becomes the tokenizer that `state_dict` came from; returns itself."""
+        """Restores the tokenizer that `state_dict` came from; returns itself."""
         check_kind(state, self.kind)
         self.symbols = list(state["symbols"])
         self.ids = {symbol: i for i, symbol in enumerate(self.symbols)}
@@ -114,43 +114,43 @@ class CharTokenizer:
 
 
 class WordTokenizer(CharTokenizer):
-    """One id for each distinct word, mark and end of line; spaces are not kept but put back."""
+    """Word tokenizer: one id for each word, punctuation mark and newline. Spaces are restored."""
 
     kind = "word"
-    unit = "word"  # what an id stands for
+    unit = "word"  # what one id represents
 
     def split(self, text):
-        """The words, marks and ends of lines of a text."""
+        """The words, punctuation marks and newlines of a text."""
         return re.findall(r"\w+|[^\w\s]|\n", text)
 
     def join(self, symbols):
-        """The text of words: a space before each, but none before a mark or around a line's end."""
+        """The text of words: a space before each, except before a mark or around a newline."""
         return re.sub(r" ([^\w\s])| ?(\n) ?", r"\1\2", " ".join(symbols))
 
 
 class BPETokenizer(CharTokenizer):
-    """Byte-pair encoding on the bytes of UTF-8, GPT-2's way.
+    """Byte-pair encoding on UTF-8 bytes, as in GPT-2.
 
-    A text is cut into words first (`word_pattern`), so that no token spans two of them; a word
-    begins as its bytes, and the pair of neighbours that was merged first in training is merged
-    first again, until no known pair is left.
+    A text is first cut into words (`word_pattern`), so that no token spans two of them. A word
+    starts as its bytes. Then the known pair of neighbours that was learned first is merged first,
+    until no known pair is left.
     """
 
     kind = "bpe"
-    unit = "token"  # what an id stands for
+    unit = "token"  # what one id represents
 
     def __init__(self):
         self.set_vocabulary_([bytes([byte]) for byte in byte_characters()], [])
 
     def set_vocabulary_(self, tokens, merges):
-        """Takes tokens (bytes, by id) and merges (pairs of bytes, first merged first) as its own.
+        """Sets the vocabulary: tokens (bytes, by id) and merges (pairs of bytes, in order learned).
 
-        Raises UserError where a byte or what a merge makes has no id.
+        Raises UserError if a byte, or the result of a merge, has no id.
         """
         self.symbols = tokens
         self.ids = {token: i for i, token in enumerate(tokens)}
         self.ranks = {pair: rank for rank, pair in enumerate(merges)}
-        self.known_words = {}  # {word: its ids}, so that each is merged once
+        self.known_words = {}  # {word: its ids}, so that each word is merged only once
 
         needed = [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
         missing = [token for token in needed if token not in self.ids]
@@ -165,7 +165,7 @@ class BPETokenizer(CharTokenizer):
 
     @property
     def endoftext_id(self):
-        """The id of `<|endoftext|>`. Raises UserError where there is none."""
+        """The id of `<|endoftext|>`. Raises UserError if there is none."""
         if not self.has_endoftext:
             raise UserError(f"this tokenizer has no {ENDOFTEXT}; leave it out")
         return self.ids[ENDOFTEXT.encode()]
@@ -173,7 +173,7 @@ class BPETokenizer(CharTokenizer):
     def train(self, text, vocab_size):
         """Learns merges from `text` until there are vocab_size tokens or no pair occurs twice.
 
-        Of equally frequent pairs, the one that sorts first is merged. Returns itself.
+        Among equally frequent pairs, the one that sorts first is merged. Returns itself.
         Raises UserError for fewer than 256 tokens.
         """
         if vocab_size < 256:
@@ -186,9 +186,9 @@ class BPETokenizer(CharTokenizer):
 
     @classmethod
     def from_files(cls, vocab, merges):
-        """The tokenizer of GPT-2's files: encoder.json and vocab.bpe, or vocab.json and merges.txt.
+        """Loads GPT-2's tokenizer files: encoder.json and vocab.bpe, or vocab.json and merges.txt.
 
-        Raises UserError where one is missing or not what it should be.
+        Raises UserError if one is missing or has other content.
         """
         try:
             ids = json.loads("".join(text_pieces([vocab])))
@@ -209,7 +209,7 @@ class BPETokenizer(CharTokenizer):
     def encode(self, text, endoftext=False):
         """The ids of a text, a list of int. Raises UserError on half a surrogate pair.
 
-        endoftext: read `<|endoftext|>` in it as that one token; else it is plain characters.
+        endoftext: read `<|endoftext|>` as its single token; by default it is plain characters.
         """
         if endoftext:
             first, *others = text.split(ENDOFTEXT)
@@ -234,10 +234,10 @@ class BPETokenizer(CharTokenizer):
     def merge(self, word):
         """The pieces of one word, a list of bytes.
 
-        Each piece knows its neighbours, and the pairs that can be merged wait in a heap: a word of
-        n bytes takes n log n steps. A pair in it may be gone by the time that it comes up.
+        Each piece knows its neighbours, and pairs that can be merged wait in a heap, so a word of n
+        bytes takes n log n steps. A pair in the heap may no longer exist when its turn comes.
         """
-        pieces = [bytes([byte]) for byte in word.encode()]  # None where one became part of another
+        pieces = [bytes([byte]) for byte in word.encode()]  # None once merged into another
         ranks = self.ranks
         heap = [(ranks[pair], place) for place, pair in enumerate(itertools.pairwise(pieces))
                 if pair in ranks]
@@ -247,7 +247,7 @@ class BPETokenizer(CharTokenizer):
         after = list(range(1, end + 1))
 
         while heap:
-            # Every place of the pair that was merged first in training, from the left
+            # Every place of the pair that was learned first, from the left
             first_rank = heap[0][0]
             places = []
             while heap and heap[0][0] == first_rank:
@@ -256,14 +256,14 @@ class BPETokenizer(CharTokenizer):
             for left in places:
                 right = after[left]
                 if right == end or ranks.get((pieces[left], pieces[right])) != first_rank:
-                    continue  # it is gone
+                    continue  # it no longer exists
                 pieces[left] += pieces[right]
                 pieces[right] = None
                 after[left] = after[right]
                 if after[left] != end:
                     before[after[left]] = left
 
-                # The pairs that it makes with its neighbours
+                # The new pairs with its neighbours
                 for place in (before[left], left):
                     if place >= 0 and after[place] != end:
                         rank = ranks.get((pieces[place], pieces[after[place]]))
@@ -272,24 +272,24 @@ class BPETokenizer(CharTokenizer):
         return [piece for piece in pieces if piece is not None]
 
     def to_bytes(self, ids):
-        """The bytes of ids; they need not be whole characters."""
+        """The bytes of ids; they need not form whole characters."""
         return b"".join(self.symbols[i] for i in check_ids(ids, self.d_vocab))
 
     def decode(self, ids):
-        """The text of ids, a sequence of int or a 1-D tensor; U+FFFD where bytes are not UTF-8."""
+        """The text of ids, a sequence of int or a 1-D tensor; U+FFFD for invalid UTF-8."""
         return self.to_bytes(ids).decode("utf-8", errors="replace")
 
     def token_text(self, i):
-        """The text of one id; U+FFFD where its bytes are not UTF-8."""
+        """The text of one id; U+FFFD for bytes that are not UTF-8."""
         return self.decode([i])
 
     def state_dict(self):
-        """All that `load_state_dict` needs, in plain types: bytes as GPT-2's visible characters."""
+        """Everything that `load_state_dict` needs, in plain types; bytes as visible characters."""
         merges = [[show_bytes(piece) for piece in pair] for pair in self.ranks]
         return {"kind": self.kind, "tokens": [*map(show_bytes, self.symbols)], "merges": merges}
 
     def load_state_dict(self, state):
-        """Becomes the tokenizer that `state_dict` came from; returns itself."""
+        """Restores the tokenizer that `state_dict` came from; returns itself."""
         check_kind(state, self.kind)
         pairs = [tuple(map(parse_shown_bytes, pair)) for pair in state["merges"]]
         if any(len(pair) != 2 for pair in pairs):
@@ -303,7 +303,7 @@ TOKENIZERS = {kind.kind: kind for kind in (CharTokenizer, WordTokenizer, BPEToke
 
 
 def load_tokenizer(state):
-    """The tokenizer that a state_dict came from, of whichever kind."""
+    """The tokenizer that a state_dict came from, of any kind."""
     kind = check_choice("tokenizer", state.get("kind"), TOKENIZERS)
     try:
         return TOKENIZERS[kind]().load_state_dict(state)
@@ -318,7 +318,7 @@ def check_kind(state, kind):
 
 
 def as_ints(ids):
-    """The ids as a list of int. Raises UserError where one is not an integer."""
+    """The ids as a list of int. Raises UserError if one is not an integer."""
     try:
         return list(map(operator.index, ids))
     except TypeError:
@@ -326,7 +326,7 @@ def as_ints(ids):
 
 
 def check_ids(ids, d_vocab):
-    """The ids as a list of int. Raises UserError where some are not in the vocabulary."""
+    """The ids as a list of int. Raises UserError if some are not in the vocabulary."""
     ids = as_ints(ids)
     unknown = sorted({i for i in ids if not 0 <= i < d_vocab})
     if unknown:
@@ -338,7 +338,8 @@ def check_ids(ids, d_vocab):
 def byte_characters():
     """{byte: the visible character that stands for it in GPT-2's files}, in GPT-2's order.
 
-    A byte that Latin-1 shows stands for itself; the others (space, controls) are U+0100 and on.
+    A byte that is visible in Latin-1 stands for itself; the others (space, controls) become U+0100
+    and up.
     """
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     invisible = [byte for byte in range(256) if byte not in visible]
@@ -350,17 +351,17 @@ def byte_characters():
 
 @functools.cache
 def character_bytes():
-    """{visible character: the byte that it stands for}: `byte_characters` the other way round."""
+    """{visible character: its byte}, the inverse of `byte_characters`."""
     return {character: byte for byte, character in byte_characters().items()}
 
 
 def show_bytes(token):
-    """Bytes in GPT-2's visible characters: b" the" is "Ġthe"."""
+    """Bytes as GPT-2's visible characters: b" the" is "Ġthe"."""
     return "".join(byte_characters()[byte] for byte in token)
 
 
 def parse_shown_bytes(shown):
-    """The bytes that `show_bytes` wrote: "Ġthe" is b" the". Raises UserError for other text."""
+    """The bytes of GPT-2's visible characters: "Ġthe" is b" the". UserError for other text."""
     if any(character not in character_bytes() for character in shown):
         raise UserError(f"the token {shown!r} is not written in GPT-2's visible bytes")
     return bytes(character_bytes()[character] for character in shown)
@@ -368,11 +369,11 @@ def parse_shown_bytes(shown):
 
 @functools.cache
 def word_pattern():
-    """GPT-2's rule for what a word is, as a regular expression.
+    """GPT-2's rule for splitting a text into words, as a regular expression.
 
-    A word is an English ending ('s, 'll, …); letters, digits or other signs, with the one space
-    before them; or blanks, of which the last is left for the word that follows. It is compiled
-    once, which takes a third of a second.
+    A word is an English ending ('s, 'll, …); letters, digits or other signs, with one space before
+    them; or blanks, except for the last one if a word follows. Compiling it takes a third of a
+    second, so it is done once.
     """
     # The ranges of code points of each general category: L has the letters, N the numbers.
     ranges = defaultdict(str)
@@ -404,13 +405,13 @@ def split_words(text):
 
 
 def length_of_overlap(text, stop):
-    """How many characters at the end of a text are the beginning of `stop`, and not all of it."""
+    """The length of the longest end of `text` that begins `stop`, but is not all of it."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def merge_pair(pieces, pair):
-    """The pieces with every occurrence of the pair, from the left, made one piece."""
+    """The pieces, with every occurrence of the pair merged, from the left."""
     merged = []
     i = 0
     while i < len(pieces):
@@ -424,10 +425,10 @@ def merge_pair(pieces, pair):
 
 
 def learn_merges(word_counts, n_merges):
-    """The first n_merges pairs that BPE merges, in order: a list of (bytes, bytes).
+    """Learns BPE merges: the first n_merges pairs, in order, a list of (bytes, bytes).
 
-    word_counts: {word: how often}. When a pair is merged, only words that have it are looked at;
-    the heap may hold outdated counts, which are passed over when they come up.
+    word_counts: {word: how often it occurs}. When a pair is merged, only words that contain it are
+    updated. The heap may hold outdated counts, which are skipped when their turn comes.
     """
     # How often each pair occurs, and in which words
     words = [([bytes([byte]) for byte in word.encode()], n) for word, n in word_counts.items()]
@@ -451,7 +452,7 @@ def learn_merges(word_counts, n_merges):
             break
         merges.append(pair)
 
-        # Merge it in the words that have it, and count the pairs that are lost and made
+        # Merge it in the words that contain it, and update the counts of lost and new pairs
         changed = set()
         for index in where.pop(pair):
             pieces, count = words[index]

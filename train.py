@@ -2,7 +2,7 @@
 
     python train.py                                        # Tiny Shakespeare, one to two minutes
     python train.py --data.path my.txt --model.n_layers 2 --logging.run_name mine
-    python train.py --logging.run_name mine --resume       # go on where it stopped
+    python train.py --logging.run_name mine --resume       # continue a run that was stopped
     torchrun --standalone --nproc_per_node 2 train.py      # the same run, on two devices
 
 Writes outputs/<run>/: config.json, checkpoint.pt, best.pt, metrics.jsonl, loss.png, sample.txt.
@@ -29,6 +29,7 @@ import plotting
 from checkpoint import (
     RunLock,
     add_rows,
+    check_run_name,
     check_same_structure,
     load_run_to_resume,
     new_run_folder,
@@ -57,22 +58,23 @@ from utils import (
     seeded_generator,
 )
 
-PATIENCE = 100  # so many steps in a row may have a loss above that of the untrained model
+PATIENCE = 100  # stop after this many steps in a row with a loss above the untrained model's
 
 
 # The loop
 
 
 class Diverged(UserError):
-    """The loss or its gradient is no longer a finite number, or training made things worse."""
+    """The loss or its gradient is no longer finite, or training has made the model worse."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of training reports.
+    """The report of one training step.
 
-    number: from 1. loss: of the batch, in nats a token. share: of the full learning rate.
-    grad_norm: the gradient's norm before its limit. seconds: the time that the step took.
+    number: counted from 1. loss: of the batch, in nats per token. share: the learning rate as a
+    fraction of its full value. grad_norm: the gradient's norm before clipping. seconds: the time
+    that the step took.
     """
 
     number: int
@@ -83,16 +85,16 @@ class Step:
 
 
 def fit(model, next_batch, cfg, *, optimizers=None, start=0, loss_fn=cross_entropy):
-    """Trains the model in place and yields a Step after each one: the loop itself.
+    """The training loop: trains the model in place and yields a Step after each step.
 
     next_batch() -> (inputs, targets), on the model's device. cfg: a TrainConfig.
     loss_fn(model(inputs), targets) -> a scalar, the mean over the targets that are not IGNORED
-    (losses.py), so that parts and ranks count by how many they have. start: how many steps were
-    taken before. Raises Diverged, before the weights are touched, if the loss or its gradient is
-    not finite, and UserError for a batch in which no target counts.
+    (losses.py); parts and ranks are weighted by their number of such targets. start: the number of
+    steps already taken. Raises Diverged, before the weights are changed, if the loss or its
+    gradient is not finite, and UserError for a batch in which every target is ignored.
 
-    A batch goes through in cfg.accumulate parts, one after another, whose gradients add up: only
-    the activations of one part are in memory at a time.
+    A batch is processed in cfg.accumulate parts, one after another, whose gradients add up: only
+    one part's activations are in memory at a time.
     """
     if optimizers is None:
         optimizers = make_optimizers(model, cfg)
@@ -103,26 +105,25 @@ def fit(model, next_batch, cfg, *, optimizers=None, start=0, loss_fn=cross_entro
         began = time.perf_counter()
         inputs, targets = next_batch()  # each [batch, pos]
         parts = list(zip(inputs.chunk(cfg.accumulate), targets.chunk(cfg.accumulate), strict=True))
-        n_targets = mean_over_ranks((targets != IGNORED).sum().item())  # that count, a rank
+        n_targets = mean_over_ranks((targets != IGNORED).sum().item())  # targets per rank
         if n_targets == 0:
-            raise UserError(f"step {number}: every target of the batch is {IGNORED}, which does "
-                            "not count; give it something to predict")
+            raise UserError(f"step {number}: every target of the batch is {IGNORED}, which is "
+                            "ignored; give at least one target to predict")
 
         model.zero_grad()
         loss = 0.0
         for part, (part_inputs, part_targets) in enumerate(parts, 1):
-            # With several ranks, the gradients are averaged once, in the backward pass of the last
-            # part.
+            # With several ranks, gradients are averaged once, in the last part's backward pass.
             with no_sync() if part < len(parts) else contextlib.nullcontext():
                 with torch.autocast(part_inputs.device.type, torch.bfloat16,
                                     enabled=cfg.precision == "bfloat16"):
                     # Forward
                     logits = model(part_inputs).to(dtype)  # [part, pos, d_vocab]
 
-                    # Loss: this part's share of the batch's mean, by the targets that count
+                    # Loss: this part's share of the batch mean, by the number of its targets
                     n_counted = (part_targets != IGNORED).sum().item()
                     part_loss = loss_fn(logits, part_targets) * (n_counted / n_targets)
-                    del logits  # the largest tensor; the loss has kept what it needs of it
+                    del logits  # the largest tensor; autograd keeps what the loss needs
 
                 # Backward: adds this part's gradient to `.grad`
                 part_loss.backward()
@@ -145,10 +146,10 @@ def fit(model, next_batch, cfg, *, optimizers=None, start=0, loss_fn=cross_entro
 
 @torch.no_grad()
 def token_losses(model, tokens, batch_size=16, starts=None):
-    """Yields the loss of each token of a text but the first, in nats: floats, batch after batch.
+    """Yields the loss of each token of a text except the first: floats in nats, in text order.
 
     tokens: [n], predicted in windows of n_ctx, as `windows_in_order` cuts them.
-    Leaves the model in the mode, training or evaluation, in which it was.
+    Leaves the model in the mode (training or evaluation) that it was in.
     """
     was_training = model.training
     model.eval()
@@ -156,12 +157,12 @@ def token_losses(model, tokens, batch_size=16, starts=None):
         for window in windows_in_order(tokens, batch_size, model.cfg.n_ctx, starts):
             inputs, targets, counted = (part.to(model.W_E.device) for part in window)
             yield from per_token_loss(model(inputs), targets)[counted].tolist()
-    finally:  # also where not all of them were asked for
+    finally:  # also if the caller stops early
         model.train(was_training)
 
 
 def evaluate(model, tokens, batch_size=16):
-    """The mean of `token_losses`, in nats a token: a float."""
+    """The mean of `token_losses`, a float in nats per token."""
     return fmean(token_losses(model, tokens, batch_size))
 
 
@@ -170,11 +171,11 @@ def evaluate(model, tokens, batch_size=16):
 
 @dataclass
 class RunState:
-    """How far a run has come: what its checkpoint holds of it beside tensors and settings.
+    """The progress of a run, as stored in its checkpoint beside tensors and settings.
 
-    step: how many steps were taken. seconds: the time that they took. best_loss: the lowest
-    validation loss so far. lost: how many steps in a row had a loss above that of the untrained
-    model. untrained: the validation loss before the first step.
+    step: the number of steps taken. seconds: the time that they took. best_loss: the lowest
+    validation loss so far. lost: the number of steps in a row with a loss above the untrained
+    model's. untrained: the validation loss before the first step.
     """
 
     step: int = 0
@@ -185,15 +186,15 @@ class RunState:
 
     @classmethod
     def from_checkpoint(cls, saved):
-        """The RunState in a checkpoint's dict; what an older checkpoint lacks has its default."""
+        """The RunState in a checkpoint's dict; fields missing from an older one have defaults."""
         names = [field.name for field in dataclasses.fields(cls) if field.name in saved]
         return cls(**{name: saved[name] for name in names})
 
 
 class TrainingRun:
-    """A run in progress: the model that learns, what it learns with, and the files that it writes.
+    """A training run in progress: the model, its optimisers, the data, and the run's files.
 
-    `begin` or `resume` it, then `train` it.
+    Call `begin` or `resume`, then `train`.
     """
 
     def __init__(self, cfg, dataset, device):
@@ -201,20 +202,20 @@ class TrainingRun:
         self.dataset = dataset
         self.model = GPT(cfg.model, cfg.train.seed).to(device)
 
-        # What the batches go through: the same weights, compiled or shared between ranks
+        # What trains on the batches: the same weights, compiled or shared between ranks
         self.learner = torch.compile(self.model) if cfg.train.compile else self.model
         if n_ranks() > 1:
             self.learner = DistributedDataParallel(self.learner)
 
         self.optimizers = make_optimizers(self.model, cfg.train)
         self.sampler = seeded_generator(cfg.train.seed)
-        torch.manual_seed(cfg.train.seed)  # for dropout, the only draw that takes no generator
+        torch.manual_seed(cfg.train.seed)  # for dropout, which cannot take a generator
         self.state = RunState()
-        self.rows = []  # the lines of metrics.jsonl
-        self.recent = []  # the steps since the last line
+        self.rows = []  # the rows of metrics.jsonl
+        self.recent = []  # the steps since the last row
 
     def begin(self, overwrite=False, *, unless_used=False, lock=None):
-        """Makes the run's folder and its first checkpoint, so that there is one from now on.
+        """Creates the run's folder and its first checkpoint, so a checkpoint always exists.
 
         Arguments as in `new_run_folder`.
         """
@@ -225,10 +226,10 @@ class TrainingRun:
         self.validate()
 
     def resume(self, folder, saved):
-        """Takes over a checkpoint, all that the next step depends on.
+        """Restores everything that the next step depends on from a checkpoint.
 
-        folder: the run's. saved: the checkpoint's dict. Lines of metrics.jsonl that lie ahead of
-        the checkpoint are dropped.
+        folder: the run's. saved: the checkpoint's dict. Rows of metrics.jsonl from after the
+        checkpoint are dropped.
         """
         self.folder = folder
         path = folder / "checkpoint.pt"
@@ -246,24 +247,24 @@ class TrainingRun:
         self.rows = [row for row in read_metrics(folder) if row["step"] <= self.state.step]
         add_rows(folder, self.rows, afresh=True)
 
-        # A finished run whose last line was lost has lost its result with it.
+        # If a finished run's last row was lost, its result is missing: evaluate again.
         last_row = self.rows[-1] if self.rows else {}
         has_result = last_row.get("step") == self.state.step and "val_loss" in last_row
         if self.is_finished() and not has_result:
             self.validate()
 
     def is_finished(self):
-        """Whether all steps were taken."""
+        """Whether all steps have been taken."""
         return self.state.step == self.cfg.train.max_steps
 
     def next_batch(self):
         """(inputs, targets), each [batch, pos]: this rank's share of the next batch.
 
-        A batch holds windows from anywhere in the training part, and repeats where they are asked
-        for. Every rank draws all of it.
+        A batch holds windows from random places of the training text, plus repeated sequences if
+        the config asks for them. Every rank draws the whole batch and takes its share.
         """
-        # A checkpoint holds only the CPU generator of rank 0: elsewhere dropout is seeded anew at
-        # each step.
+        # A checkpoint holds only rank 0's CPU generator; any other generator for dropout is seeded
+        # again at each step.
         if rank() or not self.model.W_E.is_cpu:
             torch.manual_seed(hash((self.cfg.train.seed, self.state.step, rank())))
 
@@ -280,7 +281,7 @@ class TrainingRun:
         return [tokens.chunk(n_ranks())[rank()].to(device) for tokens in (inputs, targets)]
 
     def train(self):
-        """Steps until max_steps, or until a signal asks to stop. Returns whether it got there."""
+        """Trains until max_steps or a stop signal. Returns whether the run is finished."""
         cfg = self.cfg.train
         state = self.state
         progress = Progress(cfg.max_steps, " steps", done=state.step)
@@ -300,17 +301,17 @@ class TrainingRun:
                 speed = self.tokens_per_second([step])
                 progress.show(state.step, f"loss {step.loss:.3f}  {speed:,.0f} tokens/s")
 
-                if mean_over_ranks(stop.requested):  # by a signal to any of the ranks
-                    if not state.lost:  # else the last good checkpoint stays
+                if mean_over_ranks(stop.requested):  # if any rank received a signal
+                    if not state.lost:  # if the loss is bad, the last good checkpoint is kept
                         self.save("checkpoint.pt")
                     break
         progress.close()
         return self.is_finished()
 
     def count_lost_steps(self, step):
-        """Raises Diverged where training has made things worse for PATIENCE steps in a row."""
+        """Raises Diverged if the model is worse than untrained for PATIENCE steps in a row."""
         state = self.state
-        # The loss of a model that has learned nothing yet may vary by less than two percent.
+        # Before anything is learned, the batch loss may vary by less than two percent.
         if step.loss > 1.02 * state.untrained:
             state.lost += 1
         else:
@@ -322,17 +323,17 @@ class TrainingRun:
                            "smaller --train.lr or --train.muon_lr")
 
     def tokens_per_second(self, steps):
-        """The speed over some steps."""
+        """The mean speed over some steps."""
         n_tokens = len(steps) * self.cfg.train.batch_size * self.cfg.model.n_ctx
         return n_tokens / sum(step.seconds for step in steps)
 
     def validate(self):
-        """Evaluates on the whole validation split, logs it, and writes the checkpoints."""
+        """Evaluates on the whole validation split, logs the loss, and writes the checkpoints."""
         state = self.state
         floor = self.dataset.floor
         windows_at_once = self.cfg.train.windows_at_once(n_ranks())
 
-        # The losses, in windows that begin at stories where those are known
+        # The losses; if the text is made of stories, windows begin where stories begin
         starts = None if floor is None else floor.starts
         losses = token_losses(self.model, self.dataset.val, windows_at_once, starts)
         results = {}
@@ -355,11 +356,11 @@ class TrainingRun:
         if val_loss < state.best_loss:
             state.best_loss = val_loss
             self.save("best.pt")
-        if not state.lost or self.is_finished():  # else the last good checkpoint stays
+        if not state.lost or self.is_finished():  # else keep the last good checkpoint
             self.save("checkpoint.pt")
 
     def log(self, **results):
-        """Adds a line to metrics.jsonl: means over the steps since the last one, and `results`."""
+        """Adds a row to metrics.jsonl: means over the steps since the last row, and `results`."""
         row = {"step": self.state.step, "seconds": self.state.seconds}
         if self.recent:
             n_steps = len(self.recent)
@@ -373,20 +374,20 @@ class TrainingRun:
         add_rows(self.folder, [row])
 
     def save(self, name):
-        """Writes a checkpoint of all that the next step depends on."""
+        """Writes a checkpoint of everything that the next step depends on."""
         save_checkpoint(self.folder / name, {
-            # What learns, and how far it has come
+            # The model, its optimisers and the progress
             "model": self.model.state_dict(),
             "optimizer": [optimizer.state_dict() for optimizer in self.optimizers],
             **dataclasses.asdict(self.state),
             "threads": torch.get_num_threads(),
             "recent": [dataclasses.astuple(step) for step in self.recent],
 
-            # What is drawn next
+            # The state of the random generators
             "sampler": self.sampler.get_state(),
             "rng": torch.get_rng_state(),
 
-            # What the run was made with
+            # The tokenizer, the config and the data
             "tokenizer": self.dataset.tokenizer.state_dict(),
             "config": dataclasses.asdict(self.cfg),
             "data_sha256": self.dataset.sha256,
@@ -397,9 +398,9 @@ class TrainingRun:
 
 @contextlib.contextmanager
 def stop_on_signal():
-    """Lets Ctrl-C and SIGTERM ask for a stop, while it is open, so that no step is cut in two.
+    """A context in which Ctrl-C and SIGTERM ask for a stop after the current step.
 
-    Yields an object whose `.requested` they set to True; a second signal stops at once.
+    Yields an object whose `.requested` a signal sets to True; a second signal stops at once.
     """
     stop = SimpleNamespace(requested=False)
 
@@ -421,23 +422,26 @@ def stop_on_signal():
 
 
 def start_run(cfg, device, *, overwrite=False, unless_used=False, saved_run=None, lock=None):
-    """A TrainingRun that is ready to train: a new one, or one to go on with.
+    """A TrainingRun that is ready to train: a new one, or one that continues.
 
-    overwrite, unless_used, lock: what `new_run_folder` does where the folder is there. saved_run:
-    (folder, checkpoint's dict) of the run to go on with.
-    Raises UserError for all that is wrong, before anything is written.
+    overwrite, unless_used, lock: what to do if the folder exists, as in `new_run_folder`.
+    saved_run: (folder, checkpoint's dict) of the run to continue.
+    Raises UserError for every mistake in the arguments, before anything is written.
     """
     if cfg.train.threads is not None:
         torch.set_num_threads(cfg.train.threads)
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32: products of ten bits, sums of 23
+        torch.set_float32_matmul_precision("high")  # TF32: 10-bit products, 23-bit sums
 
     # The text, the shape of the model, and the run
     if saved_run is None:
+        # The name is checked first, because loading the text may take long.
+        check_run_name(cfg.logging.out_dir, cfg.logging.run_name, overwrite,
+                       unless_used=unless_used, lock=lock)
         dataset = load_dataset(cfg.data, cfg.model.n_ctx)
     else:
         dataset = reload_dataset(*saved_run, cfg)
-    cfg.train.windows_at_once(n_ranks())  # raises where the ranks can't share a batch
+    cfg.train.windows_at_once(n_ranks())  # raises if the ranks cannot share a batch equally
     d_vocab = dataset.tokenizer.d_vocab
     if cfg.model.d_vocab not in (None, d_vocab):
         raise UserError(f"d_vocab={cfg.model.d_vocab} is not the tokenizer's {d_vocab}; leave "
@@ -456,12 +460,16 @@ def start_run(cfg, device, *, overwrite=False, unless_used=False, saved_run=None
         print(f"writing to {run.folder}")
     else:
         run.resume(*saved_run)
-        print(f"writing to {run.folder}, going on after step {run.state.step:,}")
+        if run.is_finished():
+            print(f"{run.folder} is finished: all {run.state.step:,} steps were taken; to train "
+                  "longer, start another run with a larger --train.max_steps")
+        else:
+            print(f"writing to {run.folder}, continuing after step {run.state.step:,}")
     return run
 
 
 def print_beginning(run, device):
-    """Says what is trained, on what, and how much memory its activations take."""
+    """Prints what is trained, on what text, and how much memory its activations take."""
     dataset = run.dataset
     shape = run.cfg.model
     tokens_at_once = run.cfg.train.windows_at_once(n_ranks()) * shape.n_ctx
@@ -475,7 +483,7 @@ def print_beginning(run, device):
 
 
 def training_figure(run):
-    """The Figure of loss.png."""
+    """The Figure saved as loss.png: loss by step."""
     d_vocab = run.cfg.model.d_vocab
     levels = {f"uniform guess, ln {d_vocab} = {math.log(d_vocab):.2f}": math.log(d_vocab)}
     if run.dataset.floor:
@@ -486,7 +494,7 @@ def training_figure(run):
 
 
 def sample_text(run):
-    """A prompt and the text with which the run's model goes on."""
+    """A prompt and the model's continuation of it."""
     tokenizer = run.dataset.tokenizer
     if tokenizer.kind == "bpe" or "\n" in tokenizer.ids:
         prompt = "\n"
@@ -498,13 +506,13 @@ def sample_text(run):
 
 
 def finish(run):
-    """Draws the curve, writes the sample, and prints what came out."""
+    """Draws the loss curve, writes a sample, and prints the results."""
     plotting.save(training_figure(run), run.folder / "loss.png")
     sample = sample_text(run)
     with atomic_write(run.folder / "sample.txt", "w") as file:
         file.write(sample + "\n")
 
-    # The loss in nats a token, and where a token is not a character, a character
+    # The loss in nats per token and, if tokens are not characters, per character
     unit = run.dataset.tokenizer.unit
     loss = run.rows[-1]["val_loss"]
     per_character = ""
@@ -526,21 +534,21 @@ def finish(run):
 
 
 def print_how_to_resume(run):
-    """Says where a stopped run stands, and the command that goes on with it."""
+    """Prints how far a stopped run got, and the command that continues it."""
     behind = ""
     if run.saved_step < run.state.step:
         behind = f" from step {run.saved_step:,}"
     program = "python"
     if n_ranks() > 1:
         program = f"torchrun --standalone --nproc_per_node {n_ranks()}"
-    print(f"stopped after step {run.state.step:,}; to go on{behind}: {program} train.py "
+    print(f"stopped after step {run.state.step:,}; to continue{behind}: {program} train.py "
           f"{run_flags(run.folder, '--logging.')} --resume")
 
 
 def carry_out(cfg, device, **how):
-    """Trains a run from its beginning, or from where it stopped, to its end or to a signal.
+    """Trains a run, new or continued, until it is finished or a signal stops it.
 
-    Arguments as in `start_run`. Raises UserError where training diverges, naming the last good
+    Arguments as in `start_run`. Raises UserError if training diverges, naming the last good
     checkpoint.
     """
     run = start_run(cfg, device, **how)
@@ -557,16 +565,16 @@ def carry_out(cfg, device, **how):
 
 
 def main(argv=None):
-    """The program: trains, evaluates, draws the curve, writes a sample."""
+    """The program: trains, evaluates, draws the loss curve, writes a sample."""
     parser = flag_parser(Config, "Train a small GPT-2 on a text.")
     parser.add_argument("--model.preset", choices=PRESETS, help="the shape of a published model")
-    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    parser.add_argument("--resume", action="store_true", help="continue a run that was stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace a run of that name")
     flags = vars(parser.parse_args(argv))
     resume = flags.pop("resume", False)
     overwrite = flags.pop("overwrite", False)
     if resume and overwrite:
-        raise UserError("--resume goes on with a run and --overwrite replaces it; choose one")
+        raise UserError("--resume continues a run and --overwrite replaces it; choose one")
 
     given = nest_flags(flags)
     with RunLock() as lock:
@@ -578,7 +586,7 @@ def main(argv=None):
             folder, saved, cfg = found
             saved_run = (folder, saved)
 
-        # A function of its own: the run, which averages over the ranks, is gone before they part.
+        # In a function of its own, so that the run, which averages over ranks, ends before they do.
         with joined_ranks(cfg.train.device) as device:
             carry_out(cfg, device, overwrite=overwrite, unless_used=resume, saved_run=saved_run,
                       lock=lock)

@@ -1,9 +1,9 @@
-"""One block: attention, then the MLP, each reading the normalised stream and adding to it.
+"""One transformer block: attention, then the MLP; each reads the normalised stream and adds to it.
 
     resid = resid + attention(ln1(resid))
     resid = resid + mlp(ln2(resid))
 
-Nothing is ever overwritten: the stream is a sum, and every part's contribution can be told apart.
+Nothing is ever overwritten: the stream is a sum, so each part's contribution can be separated.
 
 Chapter: COURSE_ROADMAP.md, 5 (the whole model)
 Prerequisites: attention.py, mlp.py
@@ -24,7 +24,7 @@ EPSILON = 1e-5  # GPT-2's
 
 
 class LayerNorm(nn.Module):
-    """Each position's vector, centred, scaled to unit variance, then weighted and shifted."""
+    """LayerNorm: centre each position's vector, scale it to unit variance, then apply w and b."""
 
     def __init__(self, d_model):
         super().__init__()
@@ -34,22 +34,22 @@ class LayerNorm(nn.Module):
         self.hook_normalized = HookPoint("batch pos d_model")
 
     def forward(self, resid):
-        """[batch, pos, d_model] -> the same shape; written out while anybody listens."""
+        """[batch, pos, d_model] -> the same shape; computed step by step if a hook listens."""
         if not (self.hook_scale.listeners or self.hook_normalized.listeners):
             return self.fused(resid)
-        exact = at_least_float32(resid)  # as the kernel does; the scale stays so
+        exact = at_least_float32(resid)  # as the kernel does; the scale keeps this dtype
         centred = exact - exact.mean(-1, keepdim=True)
         scale = self.hook_scale((centred.pow(2).mean(-1, keepdim=True) + EPSILON).sqrt())
         normalized = self.hook_normalized((centred / scale).to(resid.dtype))
         return normalized * self.w + self.b
 
     def fused(self, resid):
-        """The same numbers from one kernel, past the hooks; [..., d_model]."""
+        """The same numbers from one kernel, skipping the hooks; [..., d_model]."""
         return F.layer_norm(resid, self.w.shape, self.w, self.b, EPSILON)
 
 
 class NoNorm(nn.Module):
-    """What stands in LayerNorm's place with `norm="none"`: the stream as it is."""
+    """Stands in for LayerNorm with `norm="none"`: returns the stream unchanged."""
 
     def forward(self, resid):
         """[..., d_model], unchanged."""
@@ -64,7 +64,7 @@ def make_norm(cfg):
 
 
 class Block(nn.Module):
-    """Attention and MLP on the residual stream; with `attn_only`, attention alone."""
+    """Attention and MLP on the residual stream; with `attn_only`, attention only."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -94,10 +94,10 @@ class Block(nn.Module):
         return self.after_attention(resid + self.hook_attn_out(self.dropout(attn_out)))
 
     def after_attention(self, resid):
-        """The stream after this block, from the stream to which attention has been added.
+        """The stream after this block, given the stream with attention's output already added.
 
-        resid: [batch, pos, d_model]. From here on positions don't mix, so resid may hold any choice
-        of positions.
+        resid: [batch, pos, d_model]. Positions do not interact from here on, so resid may hold any
+        subset of positions.
         """
         if not self.attn_only:
             resid = self.hook_resid_mid(resid)
@@ -106,13 +106,13 @@ class Block(nn.Module):
         return self.hook_resid_post(resid)
 
     def attention_inputs(self, resid):
-        """What q, k and v read, a list of three.
+        """The inputs of q, k and v, a list of three.
 
-        Usually all are one tensor, ln1(resid), [batch, pos, d_model]. Where somebody listens to
-        hook_q_input (or k, v), that one is [batch, pos, head, d_model]: the hook sees a copy of
-        resid for each head, and what an edit of the copy changes in ln1's output is added to
-        ln1(resid). So ln1's own hooks stay on the one shared stream, and edits and gradients there
-        act as well; copies that are normalised apart would go past them.
+        Usually all three are the same tensor, ln1(resid), [batch, pos, d_model]. If a hook listens
+        to hook_q_input (or k, v), that input becomes [batch, pos, head, d_model]: the hook sees one
+        copy of resid for each head, and the change that an edit of the copy makes in ln1's output
+        is added to ln1(resid). This way ln1's own hooks stay on the one shared stream, where edits
+        and gradients still act; normalising the copies separately would bypass them.
         """
         shared = self.ln1(resid)
         return [
@@ -121,6 +121,6 @@ class Block(nn.Module):
         ]
 
     def split_input(self, point, resid, shared):
-        """The input of each head apart, [batch, pos, head, d_model]."""
+        """A separate input for each head, [batch, pos, head, d_model]."""
         per_head = point(resid.unsqueeze(2).expand(-1, -1, self.n_heads, -1))
         return shared.unsqueeze(2) + (self.ln1.fused(per_head) - self.ln1.fused(resid).unsqueeze(2))

@@ -1,4 +1,4 @@
-"""Tools that every program needs and no lesson is about: errors, seeds, devices, files, progress.
+"""Tools that every program needs: errors, seeds, devices, ranks, files, progress, downloads.
 
 Chapter: COURSE_ROADMAP.md, 0 (what counts as evidence: the same seed gives the same bits)
 Prerequisites: nothing
@@ -29,37 +29,37 @@ from pathlib import Path
 import requests
 import torch
 
-MESSAGE_LENGTH = 2000  # characters of an error's line, at most
-QUOTE_LENGTH = 100  # characters of a foreign text that a message quotes, at most
-SLOWEST_DOWNLOAD = 1000  # bytes a second, from its beginning on
+MESSAGE_LENGTH = 2000  # the most characters in an error's line
+QUOTE_LENGTH = 100  # the most characters of a file's or server's text that a message quotes
+SLOWEST_DOWNLOAD = 1000  # bytes per second, on average since the start
 MOST_REDIRECTS = 10  # from one address to another
-SLOW_SECONDS = 60  # so many seconds pass before a download may be found too slow
-JSON_SIZE = 1 << 27  # bytes of a JSON file, at most
+SLOW_SECONDS = 60  # a download is not called too slow before this many seconds
+JSON_SIZE = 1 << 27  # the most bytes in a JSON file
 
-BYTE_ORDER_MARK = "\ufeff"  # Windows's programs begin a file with it, to say that it is UTF-8
+BYTE_ORDER_MARK = "\ufeff"  # Windows programs put it at the start of a file to say it is UTF-8
 
 # Errors
 
 
 def printable(text, length=QUOTE_LENGTH):
-    """A foreign text as part of one line: control characters are escaped, and the rest of a long
-    one is left out. Use it where a message quotes what a file or a server says."""
+    """A text from outside as part of one line: control characters are escaped, and a long text is
+    cut. Use it when a message quotes what a file or a server says."""
     text = str(text)
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: length + 1])
     return shown if len(shown) <= length else shown[: length - 1] + "…"
 
 
 def list_names(names, most=8):
-    """Foreign names, printable, with commas between them; of very many only the first ones."""
+    """Names from outside, printable and separated by commas; of very many, only the first ones."""
     names = list(names)
     listed = printable(", ".join(map(printable, names[:most])), 2 * QUOTE_LENGTH)
     return listed if len(names) <= most else f"{listed} and {len(names) - most:,} more"
 
 
 class UserError(ValueError):
-    """An error that the user can mend; its message is one line: what, the values, the remedy.
+    """An error that the user can fix; its message is one line: the problem, the values, the remedy.
 
-    Whatever foreign text is in the message, it stays one line without control characters.
+    The message is always one line without control characters, whatever it quotes.
     """
 
     def __init__(self, message=""):
@@ -67,11 +67,11 @@ class UserError(ValueError):
 
 
 class NoNetwork(UserError):
-    """A file lies on another machine, which could not be reached."""
+    """A file is on another machine that could not be reached."""
 
 
 class RankLost(UserError):
-    """Another process of the same run is gone, and this one can't go on alone."""
+    """Another process of the same run has ended, and this one cannot continue alone."""
 
 
 def check_choice(name, value, choices):
@@ -85,9 +85,9 @@ def check_choice(name, value, choices):
 
 
 def as_index(value):
-    """A Python int for an int of Python or numpy or a 0-d integer tensor; None for anything else.
+    """A Python int, given a Python or numpy int or a 0-d integer tensor; None for anything else.
 
-    A boolean is no index, though Python would take it for 0 or 1.
+    A boolean is not an index, though Python would treat it as 0 or 1.
     """
     is_boolean = isinstance(value, bool) or getattr(value, "dtype", None) in (torch.bool, bool)
     if is_boolean or getattr(value, "ndim", 0):
@@ -109,8 +109,8 @@ def check_count(name, value, least=1, most=None):
 
 
 def check_number(name, value, holds, wanted):
-    """The value as a float. Raises UserError unless it is one real number for which `holds`; a NaN
-    holds nowhere. wanted: what it must be, in words."""
+    """The value as a float. Raises UserError unless it is one real number for which `holds` is
+    True; NaN is always refused. wanted: what it must be, in words."""
     try:
         number = math.nan if isinstance(value, (str, bool)) else float(value)
     except (TypeError, ValueError, RuntimeError):
@@ -121,10 +121,10 @@ def check_number(name, value, holds, wanted):
 
 
 def check_tensor(name, value, shape, *, is_float=False):
-    """Raises UserError unless the value is a tensor with an axis for each word of `shape`, of real
-    floating-point numbers with is_float.
+    """Raises UserError unless the value is a tensor with one axis for each word of `shape`, and,
+    with is_float, of real floating-point numbers.
 
-    shape: such as "batch pos d_vocab"; "... pos d_vocab" for two axes or more.
+    shape: such as "batch pos d_vocab"; "... pos d_vocab" means two axes or more.
     """
     axes = shape.split()
     least = len(axes) - ("..." in axes)
@@ -140,7 +140,7 @@ def check_tensor(name, value, shape, *, is_float=False):
 
 
 def broadcast_shape(*tensors):
-    """The shape that tensors broadcast to, or None where they don't."""
+    """The shape that tensors broadcast to, or None if they cannot be broadcast."""
     try:
         return torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
     except RuntimeError:
@@ -148,19 +148,19 @@ def broadcast_shape(*tensors):
 
 
 def as_list(name, value, wanted):
-    """The value as a list. Raises UserError for a text, and for what can't be listed. wanted: what
-    it must be, in words."""
+    """The value as a list. Raises UserError for a string, and for what cannot be listed. wanted:
+    what it must be, in words."""
     try:
         listed = None if isinstance(value, (str, bytes)) else list(value)
     except TypeError:
         listed = None
     if listed is None:
-        raise UserError(f"{name}={printable(repr(value))} is no list; pass {wanted}")
+        raise UserError(f"{name}={printable(repr(value))} is not a list; pass {wanted}")
     return listed
 
 
 def check_function(name, fn):
-    """Raises UserError for what can't be called."""
+    """Raises UserError if `fn` cannot be called."""
     if not callable(fn):
         raise UserError(f"{name} is {printable(repr(fn))}; pass a function")
 
@@ -182,10 +182,10 @@ def suggest_closest(name, known):
 
 
 def at_least_float32(tensor):
-    """The tensor in float32 if it is in half precision, else as it is.
+    """The tensor in float32 if it is in half precision, otherwise unchanged.
 
-    Statistics (sums of squares, logarithms, singular values) are taken so: float16 overflows beyond
-    65,504, and bfloat16 has three digits.
+    Statistics (sums of squares, logarithms, singular values) need this: float16 overflows beyond
+    65,504, and bfloat16 has only three digits.
     """
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
@@ -194,9 +194,9 @@ def at_least_float32(tensor):
 
 
 def seeded_generator(seed):
-    """A fresh CPU `torch.Generator`; all randomness goes through one, so every run can be repeated.
+    """A new CPU `torch.Generator`; all randomness comes from one, so every run can be repeated.
 
-    Drawn on the CPU, the same numbers come out whatever device the model lives on.
+    Because it is on the CPU, the numbers do not depend on the model's device.
     """
     if as_index(seed) is None or not -(2**63) <= seed < 2**64:
         raise UserError(f"seed={printable(repr(seed))} is not possible; choose a whole number")
@@ -206,8 +206,8 @@ def seeded_generator(seed):
 def pick_device(name):
     """The `torch.device` for "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:1" or "mps".
 
-    Each of the processes that torchrun started gets a GPU of its own; MPS can't be shared.
-    Raises UserError where that device is not there.
+    Each process started by torchrun gets its own GPU; MPS cannot be shared.
+    Raises UserError if the device does not exist.
     """
     n_cuda = torch.cuda.device_count()
     local_rank = os.environ.get("LOCAL_RANK")  # set by torchrun
@@ -231,16 +231,16 @@ def pick_device(name):
     return torch.device(name)
 
 
-# Ranks: the processes of one run, one a device, which torchrun started together
+# Ranks: the processes of one run, started together by torchrun, one for each device
 
 
 def rank():
-    """The number of this process among those that torchrun started; 0 where it is alone."""
+    """The number of this process among those that torchrun started; 0 if it is the only one."""
     return int(os.environ.get("RANK", 0))
 
 
 def n_ranks():
-    """How many processes `joined_ranks` has joined; 1 outside of it."""
+    """The number of processes that `joined_ranks` has joined; 1 outside it."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_world_size()
     return 1
@@ -248,9 +248,9 @@ def n_ranks():
 
 @contextlib.contextmanager
 def joined_ranks(device):
-    """Joins the processes that torchrun started, so that they can average, while it is open.
+    """A context in which the processes started by torchrun are connected and can average.
 
-    Yields the `torch.device` of the given name. Raises RankLost where one of the others is gone.
+    Yields the `torch.device` of the given name. Raises RankLost if another process has ended.
     """
     device = pick_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
@@ -259,27 +259,27 @@ def joined_ranks(device):
 
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # Were it imported later, as by DistributedDataParallel, its functions' defaults would hold the
-    # group, and threads that take Python's lock while it ends: "terminate called", now and then.
+    # If it were imported later, as by DistributedDataParallel, its functions' defaults would hold
+    # the group and its threads until Python exits, which sometimes ends in "terminate called".
     importlib.import_module("torch.distributed.nn")
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    # torchrun sends SIGTERM where a process is gone; we notice that ourselves, and say so.
+    # torchrun sends SIGTERM when a process is gone; we notice that ourselves and report it.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     try:
-        torch.distributed.barrier()  # whoever gives up now is missed in a place that expects it
+        torch.distributed.barrier()  # a process that ends early is noticed here
         yield device
     except RuntimeError as error:
         if not isinstance(error, torch.distributed.DistError) and "gloo/" not in str(error):
             raise
-        raise RankLost("another rank of this run has stopped; go on with --resume from the last "
-                       "checkpoint that was written, which is whole") from None
+        raise RankLost("another rank of this run has stopped; continue with --resume from the last "
+                       "checkpoint, which is complete") from None
     finally:
         torch.distributed.destroy_process_group()
 
 
 def mean_over_ranks(number):
-    """The mean of a number over all ranks, the same bits on each; the number if there is one."""
+    """The mean of a number over all ranks, bit-identical on each; with one rank, the number."""
     if n_ranks() == 1:
         return number
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
@@ -293,9 +293,9 @@ def mean_over_ranks(number):
 
 @contextlib.contextmanager
 def atomic_write(path, mode="wb"):
-    """Yields a file whose content replaces `path` only once it is whole and on the disk.
+    """Yields a file whose content replaces `path` only when it is complete and on the disk.
 
-    A crash, a full disk or a Ctrl-C leaves the old file as it was. Raises UserError if the place
+    A crash, a full disk or a Ctrl-C leaves the old file as it was. Raises UserError if the file
     cannot be written.
     """
     path = Path(path)
@@ -316,21 +316,21 @@ def atomic_write(path, mode="wb"):
 
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink()  # it is gone already where all went well
+            temporary.unlink()  # already gone if all went well
 
 
 def write_json(path, values):
-    """Writes plain values as readable JSON, whole or not at all."""
+    """Writes plain values as readable JSON; the old file stays until the new one is complete."""
     with atomic_write(path, "w") as file:
         json.dump(values, file, indent=1)
         file.write("\n")
 
 
 def open_regular(path):
-    """A file that is open to read its bytes.
+    """Opens a file for reading bytes.
 
-    Raises UserError where there is none, and for what is no regular file: a folder, a device that
-    never ends, or a pipe, whose opening would wait for a writer.
+    Raises UserError if it does not exist or is not a regular file: a folder, an endless device, or
+    a pipe, which would wait for a writer.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
@@ -349,11 +349,11 @@ def open_regular(path):
 
 
 def open_locked(path, busy):
-    """A file, made where there is none, open to read and write its bytes, that no other process
-    can open so until it is closed here; however this process ends.
+    """Opens a file for reading and writing bytes, creating it if needed, and locks it: no other
+    process can open it this way until it is closed or this process ends.
 
-    busy: the line of the UserError where another process has it. Where Python has no fcntl (on
-    Windows), nothing is locked. Raises OSError where the file can't be written.
+    busy: the UserError's message if another process holds the lock. If Python has no fcntl (on
+    Windows), nothing is locked. Raises OSError if the file cannot be written.
     """
     has_locks = importlib.util.find_spec("fcntl") is not None
     fcntl = importlib.import_module("fcntl") if has_locks else None
@@ -365,11 +365,11 @@ def open_locked(path, busy):
         except BlockingIOError:
             file.close()
             raise UserError(busy) from None
-        except OSError as error:  # some network's file systems have no locks
-            print(f"WARNING: {path} can't be locked ({error.strerror}): start no second process "
+        except OSError as error:  # some network file systems have no locks
+            print(f"WARNING: {path} cannot be locked ({error.strerror}): start no second process "
                   "that writes there", file=sys.stderr)
 
-        # Whoever had the lock may have removed or renamed the file since it was opened here.
+        # The lock's previous owner may have removed or renamed the file since we opened it.
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 return file
@@ -378,38 +378,38 @@ def open_locked(path, busy):
 
 @contextlib.contextmanager
 def locked(path, busy):
-    """While open, no other process comes past this line for the same path, of a file that is made
-    and removed again. busy: as in `open_locked`, which says the rest."""
+    """A context that only one process at a time can enter for the same path. It uses a temporary
+    lock file at that path. busy: as in `open_locked`, which has the details."""
     file = open_locked(path, busy)
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            os.unlink(path)  # while it is locked: nobody else's
+            os.unlink(path)  # while locked, so it cannot be another process's file
         file.close()
 
 
 def read_json(path):
-    """The object in a JSON file. Raises UserError where there is none."""
+    """The object in a JSON file. Raises UserError if the file does not hold one."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > JSON_SIZE:
-            raise UserError(f"{path} has {size:,} bytes; a JSON file of {JSON_SIZE:,} at most is "
-                            "read")
+            raise UserError(f"{path} has {size:,} bytes; a JSON file may have at most "
+                            f"{JSON_SIZE:,}")
         try:
-            values = json.loads(file.read().decode("utf-8-sig"))  # some editors write a mark first
+            values = json.loads(file.read().decode("utf-8-sig"))  # some editors add a mark first
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is not JSON ({printable(error)}); mend it or download it "
+            raise UserError(f"{path} is not JSON ({printable(error)}); fix it or download it "
                             "again") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object; mend it or download it again")
+        raise UserError(f"{path} is not a JSON object; fix it or download it again")
     return values
 
 
 def read_text(path):
-    """A UTF-8 file's text. Raises UserError where it is missing, empty, or something else."""
+    """A UTF-8 file's text. Raises UserError if the file is missing, empty, or not UTF-8."""
     text = "".join(text_pieces([path]))
     if not text:
         raise UserError(f"{path} is empty; give a file with text in it")
@@ -419,10 +419,9 @@ def read_text(path):
 def text_pieces(paths, size=1 << 18, what=None, between=""):
     """Yields the text of UTF-8 files, one after another, `size` bytes at a time.
 
-    A byte-order mark at the start of a file is no part of its text. what: what is being done with
-    the text, for a progress line; None for no line. between: what to put between two files that
-    have text.
-    Raises UserError where a file can't be read or is not UTF-8.
+    A byte-order mark at the start of a file is left out. what: the purpose of reading, for a
+    progress line; None for no line. between: what to put between two files that have text.
+    Raises UserError if a file cannot be read or is not UTF-8.
     """
     bytes_read = 0
     any_text = False
@@ -449,26 +448,26 @@ def text_pieces(paths, size=1 << 18, what=None, between=""):
                     yield text
                     if what:
                         progress.show(bytes_read, what)
-                decoder.decode(b"", final=True)  # raises where the last character is cut off
+                decoder.decode(b"", final=True)  # raises if the last character is incomplete
             if any_text:
                 separator = between
         progress.close()
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}; check the path") from None
     except UnicodeDecodeError as error:
-        # The decoder counts from the start of what it holds: the last piece, and what came before
-        # it of a character that was cut in two.
+        # The decoder counts from the start of its buffer: the last piece, preceded by the bytes of
+        # a character that was split between two pieces.
         position = bytes_read - file_start - len(error.object) + error.start
         raise UserError(f"{path} is not UTF-8 (byte {position} is "
                         f"{error.object[error.start]:#04x}); save it as UTF-8 first") from None
 
 
 def read_torch_file(path, what, remedy, mmap=False):
-    """What a file of `torch.save` holds, on the CPU: tensors and plain values, never code.
+    """The content of a file written by `torch.save`, on the CPU: tensors and plain values, no code.
 
-    The file's own checksums are compared first, since one flipped bit would give other weights.
-    what: the kind of file that was expected, and remedy: what to do, for the UserError where it is
-    something else. mmap: leave the tensors in the file until they are used.
+    The file's checksums are verified first, because one flipped bit would give other weights.
+    what: the expected kind of file, and remedy: what to do, for the UserError if it is something
+    else. mmap: leave the tensors in the file until they are used.
     """
     with open_regular(path) as file:
         try:
@@ -491,8 +490,8 @@ class BadFile(Exception):
 def check_zip(file):
     """The sizes of the records in a zip file, a Counter; None for another kind of file.
 
-    Raises BadFile where a record's checksum is another, and where the records, which torch never
-    compresses, say that they are larger than the file.
+    Raises BadFile if a record's checksum is wrong, or if the records, which torch never compresses,
+    claim to be larger than the file.
     """
     is_zip = zipfile.is_zipfile(file)
     file.seek(0)
@@ -505,18 +504,19 @@ def check_zip(file):
         total = sum(record.file_size for record in records)
         is_stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
         if len(names) < len(records) or not is_stored or total > file.seek(0, os.SEEK_END):
-            raise BadFile("its records are not those that torch writes")
+            raise BadFile("its records are not in torch's format")
         damaged = archive.testzip()
     if damaged is not None:
-        raise BadFile(f"the checksum of {printable(damaged)} is another: it was damaged")
+        raise BadFile(f"the checksum of {printable(damaged)} is wrong: it was damaged")
     file.seek(0)
     return Counter(record.file_size for record in records)
 
 
 def check_storages(values, record_sizes, file_size):
-    """Raises BadFile where tensors in plain values claim more bytes than the file has for them.
+    """Raises BadFile if the tensors in nested values claim more bytes than the file holds.
 
-    record_sizes: of a zip file, where each storage must be as long as a record; None for others.
+    record_sizes: for a zip file, the sizes of its records, which every storage must match; None for
+    other files.
     """
     storages = {}
     for tensor in tensors_within(values):
@@ -531,11 +531,11 @@ def check_storages(values, record_sizes, file_size):
 
     too_many = sum(storages.values()) > file_size
     if too_many or (record_sizes is not None and Counter(storages.values()) - record_sizes):
-        raise BadFile("its tensors are longer than what is there of them")
+        raise BadFile("its tensors are longer than their data in the file")
 
 
 def tensors_within(values):
-    """Yields the tensors in nested dicts, lists and tuples, each container once."""
+    """Yields the tensors in nested dicts, lists and tuples; each container is visited once."""
     waiting = [values]
     seen = set()
     while waiting:
@@ -551,7 +551,7 @@ def tensors_within(values):
 
 
 class Progress:
-    """One line on stderr: rewritten in place on a terminal, repeated every ten seconds in a log."""
+    """A progress line on stderr: updated in place on a terminal, every ten seconds in a log."""
 
     def __init__(self, total, unit="", done=0):
         self.total = total
@@ -582,40 +582,40 @@ class Progress:
             line = f"{done:,}/{self.total:,}{self.unit}  {text}  {seconds_left:.0f} s left"
 
         if on_terminal:
-            # As wide as the line before, so that nothing of it stays.
+            # Padded to the width of the last line, so that nothing of it remains.
             print("\r" + line.ljust(self.width), end="", file=sys.stderr, flush=True)
             self.width = len(line)
         else:
             print(line, file=sys.stderr, flush=True)
 
     def close(self):
-        """Leaves the line, so that what follows starts on a new one."""
+        """Ends the line, so that later output starts on a new one."""
         if sys.stderr.isatty() and self.width:
             print(file=sys.stderr, flush=True)
 
 
 class BadAnswer(requests.RequestException):
-    """A server's answer that can't be what was asked for; the message says why."""
+    """A server's answer that cannot be the requested file; the message says why."""
 
 
 def fetch_into(file, address, largest=1 << 34):
-    """Appends the file at an address to an open binary file, from where that one ends.
+    """Downloads a file and appends it to an open binary file, continuing at that file's end.
 
-    A server that can't go on in the middle sends all of it, and the file is emptied first. largest:
-    the most bytes that are taken. Returns the response, for its headers. Raises
-    requests.RequestException (BadAnswer for an answer that is none); what came by then stays.
+    A server that cannot continue in the middle sends the whole file, and ours is emptied first.
+    largest: the most bytes accepted. Returns the response, for its headers. Raises
+    requests.RequestException (BadAnswer for an unusable answer); the bytes received so far stay.
     """
     try:
         response = request_rest(file, address)
         if response.status_code == requests.codes.requested_range_not_satisfiable:
             response.close()
-            file.seek(0)  # our file is longer than the one there: begin again, once
+            file.seek(0)  # our file is longer than the server's: start again, once
             file.truncate()
             response = request_rest(file, address)
         with response:
             receive(file, response, largest)
     except (requests.exceptions.BaseHTTPError, ValueError) as error:
-        # What requests lets through of a broken answer; its own errors are ValueErrors at times.
+        # Errors that requests lets through; some of its own errors are ValueErrors too.
         if isinstance(error, requests.RequestException):
             raise
         raise BadAnswer(f"a broken answer, {type(error).__name__}") from None
@@ -623,7 +623,7 @@ def fetch_into(file, address, largest=1 << 34):
 
 
 def request_rest(file, address):
-    """Asks for a file from the byte on where an open one ends. Returns the response, unread."""
+    """Requests a file from the end of an open one onwards. Returns the response, unread."""
     start = file.seek(0, os.SEEK_END)
     headers = {"Accept-Encoding": "identity"}
     if start:
@@ -639,29 +639,29 @@ def request_rest(file, address):
         response.close()
         passed_on.append(response)
         address = urllib.parse.urljoin(address, response.headers["Location"])
-    raise BadAnswer(f"it is passed on more than {MOST_REDIRECTS} times")
+    raise BadAnswer(f"it redirects more than {MOST_REDIRECTS} times")
 
 
 def receive(file, response, largest):
-    """Writes an answer's content to the end of an open file, or from its start where it is all."""
-    # Where does the server go on: after our last byte, or at its first byte?
+    """Writes a response's content to the end of an open file, or to its start if it is complete."""
+    # Does the server continue after our last byte, or send the whole file?
     response.raise_for_status()
     start = file.seek(0, os.SEEK_END)
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", ""):
-        raise BadAnswer(f"the content is encoded as {printable(encoding)}, which was not asked for")
+        raise BadAnswer(f"the content is encoded as {printable(encoding)}, which was not requested")
     if response.status_code == requests.codes.partial_content:
         said = response.headers.get("Content-Range", "")
         found = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|[*])", said.strip())
         if not start or not found or int(found[1]) != start:
-            raise BadAnswer(f"it goes on with {printable(said)!r} after {start:,} bytes")
+            raise BadAnswer(f"it continues with {printable(said)!r} after {start:,} bytes")
     elif response.status_code == requests.codes.ok:
         start = file.seek(0)
         file.truncate()
     else:
         raise BadAnswer(f"the status is {response.status_code}")
 
-    # How much is to come?
+    # How many bytes are still to come?
     length = response.headers.get("Content-Length", "0").strip()
     if not re.fullmatch("[0-9]{1,18}", length):
         raise BadAnswer(f"the length is {printable(length)!r}")
@@ -681,22 +681,22 @@ def receive(file, response, largest):
         if n_there > largest:
             file.seek(0)
             file.truncate()
-            raise BadAnswer(f"more than {largest:,} bytes came")
+            raise BadAnswer(f"it sent more than {largest:,} bytes")
         if seconds > SLOW_SECONDS and n_there - start < SLOWEST_DOWNLOAD * seconds:
-            raise BadAnswer(f"less than {SLOWEST_DOWNLOAD:,} bytes a second came")
+            raise BadAnswer(f"it sent less than {SLOWEST_DOWNLOAD:,} bytes per second")
         progress.show(n_there, f"from {host}")
     progress.close()
     if n_bytes > start and file.tell() != n_bytes:
-        raise BadAnswer(f"{file.tell():,} bytes came of {n_bytes:,}")
+        raise BadAnswer(f"it sent {file.tell():,} of {n_bytes:,} bytes")
 
 
 # Programs
 
 
 def replace_what_cannot_be_shown():
-    """Lets stdout and stderr write a question mark for a character that they can't show.
+    """Makes stdout and stderr print a question mark for a character that they cannot show.
 
-    A terminal that isn't set to Unicode would end the program otherwise, after hours maybe.
+    A terminal that is not set to Unicode would otherwise stop the program, perhaps after hours.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -706,7 +706,7 @@ def replace_what_cannot_be_shown():
 def run_program(main):
     """Runs `main()` as a program: a UserError becomes one line on stderr and exit code 2.
 
-    Of several ranks, only the first one prints. What the terminal can't show is replaced.
+    With several ranks, only rank 0 prints. Characters that the terminal cannot show are replaced.
     """
     replace_what_cannot_be_shown()
     try:
@@ -714,7 +714,7 @@ def run_program(main):
             main()
     except UserError as error:
         if rank() and not isinstance(error, RankLost):
-            # Rank 0 says the same, and then torchrun ends this one. If it doesn't, it is news.
+            # Rank 0 prints the same error, and torchrun then ends this process. If not, print it.
             time.sleep(30)
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

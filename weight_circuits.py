@@ -1,17 +1,17 @@
-"""Circuits in the weights alone: what a head could do, before any text; and the freedoms they have.
+"""Circuits in the weights: QK and OV matrices, composition, and exact re-parameterisations.
 
-A head reads and writes through products of two matrices of rank d_head: W_Q W_K^T says which source
-a destination attends to, W_V W_O what is then moved (`qk_circuit`, `ov_circuit`). They stay
-factored: all that one asks of them needs only the small sides.
+A head reads and writes through two products of rank d_head. W_Q W_K^T determines which source a
+destination attends to, W_V W_O what is moved from there (`qk_circuit`, `ov_circuit`). The products
+stay factored: every question about them needs only the small side.
 
-Many weights give the same predictions. LayerNorm's gain can live in the matrices that read after
-it; what is constant along the stream is invisible to every LayerNorm; a constant added to all
-logits is invisible to softmax; a value's bias passes through any pattern unchanged. Each function
-here moves such a freedom to where it does no harm, returns a **new** model, and reports by how much
-its predictions drifted, which should be rounding.
+Many different weights give the same predictions. LayerNorm's weights can be merged into the
+matrices that read after it; a component that is constant along the stream is invisible to every
+LayerNorm; a constant added to all logits is invisible to softmax; a value's bias passes through any
+pattern unchanged. Each function here uses one of these freedoms to simplify the weights. It returns
+a **new** model and its drift: how much the predictions changed, which should only be rounding.
 
     folded, drift = fold_layer_norm(model)
-    scores = composition_scores(model, "K")             # who could read what whom wrote
+    scores = composition_scores(model, "K")             # which head could read which head's output
 
 Chapter: COURSE_ROADMAP.md, 5 (the whole model) and 8 (read)
 Prerequisites: attention.py, model.py
@@ -38,9 +38,9 @@ from utils import (
 
 @dataclass(frozen=True)
 class Drift:
-    """The largest changes that a re-parameterisation made, over all tokens of a random text.
+    """The largest changes made by a re-parameterisation, over all tokens of a random text.
 
-    log_probs: in nats. logits: in nats too, but free to move by a constant a position.
+    log_probs: in nats. logits: also in nats, but at each position they may move by a constant.
     """
 
     log_probs: float
@@ -50,9 +50,9 @@ class Drift:
 def fold_layer_norm(model):
     """(model, Drift): LayerNorm's weights and biases moved into the matrices that read after it.
 
-    Every LayerNorm is left with w = 1 and b = 0, so that W_Q, W_K, W_V, W_in and W_U say alone what
-    is read; their columns are centred too, since a normalised stream has no mean to read. The
-    result is untied and has attention biases and b_U. Raises UserError without LayerNorms.
+    Every LayerNorm is left with w = 1 and b = 0, so W_Q, W_K, W_V, W_in and W_U alone determine
+    what is read. Their columns are centred too, because a normalised stream has no mean. The result
+    is untied and has attention biases and b_U. Raises UserError for a model without LayerNorms.
     """
     check_layer_norm(model, "fold")
     new = reshaped(model, tie_embeddings=False, attn_bias=True, unembed_bias=True)
@@ -66,8 +66,8 @@ def fold_layer_norm(model):
 
 
 def fold_(layer_norm, W, b):
-    """Moves one LayerNorm into what reads after it, W [d_model, out] and b [out]: with n the
-    normalised stream, (n * w + b_ln) @ W + b = n @ (w * W) + (b_ln @ W + b)."""
+    """Moves one LayerNorm into the matrix that reads after it, W [d_model, out] and b [out]. With n
+    the normalised stream, (n * w + b_ln) @ W + b = n @ (w * W) + (b_ln @ W + b)."""
     b += layer_norm.b @ W
     W *= layer_norm.w[:, None]
     W -= W.mean(0)
@@ -76,10 +76,10 @@ def fold_(layer_norm, W, b):
 
 
 def centre_writing_weights(model):
-    """(model, Drift): all that is written to the stream made to sum to zero along d_model.
+    """(model, Drift): everything written to the stream is centred, to sum to zero along d_model.
 
-    Every reader is a LayerNorm, which subtracts the mean: it was never read. The result is untied,
-    and its positions are a learned table. Raises UserError without LayerNorms.
+    Every reader is a LayerNorm, which subtracts the mean, so the mean was never read. The result is
+    untied, and its positions are a learned table. Raises UserError for a model without LayerNorms.
     """
     check_layer_norm(model, "centre")
     positions = "none" if model.position_embedding is None else "learned"
@@ -97,10 +97,10 @@ def centre_writing_weights(model):
 
 
 def centre_unembed(model):
-    """(model, Drift): W_U and b_U made to sum to zero along d_vocab.
+    """(model, Drift): W_U and b_U centred, to sum to zero along d_vocab.
 
-    All logits of a position move by one constant, and no probability does; a logit then says how
-    much likelier than the average token. The result is untied.
+    All logits of a position move by one constant, and no probability changes. A logit then compares
+    its token with the average token. The result is untied.
     """
     new = reshaped(model, tie_embeddings=False)
     with torch.no_grad():
@@ -110,8 +110,8 @@ def centre_unembed(model):
 
 
 def fold_value_biases(model):
-    """(model, Drift): the values' biases moved into b_O, which is where they end whatever a head
-    looks at: a pattern's rows sum to one."""
+    """(model, Drift): the values' biases moved into b_O. A pattern's rows sum to one, so a value's
+    bias reaches the output unchanged, wherever the head looks."""
     new = reshaped(model)
     with torch.no_grad():
         for block in new.blocks if new.cfg.attn_bias else []:
@@ -122,16 +122,16 @@ def fold_value_biases(model):
 
 
 def check_layer_norm(model, what):
-    """Raises UserError where the model has none."""
+    """Raises UserError if the model has no LayerNorm."""
     if model.cfg.norm == "none":
-        raise UserError(f"norm='none': there is no LayerNorm to {what} for; take a model with one")
+        raise UserError(f"norm='none': there is no LayerNorm to {what} for; use a model with one")
 
 
 def reshaped(model, **changes):
-    """A copy of the model whose config differs by `changes` and which computes the same.
+    """A copy of the model whose config differs by `changes`, computing the same function.
 
-    What is new in it (biases, a table of its own where one was shared or fixed) gets the value that
-    the old model has there.
+    New parameters (biases, or a table that was shared or fixed) get the value that the old model
+    uses there.
     """
     new = GPT(dataclasses.replace(model.cfg, **changes), seed=None).to(model.W_E)
     weights = model.state_dict()
@@ -153,7 +153,7 @@ def drift(old, new):
     tokens = torch.randint(old.cfg.d_vocab, (2, n_tokens), generator=seeded_generator(0))
     logits = []
     for model in (old, new):
-        was_training = model.training  # dropout would drown what is measured
+        was_training = model.training  # dropout's noise would swamp the drift
         logits.append(model.eval()(tokens.to(model.W_E.device)))
         model.train(was_training)
     before, after = logits
@@ -165,7 +165,7 @@ def drift(old, new):
 
 
 class FactoredMatrix:
-    """A product A B that is never multiplied out: A [..., rows, rank], B [..., rank, columns]."""
+    """A matrix product A B that stays factored: A [..., rows, rank], B [..., rank, columns]."""
 
     def __init__(self, A, B):
         check_tensor("A", A, "... rows rank")
@@ -188,7 +188,7 @@ class FactoredMatrix:
 
     @property
     def shape(self):
-        """Of the product."""
+        """The shape of the product."""
         batch = torch.broadcast_shapes(self.A.shape[:-2], self.B.shape[:-2])
         return (*batch, self.A.shape[-2], self.B.shape[-1])
 
@@ -222,23 +222,23 @@ class FactoredMatrix:
         return self.core()[1].norm(dim=(-2, -1))
 
     def eigenvalues(self):
-        """Those that can differ from zero, [..., rank], complex: A B x = l x exactly where
-        B A (B x) = l (B x). Raises UserError where the product is not square."""
+        """The eigenvalues that can be nonzero, [..., rank], complex, computed from B A: if
+        A B x = l x, then B A (B x) = l (B x). Raises UserError if the product is not square."""
         if self.shape[-1] != self.shape[-2]:
-            raise UserError(f"{list(self.shape)} is not square, and has no eigenvalues; take svd()")
+            raise UserError(f"{list(self.shape)} is not square and has no eigenvalues; use svd()")
         return torch.linalg.eigvals(check_finite(self.B) @ check_finite(self.A))
 
 
 def check_product(one, other):
-    """Raises UserError for matrices that can't be multiplied."""
+    """Raises UserError for matrices that cannot be multiplied."""
     if len(one.shape) < 2 or len(other.shape) < 2 or one.shape[-1] != other.shape[-2]:
-        raise UserError(f"{list(one.shape)} @ {list(other.shape)} is no product; the first needs "
-                        "as many columns as the second has rows")
+        raise UserError(f"{list(one.shape)} @ {list(other.shape)} do not match; the first needs as "
+                        "many columns as the second has rows")
 
 
 def check_finite(matrix):
-    """The matrix in float32 at least. Raises UserError where it holds NaN or infinity, on which
-    LAPACK may never return, or end the interpreter."""
+    """The matrix in float32 at least. Raises UserError if it holds NaN or infinity, on which LAPACK
+    may never return, or crash the interpreter."""
     n_wrong = int((~matrix.isfinite()).sum())
     if n_wrong:
         raise UserError(f"{n_wrong} of {matrix.numel()} weights are NaN or infinite; load a model "
@@ -247,8 +247,8 @@ def check_finite(matrix):
 
 
 def read_through(norm, W):
-    """W [..., d_model, out] as it acts on the normalised stream, in float32 at least: LayerNorm's
-    weights multiplied in, and without the mean, which a normalised stream has not got."""
+    """W [..., d_model, out] as it acts on the normalised stream, in float32 at least: multiplied by
+    LayerNorm's weights and centred, because a normalised stream has no mean."""
     W = at_least_float32(W)
     if not hasattr(norm, "w"):
         return W
@@ -258,9 +258,11 @@ def read_through(norm, W):
 
 @torch.no_grad()
 def qk_circuits(model, layer):
-    """W_Q W_K^T of all heads of a layer, [head, d_model, d_model]: how much a destination (row)
-    with one direction in its normalised stream attends to a source (column) with another, times
-    sqrt(d_head). A FactoredMatrix. Raises UserError for a layer that is not there."""
+    """The QK circuits W_Q W_K^T of all heads of a layer: a FactoredMatrix [head, d_model, d_model].
+
+    An entry says how much a destination (row) with one direction in its normalised stream attends
+    to a source (column) with another, times sqrt(d_head). Raises UserError for an unknown layer.
+    """
     block = block_of(model, layer)
     return FactoredMatrix(read_through(block.ln1, block.attn.W_Q),
                           read_through(block.ln1, block.attn.W_K).mT)
@@ -268,39 +270,42 @@ def qk_circuits(model, layer):
 
 @torch.no_grad()
 def ov_circuits(model, layer):
-    """W_V W_O of all heads of a layer, [head, d_model, d_model]: what is written where a source
-    with one direction in its normalised stream is attended to. A FactoredMatrix."""
+    """The OV circuits W_V W_O of all heads of a layer: a FactoredMatrix [head, d_model, d_model].
+
+    A row says what is written when the head attends to a source with one direction in its
+    normalised stream. Raises UserError for an unknown layer.
+    """
     block = block_of(model, layer)
     return FactoredMatrix(read_through(block.ln1, block.attn.W_V),
                           at_least_float32(block.attn.W_O))
 
 
 def qk_circuit(model, layer, head):
-    """`qk_circuits` of one head, [d_model, d_model]; W_E @ it @ W_E.T asks it about tokens."""
+    """`qk_circuits` of one head, [d_model, d_model]; for tokens, use W_E @ it @ W_E.T."""
     return select_head(qk_circuits(model, layer), head)
 
 
 def ov_circuit(model, layer, head):
-    """`ov_circuits` of one head, [d_model, d_model]; `W_E @ it @ read_through(ln_final, W_U)` says
-    which tokens each token raises."""
+    """`ov_circuits` of one head, [d_model, d_model]. For tokens, use
+    `W_E @ it @ read_through(ln_final, W_U)`: which tokens does each token make more likely?"""
     return select_head(ov_circuits(model, layer), head)
 
 
 def select_head(circuits, head):
-    """One head of a layer's circuits. Raises UserError for one that is not there."""
+    """One head of a layer's circuits. Raises UserError for an unknown head."""
     head = check_count("head", head, 0, len(circuits.A) - 1)
     return FactoredMatrix(circuits.A[head], circuits.B[head])
 
 
 def block_of(model, layer):
-    """A block. Raises UserError for one that is not there."""
+    """A block. Raises UserError for an unknown layer."""
     return model.blocks[check_count("layer", layer, 0, model.cfg.n_layers - 1)]
 
 
 @torch.no_grad()
 def ov_eigenvalue_score(model):
     """How much each head copies, [layer, head], from -1 to 1: `copying_score` of the eigenvalues of
-    W_E OV W_U, whose positive ones are directions of the vocabulary that raise themselves."""
+    W_E OV W_U. Positive eigenvalues belong to vocabulary directions that raise themselves."""
     W_E = at_least_float32(model.W_E)
     W_U = read_through(model.ln_final, model.W_U)
     scores = W_E.new_zeros(model.cfg.n_layers, model.cfg.n_heads)
@@ -311,8 +316,11 @@ def ov_eigenvalue_score(model):
 
 @dataclass(frozen=True)
 class Composition:
-    """scores and z, each [layer, head, later layer, later head], 0 unless the later one is later.
-    z: by how many standard deviations a score lies above that of random matrices."""
+    """Composition scores of pairs of heads, and their z scores.
+
+    Both are [layer, head, later layer, later head], and 0 unless the second layer is later. z: how
+    many standard deviations a score is above that of random matrices.
+    """
 
     scores: torch.Tensor
     z: torch.Tensor
@@ -320,18 +328,19 @@ class Composition:
 
 @torch.no_grad()
 def composition_scores(model, kind, *, n_draws=300, seed=0):
-    """How much of what a head writes a later head reads with its Q, K or V: a Composition.
+    """Composition scores: how much a later head's Q, K or V reads of an earlier head's output.
 
-    |W_A W_B| / (|W_A| |W_B|), norms of Frobenius: W_A is the earlier head's OV, W_B the later one's
-    QK ("Q"), QK^T ("K") or OV ("V"), all without the mean along d_model, which no LayerNorm lets
-    through. The random factors have the heads' shapes and independent normal entries; for them the
-    mean of the square is 1 / d_model (1 / (d_model - 1) without the mean).
-    A large z alone is no evidence of a circuit: random matrices favour no direction of the stream,
-    trained ones do, and heads that merely use the same few of them pass any z. Compare with other
-    pairs of heads. Raises UserError for another kind, and for fewer than two draws.
+    |W_A W_B| / (|W_A| |W_B|) with Frobenius norms. W_A is the earlier head's OV; W_B is the later
+    head's QK ("Q"), QK^T ("K") or OV ("V"). All are taken without the mean along d_model, which no
+    LayerNorm passes on. The random matrices have the heads' shapes and independent normal entries;
+    their mean squared score is 1 / d_model (1 / (d_model - 1) without the mean).
+    A large z alone is no evidence of a circuit. Random matrices favour no direction of the stream,
+    but trained ones do, so any two heads that use the same few directions get a large z. Compare
+    with other pairs of heads. Returns a Composition. Raises UserError for another kind, and for
+    fewer than two draws.
     """
     check_choice("kind", kind, ("Q", "K", "V"))
-    n_draws = check_count("n_draws", n_draws, least=2)  # one has no standard deviation
+    n_draws = check_count("n_draws", n_draws, least=2)  # one draw has no standard deviation
 
     # the scores of random matrices
     cfg = model.cfg
@@ -357,7 +366,7 @@ def composition_scores(model, kind, *, n_draws=300, seed=0):
 
 
 def ov_read(model, layer):
-    """`ov_circuits` as LayerNorms read them: what they write, without its mean."""
+    """`ov_circuits` as later LayerNorms see them: their output without its mean."""
     circuits = ov_circuits(model, layer)
     if model.cfg.norm == "none":
         return circuits
@@ -371,11 +380,11 @@ def composition_ratio(one, other):
 
 @torch.no_grad()
 def svd_vocab(model, layer, head, tokenizer, *, n_directions=4, top_k=8):
-    """What a head's strongest directions mean in tokens: a list of (strength, read, written).
+    """A head's strongest OV directions, read as tokens: a list of (strength, read, written).
 
-    strength: the singular value of OV. read: the tokens whose embedding has most of the direction
-    that is read, written: those whose logits rise most; the sign, which is free, is the one for
-    which the largest change of a logit is a rise.
+    strength: the singular value of OV. read: the tokens whose embeddings have most of the input
+    direction. written: the tokens whose logits rise most. The sign of a direction is arbitrary; it
+    is chosen so that the largest change of a logit is a rise.
     """
     if not hasattr(tokenizer, "to_str_tokens"):
         raise UserError(f"tokenizer is a {type(tokenizer).__name__}; pass the one that load_model "

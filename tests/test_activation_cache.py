@@ -69,7 +69,7 @@ def test_a_cache_is_a_mapping_over_what_was_kept():
 def test_a_missing_key_says_why_it_is_missing():
     cache = tiny_cache(["blocks.0.attn.hook_z"])
     for key, said in (
-        (("v", 0), r"blocks\.0\.attn\.hook_v was not kept.*names_filter"),
+        (("v", 0), r"blocks\.0\.attn\.hook_v was not cached.*names_filter"),
         (("patern", 0), r"blocks\.0\.hook_patern .*blocks\.0\.attn\.hook_pattern"),
         ("hook_embd", r"hook_embd .*hook_embed"),
         (("z", 2), "layer 2 .*2 layers"),

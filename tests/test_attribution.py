@@ -618,7 +618,7 @@ def test_a_source_of_another_shape_or_without_the_activation_is_refused():
         with torch.no_grad():
             _, other = model.run_with_cache(tiny_tokens(**{"pos": 5} | shape, seed=3))
         assert_both_refuse(model, tokens, other, surprise, "in the source, [2, 5, ")
-    assert_both_refuse(model, tokens, type(source)({}, source.axes), surprise, "was not kept")
+    assert_both_refuse(model, tokens, type(source)({}, source.axes), surprise, "was not cached")
 
 
 def test_a_metric_that_is_no_number_a_row_or_has_no_gradient_is_refused():
@@ -637,5 +637,5 @@ def test_dropout_is_refused():
 
 def test_a_model_of_one_part_has_none_to_drop_and_one_without_layers_has_no_heads():
     one = pair(n_layers=1, attn_only=True)
-    assert "1 parts" in refusal(attribution_patching, *one, surprise, fixes=("grad_drop",))
+    assert "has 1;" in refusal(attribution_patching, *one, surprise, fixes=("grad_drop",))
     assert "none of the 4" in refusal(attribution_patching, *pair(n_layers=0), surprise)

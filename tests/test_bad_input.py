@@ -99,7 +99,7 @@ def test_a_setting_that_is_not_possible_is_named_with_its_value(tmp_path, capsys
         ("--model.n_layer 3", "--model.n_layers"),
         ("--lr=3", "unknown flag --lr"),
         ("--n_heads 3", "--model.n_heads"),
-        ("stray", "unknown flag stray"),
+        ("stray", "unknown word stray"),
         ("--model.preset gpt5", "'gpt5'"),
         ("--train.optimizer sgd", "'sgd'"),
         ("--model.n_layers two", "'two'"),

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import typing
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
 
 import pytest
@@ -23,6 +23,7 @@ from config import (
     config_from_dict,
     flag_parser,
     nest_flags,
+    option,
 )
 from model import GPT
 
@@ -123,6 +124,7 @@ def test_a_wrong_command_line_is_one_line_with_the_value_or_the_closest_flag():
         (["--n_layers=2"], "--n_layers;", "--model.n_layers"),
         (["--train.max_step", "3"], "--train.max_step;", "--train.max_steps"),
         (["stray"], "unknown", "stray"),
+        (["model.n_layers", "2"], "unknown", "the closest: --model.n_layers"),
         (["--model.n_layers", "two"], "--model.n_layers", "'two'"),
         (["--model.n_layers", "2.5"], "'2.5'"),
         (["--model.n_layers"], "--model.n_layers", "argument"),
@@ -134,6 +136,27 @@ def test_a_wrong_command_line_is_one_line_with_the_value_or_the_closest_flag():
     ]:
         message = refusal(partial(parse, Config, *words), words)
         assert all(part in message for part in told) and "\n" not in message, message
+
+
+def test_help_shows_a_default_that_is_a_line_end(capsys):
+    assert r"(default: '\n')" in help_of(GenerateConfig, capsys)
+
+
+def test_a_text_without_a_flag_is_answered_with_the_flag_for_a_prompt():
+    for words, command in [
+        (["ROMEO:"], '--prompt "ROMEO:"'), (["To", "be", "--greedy"], '--prompt "To be"'),
+    ]:
+        assert command in refusal(partial(parse, GenerateConfig, *words), words)
+
+
+def test_values_with_commas_are_answered_with_the_same_values_with_spaces():
+    @dataclass(frozen=True)
+    class Several:
+        seeds: tuple[int, ...] = option((0,), "seeds")
+
+    message = refusal(partial(parse, Several, "--seeds", "0,1"), "0,1")
+    assert "--seeds" in message and message.endswith("values: 0 1; --help lists every flag")
+    assert parse(Several, "--seeds", "0", "1").seeds == [0, 1]
 
 
 # Values

@@ -515,7 +515,7 @@ def test_documents_are_joined_by_endoftext_where_the_tokenizer_has_it(tmp_path):
         assert tokenizer.decode(all_ids(tmp_path)) == "ab<|endoftext|>ababab", kind
     told = refusal(lambda: prepare(texts(tmp_path, "", ""),
                                   PrepareConfig(gpt2=gpt2, out=str(tmp_path))))
-    assert "nothing in it" in told
+    assert "no text found" in told
 
 
 def test_a_text_read_whole_has_the_ids_of_its_documents(tmp_path):
@@ -706,9 +706,9 @@ def tokenizer_state(characters):
 BROKEN = "is cut off or not a token file"
 CHANGED = "has changed since it was made"
 DAMAGE = {  # what is done to a token file of 100 ids, 0 and 1, and what is told
-    "the end cut off": (lambda path: edit(path, lambda content: content[:-3]), "in place of 100"),
+    "the end cut off": (lambda path: edit(path, lambda content: content[:-3]), "instead of 100"),
     "most cut off": (lambda path: edit(path, lambda content: content[:40]), BROKEN),
-    "longer": (lambda path: edit(path, lambda content: content + b"\0\0"), "101 ids in place"),
+    "longer": (lambda path: edit(path, lambda content: content + b"\0\0"), "101 ids instead"),
     "an id too large": (lambda path: edit(path, with_last_id(2)), "0 to 1"),
     "another id": (lambda path: edit(path, with_last_id(0)), CHANGED),
     "other symbols, as many":

@@ -485,7 +485,7 @@ def test_a_mean_may_come_from_texts_of_another_length_but_not_from_another_model
         logits_of(model, tokens)
     with torch.no_grad():
         kept = model.run_with_cache(tokens, "hook_embed")[1]
-    with pytest.raises(UserError, match="hook_z was not kept; name it"):
+    with pytest.raises(UserError, match="hook_z was not cached; add it"):
         ablate_heads(model, HEADS, "mean", reference=kept)
 
 

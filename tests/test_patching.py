@@ -340,7 +340,7 @@ def test_edits_with_and_without_a_short_cut_can_be_mixed():
 def test_an_activation_that_was_not_kept_is_named():
     model = tiny_model()
     _, source = model.run_with_cache(CLEAN, "blocks.0.hook_resid_pre")
-    with pytest.raises(UnknownName, match="was not kept"):
+    with pytest.raises(UnknownName, match="was not cached"):
         patching.get_act_patch_mlp_out(model, CORRUPT, source, DIFFERENCE)
 
 

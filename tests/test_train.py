@@ -584,9 +584,30 @@ def test_how_often_a_run_is_evaluated_does_not_change_what_it_learns(home, monke
 
 def test_a_name_that_is_taken_needs_a_decision(home):
     before = final(home, "first")
-    with pytest.raises(UserError, match=r"--resume.*--overwrite"):
+    with pytest.raises(UserError, match=r"finished.*--overwrite") as error:
         main(argv(home, *named("first", "--train.seed", "5")))
+    assert "--resume" not in str(error.value)  # there is nothing to continue
     assert same(final(home, "first"), before)
+
+
+def test_a_name_that_is_taken_is_refused_before_the_data_are_loaded(home, monkeypatch):
+    monkeypatch.setattr(train, "load_dataset", lambda *_: pytest.fail("the data were loaded"))
+    before = sorted(path.name for path in run_of(home, "first").iterdir())
+    with pytest.raises(UserError, match="--overwrite"):
+        main(argv(home, *named("first", "--train.seed", "5")))
+    assert sorted(path.name for path in run_of(home, "first").iterdir()) == before
+
+
+def test_a_finished_run_that_is_resumed_says_that_it_is_finished(
+    home, tmp_path, monkeypatch, capsys
+):
+    quietly(monkeypatch)
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    before = final(tmp_path, "first")
+    main(argv(tmp_path, *named("first", "--resume")))
+    said = capsys.readouterr().out
+    assert "is finished: all 6 steps" in said and "--train.max_steps" in said
+    assert "continuing after" not in said and same(final(tmp_path, "first"), before)
 
 
 def test_overwriting_starts_from_nothing(home, tmp_path, monkeypatch):
@@ -611,7 +632,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys):
             stopped_at(step, tmp_path, *named("halves", "--overwrite"), *flags)
             assert final(tmp_path, "halves")["step"] == step
             said = capsys.readouterr().out
-            assert f"stopped after step {step}; to go on: python train.py --logging.run_name " \
+            assert f"stopped after step {step}; to continue: python train.py --logging.run_name " \
                    f"halves --logging.out_dir {tmp_path / 'outputs'} --resume" in said
 
             torch.manual_seed(99)  # whatever the new process drew before
@@ -968,7 +989,7 @@ def test_a_run_stopped_while_it_makes_things_worse_keeps_its_last_good_checkpoin
     worsens_from_step_6(monkeypatch)
     stopped_at(9, tmp_path, *named("worse"), *flags)
     assert final(tmp_path, "worse")["step"] == 4
-    assert "stopped after step 9; to go on from step 4: python" in capsys.readouterr().out
+    assert "stopped after step 9; to continue from step 4: python" in capsys.readouterr().out
 
 
 def test_one_bad_batch_does_not_stop_a_run(tmp_path, monkeypatch):
@@ -1186,7 +1207,7 @@ def test_sigterm_stops_a_run_cleanly_and_says_how_to_go_on(uninterrupted):
     process.terminate()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0 and not err
-    assert f"to go on: python train.py --logging.run_name {name} --logging.out_dir " in out
+    assert f"to continue: python train.py --logging.run_name {name} --logging.out_dir " in out
     state = load_checkpoint(run_of(uninterrupted, name) / "checkpoint.pt")
     assert f"stopped after step {state['step']:,};" in out and 100 <= state["step"] < 1000
     assert start(uninterrupted, *named(name, "--resume")).wait(timeout=100) == 0
@@ -1260,8 +1281,8 @@ def test_a_rank_that_dies_stops_the_others_and_they_go_on_from_the_last_checkpoi
     for victim, name in ((0, "first"), (1, "second")):
         code, errors, ran = together(tmp_path, name, *dropout, victim=victim, at=17)
         assert code != 0 and "exitcode  : -9" in ran.stderr
-        assert errors == ["ranks.py: error: another rank of this run has stopped; go on with "
-                          "--resume from the last checkpoint that was written, which is whole"]
+        assert errors == ["ranks.py: error: another rank of this run has stopped; continue with "
+                          "--resume from the last checkpoint, which is complete"]
         assert final(tmp_path, name)["step"] == 10
     assert together(tmp_path, "first", *dropout, "--resume")[0] == 0
     assert same(final(tmp_path, "first"), final(tmp_path, "whole"))
@@ -1270,7 +1291,7 @@ def test_a_rank_that_dies_stops_the_others_and_they_go_on_from_the_last_checkpoi
 @pytest.mark.slow
 def test_a_rank_that_is_asked_to_stop_stops_all_after_the_same_step(tmp_path):
     code, errors, ran = together(tmp_path, "mine", victim=1, at=17, how="SIGTERM")
-    assert (code, errors) == (0, []) and "stopped after step 17; to go on: " in ran.stdout
+    assert (code, errors) == (0, []) and "stopped after step 17; to continue: " in ran.stdout
     assert final(tmp_path, "mine")["step"] == 17
 
 

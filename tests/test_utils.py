@@ -321,7 +321,7 @@ def test_a_download_that_trickles_is_given_up(monkeypatch):
     monkeypatch.setattr(utils, "SLOW_SECONDS", 0)
     monkeypatch.setattr(utils, "SLOWEST_DOWNLOAD", 1e12)
     with answering(http_answer("200 OK", b"abcdef", Content_Length=6)) as (address, _):
-        with pytest.raises(BadAnswer, match="a second"):
+        with pytest.raises(BadAnswer, match="per second"):
             fetch_into(io.BytesIO(), address)
 
 
