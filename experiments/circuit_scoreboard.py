@@ -39,9 +39,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 from config import check_field, option
-from experiments.common import ExperimentConfig, code_digest, load_or_make, perform
+from experiments.common import (
+    ExperimentConfig,
+    Trainings,
+    code_digest,
+    load_or_make,
+    perform,
+)
 from experiments.scoreboard.measure import score_model
-from experiments.scoreboard.model import load_models
+from experiments.scoreboard.model import load_models, training_steps
 from experiments.scoreboard.report import (
     board_lines,
     describe_findings,
@@ -75,22 +81,25 @@ def run(cfg, folder):
         cfg = replace(cfg, rankings=20, seeds=cfg.seeds[:1])
 
     rows = []
-    for seed in cfg.seeds:
+    steps = training_steps(cfg)
+    trainings = Trainings(steps * len(cfg.seeds))
+    for number, seed in enumerate(cfg.seeds, 1):
         settings = {"prompts": cfg.prompts, "rankings": cfg.rankings, "quick": cfg.quick,
                     "seed": seed, "code": code_digest()}
         kept = load_or_make(folder / f"rows_seed_{seed}.pt", settings,
-                            partial(score_seed, cfg, folder, seed), cfg.retrain)
+                            partial(score_seed, cfg, folder, seed, trainings), cfg.retrain)
+        trainings.n_ready = number * len(steps)  # where the rows were kept, no model was read
         rows += kept["rows"]
     board = board_lines(rows)
     return {"found": describe_findings(rows), "board": board, "rows": rows,
             "claims": scoreboard_claims(rows, judged=not cfg.quick)}
 
 
-def score_seed(cfg, folder, seed):
+def score_seed(cfg, folder, seed, trainings=None):
     """{"rows": those of all models of a seed}; took, in those of random rankings, is the seconds of
     the whole model."""
     rows = []
-    models = list(load_models(cfg, folder, seed))
+    models = list(load_models(cfg, folder, seed, trainings))
     progress = Progress(len(models), " models")
     for done, scored in enumerate(models, 1):
         began = time.perf_counter()

@@ -87,8 +87,15 @@ class Claim:
         """The line's texts, in the order of HEADINGS."""
         measured, low, high = ("—" if number is None else f"{number:.3g}"
                                for number in (self.measured, self.low, self.high))
-        return (self.claim, self.reported, measured, f"{low} to {high}", self.control,
-                self.verdict)
+        range_text = "" if self.is_one_value else f"{low} to {high}"
+        return (self.claim, self.reported, measured, range_text, self.control, self.verdict)
+
+    @property
+    def is_one_value(self):
+        """Whether the range holds nothing but the measured number, and so is no range."""
+        measured, low, high = (None if number is None or math.isnan(number) else number
+                               for number in (self.measured, self.low, self.high))
+        return low == measured == high
 
 
 def claim(text, values, *, above=None, below=None, between=None, holds=None, judged=True,
@@ -160,8 +167,7 @@ def claims_table(claims):
 
     A long cell goes on in the lines below, within its column. An empty column is left out.
     """
-    columns = zip(HEADINGS, *(each.cells() for each in claims), strict=True)
-    columns = [column for column in columns if any(column[1:])]
+    columns = filled_columns(claims)
     widths = column_widths(columns)
 
     headings, *rows = zip(*columns, strict=True)
@@ -170,6 +176,12 @@ def claims_table(claims):
     for row in rows:
         lines += row_lines(row, widths)
     return "\n".join(lines)
+
+
+def filled_columns(claims):
+    """The columns of the claims' table that are not empty, each a tuple with its heading first."""
+    columns = zip(HEADINGS, *(each.cells() for each in claims), strict=True)
+    return [column for column in columns if any(column[1:])]
 
 
 def column_widths(columns):
@@ -335,12 +347,57 @@ def as_run(model, tokenizer, **more):
             "config": asdict(Config(model=model.cfg)), "tokenizer": tokenizer.state_dict()} | more
 
 
-def trained_gpt(path, cfg, seed, train, *, tokenizer, settings, retrain=False):
-    """(model, state): the GPT of a ModelConfig and a seed, trained, or read where it was kept.
+class Trainings:
+    """The progress of all trainings of an experiment: which one runs, and the time left over all.
+
+    steps: a list of the steps of each training, in the order in which the models are made. A model
+    that is kept from an earlier run counts as one of them, but not as time.
+    """
+
+    def __init__(self, steps):
+        self.steps = list(steps)
+        self.n_ready = 0  # models that are there: trained, or read
+        self.steps_trained = 0
+        self.seconds = 0.0  # that these steps took
+
+    def begin(self, label):
+        """Starts the progress line of the next training: `training 2 of 9: {label}`."""
+        n_trainings = len(self.steps)
+        self.label = label
+        if n_trainings > 1:
+            self.label = f"training {self.n_ready + 1} of {n_trainings}: {label}"
+
+        # The pace is that of all steps trained until now, so that the time left covers all.
+        self.steps_before = sum(self.steps[: self.n_ready])
+        start = self.steps_before - self.steps_trained
+        self.progress = Progress(sum(self.steps), " steps", done=start)
+        self.began = self.progress.start
+        self.progress.start -= self.seconds
+
+    def show(self, step, text=""):
+        """Shows the training's number, label and step, `text`, and the time left over all."""
+        self.step = step
+        line = f"{self.label}: {text}" if text else self.label
+        self.progress.show(self.steps_before + step, line)
+
+    def close(self):
+        """Ends the line of a training, and remembers how long it took."""
+        self.progress.close()
+        self.steps_trained += self.step
+        self.seconds += time.monotonic() - self.began
+
+    def count(self):
+        """Counts one more model that is there, whether it was trained or read."""
+        self.n_ready += 1
+
+
+def trained_gpt(path, cfg, seed, train, *, tokenizer, settings, retrain=False, trainings=None):
+    """(model, state): the GPT of a ModelConfig and a seed, trained, or read if it was kept.
 
     path: of its checkpoint.pt, which `load_model` reads; the model comes in evaluation mode.
     train(model): trains it in place; a dict that it returns is kept with the run and comes back in
-    `state`. settings: all that the training depends on, but for cfg and seed, as in `load_or_make`.
+    `state`. settings: all that the training depends on, except cfg and seed, as in `load_or_make`.
+    trainings: the Trainings that this model is counted in.
     """
     def make():
         model = GPT(cfg, seed)
@@ -348,20 +405,24 @@ def trained_gpt(path, cfg, seed, train, *, tokenizer, settings, retrain=False):
         return as_run(model, tokenizer, **more)
 
     state = load_or_make(path, settings | {"shape": asdict(cfg), "seed": seed}, make, retrain)
+    if trainings is not None:
+        trainings.count()
     model = GPT(cfg, seed=None)
     model.load_weights_(state["model"], path)
     return model.eval(), state
 
 
-def fit_with_progress(model, next_batch, how, label, *, loss_fn=cross_entropy):
-    """Trains the model in place with a progress line that begins with `label`.
+def fit_with_progress(model, next_batch, how, label, *, loss_fn=cross_entropy, trainings=None):
+    """Trains the model in place and shows a progress line that names the training by `label`.
 
-    next_batch() -> (inputs, targets). how: a TrainConfig. loss_fn: as in `fit`.
+    next_batch() -> (inputs, targets). how: a TrainConfig. loss_fn: as in `fit`. trainings: the
+    Trainings that this is one of; without them it is shown alone.
     """
-    progress = Progress(how.max_steps, " steps")
+    trainings = trainings or Trainings([how.max_steps])
+    trainings.begin(label)
     for step in fit(model, next_batch, how, loss_fn=loss_fn):
-        progress.show(step.number, f"{label}: loss {step.loss:.2f}")
-    progress.close()
+        trainings.show(step.number, f"loss {step.loss:.2f}")
+    trainings.close()
 
 
 def validation_tokens(run):
@@ -457,22 +518,32 @@ def conclude(result, folder, figures=None, seconds=None):
     "board": lines to print before it, if there are any}.
     figures: {name: Figure}. seconds: it took.
     """
-    values = result | {"claims": as_dicts(result["claims"])}
+    figures = figures or {}
+    titles = {name: figure_title(figure) for name, figure in figures.items()}
+    values = result | {"claims": as_dicts(result["claims"]), "figure_titles": titles}
     write_json(folder / "results.json", replace_nonfinite(values))
-    for name, figure in (figures or {}).items():
+    for name, figure in figures.items():
         plotting.save(figure, folder / f"{name}.png")
 
     if "board" in result:
         print("\n".join(result["board"]), end="\n\n")
     if "found" in result:
-        print(textwrap.fill(result["found"], WIDTH))
-    print(f"open {page_to_open(folder)}\n")
+        print(textwrap.fill(result["found"], WIDTH), end="\n\n")
     print(claims_table(result["claims"]))
 
     write_index(folder.parent)
     took = "" if seconds is None else f" in {seconds:.0f} s"
     print(f"\nwritten to {folder}{took}")
+    print(f"open {page_to_open(folder)}")
     raise SystemExit(exit_code(result["claims"]))
+
+
+def figure_title(figure):
+    """What a figure says of itself, in one line: its title, or else those of its panels."""
+    titles = [figure.get_suptitle()]
+    if not titles[0]:
+        titles = [axes.get_title(loc) for axes in figure.axes for loc in ("left", "center")]
+    return "; ".join(" ".join(title.split()) for title in titles if title)
 
 
 def page_to_open(folder):
@@ -502,6 +573,8 @@ border-bottom: 1px solid #ddd; font-size: 13px } img { max-width: 100% }
 # Nothing is run or loaded from elsewhere, whatever a name or a claim says.
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' file: data:"
 VERDICTS = ("PASS", "FAIL")  # what may be the class of a cell
+QUICK_NOTE = ("A run with --quick shows that the program works; its numbers come from too little "
+              "training to mean anything.")
 
 
 def escape_text(text):
@@ -524,29 +597,49 @@ def index_section(file):
     result = read_json(file)
     folder = file.parent
     name = escape_text(folder.name)
-    lines = [f"<h2>{name}</h2><p>{escape_text(result.get('about', ''))}"]
-    if "found" in result:
-        lines.append(f"<p>{escape_text(result['found'])}")
+    is_quick = result.get("settings", {}).get("quick") is True
+    claims = [Claim(**{key: value for key, value in line.items() if key != "verdict"})
+              for line in result.get("claims", ())]
 
-    rows = [HEADINGS]
-    for line in result.get("claims", ()):
-        fields = {name: value for name, value in line.items() if name != "verdict"}
-        rows.append(Claim(**fields).cells())
-    lines.append("<table>")
-    for row in rows:
-        *texts, verdict = row
-        cells = [f"<td>{escape_text(text)}</td>" for text in texts]
-        kind = f' class="{verdict}"' if verdict in VERDICTS else ""
-        cells.append(f"<td{kind}>{escape_text(verdict)}</td>")
-        lines.append("<tr>" + "".join(cells) + "</tr>")
-    lines.append("</table>")
+    lines = [f"<h2>{name}{' (quick run)' if is_quick else ''}</h2>"
+             f"<p>{escape_text(result.get('about', ''))}"]
+    if is_quick:
+        lines.append(f"<p>{QUICK_NOTE}")
+    lines.append(f"<p>{escape_text(result.get('found', ''))} {count_verdicts(claims)}")
+    if claims:
+        lines += table_as_html(claims)
 
     for page in sorted(folder.glob("*.html")):
         lines.append(f'<p><a href="{relative_address(page)}">{escape_text(page.name)}</a>')
+    titles = result.get("figure_titles", {})
     for png in sorted(folder.glob("*.png")):
-        lines.append(f'<p><img src="{relative_address(png)}" alt="{name}: '
-                     f'{escape_text(png.stem)}">')
+        seen = titles.get(png.stem) or f"{folder.name}: {png.stem}"
+        lines.append(f'<p><img src="{relative_address(png)}" alt="{escape_text(seen)}">')
     return lines
+
+
+def count_verdicts(claims):
+    """A sentence that says how many of the claims hold, of those that were judged."""
+    judged = [each.holds for each in claims if each.verdict]
+    if not judged:
+        return "No claim was judged."
+    if all(judged):
+        return f"All {len(judged)} claims hold." if len(judged) > 1 else "The one claim holds."
+    return f"{sum(judged)} of {len(judged)} claims hold."
+
+
+def table_as_html(claims):
+    """The claims' table as lines of HTML, without its empty columns."""
+    columns = filled_columns(claims)
+    kinds = [claim.verdict for claim in claims]
+    lines = ["<table>"]
+    for number, row in enumerate(zip(*columns, strict=True)):
+        cells = [f"<td>{escape_text(text)}</td>" for text in row]
+        verdict = kinds[number - 1] if number > 0 else ""
+        if verdict in VERDICTS:  # then its column is the last
+            cells[-1] = f'<td class="{verdict}">{verdict}</td>'
+        lines.append("<tr>" + "".join(cells) + "</tr>")
+    return [*lines, "</table>"]
 
 
 def write_index(out_dir):

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from checkpoint import load_pretrained
 from config import check_field, option
-from experiments.common import ExperimentConfig, check_pretrained, perform
+from experiments.common import ExperimentConfig, Trainings, check_pretrained, perform
 from experiments.suppression.circuit import judged_pairs, measure_circuit, taken_off
 from experiments.suppression.measure import measure_suppressor, null_losses
 from experiments.suppression.model import SuppressionRecipe, trained_suppressor
@@ -77,22 +77,25 @@ def run(cfg, folder):
     if cfg.model is not None:
         return report_published(*load_pretrained(cfg.model, cache_dir=cfg.cache_dir))
 
-    seeds = [measure_seed(folder, cfg.recipe(seed), cfg.retrain) for seed in cfg.seeds]
+    recipes = [cfg.recipe(seed) for seed in cfg.seeds]
+    trainings = Trainings([each.steps for each in recipes for _ in range(2)])  # two models a seed
+    seeds = [measure_seed(folder, each, cfg.retrain, trainings) for each in recipes]
     return {"board": circuit_lines(seeds), "found": describe_findings(seeds),
             "claims": suppression_claims(seeds, judged=not cfg.quick), "seeds": seeds}
 
 
-def measure_seed(folder, recipe, retrain=False):
+def measure_seed(folder, recipe, retrain=False, trainings=None):
     """What one seed gave: {"trained", "untrained", "control": what `measure_suppressor` returns,
     "nulls": what `null_losses` returns, "taken off": nats, a number for each of the three models,
     "circuit": what `measure_circuit` returns of the trained one}.
 
-    folder, retrain: as in `trained_suppressor`; recipe: the SuppressionRecipe of the seed.
+    folder, retrain, trainings: as in `trained_suppressor`; recipe: the SuppressionRecipe of the
+    seed.
     """
     control = replace(recipe, goes_back=True)
-    trained = trained_suppressor(folder / f"seed_{recipe.seed}", recipe, retrain=retrain)
-    going_back = trained_suppressor(folder / f"goes_back_seed_{recipe.seed}", control,
-                                    retrain=retrain)
+    how = {"retrain": retrain, "trainings": trainings}
+    trained = trained_suppressor(folder / f"seed_{recipe.seed}", recipe, **how)
+    going_back = trained_suppressor(folder / f"goes_back_seed_{recipe.seed}", control, **how)
     untrained = GPT(recipe.model_config(), recipe.seed).eval()
 
     models = {"trained": (trained, recipe), "untrained": (untrained, recipe),

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataclasses import dataclass
 
 from config import check_field, option
-from experiments.common import ExperimentConfig, perform
+from experiments.common import ExperimentConfig, Trainings, perform
 from experiments.superposition.measure import measure_toys
 from experiments.superposition.model import toy_jobs, trained_toys
 from experiments.superposition.report import claims_of_toys, figures_of_toys, summarize_toys
@@ -49,8 +49,10 @@ def run(cfg, folder):
     seeds = cfg.seeds[:1] if cfg.quick else cfg.seeds
 
     found = []
+    trainings = Trainings([job.steps for job in jobs.values()] * len(seeds))
     for seed in seeds:
-        states = trained_toys(jobs, seed, folder / f"seed_{seed}", cfg.retrain)
+        states = trained_toys(jobs, seed, folder / f"seed_{seed}", retrain=cfg.retrain,
+                              trainings=trainings)
         found.append(measure_toys(jobs, states, seed))
 
     claims = claims_of_toys(found, judged=not cfg.quick)

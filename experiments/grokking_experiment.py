@@ -30,7 +30,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from config import check_field, option
-from experiments.common import ExperimentConfig, perform
+from experiments.common import ExperimentConfig, Trainings, perform
 from experiments.grokking.measure import measure_training
 from experiments.grokking.model import (
     CANONICAL_ADDITION,
@@ -102,8 +102,11 @@ class GrokkingConfig(ExperimentConfig):
 def run(cfg, folder):
     """{"found": text, "claims": [Claim], "runs": {name: what `measure_training` returns}, "p"}."""
     runs = {}
-    for name, recipe in cfg.recipes().items():
-        _, history = trained_adder(folder / name / "checkpoint.pt", recipe, name, cfg.retrain)
+    recipes = cfg.recipes()
+    trainings = Trainings([recipe.max_steps for recipe in recipes.values()])
+    for name, recipe in recipes.items():
+        _, history = trained_adder(folder / name / "checkpoint.pt", recipe, name.replace("_", " "),
+                                   retrain=cfg.retrain, trainings=trainings)
         runs[name] = measure_training(recipe, history, name)
 
     claims = claims_of_grokking(runs, recipe.p, recipe.symmetric, judged=not cfg.quick)

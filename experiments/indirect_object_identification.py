@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from checkpoint import load_pretrained
 from config import check_field, option
-from experiments.common import ExperimentConfig, perform
+from experiments.common import ExperimentConfig, Trainings, perform
 from experiments.indirect_object.measure import RANKINGS, measure_gifts, measure_task
 from experiments.indirect_object.model import (
     GiftRecipe,
@@ -102,9 +102,11 @@ def run(cfg, folder):
 
     models = []
     controls = []
+    trainings = Trainings([recipe.steps] * len(cfg.seeds))
     progress = Progress(len(cfg.seeds), " models")
     for seed in cfg.seeds:
-        model = trained_gift_model(folder, seed, recipe, text, cfg.retrain)
+        model = trained_gift_model(folder, seed, recipe, text, retrain=cfg.retrain,
+                                   trainings=trainings)
         n_random = 20 if cfg.quick else RANKINGS
         models.append({"seed": seed} | measure_gifts(model, gifts, songs, n_random=n_random))
         untrained = GPT(gift_shape(recipe, tokenizer), seed).eval()

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from checkpoint import find_run, load_model
 from config import check_field, option
-from experiments.common import ExperimentConfig, check_pretrained, perform
+from experiments.common import ExperimentConfig, Trainings, check_pretrained, perform
 from experiments.induction.measure import measure_seed
 from experiments.induction.model import InductionRecipe
 from experiments.induction.report import describe_findings, induction_claims, induction_figure
@@ -71,7 +71,9 @@ def run(cfg, folder):
     if cfg.model is not None:
         return report_scan(GPT.from_pretrained(cfg.model, cfg.cache_dir))
 
-    seeds = [measure_seed(folder, seed, cfg.recipe, retrain=cfg.retrain) for seed in cfg.seeds]
+    trainings = Trainings([cfg.recipe.steps] * 3 * len(cfg.seeds))  # three models a seed
+    seeds = [measure_seed(folder, seed, cfg.recipe, retrain=cfg.retrain, trainings=trainings)
+             for seed in cfg.seeds]
     return {"found": describe_findings(seeds),
             "claims": induction_claims(seeds, judged=not cfg.quick), "seeds": seeds}
 

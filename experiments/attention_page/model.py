@@ -15,7 +15,7 @@ import corpus
 from checkpoint import find_run, load_model, load_pretrained
 from config import ModelConfig, TrainConfig
 from data import last_token_boundary, random_batch, repeated_batch
-from experiments.common import fit_with_progress, trained_gpt, validation_tokens
+from experiments.common import Trainings, fit_with_progress, trained_gpt, validation_tokens
 from model import GPT
 from tokenizer import WordTokenizer
 from utils import UserError, read_text, seeded_generator
@@ -124,17 +124,19 @@ def train_subjects(cfg, folder):
                                     story=tokenizer.encode(STORY))
 
     subjects = []
+    trainings = Trainings([steps] * len(cfg.seeds))
     for seed in cfg.seeds:
         def train_(model, seed=seed):
-            train_on_repeats_(model, train_tokens, seed, steps)
+            train_on_repeats_(model, train_tokens, seed, steps, trainings)
 
         model, _ = trained_gpt(folder / f"seed_{seed}" / "checkpoint.pt", shape, seed, train_,
-                               tokenizer=tokenizer, settings=settings, retrain=cfg.retrain)
+                               tokenizer=tokenizer, settings=settings, retrain=cfg.retrain,
+                               trainings=trainings)
         subjects.append(AttentionSubject(f"seed {seed}", model, tokenizer, tokens, held_out))
     return subjects
 
 
-def train_on_repeats_(model, tokens, seed, steps):
+def train_on_repeats_(model, tokens, seed, steps, trainings=None):
     """Trains a model in place on windows of tokens [n] and on random words that repeat."""
     generator = seeded_generator(seed)
     n_repeats = round(REPEATS * BATCH)
@@ -145,4 +147,4 @@ def train_on_repeats_(model, tokens, seed, steps):
         return [torch.cat(part) for part in zip(stories, repeats, strict=True)]
 
     how = TrainConfig(max_steps=steps, lr=8e-3, muon_lr=0.02)
-    fit_with_progress(model, next_batch, how, f"training, seed {seed}")
+    fit_with_progress(model, next_batch, how, f"seed {seed}", trainings=trainings)

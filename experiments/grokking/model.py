@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from config import ModelConfig, TrainConfig
-from experiments.common import trained_gpt
+from experiments.common import Trainings, trained_gpt
 from experiments.grokking.fourier import pair_sums
 from losses import cross_entropy
 from model import GPT
 from tokenizer import WordTokenizer
 from train import fit
-from utils import Progress, seeded_generator
+from utils import seeded_generator
 
 CANONICAL_ADDITION = {"p": 113, "fraction": 0.3, "d_model": 128, "max_steps": 1300}
 QUICK_ADDITION = {"p": 17, "fraction": 0.6, "d_model": 32, "max_steps": 120}
@@ -124,11 +124,11 @@ def exact_loss(logits, answers):
     return cross_entropy(logits.double(), answers)
 
 
-def train_to_add(model, recipe, label):
+def train_to_add(model, recipe, label, trainings=None):
     """Trains the model in place on the pairs of a GrokkingRecipe, all of them at each step.
 
-    label: what the progress line begins with. Returns the history: {"steps": `kept_steps`,
-    "weights": {name: [step, ...]}}.
+    label: the training's name in its progress line; trainings: the Trainings that it is one of.
+    Returns the history: {"steps": `kept_steps`, "weights": {name: [step, ...]}}.
     """
     known = recipe.trained_on()
     batch = recipe.pairs()[known], recipe.answers()[known]
@@ -138,23 +138,25 @@ def train_to_add(model, recipe, label):
 
     steps = recipe.kept_steps()
     states = [copy_weights(model)]
-    progress = Progress(recipe.max_steps, " steps")
+    trainings = trainings or Trainings([recipe.max_steps])
+    trainings.begin(label)
     for step in fit(AtEquals(model), lambda: batch, how, loss_fn=exact_loss):
         if step.number in steps:
             states.append(copy_weights(model))
-        progress.show(step.number, f"{label}: loss {step.loss:.2g}")
-    progress.close()
+        trainings.show(step.number, f"loss {step.loss:.2g}")
+    trainings.close()
 
     weights = {name: torch.stack([state[name] for state in states]) for name in states[0]}
     return {"steps": steps, "weights": weights}
 
 
-def trained_adder(path, recipe, label, retrain=False):
+def trained_adder(path, recipe, label, *, retrain=False, trainings=None):
     """(model, history) of a GrokkingRecipe, trained, or read from the checkpoint.pt at `path`."""
     model, state = trained_gpt(
         path, recipe.model_config(), recipe.seed,
-        lambda model: {"history": train_to_add(model, recipe, label)},
-        tokenizer=numbers_tokenizer(recipe.p), settings=asdict(recipe), retrain=retrain)
+        lambda model: {"history": train_to_add(model, recipe, label, trainings)},
+        tokenizer=numbers_tokenizer(recipe.p), settings=asdict(recipe), retrain=retrain,
+        trainings=trainings)
     return model, state["history"]
 
 

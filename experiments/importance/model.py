@@ -18,7 +18,7 @@ import torch
 from checkpoint import find_run, load_model
 from config import DataConfig, ModelConfig, TrainConfig
 from data import load_dataset, random_batch
-from experiments.common import fit_with_progress, trained_gpt, validation_tokens
+from experiments.common import Trainings, fit_with_progress, trained_gpt, validation_tokens
 from experiments.induction.model import (
     InductionRecipe,
     Repeats,
@@ -59,15 +59,19 @@ def load_subjects(cfg, folder):
 
     cfg: an ImportanceConfig; folder: the experiment's, in which trained models are kept.
     """
+    home = folder / "quick" if cfg.quick else Path(cfg.out_dir) / "induction_head_detection"
+    recipe = InductionRecipe(steps=30) if cfg.quick else InductionRecipe()
+    n_texts = len(cfg.seeds) if cfg.run_name is None else 0
+    trainings = Trainings([cfg.steps] * n_texts + [recipe.steps] * len(cfg.seeds))
+
     if cfg.run_name is not None:
         yield subject_of_run(cfg)
     else:
-        yield from trained_text_subjects(cfg, folder)
+        yield from trained_text_subjects(cfg, folder, trainings)
 
-    home = folder / "quick" if cfg.quick else Path(cfg.out_dir) / "induction_head_detection"
-    recipe = InductionRecipe(steps=30) if cfg.quick else InductionRecipe()
     for seed in cfg.seeds:
-        model, _ = trained_induction_model(home, seed, recipe, retrain=cfg.retrain)
+        model, _ = trained_induction_model(home, seed, recipe, retrain=cfg.retrain,
+                                           trainings=trainings)
         yield subject_of_circuit(f"induction, seed {seed}", model, find_circuit(model), cfg)
 
 
@@ -84,7 +88,7 @@ def subject_of_run(cfg):
     return subject_of_text(run.name, model, validation_tokens(run), cfg)
 
 
-def trained_text_subjects(cfg, folder):
+def trained_text_subjects(cfg, folder, trainings=None):
     """Yields the ImportanceSubject of a model of text for each seed, trained or read where kept."""
     n_ctx = ModelConfig().n_ctx
     dataset = load_dataset(DataConfig(dataset="builtin" if cfg.quick else cfg.dataset), n_ctx)
@@ -98,10 +102,11 @@ def trained_text_subjects(cfg, folder):
             generator = seeded_generator(seed)
             fit_with_progress(
                 model, lambda: random_batch(dataset.train, how.batch_size, n_ctx, generator),
-                how, name)
+                how, name, trainings=trainings)
 
         model, _ = trained_gpt(folder / f"seed_{seed}" / "checkpoint.pt", shape, seed, train,
                                tokenizer=dataset.tokenizer, retrain=cfg.retrain,
+                               trainings=trainings,
                                settings={"train": asdict(how), "data": dataset.sha256})
         yield subject_of_text(name, model, dataset.val, cfg)
 

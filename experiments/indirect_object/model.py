@@ -182,8 +182,11 @@ def gift_shape(recipe, tokenizer):
                    attn_only=True)
 
 
-def trained_gift_model(folder, seed, recipe, text, retrain=False):
-    """The model of a seed, trained or read where it was kept. text: of `gift_text`."""
+def trained_gift_model(folder, seed, recipe, text, *, retrain=False, trainings=None):
+    """The model of a seed, trained, or read if it was kept.
+
+    text: what `gift_text` returns. trainings: the Trainings that this model is one of.
+    """
     tokens, tokenizer = text
     how = TrainConfig(max_steps=recipe.steps, batch_size=recipe.batch_size)
 
@@ -191,10 +194,10 @@ def trained_gift_model(folder, seed, recipe, text, retrain=False):
         generator = seeded_generator(seed)
         fit_with_progress(
             model, lambda: random_batch(tokens, how.batch_size, recipe.n_ctx, generator), how,
-            f"gifts, seed {seed}")
+            f"seed {seed}", trainings=trainings)
 
     model, _ = trained_gpt(folder / f"seed_{seed}" / "checkpoint.pt",
                            gift_shape(recipe, tokenizer), seed, train, tokenizer=tokenizer,
                            settings={"recipe": asdict(recipe), "train": asdict(how)},
-                           retrain=retrain)
+                           retrain=retrain, trainings=trainings)
     return model

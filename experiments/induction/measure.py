@@ -45,20 +45,22 @@ TEXTS = {  # fresh texts of the kind that the model was trained on, and kinds th
 }
 
 
-def measure_seed(folder, seed, recipe, *, retrain=False):
+def measure_seed(folder, seed, recipe, *, retrain=False, trainings=None):
     """What one seed gave, a dict of plain values: `measure_circuit` of its model, and what two
     models do that lack the heads (one layer, and circles instead of maps).
 
-    folder, retrain: as in `trained_induction_model`; recipe: the InductionRecipe of all three.
+    folder, retrain, trainings: as in `trained_induction_model`; recipe: the InductionRecipe of all
+    three.
     """
-    model, history = trained_induction_model(folder, seed, recipe, retrain=retrain)
+    how = {"retrain": retrain, "trainings": trainings}
+    model, history = trained_induction_model(folder, seed, recipe, **how)
     result = measure_circuit(model, history) | {"seed": seed}
 
     one_layer = replace(recipe, n_layers=1, every=50)
-    _, result["one_layer"] = trained_induction_model(folder, seed, one_layer, retrain=retrain)
+    _, result["one_layer"] = trained_induction_model(folder, seed, one_layer, **how)
 
     circles = replace(recipe, circles=True, every=50)
-    model, result["circles"] = trained_induction_model(folder, seed, circles, retrain=retrain)
+    model, result["circles"] = trained_induction_model(folder, seed, circles, **how)
     result["circles_transfer"] = measure_transfer(model, find_circuit(model))
     return result
 

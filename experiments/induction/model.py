@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 
 from config import ModelConfig, TrainConfig
-from experiments.common import trained_gpt
+from experiments.common import Trainings, trained_gpt
 from losses import per_token_loss
 from metrics import (
     Metric,
@@ -39,7 +39,7 @@ from metrics import (
 )
 from tokenizer import CharTokenizer
 from train import fit
-from utils import Progress, seeded_generator
+from utils import seeded_generator
 
 WORDS = string.printable  # 100 characters: names for the tokens, so that a run can be read
 UNKNOWN = 0.1  # the weight in training of a token that nothing before it tells
@@ -178,7 +178,7 @@ def training_loss(logits, targets):
 # The training
 
 
-def trained_induction_model(folder, seed, recipe=None, *, retrain=False):
+def trained_induction_model(folder, seed, recipe=None, *, retrain=False, trainings=None):
     """(model, history): the model of a seed, trained, or read where it was kept.
 
     folder: the experiment's, in which the run seed_0 is made (one_layer_seed_0, circles_seed_0).
@@ -196,19 +196,20 @@ def trained_induction_model(folder, seed, recipe=None, *, retrain=False):
         name = f"one_layer_{name}"
 
     def train(model):
-        return {"history": train_and_measure(model, recipe, seed)}
+        return {"history": train_and_measure(model, recipe, seed, trainings)}
 
     settings = asdict(recipe) | {"unknown": UNKNOWN, "jumps": JUMPS,
                                  "texts": asdict(Repeats(recipe.n_ctx + 1))}
     model, state = trained_gpt(Path(folder) / name / "checkpoint.pt", cfg, seed, train,
                                tokenizer=CharTokenizer().fit(WORDS), settings=settings,
-                               retrain=retrain)
+                               retrain=retrain, trainings=trainings)
     return model, state["history"]
 
 
-def train_and_measure(model, recipe, seed):
+def train_and_measure(model, recipe, seed, trainings=None):
     """Trains the model in place. Returns a list of what `measure_heads` gives every few steps, the
-    first one before any training."""
+    first one before any training. trainings: the Trainings that this is one of, for the progress.
+    """
     how = TrainConfig(max_steps=recipe.steps, batch_size=recipe.batch_size, lr=recipe.lr,
                       muon_lr=recipe.muon_lr, warmup_steps=20, weight_decay=0.0)
     generator = seeded_generator(seed)
@@ -216,14 +217,15 @@ def train_and_measure(model, recipe, seed):
     def next_batch():
         return training_batch(recipe, generator)
 
-    progress = Progress(recipe.steps, " steps")
+    trainings = trainings or Trainings([recipe.steps])
+    layers = "one layer" if recipe.n_layers == 1 else f"{recipe.n_layers} layers"
+    trainings.begin(f"{layers}{', circles' if recipe.circles else ''}, seed {seed}")
     history = [measure_heads(model, 0)]
     for step in fit(model, next_batch, how, loss_fn=training_loss):
         if step.number % recipe.every == 0 or step.number == recipe.steps:
             history.append(measure_heads(model, step.number))
-            progress.show(step.number, f"seed {seed}, {model.cfg.n_layers} layers: "
-                          f"loss on repeats {history[-1]['repeats']:.2f}")
-    progress.close()
+            trainings.show(step.number, f"loss on repeats {history[-1]['repeats']:.2f}")
+    trainings.close()
     return history
 
 

@@ -51,7 +51,7 @@ class ScoredModel:
                 self.pairs.metric)
 
 
-def load_models(cfg, folder, seed):
+def load_models(cfg, folder, seed, trainings=None):
     """Yields the ScoredModel of each circuit wired with a seed, then of each training with it.
 
     cfg: a ScoreboardConfig; folder: the experiment's, in which trained models are kept.
@@ -60,7 +60,13 @@ def load_models(cfg, folder, seed):
         pairs = wired.draw_pairs(cfg.prompts, seeded_generator(seed))
         yield ScoredModel(wired.name, wired.model, pairs, wired.truth)
     for load in TRAINED.values():
-        yield load(cfg, folder, seed)
+        yield load(cfg, folder, seed, trainings)
+
+
+def training_steps(cfg):
+    """The steps of each training of a seed, in the order of TRAINED. cfg: a ScoreboardConfig."""
+    return [induction_recipe(cfg).steps, suppression_recipe(cfg, seed=0).steps,
+            gift_training(cfg).max_steps]
 
 
 def as_pairs(drawn):
@@ -71,11 +77,16 @@ def as_pairs(drawn):
 # Induction
 
 
-def load_induction(cfg, folder, seed):
+def induction_recipe(cfg):
+    """The InductionRecipe of a ScoreboardConfig."""
+    return InductionRecipe(steps=30) if cfg.quick else InductionRecipe()
+
+
+def load_induction(cfg, folder, seed, trainings=None):
     """The ScoredModel of a training of chapter 11."""
     home = folder / "quick" if cfg.quick else Path(cfg.out_dir) / "induction_head_detection"
-    recipe = InductionRecipe(steps=30) if cfg.quick else InductionRecipe()
-    model, _ = trained_induction_model(home, seed, recipe, retrain=cfg.retrain)
+    model, _ = trained_induction_model(home, seed, induction_recipe(cfg), retrain=cfg.retrain,
+                                       trainings=trainings)
     generator = seeded_generator(seed)
     pairs = as_pairs([induction_pair(generator) for _ in range(cfg.prompts)])
     return ScoredModel("trained induction", model, pairs)
@@ -95,12 +106,18 @@ def induction_pair(generator):
 # Suppression
 
 
-def load_suppression(cfg, folder, seed):
+def suppression_recipe(cfg, seed):
+    """The SuppressionRecipe of a ScoreboardConfig and a seed."""
+    return SuppressionRecipe(seed, steps=30) if cfg.quick else SuppressionRecipe(seed)
+
+
+def load_suppression(cfg, folder, seed, trainings=None):
     """The ScoredModel of a training of chapter 12, on texts of which one has seen a token that is
     predicted at the end."""
     home = folder / "quick_suppression" if cfg.quick else Path(cfg.out_dir) / "copy_suppression"
-    recipe = SuppressionRecipe(seed, steps=30) if cfg.quick else SuppressionRecipe(seed)
-    model = trained_suppressor(home / f"seed_{seed}", recipe, retrain=cfg.retrain)
+    recipe = suppression_recipe(cfg, seed)
+    model = trained_suppressor(home / f"seed_{seed}", recipe, retrain=cfg.retrain,
+                               trainings=trainings)
     pairs = suppression_pairs(recipe, cfg.prompts, seeded_generator(seed))
     return ScoredModel("trained suppression", model, pairs)
 
@@ -108,23 +125,28 @@ def load_suppression(cfg, folder, seed):
 # Gifts
 
 
-def load_gifts(cfg, folder, seed):
+def gift_training(cfg):
+    """The TrainConfig of the models of gifts. cfg: a ScoreboardConfig."""
+    return TrainConfig(max_steps=20 if cfg.quick else 2000, lr=8e-3, muon_lr=0.02)
+
+
+def load_gifts(cfg, folder, seed, trainings=None):
     """The ScoredModel of a training on the built-in corpus, asked who is given a thing."""
     text = corpus.text(GIFT_CHARACTERS)
     tokenizer = WordTokenizer().fit(text)
     shape = ModelConfig(n_layers=2, n_heads=4, d_model=64, n_ctx=32, d_vocab=tokenizer.d_vocab)
-    how = TrainConfig(max_steps=20 if cfg.quick else 2000, lr=8e-3, muon_lr=0.02)
+    how = gift_training(cfg)
 
     def train(model):
         tokens = torch.tensor(tokenizer.encode(text))
         generator = seeded_generator(seed)
         fit_with_progress(model, lambda: random_batch(tokens, 24, shape.n_ctx, generator), how,
-                          f"gifts, seed {seed}")
+                          f"gifts, seed {seed}", trainings=trainings)
 
     model, _ = trained_gpt(folder / f"gifts_seed_{seed}" / "checkpoint.pt", shape, seed, train,
                            tokenizer=tokenizer,
                            settings={"train": asdict(how), "text": GIFT_CHARACTERS},
-                           retrain=cfg.retrain)
+                           retrain=cfg.retrain, trainings=trainings)
     names = shuffled(itertools.permutations(corpus.NAMES, 2), seeded_generator(seed))
     pairs = as_pairs([gift_pair(tokenizer, *pair) for pair in names[:cfg.prompts]])
     return ScoredModel("trained gifts", model, pairs)

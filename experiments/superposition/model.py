@@ -14,13 +14,14 @@ Source: Elhage et al. 2022, Toy models of superposition
 
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 
-from experiments.common import load_or_make
+from experiments.common import Trainings, load_or_make
 from optim import AdamW, schedule
-from utils import Progress, seeded_generator
+from utils import seeded_generator
 
 PLATEAU = (2.5, 3.6)  # where the plateau at 1/2 is looked for: 1 / density
 
@@ -191,8 +192,8 @@ class ToyJob:
         n_toys = self.starts * len(self.density)
         return Toys.fresh(n_toys, self.n_features, self.n_hidden, generator, linear=self.linear)
 
-    def train(self, seed):
-        """Trains the toys of a seed.
+    def train(self, seed, trainings=None):
+        """Trains the toys of a seed. trainings: the Trainings that this is one of.
 
         Returns {"W": [start, cell, hidden, feature], "b": [start, cell, feature], "loss": [start,
         cell]}; there is no loss where there is one start, since nothing is to be chosen.
@@ -208,11 +209,12 @@ class ToyJob:
         else:
             draw = independent_features(density, self.n_features)
 
-        progress = Progress(self.steps, " steps")
+        trainings = trainings or Trainings([self.steps])
+        trainings.begin(f"{self.name}, seed {seed}")
         toys = fit_toys(self.fresh(generator), draw, importance, steps=self.steps,
                         batch=self.batch, generator=generator,
-                        progress=lambda done: progress.show(done, f"{self.name}, seed {seed}"))
-        progress.close()
+                        progress=trainings.show)
+        trainings.close()
 
         state = {"W": toys.W.detach().view(self.starts, n_cells, self.n_hidden, -1),
                  "b": toys.b.detach().view(self.starts, n_cells, -1)}
@@ -287,12 +289,16 @@ def toy_jobs(cells=14, quick=False):
     return {job.name: job for job in jobs}
 
 
-def trained_toys(jobs, seed, folder, retrain=False):
+def trained_toys(jobs, seed, folder, *, retrain=False, trainings=None):
     """{name: what ToyJob.train returns} of all jobs, trained, or read where they were kept.
 
-    folder: of the seed, in which a file for each job lies.
+    folder: the seed's own, with a file for each job. trainings: the Trainings that these are among.
     """
-    return {name: load_or_make(folder / f"{name.replace(' ', '_')}.pt",
-                               asdict(job) | {"seed": seed},
-                               lambda job=job: job.train(seed), retrain)
-            for name, job in jobs.items()}
+    trainings = trainings or Trainings([job.steps for job in jobs.values()])
+    states = {}
+    for name, job in jobs.items():
+        path = folder / f"{name.replace(' ', '_')}.pt"
+        states[name] = load_or_make(path, asdict(job) | {"seed": seed},
+                                    partial(job.train, seed, trainings), retrain)
+        trainings.count()
+    return states

@@ -245,16 +245,20 @@ def batches(recipe):
             yield batch[:, :-1], wanted[:, 1:]
 
 
-def trained_suppressor(folder, recipe, *, retrain=False):
-    """The model of a SuppressionRecipe, trained, or read from the checkpoint.pt in `folder`."""
+def trained_suppressor(folder, recipe, *, retrain=False, trainings=None):
+    """The model of a SuppressionRecipe, trained, or read from the checkpoint.pt in `folder`.
+
+    retrain: train it even if it is there. trainings: the Trainings that this model is one of.
+    """
     how = TrainConfig(max_steps=recipe.steps, batch_size=recipe.batch_size, lr=recipe.lr,
                       muon_lr=recipe.muon_lr, warmup_steps=40, weight_decay=0.0)
     supply = batches(recipe)
 
     def train(model):
-        fit_with_progress(model, supply.__next__, how, folder.name)
+        fit_with_progress(model, supply.__next__, how, folder.name.replace("_", " "),
+                          trainings=trainings)
 
     model, _ = trained_gpt(folder / "checkpoint.pt", recipe.model_config(), recipe.seed, train,
                            tokenizer=CharTokenizer().fit(NAMES[:recipe.d_vocab]),
-                           settings=asdict(recipe), retrain=retrain)
+                           settings=asdict(recipe), retrain=retrain, trainings=trainings)
     return model
