@@ -50,8 +50,8 @@ from utils import (
     write_json,
 )
 
-HEADINGS = ("claim", "reported", "measured", "range, or 95 %", "null, control or mark", "")
-WRAPPED = ("claim", "reported", "null, control or mark")  # the columns of text, not of numbers
+HEADINGS = ("claim", "published", "measured", "range or 95 % CI", "compared with", "")
+WRAPPED = ("claim", "published", "compared with")  # the columns of text, not of numbers
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 100  # characters a line of what is printed
 

@@ -121,7 +121,7 @@ def test_a_table_fits_the_page_and_loses_no_word():
 
 def test_a_table_that_fits_has_a_line_a_claim_and_no_empty_column():
     lines = claims_table([HELD, MISSED]).splitlines()
-    assert len(lines) == 4 and "reported" not in lines[0]
+    assert len(lines) == 4 and "published" not in lines[0]
     assert lines[2].split("|")[1].strip() == "a < b" and max(map(len, lines)) < WIDTH
 
 
@@ -416,7 +416,7 @@ def test_the_page_marks_quick_runs_counts_claims_and_leaves_empty_columns_out(tm
     one, two = (tmp_path / "index.html").read_text().split("<h2>")[1:]
     assert one.startswith("one (quick run)") and "--quick" in one and "quick" not in two
     assert "No claim was judged." in one and "1 of 2 claims hold." in two
-    assert "reported" not in one + two and "range" not in one and "range, or 95 %" in two
+    assert "published" not in one + two and "range" not in one and "range or 95 % CI" in two
     assert one.count("<td>") == 4  # two headings, two cells
     assert '<td class="FAIL">FAIL</td></tr>' in two
 
@@ -427,11 +427,15 @@ def test_a_picture_s_alternative_text_is_its_title(tmp_path):
     two = Figure()
     for axes, title in zip(two.subplots(1, 2), ("left <one>", "right one"), strict=True):
         axes.set_title(title)
+    three = Figure()
+    three.subplots().set_title("of a panel")
+    three.suptitle("of all")
     with pytest.raises(SystemExit):
-        conclude({"claims": [HELD]}, tmp_path / "a", {"one": one, "two": two, "none": Figure()})
+        conclude({"claims": [HELD]}, tmp_path / "a", {"one": one, "three": three, "two": two,
+                                                       "none": Figure()})
     page = Page((tmp_path / "index.html").read_text())
     assert [a["alt"] for tag, a in page.found if tag == "img"] == [
-        "a: none", "Head L0H1 looks back", "left <one>; right one"]
+        "a: none", "Head L0H1 looks back", "of all", "left <one>; right one"]
 
 
 PAYLOADS = ("<img src=x onerror=alert(1)>", '"><script>alert(2)<', "' onload='alert(3)", "a&lt;b",
