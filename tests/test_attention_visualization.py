@@ -12,6 +12,7 @@ import torch
 from helpers import quick_run, tiny_model, tiny_tokens
 from test_bad_input import complaint
 
+from activation_cache import head_label
 from checkpoint import export_pretrained, load_model
 from config import ModelConfig
 from experiments.attention_page.measure import (
@@ -186,6 +187,9 @@ def test_what_was_found_says_what_was_measured_and_what_failed(seen):
     n_failed = sum(line.holds is False for line in claims)
     found = summarise([seen], ranking, claims)
     assert "In one model" in found and f"{n_failed} of {len(claims)} claims fail" in found
+    for head in (seen.watcher, divmod(seen.of_heads("effect").argmax().item(),
+                                        seen.subject.model.cfg.n_heads)):
+        assert head_label(*head) in found
     for number in (seen.of_heads("previous token").max(), ranking.between_halves[0],
                    ranking.by_score["sharpness"][0], ranking.looking_back[0]):
         assert f"{number:.2f}" in found
