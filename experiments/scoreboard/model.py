@@ -1,8 +1,8 @@
-"""The models on which circuit methods are scored, with their prompts and, where known, the truth.
+"""Load the models on which circuit methods are scored, with their prompts and the known truth.
 
-Ten models are wired by hand, so their edges are known. The others are trained; how induction is
-learned is read in chapter 11, how suppression is in chapter 12. A further model is a function (cfg,
-folder, seed) -> ScoredModel and a line in TRAINED.
+Ten models are wired by hand, so their edges are known. The others are trained; chapter 11 explains
+how induction is learned, and chapter 12 how suppression is. To add a model, write a function (cfg,
+folder, seed, trainings) -> ScoredModel and a line in TRAINED and in `training_steps`.
 
 Chapter: COURSE_ROADMAP.md, 10 (approximate)
 Prerequisites: circuit_evaluation.py, experiments/wired/model.py
@@ -32,12 +32,12 @@ from tokenizer import WordTokenizer
 from utils import seeded_generator
 
 GIFT_CHARACTERS = 400_000  # of the corpus, to train on
-N_TEXT = 20  # distinct tokens of an induction prompt, before one of them comes again
+N_TEXT = 20  # distinct tokens of an induction prompt, before one of them is repeated
 
 
 @dataclass(frozen=True)
 class ScoredModel:
-    """A model, the pairs of prompts that its circuit is looked for on, and the truth (or None)."""
+    """A model, the pairs of prompts on which its circuit is searched, and the truth (or None)."""
 
     name: str
     model: GPT
@@ -46,15 +46,16 @@ class ScoredModel:
 
     @property
     def both(self):
-        """What methods take: model, clean and corrupted tokens, metric."""
+        """The arguments of methods: model, clean tokens, corrupted tokens, metric."""
         return (self.model, self.pairs.clean_tokens, self.pairs.corrupted_tokens,
                 self.pairs.metric)
 
 
 def load_models(cfg, folder, seed, trainings=None):
-    """Yields the ScoredModel of each circuit wired with a seed, then of each training with it.
+    """Yield the ScoredModel of each circuit wired with a seed, then of each model trained with it.
 
-    cfg: a ScoreboardConfig; folder: the experiment's, in which trained models are kept.
+    cfg: a ScoreboardConfig; folder: the experiment's folder, where trained models are kept;
+    trainings: the Trainings that the trained models are among.
     """
     for wired in all_circuits(seed):
         pairs = wired.draw_pairs(cfg.prompts, seeded_generator(seed))
@@ -83,7 +84,7 @@ def induction_recipe(cfg):
 
 
 def load_induction(cfg, folder, seed, trainings=None):
-    """The ScoredModel of a training of chapter 11."""
+    """The ScoredModel of an induction model of chapter 11."""
     home = folder / "quick" if cfg.quick else Path(cfg.out_dir) / "induction_head_detection"
     model, _ = trained_induction_model(home, seed, induction_recipe(cfg), retrain=cfg.retrain,
                                        trainings=trainings)
@@ -93,8 +94,8 @@ def load_induction(cfg, folder, seed, trainings=None):
 
 
 def induction_pair(generator):
-    """(clean, corrupted, right, wrong): distinct tokens, and one of them again; corrupted, it stood
-    at another place, so that another token followed it."""
+    """(clean, corrupted, right, wrong): distinct tokens, then one of them again. In the corrupted
+    prompt it first occurred at another place, so that another token followed it."""
     text = shuffled(range(len(WORDS)), generator)[:N_TEXT]
     i = draw_one(range(1, N_TEXT - 1), generator)
     j = draw_one([k for k in range(1, N_TEXT - 1) if abs(k - i) > 1], generator)
@@ -112,8 +113,8 @@ def suppression_recipe(cfg, seed):
 
 
 def load_suppression(cfg, folder, seed, trainings=None):
-    """The ScoredModel of a training of chapter 12, on texts of which one has seen a token that is
-    predicted at the end."""
+    """The ScoredModel of a suppression model of chapter 12; in the clean texts, a token that is
+    predicted at the end was seen."""
     home = folder / "quick_suppression" if cfg.quick else Path(cfg.out_dir) / "copy_suppression"
     recipe = suppression_recipe(cfg, seed)
     model = trained_suppressor(home / f"seed_{seed}", recipe, retrain=cfg.retrain,
@@ -131,7 +132,7 @@ def gift_training(cfg):
 
 
 def load_gifts(cfg, folder, seed, trainings=None):
-    """The ScoredModel of a training on the built-in corpus, asked who is given a thing."""
+    """The ScoredModel of a model of the built-in corpus, on prompts about who is given a thing."""
     text = corpus.text(GIFT_CHARACTERS)
     tokenizer = WordTokenizer().fit(text)
     shape = ModelConfig(n_layers=2, n_heads=4, d_model=64, n_ctx=32, d_vocab=tokenizer.d_vocab)
@@ -153,7 +154,8 @@ def load_gifts(cfg, folder, seed, trainings=None):
 
 
 def gift_pair(tokenizer, one, two):
-    """(clean, corrupted, right, wrong): one gives to two; corrupted, two gives to one."""
+    """(clean, corrupted, right, wrong): `one` gives to `two`; in the corrupted prompt, `two` gives
+    to `one`."""
     texts = [f"\nWhen {one} and {two} went to the park, {giver} gave a kite to"
              for giver in (one, two)]
     clean, corrupted = map(tokenizer.encode, texts)
