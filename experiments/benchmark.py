@@ -14,7 +14,7 @@ over the rounds, with the lowest and the highest. Seconds mean little on a share
 Chapter: COURSE_ROADMAP.md, 7 (instrument); what is timed of patching: chapter 9
 Prerequisites: model.py, train.py, hooks.py
 Next: experiments/speed/model.py
-Source: compared with Hugging Face's transformers and TransformerLens where they are installed
+Source: compared with Hugging Face's transformers and TransformerLens if they are installed
 """
 
 import sys

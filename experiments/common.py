@@ -351,19 +351,20 @@ def as_run(model, tokenizer, **more):
 class Trainings:
     """The progress of all trainings of an experiment: which one runs, and the time left over all.
 
-    steps: a list of the steps of each training, in the order in which the models are made. A model
-    that is kept from an earlier run counts as one of them, but not as time.
+    steps: the number of steps of each training, in the order in which the models are made. A model
+    that is read from an earlier run counts as one of them and takes no time.
     """
 
     def __init__(self, steps):
         self.steps = list(steps)
-        self.n_ready = 0  # models that are there: trained, or read
+        self.n_ready = 0  # models that were trained or read until now
         self.steps_trained = 0
-        self.seconds = 0.0  # that these steps took
+        self.seconds = 0.0  # the time of these steps
 
     def begin(self, label):
-        """Starts the progress line of the next training: `training 2 of 9: {label}`."""
+        """Start the progress line of the next training: `training 2 of 9: {label}`."""
         n_trainings = len(self.steps)
+        self.step = 0
         self.label = label
         if n_trainings > 1:
             self.label = f"training {self.n_ready + 1} of {n_trainings}: {label}"
@@ -376,19 +377,19 @@ class Trainings:
         self.progress.start -= self.seconds
 
     def show(self, step, text=""):
-        """Shows the training's number, label and step, `text`, and the time left over all."""
+        """Show the training's number, label and step, `text`, and the time left over all."""
         self.step = step
         line = f"{self.label}: {text}" if text else self.label
         self.progress.show(self.steps_before + step, line)
 
     def close(self):
-        """Ends the line of a training, and remembers how long it took."""
+        """End the line of a training, and add its steps and its time to those of all."""
         self.progress.close()
         self.steps_trained += self.step
         self.seconds += time.monotonic() - self.began
 
     def count(self):
-        """Counts one more model that is there, whether it was trained or read."""
+        """Count one more model as ready, whether it was trained or read."""
         self.n_ready += 1
 
 
@@ -414,10 +415,10 @@ def trained_gpt(path, cfg, seed, train, *, tokenizer, settings, retrain=False, t
 
 
 def fit_with_progress(model, next_batch, how, label, *, loss_fn=cross_entropy, trainings=None):
-    """Trains the model in place and shows a progress line that names the training by `label`.
+    """Train the model in place, with a progress line that names the training by `label`.
 
     next_batch() -> (inputs, targets). how: a TrainConfig. loss_fn: as in `fit`. trainings: the
-    Trainings that this is one of; without them it is shown alone.
+    Trainings that this one belongs to; None shows it alone.
     """
     trainings = trainings or Trainings([how.max_steps])
     trainings.begin(label)

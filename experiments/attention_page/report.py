@@ -126,7 +126,7 @@ def wired_claims():
               control="1 by wiring"),
         claim("wired, three idle heads with sharper patterns: AUROC of the effect",
               area["effect"], between=(1, 1), control=f"AUROC by {others}"),
-        claim("the same: largest effect of an idle head (nats a token)", idle, below=NO_EFFECT,
+        claim("… largest effect of an idle head (nats per token)", idle, below=NO_EFFECT,
               control=f"the needed head {live:.2f}"),
     ]
 

@@ -61,7 +61,7 @@ def task_claims(models, controls, judged):
 
 
 def direct_share(one, role):
-    """The direct effect of the heads of a role, as a share of the logit difference."""
+    """The direct effect of a role's heads on the logits, as a share of the logit difference."""
     heads = [list(head) for head in one["roles"][role]]
     lost = sum(-each["direct"] for each in one["heads"] if list(each["head"]) in heads)
     return lost / one["diff"]

@@ -6,8 +6,8 @@ value per round, and their median is judged.
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: patching.py, logit_lens.py, experiments/speed/model.py
 Next: experiments/speed/report.py
-Source: compared with Hugging Face's transformers and TransformerLens where they are installed; the
-marks are this project's own
+Source: compared with Hugging Face's transformers and TransformerLens if they are installed; the
+thresholds are this project's own
 """
 
 import functools

@@ -5,7 +5,7 @@ Each is a function without arguments. Some are this project's, others those of o
 Chapter: COURSE_ROADMAP.md, 7 (instrument)
 Prerequisites: model.py, train.py, hooks.py
 Next: experiments/speed/measure.py
-Source: compared with Hugging Face's transformers and TransformerLens where they are installed
+Source: compared with Hugging Face's transformers and TransformerLens if they are installed
 """
 
 import copy

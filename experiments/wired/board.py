@@ -1,9 +1,9 @@
 """Wire transformers by hand: a GPT of zeros whose residual stream has named parts.
 
-A part of the stream ("slot": the token, the position, the token before, the answer) is an
-orthonormal set of directions whose entries sum to 0. All tokens share a constant part that is much
-longer than anything heads write. So LayerNorm divides by the same number everywhere, up to one part
-in a thousand, and no circuit needs norm="none".
+A part of the stream (a slot: the token, the position, the token before, the answer in the slot
+"said") is an orthonormal set of directions whose entries sum to 0. All tokens share a constant part
+that is much longer than anything heads write. So LayerNorm divides by the same number everywhere,
+up to one part in a thousand, and no circuit needs norm="none".
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: model.py
