@@ -388,10 +388,28 @@ def argument_settings(hint):
     kind = next((kind for kind in typing.get_args(hint) if kind is not type(None)), hint)
     metavar = {int: "N", float: "X", str: "TEXT"}[kind]
     if typing.get_origin(hint) is tuple:
-        return {"type": item_parser(kind), "nargs": "+", "metavar": metavar}
+        return {"action": StoreSeveral, "type": several_parser(kind), "nargs": "+",
+                "metavar": metavar}
     if kind is not hint:
         return {"type": optional_parser(kind), "metavar": metavar}
     return {"type": kind, "metavar": metavar}
+
+
+class StoreSeveral(argparse.Action):
+    """Stores the values of a flag that takes several, `--seeds 0 1` or `--seeds 0,1`."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, [value for word in values for value in word])
+
+
+def several_parser(kind):
+    """A function of a word such as "0" or "0,1": its values, a list."""
+
+    def parse(word):
+        return [kind(part) for part in word.split(",") if part]
+
+    parse.__name__ = kind.__name__  # argparse names it where a word is refused
+    return parse
 
 
 def optional_parser(kind):
@@ -399,20 +417,6 @@ def optional_parser(kind):
 
     def parse(word):
         return None if word == "none" else kind(word)
-
-    parse.__name__ = kind.__name__  # argparse uses it in its error message
-    return parse
-
-
-def item_parser(kind):
-    """A parser of one of several values, which says how to write them if they have commas."""
-
-    def parse(word):
-        if "," in word:
-            several = " ".join(word.replace(",", " ").split())
-            raise argparse.ArgumentTypeError(f"{word!r} has a comma; put spaces between the "
-                                             f"values: {several}")
-        return kind(word)
 
     parse.__name__ = kind.__name__  # argparse uses it in its error message
     return parse

@@ -1,21 +1,21 @@
-"""Where every head looks, and what the loss rises by without it: a pattern is not importance.
+"""Show each head's attention pattern beside its effect: a sharp pattern is not importance.
 
     python experiments/attention_visualization.py                     # trains three models first
-    python experiments/attention_visualization.py --run_name mine     # of train.py, in outputs/
+    python experiments/attention_visualization.py --run_name mine     # a run of train.py
     python experiments/attention_visualization.py --model gpt2 --text "Two people, and one of them"
 
-Writes outputs/attention_visualization/attention.html, a page without network: choose a token and
-see where each head looks and, beside the pattern, what the loss rises by without the head.
-The three trainings take 20 s of CPU each, one thread, and are kept; all else 6 s. GPT-2 small's
-shape takes 3 minutes of CPU with --windows 8.
+Writes outputs/attention_visualization/attention.html, a page that needs no network: choose a token
+and see where each head looks and, beside the pattern, how much the loss rises without the head.
+Training takes 20 s of CPU for each of three models, on one thread, and the models are kept;
+everything else takes 6 s. A model of GPT-2 small's shape takes 3 minutes of CPU with --windows 8.
 
-Claim: previous-token heads form, and the more a head looks at the token before, the more the loss
-rises by without it, than chance would have it; yet how sharp a pattern is does not say how much a
-head is needed, as ablation on other texts does. Where the truth is known by wiring, the needed head
-has the least sharp pattern of four that look alike; what is written tells the head that writes
-nothing, and not those that nobody reads; ablation tells them all.
-Expected: every line with a verdict passes. Without one: what is written ranked the heads better
-than sharpness by 0.23 (-0.26 to 0.67) in seeds 0 to 2.
+Claim: previous-token heads form. Over all heads, those that look more at the token before have a
+larger effect when they are removed. But the sharpness of a pattern is a poor guide to importance;
+ablation on other texts is a good one. In models wired by hand the truth is known: the needed head
+has the least sharp pattern of four that look alike. The amount that a head writes exposes a head
+that writes nothing, but not heads whose output nobody reads. Ablation exposes them all.
+Expected: every line with a verdict passes. One line is not judged: in seeds 0 to 2, what is written
+ranked the heads better than sharpness by 0.23 (-0.26 to 0.67).
 
 Chapter: COURSE_ROADMAP.md, 4 (QK and OV); what ablation is: chapter 9
 Prerequisites: attention.py
@@ -49,18 +49,18 @@ from utils import Progress, UserError, run_program
 
 @dataclass(frozen=True)
 class AttentionConfig(ExperimentConfig):
-    """What is looked at; without a run or a model, one that is trained here for each seed."""
+    """Which model to show, and on which texts; by default a model is trained for each seed."""
 
     run_name: str | None = option(None, "a run of train.py to look at, in out_dir")
     model: str | None = option(None, "a pretrained model to look at: gpt2, …, or its folder")
-    text: str | None = option(None, "the text to look at (none: a story, or the start of the "
-                              "run's validation text)")
+    text: str | None = option(None, "the text to show (none: a story, or the start of the run's "
+                              "validation text)")
     held_out: str | None = option(None, "a file of text to ablate on (none: the run's validation "
                                   "text, or unseen text of the built-in corpus)")
-    windows: int = option(64, "so many pieces of it")
-    length: int = option(40, "of so many tokens, or as many as the model reads")
-    ablation: Literal["mean", "zero"] = option("mean", "what takes a head's place: its mean, or 0")
-    steps: int = option(1600, "of training, where there is nothing to look at")
+    windows: int = option(64, "pieces of that text")
+    length: int = option(40, "tokens in a piece, at most n_ctx")
+    ablation: Literal["mean", "zero"] = option("mean", "what replaces a head: its mean, or zero")
+    steps: int = option(1600, "steps of training, if models are trained here")
 
     def __post_init__(self):
         super().__post_init__()
@@ -73,15 +73,15 @@ class AttentionConfig(ExperimentConfig):
 
 
 def run(cfg, folder):
-    """{"found": what was found, "claims": [Claim], "models": the heads of each, "page": of the
-    first}; writes the page.
+    """{"found": a summary, "claims": [Claim], "models": the heads of each, "page": the page of the
+    first}; also writes the page.
 
-    cfg: an AttentionConfig. folder: for the page, and the models that are trained here.
+    cfg: an AttentionConfig. folder: for the page, and for models that are trained here.
     """
     subjects = choose_subjects(cfg, folder)
 
     n_heads = sum(each.model.cfg.n_layers * each.model.cfg.n_heads for each in subjects)
-    progress = Progress(2 * n_heads, " heads taken away")
+    progress = Progress(2 * n_heads, " heads ablated")
     done = itertools.count(1)
     views = [view_subject(each, cfg.ablation, lambda: progress.show(next(done)))
              for each in subjects]
@@ -89,7 +89,7 @@ def run(cfg, folder):
     page = make_page(views[0], cfg.ablation)
     write_page(folder / "attention.html", page)
 
-    # What training makes is claimed of the models that are trained here, in full.
+    # Claims about training are judged only for models that were fully trained here.
     is_own = cfg.run_name is None and cfg.model is None
     ranking = rank_heads(views)
     claims = all_claims(views, ranking, judged=is_own and not cfg.quick)
@@ -98,15 +98,15 @@ def run(cfg, folder):
 
 
 def figures(result):
-    """{name: Figure}: every pattern with its effect; the same weighed by what is written; and the
-    effect against both over all heads."""
+    """{name: Figure}: every pattern with its effect, the same weighed by what is written, and the
+    effects of all heads over two scores."""
     return {"attention": pattern_figure(result["page"]),
             "written": pattern_figure(result["page"], weighed=True),
             "importance": importance_figure(result["models"])}
 
 
 def main(argv=None):
-    """The program: looks, takes heads away, prints the table, writes the page and the figures."""
+    """Run the program: record and ablate heads, print the table, write the page and the figures."""
     perform(AttentionConfig, run, figures, __doc__, argv=argv)
 
 

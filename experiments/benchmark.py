@@ -1,20 +1,20 @@
-"""How fast it is: against what the machine can do, and against other libraries.
+"""Benchmark the library against what the machine can do, and against other libraries.
 
     python experiments/benchmark.py             # ten minutes, one thread
     python experiments/benchmark.py --quick     # seconds: that it runs, not how fast
 
-Claim: that every activation can be read and edited costs nothing while nobody does it, little while
-somebody does, and a run takes the time of its products.
-Expected: every mark is met and the exit code is 0; a missed mark exits with 1.
+Claim: hook points cost nothing while they are not used, and little while they are; a run takes as
+long as its matrix products.
+Expected: every threshold is met and the exit code is 0; a missed one exits with 1.
 
-All contestants of a group take turns in one process, round after round, so a drift of the machine
-hits them alike. A ratio is taken within each round; its median over the rounds is given with the
-lowest and the highest. Seconds mean little on a shared machine.
+All contestants of a group take turns in one process, round after round, so that a drift of the
+machine's speed affects them equally. A ratio is taken within each round; the table shows its median
+over the rounds, with the lowest and the highest. Seconds mean little on a shared machine.
 
 Chapter: COURSE_ROADMAP.md, 7 (instrument); what is timed of patching: chapter 9
 Prerequisites: model.py, train.py, hooks.py
 Next: experiments/speed/model.py
-Source: compared with Hugging Face's transformers and TransformerLens where they are installed
+Source: compared with Hugging Face's transformers and TransformerLens if they are installed
 """
 
 import sys
@@ -43,11 +43,11 @@ from utils import run_program
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """What the benchmark measures, and with what patience."""
+    """Settings of the benchmark."""
 
     threads: int = option(1, "CPU threads")
     rounds: int = option(9, "rounds of each group, 5 or more for a result")
-    quick: bool = option(False, "tiny shapes, one round, no marks")
+    quick: bool = option(False, "tiny shapes, one round, no verdicts")
     out_dir: str = option("outputs", "the folder that benchmark/ is written to")
 
     def __post_init__(self):
@@ -56,7 +56,7 @@ class BenchmarkConfig:
 
 
 def run(cfg, folder):
-    """{"found": text, "claims": list of Claim}. cfg: a BenchmarkConfig."""
+    """{"found": a summary, "claims": [Claim]}. cfg: a BenchmarkConfig."""
     if cfg.quick:
         cfg = dataclasses.replace(cfg, rounds=1)
     groups = (training_claims, dictionary_claims, forward_claims, decoding_claims, reading_claims,
@@ -66,13 +66,14 @@ def run(cfg, folder):
 
 
 def figures(result):
-    """{name: Figure} of what `run` returns; none where no mark was judged."""
+    """{name: Figure} from what `run` returns; empty if no claim was judged."""
     figure = benchmark_figure(result["claims"])
     return {} if figure is None else {"benchmark": figure}
 
 
 def main(argv=None):
-    """The program: measures, prints the table, writes outputs/benchmark; a missed mark exits 1."""
+    """Run the program: measure, print the table, write outputs/benchmark; a failed claim exits
+    with 1."""
     perform(BenchmarkConfig, run, figures, __doc__, argv=argv)
 
 

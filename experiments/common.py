@@ -1,8 +1,9 @@
-"""What all experiments share: claims and their table, kept models, and the program around them.
+"""Shared by all experiments: claims and their table, kept models, and the program around them.
 
-An experiment is a `run(cfg, folder)` that measures and a list of claims on what it measured. All
-else is the same for each of them and stands here: the flags, the folder, the trained models that
-are read again on a second run, the printed table, results.json and the page of all experiments.
+An experiment is a `run(cfg, folder)` that measures, and a list of claims about what it measured.
+Everything else is the same for all experiments and is here: the flags, the folder, the progress of
+trainings, the trained models that a second run reads, the printed table, results.json and the page
+of all experiments.
 
 Chapter: COURSE_ROADMAP.md, 6 (learn and sample); the form of a claim: chapter 0
 Prerequisites: config.py, checkpoint.py, train.py
@@ -50,8 +51,8 @@ from utils import (
     write_json,
 )
 
-HEADINGS = ("claim", "reported", "measured", "range, or 95 %", "null, control or mark", "")
-WRAPPED = ("claim", "reported", "null, control or mark")  # the columns of text, not of numbers
+HEADINGS = ("claim", "published", "measured", "range or 95 % CI", "compared with", "")
+WRAPPED = ("claim", "published", "compared with")  # the columns of text, not of numbers
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 100  # characters a line of what is printed
 
@@ -62,11 +63,10 @@ WIDTH = 100  # characters a line of what is printed
 class Claim:
     """One line of an experiment's table.
 
-    measured: the number, which `low` and `high` enclose. holds: whether it is what was claimed;
-    None where it is only for information. reported: by whom and how much, elsewhere.
-    control: what the same measurement gives where the claim says nothing, or the mark that it is
-    held against; mark: that number, where there is one. A number is None where results.json held
-    one that is not finite.
+    measured: the number; low and high: its range or interval. holds: whether the claim holds; None
+    if the line is only for information. reported: a published number, and by whom.
+    control: the threshold, or what the same measurement gives without the effect; mark: the
+    threshold as a number, if there is one. A number is None if it was not finite in results.json.
     """
 
     claim: str
@@ -80,29 +80,36 @@ class Claim:
 
     @property
     def verdict(self):
-        """PASS, FAIL, or nothing where nothing was claimed."""
+        """PASS, FAIL, or an empty text if the claim was not judged."""
         return {True: "PASS", False: "FAIL", None: ""}[self.holds]
 
     def cells(self):
-        """The line's texts, in the order of HEADINGS."""
+        """The line as texts, in the order of HEADINGS."""
         measured, low, high = ("—" if number is None else f"{number:.3g}"
                                for number in (self.measured, self.low, self.high))
-        return (self.claim, self.reported, measured, f"{low} to {high}", self.control,
-                self.verdict)
+        range_text = "" if self.is_one_value else f"{low} to {high}"
+        return (self.claim, self.reported, measured, range_text, self.control, self.verdict)
+
+    @property
+    def is_one_value(self):
+        """Whether the range holds nothing but the measured number, and so is no range."""
+        measured, low, high = (None if number is None or math.isnan(number) else number
+                               for number in (self.measured, self.low, self.high))
+        return low == measured == high
 
 
 def claim(text, values, *, above=None, below=None, between=None, holds=None, judged=True,
           interval=None, median=False, reported="", control=None, mark=None):
-    """One line of the table: a Claim on a number, or on one number a seed (model, round).
+    """One line of the table: a Claim about a number, or about one number per seed (model, round).
 
-    values: a number, or a list or tensor of them; the line shows their mean (or median) and their
-    range, or the interval (low, high) that is given in the range's place.
-    above, below: every value must lie strictly above, or below, this number; between: (low, high),
-    both included; they are written here and nowhere else, and become the line's mark and, where no
-    control is given, its control. median: compare the median alone, as timings are judged.
+    values: a number, or a list or tensor of numbers. The line shows their mean (or median) and
+    their range, or instead of the range the given interval (low, high).
+    above, below: every value must be strictly above, or below, this number; between: (low, high),
+    both included. A threshold is written here and nowhere else; it becomes the line's mark and, if
+    no control is given, its control. median: judge the median alone, as for timings.
     holds: the verdict of a test that is not a threshold on the values (a p-value, another model);
-    with a threshold, both must hold. judged: False leaves the line open (a quick run, a model that
-    somebody brought). reported, control, mark: as in a Claim.
+    with a threshold, both must hold. judged: False leaves the line open (a quick run, a user's own
+    model). reported, control, mark: as in a Claim.
     """
     values = torch.as_tensor(values, dtype=torch.float64).reshape(-1).tolist()
     centre = statistics.median(values) if median else statistics.fmean(values)
@@ -119,7 +126,7 @@ def claim(text, values, *, above=None, below=None, between=None, holds=None, jud
         tests += [between[0] <= value <= between[1] for value in compared]
     verdict = all(tests) if tests and judged else None
 
-    # The thresholds again, for the reader (words) and for what reads results.json (marks).
+    # The thresholds again, for the reader (words) and for readers of results.json (marks).
     words = []
     marks = []
     if above is not None:
@@ -140,28 +147,28 @@ def claim(text, values, *, above=None, below=None, between=None, holds=None, jud
 
 
 def seed_claim(text, seeds, value, *, beside=None, **how):
-    """A `claim` on value(result) of every seed. beside: as in `add_control`; how: as in `claim`."""
+    """A `claim` about value(result) of every seed. beside: a control for `add_control`; how: as in
+    `claim`."""
     line = claim(text, [value(result) for result in seeds], **how)
     return line if beside is None else add_control(line, beside)
 
 
 def add_control(line, control):
-    """A Claim that names, behind its threshold, what else the same measurement gives."""
+    """The Claim with a control after its threshold, such as the same number before training."""
     return replace(line, control=f"{line.control}; {control}" if line.control else control)
 
 
 def mean_text(seeds, value):
-    """The mean of value(result) over the seeds, as a text of two digits."""
+    """The mean of value(result) over the seeds, as a text with two digits."""
     return f"{statistics.fmean(map(value, seeds)):.2g}"
 
 
 def claims_table(claims):
-    """The claims as a table between `|`, at most WIDTH wide, to be read as it is.
+    """The claims as a text table, at most WIDTH characters wide.
 
-    A long cell goes on in the lines below, within its column. An empty column is left out.
+    A long cell continues in the lines below, within its column. Empty columns are left out.
     """
-    columns = zip(HEADINGS, *(each.cells() for each in claims), strict=True)
-    columns = [column for column in columns if any(column[1:])]
+    columns = filled_columns(claims)
     widths = column_widths(columns)
 
     headings, *rows = zip(*columns, strict=True)
@@ -172,9 +179,15 @@ def claims_table(claims):
     return "\n".join(lines)
 
 
+def filled_columns(claims):
+    """The columns of the claims' table that are not empty, each a tuple with its heading first."""
+    columns = zip(HEADINGS, *(each.cells() for each in claims), strict=True)
+    return [column for column in columns if any(column[1:])]
+
+
 def column_widths(columns):
-    """The width of each column: that of its longest cell, but columns of text are made narrower
-    until the table fits, such that it gets few lines. columns: tuples of texts, the heading first.
+    """The width of each column: that of its longest cell, except that columns of text are narrowed
+    until the table fits, with as few lines as possible. columns: tuples of texts, heading first.
     """
     widths = [max(map(len, column)) for column in columns]
     of_text = [index for index, column in enumerate(columns) if column[0] in WRAPPED]
@@ -196,8 +209,8 @@ def column_widths(columns):
 
 
 def row_lines(cells, widths):
-    """The lines of one row of the table; all but the first are indented, so that one sees where a
-    row begins."""
+    """The lines of one row of the table; all except the first are indented, to show where a row
+    begins."""
     wrapped = [textwrap.wrap(cell, width, subsequent_indent="  ", break_on_hyphens=False)
                for cell, width in zip(cells, widths, strict=True)]
     lines = itertools.zip_longest(*wrapped, fillvalue="")
@@ -211,8 +224,8 @@ def as_dicts(claims):
 
 
 def replace_nonfinite(values):
-    """Plain values, dicts, lists and tuples among them, with None for what JSON has no number for:
-    NaN and infinity."""
+    """The same plain values (dicts, lists and tuples among them) with None for NaN and infinity,
+    which JSON can't hold."""
     if isinstance(values, dict):
         return {name: replace_nonfinite(value) for name, value in values.items()}
     if isinstance(values, (list, tuple)):
@@ -221,22 +234,22 @@ def replace_nonfinite(values):
 
 
 def exit_code(claims):
-    """0 where no claim fails, else 1."""
+    """0 if no claim fails, 1 if one does."""
     return int(any(each.holds is False for each in claims))
 
 
-# What an experiment is told
+# Settings
 
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """What each experiment that trains can be told; its own settings are added below these."""
+    """The settings of every experiment that trains; each adds its own."""
 
-    seeds: tuple[int, ...] = option((0, 1, 2), "a training with each")
-    retrain: bool = option(False, "train anew, though the trained models are there")
+    seeds: tuple[int, ...] = option((0, 1, 2), "a model is trained with each")
+    retrain: bool = option(False, "train again, even if trained models are kept")
     threads: int = option(1, "CPU threads")
-    quick: bool = option(False, "a small one, to see that it runs")
-    out_dir: str = option("outputs", "the folder that the experiment's own is made in")
+    quick: bool = option(False, "a small run, to check that the program works")
+    out_dir: str = option("outputs", "the folder for all experiments' folders")
 
     def __post_init__(self):
         check_seeds(self)
@@ -245,16 +258,16 @@ class ExperimentConfig:
         if run_name is not None and model is not None:
             raise UserError(f"run_name={run_name!r} and model={model!r} are both given; choose one")
         if run_name is not None:
-            find_run(run_name, self.out_dir)  # before a folder is made for what it gives
+            find_run(run_name, self.out_dir)  # raises before a folder for results is made
 
     @property
     def other_model(self):
-        """(run_name, model): where an experiment can look at another model than its own."""
+        """(run_name, model) of experiments that can analyse a model that they did not train."""
         return getattr(self, "run_name", None), getattr(self, "model", None)
 
     @property
     def folder_suffix(self):
-        """What is added to the folder's name for another model's results."""
+        """The suffix of the folder's name for the results of such a model."""
         parts = []
         for name in filter(None, self.other_model):
             parts += [part for part in Path(name).parts[-2:] if part not in ("/", ".", "..")]
@@ -262,15 +275,15 @@ class ExperimentConfig:
 
 
 def check_pretrained(name):
-    """Raises UserError, which lists those that there are, for what is no published model and no
-    folder of one. None is none."""
+    """Raise UserError, which lists the published models, if `name` is neither one of them nor a
+    folder of one. None is fine."""
     if name is not None and not is_pretrained(name):
         GPT.from_pretrained(name)
 
 
 def check_seeds(cfg):
-    """Raises UserError unless a config has seeds, each of them once: one that comes twice would
-    count as two independent trainings."""
+    """Raise UserError unless a config has seeds, each of them once: a repeated seed would count as
+    two independent models."""
     in_range, wanted = SEEDS
 
     def differ_and_fit(seeds):
@@ -280,7 +293,7 @@ def check_seeds(cfg):
 
 
 def experiment_folder(name, out_dir):
-    """out_dir/name, made before anything is computed. UserError where it can't be written to."""
+    """Make out_dir/name before anything is computed. Raises UserError if it can't be written to."""
     folder = Path(out_dir) / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -297,18 +310,18 @@ def experiment_folder(name, out_dir):
 
 
 def load_or_make(path, settings, make, retrain=False):
-    """A dict of tensors and plain values: read from `path` where it was made with the same
-    settings, else made by `make()` and written there. retrain: make it in any case.
+    """A dict of tensors and plain values, read from `path` or made by `make()` and written there.
 
-    settings: a dict of all that it depends on, but for torch's version and the number of threads,
-    which are added. An edit of the code is noticed only where `code_digest` is among them: pass
-    `retrain` then.
+    It is read only if it was made with the same settings. retrain: make it in any case. settings: a
+    dict of everything that it depends on; torch's version and the number of threads are added. A
+    change of the code is noticed only if `code_digest` is among the settings; if not, pass
+    `retrain`.
     """
     added = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     settings = json.loads(json.dumps(settings | added))
 
     if not retrain and path.exists():
-        with contextlib.suppress(Exception):  # what can't be read is made anew
+        with contextlib.suppress(Exception):  # a file that can't be read is made again
             state = read_torch_file(path, "a kept model", "train it anew with --retrain")
             if state["settings"] == settings:
                 return state
@@ -320,8 +333,8 @@ def load_or_make(path, settings, make, retrain=False):
 
 
 def code_digest(root=ROOT):
-    """A checksum of the modules in `root` and of all in its experiments/, as a text: what a kept
-    result depends on beside its settings."""
+    """A checksum of all modules in `root` and in its experiments/, as a text: a kept result depends
+    on them too."""
     digest = hashlib.sha256()
     for file in sorted([*root.glob("*.py"), *root.glob("experiments/**/*.py")]):
         code = file.read_bytes()
@@ -330,17 +343,63 @@ def code_digest(root=ROOT):
 
 
 def as_run(model, tokenizer, **more):
-    """A model as the dict of a checkpoint.pt, which `load_model` reads; and `more`."""
+    """A model as the dict of a checkpoint.pt, which `load_model` reads, together with `more`."""
     return {"model": model.state_dict(), "optimizer": [], "step": 0,
             "config": asdict(Config(model=model.cfg)), "tokenizer": tokenizer.state_dict()} | more
 
 
-def trained_gpt(path, cfg, seed, train, *, tokenizer, settings, retrain=False):
-    """(model, state): the GPT of a ModelConfig and a seed, trained, or read where it was kept.
+class Trainings:
+    """The progress of all trainings of an experiment: which one runs, and the time left over all.
+
+    steps: the number of steps of each training, in the order in which the models are made. A model
+    that is read from an earlier run counts as one of them and takes no time.
+    """
+
+    def __init__(self, steps):
+        self.steps = list(steps)
+        self.n_ready = 0  # models that were trained or read until now
+        self.steps_trained = 0
+        self.seconds = 0.0  # the time of these steps
+
+    def begin(self, label):
+        """Start the progress line of the next training: `training 2 of 9: {label}`."""
+        n_trainings = len(self.steps)
+        self.step = 0
+        self.label = label
+        if n_trainings > 1:
+            self.label = f"training {self.n_ready + 1} of {n_trainings}: {label}"
+
+        # The pace is that of all steps trained until now, so that the time left covers all.
+        self.steps_before = sum(self.steps[: self.n_ready])
+        start = self.steps_before - self.steps_trained
+        self.progress = Progress(sum(self.steps), " steps", done=start)
+        self.began = self.progress.start
+        self.progress.start -= self.seconds
+
+    def show(self, step, text=""):
+        """Show the training's number, label and step, `text`, and the time left over all."""
+        self.step = step
+        line = f"{self.label}: {text}" if text else self.label
+        self.progress.show(self.steps_before + step, line)
+
+    def close(self):
+        """End the line of a training, and add its steps and its time to those of all."""
+        self.progress.close()
+        self.steps_trained += self.step
+        self.seconds += time.monotonic() - self.began
+
+    def count(self):
+        """Count one more model as ready, whether it was trained or read."""
+        self.n_ready += 1
+
+
+def trained_gpt(path, cfg, seed, train, *, tokenizer, settings, retrain=False, trainings=None):
+    """(model, state): the GPT of a ModelConfig and a seed, trained, or read if it was kept.
 
     path: of its checkpoint.pt, which `load_model` reads; the model comes in evaluation mode.
     train(model): trains it in place; a dict that it returns is kept with the run and comes back in
-    `state`. settings: all that the training depends on, but for cfg and seed, as in `load_or_make`.
+    `state`. settings: all that the training depends on, except cfg and seed, as in `load_or_make`.
+    trainings: the Trainings that this model is counted in.
     """
     def make():
         model = GPT(cfg, seed)
@@ -348,27 +407,31 @@ def trained_gpt(path, cfg, seed, train, *, tokenizer, settings, retrain=False):
         return as_run(model, tokenizer, **more)
 
     state = load_or_make(path, settings | {"shape": asdict(cfg), "seed": seed}, make, retrain)
+    if trainings is not None:
+        trainings.count()
     model = GPT(cfg, seed=None)
     model.load_weights_(state["model"], path)
     return model.eval(), state
 
 
-def fit_with_progress(model, next_batch, how, label, *, loss_fn=cross_entropy):
-    """Trains the model in place with a progress line that begins with `label`.
+def fit_with_progress(model, next_batch, how, label, *, loss_fn=cross_entropy, trainings=None):
+    """Train the model in place, with a progress line that names the training by `label`.
 
-    next_batch() -> (inputs, targets). how: a TrainConfig. loss_fn: as in `fit`.
+    next_batch() -> (inputs, targets). how: a TrainConfig. loss_fn: as in `fit`. trainings: the
+    Trainings that this one belongs to; None shows it alone.
     """
-    progress = Progress(how.max_steps, " steps")
+    trainings = trainings or Trainings([how.max_steps])
+    trainings.begin(label)
     for step in fit(model, next_batch, how, loss_fn=loss_fn):
-        progress.show(step.number, f"{label}: loss {step.loss:.2f}")
-    progress.close()
+        trainings.show(step.number, f"loss {step.loss:.2f}")
+    trainings.close()
 
 
 def validation_tokens(run):
-    """The ids [n] that a run of train.py was validated on.
+    """The ids [n] of the validation text of a run of train.py.
 
-    run: its folder. Raises UserError where the run does not say what text it was trained on, and
-    where that text can't be had any more.
+    run: its folder. Raises UserError if the run does not say which text it was trained on, or if
+    that text is no longer available.
     """
     path = Path(run) / "checkpoint.pt"
     state = load_checkpoint(path)
@@ -381,9 +444,9 @@ def validation_tokens(run):
 
 
 def take_turns(contestants, rounds):
-    """{name: seconds of each round}: all run once unmeasured, then in turn, round after round.
+    """Time functions in turn, round after round: {name: seconds of each round}.
 
-    contestants: {name: function without arguments}.
+    All run once before, without being timed. contestants: {name: function without arguments}.
     """
     seconds = {name: [] for name in contestants}
     progress = Progress(rounds, " rounds")
@@ -402,7 +465,7 @@ def take_turns(contestants, rounds):
 
 @contextlib.contextmanager
 def torch_threads(n):
-    """While open, torch computes with n threads."""
+    """A context in which torch computes with n threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
@@ -412,14 +475,13 @@ def torch_threads(n):
 
 
 def perform(config_class, run, figures, about, *, argv=None):
-    """The program of an experiment: reads the flags, runs, writes what came out, and ends.
+    """The program of an experiment: read the flags, run, write the results, and exit.
 
-    config_class: its settings, a dataclass with threads and out_dir. run(cfg, folder) -> {"found":
-    two or three sentences that say in plain words what came out, "claims": list of Claim, plain
-    values}.
-    figures(result) -> {name: Figure}. about: its docstring; its first line says what it shows. The
-    config's `folder_suffix`, where it has one, is added to the folder's name, and "_quick" for a
-    quick one, so that these lie beside the experiment's own results.
+    config_class: the settings, a dataclass with threads and out_dir. run(cfg, folder) -> {"found":
+    two or three plain sentences that say what was found, "claims": list of Claim, plain values}.
+    figures(result) -> {name: Figure}. about: the program's docstring, whose first line says what it
+    shows. The config's `folder_suffix`, if it has one, is added to the folder's name, and "_quick"
+    for a quick run, so that these do not overwrite the experiment's own results.
     """
     began = time.monotonic()
     title = about.split("\n")[0]
@@ -436,7 +498,7 @@ def perform(config_class, run, figures, about, *, argv=None):
             result = run(cfg, folder)
     except UserError:
         with contextlib.suppress(OSError):
-            folder.rmdir()  # where nothing came of it
+            folder.rmdir()  # only if it is empty
         raise
 
     result |= {"about": title, "settings": asdict(cfg), "torch": torch.__version__}
@@ -444,47 +506,57 @@ def perform(config_class, run, figures, about, *, argv=None):
 
 
 def program_name(about):
-    """The name of a program, from the command in its docstring."""
+    """The name of a program, taken from the command in its docstring."""
     commands = [line for line in about.split("\n") if "python experiments/" in line]
     return commands[0].split("/")[-1].split(".py")[0]
 
 
 def conclude(result, folder, figures=None, seconds=None):
-    """Writes results.json, the figures as {name}.png and the page of all experiments, prints what
-    was found and the table, and ends the program: a failed claim exits with 1.
+    """Write results.json, the figures as {name}.png and the page of all experiments; print the
+    verdict, the table and the page to open; and exit, with 1 if a claim fails.
 
-    result: {"claims": list of Claim, plain values, "found": what was found, if it is said,
-    "board": lines to print before it, if there are any}.
-    figures: {name: Figure}. seconds: it took.
+    result: {"claims": list of Claim, plain values}. It may also have "found": a summary, printed
+    before the table, and "board": lines that are printed before the summary.
+    figures: {name: Figure}. seconds: how long the run took.
     """
-    values = result | {"claims": as_dicts(result["claims"])}
+    figures = figures or {}
+    titles = {name: figure_title(figure) for name, figure in figures.items()}
+    values = result | {"claims": as_dicts(result["claims"]), "figure_titles": titles}
     write_json(folder / "results.json", replace_nonfinite(values))
-    for name, figure in (figures or {}).items():
+    for name, figure in figures.items():
         plotting.save(figure, folder / f"{name}.png")
 
     if "board" in result:
         print("\n".join(result["board"]), end="\n\n")
     if "found" in result:
-        print(textwrap.fill(result["found"], WIDTH))
-    print(f"open {page_to_open(folder)}\n")
+        print(textwrap.fill(result["found"], WIDTH), end="\n\n")
     print(claims_table(result["claims"]))
 
     write_index(folder.parent)
     took = "" if seconds is None else f" in {seconds:.0f} s"
     print(f"\nwritten to {folder}{took}")
+    print(f"open {page_to_open(folder)}")
     raise SystemExit(exit_code(result["claims"]))
 
 
+def figure_title(figure):
+    """A figure's title in one line; without one, the titles of its panels."""
+    titles = [figure.get_suptitle()]
+    if not titles[0]:
+        titles = [axes.get_title(loc) for axes in figure.axes for loc in ("left", "center")]
+    return "; ".join(" ".join(title.split()) for title in titles if title)
+
+
 def page_to_open(folder):
-    """The HTML page of an experiment's folder or, where it has none, the page of them all."""
+    """The HTML page of an experiment's folder or, if it has none, the page of all experiments."""
     pages = sorted(folder.glob("*.html"))
     return pages[0] if pages else folder.parent / "index.html"
 
 
 def write_page(path, template, values):
-    """Writes an experiment's own page: its template, with what it draws, plain values, in the
-    script that the template leaves as {}."""
-    # Nothing that a text holds may end the script or begin a tag.
+    """Write an experiment's own page: the template with `values`, plain values, in the script that
+    the template leaves as {}."""
+    # No text in the values may end the script or begin a tag.
     data = json.dumps(values, allow_nan=False).replace("<", "\\u003c")
     before, after = template.read_text(encoding="utf-8").split("{}</script>")
     with atomic_write(path, "w") as file:
@@ -499,59 +571,81 @@ border-bottom: 1px solid #ddd; font-size: 13px } img { max-width: 100% }
 .PASS { color: #00714f } .FAIL { color: #b34700; font-weight: bold }"""
 
 
-# Nothing is run or loaded from elsewhere, whatever a name or a claim says.
+# The page runs no script and loads nothing from elsewhere, whatever a name or a claim contains.
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' file: data:"
-VERDICTS = ("PASS", "FAIL")  # what may be the class of a cell
+VERDICTS = ("PASS", "FAIL")  # the allowed classes of a cell
+QUICK_NOTE = ("A run with --quick shows that the program works; its numbers come from too little "
+              "training to mean anything.")
 
 
 def escape_text(text):
-    """A text as HTML, in an attribute's quotes too. Raises TypeError for another kind of value."""
+    """A text as HTML, safe in an attribute's quotes too. Raises TypeError for any other value."""
     if not isinstance(text, str):
-        raise TypeError(f"{type(text).__name__} is no text")
+        raise TypeError(f"{type(text).__name__} is not a text")
     return html.escape(text.encode("utf-8", "replace").decode("utf-8"))  # halves of a surrogate
 
 
 def relative_address(path):
-    """The address of a file, from the page in the folder above its own."""
+    """The address of a file, relative to the page in the folder above it."""
     return "/".join(quote_address(os.fsencode(part), safe="") for part in path.parts[-2:])
 
 
 def index_section(file):
-    """What the page says of one experiment, lines of HTML. file: its results.json.
+    """The page's section about one experiment, as lines of HTML. file: its results.json.
 
-    Raises UserError, or what a value of an unexpected kind raises, for results of another make.
+    Raises UserError, or whatever an unexpected value raises, if the file is not an experiment's.
     """
     result = read_json(file)
     folder = file.parent
     name = escape_text(folder.name)
-    lines = [f"<h2>{name}</h2><p>{escape_text(result.get('about', ''))}"]
-    if "found" in result:
-        lines.append(f"<p>{escape_text(result['found'])}")
+    is_quick = result.get("settings", {}).get("quick") is True
+    claims = [Claim(**{key: value for key, value in line.items() if key != "verdict"})
+              for line in result.get("claims", ())]
 
-    rows = [HEADINGS]
-    for line in result.get("claims", ()):
-        fields = {name: value for name, value in line.items() if name != "verdict"}
-        rows.append(Claim(**fields).cells())
-    lines.append("<table>")
-    for row in rows:
-        *texts, verdict = row
-        cells = [f"<td>{escape_text(text)}</td>" for text in texts]
-        kind = f' class="{verdict}"' if verdict in VERDICTS else ""
-        cells.append(f"<td{kind}>{escape_text(verdict)}</td>")
-        lines.append("<tr>" + "".join(cells) + "</tr>")
-    lines.append("</table>")
+    lines = [f"<h2>{name}{' (quick run)' if is_quick else ''}</h2>"
+             f"<p>{escape_text(result.get('about', ''))}"]
+    if is_quick:
+        lines.append(f"<p>{QUICK_NOTE}")
+    lines.append(f"<p>{escape_text(result.get('found', ''))} {count_verdicts(claims)}")
+    if claims:
+        lines += table_as_html(claims)
 
     for page in sorted(folder.glob("*.html")):
         lines.append(f'<p><a href="{relative_address(page)}">{escape_text(page.name)}</a>')
+    titles = result.get("figure_titles", {})
     for png in sorted(folder.glob("*.png")):
-        lines.append(f'<p><img src="{relative_address(png)}" alt="{name}: '
-                     f'{escape_text(png.stem)}">')
+        seen = titles.get(png.stem) or f"{folder.name}: {png.stem}"
+        lines.append(f'<p><img src="{relative_address(png)}" alt="{escape_text(seen)}">')
     return lines
 
 
+def count_verdicts(claims):
+    """A sentence that says how many of the claims hold, of those that were judged."""
+    judged = [each.holds for each in claims if each.verdict]
+    if not judged:
+        return "No claim was judged."
+    if all(judged):
+        return f"All {len(judged)} claims hold." if len(judged) > 1 else "The one claim holds."
+    return f"{sum(judged)} of {len(judged)} claims hold."
+
+
+def table_as_html(claims):
+    """The claims' table as lines of HTML, without its empty columns."""
+    columns = filled_columns(claims)
+    kinds = [claim.verdict for claim in claims]
+    lines = ["<table>"]
+    for number, row in enumerate(zip(*columns, strict=True)):
+        cells = [f"<td>{escape_text(text)}</td>" for text in row]
+        verdict = kinds[number - 1] if number > 0 else ""
+        if verdict in VERDICTS:  # then its column is the last
+            cells[-1] = f'<td class="{verdict}">{verdict}</td>'
+        lines.append("<tr>" + "".join(cells) + "</tr>")
+    return [*lines, "</table>"]
+
+
 def write_index(out_dir):
-    """Writes out_dir/index.html: every figure and table of the experiments whose results lie in
-    out_dir, in one page that needs no network. Says on stderr whose can't be read."""
+    """Write out_dir/index.html: the summaries, tables and figures of all experiments in out_dir, on
+    one page that needs no network. Prints to stderr which results can't be read."""
     parts = []
     for file in sorted(Path(out_dir).glob("*/results.json")):
         try:

@@ -1,22 +1,23 @@
-"""Copy suppression: a head finds what is predicted in the text, and takes the prediction back.
+"""Copy suppression: heads that find a predicted token in the text and lower its logit.
 
     python experiments/copy_suppression.py                 # trains, 4 minutes, 1 thread
     python experiments/copy_suppression.py --model gpt2    # a published model's head L10H7
 
-Claim: in texts that walk through two tables of successors, one of the last token and one of the
-token before it, and never go back, a successor that was seen is impossible; other tokens do come
-back. A model of two attention layers gets heads in its second layer that look for what is predicted
-now, wherever in the text it stands, and lower it. Their attention follows the prediction: another
-token's unembedding, added to what their queries read, draws it to that token. Trained on the same
-texts with successors that come again, no head does so.
-Expected: with every seed two heads that pay a predicted token more than twice an even share of
-their attention, and a loss less than 0.1 nats above the floor, where the best predictor that
-suppresses all that was seen lies 0.19 above it. Seeds differ in where tokens are found: in some, a
-part of them in the key after their own, so what a token does is summed over both keys and both
-heads. Asked at one kind of key, as at first, two of seeds 10 to 14 missed a mark each; asked so,
-all marks hold on 0 to 2, on 10 to 14, on which this form was chosen, and on 20 to 24, which were
-looked at after that. Then the circuit: 7 to 13 of 29 edges keep 0.90 or more of what is taken off
-for having been seen.
+Setup: texts walk through two tables of successors, one for the last token and one for the token
+before it, and never go back. So a successor that was seen is impossible, while other tokens do come
+back. A model of two attention layers is trained on them.
+Claim: heads form in the second layer that look for the tokens that are predicted now, wherever they
+are in the text, and lower their logits. Their attention follows the prediction: if another token's
+unembedding is added to the input of their queries, they turn to that token. In a model trained on
+texts in which successors can come again, no head does this.
+Expected: every seed has two heads that pay a predicted token more than twice an even share of their
+attention, and a loss less than 0.1 nats above the floor. (The best predictor that suppresses
+everything seen is 0.19 above it.) In some seeds a part of the tokens is found at the key after
+their own, so the effect of a token is summed over both keys and both heads. In the first form,
+which used one kind of key, two of the seeds 10 to 14 missed a threshold each. In this form, chosen
+on seeds 0 to 2 and 10 to 14, all thresholds hold on these seeds and on seeds 20 to 24, which were
+looked at afterwards. The circuit has 7 to 13 of 29 edges, which keep 0.90 or more of the
+suppression.
 
 Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
 Prerequisites: experiments/suppression/measure.py, experiments/suppression/circuit.py
@@ -32,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from checkpoint import load_pretrained
 from config import check_field, option
-from experiments.common import ExperimentConfig, check_pretrained, perform
+from experiments.common import ExperimentConfig, Trainings, check_pretrained, perform
 from experiments.suppression.circuit import judged_pairs, measure_circuit, taken_off
 from experiments.suppression.measure import measure_suppressor, null_losses
 from experiments.suppression.model import SuppressionRecipe, trained_suppressor
@@ -53,9 +54,10 @@ QUICK_STEPS = 30
 class SuppressionConfig(ExperimentConfig):
     """Settings of the experiment."""
 
-    model: str | None = option(None, "gpt2, gpt2-medium, …, or a folder in its layout, instead")
+    model: str | None = option(None, "measure gpt2, gpt2-medium, … or a folder in their layout; "
+                               "trains nothing")
     cache_dir: str | None = option(None, "where downloads are kept (none: below ~/.cache)")
-    steps: int = option(SuppressionRecipe.steps, "of each training")
+    steps: int = option(SuppressionRecipe.steps, "steps of each training")
 
     def __post_init__(self):
         super().__post_init__()
@@ -69,30 +71,34 @@ class SuppressionConfig(ExperimentConfig):
 
 
 def run(cfg, folder):
-    """{"found": text, "claims": [Claim], "seeds": what was measured of each}.
+    """{"found": a summary, "claims": [Claim], "seeds": the measurements of each seed}.
 
-    cfg: a SuppressionConfig. Where it names another model, the result is that of
-    `report_published`.
+    cfg: a SuppressionConfig. If it names a model, the result is that of `report_published`.
     """
     if cfg.model is not None:
         return report_published(*load_pretrained(cfg.model, cache_dir=cfg.cache_dir))
 
-    seeds = [measure_seed(folder, cfg.recipe(seed), cfg.retrain) for seed in cfg.seeds]
+    recipes = [cfg.recipe(seed) for seed in cfg.seeds]
+    trainings = Trainings([each.steps for each in recipes for _ in range(2)])  # two models a seed
+    seeds = [measure_seed(folder, each, cfg.retrain, trainings) for each in recipes]
     return {"board": circuit_lines(seeds), "found": describe_findings(seeds),
             "claims": suppression_claims(seeds, judged=not cfg.quick), "seeds": seeds}
 
 
-def measure_seed(folder, recipe, retrain=False):
-    """What one seed gave: {"trained", "untrained", "control": what `measure_suppressor` returns,
-    "nulls": what `null_losses` returns, "taken off": nats, a number for each of the three models,
-    "circuit": what `measure_circuit` returns of the trained one}.
+def measure_seed(folder, recipe, retrain=False, trainings=None):
+    """Train and measure the models of one seed; returns a dict.
 
-    folder, retrain: as in `trained_suppressor`; recipe: the SuppressionRecipe of the seed.
+    "trained", "untrained", "control": what `measure_suppressor` returns for these models. "nulls":
+    what `null_losses` returns. "taken off": the suppression in nats, for each of the three models.
+    "circuit": what `measure_circuit` returns for the trained one.
+
+    folder, retrain, trainings: as in `trained_suppressor`; recipe: the SuppressionRecipe of the
+    seed.
     """
     control = replace(recipe, goes_back=True)
-    trained = trained_suppressor(folder / f"seed_{recipe.seed}", recipe, retrain=retrain)
-    going_back = trained_suppressor(folder / f"goes_back_seed_{recipe.seed}", control,
-                                    retrain=retrain)
+    how = {"retrain": retrain, "trainings": trainings}
+    trained = trained_suppressor(folder / f"seed_{recipe.seed}", recipe, **how)
+    going_back = trained_suppressor(folder / f"goes_back_seed_{recipe.seed}", control, **how)
     untrained = GPT(recipe.model_config(), recipe.seed).eval()
 
     models = {"trained": (trained, recipe), "untrained": (untrained, recipe),
@@ -105,14 +111,14 @@ def measure_seed(folder, recipe, retrain=False):
 
 
 def figures(result):
-    """{name: Figure} of what `run` returned."""
+    """{name: Figure} from what `run` returned."""
     if "published" in result:
         return published_figures(result["published"])
     return suppression_figures(result["seeds"])
 
 
 def main(argv=None):
-    """The program; see above."""
+    """Run the program: train or read the models, print the table, write the figures."""
     perform(SuppressionConfig, run, figures, __doc__, argv=argv)
 
 

@@ -1,19 +1,19 @@
-"""Grokking: a transformer learns addition mod p by heart, and long after it how to add.
+"""Grokking: a transformer first memorises addition mod p, and learns the rule long afterwards.
 
     python experiments/grokking_experiment.py              # 3 seeds, 2 controls: 2 to 4 minutes
     python experiments/grokking_experiment.py --canonical  # Nanda et al.'s p = 113: 2 minutes
 
-Claim: on pairs that it was not trained on the model is right only long after it is right on all the
-others; what it does then is a sum of cos w_k(a + b - c) at few frequencies k, without which it does
-not even know what it was trained on; and that sum grows long before the test loss shows it.
-Expected: every line passes and the exit code is 0. Without weight decay, and where the answers are
-drawn at random, nothing is ever right on other pairs.
+Claim: the model is right on test pairs only long after it is right on all training pairs. Its
+logits are then a sum of cos w_k(a + b - c) at few frequencies k. Without these waves it fails even
+on the training pairs. And the waves grow long before the test loss shows it.
+Expected: every line passes and the exit code is 0. Two controls never generalise to test pairs: one
+is trained without weight decay, the other on random answers.
 
-The model is a GPT of one layer without LayerNorm, with ReLU, trained on all of its pairs at each
-step, with weight decay 1. By default p = 59, and (a, b) is trained on with (b, a) or not at all, so
-that a + b = b + a is no help. With --canonical p = 113, d_model 128 and three tenths of all pairs,
-as in the paper, at seven times its learning rate, for one seed and without the controls. One
-thread; 25 s of CPU time a training (p = 113: 108 s), and 15 MB (60 MB) on the disk.
+The model is a GPT of one layer with ReLU and without LayerNorm. It is trained on all training pairs
+in each step, with weight decay 1. By default p = 59, and (a, b) and (b, a) are in the same split,
+so that a + b = b + a does not help. With --canonical, p = 113, d_model is 128 and three tenths of
+all pairs are trained on, as in the paper, at seven times its learning rate; one seed, no controls.
+One thread; 25 s of CPU time for each model (p = 113: 108 s), and 15 MB (60 MB) on disk.
 
 Chapter: COURSE_ROADMAP.md, 15 (grokking)
 Prerequisites: experiments/grokking/model.py, experiments/grokking/fourier.py
@@ -30,7 +30,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from config import check_field, option
-from experiments.common import ExperimentConfig, perform
+from experiments.common import ExperimentConfig, Trainings, perform
 from experiments.grokking.measure import measure_training
 from experiments.grokking.model import (
     CANONICAL_ADDITION,
@@ -48,14 +48,14 @@ from utils import run_program
 
 @dataclass(frozen=True)
 class GrokkingConfig(ExperimentConfig):
-    """What is added, and how it is learned."""
+    """The task, the model and its training."""
 
-    canonical: bool = option(False, "Nanda et al.'s p, width and split; the first seed alone")
-    p: int | None = option(None, "added modulo this odd number (none: 59; canonical: 113)")
-    fraction: float | None = option(None, "of the pairs to train on (none: 0.6; canonical: 0.3)")
+    canonical: bool = option(False, "Nanda et al.'s p, width and split; only the first seed")
+    p: int | None = option(None, "the modulus, an odd number (none: 59; canonical: 113)")
+    fraction: float | None = option(None, "share of pairs to train on (none: 0.6; canonical: 0.3)")
     d_model: int | None = option(None, "width of the stream (none: 64; canonical: 128)")
-    max_steps: int | None = option(None, "of training (none: 2,200; canonical: 1,300)")
-    weight_decay: float = option(1.0, "decoupled, on matrices")
+    max_steps: int | None = option(None, "steps of training (none: 2,200; canonical: 1,300)")
+    weight_decay: float = option(1.0, "decoupled weight decay, on matrices")
     lr: float = option(7e-3, "AdamW's learning rate, constant")
 
     def __post_init__(self):
@@ -73,12 +73,12 @@ class GrokkingConfig(ExperimentConfig):
 
     @property
     def folder_suffix(self):
-        """What the results of Nanda et al.'s setting are kept apart by."""
+        """The folder's suffix for results of Nanda et al.'s setting."""
         return "_canonical" if self.canonical else ""
 
     def recipes(self):
-        """{name: GrokkingRecipe} of all that is trained: each seed, and two controls with the
-        first."""
+        """{name: GrokkingRecipe} of all models: one for each seed, and two controls with the first
+        seed."""
         shape = {}
         if self.canonical:
             shape = CANONICAL_ADDITION
@@ -100,10 +100,13 @@ class GrokkingConfig(ExperimentConfig):
 
 
 def run(cfg, folder):
-    """{"found": text, "claims": [Claim], "runs": {name: what `measure_training` returns}, "p"}."""
+    """{"found": a summary, "claims": [Claim], "runs": {name: `measure_training`'s result}, "p"}."""
     runs = {}
-    for name, recipe in cfg.recipes().items():
-        _, history = trained_adder(folder / name / "checkpoint.pt", recipe, name, cfg.retrain)
+    recipes = cfg.recipes()
+    trainings = Trainings([recipe.max_steps for recipe in recipes.values()])
+    for name, recipe in recipes.items():
+        _, history = trained_adder(folder / name / "checkpoint.pt", recipe, name.replace("_", " "),
+                                   retrain=cfg.retrain, trainings=trainings)
         runs[name] = measure_training(recipe, history, name)
 
     claims = claims_of_grokking(runs, recipe.p, recipe.symmetric, judged=not cfg.quick)
@@ -112,12 +115,12 @@ def run(cfg, folder):
 
 
 def figures(result):
-    """{name: Figure} of what `run` returns."""
+    """{name: Figure} from what `run` returns."""
     return figures_of_grokking(result["runs"], result["p"])
 
 
 def main(argv=None):
-    """The program: trains, measures, prints the table; a miss exits with 1."""
+    """Run the program: train, measure, print the table; a failed claim exits with 1."""
     perform(GrokkingConfig, run, figures, __doc__, argv=argv)
 
 

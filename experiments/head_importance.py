@@ -1,4 +1,4 @@
-"""How much does a head matter? Four measures, a model whose circuit is known, and one of a text.
+"""Measure how important each head is in four ways, on models of text and on known circuits.
 
     python experiments/head_importance.py                    # 2 minutes, one thread
     python experiments/head_importance.py --run_name mine    # a run of train.py in outputs/
@@ -6,21 +6,21 @@
 
 The measures are zero, mean and resample ablation, and the gradient importance of Michel et al.
 
-Claim, of a model of text: the four rank the heads much alike, and pruning by any of the three
-ablations costs less than pruning in a random order. Pruning by the gradient does too for
-Shakespeare, but not for the built-in corpus, so that is reported and not claimed.
-Claim, where the circuit is known (two layers, an induction circuit): all ablations put its heads on
-top, and all four measures give a dead head exactly 0. The gradient is flat at a loss near 0, and
-finds the circuit only by luck; its mean along the way to z = 0 finds it.
-Claim, of heads that work together: a number for each head hides it. The previous-token head and an
-induction head are in series, so that removing both costs no more than one. Two induction heads are
-in parallel, so that both cost more than the two numbers add up to.
+Claim, for models of text: the four measures rank the heads similarly, and pruning by any of the
+three ablations costs less than pruning in a random order. Pruning by the gradient does so too on
+Shakespeare, but not on the built-in corpus, so this is reported and not claimed.
+Claim, for a known circuit (two layers, induction): every ablation ranks the circuit's heads
+highest, and all four measures give a dead head exactly 0. The gradient is flat where the loss is
+near 0, so it finds the circuit only by luck; its mean along the path to z = 0 finds it.
+Claim, for heads that work together: one number per head hides how they do. The previous-token head
+and an induction head are in series: removing both costs no more than removing one. Two induction
+heads are in parallel: removing both costs more than the sum of the two numbers.
 Expected: every line with a verdict passes, on Tiny Shakespeare and on the built-in corpus (without
-a network). The induction models are those of experiments/induction_head_detection.py, made here (a
-minute more) where they are not there yet.
+a network). The induction models are those of experiments/induction_head_detection.py; if they are
+missing, they are trained here, which takes a minute more.
 
-Heads are ranked on some texts, and pruned on others. A pruned head writes its mean, which could be
-a bias. Intervals are over texts, those of a claim over seeds.
+Heads are ranked on some texts and pruned on others. A pruned head writes its mean, which could be
+merged into a bias. Intervals of single models are over texts, ranges of claims over seeds.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: experiments/importance/measure.py, experiments/importance/report.py
@@ -52,11 +52,11 @@ from utils import Progress, run_program
 
 @dataclass(frozen=True)
 class ImportanceConfig(ExperimentConfig):
-    """What is measured, and on how much."""
+    """Settings of the experiment."""
 
-    run_name: str | None = option(None, "a run of train.py, in place of models made here")
+    run_name: str | None = option(None, "a run of train.py, instead of models trained here")
     dataset: Literal["auto", "tiny_shakespeare", "builtin"] = option(
-        "auto", "the text of the models made here, as for train.py")
+        "auto", "the text of the models trained here, as for train.py")
     steps: int = option(500, "steps of training for each model of text")
     windows: int = option(64, "texts to rank the heads on; a quarter as many to prune on")
     orders: int = option(40, "random orders of pruning")
@@ -70,7 +70,7 @@ class ImportanceConfig(ExperimentConfig):
 
 
 def run(cfg, folder):
-    """{"found": what came out, in words, "claims": [Claim], "models": what was measured of each}.
+    """{"found": a summary, "claims": [Claim], "models": the measurements of each}.
 
     cfg: an ImportanceConfig.
     """
@@ -90,14 +90,14 @@ def run(cfg, folder):
 
 
 def figures(result):
-    """{name: Figure} of what `run` returned: of the first model of text, and the first circuit."""
+    """{name: Figure} from what `run` returned: of the first model of text and the first circuit."""
     texts, known = split_by_truth(result["models"])
     return {"importance": importance_figure(texts[0], known[0]),
             "pruning": pruning_figure(texts[0], known[0])}
 
 
 def main(argv=None):
-    """The program: measures, prints the table, writes outputs/head_importance."""
+    """Run the program: measure, print the table, write outputs/head_importance."""
     perform(ImportanceConfig, run, figures, __doc__, argv=argv)
 
 

@@ -1,32 +1,33 @@
-"""Who is given something? The circuit that names the indirect object, and what forms in its place.
+"""Indirect object identification: a small model solves it by suppression, not in GPT-2's way.
 
     python experiments/indirect_object_identification.py                # 3 minutes, one thread
     python experiments/indirect_object_identification.py --model gpt2   # the published prompts
     python experiments/indirect_object_identification.py --quick        # seconds: one seed
 
 "When Ola and Leo went to the park, Leo gave a kite to": Ola. Three layers of attention learn this
-from the built-in corpus, whose floor is known, and are taken apart by path patching from the logits
+from the built-in corpus, whose floor is known. They are analysed by path patching from the logits
 backwards, by edge attribution, and by exact edges.
 
-Claim: the models name the receiver at the floor, and not in GPT-2's way. There, heads mark the name
-that comes twice, and turn the queries of name movers away from it. Here, heads whose OV circuit
-suppresses names say nearly all of the answer, straight at the logits: they take the giver's name
-away, named twice or not. The strongest one has the name by its values, from the giver or from words
-after it, and most of the answer is left with the patterns of unrelated names. Heads that copy raise
-the two who were named. Nobody makes up for the strongest head where it is removed.
+Claim: the models predict the receiver at the floor, but not in GPT-2's way. In GPT-2, heads detect
+the name that comes twice and turn the queries of name movers away from it. Here, heads whose OV
+circuit suppresses names make nearly all of the answer by their direct effect: they lower the
+giver's name, whether it was named twice or not. The strongest head gets the name through its
+values, from the giver or from words after it, and most of the answer remains with the patterns of
+unrelated names. Copying heads raise the two people who were named. No other head compensates when
+the strongest head is removed.
 Expected: every line with a verdict passes. Claims and thresholds were chosen on seeds 0 to 2 and 10
-to 14; on seeds 20 to 24, looked at once after that, all passed too. In one model alone the share of
-the heads that suppress proves little: as many heads drawn from all twelve are worth as much with
-a chance of 0.01 to 0.26, since the strongest head among them is often enough. In three models at
-once that is rare, and so it is judged for three or more. (Claims chosen on seeds 0 to 2
-alone, on where heads look, had failed on 10 to 14 in seven lines of ten.) What varies by seed has
-no verdict: the layer of the strongest head and its share of the answer (0.35 to 1.02), whether it
-looks at the giver (0.00 to 1.00) or at a later word that an earlier head has told, what patterns
-add, and whether later heads read it, so that more is lost than its own words (seeds 14 and 24).
-The circuits of 39 edges pass the test of sufficiency in all 13 models, those of minimality and of
-necessity in none.
+to 14; seeds 20 to 24 were looked at once afterwards, and all passed. In a single model, the share
+of the suppressing heads proves little: as many heads drawn from all twelve reach it with a chance
+of 0.01 to 0.26, because the strongest head among them is often enough. In three models at once this
+is rare, so it is judged for three or more. (Claims chosen on seeds 0 to 2 alone, about where heads
+look, had failed on 10 to 14 in seven lines of ten.) These vary by seed and have no verdict: the
+layer of the strongest head; its share of the answer (0.35 to 1.02); whether it looks at the giver
+(0.00 to 1.00) or at a later word to which an earlier head has moved the name; what patterns add;
+and whether later heads read it, so that removing it costs more than its direct effect (seeds 14 and
+24). The circuits of 39 edges pass the test of sufficiency in all 13 models, and those of minimality
+and necessity in none.
 With `--model`, a model in Hugging Face's layout is measured on prompts of the published form,
-beside what Wang et al. report of GPT-2 small; nothing is judged.
+beside the numbers that Wang et al. report for GPT-2 small; nothing is judged.
 
 Chapter: COURSE_ROADMAP.md, 12 (indirect objects)
 Prerequisites: experiments/indirect_object/measure.py, experiments/indirect_object/report.py
@@ -42,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from checkpoint import load_pretrained
 from config import check_field, option
-from experiments.common import ExperimentConfig, perform
+from experiments.common import ExperimentConfig, Trainings, perform
 from experiments.indirect_object.measure import RANKINGS, measure_gifts, measure_task
 from experiments.indirect_object.model import (
     GiftRecipe,
@@ -66,16 +67,16 @@ from experiments.indirect_object.report import (
 from model import GPT
 from utils import Progress, run_program
 
-PROMPT_SEED = 12345  # of the prompts, which are the same for all models
+PROMPT_SEED = 12345  # the prompts are the same for all models
 
 
 @dataclass(frozen=True)
 class IndirectObjectConfig(ExperimentConfig):
-    """What is measured, and on how much."""
+    """Settings of the experiment."""
 
     model: str | None = option(None, "a pretrained model to measure: gpt2, …, or its folder")
-    steps: int = option(1500, "of training")
-    prompts: int = option(64, "to measure on; with --model, a quarter as many of each template")
+    steps: int = option(1500, "steps of each training")
+    prompts: int = option(64, "prompts; with --model, a quarter as many for each template")
 
     def __post_init__(self):
         super().__post_init__()
@@ -84,8 +85,10 @@ class IndirectObjectConfig(ExperimentConfig):
 
 
 def run(cfg, folder):
-    """{"found": what came out, in words, "claims": [Claim], "models" or "published": what was
-    measured}. cfg: an IndirectObjectConfig; folder: of the kept models."""
+    """{"found": a summary, "claims": [Claim], "models" or "published": the measurements}.
+
+    cfg: an IndirectObjectConfig; folder: where trained models are kept.
+    """
     if cfg.model is not None:
         found = measure_published(*load_pretrained(cfg.model), cfg.prompts // 4)
         return {"found": describe_published(found), "claims": published_claims(found),
@@ -102,9 +105,11 @@ def run(cfg, folder):
 
     models = []
     controls = []
+    trainings = Trainings([recipe.steps] * len(cfg.seeds))
     progress = Progress(len(cfg.seeds), " models")
     for seed in cfg.seeds:
-        model = trained_gift_model(folder, seed, recipe, text, cfg.retrain)
+        model = trained_gift_model(folder, seed, recipe, text, retrain=cfg.retrain,
+                                   trainings=trainings)
         n_random = 20 if cfg.quick else RANKINGS
         models.append({"seed": seed} | measure_gifts(model, gifts, songs, n_random=n_random))
         untrained = GPT(gift_shape(recipe, tokenizer), seed).eval()
@@ -116,14 +121,14 @@ def run(cfg, folder):
 
 
 def figures(result):
-    """{name: Figure} of what `run` returned: every head of the first model."""
+    """{name: Figure} from what `run` returned: every head of the first model."""
     if "published" in result:
         return {"heads": published_figure(result["published"])}
     return {"heads": heads_figure(result["models"][0])}
 
 
 def main(argv=None):
-    """The program: measures, prints the table, writes outputs/indirect_object_identification."""
+    """Run the program: measure, print the table, write outputs/indirect_object_identification."""
     perform(IndirectObjectConfig, run, figures, __doc__, argv=argv)
 
 

@@ -1,19 +1,19 @@
-"""Induction heads: they form at once, two layers are needed, and one path carries all of it.
+"""Induction heads form in one short phase, need two layers, and are connected by a single path.
 
     python experiments/induction_head_detection.py                   # trains, 3 minutes, 1 thread
-    python experiments/induction_head_detection.py --run_name NAME   # any run's heads, seconds
-    python experiments/induction_head_detection.py --model gpt2      # a pretrained model's
+    python experiments/induction_head_detection.py --run_name NAME   # the heads of a run, seconds
+    python experiments/induction_head_detection.py --model gpt2      # the heads of GPT-2
 
-Claim: a model of two attention layers is trained on rows of random tokens: in three of four a
-segment comes twice, in the fourth each token has one fixed follower (a map). It gets a
-previous-token head, which looks one token back, and an induction head, which uses what the first
-one wrote to find the token that followed the last occurrence of its own. Both heads, and the fall
-of the loss, come in one short phase. What the first head writes is read in the keys of the second
-(K-composition): this path alone carries the answer. One layer can't do it. And a low loss is no
-proof, since texts in which everything recurs at one fixed distance (circles) are predicted without
-either head.
-Expected: with every seed an induction score above 0.9, a previous-token score above 0.85 and a loss
-on repeats below 0.1 nats, also on lengths, gaps and orders that it was not trained on.
+Setup: a model of two attention layers is trained on texts of random tokens. Three texts in four
+hold a segment twice; in the fourth each token has one fixed follower (a map).
+Claim: the model gets a previous-token head, which looks one token back, and an induction head. The
+induction head uses what the first head wrote to find the token that followed the last occurrence of
+the current one. The loss falls and both heads form in one short phase. The keys of the second head
+read what the first one writes (K-composition), and this path alone carries the answer. A single
+layer can't do it. And a low loss is no proof: where everything recurs at one fixed distance
+(circles), a model predicts the text with neither head.
+Expected: every seed reaches an induction score above 0.9, a previous-token score above 0.85 and a
+loss on repeats below 0.1 nats, also on lengths, gaps and orders that it was not trained on.
 
 Chapter: COURSE_ROADMAP.md, 11 (induction)
 Prerequisites: experiments/induction/model.py, experiments/induction/measure.py
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from checkpoint import find_run, load_model
 from config import check_field, option
-from experiments.common import ExperimentConfig, check_pretrained, perform
+from experiments.common import ExperimentConfig, Trainings, check_pretrained, perform
 from experiments.induction.measure import measure_seed
 from experiments.induction.model import InductionRecipe
 from experiments.induction.report import describe_findings, induction_claims, induction_figure
@@ -44,10 +44,11 @@ QUICK_STEPS = 30
 class InductionConfig(ExperimentConfig):
     """Settings of the experiment."""
 
-    run_name: str | None = option(None, "look for the heads in this run of out_dir instead")
-    model: str | None = option(None, "or in gpt2, gpt2-medium, …, or a folder in its layout")
+    run_name: str | None = option(None, "find the heads of this run in out_dir; trains nothing")
+    model: str | None = option(None, "find the heads of gpt2, gpt2-medium, … or of a folder in "
+                               "their layout")
     cache_dir: str | None = option(None, "where downloads are kept (none: below ~/.cache)")
-    steps: int = option(InductionRecipe.steps, "of each training")
+    steps: int = option(InductionRecipe.steps, "steps of each training")
 
     def __post_init__(self):
         super().__post_init__()
@@ -56,14 +57,14 @@ class InductionConfig(ExperimentConfig):
 
     @property
     def recipe(self):
-        """The InductionRecipe of the trainings."""
+        """The InductionRecipe of the models that are trained."""
         return InductionRecipe(steps=min(self.steps, QUICK_STEPS) if self.quick else self.steps)
 
 
 def run(cfg, folder):
-    """{"found": what came out, in words, "claims": [Claim], "seeds": what was measured of each}.
+    """{"found": a summary, "claims": [Claim], "seeds": the measurements of each seed}.
 
-    cfg: an InductionConfig. Where it names another model, the result is that of `report_scan`.
+    cfg: an InductionConfig. If it names a run or a model, the result is that of `report_scan`.
     """
     if cfg.run_name is not None:
         model, _ = load_model(find_run(cfg.run_name, cfg.out_dir))
@@ -71,20 +72,22 @@ def run(cfg, folder):
     if cfg.model is not None:
         return report_scan(GPT.from_pretrained(cfg.model, cfg.cache_dir))
 
-    seeds = [measure_seed(folder, seed, cfg.recipe, retrain=cfg.retrain) for seed in cfg.seeds]
+    trainings = Trainings([cfg.recipe.steps] * 3 * len(cfg.seeds))  # three models a seed
+    seeds = [measure_seed(folder, seed, cfg.recipe, retrain=cfg.retrain, trainings=trainings)
+             for seed in cfg.seeds]
     return {"found": describe_findings(seeds),
             "claims": induction_claims(seeds, judged=not cfg.quick), "seeds": seeds}
 
 
 def figures(result):
-    """{name: Figure} of what `run` returned."""
+    """{name: Figure} from what `run` returned."""
     if "scan" in result:
         return scan_figures(result["scan"])
     return {"induction": induction_figure(result["seeds"])}
 
 
 def main(argv=None):
-    """The program; see above."""
+    """Run the program: train or read the models, print the table, write the figures."""
     perform(InductionConfig, run, figures, __doc__, argv=argv)
 
 

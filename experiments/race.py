@@ -1,16 +1,17 @@
-"""How low a loss, how soon: `train.py` against nanoGPT's recipe for a CPU, on the same cores.
+"""Race `train.py` against nanoGPT's CPU recipe: which loss in which time, on the same cores?
 
     python experiments/race.py             # an hour, one thread
     python experiments/race.py --quick     # seconds: that it runs, not who wins
 
-Claim: in the time that nanoGPT's recipe takes (1x), and in 0.35, 2 and 5 times as long, the recipe
-of `train.py` reaches a lower loss on Tiny Shakespeare's whole validation split.
-Expected: the table in README.md, where a mark that is missed says FAIL; the exit code is then 1.
+Claim: the recipe of `train.py` reaches a lower loss on Tiny Shakespeare's whole validation split
+than nanoGPT's recipe, in the same time (1x) and in 0.35, 2 and 5 times as long.
+Expected: every threshold is met. A missed one says FAIL, and the exit code is then 1.
 
-Each contestant is a model of its own size and a number of steps that was chosen on the last tenth
-of the training split; nothing was chosen on the validation split. All take turns, a hundredth of
-their steps at a time, so a drift of the machine hits them alike; only the steps are timed. The
-recipe is nanoGPT's, the code is ours: biases of MLPs and LayerNorms, which it leaves out, stay.
+Each contestant is a model with its own size and number of steps, which were chosen on the last
+tenth of the training split; nothing was chosen on the validation split. All contestants take turns,
+a hundredth of their steps at a time, so that a drift of the machine's speed affects them equally.
+Only the steps are timed. The recipe is nanoGPT's, but the code is ours: it keeps the biases of MLPs
+and LayerNorms, which nanoGPT leaves out.
 
 Chapter: COURSE_ROADMAP.md, 6 (learn and sample)
 Prerequisites: train.py
@@ -36,11 +37,11 @@ from utils import Progress, run_program
 
 @dataclass(frozen=True)
 class RaceConfig:
-    """Which data, how often, with what patience."""
+    """Settings of the race."""
 
-    seeds: tuple[int, ...] = option((0, 1, 2), "a race with each")
+    seeds: tuple[int, ...] = option((0, 1, 2), "one race for each seed")
     threads: int = option(1, "CPU threads")
-    quick: bool = option(False, "tiny shapes on the built-in corpus, no marks")
+    quick: bool = option(False, "tiny shapes on the built-in corpus, no verdicts")
     folder: str = option("data", "where Tiny Shakespeare is kept")
     out_dir: str = option("outputs", "the folder that race/ is written to")
 
@@ -50,7 +51,7 @@ class RaceConfig:
 
 
 def run(cfg, folder):
-    """{"found": text, "claims": list of Claim, "races": the curves of each seed, "field": {name:
+    """{"found": a summary, "claims": [Claim], "races": the curves of each seed, "field": {name:
     Contestant as a dict}}. cfg: a RaceConfig."""
     data = DataConfig(folder=cfg.folder, dataset="builtin" if cfg.quick else "tiny_shakespeare")
     dataset = load_dataset(data, n_ctx=512)
@@ -74,12 +75,12 @@ def run(cfg, folder):
 
 
 def figures(result):
-    """{name: Figure} of what `run` returns."""
+    """{name: Figure} from what `run` returns."""
     return {"race": race_figure(result["field"], result["races"])}
 
 
 def main(argv=None):
-    """The program: races, prints the table, writes outputs/race; a missed mark exits 1."""
+    """Run the program: race, print the table, write outputs/race; a failed claim exits with 1."""
     perform(RaceConfig, run, figures, __doc__, argv=argv)
 
 

@@ -1,16 +1,16 @@
-"""Transformers wired by hand, whose circuits are known: does each tool find what is there?
+"""Test every tool of the library on transformers wired by hand, whose circuits are known.
 
     python experiments/wired_circuits.py             # half a minute, one thread
     python experiments/wired_circuits.py --quick     # seconds: one wiring, few texts
 
-Claim: on ten circuits that are known by construction, each tool of the library ranks the heads (or
-edges) that matter above all others (AUROC 1), with the signs and sizes that follow from the wiring;
-and each fails where it must, by as much as it must: in an OR, in an AND, behind a saturated
-softmax, before a bit that is not used, and where a dead head has a pretty pattern.
+Claim: on ten circuits that are known by construction, each tool ranks the heads (or edges) that
+matter above all others (AUROC 1), with the signs and sizes that follow from the wiring. Each tool
+also fails where it must, and by as much as it must: in an OR, in an AND, behind a saturated
+softmax, on a bit that is not used, and for a dead head with a sharp pattern.
 Expected: every line passes and the exit code is 0, for all wirings, in two bases of the stream.
 
-Every model is a GPT of the library, with LayerNorms, MLPs and biases that hold random values where
-the circuit leaves them open, in float64, so that what must be 0 is seen to be.
+Every model is a GPT of the library. Its LayerNorms, MLPs and biases hold random values wherever the
+circuit does not need them. It runs in float64, so that numbers that must be 0 can be seen to be 0.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: patching.py, head_ablation.py
@@ -36,12 +36,12 @@ from utils import Progress, run_program, seeded_generator
 
 @dataclass(frozen=True)
 class WiredConfig:
-    """How many wirings are judged, and on how many prompts."""
+    """Settings of the experiment."""
 
-    seeds: tuple[int, ...] = option((0, 1, 2), "a wiring of each circuit with each")
-    prompts: int = option(8, "pairs of a clean and a corrupted text for each")
+    seeds: tuple[int, ...] = option((0, 1, 2), "one wiring of each circuit for each seed")
+    prompts: int = option(8, "pairs of a clean and a corrupted text for each wiring")
     threads: int = option(1, "CPU threads")
-    quick: bool = option(False, "one wiring, in one basis, two pairs")
+    quick: bool = option(False, "a small run: one wiring, in one basis, two pairs")
     out_dir: str = option("outputs", "the folder that wired_circuits/ is written to")
 
     def __post_init__(self):
@@ -51,9 +51,9 @@ class WiredConfig:
 
 
 def run(cfg, folder):
-    """{"found": what was found, "claims": [Claim], "rows": a dict for each tool on each wiring}.
+    """{"found": a summary, "claims": [Claim], "rows": a dict for each tool on each wiring}.
 
-    cfg: a WiredConfig. Nothing but the results is written to the folder.
+    cfg: a WiredConfig. Only the results are written to the folder.
     """
     n_prompts = 2 if cfg.quick else cfg.prompts
     wirings = list_wirings(cfg)
@@ -74,8 +74,8 @@ def run(cfg, folder):
 
 
 def list_wirings(cfg):
-    """[(seed, WiredCircuit)] of all seeds, each circuit as wired and in another basis; with quick
-    of the first seed, as wired."""
+    """[(seed, WiredCircuit)] for all seeds, each circuit as wired and in another basis; with quick,
+    only the first seed, as wired."""
     wirings = []
     for seed in cfg.seeds[:1] if cfg.quick else cfg.seeds:
         for wired in all_circuits(seed):
@@ -86,12 +86,13 @@ def list_wirings(cfg):
 
 
 def figures(result):
-    """The Figure of `run`'s rows."""
+    """{name: Figure} from what `run` returned."""
     return {"wired_circuits": verdict_figure([Row(**row) for row in result["rows"]])}
 
 
 def main(argv=None):
-    """The program: judges, prints the table, writes outputs/wired_circuits; a miss exits with 1."""
+    """Run the program: judge the tools, print the table, write outputs/wired_circuits; a failed
+    claim exits with 1."""
     perform(WiredConfig, run, figures, __doc__, argv=argv)
 
 

@@ -12,6 +12,7 @@ import torch
 from helpers import quick_run, tiny_model, tiny_tokens
 from test_bad_input import complaint
 
+from activation_cache import head_label
 from checkpoint import export_pretrained, load_model
 from config import ModelConfig
 from experiments.attention_page.measure import (
@@ -187,6 +188,9 @@ def test_what_was_found_says_what_was_measured_and_what_failed(seen):
     n_failed = sum(line.holds is False for line in claims)
     found = summarise([seen], ranking, claims)
     assert "In one model" in found and f"{n_failed} of {len(claims)} claims fail" in found
+    for head in (seen.watcher, divmod(seen.of_heads("effect").argmax().item(),
+                                        seen.subject.model.cfg.n_heads)):
+        assert head_label(*head) in found
     for number in (seen.of_heads("previous token").max(), ranking.between_halves[0],
                    ranking.by_score["sharpness"][0], ranking.looking_back[0]):
         assert f"{number:.2f}" in found
@@ -274,13 +278,13 @@ def folder(tmp_path_factory):
     (["--run_name", "nope"], "no run 'nope'"),
     (["--model", "{}/none"], "has n_layers=0, and so no heads to look at"),
     (["--model", "{}/two", "--run_name", "x"], "are both given; choose one"),
-    (["--model", "{}/two", "--text", "a" * 40], "has 40 tokens, and {}/two reads 2 to n_ctx=32"),
+    (["--model", "{}/two", "--text", "a" * 40], "has 40 tokens, but {}/two reads 2 to n_ctx=32"),
     (["--model", "{}/two", "--text", "a"], "has 1 tokens"),
-    (["--model", "{}/two", "--held_out", "{}/short.txt"], "3 held-out tokens are not two windows"),
+    (["--model", "{}/two", "--held_out", "{}/short.txt"], "3 held-out tokens are too few"),
     (["--model", "{}/two", "--held_out", "{}/nowhere.txt"], "No such file"),
     (["--text", " \n"], "text=' \\n' is empty"),
     (["--text", "zebra"], "unknown words 'zebra'"),
-    (["--text", "Ola " * 41], "the text has 41 tokens, and seed 0 reads 2 to n_ctx=40"),
+    (["--text", "Ola " * 41], "the text has 41 tokens, but seed 0 reads 2 to n_ctx=40"),
     (["--windows", "1"], "windows=1 is not possible"),
     (["--ablation", "median"], "median"),
     (["--seeds", "-1"], "seeds=[-1] is not possible"),

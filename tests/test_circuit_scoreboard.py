@@ -152,7 +152,7 @@ def test_what_was_scored_is_read_again_by_the_same_code_alone(tmp_path, monkeypa
     wired = all_circuits(0)[0]
     loads = []
 
-    def load_one(cfg, folder, seed):
+    def load_one(cfg, folder, seed, trainings):
         loads.append(seed)
         yield ScoredModel(wired.name, wired.model, wired.draw_pairs(4, seeded_generator(seed)),
                           wired.truth)

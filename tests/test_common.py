@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import torch
 from helpers import TINY, tiny_model, tiny_tokens
+from matplotlib.figure import Figure
 
 import plotting
 import train
@@ -20,6 +21,7 @@ from experiments.common import (
     WIDTH,
     Claim,
     ExperimentConfig,
+    Trainings,
     as_run,
     claim,
     claims_table,
@@ -119,8 +121,20 @@ def test_a_table_fits_the_page_and_loses_no_word():
 
 def test_a_table_that_fits_has_a_line_a_claim_and_no_empty_column():
     lines = claims_table([HELD, MISSED]).splitlines()
-    assert len(lines) == 4 and "reported" not in lines[0]
+    assert len(lines) == 4 and "published" not in lines[0]
     assert lines[2].split("|")[1].strip() == "a < b" and max(map(len, lines)) < WIDTH
+
+
+def test_one_value_has_no_range_and_a_table_of_such_has_no_such_column():
+    for values, kind, shown in (
+            ([0.3], {}, ""), ([0.3, 0.3], {}, ""), ([0.2, 0.4], {}, "0.2 to 0.4"),
+            ([math.nan], {}, ""), ([0.3], {"interval": (0.1, 0.5)}, "0.1 to 0.5"),
+            ([0.3], {"interval": (0.3, 0.5)}, "0.3 to 0.5"), ([1.0, math.inf], {}, "1 to inf")):
+        line = claim("it", values, **kind)
+        assert line.cells()[3] == shown, (values, kind)
+    table = claims_table([claim("it", 0.3), claim("more", 2)])
+    assert "range" not in table and "0.3 to" not in table
+    assert "range" in claims_table([claim("it", [0.3, 0.4]), claim("more", 2)])
 
 
 # Models that are kept
@@ -229,6 +243,57 @@ def test_a_model_is_trained_in_place_by_the_loss_that_was_given(capsys):
     assert "3/3 steps  seed 0: loss 100" in capsys.readouterr().err
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """A list whose last number is the time in seconds."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[-1])
+    return now
+
+
+def test_trainings_are_numbered_and_the_time_left_is_that_of_all(clock, capsys):
+    trainings = Trainings([4, 4, 10])
+    for label in ("one", "two"):
+        clock.append(clock[-1] + 1000)  # measuring takes time, which is no training
+        trainings.begin(label)
+        for step in range(1, 5):
+            clock.append(clock[-1] + 20.0)  # a log gets a line every ten seconds
+            trainings.show(step, "loss 1")
+        trainings.close()
+        trainings.count()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "1/18 steps  training 1 of 3: one: loss 1  340 s left"
+    assert lines[-1] == "8/18 steps  training 2 of 3: two: loss 1  200 s left"
+
+
+def test_a_kept_model_is_one_of_the_trainings_and_takes_no_time(clock, capsys):
+    trainings = Trainings([4, 4])
+    trainings.count()
+    trainings.begin("two")
+    clock.append(30.0)
+    trainings.show(1)
+    assert capsys.readouterr().err.splitlines() == [
+        "5/8 steps  training 2 of 2: two  90 s left"]
+
+
+def test_read_models_and_trained_ones_are_counted_alike(tmp_path, capsys):
+    cfg = ModelConfig(**TINY)
+
+    def make(seed, trainings):
+        def train_(model):
+            fit_with_progress(model, lambda: (tiny_tokens(), tiny_tokens(seed=3)),
+                              TrainConfig(max_steps=2), f"seed {seed}", trainings=trainings)
+        trained_gpt(tmp_path / f"{seed}.pt", cfg, seed, train_, settings={},
+                    tokenizer=CharTokenizer().fit("abcdefghijk"), trainings=trainings)
+
+    make(0, Trainings([2]))
+    assert "2/2 steps  seed 0: loss" in capsys.readouterr().err  # a single one has no number
+    trainings = Trainings([2, 2])
+    for seed in (0, 1):
+        make(seed, trainings)
+    assert "4/4 steps  training 2 of 2: seed 1: loss" in capsys.readouterr().err
+
+
 def test_the_validation_tokens_are_those_that_the_run_was_validated_on(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("abcdefghij" * 40)
@@ -270,11 +335,13 @@ def test_threads_are_given_back():
 def test_several_seeds_are_one_flag():
     parser = flag_parser(ExperimentConfig, "")
     assert config_from_dict(ExperimentConfig, vars(parser.parse_args([]))).seeds == (0, 1, 2)
-    given = vars(parser.parse_args(["--seeds", "3", "4", "--quick"]))
-    assert list(config_from_dict(ExperimentConfig, given).seeds) == [3, 4]
+    for words in (["3", "4"], ["3,4"], ["3,", "4"]):
+        given = vars(parser.parse_args(["--seeds", *words, "--quick"]))
+        assert list(config_from_dict(ExperimentConfig, given).seeds) == [3, 4], words
 
 
-@pytest.mark.parametrize("seeds", [["-1"], ["1.5"], [], ["1", "1"], [str(2**63)]])
+@pytest.mark.parametrize("seeds", [["-1"], ["1.5"], [], ["1", "1"], ["1,1"], [","], ["0;1"],
+                                   [str(2**63)]])
 def test_seeds_that_are_none_are_refused(seeds):
     with pytest.raises(UserError):
         given = flag_parser(ExperimentConfig, "").parse_args(["--seeds", *seeds])
@@ -313,17 +380,18 @@ def test_what_was_found_is_said_before_the_table_and_on_the_page(tmp_path, capsy
     with pytest.raises(SystemExit):
         conclude({"claims": [HELD], "found": found}, tmp_path / "one")
     printed = capsys.readouterr().out
-    before, table = printed.split("| claim")
-    *said, page = before.strip().split("\n")
-    assert " ".join(said).split() == found.split() and max(map(len, said)) <= WIDTH
-    assert page == f"open {tmp_path}/index.html" and "PASS" in table
+    before, after = printed.split("| claim")
+    assert before.split() == found.split() and max(map(len, before.split("\n"))) <= WIDTH
+    *table, written, page = after.strip().split("\n")
+    assert page == f"open {tmp_path}/index.html" and "PASS" in "".join(table)
+    assert written == f"written to {tmp_path}/one"
     assert read_json(tmp_path / "one" / "results.json")["found"] == found
     assert "<p>The head 0 &lt; 1 is needed." in (tmp_path / "index.html").read_text()
 
     (tmp_path / "one" / "more.html").write_text("")
     with pytest.raises(SystemExit):
         conclude({"claims": [HELD]}, tmp_path / "one")
-    assert capsys.readouterr().out.startswith(f"open {tmp_path}/one/more.html\n")
+    assert capsys.readouterr().out.endswith(f"\nopen {tmp_path}/one/more.html\n")
 
 
 def test_the_page_shows_every_table_and_figure_and_loads_nothing_from_elsewhere(tmp_path):
@@ -339,6 +407,35 @@ def test_the_page_shows_every_table_and_figure_and_loads_nothing_from_elsewhere(
                  'href="two/more.html"'):
         assert text in page
     assert "a_run" not in page and "//" not in page.replace("<!doctype", "")
+
+
+def test_the_page_marks_quick_runs_counts_claims_and_leaves_empty_columns_out(tmp_path):
+    for name, quick, claims in (("one", True, [claim("a", 1.0)]), ("two", False, [HELD, MISSED])):
+        with pytest.raises(SystemExit):
+            conclude({"claims": claims, "settings": {"quick": quick}}, tmp_path / name)
+    one, two = (tmp_path / "index.html").read_text().split("<h2>")[1:]
+    assert one.startswith("one (quick run)") and "--quick" in one and "quick" not in two
+    assert "No claim was judged." in one and "1 of 2 claims hold." in two
+    assert "published" not in one + two and "range" not in one and "range or 95 % CI" in two
+    assert one.count("<td>") == 4  # two headings, two cells
+    assert '<td class="FAIL">FAIL</td></tr>' in two
+
+
+def test_a_picture_s_alternative_text_is_its_title(tmp_path):
+    one = plotting.curve({"": ([0, 1], [0, 1])}, title="Head L0H1\nlooks back", xlabel="",
+                         ylabel="")
+    two = Figure()
+    for axes, title in zip(two.subplots(1, 2), ("left <one>", "right one"), strict=True):
+        axes.set_title(title)
+    three = Figure()
+    three.subplots().set_title("of a panel")
+    three.suptitle("of all")
+    with pytest.raises(SystemExit):
+        conclude({"claims": [HELD]}, tmp_path / "a", {"one": one, "three": three, "two": two,
+                                                       "none": Figure()})
+    page = Page((tmp_path / "index.html").read_text())
+    assert [a["alt"] for tag, a in page.found if tag == "img"] == [
+        "a: none", "Head L0H1 looks back", "of all", "left <one>; right one"]
 
 
 PAYLOADS = ("<img src=x onerror=alert(1)>", '"><script>alert(2)<', "' onload='alert(3)", "a&lt;b",

@@ -149,16 +149,6 @@ def test_a_text_without_a_flag_is_answered_with_the_flag_for_a_prompt():
         assert command in refusal(partial(parse, GenerateConfig, *words), words)
 
 
-def test_values_with_commas_are_answered_with_the_same_values_with_spaces():
-    @dataclass(frozen=True)
-    class Several:
-        seeds: tuple[int, ...] = option((0,), "seeds")
-
-    message = refusal(partial(parse, Several, "--seeds", "0,1"), "0,1")
-    assert "--seeds" in message and message.endswith("values: 0 1; --help lists every flag")
-    assert parse(Several, "--seeds", "0", "1").seeds == [0, 1]
-
-
 # Values
 
 

@@ -608,7 +608,7 @@ def test_a_model_without_heads_or_with_a_short_context_is_refused(tmp_path):
         save_gpt2(tmp_path / name, **changes)
         cfg = program.SuppressionConfig(model=str(tmp_path / name))
         message = refusal(lambda cfg=cfg: program.run(cfg, tmp_path), name)
-        assert "take a model" in message
+        assert "choose a model" in message
 
 
 def test_without_weights_one_line_says_how_to_get_them(tmp_path, monkeypatch):

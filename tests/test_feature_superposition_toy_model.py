@@ -328,7 +328,7 @@ def test_the_summary_tells_what_was_measured_though_it_is_not_what_was_claimed()
             "geometry": {"star": [1.0, 0.75, 0.1], "on": [False, True, False]},
             "phases": {"2,1": {"agree": 0.9}, "3,2": {"agree": 0.3}}}
     text = summarize_toys([seed])
-    assert all(words in text for words in ("keeps 2 of 5", "and 4 where", "has 0.75", "30%"))
+    assert all(words in text for words in ("keeps 2 of 5", "and 4 if", "has 0.75", "30%"))
 
 
 @pytest.mark.slow

@@ -339,7 +339,7 @@ def test_a_line_is_left_open_in_a_quick_run_and_where_mirrored_pairs_help():
 def test_the_summary_says_when_or_that_it_never_was():
     found = summarize_grokking({"seed_0": run_reaching(test_known=1400)}, 59)
     assert "at step 50, and of the other pairs at step 1,400" in found
-    assert "98% of the logits' variance" in found and "2 of 29" in found
+    assert "98% of the logits' variance" in found and "2 of 29 frequencies (k = " in found
     assert "the other pairs at no step" in summarize_grokking(
         {"seed_0": run_reaching(test_known=math.inf)}, 59)
 

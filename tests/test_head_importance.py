@@ -258,7 +258,7 @@ def test_the_gradients_pruning_is_reported_and_not_claimed(measured):
     good[0]["pruning"]["areas"]["gradient"] = 2.0
     assert not failed(good)
     row = next(claim for claim in importance_claims(good)
-               if "pruned up to half by the grad" in claim.claim)
+               if "pruned up to half by the gradient" in claim.claim)
     assert row.holds is None and row.measured > 1 and "(p = 1;" in row.control
 
 
@@ -275,9 +275,18 @@ def test_the_summary_counts_the_models_in_which_the_circuit_is_on_top(measured):
     good = passing(measured)
     worse = copy.deepcopy(good[1]) | {"auroc": [1.0, 0.75, 1.0, 0.5]}
     text = describe_findings([*good, worse])
-    assert "all ablations put its heads on top in 1 of 2 models, and the gradient in 1" in text
-    assert f"a Spearman of {good[0]['agreement']['mean']:.2f} on average" in text
-    assert "cost 0.10 times what they cost in a random order" in text
+    assert ("highest in 1 of 2 models (L0H0 and L1H1, L0H0 and L1H1), and the gradient in 1"
+            in text)
+    assert f"correlation of {good[0]['agreement']['mean']:.2f} on average" in text
+    assert "costs 0.10 times as much as in a random order" in text
+
+
+def test_the_summary_names_the_head_that_matters_most(measured):
+    changed = copy.deepcopy(measured)
+    by_mean = changed[0]["importance"][METHODS.index("mean")]
+    for number, (layer, head) in enumerate(changed[0]["heads"]):
+        by_mean[number] = 1.0 + max(by_mean)
+        assert f"by mean ablation, is L{layer}H{head} (" in describe_findings(changed)
 
 
 # What cannot be
@@ -299,8 +308,8 @@ def test_runs_that_are_not_there_or_not_of_use_are_refused(tmp_path):
     for name, model in models.items():
         (tmp_path / name).mkdir()
         save_checkpoint(tmp_path / name / "checkpoint.pt", as_run(model, tokenizer))
-    for name, message in (("gone", "there: "), ("flat", "takes 3 heads"),
-                          ("alone", "2 in a layer"), ("fine", "train.py")):
+    for name, message in (("gone", "there: "), ("flat", "need 3 heads"),
+                          ("alone", "2 of them in a layer"), ("fine", "train.py")):
         with pytest.raises(UserError, match=message):
             cfg = program.ImportanceConfig(run_name=name, out_dir=str(tmp_path))
             next(load_subjects(cfg, tmp_path))

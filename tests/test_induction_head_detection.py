@@ -346,18 +346,18 @@ def test_on_the_wired_circuit_the_claims_hold(seeds):
     verdicts = {claim.claim: claim.holds for claim in induction_claims(seeds)}
     assert sum(held is not None for held in verdicts.values()) > 20
     assert [text for text, held in verdicts.items() if held is False] == [
-        "induction score without the previous-token head"]  # it then looks evenly, above .1
+        "previous-token head removed: induction score"]  # it then looks evenly, above 0.1
     assert not any(claim.holds for claim in induction_claims(seeds, judged=False))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("where", "value", "claim"), [
     (("measured", "repeats"), 0.2, "loss on repeats (nats)"),
-    (("ablation", "other head L0H0", "repeats"), 1.0, "rises without the other head"),
-    (("ablation", "previous-token head", "repeats"), 0.1, "without the previous-token head (nats)"),
+    (("ablation", "other head L0H0", "repeats"), 1.0, "other head removed: rise"),
+    (("ablation", "previous-token head", "repeats"), 0.1, "previous-token head removed: rise"),
     (("paths", "previous-token head to Q"), 5.0, "the largest of those controls"),
-    (("paths", "previous-token head to K"), 0.1, "by way of the induction heads' keys"),
-    (("composition", "V"), 500.0, "by how much it leads"),
+    (("paths", "previous-token head to K"), 0.1, "through the induction heads' keys"),
+    (("composition", "V"), 500.0, "its lead over Q, V"),
     (("transfer", "gaps of 9 to 24", "repeats"), 1.0, "gaps of 9 to 24"),
     (("transfer", "ids that count upwards", "induction"), 0.5, "lowest induction score"),
     (("phase", "induction"), 500, "half the loss"),
@@ -385,10 +385,14 @@ def test_the_figure_says_what_was_found(seeds):
 def test_the_summary_counts_the_seeds_in_which_the_circuit_is_there(seeds):
     worse = [copy.deepcopy(one) for one in seeds]
     worse[1]["measured"]["induction"][1][2] = 0.5
-    assert describe_findings(seeds).startswith("With 2 of 2 seeds two heads form")
+    text = describe_findings(seeds)
+    assert "in 2 of 2 seeds: L0H1 → L1H2 (seed 0), L0H1 → L1H2 (seed 1)." in text
     text = describe_findings(worse)
-    assert text.startswith("With 1 of 2 seeds two heads form")
-    assert "pays 0.75 of its attention" in text and "keys carry 100 %" in text
+    assert "in 1 of 2 seeds: L0H1 → L1H2 (seed 0)." in text
+    assert "best induction head pays 0.75" in text and "100 % of that head's effect" in text
+    for one in worse:
+        one["measured"]["previous-token"][0][1] = 0.5
+    assert describe_findings(worse).startswith("No induction circuit forms in any of 2 seeds.")
 
 
 # Any model
@@ -424,7 +428,7 @@ def test_the_wired_heads_stand_out_among_random_patterns_and_no_other_does():
     removed = scan_ablation(wired(), (1, 2))
     assert removed["low"] > 1 and removed["others"] == [0, 0]
     text = describe_scan(found, removed)
-    assert "L1H2 with 1.00 for induction" in text and "L0H1 with 1.00 for previous-token" in text
+    assert "L1H2 for induction, 1.00" in text and "L0H1 for previous-token, 1.00" in text
     lines = {claim.claim: claim for claim in scan_claims(wired().cfg, found, removed)}
     assert "induction head L1H2: share of its attention" in lines
     assert not any(claim.holds is not None for claim in lines.values())
@@ -495,7 +499,7 @@ def test_any_run_is_scanned_into_a_folder_beside_the_experiment(tmp_path, capsys
     folder = tmp_path / "induction_head_detection_mine"
     result = read_json(folder / "results.json")
     claims = [claim["claim"] for claim in result["claims"]]
-    assert code == 0 and "one layer can have no induction head by composition; best score" in claims
+    assert code == 0 and any("one layer" in claim for claim in claims)
     assert torch.tensor(result["scan"]["p"]["induction"]).shape == (1, 3)
     assert len(list(folder.glob("*.png"))) == 3
     with pytest.raises(UserError, match="there: mine"):
@@ -510,7 +514,7 @@ def test_a_folder_of_gpt2_s_form_is_scanned(tmp_path, capsys):
     code, _ = output(["--model", str(tmp_path / "small"), "--out_dir", str(tmp_path)], capsys)
     folder = tmp_path / f"induction_head_detection_{tmp_path.name}_small"
     claims = [claim["claim"] for claim in read_json(folder / "results.json")["claims"]]
-    assert code == 0 and any("rises without head L" in claim for claim in claims)
+    assert code == 0 and any(claim.startswith("head L") and "removed" in claim for claim in claims)
 
 
 @pytest.mark.parametrize(("flags", "told"), [

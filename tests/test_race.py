@@ -53,7 +53,7 @@ def test_the_summary_tells_the_times_and_losses_of_means():
     races = [curves((100.0, 1.9), (90.0, 1.5)), curves((100.0, 1.7), (110.0, 1.7))]
     told = summarize_race(race_claims(race_contestants(65, 0), races), races)
     assert all(words in told for words in ("In 1.00 of the time", "reaches 1.600", "at 1.800",
-                                           "means of 2 seeds", " of 8 marks"))
+                                           "means of 2 seeds", " of 8 thresholds"))
 
 
 def test_every_seed_has_weights_and_batches_of_its_own_and_nanogpt_its_exact_gelu():

@@ -1,5 +1,4 @@
-"""What is measured of every head: where it looks, what it writes, and what the loss rises by
-without it.
+"""Measure every head: where it looks, what it writes, and how much the loss rises without it.
 
 Chapter: COURSE_ROADMAP.md, 4 (QK and OV); what ablation is: chapter 9
 Prerequisites: attention.py, experiments/attention_page/model.py
@@ -46,8 +45,8 @@ class AttentionRecord:
     """Where every head looks, and what it would write from there.
 
     pattern: [layer, batch, head, query_pos, key_pos]. written_norm: [layer, batch, head, key_pos],
-    the length ‖v W_O‖. stream_norm: [layer, batch, query_pos], the length of the stream that it is
-    added to.
+    the length ‖v W_O‖. stream_norm: [layer, batch, query_pos], the length of the stream that the
+    head adds to.
     """
 
     pattern: torch.Tensor
@@ -56,14 +55,14 @@ class AttentionRecord:
 
     @property
     def written_share(self):
-        """What is written from each key, as a share of the stream: shaped as the pattern."""
+        """What the head writes from each key, as a share of the stream; shaped like the pattern."""
         written = self.pattern * self.written_norm[..., None, :]
         return written / self.stream_norm[:, :, None, :, None]
 
 
 @torch.no_grad()
 def record_attention(model, tokens):
-    """The AttentionRecord of a model at tokens, [batch, pos]."""
+    """The AttentionRecord of a model on tokens, [batch, pos]."""
     layers = range(model.cfg.n_layers)
     names = [get_act_name(name, layer) for layer in layers
              for name in ("resid_pre", "pattern", "v")]
@@ -79,10 +78,10 @@ def record_attention(model, tokens):
 
 
 def score_heads(record, tokens):
-    """{name: [layer, head]}, means over texts; NaN where no token comes twice.
+    """{name: [layer, head]}, means over texts; NaN if no token occurs twice.
 
-    sharpness: 1 - entropy / that of even attention. written: the sum over keys of
-    `record.written_share`, at least the length of what is added, whose parts may cancel.
+    sharpness: 1 - entropy / entropy of even attention. written: the sum over keys of
+    `record.written_share`; the parts may cancel, so the head adds at most this.
     """
     pattern = record.pattern
     entropy = attention_entropy(pattern)
@@ -100,17 +99,17 @@ def score_heads(record, tokens):
 
 
 def uniform_pattern(n_pos):
-    """Attention spread evenly over all that can be seen: [query_pos, key_pos]."""
+    """Attention spread evenly over all visible keys: [query_pos, key_pos]."""
     visible = causal_mask(n_pos, n_pos).float()
     return visible / visible.sum(-1, keepdim=True)
 
 
-# What the loss rises by without a head
+# The effect of a head: how much the loss rises without it
 
 
 @torch.no_grad()
 def cache_z(model, tokens):
-    """An ActivationCache that holds every layer's z, the reference of an ablation."""
+    """An ActivationCache of every layer's z, the reference of an ablation."""
     names = [get_act_name("z", layer) for layer in range(model.cfg.n_layers)]
     with model.caching(names) as cache:
         model.run_blocks(model.embed(tokens))
@@ -118,11 +117,10 @@ def cache_z(model, tokens):
 
 
 def measure_effects(model, tokens, mode="mean", *, reference_tokens=None, progress=None):
-    """What the loss of each text rises by without a head: Effects [layer, head, batch], in nats a
-    token.
+    """The rise of each text's loss without a head: Effects [layer, head, batch], in nats per token.
 
-    reference_tokens: texts [row, pos] whose mean takes the head's place; the tokens themselves
-    unless given. progress: is called after each head.
+    reference_tokens: texts [row, pos] whose mean replaces the head's z; None is the tokens
+    themselves. progress: called after each head.
     """
     if reference_tokens is None:
         reference_tokens = tokens
@@ -131,8 +129,11 @@ def measure_effects(model, tokens, mode="mean", *, reference_tokens=None, progre
 
 
 def measure_silenced_head(subject, head, mode):
-    """[the largest change of the head's pattern, the largest ‖v W_O‖ left, its effect's size] on
-    the held-out texts, in a copy of the model in which this head's W_O is 0: all must be 0."""
+    """Measure a head in a copy of the model where its W_O is 0, on the held-out texts.
+
+    Returns [the largest change of its pattern, the largest ‖v W_O‖, the largest effect]; all must
+    be 0.
+    """
     layer, index = head
     mute = copy.deepcopy(subject.model)
     with torch.no_grad():
@@ -147,17 +148,18 @@ def measure_silenced_head(subject, head, mode):
     return [each.abs().max().item() for each in (changed, written, effect)]
 
 
-# All of it, for one model
+# All measurements of one model
 
 
 @dataclass(frozen=True)
 class SubjectView:
-    """All that is known of the heads of an AttentionSubject.
+    """All measurements of the heads of an AttentionSubject.
 
-    record: on the text that is shown. here, held: {score: [layer, head]} on that text and on the
-    held-out ones; effect_here [layer, head] and effects [layer, head, batch] likewise. untrained:
-    the best previous-token score of a fresh model of its shape. watcher: the head (layer, head)
-    with the best previous-token score; silenced: as `measure_silenced_head` gives it, of this head.
+    record: the AttentionRecord on the text that is shown. here, held: {score: [layer, head]} on
+    that text and on the held-out texts; effect_here [layer, head] and effects [layer, head, batch]
+    likewise. untrained: the best previous-token score of an untrained model of this shape.
+    watcher: the head (layer, head) with the best previous-token score. silenced: what
+    `measure_silenced_head` returns for this head.
     """
 
     subject: AttentionSubject
@@ -176,8 +178,8 @@ class SubjectView:
 
 
 def view_subject(subject, mode="mean", progress=None):
-    """The SubjectView of an AttentionSubject. mode: of ablation, "mean" or "zero". progress: is
-    called after each head that was taken away, on the held-out texts and on the one shown."""
+    """The SubjectView of an AttentionSubject. mode: the kind of ablation, "mean" or "zero".
+    progress: called after each ablated head, on the held-out texts and on the text shown."""
     model = subject.model
     held_out = subject.held_out
     record = record_attention(model, subject.tokens)
@@ -198,8 +200,8 @@ def view_subject(subject, mode="mean", progress=None):
 
 
 def describe_heads(view):
-    """A dict for each head, plain values: its scores on the text and on held-out texts, its effect
-    with an interval, and what that says."""
+    """A dict of plain values for each head: its scores on the text and on held-out texts, its
+    effect with an interval, and a verdict ("needed", "idle" or "harmful")."""
     low, high = view.effects.ci()
     heads = []
     for layer, head in np.ndindex(*low.shape):
@@ -228,18 +230,18 @@ def describe_heads(view):
     return heads
 
 
-# How scores go with effects, over the heads of several models
+# The correlation of scores with effects, over the heads of several models
 
 
 @dataclass(frozen=True)
 class HeadRanking:
-    """How far three scores go with what ablation says of the heads of some models.
+    """How well three scores predict the effects of heads, over some models.
 
-    looking_back: the correlation of the previous-token score with the effect, [model]; p, and
-    by_chance, the 95 % point of what shuffled effects give. by_score: {score of RANKERS: its rank
-    correlation with the effect}; between_halves: that of the effects on one half of the texts with
-    those on the other; written_over_sharpness: by how much the one score's correlation is higher
-    than the other's: each (value, low, high).
+    looking_back: the correlation of the previous-token score with the effect, [model]; p: its
+    p-value; by_chance: the 95 % quantile for shuffled effects. The others are (value, low, high).
+    by_score: {score of RANKERS: its rank correlation with the effect}. between_halves: the rank
+    correlation of effects on two halves of the texts. written_over_sharpness: the rank correlation
+    of what is written minus that of sharpness.
     """
 
     looking_back: torch.Tensor
@@ -251,7 +253,7 @@ class HeadRanking:
 
 
 def rank_heads(views):
-    """The HeadRanking of some SubjectViews; None for models of fewer than three heads."""
+    """The HeadRanking of some SubjectViews; None for models with fewer than three heads."""
     per_head = {name: torch.stack([view.of_heads(name) for view in views])  # [model, head]
                 for name in ("effect", "previous token", *RANKERS)}
     effect = per_head["effect"]
@@ -270,10 +272,10 @@ def rank_heads(views):
 
 
 def correlate_looking_back(score, effect):
-    """(correlation of score and effect over the heads of each model [model], p, the 95 % point of
-    the mean correlation with shuffled effects). score, effect: [model, head].
+    """Correlate score and effect over the heads of each model; score, effect: [model, head].
 
-    All heads are counted, not only the best, since the heads that look one back share the work.
+    Returns (correlations [model], p, the 95 % quantile of the mean correlation with shuffled
+    effects). All heads count, not only the best, because previous-token heads share the work.
     """
     order = torch.rand(N_DRAWS, *effect.shape, generator=seeded_generator(1)).argsort(-1)
     shuffled = effect.expand(N_DRAWS, -1, -1).gather(-1, order)
@@ -283,11 +285,10 @@ def correlate_looking_back(score, effect):
 
 
 def rank_correlation(score, effect, *, other=None):
-    """(mean, low, high): Spearman's correlation of score and effect over each model's heads,
+    """(mean, low, high): the Spearman correlation of score and effect over a model's heads,
     averaged over models; the 95 % interval redraws the heads of each model.
 
-    score, effect: [model, head]. With `other` [model, head]: how much higher that is than the same
-    for other.
+    score, effect: [model, head]. other [model, head]: subtract the same correlation for this score.
     """
     n_heads = effect.shape[1]
     all_heads = torch.arange(n_heads).expand(1, *effect.shape)
@@ -310,7 +311,7 @@ def rank_correlation(score, effect, *, other=None):
 
 
 def sharper_head_share(view):
-    """The smallest effect among the heads at least as sharp as the most needed one, as a share of
+    """The smallest effect among the heads at least as sharp as the most needed head, as a share of
     that head's effect."""
     sharp = view.of_heads("sharpness")
     effect = view.of_heads("effect")
@@ -318,12 +319,15 @@ def sharper_head_share(view):
     return (effect[sharper].min() / effect.max()).item()
 
 
-# Where the truth is known, because it was wired
+# Models wired by hand, whose truth is known
 
 
 def measure_wired_decoys(n=3):
-    """[({score: [head]}, needed [head])] of n wirings in which one head that looks one position
-    back, a little smeared, is needed, and three that look there sharply are not."""
+    """[({score: [head]}, needed [head])] of n wirings with decoys.
+
+    In each, one previous-token head with a slightly blurred pattern is needed; three others with
+    sharp patterns are not.
+    """
     pairs = torch.tensor([[a, b] for a in CONTENT for b in CONTENT if a != b])
     start = torch.full((len(pairs), 1), BOS)
     texts = torch.cat([start, pairs.repeat(1, N_CTX)], 1)[:, :N_CTX]
@@ -340,7 +344,7 @@ def measure_wired_decoys(n=3):
 
 
 def score_wired_heads(n=3):
-    """[the best previous-token score] of n wirings with one previous-token head."""
+    """[the best previous-token score] of n wirings that have one previous-token head."""
     texts = torch.tensor([[BOS, *CONTENT[: N_CTX - 1]]])
     patterns = [record_attention(previous_token(seed).model, texts).pattern for seed in range(n)]
     return [prev_token_score(pattern).max().item() for pattern in patterns]

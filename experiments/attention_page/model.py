@@ -1,4 +1,4 @@
-"""The models that attention_visualization.py looks at, and the texts that it looks at them with.
+"""Load or train the models that attention_visualization.py shows, and choose their texts.
 
 Chapter: COURSE_ROADMAP.md, 4 (QK and OV); how models are trained and kept: chapter 6
 Prerequisites: attention.py, corpus.py
@@ -15,7 +15,7 @@ import corpus
 from checkpoint import find_run, load_model, load_pretrained
 from config import ModelConfig, TrainConfig
 from data import last_token_boundary, random_batch, repeated_batch
-from experiments.common import fit_with_progress, trained_gpt, validation_tokens
+from experiments.common import Trainings, fit_with_progress, trained_gpt, validation_tokens
 from model import GPT
 from tokenizer import WordTokenizer
 from utils import UserError, read_text, seeded_generator
@@ -26,13 +26,13 @@ SHAPE = {"n_layers": 3, "n_heads": 4, "d_model": 64, "n_ctx": 40, "attn_only": T
 BATCH = 16
 REPEATS = 0.5  # of the windows repeat random words, so that looking back pays
 CHARACTERS = 400_000  # of the built-in corpus, to train on
-SHOWN = 40  # tokens, unless a text is given
+SHOWN = 40  # tokens of the text that is shown, unless --text is given
 
 
 @dataclass(frozen=True)
 class AttentionSubject:
-    """A model that is looked at: tokens [1, pos], the text that is shown; held_out [batch, pos],
-    the texts that it is ablated on."""
+    """A model and its texts: tokens [1, pos], the text that is shown; held_out [batch, pos], the
+    texts on which heads are ablated."""
 
     name: str
     model: GPT
@@ -42,10 +42,11 @@ class AttentionSubject:
 
 
 def choose_subjects(cfg, folder):
-    """[AttentionSubject]: the run or pretrained model that was named, or one trained here for each
-    seed. All that can be wrong with what was asked for is raised as UserError before a training.
+    """[AttentionSubject]: the run or pretrained model that cfg names, or a model trained here for
+    each seed.
 
-    cfg: an AttentionConfig. folder: where the models that are trained here are kept.
+    cfg: an AttentionConfig. folder: where models trained here are kept. Raises UserError for wrong
+    settings before any training starts.
     """
     if cfg.run_name is None and cfg.model is None:
         return train_subjects(cfg, folder)
@@ -66,7 +67,7 @@ def choose_subjects(cfg, folder):
 
 
 def validation_text(run):
-    """The ids [n] that a run was validated on. Raises UserError where they can't be had."""
+    """The ids [n] of a run's validation text. Raises UserError if it is not available."""
     try:
         return validation_tokens(run)
     except UserError as error:
@@ -74,8 +75,8 @@ def validation_text(run):
 
 
 def choose_texts(cfg, name, model_cfg, tokenizer, *, story, unseen=None):
-    """(tokens [1, pos], held_out [batch, pos]): the texts that were asked for, or else the
-    beginning of `story` and windows of `unseen`, ids [n]; None: of the built-in corpus."""
+    """(tokens [1, pos], held_out [batch, pos]): the texts of --text and --held_out or, by default,
+    the beginning of `story` and windows of `unseen` (both ids [n]; None: the built-in corpus)."""
     if not model_cfg.n_layers:
         raise UserError(f"{name} has n_layers=0, and so no heads to look at; choose another")
     n_ctx = model_cfg.n_ctx
@@ -83,7 +84,7 @@ def choose_texts(cfg, name, model_cfg, tokenizer, *, story, unseen=None):
     # The text that is shown
     tokens = tokenizer.encode_document(cfg.text) if cfg.text else story[: min(n_ctx, SHOWN)]
     if not 2 <= len(tokens) <= n_ctx:
-        raise UserError(f"the text has {len(tokens)} tokens, and {name} reads 2 to n_ctx={n_ctx}; "
+        raise UserError(f"the text has {len(tokens)} tokens, but {name} reads 2 to n_ctx={n_ctx}; "
                         "change --text")
 
     # The texts that heads are ablated on
@@ -92,16 +93,15 @@ def choose_texts(cfg, name, model_cfg, tokenizer, *, story, unseen=None):
         unseen = encode_start(cfg.held_out, tokenizer, cfg.windows * length)
     rows = min(cfg.windows, len(unseen) // length)
     if rows < 2:
-        raise UserError(f"{len(unseen)} held-out tokens are not two windows of {length}; give more "
-                        "with --held_out, or a smaller --length")
+        raise UserError(f"{len(unseen)} held-out tokens are too few for two windows of {length}; "
+                        "give more with --held_out, or a smaller --length")
     held_out = torch.as_tensor(unseen[: rows * length]).view(rows, length)
     return torch.as_tensor(tokens)[None], held_out
 
 
 def encode_start(path, tokenizer, n_tokens):
-    """The ids of the beginning of a file or, where path is None, of unseen stories; n_tokens of
-    them, if there are as many."""
-    n_characters = 16 * n_tokens  # words and marks of the corpus have 4, pieces of others less
+    """The ids of the beginning of a file (None: of unseen stories), n_tokens or all there are."""
+    n_characters = 16 * n_tokens  # a token of the corpus has 4 characters, others have fewer
     if path is None:
         return tokenizer.encode(corpus.text(n_characters, seed=1))
     text = read_text(Path(path))
@@ -110,8 +110,8 @@ def encode_start(path, tokenizer, n_tokens):
 
 
 def train_subjects(cfg, folder):
-    """[AttentionSubject], a model for each seed, trained on the built-in corpus or kept from
-    before."""
+    """[AttentionSubject]: a model for each seed, trained on the built-in corpus, or read if it was
+    kept."""
     text = corpus.text(CHARACTERS)
     tokenizer = WordTokenizer().fit(text)
     train_tokens = torch.tensor(tokenizer.encode(text))
@@ -119,23 +119,28 @@ def train_subjects(cfg, folder):
     steps = 40 if cfg.quick else cfg.steps
     settings = {"steps": steps, "batch": BATCH, "repeats": REPEATS, "characters": CHARACTERS}
 
-    # What can't be done is found out before the first training.
+    # Wrong settings raise here, before the first training.
     tokens, held_out = choose_texts(cfg, f"seed {cfg.seeds[0]}", shape, tokenizer,
                                     story=tokenizer.encode(STORY))
 
     subjects = []
+    trainings = Trainings([steps] * len(cfg.seeds))
     for seed in cfg.seeds:
         def train_(model, seed=seed):
-            train_on_repeats_(model, train_tokens, seed, steps)
+            train_on_repeats_(model, train_tokens, seed, steps, trainings)
 
         model, _ = trained_gpt(folder / f"seed_{seed}" / "checkpoint.pt", shape, seed, train_,
-                               tokenizer=tokenizer, settings=settings, retrain=cfg.retrain)
+                               tokenizer=tokenizer, settings=settings, retrain=cfg.retrain,
+                               trainings=trainings)
         subjects.append(AttentionSubject(f"seed {seed}", model, tokenizer, tokens, held_out))
     return subjects
 
 
-def train_on_repeats_(model, tokens, seed, steps):
-    """Trains a model in place on windows of tokens [n] and on random words that repeat."""
+def train_on_repeats_(model, tokens, seed, steps, trainings=None):
+    """Train a model in place on windows of tokens [n] and on repeated random words.
+
+    trainings: the Trainings that this one belongs to.
+    """
     generator = seeded_generator(seed)
     n_repeats = round(REPEATS * BATCH)
 
@@ -145,4 +150,4 @@ def train_on_repeats_(model, tokens, seed, steps):
         return [torch.cat(part) for part in zip(stories, repeats, strict=True)]
 
     how = TrainConfig(max_steps=steps, lr=8e-3, muon_lr=0.02)
-    fit_with_progress(model, next_batch, how, f"training, seed {seed}")
+    fit_with_progress(model, next_batch, how, f"seed {seed}", trainings=trainings)

@@ -1,4 +1,4 @@
-"""The page that shows every pattern beside its effect: what it draws, packed, and the file.
+"""Write the HTML page that shows every attention pattern beside the head's effect.
 
 Chapter: COURSE_ROADMAP.md, 4 (QK and OV)
 Prerequisites: experiments/attention_page/measure.py
@@ -19,15 +19,18 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def pack_patterns(pattern):
-    """Patterns [layer, head, pos, pos] as base64: a byte for each visible cell, 255 for 1, row
-    after row of the lower triangle, head after head."""
+    """Patterns [layer, head, pos, pos] as a base64 text.
+
+    Each visible cell is a byte, from 0 for 0 to 255 for 1; the order is head by head, and row by
+    row of the lower triangle.
+    """
     rows, columns = torch.tril_indices(*pattern.shape[-2:])
     visible = pattern[..., rows, columns]  # [layer, head, cell]
     return base64.b64encode((255 * visible).round().byte().numpy()).decode()
 
 
 def unpack_patterns(page):
-    """The patterns of a page, [head, pos, pos], numpy, 0 where a query can't look."""
+    """The patterns of a page, a numpy array [head, pos, pos]; 0 where a query can't look."""
     n_pos = len(page["tokens"])
     n_heads = len(page["heads"])
     packed = np.frombuffer(base64.b64decode(page["patterns"]), np.uint8)
@@ -40,7 +43,7 @@ def unpack_patterns(page):
 
 
 def make_page(view, mode):
-    """What the page draws of a SubjectView, plain values. mode: of ablation, "mean" or "zero"."""
+    """The plain values that the page draws of a SubjectView. mode: "mean" or "zero" ablation."""
     subject = view.subject
     n_rows, length = subject.held_out.shape
     replacement = "its own mean over these texts" if mode == "mean" else "zero"
@@ -63,5 +66,5 @@ def make_page(view, mode):
 
 
 def write_page(path, page):
-    """Writes the page: the template beside this file, with what it draws inside of it."""
+    """Write the page: the template beside this file, with the values of `make_page` in it."""
     common.write_page(path, TEMPLATE, page)

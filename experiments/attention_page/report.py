@@ -1,4 +1,4 @@
-"""What is claimed of patterns and effects: the table's lines, and the figures.
+"""Report the attention experiment: its claims, its summary and its figures.
 
 Chapter: COURSE_ROADMAP.md, 4 (QK and OV)
 Prerequisites: experiments/attention_page/measure.py, experiments/attention_page/page.py
@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 import plotting
+from activation_cache import head_label
 from experiments.attention_page.measure import (
     RANKERS,
     measure_wired_decoys,
@@ -23,17 +24,19 @@ from experiments.attention_page.page import unpack_patterns
 from experiments.common import claim
 from metrics import auroc, prev_token_score
 
-NO_EFFECT = 1e-4  # nats: LayerNorm sees, a little, what a head writes where nobody reads
-MARKERS = "os^Dv<>p*hXd"  # one a layer
+NO_EFFECT = 1e-4  # nats: what an unread head writes still changes LayerNorm's scale a little
+MARKERS = "os^Dv<>p*hXd"  # one for each layer
 
 # Claims
 
 
 def all_claims(views, ranking, judged=True):
-    """[Claim] of some SubjectViews and their HeadRanking, which may be None. judged: whether those
-    on what training makes are claimed, or only reported."""
+    """[Claim] about some SubjectViews and their HeadRanking, which may be None.
+
+    judged: False leaves open the claims that depend on training.
+    """
     sharper = claim(
-        "a head sharper than the most needed one: its effect, as a share of that one's",
+        "smallest effect of a head sharper than the most needed one / that one's effect",
         [sharper_head_share(view) for view in views], below=0.5, judged=judged,
         control="less than half")
     return [*watcher_claims(views, judged), *ranking_claims(ranking, judged), sharper,
@@ -41,8 +44,8 @@ def all_claims(views, ranking, judged=True):
 
 
 def watcher_claims(views, judged):
-    """[Claim]: the best previous-token head is one; what the loss needs of it alone is reported,
-    since several share the work."""
+    """[Claim]: a previous-token head forms. Its own effect is only reported, because several heads
+    share the work."""
     best = [view.of_heads("previous token").max().item() for view in views]
     even = prev_token_score(uniform_pattern(views[0].subject.held_out.shape[1])).item()
     fresh = max(view.untrained for view in views)
@@ -58,16 +61,18 @@ def watcher_claims(views, judged):
     return [
         claim("the best previous-token head: its score on held-out texts", best,
               above=2 * max(even, fresh), judged=judged,
-              control=f"even attention {even:.3f}; untrained, the best {fresh:.3f}"),
-        claim("what the loss rises by without it (nats a token)", float(np.mean(needed)),
+              control=f"even attention {even:.3f}; best head of an untrained model {fresh:.3f}"),
+        claim("rise of the loss without this head (nats per token)", float(np.mean(needed)),
               interval=interval, control=f"the median head {typical:.3f}"),
     ]
 
 
 def ranking_claims(ranking, judged):
-    """[Claim]: looking at the token before does better than chance, sharpness ranks heads worse
-    than ablation on other texts does; and whether what is written ranks them better than sharpness.
-    ranking: a HeadRanking, or None."""
+    """[Claim] about scores as a guide to effects. ranking: a HeadRanking, or None.
+
+    The previous-token score predicts effects better than chance; sharpness ranks heads worse than
+    ablation on other texts does. Whether what is written ranks them better is only reported.
+    """
     if ranking is None:
         return []
     claims = [looking_back_claim(ranking, judged)]
@@ -78,23 +83,24 @@ def ranking_claims(ranking, judged):
         claims.append(claim(
             f"rank correlation with the effect, over heads: {what}", value, interval=(low, high),
             holds=high < least if name == "sharpness" else None, judged=judged,
-            control=f"effects on one half of the texts with those on the other: {known:.2f}"))
+            control=f"effects on two halves of the texts: {known:.2f}"))
 
     value, *interval = ranking.written_over_sharpness
-    claims.append(claim("what is written ranks them better than sharpness, by", value,
+    claims.append(claim("rank correlation of what is written minus that of sharpness", value,
                         interval=interval, control="0: no better"))
     return claims
 
 
 def looking_back_claim(ranking, judged):
-    """The Claim that heads are needed the more, the more they look at the token before."""
+    """The Claim that heads with a higher previous-token score have a larger effect."""
     return claim("correlation with the effect, over heads: the previous-token score",
                  ranking.looking_back, holds=ranking.p < 0.05, judged=judged,
-                 control=f"95 % of shuffled: below {ranking.by_chance:.2f} (p = {ranking.p:.2g})")
+                 control=f"95 % of shuffled heads: below {ranking.by_chance:.2f} "
+                         f"(p = {ranking.p:.2g})")
 
 
 def silenced_claims(views):
-    """[Claim]: a head that can't write keeps its pattern, and does nothing."""
+    """[Claim]: a head whose W_O is set to 0 keeps its pattern and has no effect."""
     changed, written, effect = (max(column) for column in
                                 zip(*(view.silenced for view in views), strict=True))
     before = np.mean([view.effects.mean[view.watcher].item() for view in views])
@@ -108,7 +114,7 @@ def silenced_claims(views):
 
 
 def wired_claims():
-    """[Claim] of models whose truth is known, because they were wired by hand."""
+    """[Claim] about models that were wired by hand, so that the truth is known."""
     decoyed = measure_wired_decoys()
     area = {name: [auroc(values[name], needed) for values, needed in decoyed]
             for name in ("effect", "written", "sharpness", "previous token")}
@@ -118,32 +124,48 @@ def wired_claims():
     return [
         claim("wired by hand: previous-token score", score_wired_heads(), above=0.999,
               control="1 by wiring"),
-        claim("wired, three idle heads with prettier patterns: AUROC of the effect",
+        claim("wired, three idle heads with sharper patterns: AUROC of the effect",
               area["effect"], between=(1, 1), control=f"AUROC by {others}"),
-        claim("the same: largest effect of an idle head (nats a token)", idle, below=NO_EFFECT,
-              control=f"the needed one's {live:.2f}"),
+        claim("… largest effect of an idle head (nats per token)", idle, below=NO_EFFECT,
+              control=f"the needed head {live:.2f}"),
     ]
 
 
 def summarise(views, ranking, claims):
-    """What was found, in a few sentences."""
+    """A few sentences that say what was found."""
     models = "one model" if len(views) == 1 else f"{len(views)} models"
     looks = np.mean([view.of_heads("previous token").max().item() for view in views])
     needed = np.mean([view.effects.mean[view.watcher].item() for view in views])
-    sentences = [f"In {models}, the head that looks most at the token before gives it {looks:.2f} "
-                 "of its attention, and without this head the loss rises by "
-                 f"{needed:.2g} nats a token."]
+    watchers = name_heads(views, [view.watcher for view in views])
+    most_needed = name_heads(views, [
+        divmod(view.of_heads("effect").argmax().item(), view.subject.model.cfg.n_heads)
+        for view in views])
+    sentences = [f"In {models}, the best previous-token head ({watchers}) pays {looks:.2f} of its "
+                 "attention to the token before; removing it raises the loss by "
+                 f"{needed:.2g} nats per token. The head that the loss needs most is "
+                 f"{most_needed}."]
     if ranking is not None:
         looking_back = ranking.looking_back.mean().item()
+        value, low, high = ranking.by_score["sharpness"]
         sentences.append(
-            "How much the loss rises without a head goes with how much the head looks back "
-            f"(correlation {looking_back:.2f}) and with how sharp its pattern is (rank correlation "
-            f"{ranking.by_score['sharpness'][0]:.2f}), where its effect on other texts would give "
-            f"{ranking.between_halves[0]:.2f}.")
+            f"Over all heads, the sharpness of a pattern and its effect have a rank correlation of "
+            f"{value:.2f} ({low:.2f} to {high:.2f}), and effects on two halves of the texts one of "
+            f"{ranking.between_halves[0]:.2f}; the previous-token score correlates with the effect "
+            f"by {looking_back:.2f}.")
     n_failed = sum(each.holds is False for each in claims)
     sentences.append("No claim fails." if n_failed == 0
                      else f"{n_failed} of {len(claims)} claims fail.")
-    return " ".join(sentences) + " The page shows each pattern beside its effect."
+    return " ".join(sentences)
+
+
+def name_heads(views, heads):
+    """The labels of one head (layer, head) of each model, with the models' names where there are
+    several: "L0H1 (seed 0), L0H2 (seed 1)"."""
+    labels = [head_label(*head) for head in heads]
+    if len(views) == 1:
+        return labels[0]
+    return ", ".join(f"{label} ({view.subject.name})"
+                     for view, label in zip(views, labels, strict=True))
 
 
 # Figures
@@ -154,9 +176,9 @@ CLIPPED = 99  # percentile of what is written from which on cells are equally da
 
 
 def pattern_figure(page, weighed=False):
-    """The pattern of the head that is needed most, large and with its tokens, beside all patterns,
-    a layer a row; above each, what the loss rises by without the head. weighed: of what is written,
-    as a share of the stream."""
+    """The Figure of all patterns, one row for each layer, beside that of the head that is needed
+    most, large and with its tokens. Above each, the rise of the loss without the head. weighed:
+    show what is written, as a share of the stream, instead of attention."""
     heads = page["heads"]
     patterns = unpack_patterns(page)
     unit = "attention"
@@ -216,7 +238,7 @@ def draw_effect(axes, head, largest):
 
 
 def compare_first_heads(heads, score):
-    """A sentence: which head comes first by a score, and which by its effect."""
+    """A sentence that names the first head by a score and the first by its effect."""
     first = max(heads, key=lambda head: head["scores"][score][1])
     needed = max(heads, key=lambda head: head["effect"])
     what = "has the sharpest pattern" if score == "sharpness" else "writes most"
@@ -227,9 +249,9 @@ def compare_first_heads(heads, score):
 
 
 def importance_figure(models):
-    """What the loss rises by without a head against two things that its pattern shows.
+    """The Figure of each head's effect over two scores that its pattern shows.
 
-    models: {name: the heads of each, as `describe_heads` gives them}.
+    models: {name: the heads of each, as `describe_heads` returns them}.
     """
     heads = [head for own in models.values() for head in own]
     effect = torch.tensor([[head["effect"] for head in own] for own in models.values()])

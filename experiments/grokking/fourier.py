@@ -1,9 +1,9 @@
-"""Functions of two numbers mod p, decomposed into waves of their sum.
+"""Decompose functions of two numbers mod p into waves of their sum.
 
 A function of a + b alone is a sum of cos w_k(a + b) and sin w_k(a + b), with w_k = 2 pi k / p and k
-from 1 to (p - 1) / 2, and a constant: K = (p - 1) / 2 frequencies. The part of any function of a
-and b that is such a wave is the wave's share in the mean over all pairs of one sum, so one Fourier
-transform of length p does the work of p * p products with waves on the grid.
+from 1 to K = (p - 1) / 2, plus a constant. To project any function of a and b on these waves, take
+its mean over all pairs with the same sum, and the Fourier transform of these p means. That replaces
+p * p products with waves on the grid.
 
 Shapes: values [a, b, ...], both axes of length p. logits [a, b, c]: of the answer c to a + b.
 
@@ -40,8 +40,10 @@ def pair_sums(p):
 
 
 def mean_by_sum(values, pairs=None):
-    """The mean of values [a, b, ...] over the pairs of each sum, [sum, ...]: all of them, or those
-    in `pairs`, [a, b], bool."""
+    """The mean of values [a, b, ...] over the pairs with the same sum: [sum, ...].
+
+    pairs: [a, b], bool, the pairs that count; None is all.
+    """
     p = len(values)
     if pairs is None:
         pairs = torch.ones(p, p, dtype=torch.bool)
@@ -52,8 +54,8 @@ def mean_by_sum(values, pairs=None):
 
 
 def sum_waves(values, frequencies, pairs=None):
-    """The part of values [a, b, ...] that is made of cos w_k(a + b) and sin w_k(a + b), k in
-    `frequencies`: the projection onto these waves, of the same shape. pairs: as `mean_by_sum`."""
+    """Project values [a, b, ...] on cos w_k(a + b) and sin w_k(a + b) for k in `frequencies`; the
+    result has the same shape. pairs: as in `mean_by_sum`."""
     p = len(values)
     waves = waves_of(frequencies, p)
     part = waves.T @ (waves @ mean_by_sum(values, pairs).flatten(1))  # [sum, …]
@@ -61,11 +63,11 @@ def sum_waves(values, frequencies, pairs=None):
 
 
 def restricted_logits(logits, frequencies, pairs=None):
-    """Logits [a, b, c] with nothing left but the waves of a + b at some frequencies, and the mean
-    over all pairs, which says nothing about them.
+    """Logits [a, b, c] reduced to the waves of a + b at some frequencies, plus the mean over all
+    pairs, which holds no information about single pairs.
 
-    pairs: where the waves are taken from. Of all pairs, they are lowered by learning by heart too:
-    each pair that is known adds its answer to the mean of its sum.
+    pairs: the pairs from which the waves are computed. With all pairs, memorising also lowers the
+    loss of these waves: each memorised pair adds its answer to the mean of its sum.
     """
     counted = logits.flatten(0, 1) if pairs is None else logits[pairs]  # [pair, c]
     return sum_waves(logits, frequencies, pairs) + counted.mean(0)
@@ -77,14 +79,16 @@ def excluded_logits(logits, frequencies):
 
 
 def centre_logits(logits):
-    """Logits [a, b, c] less their mean over c, which no softmax sees, and over all pairs."""
+    """Logits [a, b, c] minus their mean over c, which softmax ignores, and over all pairs."""
     logits = logits - logits.mean(-1, keepdim=True)
     return logits - logits.mean((0, 1))
 
 
 def sum_shares(logits):
-    """The share of the variance of logits [a, b, c] that lies in waves of a + b at each frequency,
-    [K]; together at most 1, and 1 where they depend on a + b alone."""
+    """The share of the variance of logits [a, b, c] in waves of a + b at each frequency, [K].
+
+    The shares sum to at most 1, and to exactly 1 if the logits depend on a + b alone.
+    """
     logits = centre_logits(logits)
     waves = fourier_basis(len(logits))[1:] @ mean_by_sum(logits)  # [2 K, c]
     energy = len(logits) * waves.square().sum(1).view(-1, 2).sum(1)  # p pairs have each sum
@@ -92,8 +96,8 @@ def sum_shares(logits):
 
 
 def answer_shares(logits):
-    """The share of the variance of logits [a, b, c] that is a multiple of cos w_k(a + b - c), one
-    number for each frequency: [K]. The algorithm itself, without its errors."""
+    """The share of the variance of logits [a, b, c] that is a multiple of cos w_k(a + b - c), for
+    each frequency: [K]. This is the algorithm itself, without its errors."""
     logits = centre_logits(logits)
     basis = fourier_basis(len(logits))[1:]
     waves = basis @ mean_by_sum(logits) @ basis.T  # [2 K of a + b, 2 K of c]
@@ -105,18 +109,18 @@ def answer_shares(logits):
 
 
 def key_frequencies(shares, least=0.01):
-    """The frequencies, from 1, whose shares [K] are at least `least`, the largest first: a list of
-    int."""
+    """The frequencies (ints from 1) whose shares [K] are at least `least`, largest share first."""
     ordered, order = shares.sort(descending=True)
     return (order[ordered >= least] + 1).tolist()
 
 
 def neuron_fits(post):
-    """How much of each neuron one frequency explains, and which.
+    """The frequency that explains most of each neuron, and how much.
 
-    post: [a, b, neuron], activations. Returns (shares [neuron], frequencies [neuron]): the largest
-    share of its variance over all pairs that lies in 1, cos w_k a, sin w_k a times 1, cos w_k b,
-    sin w_k b (8 numbers, the constant is no variance), and its k. A constant neuron has share 0.
+    post: [a, b, neuron], activations. Returns (shares [neuron], frequencies [neuron]). A frequency
+    k explains the part of a neuron's variance over all pairs that lies in the products of 1,
+    cos w_k a, sin w_k a with 1, cos w_k b, sin w_k b (8 functions; the constant has no variance).
+    A constant neuron has share 0.
     """
     p = len(post)
     basis = fourier_basis(p)

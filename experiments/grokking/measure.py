@@ -1,7 +1,7 @@
-"""What is measured of a training that groks: losses and accuracies of every kept state.
+"""Measure a model that groks: losses, accuracies and structure at every kept step.
 
-The losses are those of all the logits, of some of their waves alone, and of the logits without
-these waves. Beside them stands what the first and the last model are made of.
+The losses are those of all logits, of some of their waves alone, and of the logits without these
+waves. The structure is measured for the first model, the memorising one and the last one.
 
 Chapter: COURSE_ROADMAP.md, 15 (grokking)
 Prerequisites: experiments/grokking/model.py, experiments/grokking/fourier.py
@@ -27,17 +27,17 @@ from experiments.grokking.model import states_of
 from losses import cross_entropy
 from utils import Progress, seeded_generator
 
-KNOWN_ACCURACY = 0.99  # at which something is known
-FITTED_SHARE = 0.85  # of a neuron's variance, at which one frequency explains it
-N_BEST = 8  # frequencies that a model which has no key frequencies is measured at
+KNOWN_ACCURACY = 0.99  # the accuracy at which pairs count as known
+FITTED_SHARE = 0.85  # a frequency with more of a neuron's variance explains the neuron
+N_BEST = 8  # frequencies at which a model without key frequencies is measured
 
 
 def measure_losses(logits, recipe, frequencies):
     """{name: number} of one state: losses in nats, accuracies as shares.
 
-    logits: [a, b, c]. frequencies: {suffix: list of int}; for each of them the loss by these
-    waves alone ("restricted": of all pairs; "unseen": taken from and judged on pairs that were not
-    trained on) and the training loss without them ("excluded").
+    logits: [a, b, c]. frequencies: {suffix: list of int}. For each list, the loss of these waves
+    alone ("restricted": on all pairs; "unseen": found and judged on pairs outside of the training
+    set) and the training loss without them ("excluded").
     """
     answers = recipe.answers()
     known = recipe.trained_on()
@@ -60,8 +60,8 @@ def measure_losses(logits, recipe, frequencies):
 
 
 def fit_neurons(model, recipe):
-    """(shares, frequencies), a list each, as `neuron_fits`: of each neuron at "=" in the whole
-    model, the largest share of its variance in one frequency, and that frequency."""
+    """(shares, frequencies), two lists as from `neuron_fits`: for each neuron at "=", the largest
+    share of its variance in one frequency, and that frequency."""
     tokens = torch.cat([recipe.pairs(), torch.full((recipe.p**2, 1), recipe.p)], 1)
     post = "blocks.0.mlp.hook_post"
     with torch.no_grad(), model.caching(post, pos_slice=-1) as cache:
@@ -71,8 +71,8 @@ def fit_neurons(model, recipe):
 
 
 def describe_state(model, logits, recipe, keys):
-    """What one state is made of, as plain values: shares of the logits and of the numbers'
-    embeddings at the frequencies `keys`, and how the neurons are explained."""
+    """The structure of one state, as plain values: the shares of the logits and of the number
+    embeddings at the frequencies `keys`, and how well one frequency explains each neuron."""
     shares = sum_shares(logits)
     at_keys = torch.tensor(keys, dtype=torch.long) - 1
     W_E = model.W_E[:recipe.p].detach().double()
@@ -92,19 +92,19 @@ def describe_state(model, logits, recipe, keys):
 
 
 def first_step(steps, values, holds):
-    """The first step at which a value is as wanted; infinity where none is."""
+    """The first step at which holds(value) is true; infinity if it never is."""
     return next((step for step, value in zip(steps, values, strict=True) if holds(value)), math.inf)
 
 
 def measure_training(recipe, history, label):
-    """All that is said about one training, as plain values.
+    """All measurements of one run, as plain values.
 
-    history: as `train_to_add` returns it. label: what the progress line begins with.
-    Returns {"steps", "curves": {measure: [step]}, "when": {what was reached: step}, "final": what
-    the last model is made of}, and beside it "untrained" and "memorised" (the first state that
-    knows what it was trained on, where there is one), each at the frequencies that it has most of.
+    history: what `train_to_add` returned. label: the run's name in the progress line.
+    Returns {"steps", "curves": {measure: [step]}, "when": {moment: step}, "final": the structure of
+    the last model}, and also "untrained" and "memorised" (the first state that knows the training
+    pairs, if there is one), each measured at its own largest frequencies.
     """
-    # the last state says which frequencies are key; as many others are drawn, for a null
+    # the last state defines the key frequencies; as many others are drawn as a control
     *_, (_, model, logits) = states_of(recipe, history)
     keys = key_frequencies(sum_shares(logits))
     final = describe_state(model, logits, recipe, keys)
@@ -129,7 +129,7 @@ def measure_training(recipe, history, label):
             early[moment] = describe_state(model, logits, recipe, most_used)
         progress.show(len(rows), f"{label} measured")
 
-    # when what was reached
+    # when each moment was reached
     curves = {name: [row[name] for row in rows] for name in rows[0]}
     half_way = math.log(recipe.p) / 2
     when = {f"{name}_known": first_step(steps, curves[f"{name}_accuracy"],

@@ -1,8 +1,8 @@
-"""A GPT that learns addition mod p, asked at "=" alone, and its weights along the way.
+"""Train a GPT on addition mod p, and keep its weights along the way.
 
-Every text is "a b =", its answer (a + b) mod p or, for a control, a number drawn once and for all.
-What is kept of a training are the weights along the way, so that whatever is found in the last
-state can be looked for in all the earlier ones.
+Every text is "a b =", and the answer at "=" is (a + b) mod p or, for a control, a fixed random
+number. The weights of many steps are kept, so that whatever is found in the last state can be
+searched for in all earlier ones.
 
 Chapter: COURSE_ROADMAP.md, 15 (grokking)
 Prerequisites: train.py
@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from config import ModelConfig, TrainConfig
-from experiments.common import trained_gpt
+from experiments.common import Trainings, trained_gpt
 from experiments.grokking.fourier import pair_sums
 from losses import cross_entropy
 from model import GPT
 from tokenizer import WordTokenizer
 from train import fit
-from utils import Progress, seeded_generator
+from utils import seeded_generator
 
 CANONICAL_ADDITION = {"p": 113, "fraction": 0.3, "d_model": 128, "max_steps": 1300}
 QUICK_ADDITION = {"p": 17, "fraction": 0.6, "d_model": 32, "max_steps": 120}
@@ -31,11 +31,11 @@ QUICK_ADDITION = {"p": 17, "fraction": 0.6, "d_model": 32, "max_steps": 120}
 
 @dataclass(frozen=True)
 class GrokkingRecipe:
-    """All that one training depends on.
+    """Everything that one trained model depends on.
 
-    p: what is added modulo; fraction: of the pairs to train on; threads: of the CPU, which the last
-    bits depend on; symmetric: (a, b) is trained on with (b, a) or not at all; random_answers: the
-    control in which there is nothing to understand.
+    p: the modulus. fraction: the share of pairs to train on. threads: CPU threads, on which the
+    last bits depend. symmetric: (a, b) and (b, a) are always in the same split. random_answers: the
+    control with random answers, in which there is no rule to find.
     """
 
     p: int = 59
@@ -50,7 +50,7 @@ class GrokkingRecipe:
     random_answers: bool = False
 
     def model_config(self):
-        """The shape: Nanda et al.'s, of one layer, with weights that start at 1 / sqrt(d_model)."""
+        """The ModelConfig, as in Nanda et al.: one layer, initial weights of 1 / sqrt(d_model)."""
         return ModelConfig(
             n_layers=1, n_heads=4, d_model=self.d_model, n_ctx=3, d_vocab=self.p + 1, norm="none",
             activation="relu", attn_bias=False, init_scale=self.d_model**-0.5)
@@ -61,30 +61,30 @@ class GrokkingRecipe:
         return torch.cartesian_prod(numbers, numbers)
 
     def answers(self):
-        """(a + b) mod p for each pair, or numbers drawn once and for all: [p * p]."""
+        """(a + b) mod p for each pair, or fixed random numbers: [p * p]."""
         if not self.random_answers:
             return pair_sums(self.p).flatten()
         return torch.randint(self.p, (self.p**2,), generator=seeded_generator(self.seed + 1))
 
     def trained_on(self):
-        """Which pairs are trained on, [p * p], bool; symmetric: (a, b) goes with (b, a)."""
+        """Which pairs are in the training set, [p * p], bool."""
         drawn = torch.rand(self.p, self.p, generator=seeded_generator(self.seed))
         if self.symmetric:
             drawn = drawn.triu() + drawn.triu(1).T
         return (drawn < drawn.quantile(self.fraction)).flatten()
 
     def kept_steps(self, n=80):
-        """About n steps, each by the same factor later than the one before: 0, 1, 2, …, the last
-        one."""
+        """The steps whose weights are kept: about n, spaced by a constant factor from 0 to the
+        last."""
         return sorted({0} | {round(self.max_steps ** (i / (n - 1))) for i in range(n)})
 
 
 class AtEquals(nn.Module):
-    """The logits of the p numbers after "a b =", and nothing else of what the model would say.
+    """The model's logits of the p numbers after "a b =", computed in a quarter of the time.
 
-    In one layer without LayerNorm, what "=" reads of a number depends on that number and its place
-    alone. So keys and values are made once for each number in each of two places, and only "=" goes
-    on from there: exactly what the model says there, in a quarter of the time.
+    In one layer without LayerNorm, what "=" reads of a number depends only on that number and its
+    place. So keys and values are computed once for each number in each of the two places, and only
+    "=" is computed further. The result is exactly that of the model.
     """
 
     def __init__(self, model):
@@ -119,16 +119,16 @@ class AtEquals(nn.Module):
 
 
 def exact_loss(logits, answers):
-    """Cross-entropy from float64 log-probabilities: in float32 a loss of 1e-7 is rounding, and its
-    gradient throws the weights about."""
+    """Cross-entropy from float64 log-probabilities. In float32 a loss of 1e-7 is rounding error,
+    and its gradient makes the weights jump."""
     return cross_entropy(logits.double(), answers)
 
 
-def train_to_add(model, recipe, label):
-    """Trains the model in place on the pairs of a GrokkingRecipe, all of them at each step.
+def train_to_add(model, recipe, label, trainings=None):
+    """Train the model in place on the pairs of a GrokkingRecipe, with all of them in each step.
 
-    label: what the progress line begins with. Returns the history: {"steps": `kept_steps`,
-    "weights": {name: [step, ...]}}.
+    label: the training's name in its progress line; trainings: the Trainings that it is one of.
+    Returns the history: {"steps": `kept_steps`, "weights": {name: [step, ...]}}.
     """
     known = recipe.trained_on()
     batch = recipe.pairs()[known], recipe.answers()[known]
@@ -138,42 +138,47 @@ def train_to_add(model, recipe, label):
 
     steps = recipe.kept_steps()
     states = [copy_weights(model)]
-    progress = Progress(recipe.max_steps, " steps")
+    trainings = trainings or Trainings([recipe.max_steps])
+    trainings.begin(label)
     for step in fit(AtEquals(model), lambda: batch, how, loss_fn=exact_loss):
         if step.number in steps:
             states.append(copy_weights(model))
-        progress.show(step.number, f"{label}: loss {step.loss:.2g}")
-    progress.close()
+        trainings.show(step.number, f"loss {step.loss:.2g}")
+    trainings.close()
 
     weights = {name: torch.stack([state[name] for state in states]) for name in states[0]}
     return {"steps": steps, "weights": weights}
 
 
-def trained_adder(path, recipe, label, retrain=False):
-    """(model, history) of a GrokkingRecipe, trained, or read from the checkpoint.pt at `path`."""
+def trained_adder(path, recipe, label, *, retrain=False, trainings=None):
+    """(model, history) of a GrokkingRecipe, trained, or read from the checkpoint.pt at `path`.
+
+    label, trainings: as in `train_to_add`. retrain: train even if the model is there.
+    """
     model, state = trained_gpt(
         path, recipe.model_config(), recipe.seed,
-        lambda model: {"history": train_to_add(model, recipe, label)},
-        tokenizer=numbers_tokenizer(recipe.p), settings=asdict(recipe), retrain=retrain)
+        lambda model: {"history": train_to_add(model, recipe, label, trainings)},
+        tokenizer=numbers_tokenizer(recipe.p), settings=asdict(recipe), retrain=retrain,
+        trainings=trainings)
     return model, state["history"]
 
 
 def copy_weights(model):
-    """{name: weight}, detached from what training does next."""
+    """{name: a copy of the weight}, which further training does not change."""
     return {name: weight.clone() for name, weight in model.state_dict().items()}
 
 
 def numbers_tokenizer(p):
-    """Reads "3 4 =": the id of a number is the number, that of "=" is p."""
+    """A tokenizer for texts such as "3 4 =": the id of a number is the number, that of "=" is p."""
     words = [*map(str, range(p)), "="]
     return WordTokenizer().load_state_dict({"kind": "word", "symbols": words})
 
 
 @torch.no_grad()
 def states_of(recipe, history):
-    """Yields (step, model, logits [a, b, c] in float64) of each state that was kept.
+    """Yield (step, model, logits [a, b, c] in float64) of each kept state.
 
-    It is one model all along, which is given the weights of each state in turn.
+    The model is always the same object, with the weights of one state after another.
     """
     model = GPT(recipe.model_config(), seed=None).eval()
     p = recipe.p

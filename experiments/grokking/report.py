@@ -1,8 +1,7 @@
-"""What is said of trainings that grok: the lines of the table, a summary, and the figures of when
-what is known and of the waves in the logits.
+"""Report the grokking experiment: its claims, its summary and its figures.
 
-A run is what `measure_training` returns; runs are {name: run}, of which those whose names have
-"seed_" in them are the trainings, and the others their controls.
+A run is what `measure_training` returns; runs are {name: run}. Runs with "seed_" in their names are
+the main models, the others are controls.
 
 Chapter: COURSE_ROADMAP.md, 15 (grokking)
 Prerequisites: plotting.py, experiments/grokking/measure.py
@@ -21,7 +20,7 @@ from plotting import COLOURS, bare_axes
 
 
 def claims_of_grokking(runs, p, symmetric, *, judged=True):
-    """The table's lines, [Claim]. symmetric: (a, b) was trained on with (b, a) or not at all."""
+    """[Claim] about all runs. symmetric: (a, b) and (b, a) were always in the same split."""
     seeds = seed_runs(runs)
     return [*timing_claims(seeds, p, symmetric, judged=judged),
             *wave_claims(seeds, p, judged=judged),
@@ -29,18 +28,18 @@ def claims_of_grokking(runs, p, symmetric, *, judged=True):
 
 
 def seed_runs(runs):
-    """The runs that are no controls, a list."""
+    """The runs that are not controls, a list."""
     return [run for name, run in runs.items() if "seed_" in name]
 
 
 def claim_beside(text, values, beside, **more):
-    """A Claim, as `common.claim` makes it, that shows another number beside its threshold."""
+    """A Claim, as from `common.claim`, with another number beside its threshold."""
     line = claim(text, values, **more)
     return replace(line, control="; ".join(filter(None, (line.control, beside))))
 
 
 def timing_claims(seeds, p, symmetric, *, judged):
-    """What is reached when."""
+    """The steps at which the model memorises, generalises and forms its waves."""
     when = {moment: [run["when"][moment] for run in seeds] for moment in seeds[0]["when"]}
     known_later = divide(when["test_known"], when["train_known"])
     falls_later = divide(when["test_loss_falls"], when["unseen_falls"])
@@ -48,28 +47,28 @@ def timing_claims(seeds, p, symmetric, *, judged):
     half_way = math.log(p) / 2
     return [
         claim("step at which 99 % of the training pairs are right", when["train_known"]),
-        claim_beside("other pairs right at that step, share",
+        claim_beside("share of the other pairs that are right at that step",
                      [others_right_then(run) for run in seeds], f"chance {1 / p:.2g}",
                      below=0.05, judged=judged and symmetric),
-        claim("99 % of the others are right so many times later", known_later, above=5,
+        claim("step at which 99 % of the others are right / that step", known_later, above=5,
               holds=all(map(math.isfinite, known_later)), judged=judged,
               reported="Nanda et al.: 6.7 to 10"),
         claim_beside(
-            f"below {half_way:.2f} nats test loss is so many times later than that of the waves, "
-            "taken from and judged on other pairs",
-            falls_later, f"of other frequencies: step {others}", above=1.5,
+            f"step at which the test loss falls below {half_way:.2f} nats / the same for the loss "
+            "of the waves, found and judged on test pairs",
+            falls_later, f"waves of other frequencies: step {others}", above=1.5,
             holds=all(map(math.isfinite, falls_later)), judged=judged),
     ]
 
 
 def divide(numbers, by):
-    """Of two lists: each number over its counterpart."""
+    """Each number of a list divided by its counterpart in another."""
     return [number / other for number, other in zip(numbers, by, strict=True)]
 
 
 def others_right_then(run):
-    """The share of the other pairs that are right when those trained on are known; NaN where that
-    never comes."""
+    """The share of test pairs that are right when the training pairs are known; NaN if they never
+    are."""
     known = run["when"]["train_known"]
     if known not in run["steps"]:
         return math.nan
@@ -77,7 +76,7 @@ def others_right_then(run):
 
 
 def wave_claims(seeds, p, *, judged):
-    """What the final models are made of; beside them the memorising and the untrained ones."""
+    """The structure of the final models, compared with memorising and untrained ones."""
 
     def final(key):
         return [run["final"][key] for run in seeds]
@@ -96,30 +95,31 @@ def wave_claims(seeds, p, *, judged):
     alone = min(at_the_end("restricted_others"))
     without = max(at_the_end("excluded_others"))
     return [
-        claim("key frequencies: 1 % of the variance of the logits or more",
+        claim("number of key frequencies (1 % or more of the variance of the logits)",
               [len(keys) for keys in final("keys")], between=(1, 8), judged=judged,
               reported="Nanda et al.: 5"),
-        claim_beside("that variance in waves of a + b at these, share", final("share"),
+        claim_beside("share of that variance in waves of a + b at key frequencies", final("share"),
                      f"best {N_BEST}, {before('share')}", above=0.95, judged=judged),
-        claim_beside("as multiples of cos w_k(a + b - c), one number a frequency",
+        claim_beside("share in multiples of cos w_k(a + b - c), one number per frequency",
                      final("answer_share"), f"best {N_BEST}, {before('answer_share')}",
                      above=0.9, judged=judged),
-        claim_beside("loss of these alone, all pairs, nats", at_the_end("restricted"),
-                     f"of as many others at least {alone:.2g}", below=0.1, judged=judged),
-        claim_beside("training loss without them, nats", at_the_end("excluded"),
-                     f"without as many others {without:.2g}", above=math.log(p) / 2,
+        claim_beside("loss of these waves alone, all pairs (nats)", at_the_end("restricted"),
+                     f"as many other frequencies: at least {alone:.2g}", below=0.1, judged=judged),
+        claim_beside("training loss without these waves (nats)", at_the_end("excluded"),
+                     f"without as many other frequencies {without:.2g}", above=math.log(p) / 2,
                      judged=judged),
-        claim_beside("the embeddings of numbers in these frequencies, share",
+        claim_beside("share of the number embeddings in these frequencies",
                      final("embedding_share"), f"best {N_BEST}, {before('embedding_share')}",
                      above=0.7, judged=judged),
-        claim_beside(f"neurons with more than {FITTED_SHARE} of their variance in one frequency",
+        claim_beside(f"share of neurons with more than {FITTED_SHARE} of their variance in one "
+                     "frequency",
                      final("fitted"), before("fitted"), above=0.5, judged=judged,
                      reported="Nanda et al.: 0.846"),
     ]
 
 
 def control_claims(runs, *, judged):
-    """That nothing generalises, and no wave stands out, where it must not."""
+    """The controls: nothing generalises, and no waves stand out."""
     claims = []
     for name, text in (("no_decay", "without weight decay"),
                        ("random_answers", "answers drawn at random")):
@@ -127,47 +127,53 @@ def control_claims(runs, *, judged):
             continue
         curves = runs[name]["curves"]
         claims += [
-            claim_beside(f"{text}: other pairs right, the most at any step",
+            claim_beside(f"{text}: highest share of the other pairs right at any step",
                          max(curves["test_accuracy"]),
                          f"training pairs {curves['train_accuracy'][-1]:.3g}",
                          below=0.1, judged=judged),
-            claim(f"{text}: variance of the logits at frequencies with 1 % or more",
+            claim(f"{text}: share of the logits' variance at key frequencies",
                   runs[name]["final"]["share"], below=0.5, judged=judged),
         ]
     return claims
 
 
 def summarize_grokking(runs, p):
-    """What was found, in three sentences, of the first seed's run."""
+    """Three sentences that say what was found in the first seed's run."""
     run = seed_runs(runs)[0]
     when = run["when"]
     final = run["final"]
     return (
-        "The first model knows 99 % of the pairs that it was trained on "
+        "The first model gets 99 % of the pairs that it was trained on right "
         f"{at_step(when['train_known'])}, and of the other pairs {at_step(when['test_known'])} "
         "(grokking.png). "
-        f"On the other pairs the loss first falls below {math.log(p) / 2:.1f} nats "
-        f"{at_step(when['unseen_falls'])} by the waves of a + b alone, and "
-        f"{at_step(when['test_loss_falls'])} by all of the logits. "
+        f"On the other pairs, the loss of the waves of a + b alone falls below "
+        f"{math.log(p) / 2:.1f} nats {at_step(when['unseen_falls'])}, that of the whole model "
+        f"{at_step(when['test_loss_falls'])}. "
         f"At the end {final['share']:.0%} of the logits' variance lies in waves of a + b at "
-        f"{len(final['keys'])} of {len(final['shares'])} frequencies; without these the loss on "
-        f"the pairs trained on is {run['curves']['excluded'][-1]:.2g} nats (a uniform guess: "
-        f"{math.log(p):.1f}; frequencies.png)."
+        f"{len(final['keys'])} of {len(final['shares'])} frequencies"
+        f"{name_frequencies(final['keys'])}; without these waves the loss on the training pairs "
+        f"is {run['curves']['excluded'][-1]:.2g} nats (a uniform guess: {math.log(p):.1f}; "
+        "frequencies.png)."
     )
 
 
+def name_frequencies(keys):
+    """The key frequencies, such as " (k = 3, 14)"; nothing if there are none."""
+    return f" (k = {', '.join(map(str, sorted(keys)))})" if keys else ""
+
+
 def at_step(step):
-    """The words for a moment of a training: "at step 52", or "at no step"."""
+    """A moment of a training in words: "at step 52", or "at no step"."""
     return f"at step {step:,}" if math.isfinite(step) else "at no step"
 
 
 def figures_of_grokking(runs, p):
-    """{name: Figure}: what is known when, and what it is made of."""
+    """{name: Figure}: accuracies and losses over training, and the structure of the final model."""
     return {"grokking": loss_figure(runs, p), "frequencies": structure_figure(runs)}
 
 
 def loss_figure(runs, p):
-    """The accuracies of all trainings above, the losses of the first one below."""
+    """The Figure of all runs' accuracies, above the losses of the first one."""
     figure = Figure(figsize=(9, 7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     draw_accuracies(above, runs, p)
@@ -176,8 +182,7 @@ def loss_figure(runs, p):
 
 
 def draw_accuracies(axes, runs, p):
-    """Draws the accuracies of all trainings, the first one's thick; says how much later the
-    others came."""
+    """Draw the accuracies of all runs, those of the first one with thick lines."""
     seeds = seed_runs(runs)
     train, test = (seeds[0]["when"][f"{key}_known"] for key in ("train", "test"))
     late = "not to the end"
@@ -201,7 +206,7 @@ def draw_accuracies(axes, runs, p):
 
 
 def draw_losses(axes, run, p):
-    """Draws the losses of one training, whole, restricted and excluded; says which falls first."""
+    """Draw the losses of one run: of all logits, of the key frequencies alone, and without them."""
     names = {"train_loss": "trained on", "test_loss": "others",
              "unseen": "others, by the key frequencies alone",
              "excluded": "trained on, without the key frequencies"}
@@ -222,8 +227,8 @@ def draw_losses(axes, run, p):
 
 
 def structure_figure(runs):
-    """Where the variance of the first model's logits lies, and how well one frequency explains each
-    neuron: when all is memorised, and at the end."""
+    """The Figure of the frequencies in the first model's logits, and of how well one frequency
+    explains each neuron: after memorising, and at the end."""
     run = seed_runs(runs)[0]
     final = run["final"]
     if "memorised" in run:

@@ -1,7 +1,8 @@
-"""What is measured of a model's heads: four measures of importance, pruning, pairs, and the truth.
+"""Measure the importance of heads in four ways, and test it: by pruning, in pairs, and against a
+known circuit.
 
-Heads are ranked on some texts and pruned on others. Every effect is a rise of the loss, in nats a
-token. A pruned head writes its mean, which could be a bias. Intervals are over texts.
+Heads are ranked on some texts and pruned on others. Every effect is a rise of the loss, in nats per
+token. A pruned head writes its mean, which could be merged into a bias. Intervals are over texts.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: head_ablation.py, experiments/importance/model.py
@@ -30,15 +31,15 @@ from utils import seeded_generator
 
 ABLATIONS = ("zero", "mean", "resample")
 METHODS = (*ABLATIONS, "gradient")
-STEPS = 8  # from a head's z to 0
+STEPS = 8  # on the path from a head's z to 0
 DRAWS = 1000  # of texts, for an interval; of heads, for a null
 PARTS = ("total", "direct", "by_rest", "by_patterns", "by_scale")  # the fields of SelfRepair
 
 
 def measure_subject(subject, n_orders):
-    """All that is measured of an ImportanceSubject, a dict of plain values.
+    """All measurements of an ImportanceSubject, a dict of plain values.
 
-    n_orders: random orders of pruning.
+    n_orders: the number of random orders of pruning.
     """
     n_layers = subject.model.cfg.n_layers
     effects = head_effects(subject).double()
@@ -61,9 +62,9 @@ def measure_subject(subject, n_orders):
 
 
 def head_effects(subject, model=None):
-    """What each method says of each head on each text, [method, head, batch], before any mean.
+    """The effect of each head by each method on each text, [method, head, batch].
 
-    model: another one than the subject's, on its texts.
+    model: the model to measure on the subject's texts; None is the subject's own.
     """
     model = model or subject.model
     tokens, metric = subject.tokens, subject.metrics[0]
@@ -76,15 +77,15 @@ def head_effects(subject, model=None):
 
 @torch.no_grad()
 def cache_z(model, tokens):
-    """The cache of what the heads write on these texts."""
+    """An ActivationCache of every head's z on these texts."""
     return model.run_with_cache(tokens, lambda name: name.endswith("hook_z"))[1]
 
 
 def importance_scores(effects, weights, n_layers):
-    """The weighted mean over texts of effects [method, head, batch], as [..., method, head].
+    """The weighted mean over texts of effects [method, head, batch]; returns [..., method, head].
 
-    weights: [..., batch], of the texts. The gradient's scores are scaled to length 1 in each layer,
-    as in the paper.
+    weights: [..., batch], one for each text. As in the paper, the gradient's scores are scaled to
+    length 1 in each layer.
     """
     means = torch.einsum("...b,mhb->...mh", weights, effects)
     by_layer = means[..., 3, :].unflatten(-1, (n_layers, -1))
@@ -99,22 +100,22 @@ def equal_weights(effects):
 
 
 def bootstrap_weights(n_texts, seed=0):
-    """Weights [draw, text] of texts that are drawn again and again, as in `bootstrap_ci`."""
+    """Weights [draw, text] of texts drawn with replacement, as in `bootstrap_ci`."""
     draws = torch.randint(n_texts, (DRAWS, n_texts), generator=seeded_generator(seed))
     return F.one_hot(draws, n_texts).double().mean(1)
 
 
 def central_interval(draws):
-    """(low, high) between which the middle 95 % of the draws lie: [draw, ...] -> two lists."""
+    """(low, high), two lists: the interval that holds the middle 95 % of draws [draw, ...]."""
     return [draws.quantile(q, dim=0).tolist() for q in (0.025, 0.975)]
 
 
 def gradient_along_path(subject):
-    """What the gradient says of each head, [head], when it is taken along the way from z to 0.
+    """The gradient importance of each head, [head], averaged along the path from z to 0.
 
-    The slope is taken in the middle of each of STEPS parts of the way: where it is flat at z
-    itself, it need not be flat there. A text's mean over the way is what zero ablation costs it;
-    the sign is dropped, as it is for the gradient at z.
+    The slope is taken in the middle of each of STEPS parts of the path: even if it is flat at z, it
+    need not be flat there. A text's mean over the path equals its cost by zero ablation. The sign
+    is dropped, as it is for the gradient at z.
     """
     means = []
     for layer, head in subject.heads:
@@ -129,7 +130,7 @@ def gradient_along_path(subject):
 
 
 def scale_head(head, share):
-    """A hook that leaves a share of what one head writes."""
+    """A hook that scales one head's z by `share`."""
     def scale(z, hook):
         is_head = torch.arange(z.shape[2]) == head
         return torch.where(is_head[:, None], share * z, z)
@@ -141,11 +142,11 @@ def scale_head(head, share):
 
 
 def rank_agreement(scores, draws):
-    """How much alike the methods rank the heads: a dict.
+    """How similarly the methods rank the heads: a dict.
 
-    scores: [method, head]; draws: [draw, method, head], the same over redrawn texts. pairs: {"zero,
-    mean": [Spearman, low, high]}. mean: over the pairs; null_high: what 95 % of shuffled heads stay
-    below; p: its p-value.
+    scores: [method, head]; draws: [draw, method, head], the same for redrawn texts. Returns pairs:
+    {"zero, mean": [Spearman, low, high]}; mean: their mean; null_high: the 95 % quantile of that
+    mean for shuffled heads; p: its p-value.
     """
     n_methods, n_heads = scores.shape
     pairs = list(itertools.combinations(range(n_methods), 2))
@@ -169,11 +170,11 @@ def rank_agreement(scores, draws):
 
 
 def measure_pruning(subject, scores, n_orders, how):
-    """Pruning by each method and in random orders: a dict.
+    """Prune heads by each method and in random orders; returns a dict.
 
-    curves, random: as `pruning_curves` gives them, {method: curve} and a list. areas, random_areas:
-    the mean rise over the first half of each curve, in nats. p: {method: how often chance does as
-    well}. scores: [method, head]; how: as in `pruning_curves`.
+    curves, random: {method: curve} and a list of curves, as `pruning_curves` returns them. areas,
+    random_areas: the mean rise over the first half of each curve, in nats. p: {method: how often a
+    random order does as well}. scores: [method, head]; how: as in `pruning_curves`.
     """
     n_heads = len(subject.heads)
     generator = seeded_generator(2)
@@ -190,11 +191,11 @@ def measure_pruning(subject, scores, n_orders, how):
 
 
 def pruning_curves(subject, orders, how):
-    """The rise of the held texts' loss with the first n heads of each order removed.
+    """The rise of the loss on held-out texts without the first n heads of each order.
 
-    Returns a list for each order, of n = 0 to all. orders: lists of numbers of heads. how: the
-    arguments of `ablation_effects` that say what stands in a head's place. Equal sets of heads are
-    measured once.
+    Returns a list for each order, with n = 0 to all heads. orders: lists of head numbers. how: the
+    arguments of `ablation_effects` that say what replaces a head. Equal sets of heads are measured
+    once.
     """
     sets = [[tuple(sorted(order[:n])) for n in range(len(order) + 1)] for order in orders]
     distinct = list(dict.fromkeys(itertools.chain(*sets)))
@@ -208,10 +209,10 @@ def pruning_curves(subject, orders, how):
 
 
 def measure_pairs_and_repair(subject, how):
-    """How heads work together, a dict of means over the held texts, in nats.
+    """How heads work together: a dict of means over the held-out texts, in nats.
 
-    alone: each head's effect. pairs: what two heads do beyond the two effects, [head][head].
-    repair: {part: [of each head]}, where its effect comes from (see `SelfRepair`).
+    alone: each head's effect. pairs: the effect of removing two heads minus the two single effects,
+    [head][head]. repair: {part: [for each head]}, the parts of its effect (see `SelfRepair`).
     """
     model, held, metric = subject.model, subject.held, subject.metrics[1]
     pairs = pairwise_interaction(model, held, subject.heads, metric, **how).mean
@@ -221,17 +222,18 @@ def measure_pairs_and_repair(subject, how):
                        for part in PARTS}}
 
 
-# Against a circuit that is known
+# Comparison with a known circuit
 
 
 def compare_with_truth(subject, scores, how):
-    """How well the methods tell the circuit's heads from those outside of it: a dict.
+    """How well the methods separate the circuit's heads from those outside of it: a dict.
 
-    auroc: of each method; auroc_untrained: the same of an untrained model; auroc_planted: of one in
-    which a head is dead, and dead: the most that any method says of that head on any text;
-    auroc_along: of the gradient along the way to 0. truth: whether each head is in the circuit;
-    outside: the heads that are neither in it nor spare. Spares look where its last head looks, and
-    are on neither side. And what `measure_outside` gives.
+    auroc: for each method. auroc_untrained: the same for an untrained model. auroc_planted: the
+    same for a copy of the model with a planted dead head; dead: the largest score of that head by
+    any method on any text. auroc_along: for the gradient along the path to 0. truth: whether each
+    head is in the circuit. outside: the heads that are neither in the circuit nor spares. (Spares
+    look where the circuit's last head looks, and are left out.) Also what `measure_outside`
+    returns.
     """
     outside = [head for head in subject.heads if head not in subject.truth + subject.spares]
     is_true = torch.tensor([head in subject.truth for head in subject.heads])
@@ -242,7 +244,7 @@ def compare_with_truth(subject, scores, how):
 
     untrained = head_effects(subject, GPT(subject.model.cfg, seed=0).eval()).mean(-1)
 
-    # A head outside of the circuit is made dead: it writes nothing.
+    # A head outside of the circuit is made dead: with W_O = 0 it writes nothing.
     layer, head = outside[0]
     planted = copy.deepcopy(subject.model)
     with torch.no_grad():
@@ -259,11 +261,11 @@ def compare_with_truth(subject, scores, how):
 
 
 def measure_outside(subject, outside, how):
-    """Where the circuit's heads are, and what the heads outside of it cost: a dict.
+    """The cost of removing all heads outside of the circuit: a dict.
 
     previous, induction, spare: the numbers of the circuit's two heads and of its first spare (None
-    without one). outside_cost: what all heads outside cost together, in nats; other_costs: what
-    each other set of as many heads costs.
+    if there is none). outside_cost: the cost of removing all heads outside together, in nats.
+    other_costs: the cost of each other set of as many heads.
     """
     heads = subject.heads
     previous, induction = subject.truth

@@ -1,7 +1,7 @@
-"""The models whose heads are ranked, and their texts: of English, and with an induction circuit.
+"""Load the models whose heads are ranked: models of text, and models with an induction circuit.
 
-How the models with an induction circuit are trained is read in chapter 11; here it is enough that
-two of their heads are known to do the work.
+Chapter 11 explains how the models with an induction circuit are trained. Here it is enough that two
+of their heads are known to do the work.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: train.py, head_ablation.py
@@ -18,7 +18,7 @@ import torch
 from checkpoint import find_run, load_model
 from config import DataConfig, ModelConfig, TrainConfig
 from data import load_dataset, random_batch
-from experiments.common import fit_with_progress, trained_gpt, validation_tokens
+from experiments.common import Trainings, fit_with_progress, trained_gpt, validation_tokens
 from experiments.induction.model import (
     InductionRecipe,
     Repeats,
@@ -34,9 +34,9 @@ from utils import UserError, seeded_generator
 class ImportanceSubject:
     """A model whose heads are ranked, and its texts.
 
-    tokens: the texts [batch, pos] to rank its heads on; held: those to prune on. metrics: of the
-    two, or None for each text's loss. truth: the heads that do the work, where that is known;
-    spares: those that look where the last of these looks.
+    tokens: the texts [batch, pos] to rank its heads on; held: the texts to prune on. metrics: the
+    metrics on these two; None is each text's loss. truth: the heads of the circuit, if it is known;
+    spares: the heads that look where the last head of the circuit looks.
     """
 
     name: str
@@ -55,19 +55,23 @@ class ImportanceSubject:
 
 
 def load_subjects(cfg, folder):
-    """Yields an ImportanceSubject for each model: of text, then those with an induction circuit.
+    """Yield an ImportanceSubject for each model of text, then for each with an induction circuit.
 
-    cfg: an ImportanceConfig; folder: the experiment's, in which trained models are kept.
+    cfg: an ImportanceConfig; folder: the experiment's folder, where trained models are kept.
     """
+    home = folder / "quick" if cfg.quick else Path(cfg.out_dir) / "induction_head_detection"
+    recipe = InductionRecipe(steps=30) if cfg.quick else InductionRecipe()
+    n_texts = len(cfg.seeds) if cfg.run_name is None else 0
+    trainings = Trainings([cfg.steps] * n_texts + [recipe.steps] * len(cfg.seeds))
+
     if cfg.run_name is not None:
         yield subject_of_run(cfg)
     else:
-        yield from trained_text_subjects(cfg, folder)
+        yield from trained_text_subjects(cfg, folder, trainings)
 
-    home = folder / "quick" if cfg.quick else Path(cfg.out_dir) / "induction_head_detection"
-    recipe = InductionRecipe(steps=30) if cfg.quick else InductionRecipe()
     for seed in cfg.seeds:
-        model, _ = trained_induction_model(home, seed, recipe, retrain=cfg.retrain)
+        model, _ = trained_induction_model(home, seed, recipe, retrain=cfg.retrain,
+                                           trainings=trainings)
         yield subject_of_circuit(f"induction, seed {seed}", model, find_circuit(model), cfg)
 
 
@@ -80,12 +84,13 @@ def subject_of_run(cfg):
     model, _ = load_model(run)
     if model.cfg.n_layers * model.cfg.n_heads < 3 or model.cfg.n_heads < 2:
         raise UserError(f"{run.name} has {model.cfg.n_layers} layers of {model.cfg.n_heads} "
-                        "heads; to compare rankings takes 3 heads, 2 in a layer; choose another")
+                        "heads; rankings need 3 heads or more, 2 of them in a layer; choose "
+                        "another run")
     return subject_of_text(run.name, model, validation_tokens(run), cfg)
 
 
-def trained_text_subjects(cfg, folder):
-    """Yields the ImportanceSubject of a model of text for each seed, trained or read where kept."""
+def trained_text_subjects(cfg, folder, trainings=None):
+    """Yield the ImportanceSubject of a model of text for each seed, trained, or read if kept."""
     n_ctx = ModelConfig().n_ctx
     dataset = load_dataset(DataConfig(dataset="builtin" if cfg.quick else cfg.dataset), n_ctx)
     shape = replace(ModelConfig(), d_vocab=dataset.tokenizer.d_vocab)
@@ -98,21 +103,22 @@ def trained_text_subjects(cfg, folder):
             generator = seeded_generator(seed)
             fit_with_progress(
                 model, lambda: random_batch(dataset.train, how.batch_size, n_ctx, generator),
-                how, name)
+                how, name, trainings=trainings)
 
         model, _ = trained_gpt(folder / f"seed_{seed}" / "checkpoint.pt", shape, seed, train,
                                tokenizer=dataset.tokenizer, retrain=cfg.retrain,
+                               trainings=trainings,
                                settings={"train": asdict(how), "data": dataset.sha256})
         yield subject_of_text(name, model, dataset.val, cfg)
 
 
 def subject_of_text(name, model, text, cfg):
-    """The ImportanceSubject of a model and ids [n] that it has not seen, cut into windows."""
+    """The ImportanceSubject of a model and unseen ids [n], which are cut into windows."""
     n_ctx = model.cfg.n_ctx
     n_windows = cfg.windows + cfg.windows // 4
     if len(text) < n_windows * n_ctx:
-        raise UserError(f"the validation text has {len(text)} tokens, and {n_windows} windows of "
-                        f"{n_ctx} are wanted; choose a smaller --windows")
+        raise UserError(f"the validation text has {len(text)} tokens, too few for {n_windows} "
+                        f"windows of {n_ctx}; choose a smaller --windows")
     windows = text[: n_windows * n_ctx].view(-1, n_ctx)
     return ImportanceSubject(name, model, windows[: cfg.windows], windows[cfg.windows :])
 
@@ -121,9 +127,10 @@ def subject_of_text(name, model, text, cfg):
 
 
 def subject_of_circuit(name, model, circuit, cfg):
-    """The ImportanceSubject of a model with an induction circuit, an InductionCircuit.
+    """The ImportanceSubject of a model with an induction circuit; circuit: an InductionCircuit.
 
-    Its texts repeat, and the loss is measured on what a repeat tells.
+    Its texts hold a segment twice, and the loss is measured on the tokens that this makes
+    predictable.
     """
     n_ctx, n_held = model.cfg.n_ctx, cfg.windows // 4
     tokens, metric = repeats_and_metric(n_ctx, cfg.windows, seeded_generator(cfg.windows))
@@ -134,6 +141,6 @@ def subject_of_circuit(name, model, circuit, cfg):
 
 
 def repeats_and_metric(n_ctx, n_rows, generator):
-    """(tokens [batch, pos], the Metric of their loss where it can be known, in nats a token)."""
+    """(tokens [batch, pos], the Metric of the loss on predictable tokens, in nats per token)."""
     tokens, known = Repeats(n_ctx + 1).draw(n_rows, generator)
     return tokens[:, :-1], repeats_metric(tokens, known)

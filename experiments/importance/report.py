@@ -1,4 +1,4 @@
-"""What the head importance experiment claims of what it measured, its figures, and a summary.
+"""Report the head importance experiment: its claims, its summary and its figures.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: experiments/importance/measure.py
@@ -19,15 +19,15 @@ from experiments.importance.measure import ABLATIONS, METHODS
 from metrics import permutation_pvalue
 from plotting import COLOURS, bare_axes
 
-LEFT = 0.1  # the most of the whole that what lies outside of a circuit, or a slope, may say
+LEFT = 0.1  # the largest share of the whole that counts as nearly nothing
 
 
 def importance_claims(models, judged=True, own=True):
-    """[Claim] on what `measure_subject` gave of each model: of text first, then of those whose
-    circuit is known.
+    """[Claim] about the models of text, then about those with a known circuit.
 
-    judged: False leaves every claim open that training may fail. own: whether the models of text
-    were trained here; of others nothing is claimed, only reported.
+    models: what `measure_subject` returned for each. judged: False leaves open every claim that
+    depends on how well a model was trained. own: whether the models of text were trained here; for
+    other models the numbers are reported without a verdict.
     """
     texts, known = split_by_truth(models)
     return [*text_claims(texts, judged and own), *circuit_claims(known, texts, judged)]
@@ -43,7 +43,7 @@ def split_by_truth(models):
 
 
 def text_claims(models, judged):
-    """The claims on models of which nobody knows which heads matter."""
+    """The claims about models of text, whose circuit is not known."""
     agreements = [one["agreement"] for one in models]
     null = max(agreement["null_high"] for agreement in agreements)
     agree = max(agreement["p"] for agreement in agreements) < 0.05
@@ -56,23 +56,23 @@ def text_claims(models, judged):
     summed = [sum(one["alone"]) / one["pruning"]["curves"]["mean"][-1] for one in models]
     repair = [one["repair"] for one in models]
     return [
-        claim(f"{name_of_text(models)}: Spearman of two methods, mean of the "
+        claim(f"{name_of_text(models)}: Spearman of two methods, mean over the "
               f"{len(agreements[0]['pairs'])} pairs",
               [agreement["mean"] for agreement in agreements], holds=agree, judged=judged,
               mark=null, control=f"95 % of shuffled heads: below {null:.2f}"),
-        claim("… of zero ablation and the gradient alone", [rho for rho, _, _ in zero_gradient],
-              control=f"over texts {lowest:.2f} to {highest:.2f}"),
-        claim("… pruned up to half by the worst ablation, over random orders' mean cost",
+        claim("… of zero ablation and the gradient", [rho for rho, _, _ in zero_gradient],
+              control=f"95 % CI over texts: {lowest:.2f} to {highest:.2f}"),
+        claim("… cost of pruning up to half by the worst ablation / by a random order, on average",
               ablations["worst"], holds=ablations["p"] < 0.05, judged=judged,
               mark=ablations["chance"], control=describe_chance(ablations)),
-        claim("… pruned up to half by the gradient, over the same", gradient["worst"],
+        claim("… the same, pruned up to half by the gradient", gradient["worst"],
               control=describe_chance(gradient)),
-        claim("… the heads' single costs, summed, over what all cost together", summed,
-              control="1, were they independent"),
+        claim("… sum of the costs of single heads / cost of all heads together", summed,
+              control="1 for independent heads"),
         *pair_claims(models),
-        claim("… a head's own words, over what its removal costs (direct / total)",
+        claim("… direct effect of a head / total effect of its removal",
               [sum(one["direct"]) / sum(one["total"]) for one in repair],
-              control=f"less than their own words cost: {count_repaired(repair)}"),
+              control=f"heads whose total effect is the smaller: {count_repaired(repair)}"),
     ]
 
 
@@ -82,11 +82,11 @@ def name_of_text(models):
 
 
 def compare_with_chance(models, methods):
-    """The areas under the methods' pruning curves over the mean of random orders: a dict.
+    """The areas under the methods' pruning curves, divided by the mean of random orders: a dict.
 
-    worst: of each model, the largest of any method. p: of the worst method, how often one random
-    order a model does as well on average. chance: what 95 % of those are above. single: in how many
-    cases the p of one model and method is below 0.05.
+    worst: the largest area of any method, for each model. p: how often random orders, one per
+    model, do as well on average as the worst method. chance: the value that 95 % of those averages
+    lie above. single: in how many cases the p of one model and method is below 0.05.
     """
     own, null = [], []
     for one in models:
@@ -105,15 +105,16 @@ def compare_with_chance(models, methods):
 
 
 def describe_chance(compared):
-    """The control of a claim on pruning, from what `compare_with_chance` gave."""
+    """The control of a claim about pruning, from what `compare_with_chance` returned."""
     return (f"random orders: 95 % above {compared['chance']:.2f} (p = {compared['p']:.2g}; "
             f"below 0.05 in {compared['single']})")
 
 
 def pair_costs_by_layer(one):
-    """The mean of what two heads cost beyond the two, over the mean cost of one alone.
+    """The mean extra cost of removing two heads together, divided by the mean cost of one head.
 
-    (of pairs in one layer, of pairs in two layers); None for a kind of which there is no pair.
+    Returns (for pairs in one layer, for pairs in two layers); None if there is no such pair. The
+    extra cost is that of the pair minus those of its two heads.
     """
     layers = np.array([layer for layer, _ in one["heads"]])
     pairs = np.array(one["pairs"])
@@ -125,18 +126,18 @@ def pair_costs_by_layer(one):
 
 
 def pair_claims(models):
-    """What two heads cost beyond the two: a Claim, for information, for each kind of pair."""
+    """A Claim, for information, on the extra cost of each kind of pair of heads."""
     in_one, in_two = zip(*map(pair_costs_by_layer, models), strict=True)
     claims = []
     for kind, costs in (("a layer", in_one), ("different layers", in_two)):
         if None not in costs:
-            claims.append(claim(f"… two heads of {kind} cost beyond their own, over one's cost",
+            claims.append(claim(f"… extra cost of removing two heads of {kind} / cost of one",
                                 costs))
     return claims
 
 
 def count_repaired(repair):
-    """How many heads cost less than their own words, of how many."""
+    """How many heads have a total effect below their direct effect, such as "3 of 36"."""
     less = [total < direct for one in repair
             for total, direct in zip(one["total"], one["direct"], strict=True)]
     return f"{sum(less)} of {len(less)}"
@@ -146,7 +147,7 @@ def count_repaired(repair):
 
 
 def circuit_claims(models, texts, judged):
-    """The claims on models with an induction circuit. texts: the models of text, for contrast."""
+    """The claims about models with an induction circuit. texts: models of text, for contrast."""
     untrained = fmean(min(one["auroc_untrained"][:3]) for one in models)
     luck = math.prod(1 / math.comb(sum(one["truth"]) + len(one["outside"]), sum(one["truth"]))
                      for one in models)
@@ -158,52 +159,53 @@ def circuit_claims(models, texts, judged):
     previous = fmean(mean_over_zero(one, one["previous"]) for one in models)
     return [
         add_control(
-            claim("induction: AUROC of the worst ablation, the circuit against what is outside",
+            claim("induction: AUROC of the worst ablation, circuit against other heads",
                   [worst_auroc(one) for one in models], between=(1, 1), judged=judged),
-            f"untrained {untrained:.2f}; all right by luck: {luck:.2g}"),
+            f"untrained {untrained:.2f}; chance of 1 in all models: {luck:.2g}"),
         *gradient_claims(models, texts, judged),
-        claim("… a planted dead head: the most that a method says of it, on any text (nats)",
+        claim("… a planted dead head: its largest score by any method, on any text (nats)",
               [one["dead"] for one in models], between=(0, 0), control="exactly 0"),
         add_control(
-            claim("… all pruned that is neither circuit nor spare: of what all heads cost", left,
+            claim("… cost of pruning all heads outside of circuit and spares / of all heads", left,
                   below=LEFT, holds=max(left) < min(others), judged=judged),
-            f"as many others: {fmean(others):.2f} on average"),
+            f"as many other heads: {fmean(others):.2f} on average"),
         add_control(
-            claim("… in series: of the smaller single cost, what both together do not cost",
+            claim("… two heads in series: share of the smaller cost that removing both saves",
                   [series_share(one) for one in models], above=0.5, judged=judged),
-            "0, were they independent"),
+            "0 for independent heads"),
         *parallel_claims(models, judged),
         *repair_claims(models, judged),
-        claim("… the induction head's cost by the mean, over its cost by zero",
+        claim("… cost of the induction head by mean ablation / by zero ablation",
               [mean_over_zero(one, one["induction"]) for one in models],
-              control=f"the previous-token head's: {previous:.2f}"),
+              control=f"previous-token head: {previous:.2f}"),
     ]
 
 
 def worst_auroc(one):
-    """The lowest AUROC of any ablation, in a model and in the same with a dead head planted."""
+    """The lowest AUROC of any ablation, in the model and in its copy with a planted dead head."""
     return min(one["auroc"][:3] + one["auroc_planted"][:3])
 
 
 def gradient_claims(models, texts, judged):
-    """The claims on the gradient: at the model's own z, where it is flat, and on the way to 0."""
+    """The claims about the gradient: at the model's own z, where it is flat, and on the path to
+    z = 0."""
     flat = [one["slope"][one["previous"]] / one["importance"][0][one["previous"]]
             for one in models]
     on_text = fmean(sum(one["slope"]) / sum(one["importance"][0]) for one in texts)
     return [
         claim("… of the gradient", [one["auroc"][3] for one in models],
-              control="luck where it is flat, as the next line says"),
+              control="luck, because the gradient is flat (next line)"),
         add_control(
-            claim("… the gradient's size for the previous-token head, over the cost by zero", flat,
+            claim("… gradient of the previous-token head / its cost by zero ablation", flat,
                   below=LEFT, judged=judged),
-            f"all heads of the model of text: {on_text:.2f}"),
-        claim("… of the gradient along the way to z = 0", [one["auroc_along"] for one in models],
-              control="no evidence of its own: a text's mean over the way is its cost by zero"),
+            f"all heads of the models of text: {on_text:.2f}"),
+        claim("… of the gradient along the path to z = 0", [one["auroc_along"] for one in models],
+              control="no new evidence: its mean over the path is the cost by zero"),
     ]
 
 
 def repair_claims(models, judged):
-    """The claims on where the effects of the circuit's two heads come from."""
+    """The claims about where the effects of the circuit's two heads come from."""
     def shares(part, head):
         return [one["repair"][part][one[head]] / one["repair"]["total"][one[head]]
                 for one in models]
@@ -211,38 +213,38 @@ def repair_claims(models, judged):
     none_later = max(map(abs, shares("by_patterns", "induction")))
     return [
         add_control(
-            claim("… the previous-token head's own words (direct / total)",
+            claim("… direct effect of the previous-token head / total effect",
                   shares("direct", "previous"), below=LEFT, judged=judged),
-            f"the induction head's: {fmean(shares('direct', 'induction')):.2f}"),
-        claim("… what it costs because later heads look elsewhere (by_patterns / total)",
+            f"induction head: {fmean(shares('direct', 'induction')):.2f}"),
+        claim("… its effect through the patterns of later heads / total effect",
               shares("by_patterns", "previous"),
-              control=f"the induction head's, with none later: {none_later:.0f}"),
+              control=f"induction head, with none later: {none_later:.0f}"),
     ]
 
 
 def mean_over_zero(one, head):
-    """What a head costs by mean ablation over what it costs by zero ablation."""
+    """The cost of a head by mean ablation divided by its cost by zero ablation."""
     by_method = dict(zip(METHODS, one["importance"], strict=True))
     return by_method["mean"][head] / by_method["zero"][head]
 
 
 def series_share(one):
-    """Of the smaller of two single costs, what is saved where both are removed: 1 where the second
-    of two heads in series costs nothing more."""
+    """How much removing both circuit heads saves against removing them separately, as a share of
+    the smaller cost. It is 1 if the second of two heads in series costs nothing more."""
     i, j = one["previous"], one["induction"]
     return -one["pairs"][i][j] / min(one["alone"][i], one["alone"][j])
 
 
 def parallel_claims(models, judged):
-    """The claim on the induction head and its first spare, where there is one."""
+    """The claim about the induction head and its first spare, if there is one."""
     with_spare = [one for one in models if one["spare"] is not None]
     if not with_spare:
         return []
     beyond = [one["pairs"][one["induction"]][one["spare"]] for one in with_spare]
     alone = fmean(one["alone"][one["spare"]] for one in with_spare)
     return [add_control(
-        claim("… in parallel: two induction heads cost beyond their own (nats)", beyond, above=0,
-              judged=judged),
+        claim("… two induction heads in parallel: extra cost of removing both (nats)", beyond,
+              above=0, judged=judged),
         f"the second alone costs {alone:.2f}")]
 
 
@@ -250,10 +252,7 @@ def parallel_claims(models, judged):
 
 
 def describe_findings(models):
-    """Three plain sentences on what was found, whatever it was.
-
-    models: as in `importance_claims`.
-    """
+    """Three sentences that say what was found. models: as in `importance_claims`."""
     texts, known = split_by_truth(models)
     rho = fmean(one["agreement"]["mean"] for one in texts)
     null = max(one["agreement"]["null_high"] for one in texts)
@@ -261,21 +260,41 @@ def describe_findings(models):
     gradient = fmean(compare_with_chance(texts, ("gradient",))["worst"])
     found = sum(worst_auroc(one) == 1 for one in known)
     by_gradient = sum(one["auroc"][3] == 1 for one in known)
-    return (f"{name_of_text(texts)}: the rankings of two methods have a Spearman of {rho:.2f} on "
-            f"average (95 % of shuffled ones stay below {null:.2f}). Pruned up to half, heads cost "
-            f"{ablation:.2f} times what they cost in a random order where the worst ablation "
-            f"chooses them, and {gradient:.2f} times where the gradient does (pruning.png). Where "
-            f"the circuit is known, all ablations put its heads on top in {found} of {len(known)} "
-            f"models, and the gradient in {by_gradient} (importance.png).")
+    top = ", ".join(f"{most_important_head(one)} ({seed_of(one)})" for one in texts)
+    circuits = ", ".join(" and ".join(circuit_heads(one)) for one in known)
+    return (f"{name_of_text(texts)}: the head that matters most, by mean ablation, is {top}. Two "
+            f"of the four measures rank the heads with a Spearman correlation of {rho:.2f} on "
+            f"average (shuffled heads: below {null:.2f}), and pruning up to half of the heads by "
+            f"the worst ablation costs {ablation:.2f} times as much as in a random order, by the "
+            f"gradient {gradient:.2f} times. Where the circuit is known, every ablation ranks its "
+            f"heads highest in {found} of {len(known)} models ({circuits}), and the gradient in "
+            f"{by_gradient} (importance.png, pruning.png).")
+
+
+def most_important_head(one):
+    """The label of the head with the largest effect by mean ablation."""
+    effects = one["importance"][METHODS.index("mean")]
+    return head_label(*one["heads"][effects.index(max(effects))])
+
+
+def circuit_heads(one):
+    """The labels of the heads of a known circuit, a list."""
+    return [head_label(*head) for head, is_true in zip(one["heads"], one["truth"], strict=True)
+            if is_true]
+
+
+def seed_of(one):
+    """The last part of a model's name, such as "seed 0"; all of it for a run."""
+    return one["name"].split(", ")[-1]
 
 
 # Figures
 
 
 def importance_figure(text, known):
-    """Every head by the four methods, each in units of its own largest value, with intervals.
+    """The Figure of every head by the four methods, each scaled to its own largest value.
 
-    text, known: what `measure_subject` gave of a model of text, and of one with a circuit.
+    text, known: what `measure_subject` returned for a model of text, and for one with a circuit.
     """
     figure = Figure(figsize=(9, 6.6), layout="constrained")
     upper, lower = figure.subplots(2)
@@ -285,8 +304,7 @@ def importance_figure(text, known):
                     f"Spearman of {rho:.2f} on average\n(95 % of shuffled ones stay below "
                     f"{null:.2f})")
 
-    circuit = " and ".join(head_label(*head) for head, is_true in
-                           zip(known["heads"], known["truth"], strict=True) if is_true)
+    circuit = " and ".join(circuit_heads(known))
     outside = ", ".join(head_label(*head) for head in known["outside"])
     n_right = sum(score == 1 for score in known["auroc"])
     draw_importance(lower, known, f"{known['name']}: {n_right} of {len(METHODS)} measures put the "
@@ -298,7 +316,7 @@ def importance_figure(text, known):
 
 
 def draw_importance(axes, one, title):
-    """Dots with intervals over texts, four for each head."""
+    """Draw four dots for each head, with intervals over texts."""
     bare_axes(axes, title, "head", "importance, over the\nmethod's largest")
     axes.axhline(0, color="0.8", linewidth=0.8)
     for i, (method, colour) in enumerate(zip(METHODS, COLOURS, strict=False)):
@@ -311,7 +329,8 @@ def draw_importance(axes, one, title):
 
 
 def pruning_figure(text, known):
-    """The loss's rise over heads removed, by each ranking, against the band of random orders.
+    """The Figure of the rise of the loss over the number of heads removed, by each ranking and in
+    random orders.
 
     text, known: as in `importance_figure`.
     """
@@ -332,7 +351,7 @@ def pruning_figure(text, known):
 
 
 def draw_pruning(axes, one, title):
-    """One line a method, and where nine in ten random orders lie."""
+    """Draw a line for each method, and the band that holds nine in ten random orders."""
     bare_axes(axes, title, "heads removed, least important first",
               "rise of the loss (nats/token)")
     random = np.array(one["pruning"]["random"])

@@ -1,7 +1,7 @@
-"""What is measured of a model that names indirect objects: its heads, their roles, its edges.
+"""Measure a model that predicts indirect objects: its heads, their roles, its edges.
 
-Noising throughout: the clean run is disturbed, and a change of the logit difference below 0 says
-that what was disturbed was needed. Differences and losses are in nats.
+All patching is noising: the clean run is corrupted, and a change of the logit difference below 0
+means that the corrupted part was needed. Differences and losses are in nats.
 
 Chapter: COURSE_ROADMAP.md, 12 (indirect objects)
 Prerequisites: patching.py, head_ablation.py, circuits.py, experiments/indirect_object/model.py
@@ -30,17 +30,19 @@ from weight_circuits import ov_circuits, read_through
 
 MODES = ("zero", "mean", "resample")
 # Chosen on seeds 0 to 2 and 10 to 14, as are the thresholds of report.py
-COPIES = 0.5  # the least share of tokens that a head's OV circuit raises, or lowers, most at itself
-RAISES = 1.0  # nats: the least that a copier's words raise the right ones
-KEPT = 0.2  # the share of all edges in the circuit that is put to the tests
+# COPIES: the OV circuit of a copier raises at least this share of tokens most when it reads them;
+# that of a suppressor lowers as many most.
+COPIES = 0.5
+RAISES = 1.0  # nats: how far a copier must raise the right tokens
+KEPT = 0.2  # the share of all edges in the circuit that is tested
 RANDOM = 20  # sets of heads to compare with
 RANKINGS = 100  # random orders of all edges, and random circuits
 
 
 @torch.no_grad()
 def measure_gifts(model, gifts, songs, *, n_random=RANKINGS):
-    """All that is measured of a model, a dict of plain values. gifts: Gifts; songs: Songs;
-    n_random: orders of the edges, and circuits, that are drawn to compare with, 20 or more."""
+    """All measurements of a model, a dict of plain values. gifts: Gifts; songs: Songs; n_random:
+    the number of random edge orders and of random circuits to compare with, 20 or more."""
     result = measure_task(model, gifts)
     _, cache = model.run_with_cache(gifts.clean_tokens)
     heads = describe_heads(model, gifts, cache)
@@ -59,7 +61,7 @@ def measure_gifts(model, gifts, songs, *, n_random=RANKINGS):
 
 @torch.no_grad()
 def measure_task(model, gifts):
-    """How well the receiver is named: a dict. Differences are those of IO's logit and S's."""
+    """How well the model predicts the receiver: a dict. Differences: the logit of IO minus S's."""
     logits = model(gifts.clean_tokens)
     diff = gifts.metric(logits)
     nats = -logits[:, -1].log_softmax(-1).gather(1, gifts.receiver[:, None])
@@ -78,8 +80,10 @@ def all_heads(model):
 
 
 def describe_heads(model, gifts, cache):
-    """A dict for each head: where it looks, what it says straight to the logits, and whether it
-    copies. cache: of the clean run."""
+    """A dict for each head: its attention, its direct effect on the logits, and whether it copies.
+
+    cache: of the clean run.
+    """
     rows = torch.arange(len(gifts.receiver))
     copying = copying_shares(model, gifts.names)
     is_named = (gifts.names == gifts.receiver[:, None]) | (gifts.names == gifts.giver[:, None])
@@ -107,11 +111,11 @@ def describe_heads(model, gifts, cache):
 
 
 def copying_shares(model, tokens):
-    """Of some tokens, the share that a head's OV circuit raises above all others of them ("most"),
-    and the share that it raises least ("least"): a dict of [layer, head].
+    """How often a head's OV circuit raises a token most, or least, when it reads it: {"most",
+    "least": [layer, head]}, shares of `tokens`, compared among these tokens.
 
-    The circuit is that of the weights, from the token's embedding to the logits. Chance is 1 over
-    the number of tokens.
+    The circuit is computed from the weights, from a token's embedding to the logits. Chance is 1
+    over the number of tokens.
     """
     W_E = model.W_E[tokens]
     W_U = read_through(model.ln_final, model.W_U)[:, tokens]
@@ -120,17 +124,17 @@ def copying_shares(model, tokens):
     for layer in range(model.cfg.n_layers):
         circuits = ov_circuits(model, layer)
         raised = W_E @ circuits.A @ circuits.B @ W_U  # [head, token, token]
-        raised = raised - raised.mean(1, keepdim=True)  # what it raises whatever it reads
+        raised = raised - raised.mean(1, keepdim=True)  # without what it raises at every token
         shares["most"].append((raised.argmax(-1) == own).float().mean(-1))
         shares["least"].append((raised.argmin(-1) == own).float().mean(-1))
     return {kind: torch.stack(each) for kind, each in shares.items()}
 
 
 def raised_tokens(model, cache, tokens, is_raised):
-    """By how much each head's words at the end raise some tokens above the others, [layer, head].
+    """How far each head's write at the end raises some tokens above the others, [layer, head].
 
-    In nats, at the scale of the final LayerNorm. tokens: ids [n]; is_raised: [batch, n], 1 for
-    those that are asked for in a prompt, else 0.
+    In nats, at the scale of the final LayerNorm. tokens: ids [n]; is_raised: [batch, n], 1 for the
+    tokens in question of each prompt, 0 for the others.
     """
     W_U = read_through(model.ln_final, model.W_U)[:, tokens]
     scale = cache["scale", None][:, -1, None]  # [batch, 1, 1]
@@ -150,12 +154,12 @@ def raised_tokens(model, cache, tokens, is_raised):
 
 
 def find_roles(heads):
-    """Heads by role, {role: [(layer, head)]}, from `describe_heads`. Roles are given by what a head
-    does, wherever it looks: a word after a name can have it from an earlier layer.
+    """The heads of each role, {role: [(layer, head)]}, from `describe_heads`.
 
-    answer: the head whose words the answer loses most by, straight at the logits. suppressors:
-    their OV circuit lowers each name most at itself. copiers: their OV circuit copies names, and
-    their words raise the two who were named.
+    Roles depend on what a head does, not on where it looks, because a word after a name can carry
+    the name from an earlier layer. answer: the head with the largest direct effect on the answer.
+    suppressors: heads whose OV circuit lowers each name most when it reads it. copiers: heads whose
+    OV circuit copies names, and which raise the two people who were named.
     """
     return {"answer": [min(heads, key=lambda one: one["direct"])["head"]],
             "suppressors": [one["head"] for one in heads if one["suppresses"] >= COPIES],
@@ -163,19 +167,19 @@ def find_roles(heads):
 
 
 def is_copier(one):
-    """Whether a head copies, by its OV circuit and by what its words raise; one: its dict."""
+    """Whether a head copies, by its OV circuit and by the tokens it raises; one: its dict."""
     return one["copies"] >= COPIES and one["raises"] >= RAISES
 
 
 def measure_strongest(model, gifts, answer, cache):
-    """What the head whose words count most reads and says: a dict. cache: of the clean run.
+    """What the strongest head reads and writes: a dict. cache: of the clean run.
 
     after: its attention from END to the giver (S2) and to the words after it; giver: to S2 alone.
-    twice, once: by how much its words raise the giver above the other names, in nats, where S was
-    named before, and where a third person gives. inputs: the change of the logit difference with
-    its own queries, keys or values of prompts in which a third person gives. senders: the change
-    when an earlier head's words of the corrupted run reach its values alone, {label: nats}. others:
-    after and once of the other heads, their means.
+    twice, once: how far it raises the giver above the other names, in nats, if S was named before,
+    and if a third person gives. inputs: the change of the logit difference when its queries, keys
+    or values come from prompts in which a third person gives. senders: {label: the change, in nats,
+    when only its values see an earlier head's output of the corrupted run}. others: the means of
+    `after` and `once` over the other heads.
     """
     layer, head = answer
     rows = torch.arange(len(gifts.receiver))
@@ -213,16 +217,16 @@ def attention_after(cache, gifts):
 
 
 def mean_of_others(values, head):
-    """The mean of [layer, head] over all heads but one, a (layer, head)."""
+    """The mean of values [layer, head] over all heads except one, a (layer, head)."""
     return ((values.sum() - values[head]) / (values.numel() - 1)).item()
 
 
 def changed_inputs(model, gifts, heads, letters, tokens):
-    """The change of the logit difference when the queries, keys or values of these heads are those
-    of a run on other prompts, in nats.
+    """The change of the logit difference, in nats, when the queries, keys or values of these heads
+    come from a run on other prompts.
 
-    letters: of "q", "k" and "v"; "qk" of all heads gives the patterns of the other run. tokens:
-    [batch, pos].
+    letters: some of "q", "k" and "v"; "qk" of all heads gives the patterns of the other run.
+    tokens: [batch, pos], the other prompts.
     """
     other = model.run_with_cache(tokens)[1]
     edits = []
@@ -235,10 +239,10 @@ def changed_inputs(model, gifts, heads, letters, tokens):
 
 
 def measure_copying(model, gifts, roles):
-    """What the log-odds of the two names lose without the copiers, and without other heads: a dict.
+    """The fall of the two names' log-odds without the copiers, and without other heads: a dict.
 
-    Heads write their mean over the corrupted prompts. others: the same for sets of as many heads
-    that are neither copiers nor the strongest, at most RANDOM of them.
+    Removed heads write their mean over the corrupted prompts. others: the same for at most RANDOM
+    sets of as many heads that are neither copiers nor the strongest head.
     """
     reference = model.run_with_cache(gifts.corrupted_tokens)[1]
     return lost_without(model, gifts.clean_tokens, gifts.named_metric, roles["copiers"],
@@ -246,10 +250,10 @@ def measure_copying(model, gifts, roles):
 
 
 def lost_without(model, tokens, metric, copiers, *, keep, reference):
-    """What a metric loses without the copiers, and without random sets of as many other heads:
+    """The fall of a metric without the copiers, and without random sets of as many other heads:
     {"copiers": number, "others": list}, in nats.
 
-    keep: heads that no random set has. reference: a cache whose means heads write in their place.
+    keep: heads that are in no random set. reference: a cache whose means replace removed heads.
     """
     rest = [head for head in all_heads(model) if head not in copiers + keep]
     sets = list(itertools.combinations(rest, len(copiers)))
@@ -260,8 +264,8 @@ def lost_without(model, tokens, metric, copiers, *, keep, reference):
 
 
 def measure_repair(model, gifts, roles):
-    """What the others do where the answering head, or the copier that counts most, is removed: for
-    each role and mode a dict of `SelfRepair`'s means, in nats."""
+    """How other heads compensate when the strongest head, or the most important copier, is removed:
+    for each role and mode a dict of `SelfRepair`'s means, in nats."""
     reference = model.run_with_cache(gifts.corrupted_tokens)[1]
     source = list(range(len(gifts.receiver)))
     found = {}
@@ -287,8 +291,9 @@ def measure_repair(model, gifts, roles):
 def measure_songs(model, songs):
     """Which heads copy the syllables of a song, and what is lost without them: a dict.
 
-    heads: for each head where it looks, how many syllables its OV circuit copies, what its words
-    raise the right one by above the others (nats). copiers, lost: as for names.
+    heads: for each head its attention to the right syllable, the share of syllables that its OV
+    circuit copies, and how far it raises the right one above the others (nats). copiers, lost: as
+    for names.
     """
     logits, cache = model.run_with_cache(songs.tokens)
     rows = torch.arange(len(songs.target))
@@ -311,8 +316,8 @@ def measure_songs(model, songs):
 
 
 def measure_edges(model, gifts, n_random):
-    """Edge attribution (5 steps of integrated gradients) against exact edges, and the circuits of
-    its best edges, over all sizes and at one: a dict."""
+    """Compare edge attribution (5 steps of integrated gradients) with exact edges, and measure the
+    circuits of its best edges, of all sizes and of one: a dict."""
     clean, corrupted, metric = gifts.clean_tokens, gifts.corrupted_tokens, gifts.metric
     run = CircuitRun(model, clean, corrupted, metric)
     with torch.enable_grad():
@@ -332,7 +337,7 @@ def measure_edges(model, gifts, n_random):
     random = [faithfulness_curve(run, random_ranking(run.full, generator)).cpr
               for _ in range(n_random)]
 
-    # one size, put to the tests
+    # one size, with all tests
     number_of = {edge: number for number, edge in enumerate(run.full.edges())}
     n_kept = max(1, round(KEPT * len(edges)))
     report = evaluate_circuit(

@@ -1,9 +1,10 @@
-"""The gifts and the songs of the built-in corpus as prompts, and the model that learns them.
+"""Make prompts from the gifts and songs of the built-in corpus, and train a model on the corpus.
 
-A gift is "When A and B went to the PLACE, S gave a THING to", with S one of the two; the other
-one, IO, comes next. Names as in Wang et al.: S1 is where S is first named, S2 where S gives, END
-the last word. Three layers without MLPs have room for the three steps of GPT-2's circuit (mark the
-duplicate, turn away from it, copy what is left), and each head's words go straight to the logits.
+A gift is "When A and B went to the PLACE, S gave a THING to". S is one of the two people, and the
+other one, IO, comes next. Positions are named as in Wang et al.: S1 is the first mention of S, S2
+is S as the giver, END is the last word. Three layers without MLPs have room for the three steps of
+GPT-2's circuit (detect the duplicate, turn away from it, copy the other name), and every head
+writes directly to the logits.
 
 Chapter: COURSE_ROADMAP.md, 12 (indirect objects)
 Prerequisites: corpus.py, train.py
@@ -24,12 +25,12 @@ from tokenizer import WordTokenizer
 from utils import seeded_generator
 
 SONG = 5  # syllables of a song in the prompts
-SUNG = 2  # of them that have come again where the prompt ends
+SUNG = 2  # syllables that have been repeated when the prompt ends
 
 
 @dataclass(frozen=True)
 class GiftRecipe:
-    """How a model of the corpus is trained: 25 s on one core."""
+    """How a model is trained on the corpus, which takes 25 s on one core."""
 
     n_layers: int = 3
     n_heads: int = 4
@@ -42,11 +43,11 @@ class GiftRecipe:
 
 @dataclass(frozen=True)
 class Gifts:
-    """Prompts with an indirect object: clean, and with three unrelated names in the same places.
+    """Prompts with an indirect object: clean, and corrupted by three unrelated names.
 
     clean_tokens, corrupted_tokens: [batch, pos]. receiver, giver: ids [batch] of IO and S. at:
     {"IO", "S1", "S2", "END": positions [batch]}. names: ids [n] of all names. tokens_without:
-    clean_tokens, but who gives is a third person: nobody is named twice.
+    clean_tokens with a third person as the giver, so that no name occurs twice.
     """
 
     clean_tokens: torch.Tensor
@@ -59,17 +60,17 @@ class Gifts:
 
     @property
     def tokens_swapped(self):
-        """clean_tokens where the other one of the two gives: ABBA for BABA, and BABA for ABBA."""
+        """clean_tokens with the other person as the giver: ABBA for BABA, and BABA for ABBA."""
         return self.clean_tokens.scatter(1, self.at["S2"][:, None], self.receiver[:, None])
 
     @property
     def metric(self):
-        """How much higher the logit of IO is than that of S, in nats: a Metric."""
+        """A Metric: the logit of IO minus that of S, in nats."""
         return Metric.logit_diff(self.receiver, self.giver)
 
     @property
     def named_metric(self):
-        """Log-odds that it is one of the two who were named, not somebody else: a Metric."""
+        """A Metric: the log-odds of the two people who were named against all other names."""
         is_one = (self.names == self.receiver[:, None]) | (self.names == self.giver[:, None])
 
         def log_odds(logits):
@@ -82,8 +83,11 @@ class Gifts:
 
 @dataclass(frozen=True)
 class Songs:
-    """Songs that are sung again, up to a syllable: tokens [batch, pos], target ids [batch], the
-    positions source [batch] where the target stands in the song, syllables: ids [n] of them all."""
+    """Songs that are repeated up to some syllable.
+
+    tokens: [batch, pos]. target: ids [batch] of the next syllable. source: positions [batch] of the
+    target in the song. syllables: ids [n] of all syllables.
+    """
 
     tokens: torch.Tensor
     target: torch.Tensor
@@ -92,7 +96,7 @@ class Songs:
 
     @property
     def metric(self):
-        """Log-probability of the right syllable among all syllables, in nats: a Metric."""
+        """A Metric: the log-probability of the right syllable among all syllables, in nats."""
         column = (self.syllables == self.target[:, None]).float().argmax(-1)
         return Metric(lambda logits: logits[:, -1, self.syllables].log_softmax(-1).gather(
             -1, column[:, None])[:, 0])
@@ -102,7 +106,7 @@ class Songs:
 
 
 def draw_gifts(tokenizer, n_prompts, seed):
-    """Gifts from the corpus's own generator: ABBA and BABA as they come."""
+    """Gifts from the corpus's own generator, ABBA and BABA mixed."""
     teller = corpus.Storyteller(seed)
     rows = {"clean": [], "corrupted": [], "without": []}
     receivers = []
@@ -114,7 +118,7 @@ def draw_gifts(tokenizer, n_prompts, seed):
         *words, receiver = teller.sample.words
         one, two, giver = (place for place, word in enumerate(words) if word in corpus.NAMES)
 
-        # the names that are not in it, in the places of those that are
+        # names that are not in the prompt replace those that are
         others = [name for name in corpus.NAMES if name not in (words[one], words[two])]
         strangers = teller.random.sample(others, 3)
         corrupted = list(words)
@@ -136,7 +140,7 @@ def draw_gifts(tokenizer, n_prompts, seed):
 
 
 def places_of(tokens, receiver, second):
-    """{"IO", "S1", "S2", "END": positions [batch]}; second: the position of S2, [batch]."""
+    """{"IO", "S1", "S2", "END": positions [batch]}; second: the positions of S2, [batch]."""
     giver = tokens.gather(1, second[:, None])
     return {"IO": (tokens == receiver[:, None]).float().argmax(1),
             "S1": (tokens == giver).float().argmax(1), "S2": second,
@@ -144,7 +148,7 @@ def places_of(tokens, receiver, second):
 
 
 def draw_songs(tokenizer, n_prompts, seed):
-    """Songs from the corpus's own generator, of SONG different syllables."""
+    """Songs from the corpus's own generator, each of SONG different syllables."""
     teller = corpus.Storyteller(seed)
     rows = []
     targets = []
@@ -169,7 +173,7 @@ def draw_songs(tokenizer, n_prompts, seed):
 
 
 def gift_text(recipe):
-    """(tokens [n], tokenizer) of the corpus that a recipe trains on."""
+    """(tokens [n], tokenizer) of the text that a recipe trains on."""
     text = corpus.text(recipe.characters)
     tokenizer = WordTokenizer().fit(text)
     return torch.tensor(tokenizer.encode(text)), tokenizer
@@ -182,8 +186,11 @@ def gift_shape(recipe, tokenizer):
                    attn_only=True)
 
 
-def trained_gift_model(folder, seed, recipe, text, retrain=False):
-    """The model of a seed, trained or read where it was kept. text: of `gift_text`."""
+def trained_gift_model(folder, seed, recipe, text, *, retrain=False, trainings=None):
+    """The model of a seed, trained, or read if it was kept.
+
+    text: what `gift_text` returns. trainings: the Trainings that this model is one of.
+    """
     tokens, tokenizer = text
     how = TrainConfig(max_steps=recipe.steps, batch_size=recipe.batch_size)
 
@@ -191,10 +198,10 @@ def trained_gift_model(folder, seed, recipe, text, retrain=False):
         generator = seeded_generator(seed)
         fit_with_progress(
             model, lambda: random_batch(tokens, how.batch_size, recipe.n_ctx, generator), how,
-            f"gifts, seed {seed}")
+            f"seed {seed}", trainings=trainings)
 
     model, _ = trained_gpt(folder / f"seed_{seed}" / "checkpoint.pt",
                            gift_shape(recipe, tokenizer), seed, train, tokenizer=tokenizer,
                            settings={"recipe": asdict(recipe), "train": asdict(how)},
-                           retrain=retrain)
+                           retrain=retrain, trainings=trainings)
     return model

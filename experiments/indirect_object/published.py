@@ -1,7 +1,7 @@
-"""The published prompts on GPT-2, or on any model in its layout: reported against measured.
+"""Measure GPT-2, or any model in its layout, on prompts of the published form.
 
-The templates have the form of the paper's, in our words: two people are somewhere, one of them
-gives something to the other one. ABBA: who gives was named second; BABA: first.
+The templates have the paper's form in our own words: two people are somewhere, and one of them
+gives something to the other. In ABBA prompts the giver was named second, in BABA prompts first.
 
 Chapter: COURSE_ROADMAP.md, 12 (indirect objects)
 Prerequisites: experiments/indirect_object/model.py
@@ -45,13 +45,13 @@ REPORTED = {"diff": "3.56 (Wang et al.)", "right": "0.993 (Wang et al.)",
 
 
 def published_gifts(tokenizer, template, n_prompts, seed=0):
-    """Gifts of one template, of names that are one token each; raises UserError for fewer than five
-    such names."""
+    """Gifts of one template, with names of one token each. Raises UserError if the tokenizer has
+    fewer than five such names."""
     def single(words, least):
         found = [word for word in words if len(tokenizer.encode(word)) == 1]
         if len(found) < least:
             raise UserError(f"{len(found)} of {len(words)} names, places or things are one token "
-                            f"of this tokenizer, and {least} are needed; use GPT-2's own "
+                            f"of this tokenizer, but {least} are needed; use GPT-2's own "
                             "vocab.json and merges.txt")
         return found
 
@@ -72,7 +72,7 @@ def published_gifts(tokenizer, template, n_prompts, seed=0):
 
     clean, corrupted, without = (torch.tensor(rows[kind]) for kind in rows)
     receiver = torch.tensor(receivers)
-    second = (clean != without).float().argmax(1)  # only who gives differs
+    second = (clean != without).float().argmax(1)  # only the giver differs
     giver = clean.gather(1, second[:, None])[:, 0]
     ids = torch.tensor([tokenizer.encode(name)[0] for name in names])
     return Gifts(clean, corrupted, without, receiver, giver,
@@ -81,10 +81,10 @@ def published_gifts(tokenizer, template, n_prompts, seed=0):
 
 @torch.no_grad()
 def measure_published(model, tokenizer, n_prompts):
-    """What the published prompts show of a model, a dict of plain values: means over templates.
+    """Measure a model on the published prompts: a dict of plain values, means over templates.
 
-    direct: what each head's words are worth straight at the logits, by label, in nats: the change
-    of the logit difference where they are those of the corrupted prompts. attention: {label: {"END
+    direct: {label: the head's direct effect in nats}, the change of the logit difference when its
+    output comes from the corrupted prompts and reaches the logits alone. attention: {label: {"END
     to IO", "END to S2"}}.
     """
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
@@ -96,8 +96,8 @@ def measure_published(model, tokenizer, n_prompts):
     for number, template in enumerate(TEMPLATES):
         gifts = published_gifts(tokenizer, template, n_prompts, seed=number)
         if gifts.clean_tokens.shape[1] > model.cfg.n_ctx:
-            raise UserError(f"a prompt has {gifts.clean_tokens.shape[1]} tokens, and the model "
-                            f"reads {model.cfg.n_ctx}; choose a model that reads more")
+            raise UserError(f"a prompt has {gifts.clean_tokens.shape[1]} tokens, but the model "
+                            f"reads {model.cfg.n_ctx}; choose a model with a larger n_ctx")
         logits, cache = model.run_with_cache(gifts.clean_tokens)
         diffs.append(gifts.metric(logits))
 
@@ -123,12 +123,12 @@ def measure_published(model, tokenizer, n_prompts):
 
 
 def is_gpt2_small(found):
-    """Whether a model has the shape in which the paper named heads."""
+    """Whether a model has GPT-2 small's layers and heads, to which the paper's names apply."""
     return (found["n_layers"], found["n_heads"]) == (12, 12)
 
 
 def published_claims(found):
-    """[Claim], reported against measured, none of them judged: the prompts are not the paper's."""
+    """[Claim]: measured beside published numbers. None is judged, because the prompts differ."""
     diff = torch.tensor(found["diff"])
     claims = [claim("IO above S: the difference of their logits (nats)", diff.mean(),
                     interval=interval_of(diff), reported=REPORTED["diff"]),
@@ -145,20 +145,20 @@ def published_claims(found):
     for role, heads in GPT2_ROLES.items():
         ranks = [1 + ranked.index(head_label(*head)) for head in heads]
         said = {"name movers": "the first three", "negative name movers": "the last two"}
-        claims.append(claim(f"{role}: rank of their own words among 144 heads", ranks,
+        claims.append(claim(f"{role}: rank of their direct effects among 144 heads", ranks,
                             reported=said.get(role, "")))
     return claims
 
 
 def interval_of(values):
-    """(low, high): the mean and twice its standard error to both sides."""
+    """(low, high): the mean minus and plus twice its standard error."""
     error = 2 * values.std().item() / len(values) ** 0.5
     return values.mean().item() - error, values.mean().item() + error
 
 
 def describe_published(found):
-    """Two plain sentences on what was found."""
+    """Two sentences that say what was found."""
     ranked = sorted(found["direct"], key=found["direct"].get)
-    return (f"The receiver is likelier than the giver in {found['right']:.0%} of the prompts. The "
-            f"heads whose own words are worth most to the answer: {', '.join(ranked[:3])}; against "
-            f"it work {', '.join(ranked[:-3:-1])} (heads.png).")
+    return (f"The receiver is likelier than the giver in {found['right']:.0%} of the prompts. By "
+            f"direct effect, {', '.join(ranked[:3])} support the answer most, and "
+            f"{', '.join(ranked[:-3:-1])} oppose it most (heads.png).")

@@ -1,12 +1,12 @@
-"""What shows that two heads are an induction circuit: weights, ablation, one path, other texts.
+"""Test whether two heads form an induction circuit: by weights, ablation, paths and unseen texts.
 
-    previous-token head   at j + 1: "before me came the token t_j"
-    induction head        at i, whose token is t_j again: looks for a key that says so, finds j + 1,
-                          and says t_(j + 1)
+    previous-token head   at j + 1, writes: "the token before me is t_j"
+    induction head        at i, whose token is t_j again: looks for a key with that message, finds
+                          j + 1, and predicts t_(j + 1)
 
-The claim is about the way between them. What the first head writes is read in the *keys* of the
-second (K-composition), and this path alone carries the answer. Each test has its control: the same
-for another head of the same layer, another input of the same head, or random matrices.
+The claim is about the path between the two. What the first head writes is read by the *keys* of the
+second (K-composition), and this path alone carries the answer. Each test has a control: another
+head of the same layer, another input of the same head, or random matrices.
 
 Chapter: COURSE_ROADMAP.md, 11 (induction)
 Prerequisites: experiments/induction/model.py
@@ -36,7 +36,7 @@ from weight_circuits import composition_scores
 
 ROWS = 64  # texts that a trained model is measured on
 DRAWS = 300  # of random matrices
-TEXTS = {  # fresh texts of the kind that the model was trained on, and kinds that it was not
+TEXTS = {  # unseen texts of the kind that the model was trained on, and of four other kinds
     "as trained": {},
     "segments of 2 to 5": {"lengths": (2, 5)},
     "segments of 17 to 20": {"lengths": (17, 20), "gaps": (0, 0)},
@@ -45,28 +45,31 @@ TEXTS = {  # fresh texts of the kind that the model was trained on, and kinds th
 }
 
 
-def measure_seed(folder, seed, recipe, *, retrain=False):
-    """What one seed gave, a dict of plain values: `measure_circuit` of its model, and what two
-    models do that lack the heads (one layer, and circles instead of maps).
+def measure_seed(folder, seed, recipe, *, retrain=False, trainings=None):
+    """Train and measure the three models of a seed; returns a dict of plain values.
 
-    folder, retrain: as in `trained_induction_model`; recipe: the InductionRecipe of all three.
+    It holds what `measure_circuit` returns for the main model, and what two models without the
+    circuit do: one with a single layer ("one_layer"), one trained with circles instead of maps
+    ("circles"). folder, retrain, trainings: as in `trained_induction_model`; recipe: an
+    InductionRecipe.
     """
-    model, history = trained_induction_model(folder, seed, recipe, retrain=retrain)
+    how = {"retrain": retrain, "trainings": trainings}
+    model, history = trained_induction_model(folder, seed, recipe, **how)
     result = measure_circuit(model, history) | {"seed": seed}
 
     one_layer = replace(recipe, n_layers=1, every=50)
-    _, result["one_layer"] = trained_induction_model(folder, seed, one_layer, retrain=retrain)
+    _, result["one_layer"] = trained_induction_model(folder, seed, one_layer, **how)
 
     circles = replace(recipe, circles=True, every=50)
-    model, result["circles"] = trained_induction_model(folder, seed, circles, retrain=retrain)
+    model, result["circles"] = trained_induction_model(folder, seed, circles, **how)
     result["circles_transfer"] = measure_transfer(model, find_circuit(model))
     return result
 
 
 def measure_circuit(model, history):
-    """All that shows the circuit in one trained model, as a dict of plain values.
+    """All measurements of the circuit in one trained model, a dict of plain values.
 
-    history: what `trained_induction_model` gives with the model.
+    history: what `trained_induction_model` returns with the model.
     """
     circuit = find_circuit(model)
     heads = {
@@ -89,16 +92,16 @@ def measure_circuit(model, history):
 
 
 def draw_texts(model, **kind):
-    """(tokens, known) of fresh texts of a kind of Repeats, each [ROWS, n_ctx + 1]."""
+    """(tokens, known) of unseen texts, each [ROWS, n_ctx + 1]; kind: settings of `Repeats`."""
     return Repeats(model.cfg.n_ctx + 1, **kind).draw(ROWS, seeded_generator(MEASURED_ON + 1))
 
 
 def measure_composition(model, circuit):
-    """How well the weights of two heads fit together, in standard deviations of random matrices.
+    """Composition scores of head pairs, as z-scores against random matrices.
 
-    {"K", "Q", "V": z-score of the previous-token head with that input of the induction head;
-    "other K", "other V": [z-score] of the other heads below it}. z-score: by how many standard
-    deviations of DRAWS draws the score lies above their mean.
+    Returns {"K", "Q", "V": z of the previous-token head with that input of the induction head;
+    "other K", "other V": [z] of the other heads below it}. z: how many standard deviations the
+    score lies above the mean of DRAWS random draws.
     """
     z_scores = {kind: composition_scores(model, kind, n_draws=DRAWS).z for kind in "KQV"}
 
@@ -115,10 +118,10 @@ def measure_composition(model, circuit):
 
 @torch.no_grad()
 def measure_ablation(model, circuit):
-    """What is lost without a head: {what is removed: {"repeats", "induction"}}.
+    """Ablate each head of the circuit: {what is removed: {"repeats", "induction"}}.
 
-    repeats: the loss on repeats, in nats a token; induction: the induction head's score. Each
-    removed head's z is replaced by its mean over texts at each position.
+    repeats: the loss on repeats, in nats per token; induction: the induction head's score. The z of
+    a removed head is replaced by its mean over texts at each position.
     """
     tokens, known = draw_texts(model)
     _, reference = model.run_with_cache(tokens[:, :-1], lambda name: name.endswith("hook_z"))
@@ -138,11 +141,11 @@ def measure_ablation(model, circuit):
 
 
 def measure_paths(model, circuit):
-    """{path: rise of the loss on repeats, in nats a token}, where one path is corrupted.
+    """Corrupt one path at a time: {path: rise of the loss on repeats, in nats per token}.
 
-    The head at the path's beginning has its value in other texts (of the same form, with other
-    tokens), and only the receivers at its end see that. The last entry is the head's effect by all
-    ways: its receivers are the logits, and nothing is frozen.
+    The sender takes its value from corrupted texts (the same form, other tokens), and only the
+    receivers at the end of the path see the change. The last entry is the previous-token head's
+    effect through all paths: the receivers are the logits, and nothing is frozen.
     """
     tokens, known = draw_texts(model)
     n_layers, d_vocab = model.cfg.n_layers, model.cfg.d_vocab
@@ -170,7 +173,7 @@ def measure_paths(model, circuit):
 
 @torch.no_grad()
 def measure_transfer(model, circuit):
-    """{texts: {"repeats": nats, "first": nats, "induction": score}} on each kind of TEXTS."""
+    """{texts: {"repeats": nats, "first": nats, "induction": score}} for each kind in TEXTS."""
     result = {}
     for name, kind in TEXTS.items():
         tokens, known = draw_texts(model, **kind)
@@ -182,27 +185,28 @@ def measure_transfer(model, circuit):
 
 @torch.no_grad()
 def score_one_key_off(model, circuit):
-    """The induction head's attention one key further back, to the earlier occurrence itself.
+    """The induction head's attention to the earlier occurrence itself, one key too far back.
 
-    A measure that is off by one would give this, or a head that finds and does not move on.
+    It is high if the induction score is off by one, or if the head finds the earlier occurrence but
+    does not look at the token after it.
     """
     tokens, _ = draw_texts(model)
     return head_scores(model, tokens[:, :-1])["duplicate-token"].mean(1)[circuit.induction].item()
 
 
 def first_crossing(history, value, level):
-    """The first step of a history at which value(row) has reached the level, from whichever side it
-    began; None where it never does."""
+    """The first step of a history at which value(row) crosses the level, from above or from below;
+    None if it never does."""
     begins_above = value(history[0]) > level
     crossed = (row["step"] for row in history if (value(row) > level) != begins_above)
     return next(crossed, None)
 
 
 def find_phase_change(history, circuit):
-    """When the circuit forms: {event: step}.
+    """When the circuit forms: {event: step, or None if it never comes}.
 
-    "loss at 90 %" (50 %, 10 %): the loss on repeats has fallen to that share of what it was at the
-    start. "induction", "previous-token": the head's score passes one half.
+    "loss at 90 %" (50 %, 10 %): the loss on repeats has fallen to that share of its first value.
+    "induction", "previous-token": the head's score passes 0.5.
     """
     def repeats(row):
         return row["repeats"]

@@ -1,4 +1,4 @@
-"""What the trained models of the induction experiment show: its claims, its figure, and a summary.
+"""Report the induction experiment: its claims, its summary and its figure.
 
 Chapter: COURSE_ROADMAP.md, 11 (induction)
 Prerequisites: experiments/induction/measure.py
@@ -12,6 +12,7 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
+from activation_cache import head_label
 from experiments.common import add_control, mean_text, seed_claim
 from experiments.induction.measure import DRAWS, TEXTS
 from experiments.induction.model import WORDS
@@ -23,7 +24,7 @@ UNSEEN = list(TEXTS)[1:]  # the kinds of text that no model was trained on
 LEAST_SCORES = {"induction": 0.9, "previous-token": 0.85}  # of the circuit's two heads
 
 
-# What a number of the table is
+# The numbers of the table
 
 
 def score_of(row, kind, head):
@@ -60,12 +61,12 @@ def steps_from_half_loss(result):
 
 
 def strongest_other_head(result):
-    """The K-composition of the layer's other heads with the induction head, the largest z."""
+    """The largest K-composition (z) of the layer's other heads with the induction head."""
     return max(result["composition"]["other K"], default=math.nan)
 
 
 def composition_lead(result):
-    """By how many z the circuit's K-composition leads that by Q, by V, and the other heads'."""
+    """How far (in z) the circuit's K-composition lies above that by Q, by V and of other heads."""
     z = result["composition"]
     return z["K"] - max(z["Q"], z["V"], *z["other K"])
 
@@ -77,18 +78,18 @@ def ablation_rise(result, removed):
 
 
 def largest_other_rise(result):
-    """The largest rise (nats) without any one of the other heads of the first layer."""
+    """The largest rise (nats) when one of the other heads of the first layer is removed."""
     others = [name for name in result["ablation"] if name.startswith("other head")]
     return max((ablation_rise(result, name) for name in others), default=math.nan)
 
 
 def path_share(result, path):
-    """What a path carries of all that the previous-token head does to the loss."""
+    """The share of the previous-token head's whole effect on the loss that a path carries."""
     return result["paths"][path] / result["paths"]["previous-token head by all ways"]
 
 
 def largest_control_share(result):
-    """The largest share, of either sign, of the paths that should carry nothing."""
+    """The largest share, by size, of the paths that should carry nothing."""
     controls = [path for path in result["paths"]
                 if path[-1] in "QV" or path.startswith("other head")]
     return max(abs(path_share(result, path)) for path in controls)
@@ -98,9 +99,9 @@ def largest_control_share(result):
 
 
 def induction_claims(seeds, judged=True):
-    """[Claim] on the trained models.
+    """[Claim] about the trained models.
 
-    seeds: what `measure_seed` gives for each. judged: False leaves every claim open.
+    seeds: what `measure_seed` returns for each seed. judged: False leaves every claim open.
     """
     return [*loss_and_score_claims(seeds, judged), *phase_claims(seeds, judged),
             *composition_claims(seeds, judged), *ablation_claims(seeds, judged),
@@ -109,7 +110,7 @@ def induction_claims(seeds, judged=True):
 
 
 def loss_and_score_claims(seeds, judged):
-    """The circuit is there: the losses and the scores of its two heads."""
+    """The circuit exists: the losses, and the scores of its two heads."""
     def untrained(kind):
         return mean_text(seeds, lambda result: best_score(result["history"][0], kind))
 
@@ -127,7 +128,7 @@ def loss_and_score_claims(seeds, judged):
                        above=LEAST_SCORES["induction"], judged=judged),
             f"untrained, best head {untrained('induction')}"),
         seed_claim("the same head, scored one key off", seeds, lambda result: result["shifted"],
-                   control="at most what the score leaves of 1"),
+                   control="at most 1 minus the induction score"),
         add_control(
             seed_claim("previous-token score", seeds,
                        lambda result: final_score(result, "previous-token"),
@@ -137,14 +138,15 @@ def loss_and_score_claims(seeds, judged):
 
 
 def phase_claims(seeds, judged):
-    """The fall of the loss and both heads come in one short phase."""
+    """The loss falls and both heads form in one short phase."""
     return [
-        seed_claim("loss on repeats falls from 90 % to 10 % in this share of the steps", seeds,
+        seed_claim("share of the steps in which the loss on repeats falls from 90 % to 10 %", seeds,
                    steps_of_fall, below=0.2, judged=judged, reported="a phase change"),
         seed_claim("steps from half the loss to an induction score of 0.5", seeds,
                    steps_from_half_loss, between=(-50, 50), judged=judged),
         add_control(
-            seed_claim("in-context score (nats): the loss on late tokens minus early ones", seeds,
+            seed_claim("in-context score (nats): loss on late tokens minus loss on early ones",
+                       seeds,
                        lambda result: result["measured"]["in_context"], below=-3, judged=judged,
                        reported="below 0"),
             "before training 0"),
@@ -162,49 +164,50 @@ def composition_claims(seeds, judged):
                    lambda result: result["composition"]["K"], above=5, judged=judged,
                    reported="stands out"),
         add_control(
-            seed_claim("by how much it leads Q, V and the layer's other head into K (z)", seeds,
+            seed_claim("its lead over Q, V and the layer's other head into K (z)", seeds,
                        composition_lead, above=5, judged=judged),
             f"Q {by_q}, V {by_v}, other head {other}"),
-        seed_claim("the other head into the induction head's values, V-composition (z)", seeds,
+        seed_claim("other head to the induction head's values, V-composition (z)", seeds,
                    lambda result: max(result["composition"]["other V"], default=math.nan),
-                   control="without that head the loss rises by "
+                   control="ablating that head raises the loss by "
                            f"{mean_text(seeds, largest_other_rise)}"),
     ]
 
 
 def ablation_claims(seeds, judged):
-    """What is lost without the heads."""
+    """How much the loss rises when the heads are removed."""
     intact = mean_text(seeds, lambda result: result["ablation"]["nothing"]["induction"])
     best_alone = mean_text(seeds, lambda result: ablation_rise(result, "induction head"))
     return [
         add_control(
-            seed_claim("loss on repeats rises without the previous-token head (nats)", seeds,
+            seed_claim("previous-token head removed: rise of the loss on repeats (nats)", seeds,
                        lambda result: ablation_rise(result, "previous-token head"), above=3,
                        judged=judged),
-            f"without the layer's other head {mean_text(seeds, largest_other_rise)}"),
+            f"the layer's other head removed {mean_text(seeds, largest_other_rise)}"),
         add_control(
-            seed_claim("induction score without the previous-token head", seeds,
+            seed_claim("previous-token head removed: induction score", seeds,
                        lambda result: result["ablation"]["previous-token head"]["induction"],
                        below=0.1, judged=judged),
-            f"as it is {intact}"),
-        seed_claim("loss rises without the other head of that layer (nats)", seeds,
+            f"with all heads {intact}"),
+        seed_claim("the layer's other head removed: rise of the loss (nats)", seeds,
                    largest_other_rise, below=0.1, judged=judged),
         add_control(
-            seed_claim("loss rises without all heads of an induction score above 0.5 (nats)", seeds,
+            seed_claim("all heads with an induction score above 0.5 removed: rise (nats)", seeds,
                        lambda result: ablation_rise(result, "all induction heads"), above=3,
                        judged=judged),
-            f"without the best one alone {best_alone}"),
+            f"the best one alone removed {best_alone}"),
     ]
 
 
 def path_claims(seeds, judged):
-    """One path carries all that the previous-token head does."""
+    """One path carries the whole effect of the previous-token head."""
     return [
         add_control(
-            seed_claim("share of the previous-token head's effect by way of the induction heads' "
-                       "keys", seeds, lambda result: path_share(result, "previous-token head to K"),
+            seed_claim("share of the previous-token head's effect that passes through the "
+                       "induction heads' keys", seeds,
+                       lambda result: path_share(result, "previous-token head to K"),
                        above=0.8, judged=judged),
-            "by queries or values, or another head's to keys: "
+            "through queries or values, or from another head: "
             f"{mean_text(seeds, largest_control_share)}"),
         seed_claim("the largest of those controls", seeds, largest_control_share, below=0.1,
                    judged=judged),
@@ -212,9 +215,9 @@ def path_claims(seeds, judged):
 
 
 def transfer_claims(seeds, judged):
-    """The model has not learnt a table of places or pairs: it does the same on unseen texts."""
+    """The model has not memorised places or pairs: it works on unseen kinds of text too."""
     def lowest_score(result):
-        return min(result["transfer"][text]["induction"] for text in UNSEEN)
+        return min(result["transfer"][kind]["induction"] for kind in UNSEEN)
 
     losses = [seed_claim(f"loss on repeats, {text} (nats)", seeds,
                          lambda result, text=text: result["transfer"][text]["repeats"],
@@ -224,7 +227,7 @@ def transfer_claims(seeds, judged):
 
 
 def counterexample_claims(seeds, judged):
-    """What must fail does: one layer, and texts that can be predicted from a distance."""
+    """Two models that must not have the circuit: one layer, and one trained with circles."""
     with_heads = mean_text(seeds, lambda result: result["transfer"][SHORT]["repeats"])
     return [
         seed_claim("one layer, same training: loss on repeats (nats)", seeds,
@@ -234,7 +237,7 @@ def counterexample_claims(seeds, judged):
                    lambda result: best_score(result["one_layer"][-1], "induction"), below=0.2,
                    judged=judged),
 
-        # A low loss without the heads, which is why a loss alone is no proof.
+        # Their loss is low without the heads, which is why a low loss alone is no proof.
         add_control(
             seed_claim("trained with circles: loss on repeats (nats)", seeds,
                        lambda result: result["circles"][-1]["repeats"], below=1, judged=judged),
@@ -243,7 +246,7 @@ def counterexample_claims(seeds, judged):
             seed_claim("trained with circles: best induction score", seeds,
                        lambda result: best_score(result["circles"][-1], "induction"), below=0.2,
                        judged=judged),
-            "and no such head"),
+            "no induction head"),
         add_control(
             seed_claim(f"trained with circles: loss on {SHORT} (nats)", seeds,
                        lambda result: result["circles_transfer"][SHORT]["repeats"], above=1,
@@ -256,7 +259,7 @@ def counterexample_claims(seeds, judged):
 
 
 def describe_findings(seeds):
-    """Three plain sentences on what was found, whatever it was. seeds: as in `induction_claims`."""
+    """Three sentences that say what was found. seeds: as in `induction_claims`."""
     formed = [all(final_score(result, kind) > least for kind, least in LEAST_SCORES.items())
               for result in seeds]
     induction = mean_text(seeds, lambda result: final_score(result, "induction"))
@@ -266,14 +269,25 @@ def describe_findings(seeds):
     rise = mean_text(seeds, lambda result: ablation_rise(result, "previous-token head"))
     carried = fmean(path_share(result, "previous-token head to K") for result in seeds)
     one_layer = mean_text(seeds, lambda result: result["one_layer"][-1]["repeats"])
-    return (f"With {sum(formed)} of {len(seeds)} seeds two heads form an induction circuit: on "
-            f"average the best induction head pays {induction} of its attention to the token after "
-            "the last occurrence of its own, and the best previous-token head pays "
-            f"{previous} to the token before. The loss on repeats goes from {loss_before} to "
-            f"{loss_after} nats (with one layer to {one_layer}), and is {rise} higher without the "
-            f"previous-token head; the induction heads' keys carry {100 * carried:.0f} % of what "
-            "that head does. Look at induction.png for when the heads come, and what each "
-            "intervention costs.")
+    if any(formed):
+        circuits = ", ".join(name_circuit(result) for result, is_formed
+                             in zip(seeds, formed, strict=True) if is_formed)
+        heads = (f"An induction circuit of two heads forms in {sum(formed)} of {len(seeds)} seeds: "
+                 f"{circuits}.")
+    else:
+        heads = f"No induction circuit forms in any of {len(seeds)} seeds."
+    return (f"{heads} On average the best previous-token head pays {previous} of its attention to "
+            f"the token before, and the best induction head pays {induction} to the token after "
+            "the last occurrence of the current one. Training takes the loss on repeats from "
+            f"{loss_before} to {loss_after} nats (with one layer: to {one_layer}); removing the "
+            f"previous-token head raises it by {rise}, and {100 * carried:.0f} % of that head's "
+            "effect passes through the induction heads' keys (induction.png).")
+
+
+def name_circuit(result):
+    """The circuit of one seed, such as "L0H1 → L1H0 (seed 0)"."""
+    previous, induction = (head_label(*result["heads"][kind]) for kind in ("previous", "induction"))
+    return f"{previous} → {induction} (seed {result['seed']})"
 
 
 # The figure
@@ -298,14 +312,14 @@ def induction_figure(seeds):
 
 
 def step_of_event(seeds, event, choose):
-    """The first (choose=min) or last (max) step of an event over the seeds; None where one seed
-    lacks it."""
+    """The first (choose=min) or last (max) step of an event over the seeds; None if one seed lacks
+    it."""
     steps = [result["phase"][event] for result in seeds]
     return None if None in steps else choose(steps)
 
 
 def draw_over_steps(axes, seeds, values, history="history", **style):
-    """A line of each seed for each {name: value(result, row)}, over a history's steps."""
+    """Draw a line for each seed and each {name: value(result, row)}, over a history's steps."""
     n_drawn = len(axes.lines) // len(seeds)
     for colour, (name, value) in zip(COLOURS[n_drawn:], values.items(), strict=False):
         for number, result in enumerate(seeds):
@@ -315,7 +329,7 @@ def draw_over_steps(axes, seeds, values, history="history", **style):
 
 
 def draw_losses(axes, seeds):
-    """The losses of the model, and of the two that have no induction heads."""
+    """Draw the losses of the model, and of the two models that have no induction heads."""
     def repeats(result, row):
         return row["repeats"]
 
@@ -340,7 +354,7 @@ def draw_losses(axes, seeds):
 
 
 def draw_scores(axes, seeds):
-    """The scores of the two heads, and the best of those models that have no induction heads."""
+    """Draw the scores of the two heads, and the best of the models without induction heads."""
     def induction(result, row):
         return score_of(row, "induction", result["heads"]["induction"])
 
@@ -368,7 +382,7 @@ def draw_scores(axes, seeds):
 
 
 def draw_in_context(axes, seeds):
-    """The in-context score over training."""
+    """Draw the in-context score over training."""
     draw_over_steps(axes, seeds, {"": lambda result, row: row["in_context"]})
     end = fmean(result["history"][-1]["in_context"] for result in seeds)
     bare_axes(axes, f"Late tokens cost {-end:.1f} nats less than early ones in the end", "step",
@@ -376,7 +390,7 @@ def draw_in_context(axes, seeds):
 
 
 def draw_interventions(axes, seeds):
-    """A row for each intervention, a dot for each seed."""
+    """Draw a row for each intervention, with a dot for each seed."""
     def removed(name):
         return lambda result: ablation_rise(result, name)
 

@@ -1,13 +1,13 @@
-"""Which heads of any model look at the previous token, at an earlier occurrence, or after one?
+"""Find the previous-token, duplicate-token and induction heads of any model.
 
-Every head is scored on texts of random tokens in which a segment comes twice: its attention to the
-token before (previous-token), to the earlier occurrence of its token (duplicate-token), and to what
-followed it then (induction). Where the segment begins, how long it is and how far apart the two are
-differ from text to text, so that no head scores by looking a fixed distance back.
+Every head is scored on texts of random tokens that hold a segment twice. The scores are its
+attention to the token before (previous-token), to an earlier occurrence of the current token
+(duplicate-token), and to the token after that occurrence (induction). The segment's start, its
+length and the gap differ from text to text, so no head scores by looking back a fixed distance.
 
-The null is a random pattern: the same attention paid to keys that were drawn at random among those
-that each query sees. Of many heads one is always the best, so a head is compared with the best of
-all heads in each draw.
+The null hypothesis is a random pattern: the same attention, paid to keys drawn at random among
+those that each query can see. One of many heads always scores best by chance, so a head is compared
+with the best of all heads in each draw.
 
 Chapter: COURSE_ROADMAP.md, 11 (induction)
 Prerequisites: experiments/induction_head_detection.py
@@ -35,18 +35,19 @@ from utils import Progress, UserError, seeded_generator
 
 ROWS = 32  # texts
 DRAWS = 300  # of random keys
-SHOWN = 3  # heads of a kind in the table, at the most, beside those that are reported
-SHORTEST, LONGEST = 16, 48  # the texts' tokens
+SHOWN = 3  # heads of a kind in the table, at most, besides those that were published
+SHORTEST, LONGEST = 16, 48  # tokens in a text
 GPT2_SMALL_SHAPE = {"n_layers": 12, "n_heads": 12, "d_model": 768, "d_vocab": 50257}
 GPT2_SMALL_HEADS = {"induction": ((5, 1), (5, 5), (6, 9), (7, 2), (7, 10)),
                     "previous-token": ((4, 11), (2, 2)),
                     "duplicate-token": ((0, 1), (0, 10), (3, 0))}
 KINDS = tuple(GPT2_SMALL_HEADS)
-CLEAR = 0.3  # the least share of its attention for a head to be one of these by its score
+CLEAR = 0.3  # the least score for a head to count as one of a kind
 
 
 def report_scan(model):
-    """The experiment's result for one other model: {"found", "claims", "scan", "removed"}."""
+    """The experiment's result for a model that it did not train: {"found", "claims", "scan",
+    "removed"}."""
     scan = scan_heads(model)
     removed = scan_ablation(model, rank_heads(scan, "induction")[0])
     return {"found": describe_scan(scan, removed), "claims": scan_claims(model.cfg, scan, removed),
@@ -57,25 +58,25 @@ def report_scan(model):
 
 
 def draw_scan_texts(cfg):
-    """(tokens, known), each [ROWS, pos], for a model's ModelConfig. Raises UserError for a model
-    without heads, and for a context or a vocabulary that they do not fit into."""
+    """(tokens, known), each [ROWS, pos], for a ModelConfig. Raises UserError if the model has no
+    heads, or if its context or vocabulary is too small for the texts."""
     if not cfg.n_layers:
-        raise UserError("n_layers=0: this model has no heads to look at; take one with layers")
+        raise UserError("n_layers=0: this model has no heads to look at; choose one with layers")
     n_pos = min(cfg.n_ctx, cfg.d_vocab, LONGEST)
     if n_pos < SHORTEST:
-        raise UserError(f"n_ctx={cfg.n_ctx}, d_vocab={cfg.d_vocab}: a segment that comes twice "
-                        f"needs {SHORTEST} positions and as many tokens; take a larger model")
+        raise UserError(f"n_ctx={cfg.n_ctx}, d_vocab={cfg.d_vocab}: texts with a repeated segment "
+                        f"need {SHORTEST} positions and as many tokens; choose a larger model")
     texts = Repeats(n_pos, cfg.d_vocab, (n_pos // 6 + 1, n_pos // 3), (0, n_pos // 6))
     return texts.draw(ROWS, seeded_generator(MEASURED_ON))
 
 
 def random_pattern_scores(pattern, queries, generator):
-    """What attention to random keys would score, [layer, head].
+    """The scores that attention to random keys would get, [layer, head].
 
-    For each query that counts one key is drawn among those that it sees, the same for all heads.
-    The mean is over a text's queries, then over texts, as in the scores themselves.
-    pattern: [layer, batch, head, query_pos, key_pos]; queries: [batch, query_pos], True where one
-    counts.
+    For each query that counts, one of the keys that it can see is drawn, the same for all heads.
+    As in the scores themselves, the mean is over a text's queries, then over texts.
+    pattern: [layer, batch, head, query_pos, key_pos]; queries: [batch, query_pos], True where the
+    query counts.
     """
     n_rows, n_pos = queries.shape
     n_seen = torch.arange(n_pos) + 1
@@ -87,12 +88,12 @@ def random_pattern_scores(pattern, queries, generator):
 
 @torch.no_grad()
 def scan_heads(model):
-    """Every head's scores, and what chance gives, as a dict of plain values.
+    """Every head's scores and their null distribution, as a dict of plain values.
 
-    scores, low, high, p: {kind: [layer][head]}; low and high enclose a score over texts, and p is
-    the share of draws in which the best of all heads scores as much on random keys. null: {kind:
-    what the best head of a random pattern reaches in one draw of twenty}. repeats and first: losses
-    in nats a token. tokens: how many a text has.
+    scores, low, high, p: {kind: [layer][head]}. low and high: a confidence interval over texts.
+    p: the share of draws in which the best of all heads scores at least as much on random keys.
+    null: {kind: the 95 % quantile of that best score}. repeats and first: losses in nats per token.
+    tokens: the number of tokens in a text.
     """
     tokens, known = draw_scan_texts(model.cfg)
     progress = Progress(len(KINDS), " scores of every head")
@@ -101,7 +102,7 @@ def scan_heads(model):
     pattern = cache.stack("pattern")
     generator = seeded_generator(MEASURED_ON)
 
-    # The queries that a score is the mean of.
+    # The queries over which each score is averaged.
     occurred = earlier_occurrences(tokens).any(-1)
     queries = dict.fromkeys(scores, occurred)
     queries["previous-token"] = (torch.arange(tokens.shape[1]) > 0).expand_as(occurred)
@@ -124,11 +125,12 @@ def scan_heads(model):
 
 
 def scan_ablation(model, head):
-    """What the loss on repeats loses without a head, (layer, head), but for its mean at each
-    position: {"rise", "low", "high", "others"}.
+    """The rise of the loss on repeats without a head, (layer, head): {"rise", "low", "high",
+    "others"}.
 
-    rise, low, high: in nats a token, with an interval over texts. others: the rises without up to
-    five other heads of its layer, one at a time.
+    The head's z is replaced by its mean at each position. rise, low, high: in nats per token, with
+    an interval over texts. others: the rises without up to five other heads of its layer, one at a
+    time.
     """
     tokens, known = draw_scan_texts(model.cfg)
     _, reference = model.run_with_cache(tokens[:, :-1], lambda name: name.endswith("hook_z"))
@@ -138,7 +140,7 @@ def scan_ablation(model, head):
     order = torch.randperm(len(others), generator=seeded_generator(MEASURED_ON))[:5]
     sets = [[head], *([others[i]] for i in order)]
 
-    progress = Progress(len(sets), " heads taken away")
+    progress = Progress(len(sets), " heads ablated")
     done = itertools.count(1)
     effects = ablation_effects(model, tokens[:, :-1], sets, repeats_metric(tokens, known),
                                mode="mean_pos", reference=reference,
@@ -163,7 +165,7 @@ def look_up(scan, name, kind, head):
 
 
 def is_clear(scan, kind, head):
-    """Whether a head, (layer, head), is one of a kind by its score, and not by chance."""
+    """Whether a head, (layer, head), scores above CLEAR and above chance."""
     return (look_up(scan, "scores", kind, head) > CLEAR
             and look_up(scan, "p", kind, head) < 0.05)
 
@@ -172,8 +174,8 @@ def is_clear(scan, kind, head):
 
 
 def scan_claims(cfg, scan, removed):
-    """[Claim] on a model: on the heads reported of GPT-2 small where it has that shape; and, for
-    information, its best heads of each kind and what removing the best induction head costs."""
+    """[Claim] about a model. If it has GPT-2 small's shape, its published heads are judged. For
+    information: its best heads of each kind, and the cost of removing the best induction head."""
     claims = []
     if all(getattr(cfg, name) == value for name, value in GPT2_SMALL_SHAPE.items()):
         claims += [head_claim(scan, kind, head, reported=True)
@@ -185,21 +187,21 @@ def scan_claims(cfg, scan, removed):
 
     best = rank_heads(scan, "induction")[0]
     rises = removed["others"]
-    control = f"without another: {min(rises):.2g} to {max(rises):.2g}" if rises else ""
-    claims.append(claim(f"loss on repeats rises without head {head_label(*best)} (nats)",
+    control = f"other heads: {min(rises):.2g} to {max(rises):.2g}" if rises else ""
+    claims.append(claim(f"head {head_label(*best)} removed: rise of the loss on repeats (nats)",
                         removed["rise"], interval=(removed["low"], removed["high"]),
                         control=control))
     claims.append(claim("loss on repeats (nats)", scan["repeats"],
                         control=f"on first occurrences: {scan['first']:.3g}"))
     if cfg.n_layers == 1:
-        claims.append(claim("one layer can have no induction head by composition; best score",
+        claims.append(claim("one layer allows no induction head by composition; best score",
                             look_up(scan, "scores", "induction", best),
-                            control="no head reads what another wrote"))
+                            control="no head reads what another one wrote"))
     return claims
 
 
 def head_claim(scan, kind, head, reported=False):
-    """A Claim on one head's score, judged where it is reported, else for information."""
+    """A Claim about one head's score. reported: the head was published, so the claim is judged."""
     score, low, high, p = (look_up(scan, name, kind, head)
                            for name in ("scores", "low", "high", "p"))
     text = f"{kind} head {head_label(*head)}: share of its attention"
@@ -214,18 +216,18 @@ def head_claim(scan, kind, head, reported=False):
 
 
 def describe_scan(scan, removed):
-    """Two plain sentences on what was found, whatever it was."""
+    """Two sentences that say what was found."""
     parts = []
     for kind in KINDS:
         best = rank_heads(scan, kind)[0]
         score = look_up(scan, "scores", kind, best)
-        parts.append(f"{head_label(*best)} with {score:.2f} for {kind} "
-                     f"(by chance up to {scan['null'][kind]:.2f})")
+        parts.append(f"{head_label(*best)} for {kind}, {score:.2f} "
+                     f"(chance: up to {scan['null'][kind]:.2f})")
     best = head_label(*rank_heads(scan, "induction")[0])
-    return (f"The heads with the highest scores, as shares of their attention, are "
-            f"{', '.join(parts[:-1])} and {parts[-1]}. The loss on repeats is "
-            f"{scan['repeats']:.2f} nats a token, and {removed['rise']:.2f} more without {best}; "
-            "induction.png and the figures beside it show every head.")
+    return (f"The heads with the highest scores (shares of their attention) are "
+            f"{'; '.join(parts)}. The loss on repeats is {scan['repeats']:.2f} nats per token, and "
+            f"removing {best} raises it by {removed['rise']:.2f}. induction.png and the figures "
+            "beside it show every head.")
 
 
 def scan_figures(scan):

@@ -1,7 +1,8 @@
-"""How well each method ranks the edges of a model: over sizes, against the truth, over prompts.
+"""Score methods by how well they rank the edges of a model: over circuit sizes, against the truth,
+and over prompts.
 
-Every method gives each edge a worth. Where a method is blind to some true edges by construction,
-those tie with what is dead, and its AUROC follows: (seen / all + 1) / 2.
+Every method gives each edge a score. If a method is blind to some true edges by construction, these
+tie with dead edges, and its AUROC is (seen / all + 1) / 2.
 
 Chapter: COURSE_ROADMAP.md, 10 (approximate)
 Prerequisites: circuit_evaluation.py, experiments/scoreboard/model.py
@@ -35,34 +36,35 @@ from utils import seeded_generator
 
 IG_STEPS = 12  # as for the wired circuits; 0.5 lies among the shares of left and right
 THRESHOLDS = (0.02, 0.05, 0.2)  # of ACDC, as shares of the gap between clean and corrupted
-STABLE_EDGES = 7  # whose set is redrawn, where the truth does not say how many there are
-ACDC_DRAWS = 4  # of prompts, on which ACDC runs anew
+STABLE_EDGES = 7  # size of the sets compared over prompts, if the truth is not known
+ACDC_DRAWS = 4  # draws of prompts on which ACDC runs again
 SERIES = ("previous token", "duplicate token", "induction", "dead heads", "unused bit",
-          "saturated softmax")  # wired circuits that break where any one edge is cut
+          "saturated softmax")  # wired circuits that break if any one edge is cut
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method: score(scored, run) -> EdgeScores; sees(truth) -> the true edges that it sees."""
+    """A method: score(scored, run) -> EdgeScores; sees(truth) -> the true edges that it can see."""
 
     score: Callable
     sees: Callable
 
 
 def exact_scores(scored, run):
-    """Activation patching of edges: what cutting each edge does, exactly, as EdgeScores."""
+    """The EdgeScores of activation patching: the exact effect of cutting each edge."""
     found = minimality(run.full, *scored.both[:3], metric=scored.pairs.metric,
                        parts=run.full.edges())
     return EdgeScores(found.values, ("edge",), run.full)
 
 
 def eap_scores(**how):
-    """A score by EAP, with these arguments."""
+    """A score function for EAP with these arguments."""
     return lambda scored, run: eap(*scored.both, **how)
 
 
 def acdc_scores(scored, run):
-    """How many of ACDC's thresholds each edge outlives, the same for each prompt: EdgeScores."""
+    """The EdgeScores of ACDC: how many of its thresholds each edge survives (equal for all
+    prompts)."""
     gap = mean_gap(run)
     counts = thresholds_outlived(run, [share * gap for share in THRESHOLDS]).double()
     n_prompts = len(scored.pairs.right)
@@ -70,18 +72,18 @@ def acdc_scores(scored, run):
 
 
 def mean_gap(run):
-    """|metric with all edges - metric with none|, the mean over prompts."""
+    """|metric with all edges - metric with none|, averaged over prompts."""
     return (run.value(run.full) - run.value(run.full.only([]))).mean().abs().item()
 
 
 def edges_needed_alone(truth):
-    """The true edges that cost something when they alone are cut: of an OR, only the last."""
+    """The true edges with an effect when they alone are cut; in an OR, only the last edge."""
     alone = set(truth.edges) if truth.breaks else set(truth.edges) - truth.flat
     return dict.fromkeys(alone)
 
 
 def all_true_edges(truth):
-    """All true edges: what a gradient sees that is taken all along the way."""
+    """All true edges, which a gradient sees that is averaged along the whole path."""
     return dict.fromkeys(truth.edges)
 
 
@@ -96,15 +98,15 @@ METHODS = {
 
 
 class RunOnce(CircuitRun):
-    """A CircuitRun that runs no circuit twice: all rankings begin without edges and end with all,
-    and share many of the small circuits between."""
+    """A CircuitRun that runs no circuit twice. All rankings begin with no edge and end with all
+    edges, and they share many small circuits."""
 
     def __init__(self, *args):
         super().__init__(*args)
         self.known = {}  # the values of each circuit's mask
 
     def value(self, circuit):
-        """The metric for each prompt, [batch]."""
+        """The metric of each prompt, [batch]."""
         key = circuit.mask.numpy().tobytes()
         if key not in self.known:
             self.known[key] = super().value(circuit)
@@ -112,12 +114,12 @@ class RunOnce(CircuitRun):
 
 
 def score_model(scored, seed, n_random):
-    """A dict for each method on a model, and one for random rankings, as a list: the rows.
+    """The rows of a model: a list with a dict for each method, and one for random rankings.
 
-    method, model, seed; cpr, cmd; auroc and wired, the one that must be (None without a truth);
-    stability and chance: the mean Jaccard over draws of prompts, and of random sets; seconds.
-    Random rankings are n_random; their row has cmds and cprs, one each, and expected, as
-    `series_cmd` gives it (None where the circuit is no series).
+    method, model, seed; cpr, cmd; auroc, and wired: the value that it must have (None without a
+    truth); stability and chance: the mean Jaccard over draws of prompts, and of random sets;
+    seconds. The last row describes n_random random rankings: it has cmds and cprs, a number for
+    each ranking, and expected, from `series_cmd` (None if the circuit is not a series).
     """
     run = CircuitRun(*scored.both)  # for the methods, whose seconds count
     run_once = RunOnce(*scored.both)
@@ -129,7 +131,7 @@ def score_model(scored, seed, n_random):
         seconds = time.perf_counter() - began
         match = faithfulness_curve(run_once, ranked_edges(scores))
         signed = match if name == "ACDC" else faithfulness_curve(
-            run_once, ranked_edges(scores, by="sign"))  # ACDC's worths have no sign
+            run_once, ranked_edges(scores, by="sign"))  # ACDC's scores have no sign
 
         if name == "ACDC":
             stability = acdc_stability(scored, seed)
@@ -143,7 +145,7 @@ def score_model(scored, seed, n_random):
 
 
 def compare_with_truth(scored, scores, method, run):
-    """auroc and wired of EdgeScores; None for both where the truth is not known."""
+    """{"auroc", "wired"} of EdgeScores; both None if the truth is not known."""
     if scored.truth is None:
         return {"auroc": None, "wired": None}
     floor = FLOOR * mean_gap(run)
@@ -155,7 +157,7 @@ def compare_with_truth(scored, scores, method, run):
 
 
 def acdc_stability(scored, seed):
-    """The CircuitStability of what ACDC finds on redrawn prompts."""
+    """The CircuitStability of the circuits that ACDC finds on redrawn prompts."""
     pairs = scored.pairs
     found = []
     for draw in bootstrap_draws(len(pairs.right), ACDC_DRAWS, seed=seed):
@@ -192,17 +194,17 @@ def score_random(scored, run, seed, n_random, n_stable):
 
 
 def series_cmd(n_edges, n_true):
-    """(mean, standard deviation) of the CMD of a random ranking, where faithfulness is 1 with all
-    true edges and 0 if one lacks.
+    """(mean, standard deviation) of the CMD of a random ranking, if faithfulness is 1 with all true
+    edges and 0 if one is missing.
 
-    The best n of N edges hold all k true ones with probability C(N-k, n-k) / C(N, n), and CMD
-    depends only on the first size that holds them, so its whole distribution is known.
+    The best n of N edges contain all k true ones with probability C(N-k, n-k) / C(N, n). CMD
+    depends only on the first size that contains them, so its whole distribution is known.
     """
     sizes = curve_sizes(n_edges)
     shares = torch.tensor(sizes).double() / n_edges
     holds = [math.comb(n_edges - n_true, n - n_true) / math.comb(n_edges, n) if n >= n_true else 0
-             for n in sizes]  # [size], the chance that all are there
-    first = torch.tensor(holds).diff(prepend=torch.zeros(1)).double()  # ... and not a size before
+             for n in sizes]  # [size], the chance that all true edges are in
+    first = torch.tensor(holds).diff(prepend=torch.zeros(1)).double()  # ... for the first time
     step = torch.arange(len(sizes))
     far = (step < step[:, None]).double()  # [which is first, size]: 1 before it
     areas = torch.trapezoid(far, shares, dim=1)  # [which is first]

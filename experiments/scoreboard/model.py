@@ -1,8 +1,8 @@
-"""The models on which circuit methods are scored, with their prompts and, where known, the truth.
+"""Load the models on which circuit methods are scored, with their prompts and the known truth.
 
-Ten models are wired by hand, so their edges are known. The others are trained; how induction is
-learned is read in chapter 11, how suppression is in chapter 12. A further model is a function (cfg,
-folder, seed) -> ScoredModel and a line in TRAINED.
+Ten models are wired by hand, so their edges are known. The others are trained; chapter 11 explains
+how induction is learned, and chapter 12 how suppression is. To add a model, write a function (cfg,
+folder, seed, trainings) -> ScoredModel and a line in TRAINED and in `training_steps`.
 
 Chapter: COURSE_ROADMAP.md, 10 (approximate)
 Prerequisites: circuit_evaluation.py, experiments/wired/model.py
@@ -32,12 +32,12 @@ from tokenizer import WordTokenizer
 from utils import seeded_generator
 
 GIFT_CHARACTERS = 400_000  # of the corpus, to train on
-N_TEXT = 20  # distinct tokens of an induction prompt, before one of them comes again
+N_TEXT = 20  # distinct tokens of an induction prompt, before one of them is repeated
 
 
 @dataclass(frozen=True)
 class ScoredModel:
-    """A model, the pairs of prompts that its circuit is looked for on, and the truth (or None)."""
+    """A model, the pairs of prompts on which its circuit is searched, and the truth (or None)."""
 
     name: str
     model: GPT
@@ -46,21 +46,28 @@ class ScoredModel:
 
     @property
     def both(self):
-        """What methods take: model, clean and corrupted tokens, metric."""
+        """The arguments of methods: model, clean tokens, corrupted tokens, metric."""
         return (self.model, self.pairs.clean_tokens, self.pairs.corrupted_tokens,
                 self.pairs.metric)
 
 
-def load_models(cfg, folder, seed):
-    """Yields the ScoredModel of each circuit wired with a seed, then of each training with it.
+def load_models(cfg, folder, seed, trainings=None):
+    """Yield the ScoredModel of each circuit wired with a seed, then of each model trained with it.
 
-    cfg: a ScoreboardConfig; folder: the experiment's, in which trained models are kept.
+    cfg: a ScoreboardConfig; folder: the experiment's folder, where trained models are kept;
+    trainings: the Trainings that the trained models are among.
     """
     for wired in all_circuits(seed):
         pairs = wired.draw_pairs(cfg.prompts, seeded_generator(seed))
         yield ScoredModel(wired.name, wired.model, pairs, wired.truth)
     for load in TRAINED.values():
-        yield load(cfg, folder, seed)
+        yield load(cfg, folder, seed, trainings)
+
+
+def training_steps(cfg):
+    """The steps of each training of a seed, in the order of TRAINED. cfg: a ScoreboardConfig."""
+    return [induction_recipe(cfg).steps, suppression_recipe(cfg, seed=0).steps,
+            gift_training(cfg).max_steps]
 
 
 def as_pairs(drawn):
@@ -71,19 +78,24 @@ def as_pairs(drawn):
 # Induction
 
 
-def load_induction(cfg, folder, seed):
-    """The ScoredModel of a training of chapter 11."""
+def induction_recipe(cfg):
+    """The InductionRecipe of a ScoreboardConfig."""
+    return InductionRecipe(steps=30) if cfg.quick else InductionRecipe()
+
+
+def load_induction(cfg, folder, seed, trainings=None):
+    """The ScoredModel of an induction model of chapter 11."""
     home = folder / "quick" if cfg.quick else Path(cfg.out_dir) / "induction_head_detection"
-    recipe = InductionRecipe(steps=30) if cfg.quick else InductionRecipe()
-    model, _ = trained_induction_model(home, seed, recipe, retrain=cfg.retrain)
+    model, _ = trained_induction_model(home, seed, induction_recipe(cfg), retrain=cfg.retrain,
+                                       trainings=trainings)
     generator = seeded_generator(seed)
     pairs = as_pairs([induction_pair(generator) for _ in range(cfg.prompts)])
     return ScoredModel("trained induction", model, pairs)
 
 
 def induction_pair(generator):
-    """(clean, corrupted, right, wrong): distinct tokens, and one of them again; corrupted, it stood
-    at another place, so that another token followed it."""
+    """(clean, corrupted, right, wrong): distinct tokens, then one of them again. In the corrupted
+    prompt it first occurred at another place, so that another token followed it."""
     text = shuffled(range(len(WORDS)), generator)[:N_TEXT]
     i = draw_one(range(1, N_TEXT - 1), generator)
     j = draw_one([k for k in range(1, N_TEXT - 1) if abs(k - i) > 1], generator)
@@ -95,12 +107,18 @@ def induction_pair(generator):
 # Suppression
 
 
-def load_suppression(cfg, folder, seed):
-    """The ScoredModel of a training of chapter 12, on texts of which one has seen a token that is
-    predicted at the end."""
+def suppression_recipe(cfg, seed):
+    """The SuppressionRecipe of a ScoreboardConfig and a seed."""
+    return SuppressionRecipe(seed, steps=30) if cfg.quick else SuppressionRecipe(seed)
+
+
+def load_suppression(cfg, folder, seed, trainings=None):
+    """The ScoredModel of a suppression model of chapter 12; in the clean texts, a token that is
+    predicted at the end was seen."""
     home = folder / "quick_suppression" if cfg.quick else Path(cfg.out_dir) / "copy_suppression"
-    recipe = SuppressionRecipe(seed, steps=30) if cfg.quick else SuppressionRecipe(seed)
-    model = trained_suppressor(home / f"seed_{seed}", recipe, retrain=cfg.retrain)
+    recipe = suppression_recipe(cfg, seed)
+    model = trained_suppressor(home / f"seed_{seed}", recipe, retrain=cfg.retrain,
+                               trainings=trainings)
     pairs = suppression_pairs(recipe, cfg.prompts, seeded_generator(seed))
     return ScoredModel("trained suppression", model, pairs)
 
@@ -108,30 +126,36 @@ def load_suppression(cfg, folder, seed):
 # Gifts
 
 
-def load_gifts(cfg, folder, seed):
-    """The ScoredModel of a training on the built-in corpus, asked who is given a thing."""
+def gift_training(cfg):
+    """The TrainConfig of the models of gifts. cfg: a ScoreboardConfig."""
+    return TrainConfig(max_steps=20 if cfg.quick else 2000, lr=8e-3, muon_lr=0.02)
+
+
+def load_gifts(cfg, folder, seed, trainings=None):
+    """The ScoredModel of a model of the built-in corpus, on prompts about who is given a thing."""
     text = corpus.text(GIFT_CHARACTERS)
     tokenizer = WordTokenizer().fit(text)
     shape = ModelConfig(n_layers=2, n_heads=4, d_model=64, n_ctx=32, d_vocab=tokenizer.d_vocab)
-    how = TrainConfig(max_steps=20 if cfg.quick else 2000, lr=8e-3, muon_lr=0.02)
+    how = gift_training(cfg)
 
     def train(model):
         tokens = torch.tensor(tokenizer.encode(text))
         generator = seeded_generator(seed)
         fit_with_progress(model, lambda: random_batch(tokens, 24, shape.n_ctx, generator), how,
-                          f"gifts, seed {seed}")
+                          f"gifts, seed {seed}", trainings=trainings)
 
     model, _ = trained_gpt(folder / f"gifts_seed_{seed}" / "checkpoint.pt", shape, seed, train,
                            tokenizer=tokenizer,
                            settings={"train": asdict(how), "text": GIFT_CHARACTERS},
-                           retrain=cfg.retrain)
+                           retrain=cfg.retrain, trainings=trainings)
     names = shuffled(itertools.permutations(corpus.NAMES, 2), seeded_generator(seed))
     pairs = as_pairs([gift_pair(tokenizer, *pair) for pair in names[:cfg.prompts]])
     return ScoredModel("trained gifts", model, pairs)
 
 
 def gift_pair(tokenizer, one, two):
-    """(clean, corrupted, right, wrong): one gives to two; corrupted, two gives to one."""
+    """(clean, corrupted, right, wrong): `one` gives to `two`; in the corrupted prompt, `two` gives
+    to `one`."""
     texts = [f"\nWhen {one} and {two} went to the park, {giver} gave a kite to"
              for giver in (one, two)]
     clean, corrupted = map(tokenizer.encode, texts)

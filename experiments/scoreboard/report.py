@@ -1,4 +1,4 @@
-"""What the scoreboard claims of the methods, its board as lines of text, and its figure.
+"""Report the circuit scoreboard: its claims, its summary, the board as text, and its figure.
 
 Chapter: COURSE_ROADMAP.md, 10 (approximate)
 Prerequisites: experiments/scoreboard/measure.py, plotting.py
@@ -19,16 +19,16 @@ from experiments.scoreboard.measure import METHODS
 from metrics import permutation_pvalue, spearman
 from plotting import COLOURS, bare_axes
 
-SAME = 1e-9  # two AUROCs that differ by less are one
-BEATS_CHANCE = ("exact", "EAP-IG gauss", "ACDC")  # claimed on trained models, decided beforehand
+SAME = 1e-9  # two AUROCs that differ by less are equal
+BEATS_CHANCE = ("exact", "EAP-IG gauss", "ACDC")  # claimed for trained models, decided beforehand
 STABLE = ("exact", "EAP-IG gauss")
-PUBLISHED_JACCARD = 0.67  # the bar of stability, decided beforehand
-FURTHEST = 3.5  # standard errors; the furthest of 18 means is beyond it in less than 1 % of runs
+PUBLISHED_JACCARD = 0.67  # the threshold of stability, decided beforehand
+FURTHEST = 3.5  # standard errors; the furthest of 18 means exceeds it in less than 1 % of runs
 
 
 def scoreboard_claims(rows, judged=True):
-    """[Claim] on the rows that `score_model` gave. judged: whether trained models are judged; what
-    is wired is judged always."""
+    """[Claim] about the rows that `score_model` returned. judged: whether claims about trained
+    models are judged; those about wired circuits always are."""
     trained = [row for row in rows if row["wired"] is None]
     wired = [row for row in rows if row["wired"] is not None]
     return [*wired_claims(wired), *trained_claims(trained, judged), *cost_claims(rows)]
@@ -39,11 +39,11 @@ def of_method(rows, name):
     return [row for row in rows if row["method"] == name]
 
 
-# Where the truth is known
+# Wired circuits, whose truth is known
 
 
 def wired_claims(rows):
-    """That each AUROC is the wired one, and that chance is as its closed form says."""
+    """Each AUROC is the one that follows from the wiring; chance agrees with its closed form."""
     chance = fmean(row["auroc"] for row in of_method(rows, "random"))
     claims = []
     for name in METHODS:
@@ -56,7 +56,7 @@ def wired_claims(rows):
     series = [row for row in of_method(rows, "random") if row["expected"]]
     expected = fmean(row["expected"][0] for row in series)
     claims.append(claim(
-        "random: CMD where edges stand in series, |standard errors| from its closed form",
+        "random: CMD for edges in series, distance from its closed form in standard errors",
         [abs(standard_errors(row)) for row in series], below=FURTHEST,
         control=f"below {FURTHEST:g}; CMD {fmean(row['cmd'] for row in series):.3f}, closed form "
                 f"{expected:.3f}"))
@@ -64,16 +64,16 @@ def wired_claims(rows):
 
 
 def standard_errors(row):
-    """How far the mean CMD of random rankings is from its closed form, in standard errors."""
+    """The distance of the mean CMD of random rankings from its closed form, in standard errors."""
     mean, spread = row["expected"]
     return (row["cmd"] - mean) / (spread / math.sqrt(len(row["cmds"])))
 
 
-# Where it is not
+# Trained models, whose truth is not known
 
 
 def trained_claims(rows, judged):
-    """That rankings beat random ones, and stay when prompts are drawn again."""
+    """Rankings beat random ones, and are stable when prompts are drawn again."""
     random = {(row["model"], row["seed"]): row for row in of_method(rows, "random")}
     claims = []
     for name in METHODS:
@@ -104,7 +104,7 @@ def chance_does_as_well(row, random):
 
 
 def order_agreements(rows):
-    """For each model and two seeds, the Spearman of the methods' CMDs; none where it is NaN."""
+    """The Spearman of the methods' CMDs for each model and pair of seeds, without NaNs."""
     found = []
     for model in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == model and row["method"] in METHODS]
@@ -117,12 +117,12 @@ def order_agreements(rows):
 
 
 def cost_claims(rows):
-    """What exact effects cost beside a gradient's, and that no model takes long."""
+    """The time of exact effects compared with a gradient's, and the time of each model."""
     seconds = {(row["model"], row["seed"], row["method"]): row["seconds"] for row in rows}
     ratios = [seconds[model, seed, "exact"] / seconds[model, seed, "EAP"]
               for model, seed, method in seconds if method == "EAP"]
-    return [claim("seconds of exact effects over those of EAP", ratios, median=True),
-            claim("seconds that the scoring of a model took, all methods",
+    return [claim("time of exact effects / time of EAP", ratios, median=True),
+            claim("seconds to score a model by all methods",
                   [row["took"] for row in of_method(rows, "random")], below=120)]
 
 
@@ -130,7 +130,8 @@ def cost_claims(rows):
 
 
 def board_lines(rows):
-    """The board, lines of text: a mean over models and seeds for each method, wired and trained."""
+    """The board as lines of text: means over models and seeds for each method, on wired and on
+    trained models."""
     lines = [f"{'':14}{'wired':^35} {'trained':^28}",
              f"{'method':14}{'CPR':>7}{'CMD':>7}{'AUROC':>7}{'Jaccard':>8}{'s':>6} "
              f"{'CPR':>7}{'CMD':>7}{'Jaccard':>8}{'s':>6}"]
@@ -148,7 +149,7 @@ def board_lines(rows):
 
 
 def describe_findings(rows):
-    """What was found, in three sentences."""
+    """Three sentences that say what was found."""
     cells = [row for row in rows if row["wired"] is not None and row["method"] != "random"]
     as_wired = sum(abs(row["auroc"] - row["wired"]) < SAME for row in cells)
     trained = [row for row in rows if row["wired"] is None]
@@ -157,11 +158,13 @@ def describe_findings(rows):
     best = min(METHODS, key=cmd.get)
     exact, gradient = (fmean(row["seconds"] for row in of_method(trained, name))
                        for name in ("exact", "EAP"))
+    name = "exact effects" if best == "exact" else best
     return (f"{len(METHODS)} methods ranked the edges of {len({row['model'] for row in rows})} "
-            f"models; on wired circuits {as_wired} of {len(cells)} AUROCs are as the wiring says. "
-            f"On trained models {best} comes nearest to the model over all sizes, with a CMD of "
-            f"{cmd[best]:.3f} (EAP {cmd['EAP']:.3f}, random {cmd['random']:.3f}). Exact effects "
-            f"take {exact / gradient:.0f} times as long as EAP there.")
+            f"models. On wired circuits, {as_wired} of {len(cells)} AUROCs equal the value that "
+            f"follows from the wiring. On trained models, circuits by {name} stay closest to the "
+            f"model over all sizes, with a CMD of {cmd[best]:.3f} (EAP {cmd['EAP']:.3f}, random "
+            f"{cmd['random']:.3f}); exact effects take {exact / gradient:.0f} times as long as "
+            "EAP.")
 
 
 def scoreboard_figure(rows):

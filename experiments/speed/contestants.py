@@ -1,7 +1,7 @@
-"""The race of experiments/race.py: who takes part, and how they take turns.
+"""Define the contestants of experiments/race.py, and let them train in turns.
 
-Each contestant is a model of its own size and a number of steps that was chosen on the last tenth
-of the training split. Nothing was chosen on the validation split.
+Each contestant is a model with its own size and number of steps, which were chosen on the last
+tenth of the training split. Nothing was chosen on the validation split.
 
 Chapter: COURSE_ROADMAP.md, 6 (learn and sample)
 Prerequisites: train.py
@@ -29,9 +29,10 @@ N_EVALUATIONS = 10  # of each contestant
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model's shape, how it is trained, and its marks.
+    """A model's shape, its training, and the thresholds that it must meet.
 
-    time: that it may take, in nanoGPT's. loss: that it must reach (None: nanoGPT's own).
+    time: the most time that it may take, as a multiple of nanoGPT's. loss: the validation loss that
+    it must reach (None: nanoGPT's own).
     """
 
     model: ModelConfig
@@ -41,7 +42,7 @@ class Contestant:
 
 
 def race_contestants(d_vocab, seed):
-    """{name: Contestant}. The first is the recipe for a CPU in nanoGPT's README."""
+    """{name: Contestant}; the first is the CPU recipe in nanoGPT's README."""
     nanogpt = Contestant(
         ModelConfig(n_layers=4, n_heads=4, d_model=128, n_ctx=64, d_vocab=d_vocab,
                     tie_embeddings=True, attn_bias=False),
@@ -68,7 +69,7 @@ def race_contestants(d_vocab, seed):
 
 
 def shrink(contestant):
-    """The same Contestant with a tiny model and few steps, for a quick run."""
+    """The Contestant with a tiny model and few steps, for a quick run."""
     shape = dataclasses.replace(contestant.model, n_layers=1, n_heads=2, d_model=8, d_mlp=None,
                                 n_ctx=16)
     how = dataclasses.replace(contestant.train, max_steps=N_TURNS)
@@ -76,7 +77,7 @@ def shrink(contestant):
 
 
 def starting_model(contestant, name):
-    """A fresh GPT; nanoGPT's has torch's own GELU, the exact one, as there."""
+    """An untrained GPT; for nanoGPT's recipe with torch's exact GELU, as in nanoGPT."""
     model = GPT(contestant.model, contestant.train.seed)
     if name == NANOGPT:
         for block in model.blocks:
@@ -85,11 +86,11 @@ def starting_model(contestant, name):
 
 
 def run_race(dataset, contestants, progress):
-    """{name: list of (seconds, validation loss)}, the last one at the end of its training.
+    """{name: list of (seconds, validation loss)}, the last entry at the end of training.
 
-    All take turns, a hundredth of their steps at a time, so that a drift of the machine hits them
-    alike; only the steps are timed. dataset: a Dataset. contestants: {name: Contestant}. progress:
-    a Progress over the turns.
+    All contestants take turns, a hundredth of their steps at a time, so that a drift of the
+    machine's speed affects them equally. Only the steps are timed. dataset: a Dataset. contestants:
+    {name: Contestant}. progress: a Progress over the turns.
     """
     models = {}
     trainings = {}

@@ -1,13 +1,13 @@
-"""The groups of the benchmark: each function times a group and returns its lines of the table.
+"""Time the groups of the benchmark: each function times one group and returns its claims.
 
-All contestants of a group take turns, and a ratio is taken within each round. So a line's values
-are one a round, and the median of them is judged.
+All contestants of a group take turns, and a ratio is taken within each round. So a claim has one
+value per round, and their median is judged.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: patching.py, logit_lens.py, experiments/speed/model.py
 Next: experiments/speed/report.py
-Source: compared with Hugging Face's transformers and TransformerLens where they are installed; the
-marks are this project's own
+Source: compared with Hugging Face's transformers and TransformerLens if they are installed; the
+thresholds are this project's own
 """
 
 import functools
@@ -60,10 +60,10 @@ median_claim = functools.partial(claim, median=True)
 
 @dataclass(frozen=True)
 class TimedSweep:
-    """A sweep of `patching.py` that is timed.
+    """A timed sweep of `patching.py`.
 
-    activation: what it patches. lens_setter: the function that puts it there in TransformerLens.
-    axes: what is swept over. mark: how many times as fast as TransformerLens's it has to be.
+    activation: the patched activation. lens_setter: TransformerLens's function that patches it.
+    axes: the axes of the sweep. mark: how many times as fast as TransformerLens it must be.
     """
 
     run: Callable
@@ -87,8 +87,8 @@ SWEEPS = {
 
 
 def matmul_flops(cfg, batch):
-    """Operations in the matrix products of one forward at full context: two for each weight and
-    token, and the two products of attention over the whole square."""
+    """The operations in the matrix products of a forward pass at full context: two for each weight
+    and token, plus the two products of attention over the whole square."""
     weights = cfg.n_layers * (4 * cfg.d_model**2 + 2 * cfg.d_model * cfg.d_mlp)
     weights += cfg.d_model * cfg.d_vocab
     attention = cfg.n_layers * 2 * cfg.n_ctx * cfg.d_model
@@ -101,8 +101,8 @@ def small_config(cfg):
 
 
 def training_claims(cfg):
-    """Training steps, with the fused attention that runs while nobody listens: tokens a second, and
-    the share of the rate at which 1024 x 1024 matrices are multiplied."""
+    """Time training steps (with fused attention, as without listeners): tokens per second, and the
+    share of the rate at which 1024 x 1024 matrices are multiplied."""
     size = 128 if cfg.quick else 1024
     left, right = torch.randn(2, size, size, generator=seeded_generator(0))
     groups = [("nanoGPT's CPU shape, AdamW", NANOGPT_SHAPE, 12, "adamw"),
@@ -137,8 +137,8 @@ def training_claims(cfg):
 
 
 def dictionary_claims(cfg):
-    """Training steps of dictionaries: the share of the rate at which 1024 x 1024 matrices are
-    multiplied, of the five products of a step (two forward, three backward)."""
+    """Time training steps of dictionaries: the share of the rate at which 1024 x 1024 matrices are
+    multiplied, for the five products of a step (two forward, three backward)."""
     size = 128 if cfg.quick else 1024
     left, right = torch.randn(2, size, size, generator=seeded_generator(0))
     claims = []
@@ -156,7 +156,7 @@ def dictionary_claims(cfg):
 
 @torch.no_grad()
 def forward_claims(cfg):
-    """Forward passes and full caching at GPT-2 small's shape."""
+    """Time forward passes and full caching at GPT-2 small's shape."""
     model = GPT(small_config(cfg))
     others = {}
     if installed("transformers"):
@@ -201,7 +201,7 @@ def forward_claims(cfg):
 
 @torch.no_grad()
 def decoding_claims(cfg):
-    """Text from GPT-2 small's shape; each token takes at least the time to read all weights."""
+    """Time decoding at GPT-2 small's shape; a token takes at least the time to read all weights."""
     model = GPT(small_config(cfg)).eval()
     n_prompt, n_new = (8, 16) if cfg.quick else (32, 128)
     tokens = random_tokens(model.cfg, 1, n_prompt)
@@ -233,7 +233,7 @@ def decoding_claims(cfg):
 
 @torch.no_grad()
 def reading_claims(cfg):
-    """What it costs to read a run at GPT-2 small's shape: one prompt of 64 tokens."""
+    """Time analyses of one prompt of 64 tokens at GPT-2 small's shape."""
     import resource  # not on every system
     model = GPT(small_config(cfg)).eval()
     tokens = random_tokens(model.cfg, 1, 64)
@@ -261,7 +261,7 @@ def reading_claims(cfg):
             f"reading 1 x 64: time of {name} over forward", seconds[name] / seconds["forward"],
             below=2.0 if has_mark else None, judged=not cfg.quick))
 
-    # how much smaller a cache is of what was asked for alone
+    # how much smaller a filtered cache is
     for name, filters in (("the streams", {"names_filter": lambda n: "resid_post" in n}),
                           ("one position", {"pos_slice": -1})):
         _, part = model.run_with_cache(tokens, **filters)
@@ -272,10 +272,10 @@ def reading_claims(cfg):
 
 @torch.no_grad()
 def patching_claims(cfg):
-    """Sweeps between two prompts of 16 random tokens, and attribution to all activations.
+    """Time sweeps between two prompts of 16 random tokens, and attribution to all activations.
 
-    The sweep is timed whole. The loop that it replaces, and TransformerLens's, which is that same
-    loop, take a full forward for each cell, so N_CELLS of their cells are timed.
+    The whole sweep is timed. The plain loop, and TransformerLens's, which is the same, take a full
+    forward pass for each cell, so only N_CELLS of their cells are timed.
     """
     model = GPT(small_config(cfg)).eval()
     clean_tokens, corrupted_tokens = random_tokens(model.cfg, 2, 16)[:, None]
@@ -322,7 +322,7 @@ def patching_claims(cfg):
 
 
 def start_claims(cfg):
-    """From the start of Python to the first logits, over the start of Python and torch alone."""
+    """Time the start of Python up to the first logits, beyond the start of Python and torch."""
     logits = ("import torch; from config import ModelConfig; from model import GPT; "
               "GPT(ModelConfig(d_vocab=65))(torch.zeros(1, 8, dtype=torch.long))")
 
@@ -338,7 +338,7 @@ def start_claims(cfg):
 
 
 def experiment_claims(cfg):
-    """The seconds of the experiments' trainings, one of each kind."""
+    """Time one training of each kind of experiment."""
     claims = []
     for name, (train, most) in experiment_trainings(cfg.quick).items():
         began = time.perf_counter()

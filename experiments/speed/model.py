@@ -1,11 +1,11 @@
-"""What the benchmark times: training steps, forward passes, loops over a sweep, whole trainings.
+"""Make the functions that the benchmark times: training steps, forward passes, sweeps, trainings.
 
-Each is a function without arguments; beside ours stand those of other libraries.
+Each is a function without arguments. Some are this project's, others those of other libraries.
 
 Chapter: COURSE_ROADMAP.md, 7 (instrument)
 Prerequisites: model.py, train.py, hooks.py
 Next: experiments/speed/measure.py
-Source: compared with Hugging Face's transformers and TransformerLens where they are installed
+Source: compared with Hugging Face's transformers and TransformerLens if they are installed
 """
 
 import copy
@@ -39,23 +39,23 @@ NANOGPT_SHAPE = {"n_layers": 4, "n_heads": 4, "d_model": 128, "n_ctx": 64, "d_vo
 DEFAULT_SHAPE = {"d_vocab": 65}
 LARGE_SHAPE = {"n_layers": 6, "n_heads": 6, "d_model": 384, "n_ctx": 256, "d_vocab": 65}
 TINY_SHAPE = {"n_layers": 1, "n_heads": 2, "d_model": 16, "n_ctx": 64, "d_vocab": 65}
-N_CELLS = 8  # of a sweep that the loop runs
+N_CELLS = 8  # cells of a sweep that the plain loop runs
 
 
 def dictionary_recipes(quick):
-    """{name: (DictionaryRecipe, d_model)} of the dictionaries whose training is timed."""
+    """{name: (DictionaryRecipe, d_model)} of the dictionaries that are timed."""
     n_latents, batch, d_model = (64, 32, 16) if quick else (2048, 1024, 256)
     return {kind: (DictionaryRecipe(kind, sparsity, n_latents, batch=batch), d_model)
             for kind, sparsity in (("ReLU + L1", 0.1), ("TopK", 16 if quick else 32))}
 
 
 def random_tokens(cfg, batch, pos):
-    """[batch, pos] of ids, the same ones each time."""
+    """Random ids [batch, pos], the same in every call."""
     return torch.randint(cfg.d_vocab, (batch, pos), generator=seeded_generator(0))
 
 
 def installed(package):
-    """Whether a package that is never required happens to be there."""
+    """Whether an optional package is installed."""
     return importlib.util.find_spec(package) is not None
 
 
@@ -63,7 +63,7 @@ def installed(package):
 
 
 def our_step(cfg, batch, optimizer):
-    """A function that makes one training step of `fit`, on the same tokens each time."""
+    """A function that runs one training step of `fit`, always on the same tokens."""
     tokens = random_tokens(cfg, batch, cfg.n_ctx + 1)
     settings = TrainConfig(max_steps=10**9, batch_size=batch, optimizer=optimizer)
     steps = fit(GPT(cfg), lambda: (tokens[:, :-1], tokens[:, 1:]), settings)
@@ -71,7 +71,7 @@ def our_step(cfg, batch, optimizer):
 
 
 def dictionary_step(recipe, d_model):
-    """A function that makes one training step of a dictionary of a stream, on the same batch."""
+    """A function that runs one training step of a dictionary, always on the same batch."""
     generator = seeded_generator(0)
     dictionary = recipe.fresh(d_model, d_model, generator)
     optimizer = AdamW(dictionary.parameters(), lr=1e-3, weight_decay=0.0)
@@ -86,7 +86,7 @@ def dictionary_step(recipe, d_model):
 
 
 def hugging_face_model(cfg):
-    """Hugging Face's GPT-2 of that shape, without dropout."""
+    """Hugging Face's GPT-2 with the shape of a ModelConfig, without dropout."""
     library = importlib.import_module("transformers")
     return library.GPT2LMHeadModel(library.GPT2Config(
         vocab_size=cfg.d_vocab, n_positions=cfg.n_ctx, n_embd=cfg.d_model, n_layer=cfg.n_layers,
@@ -95,7 +95,7 @@ def hugging_face_model(cfg):
 
 
 def hugging_face_step(cfg, batch):
-    """One training step of Hugging Face's GPT-2 with torch's fused AdamW."""
+    """A function that runs one training step of Hugging Face's GPT-2 with torch's fused AdamW."""
     model = hugging_face_model(cfg)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     tokens = random_tokens(cfg, batch, cfg.n_ctx + 1)
@@ -113,7 +113,7 @@ def hugging_face_step(cfg, batch):
 
 
 def weight_products(model, tokens):
-    """A function with the products of all weights with as many rows as there are tokens, alone."""
+    """A function that only multiplies all weights, with as many rows as there are tokens."""
     cfg = model.cfg
     narrow, wide = (torch.randn(tokens.numel(), width) for width in (cfg.d_model, cfg.d_mlp))
 
@@ -129,9 +129,9 @@ def weight_products(model, tokens):
 
 
 class NotedPoint:
-    """Stands in a hook point's place, and notes when it is called and when it is asked who listens.
+    """Replaces a hook point and records when it is called, and when its listeners are read.
 
-    point: the HookPoint. called, asked: the lists in which it is noted.
+    point: the HookPoint. called, asked: the lists in which it records them.
     """
 
     def __init__(self, point, called, asked):
@@ -145,16 +145,16 @@ class NotedPoint:
 
     @property
     def listeners(self):
-        """Nobody."""
+        """No listeners; records that they were read."""
         self.asked.append(self.point)
         return []
 
 
 def passed_hook_points(model, tokens):
-    """(called, asked): the HookPoints that a forward calls while nobody listens, and those whose
-    list of listeners it looks at, each in its order and as often as it does.
+    """(called, asked): the HookPoints that a forward pass without listeners calls, and those whose
+    listeners it reads, in order and as often as it does so.
 
-    The points are those of a copy of the model, which shares its weights.
+    The points belong to a copy of the model that shares its weights.
     """
     noted = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
     called = []
@@ -167,8 +167,8 @@ def passed_hook_points(model, tokens):
 
 
 def hook_point_work(model, tokens):
-    """A function that does all that a forward's hook points do while nobody listens, and nothing
-    else: every call, and every look at a list of listeners."""
+    """A function that does only the work of a forward pass's hook points without listeners: every
+    call, and every reading of the listeners."""
     called, asked = passed_hook_points(model, tokens)
     resid = model.embed(tokens)
 
@@ -185,7 +185,7 @@ def hook_point_work(model, tokens):
 
 
 def loop_over_cells(model, tokens, source, *, metric, activation):
-    """A function that runs N_CELLS cells by the plain loop: one whole forward pass each."""
+    """A function that runs N_CELLS cells in a plain loop, with a whole forward pass for each."""
     def patch(own, hook):
         return source[hook.name]
 
@@ -196,8 +196,8 @@ def loop_over_cells(model, tokens, source, *, metric, activation):
 
 
 def lens_bridge(model, folder):
-    """TransformerLens's model with the same weights, which it reads from a folder in Hugging Face's
-    layout."""
+    """TransformerLens's model with the same weights, read from a folder in Hugging Face's layout.
+    """
     library = importlib.import_module("transformer_lens")
     model.save_pretrained(folder)
     pieces = BPETokenizer().state_dict()["tokens"]
@@ -230,8 +230,8 @@ def lens_sweep(bridge, tokens, clean_tokens, *, activation, setter, axes, target
 
 
 def experiment_trainings(quick):
-    """{what is trained: (a function that trains it, the most seconds that it may take)}: one of
-    each kind."""
+    """{name: (a function that trains a model, the most seconds that it may take)}, one of each
+    kind of experiment."""
     jobs = toy_jobs(quick=quick)
     if quick:
         induction_recipe = InductionRecipe(steps=10)

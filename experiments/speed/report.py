@@ -1,4 +1,4 @@
-"""What is said of the benchmark and of the race: summaries, figures, and the lines of the race.
+"""Report the benchmark and the race: their summaries and figures, and the claims of the race.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: plotting.py, experiments/speed/measure.py, experiments/speed/contestants.py
@@ -16,7 +16,7 @@ from experiments.speed.contestants import NANOGPT, OUR_DEFAULT
 
 
 def summarize_benchmark(claims):
-    """What was found, in three sentences, from the table's lines."""
+    """Three sentences that say what was found, from the claims."""
     measured = {line.claim: line.measured for line in claims}
 
     def measured_of(words):
@@ -25,23 +25,23 @@ def summarize_benchmark(claims):
     judged = [line for line in claims if line.holds is not None]
     if judged:
         n_met = sum(line.holds for line in judged)
-        marks = f"{n_met} of {len(judged)} marks are met (benchmark.png)"
+        marks = f"{n_met} of {len(judged)} thresholds are met (benchmark.png)"
     else:
-        marks = "These are tiny shapes, which show that it runs and not how fast"
+        marks = "These shapes are tiny: they show that the benchmark runs, not how fast"
     return (
-        f"A training step runs at {measured_of('share of the matmul rate'):.2f} of the rate at "
+        f"A training step reaches {measured_of('share of the matmul rate'):.2f} of the rate at "
         "which the machine multiplies large matrices. "
-        "While nobody listens, the hook points take "
+        "Without listeners, the hook points take "
         f"{measured_of('1 x 64: what hook points do'):.2%} of a forward pass of 64 tokens; a pass "
         f"that caches everything takes {measured_of('1 x 64: time of caching over forward'):.2f} "
-        "times as long as one that does not. "
+        "times as long as one that caches nothing. "
         f"{marks}."
     )
 
 
 def benchmark_figure(claims):
-    """The Figure of the lines that are judged: how many times as good as its mark each is. None
-    where there are none."""
+    """The Figure of the judged claims, each as a multiple of its threshold; None if no claim is
+    judged."""
     judged = [line for line in claims if line.holds is not None]
     if not judged:
         return None
@@ -57,8 +57,7 @@ def benchmark_figure(claims):
 
 
 def race_claims(contestants, races, *, judged=True):
-    """Two lines for each contestant, its time and its loss, [Claim]: the means over the seeds are
-    judged, but for nanoGPT's.
+    """[Claim]: each contestant's time and loss. Means over seeds are judged, except nanoGPT's own.
 
     contestants: {name: Contestant}. races: what `run_race` returned for each seed.
     """
@@ -84,7 +83,8 @@ def race_claims(contestants, races, *, judged=True):
 
 
 def mean_curves(races):
-    """{name: (times in nanoGPT's, losses)} of each contestant, means over the seeds."""
+    """{name: (times as multiples of nanoGPT's, losses)} of each contestant, means over the seeds.
+    """
     lines = {}
     for name in races[0]:
         points = torch.tensor([[(seconds / curves[NANOGPT][-1][0], loss)
@@ -94,27 +94,27 @@ def mean_curves(races):
 
 
 def summarize_race(claims, races, *, quick=False):
-    """What was found, in three sentences, from the table's lines and the curves of each seed."""
+    """Three sentences that say what was found, from the claims and the curves of each seed."""
     lines = mean_curves(races)
     times, losses = lines[OUR_DEFAULT]
     judged = [line for line in claims if line.holds is not None]
     if quick:
-        marks = "These are tiny shapes, which show that it runs and not who wins"
+        marks = "These shapes are tiny: they show that the race runs, not who wins"
     else:
-        marks = f"{sum(line.holds for line in judged)} of {len(judged)} marks are met"
+        marks = f"{sum(line.holds for line in judged)} of {len(judged)} thresholds are met"
     seeds = "one seed" if len(races) == 1 else f"means of {len(races)} seeds"
     return (
-        f"In {times[-1]:.2f} of the time of nanoGPT's recipe the recipe of train.py reaches "
-        f"{losses[-1]:.3f} nats a character on unseen text, where nanoGPT's ends at "
+        f"In {times[-1]:.2f} of the time of nanoGPT's recipe, the recipe of train.py reaches "
+        f"{losses[-1]:.3f} nats per character on unseen text; nanoGPT's recipe ends at "
         f"{lines[NANOGPT][1][-1]:.3f} ({seeds}). "
-        f"In {lines['five times'][0][-1]:.2f} times the time a larger model reaches "
-        f"{lines['five times'][1][-1]:.3f}. "
+        f"In {lines['five times'][0][-1]:.2f} times the time of nanoGPT's recipe, a larger model "
+        f"reaches {lines['five times'][1][-1]:.3f}. "
         f"{marks} (race.png)."
     )
 
 
 def race_figure(contestants, races):
-    """The Figure of the mean loss of each contestant over its time, in nanoGPT's.
+    """The Figure of each contestant's mean loss over its time, as a multiple of nanoGPT's.
 
     contestants: {name: Contestant as a dict}. races: as `race_claims` takes them.
     """

@@ -1,5 +1,4 @@
-"""What is measured of toy models: the share of a dimension that a feature has, and what a closed
-form says beforehand.
+"""Measure toy models: how much of a dimension each feature has, and what a closed form predicts.
 
 The first part takes any W; the second part measures the trained toys of one seed, study by study.
 
@@ -17,20 +16,20 @@ import torch
 from experiments.superposition.model import PLATEAU, best_start
 from utils import seeded_generator
 
-TOLERANCE = 0.03      # how far from 1/2 or 2/5 still is 1/2 or 2/5
-OPPOSITE = -0.9       # the cosine below which two features are antipodal: D of 1/2 is no proof
-CLEAR_RATIO = 1.1     # a cell is away from the boundary where the second best costs this much more
-N_SHUFFLES = 200      # of a phase diagram's rows or columns, for the null
-PAIR_DENSITY = 0.26   # where the plane should hold two antipodal pairs
+TOLERANCE = 0.03      # the distance at which a number still counts as 1/2 or 2/5
+OPPOSITE = -0.9       # the cosine below which two features are antipodal; D = 1/2 is no proof
+CLEAR_RATIO = 1.1     # a cell is away from boundaries if the second best loss is this times higher
+N_SHUFFLES = 200      # of a phase diagram's rows or columns, as a control
+PAIR_DENSITY = 0.26   # the density at which the plane should hold two antipodal pairs
 
 ARRANGEMENTS = ("absent", "dedicated", "antipodal")
 
 
 def dimensionality(W):
-    """D_i = |W_i|^2 / sum over j of (W_i . W_j / |W_i|)^2: the share of a dimension that feature i
-    has to itself; 0 where W_i is 0. [..., hidden, feature] -> [..., feature].
+    """D_i = |W_i|^2 / sum over j of (W_i . W_j / |W_i|)^2: how much of a dimension feature i has.
 
-    The sum of D is at most m, and m where the W_i are a tight frame of R^m: then each has m/n.
+    [..., hidden, feature] -> [..., feature]; 0 if W_i is 0. The sum of D is at most m. It is m if
+    the W_i are a tight frame of R^m; then each D is m/n.
     """
     length = W.norm(dim=-2)
     unit = W / torch.where(length > 0, length, 1.0)[..., None, :]
@@ -39,42 +38,43 @@ def dimensionality(W):
 
 
 def dimensions_per_feature(W):
-    """D* = m / |W|_F^2, [..., hidden, feature] -> [...]: the dimensions for each feature that is
-    kept, if those that are have length 1."""
+    """D* = m / |W|_F^2, [..., hidden, feature] -> [...]: the dimensions per kept feature, if kept
+    features have length 1."""
     return W.shape[-2] / (W**2).sum((-2, -1))
 
 
 def unit_directions(W):
-    """W's columns at length 1, [..., hidden, feature]; 0 for a feature that is not there, being
-    shorter than 1/2."""
+    """W's columns scaled to length 1, [..., hidden, feature]; 0 for absent features, those shorter
+    than 1/2."""
     length = W.norm(dim=-2, keepdim=True)
     return torch.where(length > 0.5, W / length.clamp(min=0.5), 0.0)
 
 
 def lowest_cosine(W):
-    """Of each feature's direction with any other's, [..., hidden, feature] -> [..., feature]: -1
-    where it has an antipode, 0 for one that is not there."""
+    """The lowest cosine of each feature's direction with another's, [..., hidden, feature] -> [...,
+    feature]: -1 if it has an antipode, 0 if it is absent."""
     unit = unit_directions(W)
     return (unit.mT @ unit).amin(-1)
 
 
 def neighbour_angles(W):
-    """The angles between neighbours among directions in the plane, [..., 2, feature] -> [...,
-    feature], in degrees: 72 five times for a pentagon."""
+    """The angles between neighbouring directions in the plane, in degrees: five times 72 for a
+    pentagon. [..., 2, feature] -> [..., feature]."""
     angles = torch.atan2(W[..., 1, :], W[..., 0, :]).sort(-1).values
     return torch.rad2deg(torch.diff(angles, append=angles[..., :1] + 2 * math.pi))
 
 
 def closed_form(density, importance, n_features):
-    """The losses of the ways to treat the last of n features in n - 1 dimensions, [...,
-    arrangement] in the order of ARRANGEMENTS. The others have importance 1, the last `importance`;
-    density and importance: [...]. n_features: 2 or 3.
+    """The losses of each way to store the last of n features in n - 1 dimensions.
 
-    Directions have length 1, so a feature with a dimension of its own costs nothing. One that is
-    absent is read out as its mean, and costs its variance V = p/3 - p^2/4. Of an antipodal pair,
-    the larger one is read out less the smaller one, which is read out as 0: that costs
-    I_1 min(x_1, x_2)^2 or I_2 min(x_1, x_2)^2, and E min(x_1, x_2)^2 = p^2/6. If the last has a
-    dimension of its own, another is absent or, where there are two others, these are antipodal.
+    density and importance: [...]; returns [..., arrangement] in the order of ARRANGEMENTS. The last
+    feature has the importance `importance`, the others 1. n_features: 2 or 3.
+
+    Directions have length 1, so a feature with a dimension of its own costs nothing. An absent
+    feature is read out as its mean and costs its variance V = p/3 - p^2/4. In an antipodal pair,
+    the larger value is read out minus the smaller one, and the smaller one as 0. That costs
+    I_1 min(x_1, x_2)^2 or I_2 min(x_1, x_2)^2, with E min(x_1, x_2)^2 = p^2/6. If the last feature
+    has a dimension of its own, another one is absent or, with two others, these are antipodal.
     """
     p = density
     variance = p / 3 - p**2 / 4
@@ -84,8 +84,11 @@ def closed_form(density, importance, n_features):
 
 
 def arrangement_of(W):
-    """How each toy treats its last feature, [toy], by number in ARRANGEMENTS: absent where W_i is
-    shorter than 1/2, else dedicated where D is 3/4 or more (an antipodal one has about 1/2)."""
+    """How each toy stores its last feature, [toy], as an index into ARRANGEMENTS.
+
+    The feature is absent if W_i is shorter than 1/2, dedicated if D is 3/4 or more, and antipodal
+    if not (D is then about 1/2).
+    """
     alone = torch.where(dimensionality(W)[..., -1] >= 0.75, 1, 2)
     return torch.where(W[..., -1].norm(dim=-1) < 0.5, 0, alone)
 
@@ -118,7 +121,7 @@ def measure_polytopes(job, states, seed):
     D = dimensionality(W)                          # [density, feature]
     D_untrained = dimensionality(W_untrained)      # [toy, feature]
 
-    # two antipodal pairs, of the four features that are kept at that density
+    # two antipodal pairs among the four features that are kept at that density
     at_pairs = min(range(len(job.density)), key=lambda cell: abs(job.density[cell] - PAIR_DENSITY))
     D_kept = D[at_pairs][W[at_pairs].norm(dim=0) > 0.5]
     from_half = (D_kept - 0.5).abs().max().item() if len(D_kept) == 4 else 0.5
@@ -185,7 +188,7 @@ def measure_phases(job, state, seed):
     relative = torch.tensor(job.importance)[:, -1]
     side = math.isqrt(len(density))
 
-    # what the closed form says, and where it is clear
+    # what the closed form predicts, and where it is clear
     losses = closed_form(density, relative, job.n_features)  # [cell, arrangement]
     expected = losses.argmin(-1).view(side, side)
     ordered = losses.sort(-1).values
@@ -198,7 +201,7 @@ def measure_phases(job, state, seed):
     def share_equal(found, expected):
         return (found == expected)[..., away].float().mean().item()
 
-    # the null: the closed form's densities or importances in another order
+    # the control: the closed form with its densities or importances shuffled
     generator = seeded_generator(seed)
     orders = [torch.randperm(side, generator=generator) for _ in range(N_SHUFFLES)]
     by_rows = [share_equal(found, expected[order]) for order in orders]
@@ -219,7 +222,7 @@ def measure_phases(job, state, seed):
 
 
 def measure_pairs(states):
-    """{how the two of a pair meet: the shares of pairs that are antipodal and orthogonal}."""
+    """{how two features meet: the shares of pairs that are antipodal and orthogonal}."""
     shares = {}
     for meeting in ("never", "always", "by chance"):
         unit = unit_directions(best_start(states[f"pairs {meeting}"], within=0.1))

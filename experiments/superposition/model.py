@@ -1,10 +1,11 @@
-"""Toy models of superposition: n features pass through m < n dimensions, and a ReLU reads them out.
+"""Train toy models of superposition: n features pass through m < n dimensions and a ReLU.
 
     x' = ReLU(W^T W x + b)          loss = sum over i of  I_i (x_i - x'_i)^2
 
-A feature is present with probability `density`, and then uniform on [0, 1]; else it is 0. I_i is
-its importance. Column W_i of W is the direction that feature i is written to and read from. "Toys"
-are many such models, which are trained at once on the same random numbers: [toy, ...] everywhere.
+A feature is present with probability `density`. If present, it is uniform on [0, 1]; if not, it is
+0. I_i is its importance. Column W_i of W is the direction to which feature i is written and from
+which it is read. "Toys" are many such models that are trained together on the same random numbers;
+all shapes begin with [toy, ...].
 
 Chapter: COURSE_ROADMAP.md, 14 (superposition)
 Prerequisites: optim.py
@@ -14,26 +15,26 @@ Source: Elhage et al. 2022, Toy models of superposition
 
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 
-from experiments.common import load_or_make
+from experiments.common import Trainings, load_or_make
 from optim import AdamW, schedule
-from utils import Progress, seeded_generator
+from utils import seeded_generator
 
-PLATEAU = (2.5, 3.6)  # where the plateau at 1/2 is looked for: 1 / density
+PLATEAU = (2.5, 3.6)  # the range of 1 / density in which the plateau at 1/2 is expected
 
 # What the toys see
 
 
 def independent_features(density, n_features):
-    """A function draw(batch, generator) -> x, [toy, batch, feature]: each feature is there or not
-    whatever the others do.
+    """A function draw(batch, generator) -> x, [toy, batch, feature], with independent features.
 
-    density: [toy], from above 0 to 1. One uniform number u a feature says both whether it is there,
-    u < density, and how large it is then, u / density. All toys share these numbers, so that they
-    differ by their density alone.
+    density: [toy], above 0 and at most 1. One uniform number u per feature decides whether it is
+    present (u < density) and how large it then is (u / density). All toys share these numbers, so
+    they differ by their density alone.
     """
     density = density[:, None, None]
 
@@ -45,8 +46,8 @@ def independent_features(density, n_features):
 
 
 def features_in_patterns(chances, n_features):
-    """A function draw(batch, generator) -> x, [1, batch, feature]: each set of features has a
-    chance of its own.
+    """A function draw(batch, generator) -> x, [1, batch, feature], where each set of present
+    features has its own chance.
 
     chances: [pattern], in the order of `presence_patterns`.
     """
@@ -61,18 +62,18 @@ def features_in_patterns(chances, n_features):
 
 
 def presence_patterns(n_features):
-    """All sets of features that can be there, [pattern, feature]: 0 or 1, counted upwards."""
+    """All sets of features that can be present, [pattern, feature]: 0 or 1, in binary order."""
     return torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * n_features).view(-1, n_features)
 
 
 def independent_chances(density, n_features):
-    """How likely each pattern is where features are independent: [toy] -> [toy, pattern]."""
+    """The chance of each pattern if features are independent: density [toy] -> [toy, pattern]."""
     density = density[:, None, None]
     return torch.where(presence_patterns(n_features) > 0, density, 1 - density).prod(-1)
 
 
 def pair_chances(density, meeting):
-    """How likely each pattern is of four features that make two pairs, [pattern].
+    """The chance of each pattern of four features that form two pairs, [pattern].
 
     density: of each feature. meeting: those of a pair meet "always", "never" or "by chance".
     """
@@ -101,7 +102,7 @@ class Toys:
 
     @classmethod
     def fresh(cls, n_toys, n_features, n_hidden, generator, *, linear=False):
-        """Untrained: the variance of a weight is that of Glorot and Bengio, for each toy alone."""
+        """Untrained toys; each has weights with the variance of Glorot and Bengio."""
         scale = math.sqrt(2 / (n_features + n_hidden))
         W = scale * torch.randn(n_toys, n_hidden, n_features, generator=generator)
         b = torch.zeros(n_toys, 1, n_features)
@@ -113,13 +114,13 @@ class Toys:
         return out if self.linear else out.relu()
 
     def loss(self, x, importance):
-        """The mean over the batch, [toy]. importance: [toy or 1, 1, feature]."""
+        """The mean loss over the batch, [toy]. importance: [toy or 1, 1, feature]."""
         return (importance * (self(x) - x) ** 2).sum(-1).mean(-1)
 
     @torch.no_grad()
     def backward_(self, x, importance):
-        """Leaves the loss's gradient in `.grad` of W and b, worked out by hand: half of autograd's
-        time. W is used twice, on the way in and on the way out."""
+        """Store the loss's gradient in `.grad` of W and b. It is computed by hand, which takes half
+        of autograd's time. W is used twice, on the way in and on the way out."""
         x = x.expand(len(self.W), -1, -1)
 
         # forward
@@ -138,9 +139,9 @@ class Toys:
 
 
 def fit_toys(toys, draw, importance, *, steps, batch, generator, progress=None):
-    """Trains toys in place with AdamW, at a rate of 0.01 that falls to 0 by half a cosine.
+    """Train toys in place with AdamW; the learning rate falls from 0.01 to 0 by half a cosine.
 
-    progress: a function that is told how many steps are done.
+    progress: called with the number of steps that are done.
     """
     optimizer = AdamW([toys.W, toys.b], lr=0.01, weight_decay=0.0)
     for step in range(steps):
@@ -153,10 +154,10 @@ def fit_toys(toys, draw, importance, *, steps, batch, generator, progress=None):
 
 @torch.no_grad()
 def expected_loss(toys, chances, importance, *, n_values=2000, seed=0):
-    """The loss that the toys can expect, [toy]: rare meetings count by their chance.
+    """The expected loss of the toys, [toy], in which each pattern counts by its chance.
 
-    It is exact in which features are there, and an average over n_values draws in how large they
-    are. chances: [toy or 1, pattern].
+    The sum over patterns is exact; the sizes of features are averaged over n_values draws. chances:
+    [toy or 1, pattern].
     """
     n_features = toys.W.shape[-1]
     generator = torch.Generator().manual_seed(seed)
@@ -165,7 +166,7 @@ def expected_loss(toys, chances, importance, *, n_values=2000, seed=0):
                for pattern, chance in zip(presence_patterns(n_features), chances.mT, strict=True))
 
 
-# What is trained for a seed
+# The models of a seed
 
 
 @dataclass(frozen=True)
@@ -191,11 +192,11 @@ class ToyJob:
         n_toys = self.starts * len(self.density)
         return Toys.fresh(n_toys, self.n_features, self.n_hidden, generator, linear=self.linear)
 
-    def train(self, seed):
-        """Trains the toys of a seed.
+    def train(self, seed, trainings=None):
+        """Train the toys of a seed. trainings: the Trainings that this one belongs to.
 
         Returns {"W": [start, cell, hidden, feature], "b": [start, cell, feature], "loss": [start,
-        cell]}; there is no loss where there is one start, since nothing is to be chosen.
+        cell]}; with one start there is no loss, because there is nothing to choose.
         """
         generator = seeded_generator(seed)
         n_cells = len(self.density)
@@ -208,11 +209,12 @@ class ToyJob:
         else:
             draw = independent_features(density, self.n_features)
 
-        progress = Progress(self.steps, " steps")
+        trainings = trainings or Trainings([self.steps])
+        trainings.begin(f"{self.name}, seed {seed}")
         toys = fit_toys(self.fresh(generator), draw, importance, steps=self.steps,
                         batch=self.batch, generator=generator,
-                        progress=lambda done: progress.show(done, f"{self.name}, seed {seed}"))
-        progress.close()
+                        progress=trainings.show)
+        trainings.close()
 
         state = {"W": toys.W.detach().view(self.starts, n_cells, self.n_hidden, -1),
                  "b": toys.b.detach().view(self.starts, n_cells, -1)}
@@ -229,8 +231,8 @@ class ToyJob:
 def best_start(state, within=0.0):
     """W of the start with the lowest expected loss, for each cell: [cell, hidden, feature].
 
-    within: the first start whose loss is at most that share above the lowest counts instead: where
-    several arrangements are equally good, the noise of the data would always choose the same one.
+    within: accept the first start whose loss is at most this share above the lowest. If several
+    arrangements are equally good, the noise of the data would always choose the same one.
     """
     if "loss" not in state:
         return state["W"][0]
@@ -241,14 +243,15 @@ def best_start(state, within=0.0):
 
 
 def geometric_series(first, last, n):
-    """n numbers from first to last, each the same multiple of the one before."""
+    """n numbers from first to last in a geometric series."""
     return tuple(first * (last / first) ** (i / (n - 1)) for i in range(n))
 
 
 def toy_jobs(cells=14, quick=False):
-    """{name: ToyJob} of all that is trained for a seed.
+    """{name: ToyJob} of all models of a seed.
 
-    cells: densities, and importances, of a phase diagram. quick: few steps and starts.
+    cells: the number of densities, and of importances, in a phase diagram. quick: few steps and
+    starts.
     """
     # five features of falling importance in the plane
     falling = (tuple(0.9**i for i in range(5)),)
@@ -287,12 +290,16 @@ def toy_jobs(cells=14, quick=False):
     return {job.name: job for job in jobs}
 
 
-def trained_toys(jobs, seed, folder, retrain=False):
-    """{name: what ToyJob.train returns} of all jobs, trained, or read where they were kept.
+def trained_toys(jobs, seed, folder, *, retrain=False, trainings=None):
+    """{name: what ToyJob.train returns} for all jobs, trained, or read if they were kept.
 
-    folder: of the seed, in which a file for each job lies.
+    folder: the seed's own, with a file for each job. trainings: the Trainings that these are among.
     """
-    return {name: load_or_make(folder / f"{name.replace(' ', '_')}.pt",
-                               asdict(job) | {"seed": seed},
-                               lambda job=job: job.train(seed), retrain)
-            for name, job in jobs.items()}
+    trainings = trainings or Trainings([job.steps for job in jobs.values()])
+    states = {}
+    for name, job in jobs.items():
+        path = folder / f"{name.replace(' ', '_')}.pt"
+        states[name] = load_or_make(path, asdict(job) | {"seed": seed},
+                                    partial(job.train, seed, trainings), retrain)
+        trainings.count()
+    return states

@@ -1,5 +1,4 @@
-"""What is said of the toy models' measures: the lines of the table, a summary, and the figures of
-arrangements in the plane, plateaus and phases.
+"""Report the superposition experiment: its claims, its summary and its figures.
 
 Chapter: COURSE_ROADMAP.md, 14 (superposition)
 Prerequisites: plotting.py, experiments/superposition/measure.py
@@ -25,28 +24,28 @@ PHASE_COLOURS = ("0.88", COLOURS[0], COLOURS[4])  # in the order of ARRANGEMENTS
 
 @dataclass(frozen=True)
 class SeedMeasures:
-    """The measures of all seeds, from which the table's lines are made.
+    """The measures of all seeds, from which claims are made.
 
-    found: a dict in dicts for each seed, in which keys make a path. judged: False leaves open
-    whether a line holds.
+    found: nested dicts, one for each seed; a path of keys leads to a value. judged: False leaves
+    every claim open.
     """
 
     found: list
     judged: bool = True
 
     def values(self, *path):
-        """The value at the end of the path, of each seed."""
+        """The value at the end of the path, for each seed."""
         return [functools.reduce(dict.__getitem__, path, each) for each in self.found]
 
     def mean(self, *path):
-        """The mean of these values, as text."""
+        """The mean of these values, as a text."""
         values = self.values(*path)
         return f"{sum(values) / len(values):.3g}"
 
     def claim(self, text, path, beside, **threshold):
         """A Claim that each seed's value lies above or below a number.
 
-        beside: what is said after the threshold: the same measure where nothing is claimed.
+        beside: a text after the threshold, such as the same measure of an untrained model.
         threshold: above or below, as in `common.claim`.
         """
         line = claim(text, self.values(*path), judged=self.judged, **threshold)
@@ -54,7 +53,7 @@ class SeedMeasures:
 
 
 def claims_of_toys(found, *, judged=True):
-    """The table's lines, [Claim], from the measures of each seed."""
+    """[Claim] from the measures of each seed."""
     measures = SeedMeasures(found, judged)
     return [*polytope_claims(measures), *plateau_claims(measures), *phase_claims(measures),
             *pair_claims(measures)]
@@ -67,27 +66,27 @@ def polytope_claims(measures):
 
     return [
         measures.claim(
-            "5 features in 2 dimensions, density 1: D of the two most important, the lesser",
+            "5 features in 2 dimensions, density 1: D of the two most important (the smaller)",
             (study, "dense"),
-            f"the others' at most {mean('dense_others')}, untrained {mean('untrained_dense')}",
+            f"the others at most {mean('dense_others')}, untrained {mean('untrained_dense')}",
             above=0.95),
         measures.claim(
-            "density 0.26, four features: how far their D are from 1/2, at most",
+            "density 0.26, four features: largest distance of D from 1/2",
             (study, "pairs"), f"untrained {mean('untrained_pairs')}", below=0.03),
         measures.claim(
-            "and they are antipodal pairs: each one's cosine with its opposite, at most",
-            (study, "antipodes"), "two bases 45 degrees apart have D of 1/2 too", below=-0.9),
+            "… in antipodal pairs: largest cosine of a feature with its opposite",
+            (study, "antipodes"), "two bases 45 degrees apart have D = 1/2 too", below=-0.9),
         measures.claim(
-            "density 0.05, all five share alike: how far the D are from 2/5, at most",
+            "density 0.05, five features share equally: largest distance of D from 2/5",
             (study, "pentagon"),
             f"untrained {mean('untrained_pentagon')}, linear {mean('linear_pentagon')}",
             below=0.03),
         measures.claim(
-            "and it is a pentagon: how far neighbours are from 72 degrees apart, at most",
+            "… as a pentagon: largest distance of a neighbour's angle from 72 degrees",
             (study, "gaps"), f"untrained {mean('untrained_gaps')}", below=5.0),
         measures.claim(
-            "without the ReLU nothing is shared: sum of |W_i|^2 at any density, at most",
-            (study, "linear_kept"), f"with it {mean('kept')} at 0.05", below=2.05),
+            "no sharing without the ReLU: largest sum of |W_i|^2 at any density",
+            (study, "linear_kept"), f"with ReLU {mean('kept')} at density 0.05", below=2.05),
     ]
 
 
@@ -98,16 +97,16 @@ def plateau_claims(measures):
 
     return [
         measures.claim(
-            "200 features in 20, density 1: how far D* = m / |W|^2 is from 1",
+            "200 features in 20 dimensions, density 1: distance of D* = m / |W|^2 from 1",
             (study, "dense"), f"untrained {mean('untrained_dense')}", below=0.03),
         measures.claim(
-            "1 / density 2.5 to 3.6, a plateau: how far D* is from 1/2, at most",
+            "plateau at 1 / density 2.5 to 3.6: largest distance of D* from 1/2",
             (study, "plateau"), f"linear {mean('linear')}", below=0.03),
         measures.claim(
-            "and it is flat: slope of ln D* over ln density",
-            (study, "slope"), f"beyond it {mean('slope_after')}", below=0.2),
+            "… it is flat: slope of ln D* over ln density",
+            (study, "slope"), f"beyond the plateau {mean('slope_after')}", below=0.2),
         measures.claim(
-            "and of pairs: share of those kept with D within 0.03 of 1/2, and an antipode",
+            "… it consists of pairs: share of kept features with D of 1/2 ± 0.03 and an antipode",
             (study, "halves"), f"untrained {mean('untrained_halves')}", above=0.9),
     ]
 
@@ -118,10 +117,10 @@ def phase_claims(measures):
     for name in measures.found[0]["phases"]:
         mean = functools.partial(measures.mean, "phases", name)
         claims.append(measures.claim(
-            f"phases of ({name}): share of cells, boundaries left out, that are as the closed form",
-            ("phases", name, "agree"),
-            f"these are {mean('away')} of all, of which {mean('agree_all')}; its densities "
-            f"shuffled {mean('density_shuffled')}, its importances "
+            f"phases of ({name}): share of cells away from boundaries that agree with the closed "
+            "form", ("phases", name, "agree"),
+            f"{mean('away')} of cells are away; of all cells {mean('agree_all')} agree; densities "
+            f"shuffled {mean('density_shuffled')}, importances shuffled "
             f"{mean('importance_shuffled')}; one start {mean('single')}",
             above=0.9))
     return claims
@@ -139,18 +138,19 @@ def pair_claims(measures):
 
 
 def summarize_toys(found):
-    """What was found, in three sentences, from the measures of each seed."""
+    """Three sentences that say what was found, from the measures of each seed."""
     plane = found[0]["polytopes"]
     kept = count_kept(plane)
     star = statistics.fmean(value for each in found for value, on_plateau in zip(
         each["geometry"]["star"], each["geometry"]["on"], strict=True) if on_plateau)
     agree = min(phases["agree"] for each in found for phases in each["phases"].values())
     return (
-        f"In two dimensions the first seed's model keeps {kept[0]} of 5 features that are always "
-        f"there, and {kept[-1]} where each is there in one example of twenty (polytopes.png). "
-        f"Of 200 features in 20 dimensions each that is kept has {star:.2f} of a dimension on the "
-        "plateau (plateau.png). "
-        "Where a closed form says clearly what becomes of one feature too many, training does it "
+        f"In two dimensions the first seed's model keeps {kept[0]} of 5 features if they are "
+        f"always present, and {kept[-1]} if each is present in one example of twenty "
+        "(polytopes.png). "
+        f"With 200 features in 20 dimensions, each feature that is kept has {star:.2f} of a "
+        "dimension on the plateau (plateau.png). "
+        "Where a closed form clearly predicts how one feature too many is stored, training agrees "
         f"in at least {agree:.0%} of the cells (phases.png)."
     )
 
@@ -163,12 +163,12 @@ def figures_of_toys(found):
 
 
 def count_kept(plane):
-    """The number of features that are there, longer than 1/2, at each density: a list of int."""
+    """The number of features that are kept (longer than 1/2) at each density: a list of int."""
     return [sum(math.hypot(*column) > 0.5 for column in zip(*W, strict=True)) for W in plane["W"]]
 
 
 def polytope_figure(plane):
-    """Five directions in the plane at each density, one panel each."""
+    """The Figure of five directions in the plane, with a panel for each density."""
     kept = count_kept(plane)
     n_columns = 5
     n_rows = -(-len(kept) // n_columns)
@@ -195,7 +195,7 @@ def polytope_figure(plane):
 
 
 def plateau_figure(found):
-    """D* of each seed, and D of every feature of the first, against 1 / density."""
+    """The Figure of D* of each seed, and D of every feature of the first, over 1 / density."""
     first = found[0]["geometry"]
     on_plateau = [(rarity, star) for rarity, star, inside in zip(
         first["rarity"], first["star"], first["on"], strict=True) if inside]
@@ -228,7 +228,7 @@ def plateau_figure(found):
 
 
 def phase_figure(phases):
-    """What was trained beside what the closed form says, for each number of features."""
+    """The Figure of trained phases beside those of the closed form, for each number of features."""
     figure = Figure(figsize=(8.2, 1 + 3.5 * len(phases)), layout="constrained")
     shares = " and ".join(f"{each['agree']:.0%}" for each in phases.values())
     figure.suptitle("Training does with the last feature what a closed form says, in\n"

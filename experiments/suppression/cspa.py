@@ -1,14 +1,14 @@
-"""Copy-suppression-preserving ablation (CSPA): all but copy suppression is removed from a head.
+"""Copy-suppression-preserving ablation (CSPA): remove everything but copy suppression from a head.
 
-    o_s      what the head writes of source s, less what it writes of the average source
-    kept     the pairs (s, t) of a source and a token that the head's OV circuit suppresses most
-             where it sees s; of these, at each destination, the pairs whose t is predicted most by
-             the stream that the head reads (logit lens)
+    o_s      the head's write from source s minus its average write
+    kept     the pairs (s, t) of a source and a token such that the head's OV circuit suppresses t
+             most when it attends to s; of these, at each destination, the pairs whose t has the
+             highest logit in the stream that the head reads (logit lens)
     written  mean write + sum over s of attention(s) * (o_s projected on the unembeddings of its t)
 
-Without the projections that is what the head writes, exactly. If copy suppression is all that it
-does, predictions stay as they were. The score compares the change with that
-of taking away all but the mean: 1 is no change at all.
+Without the projections, this is exactly what the head writes. If copy suppression is all that the
+head does, predictions stay the same. The score compares the change of the predictions with that of
+mean ablation: 1 is no change at all.
 
 Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
 Prerequisites: weight_circuits.py, experiments/suppression/model.py
@@ -25,8 +25,8 @@ from weight_circuits import ov_circuit, read_through
 
 @torch.no_grad()
 def effective_embedding(model):
-    """[d_vocab, d_model], in float32 at least: W_E and, where there are MLPs, what the first one
-    makes of it, which is how later layers see a token."""
+    """[d_vocab, d_model], in float32 or more: W_E plus, if there are MLPs, the first MLP's output
+    for it, because later layers see a token like this."""
     W_E = at_least_float32(model.W_E)
     if model.cfg.attn_only or not model.cfg.n_layers:
         return W_E
@@ -39,8 +39,7 @@ def cspa_score(model, tokens, head, partners, n_pairs, rows=slice(None)):
     """1 - KL(clean || CSPA) / KL(clean || mean-ablated), each the mean over texts and positions.
 
     tokens: [batch, pos]. head: (layer, head). partners: [batch, key_pos, n], the tokens t of each
-    source, as `extreme_tokens` gives them; n_pairs: as in `kept_write`. rows: which positions
-    count.
+    source, from `extreme_tokens`; n_pairs: as in `kept_write`. rows: the positions that count.
     """
     layer, index = head
     names = [f"blocks.{layer}.hook_resid_pre", f"blocks.{layer}.attn.hook_pattern",
@@ -54,7 +53,7 @@ def cspa_score(model, tokens, head, partners, n_pairs, rows=slice(None)):
     kept = kept_write(model, cache["resid_pre", layer], pattern, moved, partners, n_pairs)
 
     def changed(new):
-        """The mean KL from the intact run where the head writes `new` instead."""
+        """The mean KL to the intact run if the head writes `new` instead."""
         attn_out = f"blocks.{layer}.hook_attn_out"
         with model.hooks([(attn_out, lambda out, hook: out + (new - write).to(out))]):
             resid = model.run_blocks(cache["resid_pre", layer], start=layer)
@@ -66,8 +65,8 @@ def cspa_score(model, tokens, head, partners, n_pairs, rows=slice(None)):
 def extreme_tokens(written, n, which="lowest"):
     """[source, n]: the tokens whose logits attention to each source changes most.
 
-    written: [source, d_vocab], what it adds to each logit. which: "lowest" for those lowered most,
-    "highest" for those raised most, "random" for some that are drawn.
+    written: [source, d_vocab], the change of each logit. which: "lowest" for the tokens lowered
+    most, "highest" for those raised most, "random" for random tokens.
     """
     if which == "random":
         return torch.rand(written.shape, generator=seeded_generator(0)).argsort(-1)[:, :n]
@@ -76,8 +75,8 @@ def extreme_tokens(written, n, which="lowest"):
 
 @torch.no_grad()
 def written_by_weights(model, head, sources):
-    """[source, d_vocab]: what attention to each source adds to each logit, by the head's OV circuit
-    and up to LayerNorm's scale. sources: [n], tokens."""
+    """[source, d_vocab]: what full attention to each source adds to each logit, by the head's OV
+    circuit and up to LayerNorm's scale. sources: [n], tokens."""
     moved = ov_circuit(model, *head)
     W_E = effective_embedding(model)[sources]
     return (W_E @ moved.A) @ moved.B @ read_through(model.ln_final, model.W_U)
@@ -85,12 +84,12 @@ def written_by_weights(model, head, sources):
 
 @torch.no_grad()
 def kept_write(model, resid, pattern, moved, partners, n_pairs):
-    """What is left of the head's write, [batch, pos, d_model].
+    """The part of the head's write that CSPA keeps, [batch, pos, d_model].
 
     resid: [batch, pos, d_model], the stream that the head reads. pattern: [batch, query_pos,
-    key_pos]. moved: [batch, key_pos, d_model], what is written of each source. partners: [batch,
-    key_pos, n]; n_pairs: how many pairs of a source and its partner are kept at each destination,
-    those whose partner has the highest logit in the lens.
+    key_pos]. moved: [batch, key_pos, d_model], the write from each source. partners: [batch,
+    key_pos, n]; n_pairs: the number of pairs of a source and a partner that are kept at each
+    destination, those whose partner has the highest logit in the lens.
     """
     W_U = read_through(model.ln_final, model.W_U)
     average = moved.mean((0, 1))
@@ -112,7 +111,7 @@ def kept_write(model, resid, pattern, moved, partners, n_pairs):
 
 
 def project_on_chosen(vectors, directions, chosen):
-    """Each vector's projection on the span of those of its directions that are chosen.
+    """Project each vector on the span of its chosen directions.
 
     vectors: [key_pos, d_model]; directions: [key_pos, n, d_model]; chosen: [query_pos, key_pos, n],
     bool. Returns [query_pos, key_pos, d_model].

@@ -1,14 +1,14 @@
-"""What shows that a head suppresses what is predicted and was seen: where it looks, what it writes.
+"""Test whether a head does copy suppression: where it looks, and what it writes.
 
     the head looks          at tokens of the text that are predicted now, wherever the prediction
                             was computed
-    and writes              less of the token that it looks at (a negative OV diagonal)
+    and lowers              the logit of the token that it looks at (a negative OV diagonal)
 
-Each of the two can be there without the other. A head that takes back all that was seen has the
-second alone; so its attention is compared with that to tokens that were seen and are not predicted,
-and its prediction is replaced by another one, to see whether the attention follows it. Last, all
-that is not copy suppression is taken out of what the head writes (CSPA), to see what is left of its
-effect.
+A head can do one without the other. One that lowers everything that was seen does only the second.
+So its attention is compared with that to tokens that were seen and are not predicted, and the
+prediction is replaced by another one, to see whether the attention follows it. Finally everything
+but copy suppression is removed from what the head writes (CSPA), to see how much of its effect is
+left.
 
 Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
 Prerequisites: experiments/suppression/model.py, experiments/suppression/cspa.py
@@ -26,11 +26,11 @@ from head_ablation import ablate_heads, derangement
 from utils import seeded_generator
 from weight_circuits import read_through
 
-MEASURED_ON = 999  # the seed of texts on which nothing is trained
+MEASURED_ON = 999  # the seed of the texts for measurements; no model is trained on them
 ROWS = 256
 CSPA_ROWS = 64
 CSPA_PAIRS = 4  # pairs of a source and a token that are kept at each position
-PATCH = 0.5  # the length of a patch, a share of that of the stream it is added to
+PATCH = 0.5  # the length of a patch, as a share of the length of the stream
 WAYS = ("ignore what was seen", "suppress all that was seen",
         "suppress what was seen and predicted")
 
@@ -42,7 +42,7 @@ def draw_measured_texts(walks, n_rows=ROWS, seed=MEASURED_ON):
 
 
 def is_counted(walks, tokens):
-    """[pos], bool: the positions at which a source is there, so that something is predicted."""
+    """[pos], bool: the positions with all sources, at which something is predicted."""
     return torch.arange(tokens.shape[1]) >= max(walks.lags) - 1
 
 
@@ -50,7 +50,7 @@ def is_counted(walks, tokens):
 
 
 def nats_above_floor(logits, chances):
-    """KL(chances || softmax(logits)), [...], in nats: what a prediction costs beyond the floor.
+    """KL(chances || softmax(logits)), [...], in nats: the loss of a prediction above the floor.
 
     logits, chances: [..., d_vocab].
     """
@@ -60,16 +60,17 @@ def nats_above_floor(logits, chances):
 
 
 def loss_floor(chances):
-    """The mean entropy of the chances, in nats a token: the least that any prediction can cost."""
+    """The mean entropy of the chances, in nats per token: the lowest possible loss."""
     return torch.special.entr(chances).sum(-1).mean().item()
 
 
 def null_losses(walks, n_rows=512):
-    """{way: nats above the floor} of the best predictor of each of WAYS.
+    """{way: nats above the floor} of the best predictor for each of WAYS.
 
-    It knows the table, and adds to the logits a number for each kind of token: one for those that
-    are no successors, and then none, one for all that was seen, or one each for what was seen and
-    is predicted or not. The numbers are fitted at each position by itself, to the exact chances.
+    A predictor knows the table and adds a number to the logits of each kind of token. The kinds
+    are: tokens that are not successors; and, depending on the way, nothing more, all seen tokens,
+    or seen tokens that are predicted and those that are not. The numbers are fitted to the exact
+    chances, at each position separately.
     """
     tokens, chances = draw_measured_texts(walks, n_rows)
     counted = is_counted(walks, tokens)
@@ -85,8 +86,10 @@ def null_losses(walks, n_rows=512):
 
 
 def best_of_kind(base, features, chances, n_steps=60):
-    """The least mean nats above the floor with logits base + features @ numbers, numbers [pos,
-    feature] free. base, chances: [batch, pos, d_vocab]; features: [batch, pos, d_vocab, feature].
+    """The lowest mean nats above the floor that logits base + features @ numbers reach.
+
+    numbers [pos, feature] are fitted. base, chances: [batch, pos, d_vocab]; features: [batch, pos,
+    d_vocab, feature].
     """
     numbers = torch.zeros(features.shape[1], features.shape[-1], dtype=torch.float64,
                           requires_grad=True)
@@ -111,8 +114,8 @@ def best_of_kind(base, features, chances, n_steps=60):
 
 @torch.no_grad()
 def direct_effects(model, cache, layer):
-    """What each head of a layer adds to the logits by itself, [batch, pos, head, d_vocab], in nats,
-    centred over the vocabulary, at the scale of the final LayerNorm."""
+    """What each head of a layer adds directly to the logits, [batch, pos, head, d_vocab], in nats;
+    at the final LayerNorm's scale, and centred over the vocabulary."""
     W_U = read_through(model.ln_final, model.W_U)
     written = cache["result", layer]
     if model.cfg.norm != "none":
@@ -122,18 +125,17 @@ def direct_effects(model, cache, layer):
 
 
 def mean_where(values, mask):
-    """The mean of the values where the mask is, over all axes but the head's: [batch, pos, head,
-    token] with [batch, pos, token] -> [head]."""
+    """The mean of values [batch, pos, head, token] over mask [batch, pos, token], as [head]."""
     weight = mask.to(values)
     return torch.einsum("bpht,bpt->h", values, weight) / weight.sum()
 
 
 def key_states(states, tokens, shift=0):
-    """A property of tokens at each query, [batch, query_pos, d_vocab], as one of its keys, [batch,
-    query_pos, key_pos]; keys after the query are False.
+    """Turn a property of tokens at each query, [batch, query_pos, d_vocab], into one of its keys,
+    [batch, query_pos, key_pos]. Keys after the query are False.
 
-    shift: 0 where a key stands for its own token, 1 where it stands for the token before, which
-    then has none at position 0.
+    shift: 0 if a key stands for its own token; 1 if it stands for the token before, so that the key
+    at position 0 stands for none.
     """
     n_pos = tokens.shape[1]
     of_token = states.gather(2, tokens[:, None].expand(-1, n_pos, -1))
@@ -144,15 +146,15 @@ def key_states(states, tokens, shift=0):
 
 @torch.no_grad()
 def measure_heads(model, walks, tokens):
-    """{(layer, head): what it does}, of each head: a dict of numbers.
+    """Measure where each head looks and what it writes: {(layer, head): a dict of numbers}.
 
-    to predicted, to others: its attention to one key whose token is predicted, and to one whose
-    token is not, where 1 is what each key gets of an even attention. shift: a key may stand for its
-    own token (0) or, where an earlier head has written it there, for the token before (1); the one
-    for which `to predicted` is larger.
-    gated: how much less of its write goes to a predicted token that was seen than to one that was
-    not, beyond the same difference for tokens that are not predicted, in nats (below 0: suppression
-    of what is predicted). ungated: that difference for tokens that are not predicted.
+    to predicted, to others: its attention to a key whose token is predicted, and to a key whose
+    token is not; 1 is an even share. shift: whether keys stand for their own token (0) or for the
+    token before (1), if an earlier head has written it there; the one with the larger `to
+    predicted`.
+    ungated: the direct effect on seen tokens minus that on unseen tokens, for tokens that are not
+    predicted, in nats. gated: the same for tokens that are predicted, minus `ungated` (below 0:
+    suppression of predicted tokens).
     """
     names = ("hook_pattern", "hook_result", "ln_final.hook_scale")
     _, cache = model.run_with_cache(tokens, lambda name: name.endswith(names))
@@ -180,14 +182,14 @@ def measure_heads(model, walks, tokens):
 
 
 def keys_standing_for(states, tokens, shifts=(0, 1)):
-    """`key_states` for a key that may stand for its own token, for the token before, or, as in the
-    default, for either: such a key counts once."""
+    """`key_states` for keys that may stand for several tokens: by default for their own token and
+    for the token before. A key that stands for two counts once."""
     return torch.stack([key_states(states, tokens, shift) for shift in shifts]).any(0)
 
 
 def even_shares(pattern, tokens, seen, predicted, shift):
-    """(to predicted, to others), each [head]: see `measure_heads`. pattern: [batch, head,
-    query_pos, key_pos]. Only queries that have keys of both kinds count."""
+    """(to predicted, to others), each [head], as in `measure_heads`. pattern: [batch, head,
+    query_pos, key_pos]. Only queries that see keys of both kinds count."""
     n_keys = torch.arange(1, tokens.shape[1] + 1)[:, None]
     share = pattern.transpose(1, 2) * n_keys[:, None]  # 1: an even share
     on_predicted = key_states(predicted & seen, tokens, shift)
@@ -197,7 +199,7 @@ def even_shares(pattern, tokens, seen, predicted, shift):
 
 
 def tokens_of_keys(tokens, shift):
-    """[batch, key_pos]: the token that each key stands for; the first one stands for itself."""
+    """[batch, key_pos]: the token that each key stands for; the first key stands for its own."""
     return torch.cat([tokens[:, :shift], tokens[:, :tokens.shape[1] - shift]], 1)
 
 
@@ -206,7 +208,7 @@ def written_by_source(model, tokens, head, shift):
     """[d_vocab, d_vocab]: what attention to a key that stands for a token (row) adds to each logit
     (column), on average over these texts, in nats at the final LayerNorm's mean scale.
 
-    Less the mean over rows, which all keys share, and over columns, which softmax does not see.
+    The means over rows (which all keys share) and over columns (which softmax ignores) are removed.
     """
     moved, scale = moved_by_keys(model, tokens, head)
 
@@ -224,9 +226,9 @@ def written_by_presence(model, tokens, head):
     LayerNorm's mean scale.
 
     A token's successors often stand at the key after it, and have writes of their own. So both
-    parts are found together: the write of every key is fitted as a sum of one vector for its own
-    token and one for the token before, by least squares over the keys of these texts. Less the mean
-    over rows and columns, as in `written_by_source`.
+    parts are found together: the write of every key is fitted by least squares as a sum of one
+    vector for its own token and one for the token before. The means over rows and columns are
+    removed, as in `written_by_source`.
     """
     moved, scale = moved_by_keys(model, tokens, head)
     tokens_at_keys = torch.cat([one_hot_keys(tokens, shift, model.cfg.d_vocab)
@@ -239,8 +241,8 @@ def written_by_presence(model, tokens, head):
 
 
 def one_hot_keys(tokens, shift, d_vocab):
-    """[batch, key_pos, d_vocab], bool: which token each key stands for; with shift 1 none at
-    position 0."""
+    """[batch, key_pos, d_vocab], bool: the token that each key stands for; with shift 1 the key at
+    position 0 stands for none."""
     one_hot = torch.nn.functional.one_hot(tokens, d_vocab).bool()
     keys = torch.zeros_like(one_hot)
     keys[:, shift:] = one_hot[:, :tokens.shape[1] - shift]
@@ -248,7 +250,7 @@ def one_hot_keys(tokens, shift, d_vocab):
 
 
 def moved_by_keys(model, tokens, head):
-    """(what a head writes of each key [batch, key_pos, d_model], the final LayerNorm's mean scale).
+    """(a head's write from each key [batch, key_pos, d_model], the final LayerNorm's mean scale).
     """
     layer, index = head
     names = (f"blocks.{layer}.attn.hook_v", "ln_final.hook_scale")
@@ -259,8 +261,11 @@ def moved_by_keys(model, tokens, head):
 
 
 def centred_logits(model, writes):
-    """What writes [..., source, d_model] add to each logit, [..., source, d_vocab], less the mean
-    over logits, which softmax does not see, and over sources, which all keys share."""
+    """What writes [..., source, d_model] add to each logit, [..., source, d_vocab].
+
+    The means over logits (which softmax ignores) and over sources (which all keys share) are
+    removed.
+    """
     logits = writes @ read_through(model.ln_final, model.W_U)
     logits = logits - logits.mean(-1, keepdim=True)
     return logits - logits.mean(-2, keepdim=True)
@@ -268,10 +273,11 @@ def centred_logits(model, writes):
 
 @torch.no_grad()
 def attention_when_predicted(model, walks, tokens, head):
-    """[2, d_vocab]: the mean share of a head's attention that goes to the keys at which a token
-    stands, and to the keys after those, over the queries where it was seen and is predicted. A key
-    that is both, in a token that follows itself, counts as the first. 0 for a token without such a
-    query."""
+    """[2, d_vocab]: the mean attention of a head to the keys that hold a token, and to the keys
+    after those, over the queries where the token was seen and is predicted.
+
+    If a token follows itself, its key counts as the first kind. 0 for a token without such a query.
+    """
     layer, index = head
     _, cache = model.run_with_cache(tokens, f"blocks.{layer}.attn.hook_pattern")
     pattern = cache["pattern", layer][:, index]  # [batch, query_pos, key_pos]
@@ -284,41 +290,41 @@ def attention_when_predicted(model, walks, tokens, head):
 
 
 def written_when_predicted(model, walks, tokens, others, heads):
-    """[d_vocab, d_vocab]: what the presence of a token (row) in the text makes some heads together
-    add to each logit (column) where it is predicted, in nats.
+    """[d_vocab, d_vocab]: what some heads together add to each logit (column) because a token (row)
+    is in the text, where that token is predicted, in nats.
 
-    A token can be found at its own key and, where an earlier head has copied it there, at the key
-    after: what each head writes of either is weighted by the attention that it pays there, and all
-    is summed. tokens: [batch, pos], for the attention; others: other texts, for the writes. heads:
-    a list of (layer, head).
+    A head can find a token at its own key or, if an earlier head has copied it there, at the key
+    after. The head's writes from the two keys are weighted by its attention to them and summed.
+    tokens: [batch, pos], for the attention; others: other texts, for the writes. heads: a list of
+    (layer, head).
     """
     return sum((attention_when_predicted(model, walks, tokens, head)[..., None]
                 * written_by_presence(model, others, head)).sum(0) for head in heads)
 
 
 def own_ranks(written, own):
-    """[source]: how many tokens attention to each source lowers more than its own token; a tie
-    counts as half. written: [source, d_vocab]; own: [source], its token."""
+    """[source]: how many tokens are lowered more than the source's own token by attention to it; a
+    tie counts as half. written: [source, d_vocab]; own: [source], its token."""
     value = written.gather(1, own[:, None])
     as_low = (written <= value).sum(-1) - 1  # others: a tie is no proof
     return ((written < value).sum(-1) + as_low) / 2
 
 
 def find_suppressor(heads):
-    """The head (layer, head) with the most negative `gated`. heads: of `measure_heads`."""
+    """The head (layer, head) with the most negative `gated`. heads: from `measure_heads`."""
     return min(heads, key=lambda head: heads[head]["gated"])
 
 
 def find_team(heads):
-    """The heads that share the work, a list of (layer, head): the most suppressive one, and those
-    of its layer that are half as suppressive or more."""
+    """The heads that share the suppression, a list of (layer, head): the most suppressive head, and
+    those of its layer that are at least half as suppressive."""
     best = find_suppressor(heads)
     return [head for head, facts in heads.items()
             if head[0] == best[0] and facts["gated"] <= heads[best]["gated"] / 2]
 
 
 def share_lowest(written):
-    """The share of tokens that are themselves what attention to them lowers most. written:
+    """The share of tokens for which attention to the token lowers the token itself most. written:
     [d_vocab, d_vocab]."""
     return (own_ranks(written, torch.arange(len(written))) < 0.5).double().mean().item()
 
@@ -328,11 +334,11 @@ def share_lowest(written):
 
 @torch.no_grad()
 def ablation_rises(model, walks, tokens, chances, heads):
-    """What the prediction costs more without some heads, in nats above the floor.
+    """The rise of the loss without some heads, in nats: {"naive copy", "free", "all"}.
 
-    {"naive copy": where the likeliest successor has been seen, so that who copies from the table
-    says it; "free": where no successor has been seen; "all"}. Each head's z is replaced by its mean
-    over texts at each position. heads: a list of (layer, head).
+    naive copy: where the likeliest successor has been seen, so that copying from the table predicts
+    it wrongly. free: where no successor has been seen. Each head's z is replaced by its mean over
+    texts at each position. heads: a list of (layer, head).
     """
     _, reference = model.run_with_cache(tokens, lambda name: name.endswith("hook_z"))
     before = nats_above_floor(model(tokens), chances)
@@ -347,7 +353,7 @@ def ablation_rises(model, walks, tokens, chances, heads):
 
 
 def naive_copy_places(walks, tokens):
-    """{"naive copy", "free"}: [batch, pos], bool; see `ablation_rises`."""
+    """{"naive copy", "free"}: [batch, pos], bool, as in `ablation_rises`."""
     seen, predicted = walks.states(tokens)
     is_known = is_counted(walks, tokens)
     likeliest = walks.predicted_odds(tokens).argmax(-1)
@@ -357,7 +363,7 @@ def naive_copy_places(walks, tokens):
 
 @dataclass
 class AddToQuery:
-    """A hook: adds `delta` [batch, pos, d_model] to what one head's queries read."""
+    """A hook that adds `delta` [batch, pos, d_model] to the input of one head's queries."""
 
     head: int
     delta: torch.Tensor
@@ -371,8 +377,8 @@ class AddToQuery:
 
 @torch.no_grad()
 def pattern_with(model, tokens, heads, delta):
-    """The summed pattern of some heads of one layer, [batch, query_pos, key_pos], where the queries
-    of each read `delta` more."""
+    """The summed pattern of some heads of one layer, [batch, query_pos, key_pos], after `delta` is
+    added to the input of their queries."""
     layer = heads[0][0]
     indices = [index for _, index in heads]
     hooks = [(f"blocks.{layer}.hook_q_input", AddToQuery(index, delta)) for index in indices]
@@ -382,27 +388,27 @@ def pattern_with(model, tokens, heads, delta):
 
 
 def random_of_length(like, generator):
-    """Random directions of the length of `like`, [..., d_model]."""
+    """Random directions that are as long as `like`, [..., d_model]."""
     drawn = torch.randn(like.shape, generator=generator)
     return drawn / drawn.norm(dim=-1, keepdim=True) * like.norm(dim=-1, keepdim=True)
 
 
 @torch.no_grad()
 def patch_direction(model, walks, tokens, heads, *, shifts=(0, 1), seed=MEASURED_ON):
-    """Attention to a token before and after it is made to be predicted: {"before", "after",
-    "random"}, mean shares, summed over some heads of one layer.
+    """Attention to a token before and after the stream is patched to predict it: {"before",
+    "after", "random"}, mean shares, summed over some heads of one layer.
 
-    At each query one seen token that is not predicted is drawn, and its direction in the
-    unembedding, PATCH as long as the stream, is added to what the heads' queries read, and to
-    nothing else. random: with a random direction of that length instead. shifts: which keys stand
-    for a token, as in `keys_standing_for`. The sum over heads, not the mean, because their writes
-    add up: of two heads that share the vocabulary, one turns to each token.
+    At each query one seen token that is not predicted is drawn. Its unembedding direction, PATCH
+    times as long as the stream, is added to the input of the heads' queries and nowhere else.
+    random: the same with a random direction of that length. shifts: which keys stand for a token,
+    as in `keys_standing_for`. The sum over heads is taken, not the mean, because their writes add
+    up: if two heads share the vocabulary, one of them turns to each token.
     """
     generator = seeded_generator(seed)
     layer = heads[0][0]
     seen, predicted = walks.states(tokens)
     possible = seen & ~predicted
-    weight = possible.double() + 1e-12  # a query without such a token is not counted
+    weight = possible.double() + 1e-12  # queries without such a token are left out below
     chosen = torch.multinomial(weight.flatten(0, 1), 1, generator=generator).view(tokens.shape)
 
     # the patch
@@ -420,8 +426,8 @@ def patch_direction(model, walks, tokens, heads, *, shifts=(0, 1), seed=MEASURED
 
 
 def compare_patches(model, tokens, heads, delta, keys, rows, generator):
-    """{"before", "after", "random"}: the mean share of attention that the keys get, [batch,
-    query_pos, key_pos], over the queries `rows` that have such a key; summed over the heads."""
+    """{"before", "after", "random"}: the mean attention to `keys` [batch, query_pos, key_pos], over
+    the queries `rows` that have such a key, summed over the heads."""
     patches = {"before": torch.zeros_like(delta), "after": delta,
                "random": random_of_length(delta, generator)}
     has_key = keys.any(-1) & rows
@@ -434,13 +440,13 @@ def compare_patches(model, tokens, heads, delta, keys, rows, generator):
 
 @torch.no_grad()
 def patch_prediction(model, walks, tokens, heads, *, shifts=(0, 1), seed=MEASURED_ON):
-    """Attention to the tokens that another text predicts, and to those that its own does: {"new":
-    {"before", "after", "random"}, "own": the same}, mean shares, summed over the heads.
+    """Attention before and after the prediction of another text is swapped in: {"new": {"before",
+    "after", "random"}, "own": the same}, mean shares, summed over the heads.
 
-    What the layers below have written at a position is, in the heads' queries alone, replaced by
-    what they have written at that position of another text; the token itself stays. new: keys whose
-    tokens are predicted there and not here; own: here and not there. heads, shifts: as in
-    `patch_direction`. None for heads of the first layer, below which nothing is computed.
+    In the heads' queries alone, what the layers below wrote at a position is replaced by what they
+    wrote at that position of another text; the token's embedding stays. new: keys whose tokens only
+    the other text predicts; own: keys whose tokens only this text predicts. heads, shifts: as in
+    `patch_direction`. None for heads of the first layer, which has no layers below.
     """
     layer = heads[0][0]
     if layer == 0:
@@ -460,15 +466,17 @@ def patch_prediction(model, walks, tokens, heads, *, shifts=(0, 1), seed=MEASURE
             for name in wanted}
 
 
-# All of it
+# All measurements
 
 
 def measure_suppressor(model, walks):
-    """All that is known of a trained model, its most suppressive head and that head's team: a dict
-    of plain values. walks: those that it was trained on, such as its SuppressionRecipe.
+    """All measurements of a trained model, its most suppressive head and that head's team.
 
-    The heads are chosen, and what they write of each token found, on other texts than those that
-    they are measured on.
+    Returns a dict of plain values. walks: the Walks that the model was trained on, such as its
+    SuppressionRecipe.
+
+    The heads are chosen, and their writes from each token found, on other texts than those on which
+    they are measured.
     """
     chosen_on, _ = draw_measured_texts(walks, seed=MEASURED_ON + 1)
     chosen = measure_heads(model, walks, chosen_on)

@@ -1,29 +1,29 @@
-"""The task in which a prediction must be taken back where it came true already, and its training.
+"""Train a small model on a task that needs copy suppression: no predicted token may come twice.
 
-A text walks through tables of successors, and never goes back to a token that it has seen: the
-successors that were seen are impossible. Some are successors of the last token, by one table, and
-some of the token before it, by another one, which a model must fetch first: what is predicted has
-to be computed, in the stream of one position. In three places of ten the walk *jumps* instead, to
-any token that is no successor, seen or not. So a token that was seen is impossible if it is
-predicted and possible if it is not: suppressing all that was seen is wrong, and so is suppressing
-all that is predicted.
+A text walks through tables of successors and never steps to a successor that it has already seen.
+One table gives the successors of the last token, another those of the token before it. A model must
+fetch that earlier token first, so the prediction has to be computed within the stream of one
+position. In three places of ten the walk *jumps* instead, to any token that is not a successor,
+seen or not. So a seen token is impossible if it is predicted, and possible if it is not. It is
+wrong to suppress everything that was seen, and wrong to suppress everything that is predicted.
 
     p(next) = (1 - jumps) * (odds of the successors not seen yet, normalised)
-            + jumps * (uniform over all tokens that are no successors)
+            + jumps * (uniform over all tokens that are not successors)
 
-Each probability depends on the visible text alone, and so is the best possible prediction: the mean
+Each probability depends on the visible text alone, so it is the best possible prediction. The mean
 of -log p is the floor of the loss, as in corpus.py.
 
     texts = Walks(seed=0)
     tokens, chances = texts.draw(64, generator)   # chances: [batch, pos, d_vocab], the exact ones
     model = trained_suppressor(Path("outputs/copy_suppression/seed_0"), SuppressionRecipe(seed=0))
 
-Two layers without MLPs, two heads a layer and tied embeddings, as GPT-2 has them. With seed 0 alone
-these were tried too. Untied, the second layer looks at the key *after* the predicted token (2.4 to
-4.7 even shares), where a previous-token head has written it. With four heads of 16 dimensions, each
-suppresses a third of the tokens. With one head a layer no such head forms (0.36 nats above the
-floor). Where only tokens that were seen come back, in place of jumps to any, seen tokens are first
-raised, and after 3,000 steps seven trials without MLPs lie 0.25 to 0.55 nats above the floor.
+The model has two layers without MLPs, two heads in each, and tied embeddings, as in GPT-2. Other
+designs were tried with seed 0 alone. With untied embeddings, the second layer looks at the key
+*after* the predicted token (2.4 to 4.7 even shares), where a previous-token head has written it.
+With four heads of 16 dimensions, each suppresses a third of the tokens. With one head per layer no
+suppression head forms (0.36 nats above the floor). If jumps lead only to tokens that were seen,
+the model first learns to raise seen tokens, and after 3,000 steps seven trials without MLPs lie
+0.25 to 0.55 nats above the floor.
 
 Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
 Prerequisites: experiments/wired/model.py, train.py, corpus.py
@@ -45,7 +45,7 @@ from tokenizer import CharTokenizer
 from utils import UserError, seeded_generator
 
 NAMES = string.printable  # characters that name the tokens, so that a run can be read
-DRAWN_AT_ONCE = 64  # batches of texts: one by one, the drawing would cost a sixth of the time
+DRAWN_AT_ONCE = 64  # batches of texts; drawing them one by one would take a sixth of the time
 
 
 # The texts
@@ -53,12 +53,12 @@ DRAWN_AT_ONCE = 64  # batches of texts: one by one, the drawing would cost a six
 
 @dataclass(frozen=True)
 class Walks:
-    """Texts that walk through tables of successors, and what is random in them.
+    """Texts that walk through tables of successors.
 
-    seed: of the tables. n_pos: tokens a text. odds: of a token's successors in each table. lags:
-    whose successors can come next, those of the last token (1), of the one before it (2), or of
-    both, each by a table of its own. jumps: the share of steps that go to any token but a
-    successor. goes_back: the control, in which a successor can come though it was seen.
+    seed: of the tables. n_pos: tokens in a text. odds: of a token's successors in each table.
+    lags: whose successors can come next: those of the last token (1), of the one before it (2), or
+    of both, each with a table of its own. jumps: the share of steps to a token that is not a
+    successor. goes_back: True is the control, in which a seen successor can come again.
     """
 
     seed: int = 0
@@ -72,8 +72,8 @@ class Walks:
     @cached_property
     def tables(self):
         """[lag, d_vocab, d_vocab] in float64: the odds of each token (column) after each source
-        (row), 0 for what is no successor. Each token is a successor as often as it has successors,
-        and never its own."""
+        (row), and 0 for tokens that are not successors. Each token is a successor as often as it
+        has successors, and never its own."""
         generator = seeded_generator(self.seed)
         every = torch.arange(self.d_vocab)
         tables = torch.zeros(len(self.lags), self.d_vocab, self.d_vocab, dtype=torch.float64)
@@ -86,9 +86,9 @@ class Walks:
         return tables
 
     def predicted_odds(self, tokens):
-        """[batch, pos, d_vocab] in float64: the odds of what is predicted at each position, with
-        each of the tokens as the last one. tokens: [batch, pos]; a source that lies before the text
-        predicts nothing."""
+        """[batch, pos, d_vocab] in float64: the odds that a token comes next, after each position.
+
+        tokens: [batch, pos]. A source that would lie before the text predicts nothing."""
         odds = torch.zeros(*tokens.shape, self.d_vocab, dtype=torch.float64)
         n_pos = tokens.shape[1]
         for lag, table in zip(self.lags, self.tables, strict=True):
@@ -98,7 +98,7 @@ class Walks:
     def next_chances(self, odds, seen):
         """The exact chances of the next token, [..., d_vocab] in float64.
 
-        odds: [..., d_vocab], of what is predicted. seen: [..., d_vocab], bool.
+        odds: [..., d_vocab], those of `predicted_odds`. seen: [..., d_vocab], bool.
         """
         onward = odds if self.goes_back else odds * ~seen
         jump = (odds == 0).double()
@@ -106,11 +106,11 @@ class Walks:
 
         total = onward.sum(-1, keepdim=True)
         walk = (1 - self.jumps) * onward / total + self.jumps * jump
-        return torch.where(total > 0, walk, jump)  # all successors were seen: only a jump is left
+        return torch.where(total > 0, walk, jump)  # without an unseen successor: a jump
 
     def draw(self, n_rows, generator):
-        """(tokens [batch, pos], chances [batch, pos, d_vocab], the exact ones of each token before
-        it is seen). The first tokens, up to the largest lag, are uniform."""
+        """(tokens [batch, pos], chances [batch, pos, d_vocab]): texts, and the exact chances from
+        which each token was drawn. The first tokens, up to the largest lag, are uniform."""
         rows = torch.arange(n_rows)
         first = max(self.lags)
         tokens = torch.zeros(n_rows, self.n_pos, dtype=torch.long)
@@ -125,21 +125,21 @@ class Walks:
         return tokens, chances
 
     def chances_after(self, tokens):
-        """[batch, pos, d_vocab] in float64: the exact chances of what follows each of the tokens,
-        [batch, pos], from the first position on that has all of its sources."""
+        """[batch, pos, d_vocab] in float64: the exact chances of the token after each position,
+        valid from the first position that has all of its sources. tokens: [batch, pos]."""
         seen, _ = self.states(tokens)
         return self.next_chances(self.predicted_odds(tokens), seen)
 
     def are_possible(self, tokens):
-        """[batch], bool: which texts, [batch, pos], can be drawn at all."""
+        """[batch], bool: which texts, [batch, pos], have a chance above 0."""
         first = max(self.lags)
         chances = self.chances_after(tokens)[:, first - 1:-1]
         return (chances.gather(2, tokens[:, first:, None]) > 0).all(1)[:, 0]
 
     def states(self, tokens):
-        """(seen, predicted), bool [batch, pos, d_vocab], with each of the tokens as the last one.
+        """(seen, predicted), bool [batch, pos, d_vocab], after each position.
 
-        seen: which tokens are in the text so far. predicted: which are successors of a source.
+        seen: which tokens the text holds so far. predicted: which are successors of a source.
         """
         one_hot = torch.nn.functional.one_hot(tokens, self.d_vocab).bool()
         return one_hot.cummax(1).values, self.predicted_odds(tokens) > 0
@@ -152,9 +152,9 @@ def suppression_pairs(walks, n_pairs, generator):
     """n Pairs of texts in which a predicted token was seen (clean) or not (corrupted).
 
     walks: Walks. At the end of both texts two tokens are predicted with the same odds: `right` was
-    not seen, and `wrong` was seen in the clean text alone. In the corrupted one another token
-    stands in its place, which is not predicted at the end. Both texts can be drawn from the walks.
-    So the logit of right less that of wrong is what is taken off because of what was seen.
+    not seen, and `wrong` was seen in the clean text alone. In the corrupted text another token,
+    which is not predicted at the end, replaces it. Both texts can be drawn from the walks. So the
+    logit of right minus that of wrong is the suppression caused by what was seen.
     Raises UserError for walks in which no two successors are equally likely.
     """
     odds = walks.odds * len(walks.lags)
@@ -173,7 +173,7 @@ def suppression_pairs(walks, n_pairs, generator):
 
 def pair_of_text(walks, text, generator):
     """(clean, corrupted [pos], right, wrong []) of one text [pos], as in `suppression_pairs`; None
-    where it has no such pair."""
+    if the text has no such pair."""
     odds = walks.predicted_odds(text[None])[0, -1]  # [d_vocab]
     count = torch.bincount(text, minlength=walks.d_vocab)
     n_fixed = max(walks.lags)  # the sources of the last prediction stay
@@ -187,7 +187,7 @@ def pair_of_text(walks, text, generator):
         return None
     wrong, right = draw_row(fits.nonzero(), generator)
 
-    # any token in the place of the seen one that leaves the text possible
+    # a token to replace the seen one that leaves the text possible
     every = torch.arange(walks.d_vocab)
     others = torch.where(text == wrong, every[:, None], text)  # [replacement, pos]
     leaves_possible = walks.are_possible(others) & (odds == 0)
@@ -197,7 +197,7 @@ def pair_of_text(walks, text, generator):
 
 
 def draw_row(rows, generator):
-    """One row of a tensor, each as likely."""
+    """A random row of a tensor, each equally likely."""
     return rows[torch.randint(len(rows), (), generator=generator)]
 
 
@@ -206,8 +206,10 @@ def draw_row(rows, generator):
 
 @dataclass(frozen=True)
 class SuppressionRecipe(Walks):
-    """All that one trained model depends on: the walks that it is trained on, whose seed is its own
-    too, its shape, and its training."""
+    """Everything that a trained model depends on: its walks, its shape and its training.
+
+    The seed of the walks is also that of the model.
+    """
 
     n_layers: int = 2
     n_heads: int = 2
@@ -221,11 +223,11 @@ class SuppressionRecipe(Walks):
 
     @property
     def n_ctx(self):
-        """The context: all of a text but its last token."""
+        """The context: the length of a text without its last token."""
         return self.n_pos - 1
 
     def model_config(self):
-        """The ModelConfig of its shape."""
+        """The model's shape as a ModelConfig."""
         return ModelConfig(
             n_layers=self.n_layers, n_heads=self.n_heads, d_model=self.d_model, n_ctx=self.n_ctx,
             d_vocab=self.d_vocab, attn_only=self.attn_only,
@@ -233,8 +235,8 @@ class SuppressionRecipe(Walks):
 
 
 def batches(recipe):
-    """Yields (inputs, targets), each [batch, pos], without end; the uniform tokens at a text's
-    beginning are no targets."""
+    """Yield (inputs, targets), each [batch, pos], forever. The uniform tokens at the start of a
+    text are not targets."""
     generator = seeded_generator(recipe.seed)
     while True:
         tokens, _ = recipe.draw(DRAWN_AT_ONCE * recipe.batch_size, generator)
@@ -245,16 +247,20 @@ def batches(recipe):
             yield batch[:, :-1], wanted[:, 1:]
 
 
-def trained_suppressor(folder, recipe, *, retrain=False):
-    """The model of a SuppressionRecipe, trained, or read from the checkpoint.pt in `folder`."""
+def trained_suppressor(folder, recipe, *, retrain=False, trainings=None):
+    """The model of a SuppressionRecipe, trained, or read from the checkpoint.pt in `folder`.
+
+    retrain: train it even if it is there. trainings: the Trainings that this model is one of.
+    """
     how = TrainConfig(max_steps=recipe.steps, batch_size=recipe.batch_size, lr=recipe.lr,
                       muon_lr=recipe.muon_lr, warmup_steps=40, weight_decay=0.0)
     supply = batches(recipe)
 
     def train(model):
-        fit_with_progress(model, supply.__next__, how, folder.name)
+        fit_with_progress(model, supply.__next__, how, folder.name.replace("_", " "),
+                          trainings=trainings)
 
     model, _ = trained_gpt(folder / "checkpoint.pt", recipe.model_config(), recipe.seed, train,
                            tokenizer=CharTokenizer().fit(NAMES[:recipe.d_vocab]),
-                           settings=asdict(recipe), retrain=retrain)
+                           settings=asdict(recipe), retrain=retrain, trainings=trainings)
     return model

@@ -1,8 +1,8 @@
-"""Copy suppression in a model that somebody else has trained: GPT-2 small's head L10H7, above all.
+"""Measure copy suppression in a published model, above all in GPT-2 small's head L10H7.
 
-Two questions of McDougall et al. need no texts of a known kind: does the head's OV circuit lower
-the token that it looks at, and how much of what the head does is copy suppression (CSPA)? The texts
-are stories of corpus.py, since nothing has to be fetched for them; the paper's are OpenWebText.
+Two questions of McDougall et al. can be asked on any text. Does the head's OV circuit lower the
+token that it attends to? And how much of the head's effect is copy suppression (CSPA)? The texts
+are stories of corpus.py, which need no download; the paper used OpenWebText.
 
 Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
 Prerequisites: experiments/copy_suppression.py
@@ -21,12 +21,12 @@ from experiments.suppression.measure import own_ranks
 from metrics import duplicate_token_score
 from utils import UserError, seeded_generator
 
-ASKED = 300  # tokens whose own logit is looked up
-LONGEST = 64  # tokens a text
+ASKED = 300  # tokens whose own logit is ranked
+LONGEST = 64  # tokens in a text
 ROWS = 16
 PAPER_HEAD = (10, 7)
-PAPER_TOKENS = 5  # that CSPA keeps of each source
-PAPER_PAIRS = 10  # of a source and such a token, kept at each destination
+PAPER_TOKENS = 5  # tokens that CSPA keeps for each source
+PAPER_PAIRS = 10  # pairs of a source and such a token that it keeps at each destination
 GPT2_SMALL_SHAPE = {"n_layers": 12, "n_heads": 12, "d_model": 768, "d_vocab": 50257}
 
 
@@ -43,21 +43,21 @@ def draw_stories(model, tokenizer):
     cfg = model.cfg
     n_pos = min(cfg.n_ctx, LONGEST)
     if not cfg.n_layers or n_pos < 8:
-        raise UserError(f"n_layers={cfg.n_layers}, n_ctx={cfg.n_ctx}: there is no head to look at "
-                        "in a text; take a model with layers and 8 positions or more")
+        raise UserError(f"n_layers={cfg.n_layers}, n_ctx={cfg.n_ctx}: no head can be measured on a "
+                        "text; choose a model with layers and 8 positions or more")
     ids = tokenizer.encode(corpus.text(10 * ROWS * n_pos))
     n_rows = min(ROWS, len(ids) // n_pos)
     return torch.as_tensor(ids[:n_rows * n_pos]).view(n_rows, n_pos)
 
 
 def measure_published(model, tokenizer):
-    """What is measured of every head, and of the suppressive one, as plain values.
+    """Measure every head, and the suppressive one in detail; returns plain values.
 
-    diagonal and lowest ten: [layer][head], the mean rank of a token among what attention to it
-    lowers (0: the most, to 1), and the share of tokens whose rank is below ten, on ASKED tokens.
-    label: the head: the paper's where the model has GPT-2 small's shape, else the one whose own
-    token is the lowest on average. again: its attention to earlier occurrences of its own token.
-    cspa: {which tokens: score}.
+    diagonal: [layer][head], the mean rank of a token among all tokens that attention to it lowers,
+    from 0 (lowered most) to 1, over ASKED tokens. lowest ten: [layer][head], the share of tokens
+    whose rank is below ten. label: the suppressive head: the paper's if the model has GPT-2
+    small's shape, and the head with the lowest mean rank in other models. again: its attention to
+    earlier occurrences of the current token. cspa: {which tokens: score}.
     """
     tokens = draw_stories(model, tokenizer)
     cfg = model.cfg
@@ -99,7 +99,7 @@ def has_paper_shape(cfg):
 
 
 def published_claims(cfg, found):
-    """[Claim]: the numbers beside those reported; nothing is judged, the texts are others."""
+    """[Claim]: the numbers beside the published ones; not judged, because the texts differ."""
     layer, head = found["head"]
     is_paper = has_paper_shape(cfg)
     label = found["label"]
@@ -112,19 +112,19 @@ def published_claims(cfg, found):
               found["diagonal"][layer][head], control="by chance 0.5"),
         claim(f"{label}: share of its effect that copy suppression keeps (CSPA, on stories)",
               found["cspa"]["lowest"], reported="76.9 % (OpenWebText)" if is_paper else "",
-              control=f"with random tokens kept {found['cspa']['random']:.2g}"),
+              control=f"keeping random tokens {found['cspa']['random']:.2g}"),
     ]
 
 
 def describe_published(found):
-    """Two plain sentences on what was found."""
+    """Two sentences that say what was found."""
     layer, head = found["head"]
     lowest_ten = 100 * found["lowest ten"][layer][head]
     kept = 100 * found["cspa"]["lowest"]
-    return (f"{found['label']} lowers the token that it looks at so much that it is among the ten "
-            f"lowest for {lowest_ten:.0f} % of tokens. Where nothing but copy suppression is left "
-            f"of what it writes, {kept:.0f} % of its effect on the predictions stays. Look at "
-            "diagonal.png for all heads.")
+    return (f"For {lowest_ten:.0f} % of tokens, attention of {found['label']} to the token puts it "
+            "among the ten tokens that are lowered most. If only copy suppression is left of what "
+            f"the head writes, {kept:.0f} % of its effect on the predictions stays (all heads: "
+            "diagonal.png).")
 
 
 def published_figures(found):

@@ -1,9 +1,9 @@
-"""A workbench for wiring transformers by hand: a GPT of zeros whose stream has named parts.
+"""Wire transformers by hand: a GPT of zeros whose residual stream has named parts.
 
-A part of the stream ("slot": the token, the position, what was before, what is said) is an
-orthonormal set of directions whose entries sum to 0. All tokens share a constant part, far longer
-than whatever heads write. So LayerNorm divides by the same number everywhere, to a part in a
-thousand, and no circuit needs norm="none".
+A part of the stream (a slot: the token, the position, the token before, the answer in the slot
+"said") is an orthonormal set of directions whose entries sum to 0. All tokens share a constant part
+that is much longer than anything heads write. So LayerNorm divides by the same number everywhere,
+up to one part in a thousand, and no circuit needs norm="none".
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: model.py
@@ -34,14 +34,14 @@ SHAPE = {"n_heads": N_HEADS, "d_model": N_HEADS * D_HEAD, "d_mlp": 6, "n_ctx": N
          "d_vocab": D_VOCAB, "activation": "relu", "unembed_bias": True}
 SLOTS = {"constant": 1, "token": D_VOCAB, "position": N_CTX, "before": D_VOCAB, "goal": N_CTX,
          "said": D_VOCAB, "flag": 1, "unread": D_VOCAB}  # directions of each
-SHRINK = 4.0  # what LayerNorm divides by, nearly
-GAIN = 8.0  # nats of what is said once: the unit of effects
-SHARP = 40.0  # score of a match; where BOS scores half of it, BOS gets e^-20 as much attention
+SHRINK = 4.0  # the number by which LayerNorm divides, nearly
+GAIN = 8.0  # nats that a write of size 1 adds to the answer: the unit of effects
+SHARP = 40.0  # score of a match; if BOS scores half of it, BOS gets e^-20 times the attention
 SOFT = 10.0  # the same with e^-5
 
 
 def random_texts(n, generator):
-    """[n, pos]: BOS, then random content."""
+    """Random texts, [n, pos]: BOS, then random content tokens."""
     texts = torch.tensor(CONTENT)[torch.randint(len(CONTENT), (n, N_CTX), generator=generator)]
     texts[:, 0] = BOS
     return texts
@@ -54,16 +54,16 @@ def shuffled(items, generator):
 
 
 def zero_mean_basis(width):
-    """[width - 1, width], float64: orthonormal waves, the entries of each of which sum to 0."""
+    """[width - 1, width], float64: orthonormal waves whose entries each sum to 0."""
     frequency = torch.arange(1, width)[:, None]
     place = torch.arange(width).double() + 0.5
     return math.sqrt(2 / width) * (math.pi / width * place * frequency).cos()
 
 
 class Board:
-    """A GPT of zeros, the slots of its stream, and the means to wire heads into it.
+    """A GPT of zeros with a stream of slots, and methods that wire heads into it.
 
-    The seed decides which directions each slot gets, and in which order heads are used.
+    The seed decides which directions each slot gets, and the order in which heads are used.
     """
 
     @torch.no_grad()
@@ -71,9 +71,9 @@ class Board:
         self.generator = seeded_generator(seed)
         self.model = GPT(ModelConfig(n_layers=n_layers, **SHAPE), seed=None).double().eval()
         for name, weight in self.model.named_parameters():
-            weight.fill_(1.0 if name.endswith(".w") else 0.0)  # LayerNorm's gain, and all else
+            weight.fill_(1.0 if name.endswith(".w") else 0.0)  # LayerNorm's gain, and the rest
 
-        # The directions of a basis are dealt out to the slots.
+        # Each slot gets some directions of a basis.
         width = self.model.cfg.d_model
         waves = zero_mean_basis(width)[torch.randperm(width - 1, generator=self.generator)]
         n_used = sum(SLOTS.values())
@@ -83,48 +83,48 @@ class Board:
         self.free = [torch.randperm(N_HEADS, generator=self.generator).tolist()
                      for _ in range(n_layers)]
 
-        # What is embedded, and what is read off at the end.
+        # The embedding and the unembedding.
         length = math.sqrt(SHRINK**2 * width - 2)  # token and position have length 1 each
         self.model.W_E.copy_(self.slots["token"] + length * self.slots["constant"])
         self.model.W_pos.copy_(self.slots["position"])
         self.model.W_U.copy_(GAIN * SHRINK * self.slots["said"].T)
 
     def slot_rows(self, name, ids=CONTENT):
-        """The directions that stand for some tokens or positions in a slot, [n, d_model]."""
+        """The directions of some tokens or positions in a slot, [n, d_model]."""
         return self.slots[name][list(ids)]
 
     def draw_normal(self, *shape):
-        """Normal numbers from the board's own generator."""
+        """Normally distributed numbers from the board's own generator."""
         return torch.randn(shape, generator=self.generator, dtype=torch.float64)
 
-    # Where a head can look (the `looks` of wire_head), and what it can move (the `moves`)
+    # Where a head can look (`looks` of wire_head), and what it can move (`moves`)
 
     def previous_position(self):
-        """Looks at the position before; the first at itself."""
+        """Look at the position before; the first position looks at itself."""
         return self.slots["position"][1:], self.slots["position"][:-1], 0.0
 
     def own_position(self):
-        """Looks at its own position."""
+        """Look at the own position."""
         return self.slots["position"], self.slots["position"], 0.0
 
     def fixed_position(self, position):
-        """Looks at one position; before it, at BOS."""
+        """Look at one fixed position; earlier positions look at BOS."""
         return None, self.slot_rows("position", [position]), 0.5
 
     def token_to_said(self, size=1.0):
-        """Moves the token that is looked at into what is said, so many times."""
+        """Add the token that the head looks at to the answer, `size` times."""
         return self.slot_rows("token"), size * self.slot_rows("said")
 
     # Wiring
 
     @torch.no_grad()
     def wire_head(self, layer, *, looks, moves=None, sharp=SHARP):
-        """Wires a free head of a layer and returns it as (layer, head).
+        """Wire a free head of a layer and return it as (layer, head).
 
-        looks: (query, key, rest), query and key [n, d_model]. A position is looked at with the
-        score sharp * sum_i <query_i, stream of who looks> <key_i, stream there>, and BOS with
-        sharp * rest, where a head looks that finds no match. query None: only the key counts.
-        moves: (value, write), each [n, d_model].
+        looks: (query, key, rest), query and key [n, d_model]. A key gets the score
+        sharp * sum_i <query_i, stream at the query> <key_i, stream at the key>, and BOS gets
+        sharp * rest, so that the head looks there if it finds no match. query None: only the key
+        counts. moves: (value, write), each [n, d_model].
         """
         attn = self.model.blocks[layer].attn
         head = self.free[layer].pop()
@@ -147,8 +147,7 @@ class Board:
 
     @torch.no_grad()
     def wire_step_mlp(self, low, high):
-        """Wires an MLP that says YES where the flag is above `high` and NO where it is below `low`.
-        """
+        """Wire an MLP that writes YES if the flag is above `high`, and NO if it is below `low`."""
         mlp = self.model.blocks[0].mlp
         verdict = self.slot_rows("said", [YES]) - self.slot_rows("said", [NO])
         mlp.W_in[:, :2] = SHRINK / (high - low) * self.slots["flag"].T
@@ -157,11 +156,11 @@ class Board:
         mlp.b_out.copy_(-0.5 * verdict[0])
 
     def wire_dead_heads(self, *ways):
-        """Makes every head that is left a dead one: a sharp pattern, and no effect, because it
-        writes to a slot that nothing reads, or the mean, which LayerNorm takes out, or nothing.
+        """Turn every free head into a dead one, with a sharp pattern and no effect.
 
-        ways: what they look at in turn, as in `wire_head`: unless given, themselves, the first, the
-        one before.
+        A dead head writes to a slot that nothing reads, or the mean, which LayerNorm removes, or
+        nothing. ways: where they look in turn, as in `wire_head`; by default at themselves, at the
+        first position, and at the one before.
         """
         if not ways:
             ways = (self.own_position(), self.fixed_position(0), self.previous_position())
@@ -176,11 +175,12 @@ class Board:
 
     @torch.no_grad()
     def finish(self):
-        """The model, with random values wherever they leave its function as it is.
+        """Return the model, with random values wherever they do not change its function.
 
-        They are gains and biases of LayerNorm, undone by those who read; biases of keys, which add
+        These are gains and biases of LayerNorm, undone by their readers; biases of keys, which add
         the same to all scores of a row; queries and values in dimensions that no key and no W_O
-        reads; neurons that write the mean; means of embeddings; b_O where nothing reads.
+        reads; neurons that write the mean; means of embeddings; b_O in directions that nothing
+        reads.
         """
         model = self.model
         for block in model.blocks:
@@ -212,8 +212,10 @@ class Board:
         return model
 
     def randomise_norm_(self, norm, W, b):
-        """Gives a LayerNorm a random bias and a gain, the same in all coordinates so that it can be
-        rotated, and takes both out of its reader."""
+        """Give a LayerNorm a random bias and gain, and undo both in its reader.
+
+        The gain is the same in all coordinates, so that the stream can be rotated.
+        """
         gain = 0.5 + float(torch.rand(1, generator=self.generator))
         norm.w.mul_(gain)
         norm.b.copy_(0.3 * self.draw_normal(len(norm.b)))
@@ -223,11 +225,11 @@ class Board:
 
 @torch.no_grad()
 def rotate_stream(model, seed):
-    """The same model in another basis of the stream: all that is written is multiplied by an
-    orthogonal matrix that keeps the all-ones direction, all that reads by its transpose.
+    """Return the same model in another basis of the stream.
 
-    LayerNorm takes a mean along that direction, so it commutes with the matrix as long as its gain
-    is the same in all coordinates.
+    Weights that write are multiplied by an orthogonal matrix that keeps the all-ones direction,
+    weights that read by its transpose. LayerNorm takes a mean along that direction, so it commutes
+    with the matrix as long as its gain is the same in all coordinates.
     """
     model = copy.deepcopy(model)
     width = model.cfg.d_model

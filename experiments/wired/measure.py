@@ -1,12 +1,12 @@
-"""What each tool of the library says of the wired circuits, held against what was wired.
+"""Compare the results of each tool of the library with the truth of the wired circuits.
 
-A tool's scores rank the heads (or edges) of a model; AUROC is the chance that one which matters
-ranks above one which does not. Where a tool is blind to a part of the circuit by construction (a
-gradient to what is saturated), that part ties with the dead heads, and the AUROC that it must get
-follows: (seen + missed / 2) / all. So a failure is predicted as exactly as a success.
+A tool's scores rank the heads (or edges) of a model. AUROC is the chance that a part that matters
+ranks above one that does not. If a tool is blind to a part of the circuit by construction (such as
+a gradient to a saturated part), this part ties with the dead heads, and the AUROC must be
+(seen + missed / 2) / all. So a failure is predicted as exactly as a success.
 
-What no ranking shows stands below the tools: facts, each a number that follows from the wiring
-beside the one that was measured.
+Below the tools are facts, for what no ranking shows: each is a measured number beside the one that
+follows from the wiring.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene), 10 (approximate) and 13 (decodable is not used)
 Prerequisites: experiments/wired/model.py
@@ -47,13 +47,13 @@ from probing import concept_erasure, fit_probe
 from utils import seeded_generator
 from weight_circuits import composition_scores, ov_eigenvalue_score
 
-FLOOR = 0.01  # below it a score counts as nothing, such as what an unread write does to LayerNorm
+FLOOR = 0.01  # lower scores count as 0; an unread write still changes LayerNorm's scale a little
 PROBED = "blocks.0.hook_resid_post"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A wired circuit, its prompts, and the runs on both; gap: what separates their metrics."""
+    """A wired circuit, its prompts, and its runs on both; gap: the difference of their metrics."""
 
     wired: WiredCircuit
     pairs: Pairs
@@ -64,7 +64,7 @@ class Case:
     @classmethod
     @torch.no_grad()
     def run(cls, wired, pairs):
-        """The Case of a circuit and its Pairs: runs both."""
+        """Run the model on both texts of the Pairs, and return the Case."""
         clean_logits, clean_cache = wired.model.run_with_cache(pairs.clean_tokens)
         corrupted_logits, corrupted_cache = wired.model.run_with_cache(pairs.corrupted_tokens)
         gap = (pairs.metric(clean_logits) - pairs.metric(corrupted_logits)).mean().item()
@@ -72,31 +72,33 @@ class Case:
 
     @property
     def both(self):
-        """What tools that run both texts take: model, clean and corrupted tokens, metric."""
+        """The arguments of tools that run both texts: model, clean tokens, corrupted tokens,
+        metric."""
         return (self.wired.model, self.pairs.clean_tokens, self.pairs.corrupted_tokens,
                 self.pairs.metric)
 
     @property
     def denoising(self):
-        """What tools that put clean into corrupted take: model, corrupted tokens, clean cache,
-        metric."""
+        """The arguments of tools that patch clean into corrupted: model, corrupted tokens, clean
+        cache, metric."""
         return (self.wired.model, self.pairs.corrupted_tokens, self.clean_cache,
                 self.pairs.metric)
 
     @property
     def noising(self):
-        """The other way round: model, clean tokens, corrupted cache, metric."""
+        """The arguments of tools that patch corrupted into clean: model, clean tokens, corrupted
+        cache, metric."""
         return (self.wired.model, self.pairs.clean_tokens, self.corrupted_cache,
                 self.pairs.metric)
 
     @property
     def ablation(self):
-        """What tools that take something away take: model, clean tokens."""
+        """The arguments of tools that ablate: model, clean tokens."""
         return self.wired.model, self.pairs.clean_tokens
 
     @property
     def shape(self):
-        """(layers, heads)."""
+        """(number of layers, number of heads)."""
         return self.wired.model.cfg.n_layers, self.wired.model.cfg.n_heads
 
 
@@ -105,12 +107,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool, and what it must say.
+    """A tool, and the results that it must give.
 
-    score: Case -> {part: score}, in shares of the gap or units of GAIN. parts: Truth -> the parts
-    that matter, of the kind that it is about; none where it says nothing. sizes: Truth -> {part:
-    size, or None where it is not known}, the parts that it must see. within: how near a size must
-    be; None where sizes are not compared. misled: whether it takes decoys for the circuit.
+    score: Case -> {part: score}, in shares of the gap or in units of GAIN. parts: Truth -> the
+    parts (heads, edges, pairs) that matter; none if the tool does not apply to the circuit. sizes:
+    Truth -> {part: size, or None if it is not known}, the parts that it must see. within: the
+    largest error of a size; None if sizes are not compared. misled: whether the tool mistakes
+    decoys for the circuit.
     """
 
     name: str
@@ -121,7 +124,7 @@ class Tool:
     misled: bool = False
 
     def expected_auroc(self, truth):
-        """The AUROC that it must have: what it does not see ties with what is dead."""
+        """The AUROC that the tool must have: parts that it can't see tie with dead ones."""
         if self.misled and truth.decoys:
             return 0.0
         parts, sizes = self.parts(truth), self.sizes(truth)
@@ -130,12 +133,13 @@ class Tool:
 
 
 def head_tool(name, score, sizes, **more):
-    """A Tool whose score gives [layer, head], and which is asked for the heads that matter."""
+    """A Tool that scores heads: its score returns [layer, head], its parts are heads."""
     return Tool(name, lambda case: by_head(score(case)), sizes, lambda truth: truth.heads, **more)
 
 
 def pattern_tool(score, pattern):
-    """A Tool from a score of attention patterns; it must find the heads that matter and look so."""
+    """A Tool that scores attention patterns; it must find the heads that matter and have this
+    pattern."""
     def score_heads(case):
         layers = [score(case.clean_cache["pattern", layer], case.pairs.clean_tokens)
                   for layer in range(case.shape[0])]
@@ -149,7 +153,7 @@ def pattern_tool(score, pattern):
 
 
 def by_head(scores):
-    """[layer, head] -> {(layer, head): number}."""
+    """Turn scores [layer, head] into {(layer, head): number}."""
     return {(layer, head): value for layer, row in enumerate(scores.tolist())
             for head, value in enumerate(row)}
 
@@ -158,39 +162,39 @@ def by_head(scores):
 
 
 def denoising_shares(case):
-    """The share that each clean head restores in the corrupted run."""
+    """The share of the gap that each clean head restores in the corrupted run."""
     return get_act_patch_attn_head_out_all_pos(*case.denoising).normalized()
 
 
 def noising_shares(case):
-    """The share that each corrupted head breaks in the clean run."""
+    """The share of the gap that each corrupted head breaks in the clean run."""
     return get_act_patch_attn_head_out_all_pos(*case.noising, direction="noising").normalized()
 
 
 def slope_shares(case):
-    """The share that each clean head restores, to first order."""
+    """The share of the gap that each clean head restores, to first order."""
     return attribution_patching(*case.denoising, names="z")["z"].mean / case.gap
 
 
 def integrated_shares(case):
-    """The part of each head in what its layer restores, by the slope all along the way."""
+    """Each head's part in what its layer restores, by the slope along the whole path."""
     layers = [integrated_gradients(*case.denoising, act_name=("z", layer), steps=48)[0]
               for layer in range(case.shape[0])]
     return torch.stack([found.sum((1, 3)).mean(0) for found in layers]) / case.gap
 
 
 def removed_units(case):
-    """What each head takes with it where it writes zero, in units."""
+    """The fall of the metric when each head writes zero, in units of GAIN."""
     return -head_importance(*case.ablation, case.pairs.metric).mean / GAIN
 
 
 def removed_units_by_gradient(case):
-    """The same to first order."""
+    """The fall of the metric when each head writes zero, to first order, in units of GAIN."""
     return head_importance_gradient(*case.ablation, case.pairs.metric) / GAIN
 
 
 def direct_units(case):
-    """What each head writes towards the right answer in the clean run, in units."""
+    """Each head's direct effect on the right answer in the clean run, in units of GAIN."""
     found, labels = direct_logit_attribution(case.wired.model, case.clean_cache, case.pairs.right,
                                              case.pairs.wrong, unit="head")
     heads = found[[row for row, label in enumerate(labels) if label.startswith("L")]]
@@ -198,32 +202,33 @@ def direct_units(case):
 
 
 def ov_scores(case):
-    """Does each head copy (1) or unsay (-1) what it looks at, by its weights alone?"""
+    """Whether each head copies (1) or suppresses (-1) what it looks at, by its weights alone."""
     return ov_eigenvalue_score(case.wired.model).nan_to_num()
 
 
-# What they must say, from the Truth
+# The results that tools must give, from the Truth
 
 
 def shapley_values(truth):
-    """What integrated gradients must say: where two heads play the same part, the mean of what one
-    restores when it comes first (denoising) and of what it breaks when it goes first (noising)."""
+    """The sizes that integrated gradients must give. If two heads play the same part, each gets the
+    mean of what it restores when patched first (denoising) and of what it breaks when corrupted
+    first (noising)."""
     return {head: (truth.restores.get(head, 0.0) + truth.breaks.get(head, 0.0)) / 2
             for head in truth.heads}
 
 
 def visible_sizes(truth):
-    """What the gradient must see of the heads: of what they add to the answer themselves, all."""
+    """The sizes that the gradient must give: a head's whole direct effect, unless it is flat."""
     return {head: size and abs(truth.direct[head]) for head, size in truth.slope.items()}
 
 
 def steep_edges(truth):
-    """The edges that a gradient passes."""
+    """The edges through which a gradient passes."""
     return dict.fromkeys(set(truth.edges) - truth.flat)
 
 
 def kept_edges(truth):
-    """The edges that ACDC must keep: of two heads either of which would do, those of one."""
+    """The edges that ACDC must keep: if either of two heads is enough, those of one."""
     if truth.breaks:
         return dict.fromkeys(truth.edges)
     spare = node_name(max(truth.heads))
@@ -240,7 +245,7 @@ def measured_edges(truth):
 
 
 def composition_shares(case):
-    """How much of what each earlier head writes each later head's Q or K reads:
+    """How much of each earlier head's output is read by each later head's Q or K:
     {(kind, layer, head, later layer, later head): share}."""
     heads = range(case.shape[1])
     shares = {kind: composition_scores(case.wired.model, kind, n_draws=2).scores.nan_to_num()
@@ -250,7 +255,7 @@ def composition_shares(case):
 
 
 def eap_scorer(ig_steps):
-    """A function: the score of each edge by EAP, or with more steps by EAP-IG, in units."""
+    """A function that scores edges by EAP, or with more steps by EAP-IG, in units of GAIN."""
     def score_edges(case):
         found = circuits.eap(*case.both, ig_steps=ig_steps)
         return {(writer, reader): score / GAIN
@@ -265,7 +270,7 @@ def acdc_choice(case):
 
 
 def path_shares(case):
-    """The share restored by each head's clean write along each direct path from it."""
+    """The share of the gap that each head's clean output restores along each direct path."""
     model, clean_tokens, corrupted_tokens, metric = case.both
     n_layers, n_heads = case.shape
     found = {}
@@ -317,8 +322,8 @@ TOOLS = [
 
 @dataclass(frozen=True)
 class Row:
-    """A tool on a circuit: its AUROC, the one that follows from the wiring, and the largest error
-    of a size (0 where sizes are not compared)."""
+    """A tool's result on a circuit: its AUROC, the AUROC that follows from the wiring, and the
+    largest error of a size (0 if sizes are not compared)."""
 
     tool: str
     circuit: str
@@ -328,7 +333,7 @@ class Row:
 
 
 def judge_tool(tool, case):
-    """The Row of a tool on a case; None where it says nothing about such a circuit."""
+    """The Row of a tool on a case; None if the tool does not apply to such a circuit."""
     truth = case.wired.truth
     parts, sizes = tool.parts(truth), tool.sizes(truth)
     if not parts:
@@ -352,7 +357,7 @@ def judge_tool(tool, case):
 
 
 class Fact(NamedTuple):
-    """A number that follows from the wiring: measured, wired, and how far they may lie apart."""
+    """A number that follows from the wiring: measured, wired, and how far apart they may be."""
 
     measured: float
     wired: float
@@ -360,7 +365,7 @@ class Fact(NamedTuple):
 
     @property
     def holds(self):
-        """Whether they lie near enough."""
+        """Whether the two numbers are close enough."""
         return abs(self.measured - self.wired) <= self.within
 
 
@@ -370,14 +375,14 @@ def fact(measured, wired, within=0.01):
 
 
 def measure_facts(case):
-    """{what: Fact} of a case: those of every circuit, and its own."""
+    """{name: Fact} of a case: the facts of every circuit, and those of this one."""
     found = measure_behaviour(case)
     own = OWN_FACTS.get(case.wired.name)
     return found | own(case) if own else found
 
 
 def answer_accuracy(wired, texts):
-    """The share of positions at which the model says the answer, of those that have one."""
+    """The share of positions with an answer at which the model predicts it."""
     with torch.no_grad():
         said = wired.model(texts).argmax(-1).tolist()
     right = []
@@ -391,7 +396,7 @@ def answer_accuracy(wired, texts):
 
 @torch.no_grad()
 def measure_behaviour(case):
-    """Is the task done, in another basis too, and by the wired edges alone?"""
+    """Facts of every circuit: it does its task, also in another basis and with its edges alone."""
     wired = case.wired
     model, clean_tokens, corrupted_tokens, metric = case.both
     texts = random_texts(100, seeded_generator(0))
@@ -406,8 +411,11 @@ def measure_behaviour(case):
 
 
 def measure_gate(case):
-    """What removing both heads costs beyond removing each. And OV's eigenvalues, whose score has no
-    size: those of a head that says nothing are rounding, and score as a perfect copy."""
+    """Facts of the gates: removing both heads costs more (or less) than the sum of removing each.
+
+    Also the OV eigenvalue score, which ignores size: the eigenvalues of a head that writes nothing
+    are rounding errors, and score like a perfect copy.
+    """
     name = case.wired.name
     heads = sorted(case.wired.truth.heads)
     beyond = -pairwise_interaction(*case.ablation, heads, case.pairs.metric).mean[0, 1] / GAIN
@@ -415,14 +423,14 @@ def measure_gate(case):
     return {
         f"{name}: cost of removing both heads, beyond that of each":
             fact(beyond, {"OR": 2, "AND": -2}[name]),
-        f"{name}: |OV eigenvalue score| of heads that say nothing":
+        f"{name}: |OV eigenvalue score| of heads without an effect on logits":
             fact(min(abs(copies[head].item()) for head in heads), 1),
     }
 
 
 def measure_suppression(case):
-    """The predicting head speaks for the wrong answer itself, and for the right one by way of the
-    head that it sets off: the gradient and the lens see the first alone."""
+    """Facts of copy suppression: the predicting head supports the wrong answer directly, and the
+    right one through the head that it activates. The gradient and the lens see only the former."""
     early = min(case.wired.truth.heads)
     lens = logit_lens(case.wired.model, case.clean_cache)
     lead = case.pairs.metric(lens.logits).mean(-1) / GAIN
@@ -430,18 +438,18 @@ def measure_suppression(case):
     facts = {
         "share restored by the predictor": fact(denoising_shares(case)[early], 1),
         "the same by its gradient, whose sign is wrong": fact(slope_shares(case)[early], -1),
-        "lead of the answer in the lens, before": fact(lead[1], -0.5),
-        "lead of the answer in the lens, after": fact(lead[-1], 0.5),
-        "predictor removed, effect of its write": fact(gone.direct.mean() / GAIN, 0.5),
-        "predictor removed, effect of where others look":
+        "lead of the answer in the lens, before the suppressor": fact(lead[1], -0.5),
+        "lead of the answer in the lens, after it": fact(lead[-1], 0.5),
+        "predictor removed, direct effect": fact(gone.direct.mean() / GAIN, 0.5),
+        "predictor removed, effect through other heads' patterns":
             fact(gone.by_patterns.mean() / GAIN, -1),
     }
     return {f"copy suppression: {what}": each for what, each in facts.items()}
 
 
 def measure_saturation(case):
-    """A query that decides where to look: patched, by its gradient, and by the gradient after the
-    softmax."""
+    """Facts of a query that decides where to look: patched, by its gradient, and by the gradient
+    after the softmax."""
     late = max(case.wired.truth.heads)
     exact = get_act_patch_attn_head_q_all_pos(*case.denoising).normalized()[late]
 
@@ -458,21 +466,23 @@ def measure_saturation(case):
 
 
 def measure_dead_heads(case):
-    """Pretty patterns, and no effect."""
+    """Facts of dead heads: sharp patterns, and no effect."""
     restored = by_head(denoising_shares(case))
     dead = [head for head in restored if head not in case.wired.truth.heads]
     pattern = prev_token_score(case.clean_cache["pattern", 0]).mean(0)
     return {
-        "dead heads: their least previous-token score":
+        "dead heads: lowest previous-token score of one":
             fact(min(pattern[head] for _, head in dead), 1, 1e-3),
-        "dead heads: the largest share that one restores":
+        "dead heads: largest share that one restores":
             fact(max(abs(restored[head]) for head in dead), 0, 1e-3),
     }
 
 
 def measure_bits(case):
-    """What a probe reads, and what is lost once no probe can read it any more. What the two bits
-    share by chance in these texts goes with either."""
+    """Facts of two bits: a probe reads both, but only erasing one changes the answer.
+
+    What the two bits have in common by chance in these texts is erased with either.
+    """
     model = case.wired.model
     pairs = case.wired.draw_pairs(256, seeded_generator(0))
     with torch.no_grad():

@@ -1,6 +1,6 @@
-"""Transformers wired by hand: ten small GPTs of which it is known what each head does, and why.
+"""Wire ten small GPTs by hand, so that the role of each head is known.
 
-Each comes with prompts in pairs, the answer to any text, and what every tool must find in it.
+Each comes with pairs of prompts, the answer to any text, and the results that every tool must give.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: experiments/wired/board.py, metrics.py
@@ -32,13 +32,13 @@ from experiments.wired.board import (
 from metrics import Metric
 from model import GPT
 
-# What is known of a circuit
+# The truth about a circuit
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Texts that differ in what the circuit reads: clean and corrupted, [batch, pos]; the metric is
-    the logit of `right` less that of `wrong`, [batch] each, at the last position."""
+    """Clean and corrupted texts, [batch, pos], that differ in what the circuit reads. The metric is
+    the logit of `right` minus that of `wrong`, [batch] each, at the last position."""
 
     clean_tokens: torch.Tensor
     corrupted_tokens: torch.Tensor
@@ -53,19 +53,20 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Truth:
-    """What each tool must find, {(layer, head): size}; a head that is not named counts nothing.
+    """What each tool must find: {(layer, head): size}. Heads that are not named have size 0.
 
-    restores: the share of the effect that comes back where the clean head is put into the corrupted
-    run (denoising), and `slope` what the gradient there says of it (None: the size is not exact).
-    breaks: the share that is lost where the corrupted head is put into the clean run (noising).
-    removed, direct: of the clean metric, in units of GAIN, what is lost where the head writes zero,
-    and what it adds itself.
-    edges: {(writer, reader): share}, the connections that carry the effect, and the share that the
-    clean write of a head restores through this one alone (None: not measured); flat: those of them
-    through which no gradient passes, because what reads them is saturated.
-    looks: {pattern: heads that matter and have it}; decoys: dead ones have it more sharply.
-    copies: 1 for a head that raises what it looks at, -1 for one that lowers it. composes: pairs
-    ("Q" or "K", layer, head, later layer, later head), of which one reads what the other writes.
+    restores: the share of the effect that returns when the clean head is patched into the corrupted
+    run (denoising); slope: the same by the gradient there (None: the size is not exact). breaks:
+    the share that is lost when the corrupted head is patched into the clean run (noising). removed,
+    direct: in units of GAIN, the fall of the clean metric when the head writes zero, and its direct
+    effect.
+    edges: {(writer, reader): share}, the connections that carry the effect, and the share that a
+    head's clean output restores through this edge alone (None: not measured). flat: the edges
+    through which no gradient passes, because their reader is saturated.
+    looks: {pattern: heads that matter and have it}. decoys: whether dead heads have the pattern
+    more sharply. copies: 1 for a head that raises what it looks at, -1 for one that lowers it.
+    composes: pairs ("Q" or "K", layer, head, later layer, later head) in which the later head reads
+    what the earlier one writes.
     """
 
     restores: dict = field(default_factory=dict)
@@ -82,7 +83,7 @@ class Truth:
 
     @property
     def heads(self):
-        """The heads that matter, whichever tool sees them."""
+        """The heads that matter, to any tool."""
         return set(self.restores) | set(self.breaks)
 
 
@@ -90,9 +91,9 @@ class Truth:
 class WiredCircuit:
     """A model with a known circuit.
 
-    answer: a text, as a list of ids, -> the id that the model says after it, or None where the
-    wiring leaves it open. make_pair: generator -> (clean, corrupted, right, wrong), lists and ids.
-    bits: {name: text -> bool}, what can be decoded from the last position.
+    answer: a function of a text (a list of ids) that returns the id that the model predicts next,
+    or None if the wiring does not determine it. make_pair: generator -> (clean, corrupted, right,
+    wrong), lists and ids. bits: {name: text -> bool}, which can be decoded from the last position.
     """
 
     name: str
@@ -103,7 +104,7 @@ class WiredCircuit:
     bits: dict = field(default_factory=dict)
 
     def draw_pairs(self, n, generator):
-        """n Pairs, drawn from a generator."""
+        """Pairs of n texts, drawn from a generator."""
         drawn = [self.make_pair(generator) for _ in range(n)]
         clean, corrupted, right, wrong = zip(*drawn, strict=True)
         return Pairs(torch.tensor(clean), torch.tensor(corrupted), torch.tensor(right),
@@ -115,19 +116,19 @@ class WiredCircuit:
 
 
 def node_name(head, letter=""):
-    """A head (layer, head) as a node of `circuits`, or with a letter one of its inputs."""
+    """The name of a head (layer, head) in `circuits`; with a letter, of one of its inputs."""
     label = head_label(*head)
     return f"{label}.{letter}" if letter else label
 
 
 def mlp_name(layer):
-    """The MLP of a layer as a node of `circuits`."""
+    """The name of a layer's MLP in `circuits`."""
     return f"L{layer}.mlp"
 
 
 def truth_of_one_head(head, reads="v", **more):
-    """The Truth of a head that does all by itself and says it; `reads` is the input that differs
-    between clean and corrupted."""
+    """The Truth of a single head that does the whole task; `reads`: the input that differs between
+    clean and corrupted."""
     whole = {head: 1.0}
     edges = {("embed", node_name(head, reads)): None, (node_name(head), "logits"): 1.0}
     return Truth(restores=whole, breaks=whole, slope=whole, removed=whole, direct=whole,
@@ -135,7 +136,7 @@ def truth_of_one_head(head, reads="v", **more):
 
 
 def draw_one(items, generator):
-    """One of the items."""
+    """A random one of the items."""
     items = list(items)
     return items[int(torch.randint(len(items), (), generator=generator))]
 
@@ -144,8 +145,8 @@ def draw_one(items, generator):
 
 
 def all_circuits(seed):
-    """The ten, [WiredCircuit]; the seed says which vectors, heads, positions and tokens are used.
-    """
+    """All ten circuits, [WiredCircuit]; the seed decides which vectors, heads, positions and tokens
+    are used."""
     return [
         previous_token(seed), duplicate_token(seed), induction(seed), copying(seed),
         copy_suppression(seed), logic_gate(seed, "OR", 0.25, 0.75),
@@ -155,8 +156,8 @@ def all_circuits(seed):
 
 
 def previous_token(seed, decoys=False):
-    """One head looks one position back and says what it finds there. With decoys it is a little
-    smeared, and the dead heads look one back too, sharply, and in vain."""
+    """One head looks one position back and predicts the token there. With decoys, its pattern is
+    slightly blurred, and dead heads look one position back sharply, without any effect."""
     board = Board(seed)
     head = board.wire_head(0, looks=board.previous_position(), moves=board.token_to_said(),
                            sharp=SOFT if decoys else SHARP)
@@ -179,9 +180,10 @@ def previous_token(seed, decoys=False):
 
 
 def duplicate_token(seed):
-    """One head looks at earlier occurrences of its token and says YES; it rests on BOS and says NO.
+    """One head looks at earlier occurrences of its token and writes YES; without one it looks at
+    BOS and writes NO.
 
-    That it does not find itself takes a second product, of positions, which is subtracted.
+    To keep it from finding itself, a second product, of positions, is subtracted.
     """
     board = Board(seed)
     token = board.slot_rows("token")
@@ -209,8 +211,9 @@ def duplicate_token(seed):
 
 
 def induction(seed):
-    """A previous-token head tells each position what came before it; the induction head looks there
-    for its own token (K-composition) and says what it finds. Its softmax is not saturated."""
+    """A previous-token head writes to each position the token before it. The induction head
+    searches these for its own token (K-composition) and predicts what it finds. Its softmax is not
+    saturated."""
     board = Board(seed, n_layers=2)
     early = board.wire_head(0, looks=board.previous_position(),
                             moves=(board.slot_rows("token"), board.slot_rows("before")))
@@ -240,13 +243,13 @@ def induction(seed):
 
 
 def follower_of_last(text):
-    """What followed the earlier occurrences of the last token, where that is one token."""
+    """The token that followed the earlier occurrences of the last token, if it is always one."""
     found = {after for token, after in itertools.pairwise(text) if token == text[-1] != BOS}
     return found.pop() if len(found) == 1 else None
 
 
 def copying(seed):
-    """One head says the token at one position, another, half as loudly, unsays that at another."""
+    """One head raises the token at one position; another lowers that at another, half as much."""
     board = Board(seed)
     i, j = shuffled(range(1, N_CTX - 1), board.generator)[:2]
     says = board.wire_head(0, looks=board.fixed_position(i), moves=board.token_to_said())
@@ -274,9 +277,9 @@ def copying(seed):
 
 
 def copy_suppression(seed):
-    """A head predicts two tokens, the second half as loudly; a later one looks for the first in the
-    text, with a query that reads what is predicted (Q-composition), and takes it back where it is.
-    So the first head speaks for the wrong answer, and lets the second one make it right."""
+    """A head predicts two tokens, the second half as much. A later head searches the text for the
+    first one, with a query that reads the prediction (Q-composition), and lowers it if it is there.
+    So the first head supports the wrong answer, and the second one corrects it."""
     board = Board(seed, n_layers=2)
     order = shuffled(CONTENT, board.generator)
     first = {token: order[(k + 1) % len(order)] for k, token in enumerate(order)}
@@ -317,8 +320,8 @@ def copy_suppression(seed):
 
 
 def logic_gate(seed, name, low, high):
-    """Two heads each read whether the token at a position is one of a set, into one flag; the MLP
-    says YES where the flag is above `high`, NO where it is below `low`."""
+    """Two heads each read whether the token at a position belongs to a set, and add it to a flag.
+    The MLP writes YES if the flag is above `high`, and NO if it is below `low`."""
     board = Board(seed)
     i, j = shuffled(range(1, N_CTX - 1), board.generator)[:2]
     on = shuffled(CONTENT, board.generator)[:5]
@@ -357,7 +360,8 @@ def logic_gate(seed, name, low, high):
 
 
 def unused_bit(seed):
-    """Two heads each read a bit of a token: one says it, one writes it to where nothing reads."""
+    """Two heads each read a bit of a token: one writes it to the answer, the other to an unread
+    slot."""
     board = Board(seed)
     i, j = shuffled(range(1, N_CTX - 1), board.generator)[:2]
     on = shuffled(CONTENT, board.generator)[:5]
@@ -389,8 +393,9 @@ def unused_bit(seed):
 
 
 def saturated_softmax(seed):
-    """The first token names a position; one head says which, to a second, which looks there
-    (Q-composition) and says what it finds. e^-20 is left for all else: no gradient passes."""
+    """The first token names a position. One head passes it to the query of a second head
+    (Q-composition), which looks there and predicts what it finds. All other keys get e^-20 of its
+    attention, so no gradient passes."""
     board = Board(seed, n_layers=2)
     goals = dict(zip(shuffled(CONTENT, board.generator), itertools.cycle(range(2, N_CTX))))
     early = board.wire_head(0, looks=board.fixed_position(1),

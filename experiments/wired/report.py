@@ -1,4 +1,4 @@
-"""What is claimed of the tools on the wired circuits: the table's lines, and the figure.
+"""Report how the tools do on the wired circuits: the claims, the summary and the figure.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: experiments/wired/measure.py, plotting.py
@@ -12,13 +12,13 @@ import plotting
 from experiments.common import claim
 from experiments.wired.measure import TOOLS
 
-SAME = 1e-9  # two AUROCs that differ by less are one
+SAME = 1e-9  # two AUROCs that differ by less are equal
 
 # Claims
 
 
 def all_claims(rows, facts):
-    """[Claim] from the Rows of all circuits and a list of the {what: Fact} of each."""
+    """[Claim] from the Rows of all circuits and a list of each circuit's {name: Fact}."""
     claims = []
     for what in dict.fromkeys(what for each in facts for what in each):
         claims.append(fact_claim(what, [each[what] for each in facts if what in each]))
@@ -35,7 +35,8 @@ def all_claims(rows, facts):
             claims.append(ranking_claim(f"{tool.name}: AUROC, {where}", seen))
         if missed:
             names = ", ".join(dict.fromkeys(row.circuit for row in missed))
-            claims.append(ranking_claim(f"{tool.name}: AUROC, what it must miss: {names}", missed))
+            claims.append(ranking_claim(f"{tool.name}: AUROC, must miss a part of: {names}",
+                                        missed))
         if tool.within:
             claims.append(size_claim(tool, own))
     return claims
@@ -49,7 +50,7 @@ def fact_claim(what, facts):
 
 
 def ranking_claim(text, rows):
-    """The Claim that a tool has the AUROC that was wired on each of these Rows."""
+    """The Claim that a tool has the AUROC that follows from the wiring on each of these Rows."""
     lowest = f"{min(row.wired for row in rows):.2g}"
     highest = f"{max(row.wired for row in rows):.2g}"
     span = lowest if lowest == highest else f"{lowest} to {highest}"
@@ -58,7 +59,7 @@ def ranking_claim(text, rows):
 
 
 def size_claim(tool, rows):
-    """The Claim that no size that a tool gives is further from the wired one than it may be."""
+    """The Claim that each size that a tool gives is close enough to the wired one."""
     errors = [row.error for row in rows]
     return claim(f"{tool.name}: largest error of a size", max(errors),
                  interval=(min(errors), max(errors)), between=(0.0, tool.within),
@@ -71,7 +72,7 @@ def is_as_wired(row):
 
 
 def summarise(rows, claims):
-    """What was found, in three sentences."""
+    """Three sentences that say what was found."""
     cells = {}
     for row in rows:
         cells.setdefault((row.tool, row.circuit), []).append(row)
@@ -83,17 +84,17 @@ def summarise(rows, claims):
     n_failed = sum(each.holds is False for each in claims)
     verdict = "No claim fails." if n_failed == 0 else f"{n_failed} of {len(claims)} claims fail."
     return (f"{n_tools} tools were asked about {n_circuits} circuits that were wired by hand, and "
-            f"{n_as_wired} of the {len(cells)} answers are as the wiring says, in every wiring. "
-            f"In {len(must_miss)} of them the tool must miss a part of the circuit, because it is "
-            "redundant, saturated, indirect, or stands among dead heads with prettier patterns; "
-            f"it misses just that part in {n_missed_so}. {verdict}")
+            f"{n_as_wired} of the {len(cells)} answers follow exactly from the wiring, in every "
+            f"wiring. In {len(must_miss)} of them the tool must miss a part of the circuit, "
+            "because this part is redundant, saturated, indirect, or hidden among dead heads with "
+            f"sharper patterns; in {n_missed_so} it misses exactly that part. {verdict}")
 
 
 # The figure
 
 
 def verdict_figure(rows):
-    """The Figure of each tool on each circuit: its AUROC, and a frame where it must fail."""
+    """The Figure of each tool's AUROC on each circuit, with a frame where it must fail."""
     measured, wired = mean_aurocs(rows)
     names = list(dict.fromkeys(row.circuit for row in rows))
     tools = [tool.name for tool in TOOLS if any(tool.name == row.tool for row in rows)]
