@@ -1,0 +1,340 @@
+"""Checking: one of the learner's functions in place of the library's, everything else the library's.
+
+    1. The learner's file is loaded, and the other exercises in it are replaced by our solutions: one
+       error does not fail the rest.
+    2. The function is put in place of the library's, wrapped so that its calls are kept.
+    3. The checks run one after another, up to the first that fails.
+    4. What came out of the calls of that check is held against what known mistakes give for the same
+       arguments: one that gives the same is named.
+
+`check_in_process` does it in a process of its own, which is ended after SECONDS for a function.
+"""
+
+import contextlib
+import copy
+import functools
+import importlib
+import importlib.util
+import multiprocessing
+import re
+import sys
+import traceback
+from dataclasses import dataclass
+
+import torch
+
+from course.engine.catalogue import (
+    ROOT,
+    find_exercise,
+    learner_file,
+    load_chapter,
+    solution_name,
+)
+from course.engine.expect import Wrong, describe
+from course.engine.stubs import function_from, solution_text, split_name
+from utils import UserError
+
+SECONDS = 15  # the most that the checks of one function may take
+SECONDS_TO_BEGIN = 60  # until the process has loaded the library
+MOST_CALLS = 20  # that are kept of a check
+
+
+@dataclass
+class Verdict:
+    """What came of a function. status: "right", "wrong" or "missing" (not written yet). held: the
+    statements that held; failed: the one that did not. message: what is wrong, in a sentence.
+    mistake: the known mistake that gives the same."""
+
+    status: str
+    message: str = ""
+    held: tuple = ()
+    failed: str = ""
+    mistake: str = ""
+
+
+@dataclass
+class Call:
+    """One call of the learner's function: what went in, and what was there afterwards."""
+
+    before: tuple  # (args, kwargs)
+    after: tuple | None = None  # (result, args, kwargs)
+
+
+# Our solutions
+
+
+def lookup(dotted):
+    """What a dotted name stands for: (owner, name, value); value as it stands in a class's body."""
+    module, way = split_name(dotted)
+    owner = importlib.import_module(module)
+    for name in way[:-1]:
+        owner = getattr(owner, name)
+    return owner, way[-1], vars(owner)[way[-1]]
+
+
+def our_solution(chapter, exercise):
+    """Our solution of an exercise, a function."""
+    value = lookup(solution_name(chapter, exercise))[2]
+    return getattr(value, "__func__", value)
+
+
+def variant(chapter, exercise, text):
+    """The function of a changed text of our solution, which knows the names that it knows."""
+    module = importlib.import_module(split_name(solution_name(chapter, exercise))[0])
+    return function_from(text, exercise.name, vars(module))
+
+
+@contextlib.contextmanager
+def in_place(exercise, function):
+    """Puts a function in place of the library's, wherever a module has it, and takes it out
+    again."""
+    if exercise.source is None:
+        yield
+        return
+    owner, name, original = lookup(exercise.source)
+    owners = [owner]
+    if not isinstance(owner, type):
+        owners = [module for module in list(sys.modules.values())
+                  if str(ROOT) in str(getattr(module, "__file__", None))
+                  and vars(module).get(name) is original]
+    for each in owners:
+        setattr(each, name, staticmethod(function) if isinstance(original, staticmethod)
+                else function)
+    try:
+        yield
+    finally:
+        for each in owners:
+            setattr(each, name, original)
+
+
+# Calls, and known mistakes
+
+
+def copied(value):
+    """A copy of an argument that later changes don't reach."""
+    if isinstance(value, torch.Tensor) and not value.is_leaf:
+        return value.detach().clone()
+    if isinstance(value, torch.Generator):
+        return value.clone_state()
+    if type(value) in (list, tuple):
+        return type(value)(map(copied, value))
+    if type(value) is dict:
+        return {key: copied(each) for key, each in value.items()}
+    return copy.deepcopy(value)
+
+
+def recording(function, calls):
+    """The function, which keeps copies of what goes in and comes out in the list `calls`."""
+
+    @functools.wraps(function)
+    def recorded(*args, **kwargs):
+        if len(calls) >= MOST_CALLS:
+            return function(*args, **kwargs)
+        try:
+            call = Call((copied(args), copied(kwargs)))
+        except (RuntimeError, TypeError):  # what can't be copied can't be compared
+            return function(*args, **kwargs)
+        calls.append(call)
+        result = function(*args, **kwargs)
+        with contextlib.suppress(RuntimeError, TypeError):
+            call.after = (copied(result), copied(args), copied(kwargs))
+        return result
+
+    return recorded
+
+
+def alike(one, other):
+    """Whether two values are the same but for rounding."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        if one.shape != other.shape:
+            return False
+        grads = (one.grad, other.grad) if one.is_leaf and other.is_leaf else (None, None)
+        return (torch.allclose(one.detach().double(), other.detach().double(), rtol=1e-4,
+                               atol=1e-6, equal_nan=True) and alike(*grads))
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(alike, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
+    if isinstance(one, torch.nn.Module):
+        return alike(one.state_dict(), other.state_dict())
+    if isinstance(one, (int, float)) and isinstance(other, (int, float)):
+        return alike(torch.tensor(float(one)), torch.tensor(float(other)))
+    if isinstance(one, torch.Generator):
+        return torch.equal(one.get_state(), other.get_state())
+    if hasattr(one, "__dict__") and type(one) is type(other) and not callable(one):
+        return alike(vars(one), vars(other))
+    return type(one) is type(other) and (one is other or one == other
+                                         or not hasattr(one, "__eq__"))
+
+
+def replayed(function, call):
+    """What another function makes of the arguments of a call; None where it raises."""
+    args, kwargs = (copied(each) for each in call.before)
+    try:
+        result = function(*args, **kwargs)
+    except Exception:  # noqa: BLE001 - a mistake may raise anything; then it is not the one
+        return None
+    return result, args, kwargs
+
+
+def name_mistake(chapter, exercise, calls):
+    """The name of the known mistake that gives what these calls gave, and our solution does not; ""
+    for none."""
+    calls = [call for call in calls if call.after is not None]
+    if not calls:
+        return ""
+    ours = our_solution(chapter, exercise)
+    right = [replayed(ours, call) for call in calls]
+    for mistake in exercise.mistakes:
+        function = variant(chapter, exercise, mistake.apply(solution_text(chapter, exercise)))
+        outcomes = [replayed(function, call) for call in calls]
+        same = all(outcome is not None and alike(outcome, call.after)
+                   for outcome, call in zip(outcomes, calls, strict=True))
+        if same and not all(map(alike, outcomes, right)):
+            return mistake.name
+    return ""
+
+
+# One function
+
+
+def judge(chapter, exercise, function, path=None):
+    """The Verdict on a function; path: the learner's file, whose lines are shown."""
+    calls = []
+    held = []
+    recorded = recording(function, calls)
+    with in_place(exercise, recorded):
+        for check in exercise.checks:
+            calls.clear()
+            torch.manual_seed(0)
+            message = ""
+            try:
+                with torch.enable_grad():
+                    check(recorded)
+            except NotImplementedError as error:
+                if str(error).startswith("chapter "):
+                    return Verdict("missing")
+                message = explain_error(error, exercise, path, calls)
+            except Wrong as wrong:
+                message = str(wrong)
+            except (Exception, SystemExit) as error:
+                message = explain_error(error, exercise, path, calls)
+            if message:
+                break
+            held.append(statement(check))
+        else:
+            return Verdict("right", held=tuple(held))
+
+    mistake = name_mistake(chapter, exercise, calls)
+    return Verdict("wrong", message, tuple(held), statement(check), mistake)
+
+
+def statement(check):
+    """What a check says must hold: its docstring as one line."""
+    return " ".join((check.__doc__ or check.__name__).split())
+
+
+def explain_error(error, exercise, path, calls):
+    """An error as a sentence: the learner's line, what was raised, and the shapes there."""
+    raised = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    frames = [frame for frame in traceback.walk_tb(error.__traceback__)
+              if path is not None and frame[0].f_code.co_filename == str(path)]
+    if frames:
+        frame, number = frames[-1]
+        line = path.read_text(encoding="utf-8").splitlines()[number - 1].strip()
+        shapes = [f"{name} is {list(value.shape)}" for name, value in frame.f_locals.items()
+                  if isinstance(value, torch.Tensor) and re.search(rf"\b{name}\b", line)]
+        there = f" ({', '.join(shapes)})" if shapes else ""
+        return f"line {number}, `{line}`, raised {raised}{there}"
+    if calls and calls[-1].after is not None:
+        return f"{exercise.name} returned {describe(calls[-1].after[0])}, and with that {raised}"
+    return f"{exercise.name} raised {raised}"
+
+
+# The learner's file, in a process of its own
+
+
+def load_learner(path):
+    """The module of the learner's file. Raises UserError where it can't be loaded."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{path.name}, line {error.lineno}: {error.msg}: "
+                        f"`{(error.text or '').strip()}`; mend it first") from None
+    except (Exception, SystemExit) as error:
+        lines = [number for frame, number in traceback.walk_tb(error.__traceback__)
+                 if frame.f_code.co_filename == str(path)]
+        raise UserError(f"{path.name}, line {lines[-1] if lines else '?'}: {type(error).__name__}: "
+                        f"{error}; the file must load before a function is checked") from None
+    return module
+
+
+def judge_learner(chapter, exercise, module, path):
+    """The Verdict on one function of the learner's module, beside our solutions of the others."""
+    function = getattr(module, exercise.name, None)
+    if function is None:
+        return Verdict("missing")
+    others = {each.name: getattr(module, each.name) for each in chapter.EXERCISES
+              if each is not exercise and hasattr(module, each.name)}
+    for each in chapter.EXERCISES:
+        if each is not exercise:
+            setattr(module, each.name, our_solution(chapter, each))
+    try:
+        return judge(chapter, exercise, function, path)
+    finally:
+        vars(module).update(others)
+
+
+def work(connection, number, names):
+    """What the process does: sends (name, Verdict) of one function after another, or the message of
+    a UserError."""
+    torch.set_num_threads(1)
+    chapter = load_chapter(number)
+    path = learner_file(number)
+    connection.send("ready")
+    try:
+        module = load_learner(path)
+    except UserError as error:
+        connection.send(str(error))
+        return
+    for name in names:
+        exercise = find_exercise(chapter, name)
+        connection.send((name, judge_learner(chapter, exercise, module, path)))
+
+
+def check_in_process(number, names):
+    """Yields (name, Verdict) of the learner's functions, in order, checked in another process.
+
+    A function that does not come to an end is stopped, and it is the last that is yielded. Raises
+    UserError where the learner's file is not there or can't be loaded.
+    """
+    if not learner_file(number).exists():
+        raise UserError(f"{learner_file(number).relative_to(ROOT)} is not there; begin with: make "
+                        f"exercise CHAPTER={number}")
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(theirs, number, names), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(SECONDS_TO_BEGIN):
+            raise UserError(f"the library did not load in {SECONDS_TO_BEGIN} s; try again")
+        ours.recv()
+        for name in names:
+            if not ours.poll(SECONDS):
+                yield name, Verdict("wrong", f"{name} was stopped after {SECONDS} s: is there a "
+                                    "loop that never ends?")
+                return
+            answer = ours.recv()
+            if isinstance(answer, str):
+                raise UserError(answer)
+            yield answer
+    except EOFError:
+        yield name, Verdict("wrong", f"{name} ended Python itself: does it call exit, or run out "
+                            "of memory?")
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
