@@ -187,9 +187,11 @@ def an_unknown_word_stays_bytes(bpe_merge):
 
 
 def the_pair_learned_first_is_merged_first(bpe_merge):
-    """b c was learned before a b: abc is a bc, though a b comes first in the word"""
-    pieces = bpe_merge(tokenizer_of((b"b", b"c"), (b"a", b"b")), "abc")
-    expect_equal(pieces, [b"a", b"bc"], "the pieces of abc", ask="the lowest rank, not the leftmost")
+    """b c was learned before a b and c d: abc is a bc, and bcd is bc d"""
+    tokenizer = tokenizer_of((b"b", b"c"), (b"a", b"b"), (b"c", b"d"))
+    first, second = bpe_merge(tokenizer, "abc"), bpe_merge(tokenizer, "bcd")
+    expect_equal(first, [b"a", b"bc"], "abc", ask="the lowest rank first, wherever it stands")
+    expect_equal(second, [b"bc", b"d"], "bcd", ask="the lowest rank first, wherever it stands")
 
 
 def it_goes_on_until_nothing_is_left(bpe_merge):
@@ -274,10 +276,10 @@ EXERCISES = [
                "Repeat it until it no longer changes; begin with even shares.",
                "Each row has an entropy, -sum p log p with 0 log 0 = 0; weigh them by the shares."),
         mistakes=(
-            Mistake("when all states count alike", "(shares * entropies).sum()",
-                    "entropies.mean()"),
-            Mistake("when the matrix is used the other way round", "shares @ transitions.double()",
-                    "transitions.double() @ shares"),
+            Mistake("when all states count alike, as they do where the matrix is used the other way "
+                    "round", "shares @ transitions.double()", "transitions.double() @ shares"),
+            Mistake("of the next symbol after one step from even shares", "range(10_000)",
+                    "range(1)"),
             Mistake("of the shares, as if symbols were independent",
                     "(shares * entropies).sum()", "torch.special.entr(shares).sum()"),
         )),

@@ -4,8 +4,8 @@
        error does not fail the rest.
     2. The function is put in place of the library's, wrapped so that its calls are kept.
     3. The checks run one after another, up to the first that fails.
-    4. What came out of the calls of that check is held against what known mistakes give for the same
-       arguments: one that gives the same is named.
+    4. What came out of the calls of that check is held against what known mistakes give for the
+       same arguments: the one that gives the same is named.
 
 `check_in_process` does it in a process of its own, which is ended after SECONDS for a function.
 """
@@ -36,7 +36,7 @@ from utils import UserError
 
 SECONDS = 15  # the most that the checks of one function may take
 SECONDS_TO_BEGIN = 60  # until the process has loaded the library
-MOST_CALLS = 20  # that are kept of a check
+MOST_CALLS = 50  # that are kept
 
 
 @dataclass
@@ -177,22 +177,40 @@ def replayed(function, call):
     return result, args, kwargs
 
 
-def name_mistake(chapter, exercise, calls):
-    """The name of the known mistake that gives what these calls gave, and our solution does not; ""
-    for none."""
+def matching(chapter, exercise, mistakes, calls):
+    """Those of the mistakes that give what these calls gave, where our solution does not."""
     calls = [call for call in calls if call.after is not None]
     if not calls:
-        return ""
-    ours = our_solution(chapter, exercise)
-    right = [replayed(ours, call) for call in calls]
-    for mistake in exercise.mistakes:
+        return []
+    right = [replayed(our_solution(chapter, exercise), call) for call in calls]
+    found = []
+    for mistake in mistakes:
         function = variant(chapter, exercise, mistake.apply(solution_text(chapter, exercise)))
         outcomes = [replayed(function, call) for call in calls]
         same = all(outcome is not None and alike(outcome, call.after)
                    for outcome, call in zip(outcomes, calls, strict=True))
         if same and not all(map(alike, outcomes, right)):
-            return mistake.name
-    return ""
+            found.append(mistake)
+    return found
+
+
+def name_mistake(chapter, exercise, function, calls):
+    """The name of the known mistake that gives the same as the function, or "".
+
+    calls: those of the check that failed. Where several mistakes give the same there, the calls of
+    the other checks decide between them; where these don't, none is named.
+    """
+    found = matching(chapter, exercise, exercise.mistakes, calls)
+    if len(found) > 1:
+        all_calls = []
+        recorded = recording(function, all_calls)
+        with in_place(exercise, recorded):
+            for check in exercise.checks:
+                torch.manual_seed(0)
+                with contextlib.suppress(Exception, SystemExit):
+                    check(recorded)
+        found = matching(chapter, exercise, found, all_calls)
+    return found[0].name if len(found) == 1 else ""
 
 
 # One function
@@ -225,7 +243,7 @@ def judge(chapter, exercise, function, path=None):
         else:
             return Verdict("right", held=tuple(held))
 
-    mistake = name_mistake(chapter, exercise, calls)
+    mistake = name_mistake(chapter, exercise, function, calls)
     return Verdict("wrong", message, tuple(held), statement(check), mistake)
 
 
