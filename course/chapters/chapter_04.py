@@ -219,13 +219,13 @@ def the_output_is_a_sum_over_heads(write):
     expect_close(write(attn, z), want, "the output", "batch pos d_model")
 
 
-# qk_circuit, ov_circuit
+# qk_matrix, ov_matrix
 
 
-def the_matrix_gives_the_scores(qk_circuit):
+def the_matrix_gives_the_scores(qk_matrix):
     """query_resid @ M @ key_resid is q . k, for each head"""
     W_Q, W_K = random(2, 6, 3), random(2, 6, 3, seed=1)
-    M = qk_circuit(W_Q, W_K)
+    M = qk_matrix(W_Q, W_K)
     expect_close(torch.as_tensor(M.shape).float(), torch.tensor([2.0, 6, 6]), "the shape of M")
     query, key = random(6, seed=2), random(6, seed=3)
     for head in range(2):
@@ -234,10 +234,10 @@ def the_matrix_gives_the_scores(qk_circuit):
                      ask="which side of M is the query's?")
 
 
-def the_matrix_moves_a_vector(ov_circuit):
+def the_matrix_moves_a_vector(ov_matrix):
     """resid @ M is (resid @ W_V) @ W_O, for each head"""
     W_V, W_O = random(2, 6, 3), random(2, 3, 6, seed=1)
-    M = ov_circuit(W_V, W_O)
+    M = ov_matrix(W_V, W_O)
     expect(M.shape == (2, 6, 6), f"M is {list(M.shape)}, and should be [head 2, d_model 6, "
            "d_model 6]: which of the two products goes through d_head?")
     resid = random(6, seed=2)
@@ -246,9 +246,9 @@ def the_matrix_moves_a_vector(ov_circuit):
                      "d_model", ask="the stream is read on the left side of M")
 
 
-def it_has_the_rank_of_a_head(ov_circuit):
+def it_has_the_rank_of_a_head(ov_matrix):
     """M has d_model x d_model numbers, but rank d_head"""
-    M = ov_circuit(random(2, 6, 3), random(2, 3, 6, seed=1))
+    M = ov_matrix(random(2, 6, 3), random(2, 3, 6, seed=1))
     ranks = torch.linalg.matrix_rank(M).tolist()
     expect(ranks == [3, 3], f"the ranks of M are {ranks}, and should be [3, 3], d_head")
 
@@ -451,7 +451,7 @@ EXERCISES = [
                     "(result + self.b_O).sum(2)"),
         )),
     Exercise(
-        name="qk_circuit", source=None, minutes=10, difficulty=1,
+        name="qk_matrix", source=None, minutes=10, difficulty=1,
         needed_for="composition (chapter 8)",
         task="Two thin matrices are one square one.",
         checks=(the_matrix_gives_the_scores,),
@@ -465,7 +465,7 @@ EXERCISES = [
                     "W_Q @ W_K.transpose(-1, -2)", "W_Q.transpose(-1, -2) @ W_K"),
         )),
     Exercise(
-        name="ov_circuit", source=None, minutes=5, difficulty=1,
+        name="ov_matrix", source=None, minutes=5, difficulty=1,
         needed_for="copying (chapter 11), suppression (chapter 12)",
         task="What goes in at the key, and what comes out at the query.",
         checks=(the_matrix_moves_a_vector, it_has_the_rank_of_a_head),

@@ -100,11 +100,11 @@ def write_as_sum_of_heads(self, z):
     return out
 
 
-def qk_circuit_as_einsum(W_Q, W_K):
+def qk_matrix_as_einsum(W_Q, W_K):
     return torch.einsum("hmd,hnd->hmn", W_Q, W_K)
 
 
-def ov_circuit_as_loop(W_V, W_O):
+def ov_matrix_as_loop(W_V, W_O):
     return torch.stack([W_V[head] @ W_O[head] for head in range(len(W_V))])
 
 

@@ -61,7 +61,7 @@ def write(self, z):
     return result.sum(2) + self.b_O
 
 
-def qk_circuit(W_Q, W_K):
+def qk_matrix(W_Q, W_K):
     """What each head matches with what: one matrix that says where it looks.
 
     W_Q, W_K: [head, d_model, d_head]. Returns [head, d_model, d_model], M with
@@ -70,7 +70,7 @@ def qk_circuit(W_Q, W_K):
     return W_Q @ W_K.transpose(-1, -2)
 
 
-def ov_circuit(W_V, W_O):
+def ov_matrix(W_V, W_O):
     """What each head moves, from the stream at the key to the stream at the query.
 
     W_V: [head, d_model, d_head]; W_O: [head, d_head, d_model]. Returns [head, d_model, d_model], M
