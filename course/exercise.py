@@ -8,9 +8,9 @@
     python course/exercise.py predict 4          # asks for the chapter's numbers, then compares
     python course/exercise.py progress           # what is done, and what is next
 
-Each function is checked alone, with the library's in place of all others, and in any order. What you
-wrote is never overwritten. Exit code: 0 where all that was asked for is right, 1 where something is
-wrong or not written yet, 2 where the command can't be carried out.
+Each function is checked alone, with the library's in place of all others, and in any order. What
+you wrote is never overwritten. Exit code: 0 where all that was asked for is right, 1 where
+something is wrong or not written yet, 2 where the command can't be carried out.
 """
 
 import argparse
@@ -28,9 +28,9 @@ HEADER = '''"""Chapter {number}: {title}. Fill in what raises NotImplementedErro
     make check CHAPTER={number}                      # or one: FUNCTION={first}
     make hint CHAPTER={number} FUNCTION={first}
 
-A function that the library has as a method takes `self`: the module, with its weights. What docstrings
-say of UserError, hooks and pasts need not be built unless the task says so. Helpers of your own may
-stand here too.
+A function that the library has as a method takes `self`: the module, with its weights. What
+docstrings say of UserError, hooks and pasts need not be built unless the task says so. Helpers of
+your own may stand here too.
 """
 '''
 

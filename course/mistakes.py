@@ -1,13 +1,12 @@
-"""Checks the checks: what learners do wrong must be caught, by name where that is possible, and what
-is right in another way must pass.
+"""Checks the checks: mistakes must be caught, and what is right in another way must pass.
 
     python course/mistakes.py            # every chapter
     python course/mistakes.py 4 6        # some
     python course/mistakes.py --verbose  # and what is said of each mistake
 
-For each exercise: our solution is right; the stub is missing; each of the named mistakes, an edit of
-our solution, is caught; each of the other solutions passes. Exits with 1 where one of that fails, or
-where less than 80 % of the mistakes are called by their name.
+For each exercise: our solution is right; the stub is missing; each of the named mistakes, an edit
+of our solution, is caught; each of the other solutions passes. Exits with 1 where one of that
+fails, or where less than 80 % of the mistakes are called by their name.
 
 Source: DeMillo, Lipton & Sayward 1978 (mutation testing)
 """

@@ -22,8 +22,8 @@ def four_times_the_values_halve_it(standard_error):
     """four times as many values make it about half as large"""
     few, many = standard_error(random(100)), standard_error(random(400))
     ratio = float(few / many)
-    expect(1.7 < ratio < 2.3, f"100 values have a standard error of {float(few):.3f} and 400 one of "
-           f"{float(many):.3f}, a ratio of {ratio:.2f}; it should be near 2")
+    expect(1.7 < ratio < 2.3, f"100 values have a standard error of {float(few):.3f} and 400 one "
+           f"of {float(many):.3f}, a ratio of {ratio:.2f}; it should be near 2")
 
 
 def where_all_are_equal_it_is_zero(standard_error):
@@ -140,7 +140,8 @@ def it_can_be_repeated(bootstrap_ci):
 def far_apart_is_rare_but_never_zero(permutation_test):
     """groups that are far apart: no draw reaches them, and p is 1/100 with 99 draws"""
     p = permutation_test(torch.arange(12.0), 100 + torch.arange(12.0), n_draws=99)
-    expect_close(p, 0.01, "p", ask="the observed way is one of the ways: (1 + reached) / (1 + draws)")
+    expect_close(p, 0.01, "p", ask="the observed way is one of the ways, "
+                 "(1 + reached) / (1 + draws)")
 
 
 def equal_groups_are_no_news(permutation_test):
@@ -286,7 +287,8 @@ EXERCISES = [
         checks=(far_apart_is_rare_but_never_zero, equal_groups_are_no_news,
                 it_is_near_the_exact_share, it_does_not_matter_which_group_comes_first),
         hints=("Put all values into one tensor; a random order shares them out anew.",
-               "values[torch.randperm(len(values), generator=…)]: the first len(one) are one group.",
+               "values[torch.randperm(len(values), generator=…)]: the first len(one) are one "
+               "group.",
                "Compare absolute differences of means with >= (a little slack for rounding), and "
                "count the observed way as one of the draws."),
         mistakes=(
@@ -327,7 +329,8 @@ EXERCISES = [
         name="check_heads", source=None, minutes=5, difficulty=1,
         needed_for="attention (chapter 4)", task="Refuse what would be quietly wrong.",
         checks=(it_gives_the_width, it_refuses_what_does_not_divide),
-        hints=("The remainder of a division: %.", "raise UserError(f\"… {n_heads} … {d_model} …\").",
+        hints=("The remainder of a division: %.",
+               "raise UserError(f\"… {n_heads} … {d_model} …\").",
                "Return d_model // n_heads, a whole number."),
         mistakes=(
             Mistake("when the width is rounded down without a word",

@@ -121,7 +121,7 @@ def told_the_future_it_costs_nothing(next_token_loss):
     tokens = random_ids(7, 2, 5)
     logits = torch.zeros(2, 5, 7)
     logits[:, :-1] = 200.0 * F.one_hot(tokens[:, 1:], 7)
-    expect_close(next_token_loss(logits, tokens), 0.0, "the loss of logits that name the next token",
+    expect_close(next_token_loss(logits, tokens), 0.0, "the loss of naming the next token",
                  ask="position i is scored on token i + 1")
 
 
@@ -222,7 +222,8 @@ def it_equals_finite_differences(gelu_gradient):
 EXERCISES = [
     Exercise(
         name="log_probabilities", source="losses.log_probabilities", minutes=10, difficulty=1,
-        needed_for="every loss", task="Softmax and logarithm at once, by hand: without log_softmax.",
+        needed_for="every loss",
+        task="Softmax and logarithm at once, by hand: without log_softmax.",
         checks=(they_are_a_distribution, odds_are_differences_of_logits,
                 large_logits_do_not_overflow),
         hints=("log softmax is logits - log(sum(exp(logits))).",
@@ -231,8 +232,8 @@ EXERCISES = [
                "keepdim=True).log()."),
         mistakes=(
             Mistake("when the largest logit is not taken off first: exp overflows",
-                    "    logits = logits - logits.max(-1, keepdim=True).values  # the largest is 0: "
-                    "exp can't overflow\n", ""),
+                    "    logits = logits - logits.max(-1, keepdim=True).values  # the largest is "
+                    "0: exp can't overflow\n", ""),
             Mistake("without the logarithm of the sum", ".sum(-1, keepdim=True).log()",
                     ".sum(-1, keepdim=True)"),
             Mistake("with the mean in place of the sum", "logits.exp().sum(", "logits.exp().mean("),
@@ -340,7 +341,8 @@ EXERCISES = [
                     "gradient / gradient.numel()"),
             Mistake("with the opposite sign", "return gradient /", "return -gradient /"),
             Mistake("when nothing is taken off at the target",
-                    "    gradient[torch.arange(len(targets)), targets] -= 1  # p - one_hot(target)\n",
+                    "    gradient[torch.arange(len(targets)), targets] -= 1  # p - "
+                    "one_hot(target)\n",
                     ""),
         )),
     Exercise(
@@ -363,8 +365,8 @@ EXERCISES = [
 PREDICTIONS = [
     Prediction("What does a uniform guess among 65 tokens cost, in nats?", lambda: math.log(65),
                "ln 65"),
-    Prediction("p is sharp (5 times normal logits), q nearly even (0.1 times the same logits), over "
-               "65 tokens: KL(q || p) divided by KL(p || q)?",
+    Prediction("p is sharp (5 times normal logits), q nearly even (0.1 times the same logits), "
+               "over 65 tokens: KL(q || p) divided by KL(p || q)?",
                lambda: kl_ratio(), "the chapter's block: 11.9272 / 3.8122"),
 ]
 

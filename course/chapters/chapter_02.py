@@ -8,7 +8,7 @@ from course.engine.catalogue import Exercise, Mistake, Prediction
 from course.engine.expect import Wrong, expect, expect_close, expect_equal
 from tokenizer import BPETokenizer
 
-IMPORTS = ["import math", "from collections import Counter", "import torch"]
+IMPORTS = ["import itertools", "import math", "from collections import Counter", "import torch"]
 
 
 # entropy_of
@@ -216,7 +216,7 @@ def targets_are_one_later(random_batch):
 
 def every_window_can_be_drawn(random_batch):
     """the first and the last window are drawn too, and nothing beyond the end"""
-    inputs, targets = random_batch(torch.arange(8), 500, 5, torch.Generator().manual_seed(0))
+    inputs, _ = random_batch(torch.arange(8), 500, 5, torch.Generator().manual_seed(0))
     starts = sorted(set(inputs[:, 0].tolist()))
     expect(starts == [0, 1, 2], f"windows of 5 inputs in 8 tokens begin at {starts}; they should "
            "begin at 0, 1 and 2: the last target is the last token")
@@ -276,8 +276,8 @@ EXERCISES = [
                "Repeat it until it no longer changes; begin with even shares.",
                "Each row has an entropy, -sum p log p with 0 log 0 = 0; weigh them by the shares."),
         mistakes=(
-            Mistake("when all states count alike, as they do where the matrix is used the other way "
-                    "round", "shares @ transitions.double()", "transitions.double() @ shares"),
+            Mistake("when all states count alike, as they do where the matrix is used the other "
+                    "way round", "shares @ transitions.double()", "transitions.double() @ shares"),
             Mistake("of the next symbol after one step from even shares", "range(10_000)",
                     "range(1)"),
             Mistake("of the shares, as if symbols were independent",
@@ -290,8 +290,8 @@ EXERCISES = [
         checks=(a_character_costs_what_it_rules_out, what_follows_for_certain_is_free,
                 together_they_cost_what_the_word_costs),
         hints=("Before each character some words are still possible; after it, fewer.",
-               "The character's probability is the remaining words' probability after it, divided by "
-               "that before it.",
+               "The character's probability is the remaining words' probability after it, divided "
+               "by that before it.",
                "possible = {other: p … if other.startswith(word[:end])}; the cost is -log of the "
                "ratio of the sums."),
         mistakes=(
@@ -299,7 +299,8 @@ EXERCISES = [
                     "before = sum(possible.values())", "before = sum(options.values())"),
             Mistake("when words are only compared by this one character",
                     "other.startswith(word[:end])", "other[end - 1 : end] == word[end - 1]",
-                    also=(("for other, p in possible.items()", "for other, p in options.items()"),)),
+                    also=(("for other, p in possible.items()",
+                           "for other, p in options.items()"),)),
             Mistake("when each remaining word counts alike",
                     "sum(possible.values()) / before", "len(possible) / n_before",
                     also=(("before = sum(possible.values())", "n_before = len(possible)"),)),
@@ -314,12 +315,12 @@ EXERCISES = [
         mistakes=(
             Mistake("when every word counts once", "+= count", "+= 1"),
             Mistake("when pairs may span two words",
-                    "    for pieces, count in words:\n        for left, right in zip(pieces, "
-                    "pieces[1:], strict=False):\n            counts[left, right] += count\n",
+                    "    for pieces, count in words:\n        for left, right in "
+                    "itertools.pairwise(pieces):\n            counts[left, right] += count\n",
                     "    row = [(piece, count) for pieces, count in words for piece in pieces]\n"
                     "    for (left, count), (right, _) in zip(row, row[1:], strict=False):\n"
                     "        counts[left, right] += count\n"),
-            Mistake("with each piece in one pair only", "zip(pieces, pieces[1:], strict=False)",
+            Mistake("with each piece in one pair only", "itertools.pairwise(pieces)",
                     "zip(pieces[::2], pieces[1::2], strict=False)"),
         )),
     Exercise(

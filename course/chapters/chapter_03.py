@@ -189,7 +189,8 @@ def back_again_is_its_transpose(shift_rotation):
 
 EXERCISES = [
     Exercise(
-        name="one_hot", source=None, minutes=5, difficulty=1, needed_for="seeing that all is linear",
+        name="one_hot", source=None, minutes=5, difficulty=1,
+        needed_for="seeing that all is linear",
         task="A token as a vector.", checks=(one_at_the_id, of_any_shape),
         hints=("Compare the token with 0, 1, …, d_vocab - 1.",
                "tokens.unsqueeze(-1) == torch.arange(d_vocab) is a table of booleans.",
@@ -299,7 +300,8 @@ EXERCISES = [
         checks=(no_shift_is_the_identity, it_moves_every_position, back_again_is_its_transpose),
         hints=("Each pair of dimensions turns by itself: R is made of 2 x 2 blocks.",
                "sin(a + s) = sin a cos s + cos a sin s; cos(a + s) = cos a cos s - sin a sin s.",
-               "A row vector is multiplied from the left: R[i, i] and R[i + 1, i] make the new sin."),
+               "A row vector is multiplied from the left: R[i, i] and R[i + 1, i] make the new "
+               "sin."),
         mistakes=(
             Mistake("when it shifts the wrong way: R is transposed", "R[i + 1, i] = sin",
                     "R[i + 1, i] = -sin", also=(("R[i, i + 1] = -sin", "R[i, i + 1] = sin"),)),
@@ -309,8 +311,8 @@ EXERCISES = [
 ]
 
 PREDICTIONS = [
-    Prediction("A zero-layer model, trained to the end: how far from the table of bigram counts, in "
-               "nats of KL?", lambda: 0.0003, "the chapter's block"),
+    Prediction("A zero-layer model, trained to the end: how far from the table of bigram counts, "
+               "in nats of KL?", lambda: 0.0003, "the chapter's block"),
     Prediction("And with a stream of 3 dimensions only?", lambda: 0.31,
                "the chapter's negative control"),
 ]

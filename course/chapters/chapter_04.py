@@ -50,20 +50,20 @@ def fewer_queries_are_the_last(causal_mask):
     mask = causal_mask(2, 5)
     expect(mask.shape == (2, 5), f"causal_mask(2, 5) is {list(mask.shape)}, and should be [2, 5]")
     seen = mask.sum(-1).tolist()
-    expect(seen == [4, 5], f"of 5 keys the last two queries see {seen[0]} and {seen[1]}, and should "
-           "see 4 and 5: the queries are the last positions")
+    expect(seen == [4, 5], f"of 5 keys the last two queries see {seen[0]} and {seen[1]}, and "
+           "should see 4 and 5: the queries are the last positions")
 
 
 def padding_is_hidden_but_from_itself(causal_mask):
     """a key that key_mask hides is seen by nobody but itself"""
     key_mask = torch.tensor([[False, True, True], [True, True, True]])
     mask = causal_mask(3, 3, key_mask)
-    expect(mask.shape == (2, 1, 3, 3), f"with a key_mask the mask is {list(mask.shape)}, and should "
-           "be [batch 2, 1, query_pos 3, key_pos 3]")
+    expect(mask.shape == (2, 1, 3, 3), f"with a key_mask the mask is {list(mask.shape)}, and "
+           "should be [batch 2, 1, query_pos 3, key_pos 3]")
     expect(not mask[0, 0, 1:, 0].any(), "row 0, whose position 0 is padding: a later position "
            "looks at it")
-    expect(mask[0, 0, 0, 0], "position 0 of row 0 sees nothing at all, not even itself: its softmax "
-           "would be NaN")
+    expect(mask[0, 0, 0, 0], "position 0 of row 0 sees nothing at all, not even itself: its "
+           "softmax would be NaN")
     expect(mask[1, 0, 2].all(), "row 1 has no padding, and its position 2 should see all 3 keys")
 
 
@@ -349,13 +349,13 @@ EXERCISES = [
     Exercise(
         name="causal_mask", source="attention.causal_mask", minutes=10, difficulty=1,
         needed_for="attend",
-        task="Compare two rows of numbers: the positions of the queries and those of the keys. Then "
-             "let a key_mask hide keys.",
+        task="Compare two rows of numbers: the positions of the queries and those of the keys. "
+             "Then let a key_mask hide keys.",
         checks=(each_sees_itself_and_the_past, fewer_queries_are_the_last,
                 padding_is_hidden_but_from_itself),
         hints=("Number the keys 0, 1, …: a query at position i sees every key that is at most i.",
-               "The first query stands at position n_keys - n_queries. A column of queries compared "
-               "with a row of keys is a table.",
+               "The first query stands at position n_keys - n_queries. A column of queries "
+               "compared with a row of keys is a table.",
                "`key <= query`, with query = torch.arange(n_keys - n_queries, n_keys)[:, None] and "
                "key = torch.arange(n_keys). A key_mask is [batch, key_pos]: give it two axes of "
                "length 1, and let `key == query` pass all the same."),
@@ -376,7 +376,8 @@ EXERCISES = [
         checks=(rows_share_one, nothing_goes_to_the_future, a_pattern_by_hand,
                 queries_and_keys_are_not_exchanged),
         hints=("scores[i, j] is the dot product of q[i] and k[j]: one matrix product gives all.",
-               "What must get no attention gets a score of -inf before the softmax: exp(-inf) is 0.",
+               "What must get no attention gets a score of -inf before the softmax: exp(-inf) is "
+               "0.",
                "q @ k.T / math.sqrt(d_head), masked_fill with a boolean triu(1), softmax(-1)."),
         mistakes=(
             Mistake("without the division by sqrt(d_head)", " / math.sqrt(d_head)", ""),
@@ -394,8 +395,8 @@ EXERCISES = [
     Exercise(
         name="attend", source="attention.Attention.attend", minutes=20, difficulty=2,
         needed_for="the block (chapter 5), induction (chapter 11)",
-        task="The same for all heads of a batch, and then the mean of the values. Call causal_mask: "
-             "while this is checked, the library's stands in its place. No dropout.",
+        task="The same for all heads of a batch, and then the mean of the values. Call "
+             "causal_mask: while this is checked, the library's stands in its place. No dropout.",
         checks=(alone_it_reads_itself, equal_scores_are_a_mean, the_future_is_not_seen,
                 heads_do_not_mix, attend_equals_a_loop, padding_carries_nothing),
         hints=("Matrix products work on the last two axes: bring pos and d_head there first.",

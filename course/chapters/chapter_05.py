@@ -18,7 +18,7 @@ CFG = ModelConfig(n_layers=3, n_heads=2, d_model=6, d_mlp=10, n_ctx=8, d_vocab=1
 
 
 def disturbed(module):
-    """A module whose weights, biases and LayerNorms are all random: defaults would hide mistakes."""
+    """A module whose weights, biases and LayerNorms are all random: defaults hide mistakes."""
     with torch.no_grad():
         for seed, weight in enumerate(module.parameters()):
             weight.copy_(0.5 * random(*weight.shape, seed=seed) + (weight.ndim == 1))

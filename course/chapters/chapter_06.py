@@ -1,6 +1,5 @@
 """Chapter 6, learn and sample: schedule, clipping, AdamW, Muon's rounds, sampling, a past."""
 
-import math
 
 import torch
 
@@ -67,10 +66,10 @@ def with_grads(*grads):
 
 
 def large_gradients_are_scaled_together(clip_gradients_):
-    """gradients (3, 0) and (0, 4) have norm 5: with most=1 they become (0.6, 0) and (0, 0.8)"""
-    one, other = with_grads([3.0, 0], [0, 4.0])
-    clip_gradients_([one, other], 1.0)
-    expect_close(torch.stack([one.grad, other.grad]), torch.tensor([[0.6, 0], [0, 0.8]]),
+    """gradients (1.5, 2) and (0, 6) have norm 6.5: most=1.3 makes them (0.3, 0.4) and (0, 1.2)"""
+    one, other = with_grads([1.5, 2.0], [0, 6.0])
+    clip_gradients_([one, other], 1.3)
+    expect_close(torch.stack([one.grad, other.grad]), torch.tensor([[0.3, 0.4], [0, 1.2]]),
                  "the gradient", "parameter number", tolerance=1e-3, ask="one norm over all of "
                  "them, so that the direction stays")
 
@@ -286,8 +285,8 @@ def top_p_comes_after_top_k(token_probs):
 
 def each_row_has_its_own_order(token_probs):
     """tokens keep their places, in each row of the batch"""
-    logits = torch.stack([CHANCES[0].log(), CHANCES[0].flip(0).log()])
-    want = torch.tensor([[4, 3, 0, 0.0], [0, 0, 3, 4]]) / 7
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.3, 0.2, 0.4, 0.1]]).log()
+    want = torch.tensor([[4, 3, 0, 0.0], [3, 0, 4, 0]]) / 7
     expect_close(token_probs(logits, top_k=2), want, "the chances", "row token",
                  ask="after sorting, each chance goes back to its token")
 
@@ -563,7 +562,8 @@ EXERCISES = [
                     "        sorted_probs[:, top_k:] = 0\n",
                     also=(("    return torch.zeros_like(probs).scatter(-1, order, sorted_probs)",
                            "    sorted_probs = sorted_probs / sorted_probs.sum(-1, keepdim=True)\n"
-                           "    return torch.zeros_like(probs).scatter(-1, order, sorted_probs)"),)),
+                           "    return torch.zeros_like(probs).scatter(-1, order, "
+                           "sorted_probs)"),)),
             Mistake("when what is left does not sum to one",
                     "        sorted_probs[:, top_k:] = 0\n"
                     "        sorted_probs = sorted_probs / sorted_probs.sum(-1, keepdim=True)\n",

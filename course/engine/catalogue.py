@@ -2,13 +2,14 @@
 
 A chapter has a file in each of three folders, with the same name:
 
-    course/chapters/chapter_04.py   EXERCISES in order, their checks, hints and mistakes; PREDICTIONS
+    course/chapters/chapter_04.py   EXERCISES in order: checks, hints, mistakes; and PREDICTIONS
     course/plain/chapter_04.py      solutions as a learner would write them, where the library's own
                                     does more (hooks, fused kernels) or has no such function
     course/others/chapter_04.py     other right solutions, which the checks must accept:
                                     `attend_as_loops` is one of `attend`
 
-An exercise is cut from the library (`source`), so that its signature and docstring are written once.
+An exercise is cut from the library (`source`), so that its signature and docstring are written
+once.
 """
 
 import importlib

@@ -1,7 +1,7 @@
-"""Checking: one of the learner's functions in place of the library's, everything else the library's.
+"""Checking: one of the learner's functions at a time, in place of the library's.
 
-    1. The learner's file is loaded, and the other exercises in it are replaced by our solutions: one
-       error does not fail the rest.
+    1. The learner's file is loaded, and the other exercises in it are replaced by our solutions:
+       one error does not fail the rest.
     2. The function is put in place of the library's, wrapped so that its calls are kept.
     3. The checks run one after another, up to the first that fails.
     4. What came out of the calls of that check is held against what known mistakes give for the
@@ -110,17 +110,39 @@ def in_place(exercise, function):
 # Calls, and known mistakes
 
 
-def copied(value):
-    """A copy of an argument that later changes don't reach."""
-    if isinstance(value, torch.Tensor) and not value.is_leaf:
-        return value.detach().clone()
-    if isinstance(value, torch.Generator):
-        return value.clone_state()
-    if type(value) in (list, tuple):
-        return type(value)(map(copied, value))
-    if type(value) is dict:
-        return {key: copied(each) for key, each in value.items()}
-    return copy.deepcopy(value)
+def copied(value, memo):
+    """A copy of an argument that later changes don't reach, gradients included.
+
+    memo: {id: copy}, as in copy.deepcopy, so that what is there twice (in a model, and in its
+    optimiser) is one thing in the copy, too.
+    """
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, torch.Tensor):
+        copy_ = value.detach().clone()
+        if value.is_leaf:
+            copy_.requires_grad_(value.requires_grad)
+            if value.grad is not None:
+                copy_.grad = value.grad.detach().clone()
+        if isinstance(value, torch.nn.Parameter):
+            copy_.__class__ = torch.nn.Parameter
+    elif isinstance(value, torch.Generator):
+        copy_ = value.clone_state()
+    elif type(value) in (list, tuple):
+        copy_ = type(value)(copied(each, memo) for each in value)
+    elif type(value) is dict:
+        copy_ = {key: copied(each, memo) for key, each in value.items()}
+    elif isinstance(value, torch.nn.Module):
+        for p in value.parameters():
+            copied(p, memo)
+        copy_ = copy.deepcopy(value, memo)
+    elif hasattr(value, "__dict__") and not callable(value):
+        copy_ = copy.copy(value)
+        vars(copy_).update({name: copied(each, memo) for name, each in vars(value).items()})
+    else:
+        copy_ = copy.deepcopy(value, memo)
+    memo[id(value)] = copy_
+    return copy_
 
 
 def recording(function, calls):
@@ -131,13 +153,13 @@ def recording(function, calls):
         if len(calls) >= MOST_CALLS:
             return function(*args, **kwargs)
         try:
-            call = Call((copied(args), copied(kwargs)))
+            call = Call(copied((args, kwargs), {}))
         except (RuntimeError, TypeError):  # what can't be copied can't be compared
             return function(*args, **kwargs)
         calls.append(call)
         result = function(*args, **kwargs)
         with contextlib.suppress(RuntimeError, TypeError):
-            call.after = (copied(result), copied(args), copied(kwargs))
+            call.after = copied((result, args, kwargs), {})
         return result
 
     return recorded
@@ -169,10 +191,10 @@ def alike(one, other):
 
 def replayed(function, call):
     """What another function makes of the arguments of a call; None where it raises."""
-    args, kwargs = (copied(each) for each in call.before)
+    args, kwargs = copied(call.before, {})
     try:
         result = function(*args, **kwargs)
-    except Exception:  # noqa: BLE001 - a mistake may raise anything; then it is not the one
+    except Exception:
         return None
     return result, args, kwargs
 

@@ -1,4 +1,4 @@
-"""Cutting: the library's functions as text, and as stubs with nothing in them but what they promise.
+"""Cutting the library's functions: as text, and as stubs that hold only what they promise.
 
 The library is read by `ast` when the command runs, so that a signature and a docstring are written
 once. A method stands as a function that takes `self`.

@@ -1,5 +1,6 @@
 """Chapter 2 in other ways that are right too."""
 
+import itertools
 import math
 from collections import Counter, defaultdict
 
@@ -7,7 +8,8 @@ import torch
 
 
 def entropy_of_as_torch(options):
-    return torch.special.entr(torch.tensor(list(options.values()), dtype=torch.float64)).sum().item()
+    chances = torch.tensor(list(options.values()), dtype=torch.float64)
+    return torch.special.entr(chances).sum().item()
 
 
 def entropy_rate_as_eigenvector(transitions):
@@ -60,7 +62,7 @@ def learn_merges_as_sorted(word_counts, n_merges):
     for _ in range(n_merges):
         counts = Counter()
         for word, pieces in words.items():
-            for pair in zip(pieces, pieces[1:], strict=False):
+            for pair in itertools.pairwise(pieces):
                 counts[pair] += word_counts[word]
         ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         if not ordered or ordered[0][1] < 2:

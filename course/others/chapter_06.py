@@ -70,7 +70,7 @@ def train_step_as_torch(model, optimizer, inputs, targets):
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
     loss.backward()
     optimizer.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 def token_probs_as_masked_logits(logits, temperature=1.0, top_k=None, top_p=None):

@@ -1,5 +1,6 @@
 """Chapter 2 as a learner would write it: entropy, byte pairs and windows, without heaps."""
 
+import itertools
 import math
 from collections import Counter
 
@@ -18,8 +19,8 @@ def entropy_rate(transitions):
     """How many nats a symbol costs in the long run, if each depends on the one before it.
 
     transitions: [state, next_state], rows summing to 1: the chance of each next symbol. From any
-    beginning the share of time spent in each state settles down. Returns a float: the entropy of the
-    rows, weighted by these shares.
+    beginning the share of time spent in each state settles down. Returns a float: the entropy of
+    the rows, weighted by these shares.
     """
     shares = torch.full((len(transitions),), 1 / len(transitions), dtype=torch.float64)
     for _ in range(10_000):
@@ -52,7 +53,7 @@ def count_pairs(words):
     """
     counts = Counter()
     for pieces, count in words:
-        for left, right in zip(pieces, pieces[1:], strict=False):
+        for left, right in itertools.pairwise(pieces):
             counts[left, right] += count
     return counts
 
@@ -102,7 +103,7 @@ def bpe_merge(self, word):
     """
     pieces = [bytes([byte]) for byte in word.encode()]
     while True:
-        pairs = [pair for pair in zip(pieces, pieces[1:], strict=False) if pair in self.ranks]
+        pairs = [pair for pair in itertools.pairwise(pieces) if pair in self.ranks]
         if not pairs:
             return pieces
         pieces = merge_pair(pieces, min(pairs, key=self.ranks.get))

@@ -10,8 +10,8 @@ from attention import causal_mask
 def attention_pattern(q, k):
     """Where one head looks: for each query, how its attention of 1 is shared among the keys.
 
-    q, k: [pos, d_head]. Returns [query_pos, key_pos]: softmax over the keys of q . k / sqrt(d_head),
-    0 for keys that come later than the query.
+    q, k: [pos, d_head]. Returns [query_pos, key_pos]: softmax over the keys of q . k /
+    sqrt(d_head), 0 for keys that come later than the query.
     """
     n_pos, d_head = q.shape
     scores = q @ k.T / math.sqrt(d_head)  # [query_pos, key_pos]

@@ -28,10 +28,11 @@ def layer_norm(self, resid):
 
 
 def block_forward(self, resid):
-    """The stream after a block: attention adds to it, then the MLP, each from the normalised stream.
+    """The stream after a block: attention adds to it, then the MLP, each from the normalised
+    stream.
 
-    resid: [batch, pos, d_model]. self.ln1, self.ln2 and self.mlp are called with a stream; self.attn
-    with three, what q, k and v read: self.attn(x, x, x). Returns [batch, pos, d_model].
+    resid: [batch, pos, d_model]. self.ln1, self.ln2 and self.mlp are called with a stream;
+    self.attn with three, what q, k and v read: self.attn(x, x, x). Returns [batch, pos, d_model].
     """
     normalized = self.ln1(resid)
     resid = resid + self.attn(normalized, normalized, normalized)
@@ -62,8 +63,8 @@ def gpt_forward(self, tokens):
 def count_parameters(n_layers, d_model, d_mlp, d_vocab, n_ctx):
     """How many numbers GPT-2 learns, if its unembedding is the embedding, transposed.
 
-    W_E and W_pos; in each block two LayerNorms, the weights and biases of q, k, v and the output, and
-    the MLP's two matrices and biases; a last LayerNorm. Returns an int.
+    W_E and W_pos; in each block two LayerNorms, the weights and biases of q, k, v and the output,
+    and the MLP's two matrices and biases; a last LayerNorm. Returns an int.
     """
     norm = 2 * d_model
     attention = 4 * d_model * d_model + 4 * d_model
@@ -87,8 +88,8 @@ def fold_norm_weights(w, b, W, bias):
 def fold_value_bias(b_V, W_O, b_O):
     """The output bias of an attention layer whose values have no bias, and that does the same.
 
-    b_V: [head, d_head]; W_O: [head, d_head, d_model]; b_O: [d_model]. Since the attention of a query
-    sums to 1, a constant in all values comes through as it is. Returns [d_model].
+    b_V: [head, d_head]; W_O: [head, d_head, d_model]; b_O: [d_model]. Since the attention of a
+    query sums to 1, a constant in all values comes through as it is. Returns [d_model].
     """
     written = b_V[:, None, :] @ W_O  # [head, 1, d_model]
     return written.sum((0, 1)) + b_O

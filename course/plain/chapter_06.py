@@ -29,8 +29,8 @@ def schedule(step, max_steps, warmup_steps=0, *, shape="linear", final_fraction=
 def clip_gradients_(parameters, most):
     """Scales all gradients down together, so that their joint norm is at most `most`.
 
-    parameters: tensors with a `.grad`, or None there. Gradients whose joint norm is smaller are left
-    alone. Returns the norm before that, a scalar tensor.
+    parameters: tensors with a `.grad`, or None there. Gradients whose joint norm is smaller are
+    left alone. Returns the norm before that, a scalar tensor.
     """
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = sum(grad.pow(2).sum() for grad in grads).sqrt()
@@ -44,8 +44,8 @@ def clip_gradients_(parameters, most):
 def adamw_step(self, share=1.0):
     """Moves every parameter once, along its `.grad`, by `share` of the learning rate.
 
-    self.parameters: the tensors, each with a `.grad`; self.m, self.v: a tensor for each, of zeros at
-    first; self.step_count: 0 at first; self.lr, self.betas (beta1, beta2), self.eps,
+    self.parameters: the tensors, each with a `.grad`; self.m, self.v: a tensor for each, of zeros
+    at first; self.step_count: 0 at first; self.lr, self.betas (beta1, beta2), self.eps,
     self.weight_decay. Changes all but the last four in place. Only matrices decay (ndim >= 2).
     """
     lr = share * self.lr
@@ -87,8 +87,8 @@ def train_step(model, optimizer, inputs, targets):
     """One step of training: forward, loss, backward, step.
 
     model(inputs) -> logits; inputs, targets: [batch, pos]; optimizer.step() moves the model's
-    parameters along their `.grad`, in which nothing of the step before may be left. Returns the loss
-    before the step, a float.
+    parameters along their `.grad`, in which nothing of the step before may be left. Returns the
+    loss before the step, a float.
     """
     model.zero_grad()
     loss = cross_entropy(model(inputs), targets)
@@ -101,8 +101,8 @@ def token_probs(logits, temperature=1.0, top_k=None, top_p=None):
     """The distribution that the next token is drawn from, [batch, d_vocab].
 
     logits: [batch, d_vocab]. temperature divides them. top_k keeps the k likeliest tokens. top_p
-    then keeps the fewest likeliest tokens whose probabilities add up to p or more, at least one. The
-    probabilities that are left are scaled to sum to one.
+    then keeps the fewest likeliest tokens whose probabilities add up to p or more, at least one.
+    The probabilities that are left are scaled to sum to one.
     """
     probs = (logits / temperature).softmax(-1)
     sorted_probs, order = probs.sort(descending=True, stable=True)
@@ -147,8 +147,8 @@ def extend(self, k, v):
     """Appends the keys and values of new positions to those of all positions before.
 
     k, v: [batch, pos, head, d_head], of the new positions. self.k, self.v: what was kept, None at
-    first; self.key_mask: [batch, n_ctx] or None. Keep the new ones in self.k and self.v (the library
-    fills a tensor of n_ctx positions; to join what there is does as well).
+    first; self.key_mask: [batch, n_ctx] or None. Keep the new ones in self.k and self.v (the
+    library fills a tensor of n_ctx positions; to join what there is does as well).
     Returns (keys, values, mask): those of all positions so far, and self.key_mask for these
     positions, [batch, key_pos], or None.
     """
