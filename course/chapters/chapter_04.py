@@ -234,6 +234,12 @@ def the_matrix_gives_the_scores(qk_matrix):
                      ask="which side of M is the query's?")
 
 
+def it_has_the_rank_of_one_head(qk_matrix):
+    """M has d_model x d_model numbers, but rank d_head"""
+    ranks = torch.linalg.matrix_rank(qk_matrix(random(2, 6, 3), random(2, 6, 3, seed=1))).tolist()
+    expect(ranks == [3, 3], f"the ranks of M are {ranks}, and should be [3, 3], d_head")
+
+
 def the_matrix_moves_a_vector(ov_matrix):
     """resid @ M is (resid @ W_V) @ W_O, for each head"""
     W_V, W_O = random(2, 6, 3), random(2, 3, 6, seed=1)
@@ -455,7 +461,7 @@ EXERCISES = [
         name="qk_matrix", source=None, minutes=10, difficulty=1,
         needed_for="composition (chapter 8)",
         task="Two thin matrices are one square one.",
-        checks=(the_matrix_gives_the_scores,),
+        checks=(the_matrix_gives_the_scores, it_has_the_rank_of_one_head),
         hints=("q = query_resid @ W_Q and k = key_resid @ W_K: write q . k out.",
                "(query @ W_Q) @ (key @ W_K)^T = query @ (W_Q W_K^T) @ key^T.",
                "W_Q @ W_K.transpose(-1, -2)."),

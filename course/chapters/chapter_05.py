@@ -47,10 +47,18 @@ def each_neuron_reads_and_writes(mlp_forward):
 # layer_norm
 
 
+def plain_norm():
+    """A LayerNorm with weight 1 and shift 0."""
+    norm = LayerNorm(6)
+    with torch.no_grad():
+        norm.w.fill_(1)
+        norm.b.zero_()
+    return norm
+
+
 def a_constant_is_taken_off(layer_norm):
     """10 added to every dimension changes nothing"""
-    norm, resid = LayerNorm(6), random(2, 5, 6)
-    norm.w.data.fill_(1), norm.b.data.zero_()
+    norm, resid = plain_norm(), random(2, 5, 6)
     moved = (layer_norm(norm, resid + 10) - layer_norm(norm, resid)).abs().max()
     expect(moved < 1e-4, f"with 10 added to every dimension the output moves by {moved:.3g}: is "
            "the mean over d_model taken off?")
@@ -58,8 +66,7 @@ def a_constant_is_taken_off(layer_norm):
 
 def each_position_has_variance_one(layer_norm):
     """each position's vector has mean 0 and mean square 1"""
-    norm = LayerNorm(6)
-    norm.w.data.fill_(1), norm.b.data.zero_()
+    norm = plain_norm()
     out = layer_norm(norm, 3 * random(2, 5, 6) + 1)
     expect_close(out.mean(-1), torch.zeros(2, 5), "the mean", "batch pos", tolerance=1e-3,
                  ask="over d_model, for each position alone")
@@ -88,19 +95,19 @@ def weight_and_shift_come_last(layer_norm):
 # block_forward
 
 
-def block_with(silent):
-    """A block in which one part writes nothing."""
+def block_with(*silent):
+    """A block of which some parts write nothing."""
     block = disturbed(Block(CFG))
-    for name, weight in getattr(block, silent).named_parameters():
-        if name in ("W_heads_out", "b_heads_out", "W_out", "b_out"):
-            weight.data.zero_()
+    for part in silent:
+        for name, weight in getattr(block, part).named_parameters():
+            if name in ("W_heads_out", "b_heads_out", "W_out", "b_out"):
+                weight.data.zero_()
     return block
 
 
 def silent_parts_leave_the_stream(block_forward):
     """where attention and MLP write nothing, the stream goes through unchanged"""
-    block = block_with("attn")
-    block.mlp.W_out.data.zero_(), block.mlp.b_out.data.zero_()
+    block = block_with("attn", "mlp")
     resid = random(2, 5, 6)
     expect_close(block_forward(block, resid), resid, "the stream", "batch pos d_model",
                  ask="parts add to the stream, they do not replace it")

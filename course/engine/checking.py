@@ -327,12 +327,11 @@ def judge_learner(chapter, exercise, module, path):
         vars(module).update(others)
 
 
-def work(connection, number, names):
+def work(connection, number, path, names):
     """What the process does: sends (name, Verdict) of one function after another, or the message of
     a UserError."""
     torch.set_num_threads(1)
     chapter = load_chapter(number)
-    path = learner_file(number)
     connection.send("ready")
     try:
         module = load_learner(path)
@@ -350,12 +349,13 @@ def check_in_process(number, names):
     A function that does not come to an end is stopped, and it is the last that is yielded. Raises
     UserError where the learner's file is not there or can't be loaded.
     """
-    if not learner_file(number).exists():
-        raise UserError(f"{learner_file(number).relative_to(ROOT)} is not there; begin with: make "
-                        f"exercise CHAPTER={number}")
+    path = learner_file(number)
+    if not path.exists():
+        raise UserError(f"{path.parent.name}/{path.name} is not there; begin with: make exercise "
+                        f"CHAPTER={number}")
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(theirs, number, names), daemon=True)
+    process = context.Process(target=work, args=(theirs, number, path, names), daemon=True)
     process.start()
     theirs.close()
     try:
