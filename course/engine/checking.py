@@ -177,11 +177,11 @@ def alike(one, other):
         return len(one) == len(other) and all(map(alike, one, other))
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
-    if isinstance(one, torch.nn.Module):
+    if isinstance(one, torch.nn.Module) and type(one) is type(other):
         return alike(one.state_dict(), other.state_dict())
     if isinstance(one, (int, float)) and isinstance(other, (int, float)):
         return alike(torch.tensor(float(one)), torch.tensor(float(other)))
-    if isinstance(one, torch.Generator):
+    if isinstance(one, torch.Generator) and isinstance(other, torch.Generator):
         return torch.equal(one.get_state(), other.get_state())
     if hasattr(one, "__dict__") and type(one) is type(other) and not callable(one):
         return alike(vars(one), vars(other))
@@ -219,27 +219,45 @@ def matching(chapter, exercise, mistakes, calls):
 def name_mistake(chapter, exercise, function, calls):
     """The name of the known mistake that gives the same as the function, or "".
 
-    calls: those of the check that failed. Where several mistakes give the same there, the calls of
-    the other checks decide between them; where these don't, none is named.
+    calls: those of the check that failed. One mistake that gives the same in all checks is the one.
+    Where none does (the function may have two mistakes), the one that gives the same in this check,
+    if that is more than a few numbers that can agree by chance.
     """
     found = matching(chapter, exercise, exercise.mistakes, calls)
-    if len(found) > 1:
-        all_calls = []
-        recorded = recording(function, all_calls)
-        with in_place(exercise, recorded):
-            for check in exercise.checks:
-                torch.manual_seed(0)
-                with contextlib.suppress(Exception, SystemExit):
-                    check(recorded)
-        found = matching(chapter, exercise, found, all_calls)
-    return found[0].name if len(found) == 1 else ""
+    if not found:
+        return ""
+    all_calls = []
+    recorded = recording(function, all_calls)
+    with in_place(exercise, recorded):
+        for check in exercise.checks:
+            torch.manual_seed(0)
+            with contextlib.suppress(Exception, SystemExit):
+                check(recorded)
+
+    everywhere = matching(chapter, exercise, found, all_calls)
+    if not everywhere and sum(count_numbers(call.after[0]) for call in calls if call.after) >= 4:
+        everywhere = found
+    return everywhere[0].name if len(everywhere) == 1 else ""
+
+
+def count_numbers(value):
+    """How many different numbers or words a result holds."""
+    if isinstance(value, torch.Tensor):
+        return len(value.detach().unique())
+    if isinstance(value, (list, tuple)):
+        return sum(map(count_numbers, value))
+    return 1
 
 
 # One function
 
 
-def judge(chapter, exercise, function, path=None):
-    """The Verdict on a function; path: the learner's file, whose lines are shown."""
+def judge(chapter, exercise, function, path=None, tell=lambda verdict: None):
+    """The Verdict on a function.
+
+    path: the learner's file, whose lines are shown. tell: called with a Verdict that is wrong before
+    its mistake is sought, for which the other checks run: there the function may not come to an end.
+    """
     calls = []
     held = []
     recorded = recording(function, calls)
@@ -260,13 +278,38 @@ def judge(chapter, exercise, function, path=None):
             except (Exception, SystemExit) as error:
                 message = explain_error(error, exercise, path, calls)
             if message:
+                message = explain_result(chapter, exercise, calls) or message
                 break
             held.append(statement(check))
         else:
             return Verdict("right", held=tuple(held))
 
-    mistake = name_mistake(chapter, exercise, function, calls)
-    return Verdict("wrong", message, tuple(held), statement(check), mistake)
+    verdict = Verdict("wrong", message, tuple(held), statement(check))
+    tell(verdict)
+    verdict.mistake = name_mistake(chapter, exercise, function, calls)
+    return verdict
+
+
+def explain_result(chapter, exercise, calls):
+    """A sentence where the last result is of another kind than ours, or ""."""
+    if not calls or calls[-1].after is None:
+        return ""
+    got = calls[-1].after[0]
+    ours = replayed(our_solution(chapter, exercise), calls[-1])
+    if ours is None or kind_of(got) == kind_of(ours[0]):
+        return ""
+    wanted = "a number" if kind_of(ours[0]) == "number" else describe(ours[0])
+    return f"{exercise.name} returned {describe(got)}, and should return {wanted}"
+
+
+def kind_of(value):
+    """What a result is, where a number in a tensor is a number and a tuple is a list."""
+    if isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.ndim == 0):
+        return "number"
+    for kind in (torch.Tensor, (list, tuple), dict):
+        if isinstance(value, kind):
+            return kind
+    return type(value)
 
 
 def statement(check):
@@ -311,8 +354,9 @@ def load_learner(path):
     return module
 
 
-def judge_learner(chapter, exercise, module, path):
-    """The Verdict on one function of the learner's module, beside our solutions of the others."""
+def judge_learner(chapter, exercise, module, path, tell=lambda verdict: None):
+    """The Verdict on one function of the learner's module, beside our solutions of the others;
+    tell as in `judge`."""
     function = getattr(module, exercise.name, None)
     if function is None:
         return Verdict("missing")
@@ -322,14 +366,14 @@ def judge_learner(chapter, exercise, module, path):
         if each is not exercise:
             setattr(module, each.name, our_solution(chapter, each))
     try:
-        return judge(chapter, exercise, function, path)
+        return judge(chapter, exercise, function, path, tell)
     finally:
         vars(module).update(others)
 
 
 def work(connection, number, path, names):
-    """What the process does: sends (name, Verdict) of one function after another, or the message of
-    a UserError."""
+    """What the process does: sends a Verdict on one function after another, a wrong one twice (as
+    `judge` tells it), or the message of a UserError."""
     torch.set_num_threads(1)
     chapter = load_chapter(number)
     connection.send("ready")
@@ -340,14 +384,34 @@ def work(connection, number, path, names):
         return
     for name in names:
         exercise = find_exercise(chapter, name)
-        connection.send((name, judge_learner(chapter, exercise, module, path)))
+        connection.send(judge_learner(chapter, exercise, module, path, connection.send))
+
+
+def receive_verdict(connection, name):
+    """The Verdict on a function that the process sends, or one that says how it ended."""
+    try:
+        if not connection.poll(SECONDS):
+            return Verdict("wrong", f"{name} was stopped after {SECONDS} s: is there a loop that "
+                           "never ends?")
+        answer = connection.recv()
+    except EOFError:
+        return Verdict("wrong", f"{name} ended Python itself: does it run out of memory?")
+    if isinstance(answer, str):
+        raise UserError(answer)
+    if answer.status != "wrong":
+        return answer
+
+    try:
+        return connection.recv() if connection.poll(SECONDS) else answer
+    except EOFError:
+        return answer
 
 
 def check_in_process(number, names):
     """Yields (name, Verdict) of the learner's functions, in order, checked in another process.
 
-    A function that does not come to an end is stopped, and it is the last that is yielded. Raises
-    UserError where the learner's file is not there or can't be loaded.
+    A function that does not come to an end is stopped; nothing after a wrong one should be asked
+    for. Raises UserError where the learner's file is not there or can't be loaded.
     """
     path = learner_file(number)
     if not path.exists():
@@ -363,17 +427,7 @@ def check_in_process(number, names):
             raise UserError(f"the library did not load in {SECONDS_TO_BEGIN} s; try again")
         ours.recv()
         for name in names:
-            if not ours.poll(SECONDS):
-                yield name, Verdict("wrong", f"{name} was stopped after {SECONDS} s: is there a "
-                                    "loop that never ends?")
-                return
-            answer = ours.recv()
-            if isinstance(answer, str):
-                raise UserError(answer)
-            yield answer
-    except EOFError:
-        yield name, Verdict("wrong", f"{name} ended Python itself: does it call exit, or run out "
-                            "of memory?")
+            yield name, receive_verdict(ours, name)
     finally:
         process.kill()
         process.join()
