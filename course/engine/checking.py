@@ -255,8 +255,8 @@ def count_numbers(value):
 def judge(chapter, exercise, function, path=None, tell=lambda verdict: None):
     """The Verdict on a function.
 
-    path: the learner's file, whose lines are shown. tell: called with a Verdict that is wrong before
-    its mistake is sought, for which the other checks run: there the function may not come to an end.
+    path: the learner's file, whose lines are shown. tell: called with a Verdict that is wrong,
+    before its mistake is sought: for that the other checks run, where the function may never end.
     """
     calls = []
     held = []

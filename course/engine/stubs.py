@@ -68,7 +68,8 @@ def stub(chapter, exercise, place):
     end = docstring.end_lineno if has_docstring else docstring.lineno - 1
     promised = "\n".join(lines[node.lineno - 1 : end])
     promised = promised.replace(f"def {node.name}(", f"def {exercise.name}(", 1)
-    decorators = [line for line in lines[: node.lineno - 1] if "no_grad" in line]
+    decorators = [line for line in lines[: node.lineno - 1]
+                  if "no_grad" in line or "contextmanager" in line]
 
     where = f" · in the library: {exercise.source}" if exercise.source else ""
     heading = [f"{place} · {exercise.minutes} minutes · difficulty {exercise.difficulty} of 3 · "
