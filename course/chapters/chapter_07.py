@@ -140,7 +140,8 @@ def no_hook_is_left(keep_activations):
     """afterwards nobody listens any more"""
     model = tiny_model()
     keep_activations(model, TOKENS, NAMES)
-    expect_equal(model.open_hooks(), [], "the hooks that are still open")
+    expect(not model.open_hooks(), f"{model.open_hooks()} are still open: whoever runs the model "
+           "next is overheard")
 
 
 def a_later_run_does_not_change_it(keep_activations):
@@ -259,7 +260,8 @@ def weights_are_left_alone(activation_gradient):
     touched = [name for name, p in model.named_parameters() if p.grad is not None]
     expect(not touched, f"{len(touched)} weights have a .grad now: backward() fills them, and "
            "torch.autograd.grad does not")
-    expect_equal(model.open_hooks(), [], "the hooks that are still open")
+    expect(not model.open_hooks(), f"{model.open_hooks()} are still open: whoever runs the model "
+           "next is overheard")
 
 
 EXERCISES = [
@@ -331,7 +333,8 @@ EXERCISES = [
                     "    logits = model(tokens)\n"),
             Mistake("when only the last name's activation is kept", "kept[hook.name] = ",
                     "kept[names[-1]] = "),
-            Mistake("when the tensors keep their graph", "@torch.no_grad()\n", ""),
+            Mistake("when the tensors keep their graph", "        logits = model(tokens)\n",
+                    "        with torch.enable_grad():\n            logits = model(tokens)\n"),
         )),
     Exercise(
         name="count_bytes", source=None, minutes=10, difficulty=1,

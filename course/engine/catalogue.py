@@ -38,13 +38,15 @@ class Mistake:
     also: tuple = ()
 
     def apply(self, text):
-        """The solution with the mistake in it. Raises ValueError where a piece is not there exactly
+        """The solution with the mistake in it; its docstring, which ends at the first triple quote
+        before a line's end, is left alone. Raises ValueError where a piece is not there exactly
         once: the solution has changed, and the mistake must follow it."""
+        head, quotes, body = text.partition('"""\n')
         for old, new in ((self.old, self.new), *self.also):
-            if text.count(old) != 1:
-                raise ValueError(f"{self.name}: {old!r} is there {text.count(old)} times")
-            text = text.replace(old, new)
-        return text
+            if body.count(old) != 1:
+                raise ValueError(f"{self.name}: {old!r} is there {body.count(old)} times")
+            body = body.replace(old, new)
+        return head + quotes + body
 
 
 @dataclass(frozen=True)
