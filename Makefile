@@ -2,6 +2,11 @@
 # make test        runs the tests (about one minute)
 # make experiments runs every experiment, and writes outputs/index.html with all figures and tables
 # make benchmark   measures the speed
+# make exercise CHAPTER=4                   writes exercises/chapter_04.py: functions to fill in
+# make check CHAPTER=4 [FUNCTION=attend]    checks them, up to the first mistake
+# make hint CHAPTER=4 FUNCTION=attend       one step further each time; make solution: ours, printed
+# make predict CHAPTER=4                    asks for the chapter's numbers, then compares
+# make progress                             what is done, and what is next
 # Each makes a virtual environment in .venv the first time, and installs nothing after that.
 
 PYTHON ?= python3
@@ -19,7 +24,7 @@ EXPERIMENTS = wired_circuits circuit_scoreboard attention_visualization inductio
 	head_importance copy_suppression indirect_object_identification \
 	feature_superposition_toy_model sparse_autoencoder grokking_experiment
 
-.PHONY: train test test-slow experiments benchmark lint
+.PHONY: train test test-slow experiments benchmark lint exercise check hint solution predict progress
 
 train: .venv/installed
 	.venv/bin/python train.py
@@ -37,6 +42,12 @@ experiments: .venv/installed
 
 benchmark: .venv/installed
 	.venv/bin/python experiments/benchmark.py
+
+exercise: .venv/installed
+	@.venv/bin/python course/exercise.py start $(CHAPTER)
+
+check hint solution predict progress: .venv/installed
+	@.venv/bin/python course/exercise.py $@ $(CHAPTER) $(FUNCTION)
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check .

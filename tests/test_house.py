@@ -35,6 +35,8 @@ PAGES = ["README.md", "COURSE_ROADMAP.md"]
 MODULES = sorted(ROOT.glob("*.py"))
 PROGRAMS = [path for path in sorted(ROOT.glob("experiments/*.py")) if path.stem != "common"]
 EXPERIMENTS = sorted(ROOT.glob("experiments/**/*.py"))
+COURSE = sorted(ROOT.glob("course/**/*.py"))
+COURSE_PROGRAMS = sorted(ROOT.glob("course/*.py"))
 TESTS = sorted(ROOT.glob("tests/*.py"))
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 ROOT_ON_PATH = "sys.path.insert(0, str(Path(__file__).resolve().parent.parent))"
@@ -80,17 +82,26 @@ def test_every_module_has_a_floor_and_its_imports_point_down():
 
 def test_nothing_is_imported_but_the_five_packages_and_python():
     python = set(sys.stdlib_module_names)
-    own = set(FLOOR) | {"experiments"} | {path.stem for path in TESTS}
+    own = set(FLOOR) | {"experiments", "course"} | {path.stem for path in TESTS}
     for path in MODULES:
         strange = packages(path) - (set(FLOOR) | PACKAGES - {"pytest"} | python)
         assert not strange, f"{name_of(path)} imports {strange}"
-    for path in EXPERIMENTS + TESTS:
+    for path in EXPERIMENTS + COURSE + TESTS:
         strange = packages(path) - (own | PACKAGES | python)
         assert not strange, f"{name_of(path)} imports {strange}"
 
 
+def test_the_course_stands_on_top_beside_the_experiments():
+    for path in MODULES + EXPERIMENTS:
+        assert "course" not in packages(path), f"{name_of(path)} imports the course"
+    for path in COURSE:
+        assert "experiments" not in packages(path), f"{name_of(path)} imports an experiment"
+        if path not in COURSE_PROGRAMS:
+            assert "sys.path" not in path.read_text(encoding="utf-8"), f"{name_of(path)}: sys.path"
+
+
 def test_imports_are_absolute_and_named():
-    for path in MODULES + EXPERIMENTS + TESTS:
+    for path in MODULES + EXPERIMENTS + COURSE + TESTS:
         for node in ast.walk(parse(path)):
             if isinstance(node, ast.ImportFrom):
                 place = f"{name_of(path)}:{node.lineno}"
@@ -100,11 +111,11 @@ def test_imports_are_absolute_and_named():
 
 def test_importing_a_module_runs_nothing():
     quiet = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.ClassDef, *FUNCTION)
-    for path in MODULES + EXPERIMENTS:
+    for path in MODULES + EXPERIMENTS + COURSE:
         for node in parse(path).body[1:]:
             text = ast.unparse(node)
             is_program = isinstance(node, ast.If) and "__name__ == '__main__'" in text
-            is_path = path in PROGRAMS and text == ROOT_ON_PATH
+            is_path = path in PROGRAMS + COURSE_PROGRAMS and text == ROOT_ON_PATH
             assert isinstance(node, quiet) or is_program or is_path, (
                 f"{name_of(path)}:{node.lineno} does something when it is imported")
 
@@ -141,7 +152,7 @@ def test_no_public_name_is_defined_in_two_modules():
 
 def test_nothing_forbidden_is_written():
     unfinished = "TO" + "DO", "FIX" + "ME"
-    for path in MODULES + EXPERIMENTS + TESTS:
+    for path in MODULES + EXPERIMENTS + COURSE + TESTS:
         found = [word for word in unfinished if word in path.read_text(encoding="utf-8")]
         assert not found, f"{name_of(path)}: {found}"
         for node in ast.walk(parse(path)):

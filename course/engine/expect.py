@@ -1,0 +1,88 @@
+"""What a check says when something is wrong: in the subject's words, with numbers."""
+
+import math
+
+import torch
+
+
+class Wrong(Exception):
+    """A learner's function does something else than it should; the message says what, in a
+    sentence."""
+
+
+def expect(holds, message):
+    """Raises Wrong with the message unless it holds."""
+    if not holds:
+        raise Wrong(message)
+
+
+def place_name(index, axes):
+    """Where a number stands, "batch 0, pos 3", from its index and the axes' names."""
+    names = axes.split()
+    if len(names) != len(index):
+        return f"{list(index)}"
+    return ", ".join(f"{name} {i}" for name, i in zip(names, index, strict=True))
+
+
+def expect_close(got, want, what, axes="", *, tolerance=1e-4, ask=""):
+    """Raises Wrong unless got is a tensor of want's shape with want's numbers.
+
+    what: the subject of the sentence. axes: the names of want's axes. tolerance: by how much a
+    number may be off, as a share of it and beside that absolutely. ask: a question at its end.
+    """
+    ask = f": {ask}" if ask else ""
+    want = torch.as_tensor(want)
+    if isinstance(got, (int, float)) and want.ndim == 0:
+        got = torch.tensor(float(got))
+    if not isinstance(got, torch.Tensor):
+        wanted = f"a tensor [{', '.join(axes.split())}]" if want.ndim else "a number"
+        raise Wrong(f"{what} is {describe(got)}, and should be {wanted}{ask}")
+    if got.shape != want.shape:
+        named = f", [{', '.join(axes.split())}]" if axes else ""
+        raise Wrong(f"{what} is {list(got.shape)}, and should be {list(want.shape)}{named}{ask}")
+
+    got = got.detach().double()
+    want = want.detach().double()
+    same = torch.isclose(got, want, rtol=tolerance, atol=tolerance, equal_nan=True)
+    if same.all():
+        return
+    index = tuple((~same).nonzero()[0].tolist())
+    where = f" at {place_name(index, axes)}" if index else ""
+    n_off = int((~same).sum())
+    count = f" ({n_off} of {same.numel()} numbers are off)" if same.numel() > 1 else ""
+    raise Wrong(f"{what}{where} is {show(got[index].item())}, and should be "
+                f"{show(want[index].item())}{count}{ask}")
+
+
+def show(number):
+    """A number with four digits that count."""
+    return str(number) if math.isnan(number) else f"{number:.4g}"
+
+
+def describe(value):
+    """What a value is, in words."""
+    if value is None:
+        return "None (is a `return` missing?)"
+    if isinstance(value, torch.Tensor):
+        return f"a tensor {list(value.shape)}"
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"{value!r}" if isinstance(value, (int, float, str)) else f"a {type(value).__name__}"
+
+
+def expect_equal(got, want, what, *, ask=""):
+    """Raises Wrong unless got == want, for what is no tensor."""
+    ask = f": {ask}" if ask else ""
+    if got is None or type(got) is not type(want) or got != want:
+        shown = describe(got) if got is None else f"{got!r}"
+        raise Wrong(f"{what} is {shown}, and should be {want!r}{ask}")
+
+
+def random(*shape, seed=0):
+    """Normal numbers that are the same at each call, in float32."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def random_ids(d_vocab, *shape, seed=0):
+    """Ids below d_vocab that are the same at each call."""
+    return torch.randint(d_vocab, shape, generator=torch.Generator().manual_seed(seed))

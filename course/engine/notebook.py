@@ -1,0 +1,42 @@
+"""What is kept between two commands, in exercises/: results, hints, predictions. Nothing else.
+
+    exercises/progress.json      {"results": {"4.attend": "right"}, "hints": {"4.attend": 2}}
+    exercises/predictions.json   {"4": [[low, high], …]}
+"""
+
+from course.engine import catalogue
+from utils import UserError, read_json, write_json
+
+
+def read_notes(name):
+    """The dict of one of the two files; empty where it is not there yet."""
+    path = catalogue.EXERCISES_FOLDER / name
+    if not path.exists():
+        return {}
+    notes = read_json(path)
+    if not isinstance(notes, dict):
+        raise UserError(f"{path} is not what this program writes; delete it to begin afresh")
+    return notes
+
+
+def write_notes(name, notes):
+    """Writes one of the two files."""
+    catalogue.EXERCISES_FOLDER.mkdir(exist_ok=True)
+    write_json(catalogue.EXERCISES_FOLDER / name, notes)
+
+
+def note_result(number, name, status):
+    """Keeps what came of a function's check."""
+    notes = read_notes("progress.json")
+    notes.setdefault("results", {})[f"{number}.{name}"] = status
+    write_notes("progress.json", notes)
+
+
+def next_hint(number, name, n_hints):
+    """Which hint is next, from 0; at the end, the last one again."""
+    notes = read_notes("progress.json")
+    given = notes.setdefault("hints", {})
+    place = min(given.get(f"{number}.{name}", 0), n_hints - 1)
+    given[f"{number}.{name}"] = place + 1
+    write_notes("progress.json", notes)
+    return place

@@ -1,0 +1,235 @@
+"""The exercises of the course: begin a chapter, check what you wrote, ask for a hint.
+
+    python course/exercise.py start 4            # writes exercises/chapter_04.py, stubs to fill in
+    python course/exercise.py check 4            # checks what is there, up to the first mistake
+    python course/exercise.py check 4 attend     # one function
+    python course/exercise.py hint 4 attend      # one step further each time
+    python course/exercise.py solution 4 attend  # ours, printed
+    python course/exercise.py predict 4          # asks for the chapter's numbers, then compares
+    python course/exercise.py progress           # what is done, and what is next
+
+Each function is checked alone, with the library's in place of all others, and in any order. What
+you wrote is never overwritten. Exit code: 0 where all that was asked for is right, 1 where
+something is wrong or not written yet, 2 where the command can't be carried out.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from course.engine import catalogue, notebook, stubs
+from course.engine.checking import check_in_process
+from utils import UserError, run_program
+
+HEADER = '''"""Chapter {number}: {title}. Fill in what raises NotImplementedError, in any order.
+
+    make check CHAPTER={number}                      # or one: FUNCTION={first}
+    make hint CHAPTER={number} FUNCTION={first}
+
+A function that the library has as a method takes `self`: the module, with its weights. What
+docstrings say of UserError, hooks and pasts need not be built unless the task says so. Helpers of
+your own may stand here too.
+"""
+'''
+
+
+# start
+
+
+def start(number):
+    """Writes the stubs of a chapter's exercises; adds what is missing where the file is there."""
+    chapter = catalogue.load_chapter(number)
+    path = catalogue.learner_file(number)
+    written = path.read_text(encoding="utf-8") if path.exists() else None
+
+    n_exercises = len(chapter.EXERCISES)
+    pieces = {exercise.name: stubs.stub(chapter, exercise, f"{place} of {n_exercises}")
+              for place, exercise in enumerate(chapter.EXERCISES, 1)
+              if written is None or f"def {exercise.name}(" not in written}
+    imports = [line for line in chapter.IMPORTS if written is None or line not in written]
+    shown = path.relative_to(catalogue.EXERCISES_FOLDER.parent)
+    if written is not None and not pieces:
+        print(f"{shown} has all {n_exercises} functions; nothing was changed")
+        return
+
+    path.parent.mkdir(exist_ok=True)
+    code = "\n\n".join(["\n".join(imports) + "\n"] * bool(imports) + list(pieces.values()))
+    if written is None:
+        header = HEADER.format(number=number, title=catalogue.title_of(number),
+                               first=chapter.EXERCISES[0].name)
+        path.write_text(f"{header}\n{code}", encoding="utf-8")
+        minutes = sum(exercise.minutes for exercise in chapter.EXERCISES)
+        print(f"{shown}: {n_exercises} functions, about {minutes} minutes")
+    else:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"\n\n{code}")
+        print(f"{shown} was there: {', '.join(pieces)} added at its end, the rest left as it was")
+    print(f"then: make check CHAPTER={number}")
+
+
+# check
+
+
+def check(number, name):
+    """Checks a chapter's functions, or one of them. Returns whether all are right."""
+    chapter = catalogue.load_chapter(number)
+    exercises = chapter.EXERCISES
+    if name is not None:
+        exercises = [catalogue.find_exercise(chapter, name)]
+
+    missing = []
+    for name, verdict in check_in_process(number, [exercise.name for exercise in exercises]):
+        notebook.note_result(number, name, verdict.status)
+        if verdict.status == "missing":
+            missing.append(name)
+            continue
+        print(f"{name}: {verdict.status}")
+        for held in verdict.held:
+            print(f"    ok     {held}")
+        if verdict.status == "wrong":
+            print(f"    WRONG  {verdict.failed or 'it comes to an end'}")
+            print(f"           {verdict.message}")
+            if verdict.mistake:
+                print(f"           This is what comes out {verdict.mistake}.")
+            print(f"    a hint: make hint CHAPTER={number} FUNCTION={name}")
+            return False
+    if missing:
+        print(f"not written yet: {', '.join(missing)}")
+    return not missing
+
+
+# hint, solution
+
+
+def hint(number, name):
+    """Prints the next hint on a function."""
+    exercise = catalogue.find_exercise(catalogue.load_chapter(number), name)
+    place = notebook.next_hint(number, name, len(exercise.hints))
+    print(f"hint {place + 1} of {len(exercise.hints)}: {exercise.hints[place]}")
+    if place + 1 == len(exercise.hints):
+        print(f"that was the last; ours: make solution CHAPTER={number} FUNCTION={name}")
+
+
+def solution(number, name):
+    """Prints our solution of a function."""
+    chapter = catalogue.load_chapter(number)
+    exercise = catalogue.find_exercise(chapter, name)
+    print(stubs.solution_text(chapter, exercise), end="")
+    if exercise.source and catalogue.solution_name(chapter, exercise) != exercise.source:
+        print(f"\n# the library's own, which does more: {exercise.source}")
+
+
+# predict
+
+
+def predict(number):
+    """Asks for a chapter's numbers, or compares those that were given with the truth."""
+    predictions = catalogue.load_chapter(number).PREDICTIONS
+    notes = notebook.read_notes("predictions.json")
+    given = notes.get(str(number))
+    if given is None or len(given) != len(predictions):
+        print("For each number a low and a high, between which you are 80 % sure that it lies.")
+        notes[str(number)] = [ask(prediction.question) for prediction in predictions]
+        notebook.write_notes("predictions.json", notes)
+        print(f"Kept. Run the chapter, then again: make predict CHAPTER={number}")
+        return
+
+    for prediction, (low, high) in zip(predictions, given, strict=True):
+        truth = prediction.truth()
+        verdict = "inside" if low <= truth <= high else "outside"
+        print(f"{prediction.question}\n    you: {low:g} to {high:g}; it is {truth:.4g} "
+              f"({prediction.source}): {verdict}")
+
+
+def ask(question):
+    """A low and a high number from the terminal. Raises UserError where no answer comes."""
+    while True:
+        print(f"{question}\n    low high: ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            raise UserError("no answer came; run it in a terminal")
+        try:
+            low, high = (float(word) for word in line.replace(",", " ").split())
+        except ValueError:
+            print("    two numbers, such as: 0.1 0.3")
+            continue
+        return sorted([low, high])
+
+
+def count_inside():
+    """(inside, given): in how many of the kept predictions the truth lies."""
+    inside = 0
+    n_given = 0
+    for number, given in notebook.read_notes("predictions.json").items():
+        predictions = catalogue.load_chapter(int(number)).PREDICTIONS
+        for prediction, (low, high) in zip(predictions, given, strict=False):
+            inside += low <= prediction.truth() <= high
+            n_given += 1
+    return inside, n_given
+
+
+# progress
+
+
+def progress():
+    """Prints what is done and what is next."""
+    results = notebook.read_notes("progress.json").get("results", {})
+    following = None
+    minutes_done = 0
+    minutes_all = 0
+    for number in catalogue.chapter_numbers():
+        exercises = catalogue.load_chapter(number).EXERCISES
+        right = [each for each in exercises if results.get(f"{number}.{each.name}") == "right"]
+        minutes = sum(each.minutes for each in exercises)
+        minutes_right = sum(each.minutes for each in right)
+        minutes_done += minutes_right
+        minutes_all += minutes
+        print(f"{number:3}  {catalogue.title_of(number):40} {len(right)} of {len(exercises)}"
+              f"   {minutes_right:3} of {minutes} minutes")
+        left = [each for each in exercises if each not in right]
+        if left and following is None and (right or not results):
+            following = (number, left[0])
+
+    print(f"in all {minutes_done} of {minutes_all} minutes, by estimate, as of each last check")
+    if following:
+        number, exercise = following
+        print(f"next: chapter {number}, {exercise.name} ({exercise.minutes} minutes)")
+    inside, n_given = count_inside()
+    if n_given:
+        print(f"predictions: the truth lay in {inside} of {n_given} intervals of 80 %")
+
+
+def main(argv=None):
+    """The program. Returns through SystemExit(1) where something is wrong or missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, wants, help_text in (
+            ("start", "", "write the stubs of a chapter"),
+            ("check", "[function]", "check a chapter, or one function"),
+            ("hint", "function", "the next hint on a function"),
+            ("solution", "function", "print our solution"),
+            ("predict", "", "predict a chapter's numbers, then compare"),
+            ("progress", None, "what is done, and what is next")):
+        command = commands.add_parser(name, help=help_text)
+        if wants is not None:
+            command.add_argument("chapter", type=int)
+        if wants:
+            command.add_argument("function", nargs="?" if wants == "[function]" else None)
+    args = parser.parse_args(argv)
+
+    if args.command == "check":
+        if not check(args.chapter, args.function):
+            raise SystemExit(1)
+    elif args.command in ("hint", "solution"):
+        {"hint": hint, "solution": solution}[args.command](args.chapter, args.function)
+    elif args.command == "progress":
+        progress()
+    else:
+        {"start": start, "predict": predict}[args.command](args.chapter)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,224 @@
+"""The course's engine: what is cut, what is checked, and what is said to the learner."""
+
+import ast
+import io
+import sys
+
+import pytest
+import torch
+
+import attention
+from course import exercise, mistakes
+from course.engine import catalogue, checking, stubs
+from course.engine.expect import Wrong, expect_close
+from utils import UserError
+
+ATTEND = """
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k){scale}
+    seen = torch.ones(q.shape[1], q.shape[1]).tril() > 0
+    pattern = scores.masked_fill(~seen, -math.inf).softmax(-1)
+    return torch.einsum("bhqk,bkhd->bqhd", pattern, v)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder in place of the learner's."""
+    monkeypatch.setattr(catalogue, "EXERCISES_FOLDER", tmp_path / "exercises")
+    return tmp_path / "exercises"
+
+
+def write_solution(path, chapter, name, body):
+    """Fills in one stub of the learner's file."""
+    text = path.read_text(encoding="utf-8")
+    left = f'    raise NotImplementedError("chapter {chapter}: {name}")\n'
+    assert text.count(left) == 1
+    path.write_text(text.replace(left, body), encoding="utf-8")
+
+
+def verdict_on(folder, name, number=4):
+    """What the check says of one function of the learner's file."""
+    chapter = catalogue.load_chapter(number)
+    path = folder / f"chapter_{number:02}.py"
+    module = checking.load_learner(path)
+    found = catalogue.find_exercise(chapter, name)
+    return checking.judge_learner(chapter, found, module, path)
+
+
+# Cutting
+
+
+def test_every_exercise_is_whole_and_its_library_function_exists():
+    for number in catalogue.chapter_numbers():
+        chapter = catalogue.load_chapter(number)
+        names = [each.name for each in chapter.EXERCISES]
+        assert len(set(names)) == len(names) >= 4, f"chapter {number}: {names}"
+        for each in chapter.EXERCISES:
+            place = f"chapter {number}, {each.name}"
+            assert len(each.hints) == 3 and each.mistakes and len(each.checks) >= 2, place
+            assert all(check.__doc__ for check in each.checks), f"{place}: a check says nothing"
+            named = [mistake.name for mistake in each.mistakes]
+            assert len(set(named)) == len(named), f"{place}: a mistake has its name twice"
+            if each.source:
+                checking.lookup(each.source)  # raises where it is not there
+            text, _ = stubs.find_function(catalogue.solution_name(chapter, each))
+            for mistake in each.mistakes:
+                assert mistake.apply(text) != text, f"{place}: {mistake.name} changes nothing"
+
+
+def test_a_stub_has_the_library_s_signature_and_docstring_and_nothing_of_the_solution():
+    chapter = catalogue.load_chapter(4)
+    found = catalogue.find_exercise(chapter, "causal_mask")
+    node = ast.parse(stubs.stub(chapter, found, "1 of 9")).body[0]
+    library = stubs.find_function("attention.causal_mask")[1]
+    assert ast.unparse(node.args) == ast.unparse(library.args)
+    assert ast.get_docstring(node) == ast.get_docstring(library)
+    assert [type(each) for each in node.body[1:]] == [ast.Raise]
+
+
+def test_nothing_that_a_learner_wrote_is_overwritten(folder, capsys):
+    exercise.main(["start", "4"])
+    path = folder / "chapter_04.py"
+    own = path.read_text(encoding="utf-8").replace("def attend(", "def mine(") + "# my note\n"
+    path.write_text(own, encoding="utf-8")
+    exercise.main(["start", "4"])
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith(own) and text.count("def attend(") == 1
+    assert "attend added at its end" in capsys.readouterr().out
+    exercise.main(["start", "4"])
+    assert path.read_text(encoding="utf-8") == text
+
+
+# Checking
+
+
+def test_a_mistake_in_other_words_is_called_by_its_name(folder):
+    exercise.main(["start", "4"])
+    path = folder / "chapter_04.py"
+    write_solution(path, 4, "causal_mask", "    return None\n")  # must not fail the others
+    write_solution(path, 4, "attend", ATTEND.format(scale=""))
+    found = verdict_on(folder, "attend")
+    assert found.mistake == "without the division by sqrt(d_head)"
+    assert verdict_on(folder, "causal_mask").status == "wrong"
+    assert verdict_on(folder, "write").status == "missing"
+
+
+def test_a_textbook_solution_without_hooks_is_right_but_for_what_it_leaves_out(folder):
+    exercise.main(["start", "4"])
+    write_solution(folder / "chapter_04.py", 4, "attend", ATTEND.format(scale=" / q.shape[-1]**.5"))
+    found = verdict_on(folder, "attend")
+    assert len(found.held) == 5 and found.mistake == "when key_mask is not used"
+
+
+def test_a_crash_shows_the_learner_s_line_and_the_shapes_there(folder):
+    exercise.main(["start", "4"])
+    path = folder / "chapter_04.py"
+    write_solution(path, 4, "attend", "    scores = q @ k\n    return scores\n")
+    message = verdict_on(folder, "attend").message
+    number = path.read_text(encoding="utf-8").splitlines().index("    scores = q @ k") + 1
+    assert f"line {number}, `scores = q @ k`" in message and "q is [2, 5, 2, 3]" in message
+
+
+def test_after_a_check_the_library_is_what_it_was():
+    chapter = catalogue.load_chapter(4)
+    before = attention.Attention.attend
+    mask_before = attention.causal_mask
+    for name in ("attend", "causal_mask"):
+        found = catalogue.find_exercise(chapter, name)
+        assert checking.judge(chapter, found, lambda *args, **kwargs: None).status == "wrong"
+    assert attention.Attention.attend is before and attention.causal_mask is mask_before
+
+
+def test_what_a_mistake_gives_is_not_named_where_another_gives_the_same():
+    chapter = catalogue.load_chapter(4)
+    found = catalogue.find_exercise(chapter, "attend")
+    zero = checking.judge(chapter, found, lambda self, q, k, v, key_mask=None: torch.zeros_like(v))
+    assert zero.status == "wrong" and zero.mistake == ""
+
+
+def test_copies_of_arguments_keep_gradients_and_what_is_there_twice():
+    p = torch.nn.Parameter(torch.ones(2))
+    p.grad = torch.full((2,), 3.0)
+    model = torch.nn.Module()
+    model.p = p
+    (copied_model, listed), _ = checking.copied(((model, [p]), {}), {})
+    p.data.zero_()
+    p.grad.zero_()
+    assert copied_model.p is listed[0] and listed[0].tolist() == [1, 1]
+    assert listed[0].grad.tolist() == [3, 3]
+
+
+def test_a_difference_is_told_with_its_place_and_both_numbers():
+    with pytest.raises(Wrong, match=r"z at batch 1, pos 0 is 0\.5, and should be 0 \(1 of 4"):
+        expect_close(torch.tensor([[0.0, 0], [0.5, 0]]), torch.zeros(2, 2), "z", "batch pos")
+
+
+def test_a_file_that_does_not_load_is_told_in_a_line(folder):
+    exercise.main(["start", "4"])
+    path = folder / "chapter_04.py"
+    for text, said in (("def attend(:\n", "line 1"), ("x = 1\nx.y\n", "line 2: AttributeError")):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=said):
+            checking.load_learner(path)
+
+
+# The program
+
+
+def test_hints_go_on_one_by_one_and_the_last_names_the_solution(folder, capsys):
+    for _ in range(4):
+        exercise.main(["hint", "4", "write"])
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("hint")]
+    assert [line[:11] for line in said] == ["hint 1 of 3", "hint 2 of 3", *["hint 3 of 3"] * 2]
+
+
+def test_a_prediction_is_asked_for_once_and_then_compared(folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("0.1 0.2\nnonsense\n3 2\n"))
+    exercise.main(["predict", "4"])
+    assert "inside" not in capsys.readouterr().out
+    exercise.main(["predict", "4"])
+    said = capsys.readouterr().out
+    assert "you: 0.1 to 0.2; it is 0.1587" in said and said.count(": inside") == 1
+    assert exercise.count_inside() == (1, 2)
+
+
+def test_unknown_chapters_and_functions_name_those_that_there_are(folder):
+    for words, said in ((["start", "99"], "choose from 0"), (["hint", "4", "x"], "causal_mask")):
+        with pytest.raises(UserError, match=said):
+            exercise.main(words)
+
+
+@pytest.mark.slow
+def test_a_check_in_its_own_process_stops_at_the_first_mistake_and_at_an_endless_loop(
+        folder, capsys, monkeypatch):
+    exercise.main(["start", "4"])
+    path = folder / "chapter_04.py"
+    write_solution(path, 4, "attention_pattern", "    return q @ k.T\n")
+    write_solution(path, 4, "write", "    while True:\n        pass\n")
+    with pytest.raises(SystemExit):
+        exercise.main(["check", "4"])
+    said = capsys.readouterr().out
+    assert "attention_pattern: wrong" in said and "write" not in said
+    monkeypatch.setattr(checking, "SECONDS", 2)
+    with pytest.raises(SystemExit):
+        exercise.main(["check", "4", "write"])
+    assert "stopped after 2 s" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_chapter_of_right_solutions_is_green_and_counted(folder, capsys):
+    exercise.main(["start", "4"])
+    chapter = catalogue.load_chapter(4)
+    imports = "import math\nimport torch\nfrom attention import causal_mask\n\n"
+    solutions = [stubs.solution_text(chapter, each) for each in chapter.EXERCISES]
+    (folder / "chapter_04.py").write_text(imports + "\n\n".join(solutions), encoding="utf-8")
+    exercise.main(["check", "4"])  # exits with 0: raises nothing
+    capsys.readouterr()
+    exercise.main(["progress"])
+    assert "10 of 10   120 of 120 minutes" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_every_mistake_is_caught_and_every_other_right_solution_passes(capsys):
+    mistakes.main([])  # exits with 1 where one of them does not
+    assert "in all" in capsys.readouterr().out
