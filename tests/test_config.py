@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import typing
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass
 from functools import partial
 
 import pytest
@@ -23,7 +23,6 @@ from config import (
     config_from_dict,
     flag_parser,
     nest_flags,
-    option,
 )
 from model import GPT
 
