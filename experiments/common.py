@@ -245,7 +245,8 @@ def exit_code(claims):
 class ExperimentConfig:
     """The settings of every experiment that trains; each adds its own."""
 
-    seeds: tuple[int, ...] = option((0, 1, 2), "a model is trained with each")
+    seeds: tuple[int, ...] = option(
+        (0, 1, 2), "such as 0 1 or 0,1; a model is trained with each")
     retrain: bool = option(False, "train again, even if trained models are kept")
     threads: int = option(1, "CPU threads")
     quick: bool = option(False, "a small run, to check that the program works")

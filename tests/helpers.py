@@ -1,6 +1,7 @@
 """Small models whose every weight matters, and a small text."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,12 +52,18 @@ def tiny_tokens(batch=2, pos=7, seed=2, d_vocab=TINY["d_vocab"]):
     return torch.randint(d_vocab, (batch, pos), generator=seeded_generator(seed))
 
 
-def quick_run(name, folder):
-    """(what it printed, its results.json) of an experiment, run with --quick in a folder."""
+def quick_run(name, folder, n_trainings=None):
+    """(what it printed, its results.json) of an experiment, run with --quick in a folder.
+
+    n_trainings: how many models it must train, the last of them at the end of the planned steps.
+    """
     program = Path(__file__).resolve().parent.parent / "experiments" / f"{name}.py"
     run = subprocess.run([sys.executable, program, "--quick", "--out_dir", folder],
                          capture_output=True, text=True, cwd=folder, timeout=240)
     assert run.returncode == 0, run.stderr
+    if n_trainings is not None:
+        last = rf"^([\d,]+)/\1 steps  training {n_trainings} of {n_trainings}: "
+        assert re.search(last, run.stderr, re.MULTILINE), run.stderr
     return run.stdout, json.loads((folder / f"{name}_quick" / "results.json").read_text())
 
 

@@ -189,6 +189,6 @@ def test_no_circuit_is_run_twice_and_its_value_is_that_of_a_run(monkeypatch):
 
 @pytest.mark.slow
 def test_the_quick_program_scores_every_model(tmp_path):
-    printed, result = quick_run("circuit_scoreboard", tmp_path)
+    printed, result = quick_run("circuit_scoreboard", tmp_path, n_trainings=3)
     assert len({row["model"] for row in result["rows"]}) == 13 and "FAIL" not in printed
     assert (tmp_path / "circuit_scoreboard_quick" / "circuit_scoreboard.png").exists()

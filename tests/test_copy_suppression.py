@@ -631,7 +631,7 @@ def test_bad_input_is_refused():
 
 @pytest.mark.slow
 def test_the_quick_program_writes_everything(tmp_path):
-    printed, results = quick_run("copy_suppression", tmp_path)
+    printed, results = quick_run("copy_suppression", tmp_path, n_trainings=6)
     assert "CSPA" in printed
     assert all(line["holds"] is None for line in results["claims"])
     for name in ("suppression", "written"):

@@ -333,7 +333,7 @@ def test_the_summary_tells_what_was_measured_though_it_is_not_what_was_claimed()
 
 @pytest.mark.slow
 def test_the_quick_run_writes_everything(tmp_path):
-    printed, result = quick_run("feature_superposition_toy_model", tmp_path)
+    printed, result = quick_run("feature_superposition_toy_model", tmp_path, n_trainings=9)
     assert len(result["claims"]) == 14 and printed.count("\n|") >= 15
     folder = tmp_path / "feature_superposition_toy_model_quick"
     for name in ("polytopes", "plateau", "phases"):

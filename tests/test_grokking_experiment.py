@@ -375,7 +375,7 @@ def test_settings_that_are_not_possible_are_refused(wrong):
 
 @pytest.mark.slow
 def test_the_program_writes_everything_in_a_small_run(tmp_path):
-    printed, results = quick_run("grokking_experiment", tmp_path)
+    printed, results = quick_run("grokking_experiment", tmp_path, n_trainings=3)
     assert any("key frequencies" in claim["claim"] for claim in results["claims"])
     assert len(results["claims"]) == 15
     folder = tmp_path / "grokking_experiment_quick"

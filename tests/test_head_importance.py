@@ -317,7 +317,7 @@ def test_runs_that_are_not_there_or_not_of_use_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_the_quick_program_writes_everything(tmp_path):
-    _, results = quick_run("head_importance", tmp_path)
+    _, results = quick_run("head_importance", tmp_path, n_trainings=2)
     assert any("Spearman of two methods" in claim["claim"] for claim in results["claims"])
     assert [len(one["heads"]) for one in results["models"]] == [12, 4]
     for name in ("importance", "pruning"):

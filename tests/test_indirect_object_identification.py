@@ -8,6 +8,7 @@ from helpers import quick_run, refusal
 from torch.testing import assert_close
 
 import corpus
+from activation_cache import head_label
 from checkpoint import export_pretrained
 from config import ModelConfig
 from experiments import indirect_object_identification as program
@@ -348,5 +349,8 @@ def test_what_cannot_be_is_refused(tmp_path):
 @pytest.mark.slow
 def test_the_quick_program_writes_everything(tmp_path):
     _, results = quick_run("indirect_object_identification", tmp_path)
+    one, = results["models"]
+    strongest, = one["roles"]["answer"]
+    assert f"the strongest head is {head_label(*strongest)} (seed 0)." in results["found"]
     assert len(results["models"]) == 1 and results["models"][0]["edges"]["n_edges"] == 193
     assert (tmp_path / "indirect_object_identification_quick" / "heads.png").exists()

@@ -531,7 +531,7 @@ def test_a_wish_that_cannot_be_met_is_refused_before_anything_is_made(tmp_path, 
 
 @pytest.mark.slow
 def test_the_whole_experiment_in_small(tmp_path):
-    _, result = quick_run("induction_head_detection", tmp_path)
+    _, result = quick_run("induction_head_detection", tmp_path, n_trainings=9)
     assert any("K-composition" in claim["claim"] for claim in result["claims"])
     assert [found["seed"] for found in result["seeds"]] == [0, 1, 2]
     assert not any(claim["holds"] for claim in result["claims"])

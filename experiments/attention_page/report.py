@@ -136,35 +136,34 @@ def summarise(views, ranking, claims):
     models = "one model" if len(views) == 1 else f"{len(views)} models"
     looks = np.mean([view.of_heads("previous token").max().item() for view in views])
     needed = np.mean([view.effects.mean[view.watcher].item() for view in views])
-    watchers = name_heads(views, [view.watcher for view in views])
-    most_needed = name_heads(views, [
+    watchers = label_heads(views, [view.watcher for view in views])
+    most_needed = label_heads(views, [
         divmod(view.of_heads("effect").argmax().item(), view.subject.model.cfg.n_heads)
         for view in views])
-    sentences = [f"In {models}, the best previous-token head ({watchers}) pays {looks:.2f} of its "
-                 "attention to the token before; removing it raises the loss by "
-                 f"{needed:.2g} nats per token. The head that the loss needs most is "
-                 f"{most_needed}."]
+    sentences = [f"The best previous-token head is {watchers}. In {models}, it pays {looks:.2f} of "
+                 "its attention to the token before, and removing it raises the loss by "
+                 f"{needed:.2g} nats per token; the loss needs {most_needed} most."]
     if ranking is not None:
         looking_back = ranking.looking_back.mean().item()
         value, low, high = ranking.by_score["sharpness"]
         sentences.append(
-            f"Over all heads, the sharpness of a pattern and its effect have a rank correlation of "
+            "Over all heads, sharpness and effect have a rank correlation of "
             f"{value:.2f} ({low:.2f} to {high:.2f}), and effects on two halves of the texts one of "
-            f"{ranking.between_halves[0]:.2f}; the previous-token score correlates with the effect "
-            f"by {looking_back:.2f}.")
+            f"{ranking.between_halves[0]:.2f}; the correlation of the previous-token score with "
+            f"the effect is {looking_back:.2f}.")
     n_failed = sum(each.holds is False for each in claims)
     sentences.append("No claim fails." if n_failed == 0
                      else f"{n_failed} of {len(claims)} claims fail.")
     return " ".join(sentences)
 
 
-def name_heads(views, heads):
-    """The labels of one head (layer, head) of each model, with the models' names where there are
-    several: "L0H1 (seed 0), L0H2 (seed 1)"."""
+def label_heads(views, heads):
+    """The labels of one head (layer, head) of each model, such as "L0H1 with seed 0, L0H2 with
+    seed 1"; without the model's name if there is only one."""
     labels = [head_label(*head) for head in heads]
     if len(views) == 1:
         return labels[0]
-    return ", ".join(f"{label} ({view.subject.name})"
+    return ", ".join(f"{label} with {view.subject.name}"
                      for view, label in zip(views, labels, strict=True))
 
 

@@ -262,11 +262,11 @@ def describe_findings(models):
     by_gradient = sum(one["auroc"][3] == 1 for one in known)
     top = ", ".join(f"{most_important_head(one)} ({seed_of(one)})" for one in texts)
     circuits = ", ".join(" and ".join(circuit_heads(one)) for one in known)
-    return (f"{name_of_text(texts)}: the head that matters most, by mean ablation, is {top}. Two "
-            f"of the four measures rank the heads with a Spearman correlation of {rho:.2f} on "
-            f"average (shuffled heads: below {null:.2f}), and pruning up to half of the heads by "
-            f"the worst ablation costs {ablation:.2f} times as much as in a random order, by the "
-            f"gradient {gradient:.2f} times. Where the circuit is known, every ablation ranks its "
+    return (f"{name_of_text(texts)}: the head that matters most, by mean ablation, is {top}. The "
+            f"rankings of two measures have a Spearman correlation of {rho:.2f} on average "
+            f"(shuffled heads: below {null:.2f}), and pruning up to half of the heads by the worst "
+            f"ablation costs {ablation:.2f} times as much as in a random order, by the gradient "
+            f"{gradient:.2f} times. Where the circuit is known, every ablation ranks its "
             f"heads highest in {found} of {len(known)} models ({circuits}), and the gradient in "
             f"{by_gradient} (importance.png, pruning.png).")
 
