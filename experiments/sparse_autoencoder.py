@@ -1,6 +1,6 @@
 """Dictionaries: what sparse autoencoders find, where the truth is known and in trained models.
 
-    python experiments/sparse_autoencoder.py                 # 9 minutes, one thread; again: two
+    python experiments/sparse_autoencoder.py                 # 10 minutes, one thread; again: four
     python experiments/sparse_autoencoder.py --quick         # seconds: one seed, few steps
     python experiments/sparse_autoencoder.py --run_name mine --at blocks.1.mlp.hook_post
     python experiments/sparse_autoencoder.py --model gpt2 --at blocks.5.hook_resid_post
