@@ -286,8 +286,8 @@ EXERCISES = [
             Mistake("when the trapezoid's ends count in full",
                     "[0.5 / steps] + [1 / steps] * (steps - 1) + [0.5 / steps]",
                     "[1 / (steps + 1)] * (steps + 1)"),
-            Mistake("when the weights sum to the number of steps", "return points[:-1], [1 / "
-                                                                   "steps]",
+            Mistake("when the weights sum to the number of steps",
+                    "return points[:-1], [1 / steps]",
                     "return points[:-1], [1.0]"),
         )),
     Exercise(
@@ -329,8 +329,8 @@ EXERCISES = [
         hints=("Both are counted from the empty circuit.", "Means first, then the ratio.",
                "(circuit - empty).mean() / (full - empty).mean()."),
         mistakes=(
-            Mistake("with the mean of the ratios", "(circuit - empty).mean() / (full - "
-                                                   "empty).mean()",
+            Mistake("with the mean of the ratios",
+                    "(circuit - empty).mean() / (full - empty).mean()",
                     "((circuit - empty) / (full - empty)).mean()"),
             Mistake("as a share of the full metric", "(circuit - empty).mean() / (full - empty)",
                     "circuit.mean() / full"),
@@ -376,8 +376,8 @@ EXERCISES = [
         hints=("Ranks first.", "Take the mean off both, then cosine.",
                "(a * b).sum() / (a.norm() * b.norm())."),
         mistakes=(
-            Mistake("of the values in place of the ranks", "mean_ranks(one) - "
-                                                           "mean_ranks(one).mean()",
+            Mistake("of the values in place of the ranks",
+                    "mean_ranks(one) - mean_ranks(one).mean()",
                     "one - one.mean()",
                     also=(("mean_ranks(other) - mean_ranks(other).mean()",
                            "other - other.mean()"),)),

@@ -366,8 +366,8 @@ EXERCISES = [
                                    ":].mean()."),
         mistakes=(
             Mistake("off by one: as if loss i were about token i", "losses[:, : period - 1]",
-                    "losses[:, :period]", also=(("losses[:, period - 1 :]", "losses[:, "
-                                                                            "period:]"),)),
+                    "losses[:, :period]",
+                    also=(("losses[:, period - 1 :]", "losses[:, period:]"),)),
             Mistake("when first and repeated are exchanged", "return first, repeated",
                     "return repeated, first"),
         )),
@@ -393,8 +393,8 @@ EXERCISES = [
             Mistake("when a peak that falls again counts",
                     "        if value < level:\n            crossing = None\n        elif",
                     "        if value >= level and"),
-            Mistake("when step 0 is taken for none", "elif crossing is None:", "elif not "
-                                                                               "crossing:"),
+            Mistake("when step 0 is taken for none", "elif crossing is None:",
+                    "elif not crossing:"),
             Mistake("with the last step in place of the first", "elif crossing is None:", "else:"),
         )),
 ]

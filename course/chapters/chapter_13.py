@@ -260,8 +260,8 @@ EXERCISES = [
                     "X - 2 * (X @ unit)"),
             Mistake("when only the part along the direction is kept", "return X - (X @ unit)",
                     "return (X @ unit)"),
-            Mistake("when the difference itself is subtracted from all", "(X @ unit)[:, None] * "
-                                                                         "unit",
+            Mistake("when the difference itself is subtracted from all",
+                    "(X @ unit)[:, None] * unit",
                     "difference"),
         )),
     Exercise(

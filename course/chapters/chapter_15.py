@@ -184,12 +184,12 @@ EXERCISES = [
                "a + b - c is a multiple of p at the answer.",
                "numbers[:, None, None] + numbers[:, None] - numbers is [a, b, c]."),
         mistakes=(
-            Mistake("when c is added", "+ numbers[:, None] - numbers", "+ numbers[:, None] + "
-                                                                       "numbers"),
+            Mistake("when c is added", "+ numbers[:, None] - numbers",
+                    "+ numbers[:, None] + numbers"),
             Mistake("without the 2 of 2 pi", "2 * math.pi * k", "math.pi * k"),
             Mistake("with sin in place of cos", ".cos()", ".sin()"),
-            Mistake("of the mean over frequencies", "return sum(", "return 1 / len(frequencies) * "
-                                                                   "sum("),
+            Mistake("of the mean over frequencies", "return sum(",
+                    "return 1 / len(frequencies) * sum("),
         )),
     Exercise(
         name="frequency_shares", source=None, minutes=10, difficulty=2,
