@@ -176,25 +176,26 @@ def count_inside():
 def progress():
     """Prints what is done and what is next."""
     results = notebook.read_notes("progress.json").get("results", {})
-    following = None
+    unfinished = []  # (chapter, its first exercise that is not right), those begun first
     minutes_done = 0
     minutes_all = 0
     for number in catalogue.chapter_numbers():
         exercises = catalogue.load_chapter(number).EXERCISES
         right = [each for each in exercises if results.get(f"{number}.{each.name}") == "right"]
+        left = [each for each in exercises if each not in right]
         minutes = sum(each.minutes for each in exercises)
         minutes_right = sum(each.minutes for each in right)
+        print(f"{number:3}  {catalogue.title_of(number):45} {len(right):2} of {len(exercises)}"
+              f"   {minutes_right:3} of {minutes} minutes")
+
         minutes_done += minutes_right
         minutes_all += minutes
-        print(f"{number:3}  {catalogue.title_of(number):40} {len(right)} of {len(exercises)}"
-              f"   {minutes_right:3} of {minutes} minutes")
-        left = [each for each in exercises if each not in right]
-        if left and following is None and (right or not results):
-            following = (number, left[0])
-
+        if left:
+            unfinished.append((not right, number, left[0]))
     print(f"in all {minutes_done} of {minutes_all} minutes, by estimate, as of each last check")
-    if following:
-        number, exercise = following
+
+    if unfinished:
+        _, number, exercise = min(unfinished, key=lambda each: each[:2])
         print(f"next: chapter {number}, {exercise.name} ({exercise.minutes} minutes)")
     inside, n_given = count_inside()
     if n_given:

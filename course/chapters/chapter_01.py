@@ -147,7 +147,7 @@ def agreeing_costs_nothing(kl_divergence):
     """KL(p || p) is 0, also where a constant is added to all logits"""
     logits = random(3, 5)
     expect_close(kl_divergence(logits, logits + 7), torch.zeros(3), "KL(p || p)", "row",
-                 ask="logits are no log probabilities until they are normalised")
+                 ask="sum p (log p - log q), where a constant in all logits changes no probability")
 
 
 def it_is_the_excess_over_the_entropy(kl_divergence):

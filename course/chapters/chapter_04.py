@@ -7,7 +7,7 @@ import torch
 from attention import Attention
 from config import ModelConfig
 from course.engine.catalogue import Exercise, Mistake, Prediction
-from course.engine.expect import Wrong, expect, expect_close, random
+from course.engine.expect import Wrong, describe, expect, expect_close, random
 from metrics import prev_token_score
 
 IMPORTS = ["import math", "import torch", "import torch.nn.functional as F"]
@@ -33,8 +33,10 @@ def heads(seed, n_pos=5):
 def each_sees_itself_and_the_past(causal_mask):
     """position i may look at 0, 1, …, i"""
     mask = causal_mask(4, 4)
-    expect(isinstance(mask, torch.Tensor) and mask.dtype == torch.bool and mask.shape == (4, 4),
-           "causal_mask(4, 4) should be a tensor of booleans [query_pos 4, key_pos 4]")
+    expect(isinstance(mask, torch.Tensor) and mask.shape == (4, 4), "causal_mask(4, 4) should be a "
+           f"tensor [query_pos 4, key_pos 4], and is {describe(mask)}")
+    expect(mask.dtype == torch.bool, f"the mask is of {mask.dtype}, and should be of booleans: "
+           "~mask and masked_fill want them")
     for query in range(4):
         for key in range(4):
             if key > query:
@@ -74,7 +76,7 @@ def rows_share_one(attention_pattern):
     """each query's attention sums to 1"""
     pattern = attention_pattern(random(4, 3), random(4, 3, seed=1))
     expect_close(pattern.sum(-1), torch.ones(4), "the sum of a row of the pattern", "query_pos",
-                 ask="the softmax goes over the keys, the last axis")
+                 ask="does the softmax go over the keys, the last axis, and come after the mask?")
 
 
 def nothing_goes_to_the_future(attention_pattern):
@@ -454,6 +456,10 @@ EXERCISES = [
             Mistake("without b_O", " + self.b_O", ""),
             Mistake("with the mean over heads instead of the sum", "result.sum(2)",
                     "result.mean(2)"),
+            Mistake("when heads and positions are exchanged before the heads are laid side by side",
+                    'result = torch.einsum("bphd,hdm->bphm", z, self.W_O)',
+                    "z = z.transpose(1, 2).reshape(z.shape)\n"
+                    '    result = torch.einsum("bphd,hdm->bphm", z, self.W_O)'),
             Mistake("when each head adds b_O", "result.sum(2) + self.b_O",
                     "(result + self.b_O).sum(2)"),
         )),
@@ -499,6 +505,8 @@ EXERCISES = [
                     ".roll(1, dims=1)", ".roll(-1, dims=1)",
                     also=(("W_K[-1] = 0.0", "W_K[0] = 0.0"),)),
             Mistake("when the last position wraps round to the first", "    W_K[-1] = 0.0\n", ""),
+            Mistake("when the head looks one ahead, and the first position wraps round",
+                    ".roll(1, dims=1)", ".roll(-1, dims=1)", also=(("    W_K[-1] = 0.0\n", ""),)),
             Mistake("when each position looks at itself", ".roll(1, dims=1)", "",
                     also=(("    W_K[-1] = 0.0\n", ""),)),
             Mistake("when both weights carry the sharpness", "W_Q = torch.eye(n_ctx)",

@@ -500,6 +500,8 @@ EXERCISES = [
             Mistake("without the root of v", "v_corrected.sqrt()", "v_corrected"),
             Mistake("with v of g in place of g squared", "p.grad**2", "p.grad.abs()"),
             Mistake("when the step goes up the gradient", "p.sub_(", "p.add_("),
+            Mistake("when `p = p - …` makes a new tensor, and the parameter stays where it was",
+                    "p.sub_(", "p = p - ("),
             Mistake("when share is not used", "lr = share * self.lr", "lr = self.lr"),
         )),
     Exercise(

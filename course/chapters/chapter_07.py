@@ -169,8 +169,8 @@ def views_share_their_memory(count_bytes):
     """q, k and v, views of one product, are counted once"""
     qkv = torch.zeros(4, 30)
     q, k, v = qkv.split(10, dim=1)
-    expect_equal(count_bytes({"q": q, "k": k, "v": v}), 480, "the bytes of three views of 480 "
-                                                             "bytes")
+    expect_equal(count_bytes({"q": q, "k": k, "v": v}), 480,
+                 "the bytes of three views of 480 bytes")
 
 
 def a_small_view_holds_all_of_its_memory(count_bytes):

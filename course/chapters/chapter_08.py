@@ -249,8 +249,8 @@ EXERCISES = [
                     "last[rows, wrong] - last[rows, correct]"),
             Mistake("of probabilities in place of logits", "last = logits[:, -1]",
                     "last = logits[:, -1].softmax(-1)"),
-            Mistake("with the first row's answers for all", "last[rows, correct] - last[rows, "
-                                                            "wrong]",
+            Mistake("with the first row's answers for all",
+                    "last[rows, correct] - last[rows, wrong]",
                     "last[:, correct[0]] - last[:, wrong[0]]"),
         )),
     Exercise(
@@ -329,8 +329,8 @@ EXERCISES = [
                "The streams before each block, then the one after the last.",
                "torch.stack([model.unembed(resid) for resid in rows])."),
         mistakes=(
-            Mistake("without the last LayerNorm", "model.unembed(resid) for", "resid @ model.W_U "
-                                                                              "for"),
+            Mistake("without the last LayerNorm", "model.unembed(resid) for",
+                    "resid @ model.W_U for"),
             Mistake("after each block, without the stream before the first",
                     'cache["resid_pre", layer] for layer in range(model.cfg.n_layers)',
                     'cache["resid_post", layer] for layer in range(model.cfg.n_layers)'),

@@ -378,9 +378,10 @@ EXERCISES = [
             Mistake("when later parts see the change too: the total effect",
                     "    return model.unembed(clean_cache[last] + written)\n",
                     "    return model.run_with_hooks(clean_tokens, [(\n"
-                    '        f"blocks.{layer}.hook_attn_out", lambda out, hook: out + written)])\n'),
-            Mistake("with clean and corrupted exchanged", "model.unembed(clean_cache[last] + "
-                                                          "written)",
+                    '        f"blocks.{layer}.hook_attn_out",\n'
+                    "        lambda out, hook: out + written)])\n"),
+            Mistake("with clean and corrupted exchanged",
+                    "model.unembed(clean_cache[last] + written)",
                     "model.unembed(corrupted_cache[last] - written)"),
             Mistake("when the clean write stays in, and the corrupted one is added",
                     " - clean_cache[name][:, :, head]", ""),

@@ -87,8 +87,8 @@ def train_step(model, optimizer, inputs, targets):
     """One step of training: forward, loss, backward, step.
 
     model(inputs) -> logits; inputs, targets: [batch, pos]; optimizer.step() moves the model's
-    parameters along their `.grad`, in which nothing of the step before may be left. Returns the
-    loss before the step, a float.
+    parameters along their `.grad`, in which nothing of the step before may be left:
+    model.zero_grad() clears them. Returns the loss before the step, a float.
     """
     model.zero_grad()
     loss = cross_entropy(model(inputs), targets)

@@ -1,0 +1,397 @@
+"""Chapter 10, approximate: slopes in place of runs, and how far one may trust them."""
+
+import torch
+
+from config import ModelConfig
+from course.engine.catalogue import Exercise, Mistake, Prediction
+from course.engine.expect import Wrong, expect_close, expect_equal, random, random_ids
+from model import GPT
+
+IMPORTS = ["import torch"]
+CLEAN = random_ids(9, 3, 5)
+CORRUPTED = random_ids(9, 3, 5, seed=1)
+STREAM = "blocks.1.hook_resid_pre"
+
+
+def tiny_model(**changes):
+    """A GPT in float64, whose weights are all large and random."""
+    shape = {"n_layers": 2, "n_heads": 2, "d_model": 6, "n_ctx": 8, "d_vocab": 9}
+    model = GPT(ModelConfig(**shape | changes)).double()
+    with torch.no_grad():
+        for seed, weight in enumerate(model.parameters()):
+            weight.copy_(0.5 * random(*weight.shape, seed=seed) + (weight.ndim == 1))
+    return model.eval()
+
+
+def answer(logits):
+    """A metric: the logit of token 3 less that of token 5 at the end, [batch]."""
+    return logits[:, -1, 3] - logits[:, -1, 5]
+
+
+def cache_of(model, tokens):
+    with torch.no_grad():
+        return model.run_with_cache(tokens)[1]
+
+
+# linear_estimate
+
+
+def a_linear_metric_is_met_exactly(linear_estimate):
+    """where the metric is linear, the estimate is the change"""
+    own, source, slope = random(2, 3, 4), random(2, 3, 4, seed=1), random(2, 3, 4, seed=2)
+    want = (source * slope).sum(-1) - (own * slope).sum(-1)
+    expect_close(linear_estimate(own, source, slope), want, "the estimate", "batch pos",
+                 ask="from the run's own activation to the other run's")
+
+
+def no_difference_no_effect(linear_estimate):
+    """an activation that is the same in both runs has no effect"""
+    own = random(2, 3, 4)
+    expect_close(linear_estimate(own, own, random(2, 3, 4, seed=2)), torch.zeros(2, 3),
+                 "the estimate", "batch pos")
+
+
+# estimate_patches
+
+
+def the_same_text_has_no_effect(estimate_patches):
+    """from a run into itself all estimates are 0"""
+    model = tiny_model()
+    got = estimate_patches(model, CLEAN, cache_of(model, CLEAN), answer, STREAM)
+    expect_close(got, torch.zeros(3, 5), "the estimate", "batch pos")
+
+
+def it_is_the_slope_of_the_corrupted_run(estimate_patches):
+    """it is how the metric begins to move on the way to the clean activation"""
+    model = tiny_model()
+    clean = cache_of(model, CLEAN)[STREAM]
+    got = estimate_patches(model, CORRUPTED, cache_of(model, CLEAN), answer, STREAM)
+    expect_close(torch.as_tensor(got.shape), torch.tensor([3, 5]), "the shape of the estimates")
+    corrupted = cache_of(model, CORRUPTED)[STREAM]
+    for pos in (2, 4):
+        move = torch.zeros_like(clean)
+        move[:, pos] = 1e-5 * (clean - corrupted)[:, pos]
+        ends = [answer(model.unembed(model.run_blocks(corrupted + sign * move, start=1)))
+                for sign in (1, -1)]
+        expect_close(got[:, pos], (ends[0] - ends[1]) / 2e-5, f"the estimate at position {pos}",
+                     "batch", tolerance=1e-3, ask="the slope belongs to the corrupted run, and the "
+                     "way leads to the clean one")
+
+
+def in_a_linear_model_it_is_patching(estimate_patches):
+    """in a model without layers after it, and without LayerNorm, it is exact patching"""
+    model = tiny_model(norm="none")
+    name = "blocks.1.hook_resid_post"
+    clean, corrupted = cache_of(model, CLEAN)[name], cache_of(model, CORRUPTED)[name]
+    got = estimate_patches(model, CORRUPTED, cache_of(model, CLEAN), answer, name)
+    patched = corrupted.clone()
+    patched[:, 4] = clean[:, 4]
+    want = answer(model.unembed(patched)) - answer(model.unembed(corrupted))
+    expect_close(got[:, 4], want, "the estimate at the last position", "batch")
+
+
+# quadrature
+
+
+def rule_of(quadrature, rule, steps):
+    result = quadrature(rule, steps)
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
+        raise Wrong("two lists should be returned, (points, weights)")
+    points, weights = (torch.as_tensor(each, dtype=torch.float64) for each in result)
+    expect_close(weights.sum(), 1.0, f"the sum of the weights of {rule!r}")
+    return points, weights
+
+
+def the_points_of_each_rule(quadrature):
+    """with 2 steps: left 0, 1/2; right 1/2, 1; trapezoid 0, 1/2, 1"""
+    for rule, want in (("left", [0, 0.5]), ("right", [0.5, 1]), ("trapezoid", [0, 0.5, 1])):
+        points, _ = rule_of(quadrature, rule, 2)
+        expect_close(points, torch.tensor(want), f"the point of {rule!r}", "number")
+
+
+def the_trapezoid_halves_its_ends(quadrature):
+    """the trapezoid has half the weight at its ends, and is exact for a straight line"""
+    points, weights = rule_of(quadrature, "trapezoid", 4)
+    expect_close(weights, torch.tensor([1, 2, 2, 2, 1]) / 8, "the weight", "number")
+    expect_close((weights * (3 * points + 1)).sum(), 2.5, "the mean of 3 x + 1")
+
+
+# integrate_gradients
+
+
+def curved(x):
+    return (x**3).sum() + (x[0] * x[1]).sum()
+
+
+def it_sums_to_the_whole_change(integrate_gradients):
+    """it sums to metric(end) - metric(start)"""
+    start, end = random(3, 4), random(3, 4, seed=1)
+    got = integrate_gradients(curved, start, end, steps=64)
+    expect_close(torch.as_tensor(got.shape), torch.tensor([3, 4]), "the shape of the result")
+    expect_close(got.sum(), curved(end) - curved(start), "the sum", tolerance=1e-2,
+                 ask="the gradient is averaged over the way, then multiplied by end - start")
+
+
+def one_step_is_the_slope_in_the_middle(integrate_gradients):
+    """with one step it is the gradient halfway, times end - start"""
+    got = integrate_gradients(lambda x: (x**2).sum(), torch.zeros(2), torch.tensor([2.0, -4]),
+                              steps=1)
+    expect_close(got, torch.tensor([4.0, 16]), "the share", "number",
+                 ask="the middle of the one piece is halfway")
+
+
+def what_does_not_change_has_no_share(integrate_gradients):
+    """a number that is the same at both ends gets 0"""
+    got = integrate_gradients(lambda x: x[0] * x[1], torch.tensor([1.0, 3]), torch.tensor([2.0, 3]))
+    expect_close(got, torch.tensor([3.0, 0]), "the share", "number", tolerance=1e-3)
+
+
+# score_edges
+
+WRITES = random(3, 2, 4, 6), random(3, 2, 4, 6, seed=1)
+SLOPES = random(5, 2, 4, 6, seed=2)
+
+
+def each_edge_is_a_product(score_edges):
+    """an edge is (corrupted - clean) times its reader's gradient, summed over pos and d_model"""
+    scores = score_edges(*WRITES, SLOPES)
+    expect_close(torch.as_tensor(scores.shape), torch.tensor([3, 5, 2]), "the shape of the scores")
+    want = ((WRITES[1][1] - WRITES[0][1]) * SLOPES[3]).sum((1, 2))
+    expect_close(scores[1, 3], want, "the score of the edge from 1 to 3", "batch")
+
+
+def a_writer_s_edges_sum_to_its_own(score_edges):
+    """a writer's edges sum to what its node would change"""
+    want = ((WRITES[1] - WRITES[0]) * SLOPES.sum(0)).sum((2, 3))
+    expect_close(score_edges(*WRITES, SLOPES).sum(1), want, "the sum over readers", "writer batch")
+
+
+# kept_share
+
+
+def nothing_and_everything(kept_share):
+    """no edges keep 0, all keep 1"""
+    empty, full = torch.tensor([0.0, 1]), torch.tensor([4.0, 3])
+    expect_close(kept_share(empty, empty, full), 0.0, "the share of no edges")
+    expect_close(kept_share(full, empty, full), 1.0, "the share of all edges")
+
+
+def a_prompt_without_a_gap_does_not_make_it_wild(kept_share):
+    """gaps of 4 and 0.01, of which 2 and 0.5 are kept: 2.5 / 4.01"""
+    got = kept_share(torch.tensor([2.0, 0.5]), torch.zeros(2), torch.tensor([4.0, 0.01]))
+    expect_close(got, 2.5 / 4.01, "the share", ask="the ratio of the means, not the mean of the "
+                 "ratios")
+
+
+# prune_edges
+
+
+def what_is_not_missed_is_dropped(prune_edges):
+    """of three edges, only b does damage where it is missing"""
+    got = prune_edges(["a", "b", "c"], lambda kept: 0.0 if "b" in kept else 1.0, 0.1)
+    expect_equal(got, ["b"], "what stays")
+
+
+def small_damages_are_not_forgotten(prune_edges):
+    """ten edges of damage 0.06 each: each is judged by what it adds, and all go at 0.1"""
+    edges = list(range(10))
+    got = prune_edges(edges, lambda kept: 0.06 * (10 - len(kept)), 0.1)
+    expect_equal(got, [], "what stays", ask="compare with the damage of what is kept now")
+    got = prune_edges(edges, lambda kept: 0.06 * (10 - len(kept)), 0.05)
+    expect_equal(got, edges, "what stays at threshold 0.05")
+
+
+def of_two_that_stand_in_for_each_other_one_stays(prune_edges):
+    """a or b is enough: the one that is tried first goes, the other one stays"""
+    got = prune_edges(["a", "b"], lambda kept: float(not kept), 0.5)
+    expect_equal(got, ["b"], "what stays", ask="what was dropped stays dropped while the next one "
+                 "is tried")
+
+
+# mean_ranks, spearman
+
+
+def ranks_begin_at_zero(mean_ranks):
+    """in (30, 10, 20) the ranks are 2, 0, 1"""
+    expect_close(mean_ranks(torch.tensor([30.0, 10, 20])), torch.tensor([2.0, 0, 1]), "the rank",
+                 "number")
+
+
+def equal_values_share(mean_ranks):
+    """in (5, 1, 5, 5) the ranks are 2, 0, 2, 2"""
+    expect_close(mean_ranks(torch.tensor([5.0, 1, 5, 5])), torch.tensor([2.0, 0, 2, 2]), "the rank",
+                 "number", ask="the mean of 1, 2 and 3")
+
+
+def the_same_order_is_one(spearman):
+    """the same order is 1, whatever the sizes; the opposite one -1"""
+    one = torch.tensor([1.0, 2, 3, 4])
+    expect_close(spearman(one, one.exp()), 1.0, "the correlation of one order",
+                 ask="ranks, not sizes")
+    expect_close(spearman(one, -one), -1.0, "that of the opposite order")
+
+
+def ties_count_by_their_mean_rank(spearman):
+    """of (1, 2, 2, 3) and (1, 3, 2, 4) it is about 0.949"""
+    got = spearman(torch.tensor([1.0, 2, 2, 3]), torch.tensor([1.0, 3, 2, 4]))
+    expect_close(got, 0.9486833, "the correlation")
+
+
+EXERCISES = [
+    Exercise(
+        name="linear_estimate", source=None, minutes=5, difficulty=1,
+        needed_for="estimate_patches", task="A first-order Taylor step.",
+        checks=(a_linear_metric_is_met_exactly, no_difference_no_effect),
+        hints=("How far it would move, times the slope.", "Summed over what is patched together.",
+               "((source - own) * gradient).sum(-1)."),
+        mistakes=(
+            Mistake("with the opposite sign: from the source to the run's own", "(source - own)",
+                    "(own - source)"),
+            Mistake("of activation times gradient, without the run's own", "(source - own)",
+                    "source"),
+            Mistake("summed over positions too", ".sum(-1)",
+                    ".sum((1, 2))[:, None].expand(-1, own.shape[1])"),
+            Mistake("of absolute numbers", "((source - own) * gradient)",
+                    "((source - own) * gradient).abs()"),
+        )),
+    Exercise(
+        name="estimate_patches", source=None, minutes=15, difficulty=2,
+        needed_for="ranking thousands of places", task="Which run has the gradient?",
+        checks=(the_same_text_has_no_effect, it_is_the_slope_of_the_corrupted_run,
+                in_a_linear_model_it_is_patching),
+        hints=("Denoising patches the corrupted run: its gradient counts.",
+               "acts[name] is the corrupted activation, clean_cache[name] the clean one.",
+               "linear_estimate(acts[name], clean_cache[name], grads[name])."),
+        mistakes=(
+            Mistake("with the opposite sign", "acts[name], clean_cache[name]",
+                    "clean_cache[name], acts[name]"),
+            Mistake("of the clean activation alone", "linear_estimate(acts[name],",
+                    "linear_estimate(torch.zeros_like(acts[name]),"),
+            Mistake("of the run's own activation times gradient (zero ablation's slope)",
+                    "acts[name], clean_cache[name]", "torch.zeros_like(acts[name]), acts[name]"),
+        )),
+    Exercise(
+        name="quadrature", source="attribution.quadrature", minutes=10, difficulty=1,
+        needed_for="integrated gradients, EAP-IG",
+        task="Three rules for a mean; the library's fourth, gauss, is left out.",
+        checks=(the_points_of_each_rule, the_trapezoid_halves_its_ends),
+        hints=("k / steps for k = 0, …, steps are the borders of the pieces.",
+               "left drops the last border, right the first.",
+               "trapezoid: weights 0.5 / steps at both ends, 1 / steps between."),
+        mistakes=(
+            Mistake("with left and right exchanged", 'rule == "left"', 'rule == "r"',
+                    also=(('rule == "right"', 'rule == "left"'),
+                          ("    return points, [0.5", '    if rule == "right":\n        return '
+                           "points[:-1], [1 / steps] * steps\n    return points, [0.5"))),
+            Mistake("when the trapezoid's ends count in full",
+                    "[0.5 / steps] + [1 / steps] * (steps - 1) + [0.5 / steps]",
+                    "[1 / (steps + 1)] * (steps + 1)"),
+            Mistake("when the weights sum to the number of steps",
+                    "return points[:-1], [1 / steps]",
+                    "return points[:-1], [1.0]"),
+        )),
+    Exercise(
+        name="integrate_gradients", source=None, minutes=20, difficulty=2,
+        needed_for="attributions that add up", task="Slopes all along the way.",
+        checks=(one_step_is_the_slope_in_the_middle, it_sums_to_the_whole_change,
+                what_does_not_change_has_no_share),
+        hints=("A point of the way: start + share * (end - start).",
+               "Make it a leaf: .detach().requires_grad_(); then torch.autograd.grad.",
+               "Shares (k + 0.5) / steps; the mean gradient times (end - start)."),
+        mistakes=(
+            Mistake("with the gradient at the start alone", "share = (k + 0.5) / steps",
+                    "share = 0.0"),
+            Mistake("with the left ends of the pieces", "(k + 0.5) / steps", "k / steps"),
+            Mistake("with the sum of the gradients in place of their mean", "* total / steps",
+                    "* total"),
+            Mistake("without end - start: the mean gradient itself",
+                    "(end - start) * total / steps", "total / steps"),
+            Mistake("times the end, and not end - start", "(end - start) * total", "end * total"),
+        )),
+    Exercise(
+        name="score_edges", source=None, minutes=10, difficulty=2, needed_for="circuits by EAP",
+        task="All edges by one product.",
+        checks=(each_edge_is_a_product, a_writer_s_edges_sum_to_its_own),
+        hints=("One edge: ((corrupted - clean) * gradient).sum over pos and d_model.",
+               "An einsum with w for writers and r for readers.",
+               'torch.einsum("wbpm,rbpm->wrb", corrupted_writes - clean_writes, gradients).'),
+        mistakes=(
+            Mistake("of clean less corrupted", "corrupted_writes - clean_writes",
+                    "clean_writes - corrupted_writes"),
+            Mistake("with readers before writers", "->wrb", "->rwb"),
+            Mistake("of the corrupted writes alone", "corrupted_writes - clean_writes",
+                    "corrupted_writes"),
+        )),
+    Exercise(
+        name="kept_share", source=None, minutes=5, difficulty=1, needed_for="judging a circuit",
+        task="Faithfulness.",
+        checks=(nothing_and_everything, a_prompt_without_a_gap_does_not_make_it_wild),
+        hints=("Both are counted from the empty circuit.", "Means first, then the ratio.",
+               "(circuit - empty).mean() / (full - empty).mean()."),
+        mistakes=(
+            Mistake("with the mean of the ratios",
+                    "(circuit - empty).mean() / (full - empty).mean()",
+                    "((circuit - empty) / (full - empty)).mean()"),
+            Mistake("as a share of the full metric", "(circuit - empty).mean() / (full - empty)",
+                    "circuit.mean() / full"),
+            Mistake("of what is lost", "(circuit - empty)", "(full - circuit)"),
+        )),
+    Exercise(
+        name="prune_edges", source=None, minutes=20, difficulty=2, needed_for="ACDC",
+        task="Greedy, and in order.",
+        checks=(what_is_not_missed_is_dropped, small_damages_are_not_forgotten,
+                of_two_that_stand_in_for_each_other_one_stays),
+        hints=("Keep a list, and the damage that it does now.",
+               "Try without an edge; if the damage rises by less than the threshold, go on without "
+               "it.", "After a drop, the new damage is what the next edge is compared with."),
+        mistakes=(
+            Mistake("when each edge is judged alone, with all others there",
+                    "[other for other in kept if other != edge]",
+                    "[other for other in edges if other != edge]",
+                    also=(("            kept = without\n            now = then\n",
+                           "            kept = [other for other in kept if other != edge]\n"),)),
+            Mistake("when the damage is compared with the whole model's, not with what is kept",
+                    "            now = then\n", ""),
+            Mistake("when what is missed is dropped", "then - now < threshold",
+                    "then - now >= threshold"),
+        )),
+    Exercise(
+        name="mean_ranks", source=None, minutes=10, difficulty=1, needed_for="spearman",
+        task="Ties share.", checks=(ranks_begin_at_zero, equal_values_share),
+        hints=("A value's rank is how many lie below it.",
+               "Of m equal values the ranks are below, …, below + m - 1.",
+               "below + (equal - 1) / 2, where equal counts the value itself."),
+        mistakes=(
+            Mistake("counted from 1", "(equal - 1) / 2", "(equal + 1) / 2"),
+            Mistake("when equal values share the lowest of their ranks", " + (equal - 1) / 2", ""),
+            Mistake("from the largest down", "values[None, :] < values[:, None]",
+                    "values[None, :] > values[:, None]"),
+            Mistake("of argsort: which value comes at each place",
+                    "return below + (equal - 1) / 2", "return values.argsort()"),
+        )),
+    Exercise(
+        name="spearman", source=None, minutes=10, difficulty=1,
+        needed_for="saying how good an approximation is", task="Pearson's correlation of ranks.",
+        checks=(the_same_order_is_one, ties_count_by_their_mean_rank),
+        hints=("Ranks first.", "Take the mean off both, then cosine.",
+               "(a * b).sum() / (a.norm() * b.norm())."),
+        mistakes=(
+            Mistake("of the values in place of the ranks",
+                    "mean_ranks(one) - mean_ranks(one).mean()",
+                    "one - one.mean()",
+                    also=(("mean_ranks(other) - mean_ranks(other).mean()",
+                           "other - other.mean()"),)),
+            Mistake("without the means taken off", "mean_ranks(one) - mean_ranks(one).mean()",
+                    "mean_ranks(one)", also=(("mean_ranks(other) - mean_ranks(other).mean()",
+                                              "mean_ranks(other)"),)),
+            Mistake("as a covariance, not divided by the lengths", " / (a.norm() * b.norm())",
+                    " / len(a)"),
+        )),
+]
+
+PREDICTIONS = [
+    Prediction("The metric is x^3, the run stands at x = 1, the other one at 2: the true change is "
+               "7. What does attribution patching say?", lambda: 3.0, "the slope at 1, times 1"),
+    Prediction("And integrated gradients, with one step in the middle?", lambda: 6.75,
+               "the slope at 1.5, times 1"),
+]

@@ -1,0 +1,407 @@
+"""Chapter 11, induction: what was followed by what, and the two heads that find it."""
+
+import torch
+
+from course.engine.catalogue import Exercise, Mistake, Prediction
+from course.engine.expect import Wrong, expect, expect_close, expect_equal, random
+from metrics import induction_score
+
+IMPORTS = ["import torch"]
+TOKENS = torch.tensor([[5, 2, 7, 5, 2, 7], [1, 1, 3, 4, 3, 1]])
+
+
+def pair_of(result):
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
+        raise Wrong("two things should be returned, as in `return inputs, targets`")
+    return result
+
+
+# repeated_batch
+
+
+def draw(repeated_batch, seed=0, rows=40):
+    generator = torch.Generator().manual_seed(seed)
+    inputs, targets = pair_of(repeated_batch(50, rows, 16, generator))
+    for name, tokens in (("inputs", inputs), ("targets", targets)):
+        expect(tokens.shape == (rows, 16), f"{name} are {list(tokens.shape)}, and should be "
+               f"[batch {rows}, pos 16]")
+    return inputs, targets
+
+
+def period_of(row):
+    """The smallest period from 1 on with which a row repeats; its length for none."""
+    return next((p for p in range(1, len(row)) if torch.equal(row[p:], row[:-p])), len(row))
+
+
+def each_row_repeats(repeated_batch):
+    """each row repeats with a period from 4 to 8, targets included"""
+    inputs, targets = draw(repeated_batch)
+    expect(torch.equal(inputs[:, 1:], targets[:, :-1]), "targets are not the inputs, a token later")
+    for row in torch.cat([inputs, targets[:, -1:]], 1):
+        period = period_of(row)
+        expect(4 <= period <= 8, f"a row of 17 tokens has the period {period}: {row.tolist()}; it "
+               "should be from 4 to 8")
+
+
+def rows_have_periods_of_their_own(repeated_batch):
+    """all periods from 4 to 8 come up in one batch"""
+    inputs, _ = draw(repeated_batch, rows=100)
+    found = sorted({period_of(row) for row in inputs})
+    expect(found == [4, 5, 6, 7, 8], f"the periods of 100 rows are {found}; if all rows had one, "
+           "looking that far back would be enough")
+
+
+def the_generator_decides(repeated_batch):
+    """the same generator gives the same batch, and another one another"""
+    first, again, other = (draw(repeated_batch, seed)[0] for seed in (1, 1, 2))
+    expect(torch.equal(first, again), "the same generator gave two different batches")
+    expect(not torch.equal(first, other), "two generators gave the same batch")
+
+
+# earlier_occurrences
+
+
+def where_it_stood_before(earlier_occurrences):
+    """in 5 2 7 5 2 7 the second 5 (position 3) stood at position 0"""
+    found = earlier_occurrences(TOKENS)
+    expect(getattr(found, "shape", None) == (2, 6, 6), "it should be [batch 2, query_pos 6, "
+           "key_pos 6]")
+    expect(bool(found[0, 3, 0]), "query 3 (a 5) should find the 5 at key 0")
+    expect(not found[0, 3, 3], "query 3 finds itself, which is not earlier")
+    expect(not found[0, 0, 3], "query 0 finds key 3, which comes later")
+
+
+def all_of_them_count(earlier_occurrences):
+    """it equals a comparison of all pairs, one by one"""
+    want = torch.zeros(2, 6, 6)
+    for row in range(2):
+        for query in range(6):
+            for key in range(query):
+                want[row, query, key] = float(TOKENS[row, key] == TOKENS[row, query])
+    found = earlier_occurrences(TOKENS)
+    expect(found.dtype == torch.bool, f"it is {found.dtype}, and should be of booleans")
+    expect_close(found.float(), want, "the table", "batch query_pos key_pos")
+
+
+# duplicate_token_score, induction_score
+
+
+def looking(*keys):
+    """A pattern [1, 1, query_pos, key_pos] whose queries look at these keys."""
+    return torch.eye(len(keys))[list(keys)][None, None]
+
+
+REPEAT = torch.tensor([[5, 2, 7, 5, 2, 7]])
+PATTERN = random(2, 3, 6, 6).masked_fill(torch.ones(6, 6).triu(1).bool(), -1e9).softmax(-1)
+
+
+def who_looks_at_the_same_token_scores_one(duplicate_token_score):
+    """in 5 2 7 5 2 7, queries 3, 4 and 5 that look at 0, 1 and 2 score 1"""
+    expect_close(duplicate_token_score(looking(0, 0, 0, 0, 1, 2), REPEAT), torch.ones(1, 1),
+                 "the score", "batch head", ask="queries 0, 1 and 2 have no earlier occurrence, "
+                 "and are not counted")
+
+
+def itself_does_not_count(duplicate_token_score):
+    """a head that looks at itself scores 0"""
+    expect_close(duplicate_token_score(looking(0, 1, 2, 3, 4, 5), REPEAT), torch.zeros(1, 1),
+                 "the score", "batch head")
+
+
+def several_occurrences_are_summed(duplicate_token_score):
+    """where a token stood twice before, both count"""
+    even = torch.ones(3, 3).tril() / torch.arange(1.0, 4)[:, None]
+    got = duplicate_token_score(even[None, None], torch.tensor([[4, 4, 4]]))
+    expect_close(got, torch.tensor([[(1 / 2 + 2 / 3) / 2]]), "the score of even attention",
+                 "batch head", ask="sum over keys, mean over the queries that have any")
+
+
+def who_looks_at_what_followed_scores_one(induction_score):
+    """in 5 2 7 5 2 7, queries 3, 4 and 5 that look at 1, 2 and 3 score 1"""
+    expect_close(induction_score(looking(0, 0, 0, 1, 2, 3), REPEAT), torch.ones(1, 1), "the score",
+                 "batch head", ask="the key after the earlier occurrence; queries without one are "
+                 "not counted")
+
+
+def one_too_early_scores_nothing(induction_score):
+    """a head that looks at the earlier occurrence itself scores 0"""
+    expect_close(induction_score(looking(0, 0, 0, 0, 1, 2), REPEAT), torch.zeros(1, 1),
+                 "the score of a head that is one place too early", "batch head")
+
+
+def induction_equals_a_loop(induction_score):
+    """it equals a loop over rows, heads and queries"""
+    want = torch.zeros(2, 3)
+    for row in range(2):
+        ids = TOKENS[row].tolist()
+        keys = {query: [key + 1 for key in range(query) if ids[key] == ids[query]]
+                for query in range(6)}
+        for head in range(3):
+            paid = [sum(PATTERN[row, head, query, key].item() for key in found)
+                    for query, found in keys.items() if found]
+            want[row, head] = sum(paid) / len(paid)
+    expect_close(induction_score(PATTERN, TOKENS), want, "the score", "batch head")
+
+
+def duplicates_equal_a_loop(duplicate_token_score):
+    """each text and each head has its own"""
+    want = torch.zeros(2, 3)
+    for row in range(2):
+        ids = TOKENS[row].tolist()
+        for head in range(3):
+            paid = [sum(PATTERN[row, head, query, key].item() for key in range(query)
+                        if ids[key] == ids[query])
+                    for query in range(6) if ids[query] in ids[:query]]
+            want[row, head] = sum(paid) / len(paid)
+    expect_close(duplicate_token_score(PATTERN, TOKENS), want, "the score", "batch head")
+
+
+# wire_induction
+
+
+def each_query_looks_at_one_key(wire_induction):
+    """rows sum to 1, and nobody looks ahead"""
+    pattern = wire_induction(TOKENS)
+    expect_close(pattern.sum(-1), torch.ones(2, 6), "the sum of a row", "batch query_pos")
+    ahead = pattern.triu(1).nonzero()
+    expect(len(ahead) == 0, f"[batch, query, key] {ahead[:1].tolist()} looks ahead")
+
+
+def its_induction_score_is_one(wire_induction):
+    """its induction score is 1"""
+    score = induction_score(wire_induction(TOKENS)[:, None], TOKENS)
+    expect_close(score, torch.ones(2, 1), "the induction score", "batch head",
+                 ask="the key after the earlier occurrence")
+
+
+def the_latest_occurrence_counts(wire_induction):
+    """in 1 2 1 3 1 the last 1 looks at the 3; a new token at position 0"""
+    pattern = wire_induction(torch.tensor([[1, 2, 1, 3, 1]]))
+    expect_equal(pattern[0].argmax(-1).tolist(), [0, 0, 1, 0, 3], "where the queries look",
+                 ask="of several earlier occurrences, the latest")
+
+
+# copy_prediction
+
+
+def it_predicts_what_it_looks_at(copy_prediction):
+    """all attention on a 7 predicts a 7"""
+    chances = copy_prediction(looking(0, 1, 2)[0], torch.tensor([[5, 2, 7]]), 9)
+    expect_close(chances, torch.eye(9)[[5, 2, 7]][None], "the chances", "batch query_pos token")
+
+
+def keys_with_one_token_add_up(copy_prediction):
+    """attention to two keys that hold one token adds up; rows sum to 1"""
+    chances = copy_prediction(torch.tensor([[[0.5, 0.2, 0.3]]]), torch.tensor([[4, 1, 4]]), 6)
+    expect_close(chances, torch.tensor([[[0, 0.2, 0, 0, 0.8, 0]]]), "the chances",
+                 "batch query_pos token")
+
+
+# loss_by_repeat
+
+
+def the_first_time_and_the_repeat(loss_by_repeat):
+    """with period 3, losses 0 and 1 are of the first time, 2, 3, … of the repeat"""
+    losses = torch.tensor([[4.0, 4, 1, 1, 1]])
+    first, repeated = pair_of(loss_by_repeat(losses, 3))
+    expect_close(first, 4.0, "the mean loss of the first time", ask="loss i is about token i + 1")
+    expect_close(repeated, 1.0, "the mean loss of the repeat", ask="token 3 is the first that was "
+                 "there before, and loss 2 is about it")
+
+
+def all_rows_count(loss_by_repeat):
+    """means are over rows too"""
+    losses = random(3, 9).abs()
+    first, repeated = pair_of(loss_by_repeat(losses, 4))
+    expect_close(first, losses[:, :3].mean(), "the mean loss of the first time")
+    expect_close(repeated, losses[:, 3:].mean(), "the mean loss of the repeat")
+
+
+# k_composition
+
+
+def keys_read_what_was_written(k_composition):
+    """written into dimension 1, read by keys in dimension 1: 1; by queries there: 0"""
+    W_OV, W_QK = torch.zeros(3, 3), torch.zeros(3, 3)
+    W_OV[0, 1] = 1  # reads dimension 0, writes dimension 1
+    W_QK[2, 1] = 1  # the query in dimension 2 matches the key in dimension 1
+    expect_close(k_composition(W_OV, W_QK), 1.0, "the score", ask="the key stands on the right of "
+                 "W_QK, and what is written comes out on the right of W_OV")
+    expect_close(k_composition(W_OV, W_QK.T), 0.0, "the score where the query reads dimension 1",
+                 ask="that would be Q-composition")
+
+
+def sizes_do_not_matter(k_composition):
+    """weights ten times as large have the same score"""
+    W_OV, W_QK = random(4, 4), random(4, 4, seed=1)
+    want = torch.einsum("qk,rk->qr", W_QK, W_OV).norm() / W_QK.norm() / W_OV.norm()
+    expect_close(k_composition(10 * W_OV, W_QK), want, "the score")
+
+
+# first_crossing
+
+
+def the_first_step_above(first_crossing):
+    """a curve that rises crosses once"""
+    expect_equal(first_crossing([0, 10, 20, 30], [0.1, 0.4, 0.6, 0.9], 0.5), 20, "the crossing")
+    expect_equal(first_crossing([0, 10], [0.5, 0.6], 0.5), 0, "the crossing of a curve that begins "
+                 "at the level", ask="step 0 is a step")
+
+
+def for_good(first_crossing):
+    """a peak that falls again does not count"""
+    got = first_crossing([0, 10, 20, 30], [0.1, 0.8, 0.2, 0.9], 0.5)
+    expect_equal(got, 30, "the crossing of a curve that falls back at step 20")
+
+
+def never_is_none(first_crossing):
+    """a curve that ends below has none"""
+    got = first_crossing([0, 10, 20], [0.1, 0.8, 0.2], 0.5)
+    expect(got is None, f"a curve that ends below the level has crossed at {got}; it should be "
+                         "None")
+
+
+EXERCISES = [
+    Exercise(
+        name="repeated_batch", source="data.repeated_batch", minutes=15, difficulty=2,
+        needed_for="training a model that has induction to learn",
+        task="All that can be predicted is what followed before.",
+        checks=(each_row_repeats, rows_have_periods_of_their_own, the_generator_decides),
+        hints=("One row at a time is fine: a period, a piece, repeated and cut off.",
+               "torch.randint(4, longest + 1, …): its upper end is left out.",
+               "n_ctx + 1 tokens hold inputs and targets: [:, :-1] and [:, 1:]."),
+        mistakes=(
+            Mistake("when all rows have one period",
+                    "        period = int(torch.randint(4, longest + 1, (1,), "
+                    "generator=generator))\n",
+                    "        period = longest\n"),
+            Mistake("when the longest period never comes up", "longest + 1, (1,)", "longest, (1,)"),
+            Mistake("when nothing repeats", "piece.repeat(times)[: n_ctx + 1]",
+                    "torch.randint(d_vocab, (n_ctx + 1,), generator=generator)"),
+            Mistake("when targets are the inputs", "windows[:, 1:]", "windows[:, :-1]"),
+        )),
+    Exercise(
+        name="earlier_occurrences", source="metrics.earlier_occurrences", minutes=10, difficulty=1,
+        needed_for="both scores", task="A table of comparisons.",
+        checks=(where_it_stood_before, all_of_them_count),
+        hints=("Compare a column of tokens with a row of the same.",
+               "tokens[:, :, None] == tokens[:, None, :].",
+               "Earlier means below the diagonal: tril(-1)."),
+        mistakes=(
+            Mistake("when a token finds itself", ".tril(-1)", ".tril()"),
+            Mistake("when it looks into the future", ".tril(-1)", ".triu(1)"),
+            Mistake("without an order: earlier and later", ".tril(-1)", ""),
+        )),
+    Exercise(
+        name="duplicate_token_score", source="metrics.duplicate_token_score", minutes=10,
+        difficulty=1, needed_for="telling induction from its neighbours",
+        task="Sum over keys, mean over queries.",
+        checks=(who_looks_at_the_same_token_scores_one, itself_does_not_count,
+                several_occurrences_are_summed, duplicates_equal_a_loop),
+        hints=("Multiply the pattern by the table of earlier occurrences.",
+               "How many queries have any? earlier.any(-1).sum(-1).",
+               "(pattern * earlier[:, None]).sum((-2, -1)) / n_queries[:, None]."),
+        mistakes=(
+            Mistake("when queries without an earlier occurrence count too",
+                    "earlier.any(-1).sum(-1)", "torch.full((len(tokens),), tokens.shape[1])"),
+            Mistake("with the mean over keys in place of their sum", "earlier.any(-1).sum(-1)",
+                    "earlier.sum((-2, -1))"),
+            Mistake("without the mean over queries", " / n_queries[:, None]", ""),
+        )),
+    Exercise(
+        name="induction_score", source="metrics.induction_score", minutes=15, difficulty=2,
+        needed_for="finding induction heads", task="One to the right of the earlier occurrence.",
+        checks=(who_looks_at_what_followed_scores_one, one_too_early_scores_nothing,
+                induction_equals_a_loop),
+        hints=("The key that counts is the one after the earlier occurrence.",
+               "Shift the table of earlier occurrences by one along the keys.",
+               "after[:, :, 1:] = earlier[:, :, :-1], and then as in duplicate_token_score."),
+        mistakes=(
+            Mistake("one place too early: at the earlier occurrence itself",
+                    "after[:, :, 1:] = earlier[:, :, :-1]", "after = earlier"),
+            Mistake("one place before the earlier occurrence",
+                    "after[:, :, 1:] = earlier[:, :, :-1]", "after[:, :, :-1] = earlier[:, :, 1:]"),
+            Mistake("when the queries are shifted in place of the keys",
+                    "after[:, :, 1:] = earlier[:, :, :-1]", "after[:, 1:] = earlier[:, :-1]"),
+            Mistake("when queries without an earlier occurrence count too",
+                    "after.any(-1).sum(-1)", "torch.full((len(tokens),), tokens.shape[1])"),
+            Mistake("with the pattern's queries and keys exchanged", "(pattern * after",
+                    "(pattern.mT * after"),
+        )),
+    Exercise(
+        name="wire_induction", source=None, minutes=15, difficulty=2,
+        needed_for="the ideal that a trained head is held against", task="By hand, in loops.",
+        checks=(each_query_looks_at_one_key, its_induction_score_is_one,
+                the_latest_occurrence_counts),
+        hints=("For each query, look for its token among the earlier positions.",
+               "The last one found is the latest.", "Attention 1 goes to the position after it."),
+        mistakes=(
+            Mistake("at the earlier occurrence itself: a duplicate-token head",
+                    "key = earlier + 1", "key = earlier"),
+            Mistake("at what followed the first occurrence, not the latest",
+                    "                    key = earlier + 1  # a later one takes its place\n",
+                    "                    key = earlier + 1\n                    break\n"),
+            Mistake("when a new token looks at itself", "            key = 0\n",
+                    "            key = query\n"),
+        )),
+    Exercise(
+        name="copy_prediction", source=None, minutes=10, difficulty=1,
+        needed_for="what the OV circuit does", task="From where it looks to what it says.",
+        checks=(it_predicts_what_it_looks_at, keys_with_one_token_add_up),
+        hints=("Each key holds a token: a one-hot vector.", "The pattern weighs these vectors.",
+               "pattern @ one_hot(tokens, d_vocab).float()."),
+        mistakes=(
+            Mistake("of the tokens that follow the keys", "one_hot(tokens, d_vocab)",
+                    "one_hot(tokens.roll(-1, 1), d_vocab)"),
+            Mistake("with the pattern transposed", "pattern @ hot", "pattern.mT @ hot"),
+            Mistake("of the query's own token", "pattern @ hot",
+                    "torch.eye(pattern.shape[-1])[-pattern.shape[1]:] @ hot"),
+        )),
+    Exercise(
+        name="loss_by_repeat", source=None, minutes=10, difficulty=1,
+        needed_for="seeing that induction helps", task="Mind the shift by one.",
+        checks=(the_first_time_and_the_repeat, all_rows_count),
+        hints=("Loss i is about token i + 1.", "Token `period` is the first that was there before: "
+               "loss period - 1.", "losses[:, : period - 1].mean(), losses[:, period - 1 "
+                                   ":].mean()."),
+        mistakes=(
+            Mistake("off by one: as if loss i were about token i", "losses[:, : period - 1]",
+                    "losses[:, :period]",
+                    also=(("losses[:, period - 1 :]", "losses[:, period:]"),)),
+            Mistake("when first and repeated are exchanged", "return first, repeated",
+                    "return repeated, first"),
+        )),
+    Exercise(
+        name="k_composition", source=None, minutes=15, difficulty=3,
+        needed_for="why it takes two layers", task="Which side of W_QK is the key's?",
+        checks=(keys_read_what_was_written, sizes_do_not_matter),
+        hints=("At the key stands resid @ W_OV, a row vector; W_QK wants the key on its right.",
+               "score = query @ W_QK @ (resid @ W_OV)^T.",
+               "W_QK @ W_OV.T; its norm over both norms."),
+        mistakes=(
+            Mistake("of the queries: Q-composition", "W_QK @ W_OV.T", "W_OV @ W_QK"),
+            Mistake("without the transposition", "W_QK @ W_OV.T", "W_QK @ W_OV"),
+            Mistake("without the division by the norms", " / (W_QK.norm() * W_OV.norm())", ""),
+        )),
+    Exercise(
+        name="first_crossing", source=None, minutes=10, difficulty=1,
+        needed_for="when a head is there (chapters 11 and 15)", task="For good.",
+        checks=(the_first_step_above, for_good, never_is_none),
+        hints=("Remember the step at which it rose to the level.",
+               "Forget it whenever the curve is below.", "Ask `is None`: step 0 is a step."),
+        mistakes=(
+            Mistake("when a peak that falls again counts",
+                    "        if value < level:\n            crossing = None\n        elif",
+                    "        if value >= level and"),
+            Mistake("when step 0 is taken for none", "elif crossing is None:",
+                    "elif not crossing:"),
+            Mistake("with the last step in place of the first", "elif crossing is None:", "else:"),
+        )),
+]
+
+PREDICTIONS = [
+    Prediction("How high is the induction score of a head that looks at the earlier occurrence "
+               "itself, one place too early?", lambda: 0.0, "one_too_early_scores_nothing"),
+    Prediction("Before training, what is the loss on a repeated token of 100, in nats?",
+               lambda: 4.60517, "about ln 100"),
+]
