@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from course.engine.catalogue import chapter_numbers, load_chapter
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "COURSE_ROADMAP.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```\n+```text\n(.*?)```", PAGE, flags=re.DOTALL)
@@ -118,6 +120,17 @@ The [seed](#seed) again.
             ("**nat** (0)", "**zero** (0)", "the entries are not in order")):
         faults = glossary_faults(good.replace(before, after))
         assert any(fault in each for each in faults), f"{after}: {faults}"
+
+
+def test_each_chapter_lists_its_exercises_with_their_minutes():
+    for number in chapter_numbers():
+        exercises = load_chapter(number).EXERCISES
+        chapter = PAGE.split(f"\n## {number} · ")[1].split("\n## ")[0]
+        build = " ".join(re.search(r"\*\*Build\*\* \(.*?\n\n", chapter, re.DOTALL)[0].split())
+        listed = ", ".join(f"`{each.name}` ({each.minutes})" for each in exercises)
+        assert listed in build, f"chapter {number} lists other exercises than course/ has"
+        minutes = sum(each.minutes for each in exercises)
+        assert f"**Build** ({minutes} minutes)" in build and f"CHAPTER={number}`" in build
 
 
 @pytest.mark.slow
