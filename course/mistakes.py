@@ -1,6 +1,6 @@
 """Checks the checks: mistakes must be caught, and what is right in another way must pass.
 
-    python course/mistakes.py            # every chapter
+    python course/mistakes.py            # every chapter, in about a minute
     python course/mistakes.py 4 6        # some
     python course/mistakes.py --verbose  # and what is said of each mistake
 

@@ -1,6 +1,7 @@
 """The course's engine: what is cut, what is checked, and what is said to the learner."""
 
 import ast
+import dataclasses
 import io
 import sys
 
@@ -15,7 +16,7 @@ from utils import UserError
 
 ATTEND = """
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k){scale}
-    seen = torch.ones(q.shape[1], q.shape[1]).tril() > 0
+    seen = causal_mask(q.shape[1], q.shape[1])
     pattern = scores.masked_fill(~seen, -math.inf).softmax(-1)
     return torch.einsum("bhqk,bkhd->bqhd", pattern, v)
 """
@@ -95,7 +96,7 @@ def test_nothing_that_a_learner_wrote_is_overwritten(folder, capsys):
 def test_a_mistake_in_other_words_is_called_by_its_name(folder):
     exercise.main(["start", "4"])
     path = folder / "chapter_04.py"
-    write_solution(path, 4, "causal_mask", "    return None\n")  # must not fail the others
+    write_solution(path, 4, "causal_mask", "    return None\n")  # attend gets ours
     write_solution(path, 4, "attend", ATTEND.format(scale=""))
     found = verdict_on(folder, "attend")
     assert found.mistake == "without the division by sqrt(d_head)"
@@ -131,9 +132,16 @@ def test_after_a_check_the_library_is_what_it_was():
 
 def test_what_a_mistake_gives_is_not_named_where_another_gives_the_same():
     chapter = catalogue.load_chapter(4)
-    found = catalogue.find_exercise(chapter, "attend")
-    zero = checking.judge(chapter, found, lambda self, q, k, v, key_mask=None: torch.zeros_like(v))
-    assert zero.status == "wrong" and zero.mistake == ""
+    found = catalogue.find_exercise(chapter, "ov_matrix")
+
+    def transposed(W_V, W_O):
+        return (W_V @ W_O).mT
+
+    assert checking.judge(chapter, found, transposed).mistake == "when the matrix is transposed"
+    another = dataclasses.replace(found.mistakes[0], name="in another way")
+    both = dataclasses.replace(found, mistakes=(*found.mistakes, another))
+    verdict = checking.judge(chapter, both, transposed)
+    assert verdict.status == "wrong" and verdict.mistake == ""
 
 
 def test_copies_of_arguments_keep_gradients_and_what_is_there_twice():

@@ -70,6 +70,10 @@ def lengths_count(dimensionality):
     expect_close(got, torch.tensor([0.2, 0.8]), "the dimensionality", "feature",
                  ask="|W_i|^2 over the sum of squares of the projections of all W_j on W_i's "
                  "direction")
+
+
+def it_equals_a_loop(dimensionality):
+    """it equals a loop over all pairs of features"""
     W = random(2, 5)
     want = [W[:, i].norm() ** 2 / sum((W[:, i] @ W[:, j] / W[:, i].norm()) ** 2 for j in range(5))
             for i in range(5)]
@@ -223,15 +227,12 @@ EXERCISES = [
         name="dimensionality", source=None, minutes=15, difficulty=2,
         needed_for="seeing polygons", task="How much of a dimension is one's own.",
         checks=(a_dimension_of_its_own_is_one, polygons_share_evenly, who_is_not_there_has_none,
-                lengths_count),
+                lengths_count, it_equals_a_loop),
         hints=("unit.T @ W holds the projection of every W_j on every direction w_i.",
                "Square, and sum over j: row i.", "length**2 / shared, with clamps against 0 / 0."),
         mistakes=(
-            Mistake("when the others' directions count, and not their lengths",
-                    "(unit.T @ W).pow(2)", "(unit.T @ unit).pow(2)",
-                    also=(("return length**2 / shared.clamp(min=1e-12)",
-                           "return (length > 0) / shared.clamp(min=1e-12)"),)),
-            Mistake("with the sum over i in place of j", ".sum(1)", ".sum(0)"),
+            Mistake("with the sum over i in place of j: the others' lengths drop out", ".sum(1)",
+                    ".sum(0)"),
             Mistake("with the length in place of its square", "return length**2",
                     "return length"),
             Mistake("when 0 is divided by 0", "shared.clamp(min=1e-12)", "shared"),
