@@ -113,7 +113,8 @@ def run(cfg, folder):
     cfg: a DictionaryConfig. folder: for the page, and for what is trained here and kept.
     """
     if cfg.quick:
-        cfg = replace(cfg, seeds=cfg.seeds[:1], prompts=min(cfg.prompts, 4))
+        cfg = replace(cfg, seeds=cfg.seeds[:1], prompts=min(cfg.prompts, 2),
+                      shown=min(cfg.shown, 10))
     is_own = cfg.run_name is None and cfg.model is None
     judged = is_own and not cfg.quick
 
