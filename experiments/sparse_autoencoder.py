@@ -57,7 +57,7 @@ from experiments.dictionaries.report_transcoder import (
     transcoder_figure,
 )
 from experiments.dictionaries.subjects import load_subjects
-from experiments.dictionaries.trained import fit_to_subject, measure_subject, recipe_for
+from experiments.dictionaries.trained import measure_subject, recipe_for
 from utils import Progress, UserError, run_program
 
 COUNTED = tuple(kind for kind in KINDS if "TopK" in kind or kind == "Matryoshka")
@@ -122,9 +122,10 @@ def run(cfg, folder):
     trained = []
     summary = []
     for number, subject in enumerate(load_subjects(cfg, folder)):
-        trained.append(measure_subject(subject, cfg.recipe(subject), subject.seed))
+        measured, dictionary = measure_subject(subject, cfg.recipe(subject), subject.seed)
+        trained.append(measured)
         if number == 0:
-            summary.append(write_features(cfg, subject, folder))
+            summary.append(write_features(cfg, subject, dictionary, folder))
     claims = trained_claims(trained, judged)
     if not is_own:
         return {"found": " ".join(summary), "claims": claims, "trained": trained}
@@ -150,9 +151,8 @@ def run(cfg, folder):
             "known": known, "trained": trained, "transcoders": transcoders}
 
 
-def write_features(cfg, subject, folder):
+def write_features(cfg, subject, dictionary, folder):
     """Writes the page of a Subject's features; returns a sentence on what it shows."""
-    dictionary, _ = fit_to_subject(subject, cfg.recipe(subject), subject.seed)
     features = describe_features(subject, dictionary, n_features=cfg.shown, seed=subject.seed)
     page = make_page(subject, dictionary, features)
     write_page(folder / "features.html", page)

@@ -206,11 +206,12 @@ def test_an_exact_dictionary_recovers_all_of_the_loss_and_a_constant_none():
     for at in ("blocks.1.mlp.hook_post", "blocks.0.hook_resid_post"):
         subject = word_subject(at=at)
         mean = trained.collect(subject.model, subject.tokens, at).mean(0)
-        exact = trained.loss_recovered(subject, Copy(), mean)
+        reference = trained.reference_losses(subject, mean)
+        exact = trained.loss_recovered(subject, Copy(), reference)
         assert exact["against_mean"] == exact["against_zero"] == 1
-        none = trained.loss_recovered(subject, Constant(mean), mean)
+        none = trained.loss_recovered(subject, Constant(mean), reference)
         assert none["against_mean"] == 0, none
-        nothing = trained.loss_recovered(subject, Constant(torch.zeros_like(mean)), mean)
+        nothing = trained.loss_recovered(subject, Constant(torch.zeros_like(mean)), reference)
         assert nothing["against_zero"] == 0, nothing
         assert len({nothing["clean"], nothing["mean"], nothing["zero"]}) == 3
 
@@ -451,17 +452,12 @@ def test_steering_along_what_writes_a_word_beats_random_directions_and_the_rever
 # All of it
 
 
-def test_shuffling_keeps_each_number_and_breaks_what_they_have_to_do_with_each_other(monkeypatch):
+def test_shuffling_keeps_each_number_and_breaks_what_they_have_to_do_with_each_other():
     subject = word_subject()
-    shown = {}
-
-    def remember(recipe, x, seed):
-        shown["x"] = x
-
-    monkeypatch.setattr(trained, "fit_dictionary", remember)
-    _, x = trained.fit_to_subject(subject, None, 0, shuffled=True)
-    assert torch.equal(shown["x"].sort(0).values, x.sort(0).values)
-    before, after = (each.T.corrcoef().fill_diagonal_(0).abs().mean() for each in (x, shown["x"]))
+    x = trained.collect(subject.model, subject.tokens, subject.at)
+    shown = trained.shuffle_columns(x, 0)
+    assert torch.equal(shown.sort(0).values, x.sort(0).values)
+    before, after = (each.T.corrcoef().fill_diagonal_(0).abs().mean() for each in (x, shown))
     assert after < 0.5 * before
 
 
@@ -514,10 +510,10 @@ def test_a_small_run_measures_words_and_text_and_leaves_nothing_open(tmp_path, m
     assert [one.at for one in found] == ["blocks.1.mlp.hook_post", "blocks.1.hook_resid_post",
                                          "blocks.2.mlp.hook_post", "blocks.2.hook_resid_post"]
     recipe = DictionaryRecipe("TopK", 4, 64, steps=40)
-    results = [trained.measure_subject(one, recipe, 0) for one in found]
+    results = [trained.measure_subject(one, recipe, 0)[0] for one in found]
     assert len(trained_claims(results, judged=False)) == 10 + 2 * 3
     assert variables_figure(results[0]).axes[0].get_title(loc="left").startswith("words, seed 0")
-    assert results[0] == trained.measure_subject(found[0], recipe, 0), "not the same again"
+    assert results[0] == trained.measure_subject(found[0], recipe, 0)[0], "not the same again"
 
 
 def options(folder, **more):

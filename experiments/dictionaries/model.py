@@ -49,6 +49,9 @@ WAKE_UNTIL = 0.7  # of training, so that all can settle
 class Dictionary:
     """What all kinds share. `sparsity` is a penalty's weight, or how many latents may be active.
 
+    Each kind adds activate(pre, training=False), [batch, latent] -> z [batch, latent], 0 or more;
+    training: the batch is one of training.
+
     W_enc [d_in, latent], b_enc [latent], W_dec [latent, d_out], b_dec [d_out].
     """
 
@@ -94,10 +97,6 @@ class Dictionary:
     def pre(self, x):
         """[batch, d_in] -> [batch, latent]: what each latent sees, before it may be active."""
         return torch.addmm(self.b_enc, x, self.W_enc)
-
-    def activate(self, pre, training=False):
-        """[batch, latent] -> z [batch, latent], 0 or more. training: the batch is a training's."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def encode(self, x):

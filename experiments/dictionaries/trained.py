@@ -75,20 +75,25 @@ def spliced_loss(subject, splice=None):
     return torch.cat(losses).mean().item()
 
 
-def loss_recovered(subject, dictionary, mean):
+def reference_losses(subject, mean):
+    """{"clean", "mean", "zero"}: the losses that any dictionary is compared with, in nats a token:
+    with the activation as it is, its mean on other texts, [d], or 0."""
+    return {"clean": spliced_loss(subject), "mean": spliced_loss(subject, mean.expand_as),
+            "zero": spliced_loss(subject, torch.zeros_like)}
+
+
+def loss_recovered(subject, dictionary, reference):
     """What a dictionary keeps of what the model needs at subject.at: a dict.
 
-    mean: [d], the activations' mean on other texts. clean, spliced, mean, zero: losses in nats a
-    token, as it is and with the reconstruction, the mean, or 0 there. against_mean, against_zero:
-    (ablated - spliced) / (ablated - clean): 1 where nothing is lost, 0 where all is.
+    reference: of `reference_losses`; they are in the result too. spliced: the loss with the
+    reconstruction in place. against_mean, against_zero: (ablated - spliced) / (ablated - clean): 1
+    where nothing is lost, 0 where all is.
     """
-    clean = spliced_loss(subject)
     spliced = spliced_loss(subject, lambda x: dictionary.decode(dictionary.encode(x)))
-    of_mean = spliced_loss(subject, mean.expand_as)
-    of_zero = spliced_loss(subject, torch.zeros_like)
-    return {"clean": clean, "spliced": spliced, "mean": of_mean, "zero": of_zero,
-            "against_mean": (of_mean - spliced) / (of_mean - clean),
-            "against_zero": (of_zero - spliced) / (of_zero - clean)}
+    clean = reference["clean"]
+    return reference | {"spliced": spliced} | {
+        f"against_{way}": (reference[way] - spliced) / (reference[way] - clean)
+        for way in ("mean", "zero")}
 
 
 # What a latent says
@@ -414,19 +419,12 @@ def recipe_for(subject):
     return WORD_DICTIONARY if subject.variables else TEXT_DICTIONARY
 
 
-def fit_to_subject(subject, recipe, seed, *, shuffled=False):
-    """(dictionary, x [n, d]): that of a Subject's activations, and these.
-
-    shuffled: each of the d numbers is taken from a position of its own, so that each is distributed
-    as before and no two have to do with each other; x is then as it was.
-    """
-    x = collect(subject.model, subject.tokens, subject.at)
-    shown = x
-    if shuffled:
-        generator = seeded_generator(seed_for("shuffled activations", seed))
-        orders = [torch.randperm(len(x), generator=generator) for _ in range(x.shape[1])]
-        shown = x.gather(0, torch.stack(orders, 1))
-    return fit_dictionary(recipe, shown, seed), x
+def shuffle_columns(x, seed):
+    """x [n, d], with each of the d numbers taken from a row of its own: each is distributed as
+    before, and no two have to do with each other."""
+    generator = seeded_generator(seed_for("shuffled activations", seed))
+    orders = [torch.randperm(len(x), generator=generator) for _ in range(x.shape[1])]
+    return x.gather(0, torch.stack(orders, 1))
 
 
 def untrained_twin(subject, seed):
@@ -435,7 +433,8 @@ def untrained_twin(subject, seed):
 
 
 def measure_subject(subject, recipe, seed):
-    """All that is measured of a Subject and the dictionary of a DictionaryRecipe, as plain values.
+    """(all that is measured of a Subject and the dictionary of a DictionaryRecipe, as plain values,
+    and that Dictionary).
 
     {"name", "at", "d", "kind", "sparsity", "n_latents", "fit": as `describe_fit`, "loss": as
     `loss_recovered`, "shuffled" and "untrained": {"fit", "loss"} of the dictionary of shuffled
@@ -446,21 +445,23 @@ def measure_subject(subject, recipe, seed):
     "probe_untrained": [AUROC of each variable], "steered": as `steer_by_variables`,
     "steered_shuffled", "steered_untrained"}.
     """
-    dictionary, x = fit_to_subject(subject, recipe, seed)
-    of_shuffled, _ = fit_to_subject(subject, recipe, seed, shuffled=True)
+    x = collect(subject.model, subject.tokens, subject.at)
     held_out = collect(subject.model, subject.held_out, subject.at)
+    dictionary = fit_dictionary(recipe, x, seed)
+    of_shuffled = fit_dictionary(recipe, shuffle_columns(x, seed), seed)
+    untrained = fit_dictionary(replace(recipe, steps=0), x, seed)
 
     found = {"name": subject.name, "at": subject.at, "d": x.shape[1], "kind": recipe.kind,
              "sparsity": recipe.sparsity, "n_latents": recipe.n_latents}
-    untrained, _ = fit_to_subject(subject, replace(recipe, steps=0), seed)
+    reference = reference_losses(subject, x.mean(0))
     for name, one in (("", dictionary), ("shuffled", of_shuffled), ("untrained", untrained)):
         part = found.setdefault(name, {}) if name else found
         part["fit"] = describe_fit(one, held_out)
-        part["loss"] = loss_recovered(subject, one, x.mean(0))
+        part["loss"] = loss_recovered(subject, one, reference)
     found["effects"] = steer_by_effect(subject, held_out, dictionary, seed)
     if subject.variables:
         found |= measure_variables(subject, recipe, dictionary, of_shuffled, seed)
-    return found
+    return found, dictionary
 
 
 def measure_variables(subject, recipe, dictionary, of_shuffled, seed):
@@ -472,7 +473,8 @@ def measure_variables(subject, recipe, dictionary, of_shuffled, seed):
         "neuron": lambda x: x, "random": read_random, "shuffled": of_shuffled.encode})
 
     untrained = untrained_twin(subject, seed)
-    of_untrained, _ = fit_to_subject(untrained, recipe, seed)
+    of_untrained = fit_dictionary(
+        recipe, collect(untrained.model, untrained.tokens, untrained.at), seed)
     halves_untrained = Halves.of(untrained)
     said |= variable_scores(halves_untrained, {"untrained": of_untrained.encode})
 
