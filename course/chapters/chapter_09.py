@@ -2,33 +2,13 @@
 
 import torch
 
-from config import ModelConfig
 from course.engine.catalogue import Exercise, Mistake, Prediction
 from course.engine.expect import expect, expect_close, random, random_ids
-from model import GPT
+from course.engine.models import answer, busy_model, cache_of
 
 IMPORTS = ["import torch"]
 CLEAN = random_ids(9, 3, 5)
 CORRUPTED = random_ids(9, 3, 5, seed=1)
-
-
-def tiny_model():
-    """A GPT whose weights are all large and random."""
-    model = GPT(ModelConfig(n_layers=2, n_heads=2, d_model=6, n_ctx=8, d_vocab=9))
-    with torch.no_grad():
-        for seed, weight in enumerate(model.parameters()):
-            weight.copy_(0.5 * random(*weight.shape, seed=seed) + (weight.ndim == 1))
-    return model.eval()
-
-
-def cache_of(model, tokens):
-    with torch.no_grad():
-        return model.run_with_cache(tokens)[1]
-
-
-def answer(logits):
-    """A metric: the logit of token 3 less that of token 5 at the end, [batch]."""
-    return logits[:, -1, 3] - logits[:, -1, 5]
 
 
 # derangement
@@ -102,7 +82,7 @@ def resample_takes_another_text(replacement_value):
 
 def its_own_value_changes_nothing(ablated_logits):
     """a head's own z in its place changes nothing"""
-    model = tiny_model()
+    model = busy_model()
     z = cache_of(model, CLEAN)["z", 1]
     expect_close(ablated_logits(model, CLEAN, 1, 0, z), model(CLEAN), "the logits",
                  "batch pos d_vocab")
@@ -110,7 +90,7 @@ def its_own_value_changes_nothing(ablated_logits):
 
 def zero_is_zero_in_W_O(ablated_logits):
     """zero z of one head does what zeros in its W_O do"""
-    model, other = tiny_model(), tiny_model()
+    model, other = busy_model(), busy_model()
     other.blocks[0].attn.W_O.data[1] = 0
     zero = torch.zeros(1, 1, 2, 3)
     expect_close(ablated_logits(model, CLEAN, 0, 1, zero), other(CLEAN), "the logits",
@@ -119,7 +99,7 @@ def zero_is_zero_in_W_O(ablated_logits):
 
 def the_model_is_as_before(ablated_logits):
     """afterwards the model is what it was"""
-    model = tiny_model()
+    model = busy_model()
     before = model(CLEAN)
     ablated_logits(model, CLEAN, 0, 1, torch.zeros(1, 1, 2, 3))
     expect_close(model(CLEAN), before, "the logits of the next run", "batch pos d_vocab",
@@ -133,14 +113,14 @@ STREAM = "blocks.1.hook_resid_pre"
 
 def clean_into_clean_is_nothing(patch_position):
     """a run's own activation changes nothing"""
-    model = tiny_model()
+    model = busy_model()
     expect_close(patch_position(model, CLEAN, cache_of(model, CLEAN), STREAM, 2), model(CLEAN),
                  "the logits", "batch pos d_vocab")
 
 
 def before_the_position_nothing_moves(patch_position):
     """a patch at position 2 leaves the logits of 0 and 1, and changes those of 2"""
-    model = tiny_model()
+    model = busy_model()
     logits = patch_position(model, CORRUPTED, cache_of(model, CLEAN), STREAM, 2)
     moved = (logits - model(CORRUPTED)).abs().amax((0, 2))
     expect(bool((moved[:2] < 1e-5).all()), f"a patch at position 2 moves the logits of an earlier "
@@ -150,7 +130,7 @@ def before_the_position_nothing_moves(patch_position):
 
 def it_is_the_naive_edit(patch_position):
     """it equals going on from the stream in which that position was exchanged"""
-    model = tiny_model()
+    model = busy_model()
     resid = model.run_blocks(model.embed(CORRUPTED), stop=1).detach()
     resid[:, 2] = model.run_blocks(model.embed(CLEAN), stop=1)[:, 2].detach()
     want = model.unembed(model.run_blocks(resid, start=1))
@@ -160,7 +140,7 @@ def it_is_the_naive_edit(patch_position):
 
 def the_cache_is_left_alone(patch_position):
     """what was cached stays as it was"""
-    model = tiny_model()
+    model = busy_model()
     cache = cache_of(model, CLEAN)
     before = cache[STREAM].clone()
     patch_position(model, CORRUPTED, cache, STREAM, 2)
@@ -172,21 +152,21 @@ def the_cache_is_left_alone(patch_position):
 
 def it_has_a_number_for_each_place(denoise_stream):
     """it is [layer, pos]"""
-    values = denoise_stream(tiny_model(), CLEAN, CORRUPTED, answer)
+    values = denoise_stream(busy_model(), CLEAN, CORRUPTED, answer)
     expect(getattr(values, "shape", None) == (2, 5), f"for 2 layers and 5 positions it should be "
            f"[2, 5], not {list(getattr(values, 'shape', []))}")
 
 
 def with_the_same_text_it_is_the_metric(denoise_stream):
     """clean into clean is the clean metric, everywhere"""
-    model = tiny_model()
+    model = busy_model()
     want = answer(model(CLEAN)).mean().expand(2, 5)
     expect_close(denoise_stream(model, CLEAN, CLEAN, answer), want, "the metric", "layer pos")
 
 
 def the_corrupted_run_is_patched_from_the_clean_one(denoise_stream):
     """each cell equals the edit of the corrupted run by hand"""
-    model = tiny_model()
+    model = busy_model()
     values = denoise_stream(model, CLEAN, CORRUPTED, answer)
     for layer, pos in ((0, 4), (1, 4), (0, 1)):
         resid = model.run_blocks(model.embed(CORRUPTED), stop=layer).detach()
@@ -217,14 +197,14 @@ def it_may_be_above_one(normalise_effect):
 
 def from_the_same_text_nothing_moves(direct_effect):
     """with the same text twice the logits are the clean ones"""
-    model = tiny_model()
+    model = busy_model()
     expect_close(direct_effect(model, CLEAN, CLEAN, 0, 1), model(CLEAN), "the logits",
                  "batch pos d_vocab")
 
 
 def a_head_of_the_last_layer_has_no_other_way_but_the_mlp(direct_effect):
     """only the head's write is exchanged, in the last stream"""
-    model = tiny_model()
+    model = busy_model()
     clean, corrupted = cache_of(model, CLEAN), cache_of(model, CORRUPTED)
     for layer, head in ((1, 0), (0, 1)):
         change = (corrupted["z", layer] - clean["z", layer])[:, :, head]

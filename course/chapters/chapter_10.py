@@ -2,10 +2,9 @@
 
 import torch
 
-from config import ModelConfig
 from course.engine.catalogue import Exercise, Mistake, Prediction
 from course.engine.expect import Wrong, expect_close, expect_equal, random, random_ids
-from model import GPT
+from course.engine.models import answer, busy_model, cache_of
 
 IMPORTS = ["import torch"]
 CLEAN = random_ids(9, 3, 5)
@@ -14,23 +13,8 @@ STREAM = "blocks.1.hook_resid_pre"
 
 
 def tiny_model(**changes):
-    """A GPT in float64, whose weights are all large and random."""
-    shape = {"n_layers": 2, "n_heads": 2, "d_model": 6, "n_ctx": 8, "d_vocab": 9}
-    model = GPT(ModelConfig(**shape | changes)).double()
-    with torch.no_grad():
-        for seed, weight in enumerate(model.parameters()):
-            weight.copy_(0.5 * random(*weight.shape, seed=seed) + (weight.ndim == 1))
-    return model.eval()
-
-
-def answer(logits):
-    """A metric: the logit of token 3 less that of token 5 at the end, [batch]."""
-    return logits[:, -1, 3] - logits[:, -1, 5]
-
-
-def cache_of(model, tokens):
-    with torch.no_grad():
-        return model.run_with_cache(tokens)[1]
+    """A `busy_model` in float64."""
+    return busy_model(**changes).double()
 
 
 # linear_estimate

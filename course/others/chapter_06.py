@@ -91,7 +91,8 @@ def token_probs_as_loop(logits, temperature=1.0, top_k=None, top_p=None):
     for row in (logits / temperature).softmax(-1):
         order = row.argsort(descending=True).tolist()[:top_k]
         total = sum(row[i].item() for i in order)
-        kept, reached = [], 0.0
+        kept = []
+        reached = 0.0
         for i in order:
             kept.append(i)
             reached += row[i].item() / total
