@@ -411,7 +411,10 @@ def length_of_overlap(text, stop):
 
 
 def merge_pair(pieces, pair):
-    """The pieces, with every occurrence of the pair merged, from the left."""
+    """The pieces with every occurrence of the pair, from the left, made one piece.
+
+    pieces: a list of bytes; pair: (left, right). Returns a list of bytes, in a new list.
+    """
     merged = []
     i = 0
     while i < len(pieces):

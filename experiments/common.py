@@ -554,14 +554,39 @@ def page_to_open(folder):
     return pages[0] if pages else folder.parent / "index.html"
 
 
+# What the experiments' own pages begin with; a template adds its title, its own style and the rest.
+# Nothing is loaded from elsewhere.
+PAGE_HEAD = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+      content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<style>
+:root { color-scheme: light dark;
+  --page: light-dark(#f6f7f9, #14171c); --card: light-dark(#fff, #1d2129);
+  --ink: light-dark(#1c2126, #e6e9ee); --faint: light-dark(#5a646e, #a3adb9);
+  --line: light-dark(#d9dee4, #363d48); --look: light-dark(#0b4f85, #7cc7f5);
+  --mark: light-dark(#b3470a, #ffb454); --on: light-dark(#fff, #10141a) }
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 96rem; padding: 1.2rem; background: var(--page);
+  color: var(--ink); font: 15px/1.45 system-ui, sans-serif }
+h1 { font-size: 1.35rem; margin: 0 0 .2rem } h2 { font-size: 1.05rem; margin: 0 0 .3rem }
+p { margin: .2rem 0; max-width: 62rem } .faint { color: var(--faint); font-size: 13px }
+:focus-visible { outline: 3px solid var(--mark); outline-offset: 1px }
+button[aria-pressed=true] { background: var(--look); border-color: var(--look); color: var(--on) }
+.controls { display: flex; flex-wrap: wrap; gap: .35rem 1.4rem; margin: .7rem 0 }
+</style>
+"""
+
+
 def write_page(path, template, values):
-    """Write an experiment's own page: the template with `values`, plain values, in the script that
-    the template leaves as {}."""
+    """Write an experiment's own page: PAGE_HEAD and the template, with `values`, plain values, in
+    the script that the template leaves as {}."""
     # No text in the values may end the script or begin a tag.
     data = json.dumps(values, allow_nan=False).replace("<", "\\u003c")
     before, after = template.read_text(encoding="utf-8").split("{}</script>")
     with atomic_write(path, "w") as file:
-        file.write(f"{before}{data}</script>{after}")
+        file.write(f"{PAGE_HEAD}{before}{data}</script>{after}")
 
 
 # The page of all experiments

@@ -122,6 +122,25 @@ class Browser:
             self.send("Input.dispatchKeyEvent", type="keyDown", **key, **text)
             self.send("Input.dispatchKeyEvent", type="keyUp", **key)
 
+    def texts(self):
+        """[contrast with what is behind it, font size, right edge] of each element with a text of
+        its own; the last two in pixels."""
+        return self.run("""(() => {
+          const rgb = t => t.match(/[\\d.]+/g).map(Number);
+          const behind = box => { const c = rgb(getComputedStyle(box).backgroundColor);
+            return c.length == 4 && c[3] == 0 ? box.parentElement ? behind(box.parentElement)
+              : [255, 255, 255] : c };
+          const linear = x => x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4;
+          const light = c => c.slice(0, 3).map(x => linear(x / 255))
+            .reduce((sum, x, k) => sum + x * [.2126, .7152, .0722][k], 0);
+          return [...document.querySelectorAll('body *:not(script):not(style):not(option)')]
+            .filter(box => [...box.childNodes].some(c => c.nodeType == 3 && c.data.trim()))
+            .map(box => { const style = getComputedStyle(box);
+              const pair = [light(rgb(style.color)), light(behind(box))];
+              return [(Math.max(...pair) + .05) / (Math.min(...pair) + .05),
+                parseFloat(style.fontSize), box.getBoundingClientRect().right] })
+          })()""")
+
     def screenshot(self, path):
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
 

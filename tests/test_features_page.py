@@ -556,19 +556,7 @@ def test_words_are_large_enough_stand_out_and_are_not_clipped(opened, scheme, wi
     opened.size(width, 900)
     opened.scheme(scheme)
     assert opened.run("document.documentElement.scrollWidth") <= width
-    found = opened.run("""(() => {
-      const rgb = t => t.match(/[\\d.]+/g).map(Number);
-      const behind = box => { const c = rgb(getComputedStyle(box).backgroundColor);
-        return c.length == 4 && c[3] == 0 ? box.parentElement ? behind(box.parentElement)
-          : [255, 255, 255] : c };
-      const light = c => c.slice(0, 3).map(x => x / 255).map(x => x <= .04045 ? x / 12.92
-        : ((x + .055) / 1.055) ** 2.4).reduce((sum, x, k) => sum + x * [.2126, .7152, .0722][k], 0);
-      return [...document.querySelectorAll('body *:not(script):not(style)')]
-        .filter(box => [...box.childNodes].some(c => c.nodeType == 3 && c.data.trim()))
-        .map(box => { const pair = [light(rgb(getComputedStyle(box).color)), light(behind(box))];
-          return [(Math.max(...pair) + .05) / (Math.min(...pair) + .05),
-            parseFloat(getComputedStyle(box).fontSize), box.getBoundingClientRect().right] })
-      })()""")
+    found = opened.texts()
     contrast, size, right = map(list, zip(*found, strict=True))
     assert len(found) > 200 and min(contrast) >= 4.5 and min(size) >= 11  # WCAG 2, level AA
     assert max(right) <= width

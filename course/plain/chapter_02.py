@@ -6,6 +6,8 @@ from collections import Counter
 
 import torch
 
+from tokenizer import merge_pair
+
 
 def entropy_of(options):
     """How many nats the next word costs on average, to one who knows its chances.
@@ -75,23 +77,6 @@ def learn_merges(word_counts, n_merges):
         merges.append(best)
         words = [(merge_pair(pieces, best), n) for pieces, n in words]
     return merges
-
-
-def merge_pair(pieces, pair):
-    """The pieces with every occurrence of the pair, from the left, made one piece.
-
-    pieces: a list of bytes; pair: (left, right). Returns a list of bytes, in a new list.
-    """
-    merged = []
-    i = 0
-    while i < len(pieces):
-        if i + 1 < len(pieces) and (pieces[i], pieces[i + 1]) == tuple(pair):
-            merged.append(pieces[i] + pieces[i + 1])
-            i += 2
-        else:
-            merged.append(pieces[i])
-            i += 1
-    return merged
 
 
 def bpe_merge(self, word):
