@@ -142,6 +142,7 @@ def copied(value, memo):
     else:
         copy_ = copy.deepcopy(value, memo)
     memo[id(value)] = copy_
+
     return copy_
 
 
@@ -185,6 +186,7 @@ def alike(one, other):
         return torch.equal(one.get_state(), other.get_state())
     if hasattr(one, "__dict__") and type(one) is type(other) and not callable(one):
         return alike(vars(one), vars(other))
+
     return type(one) is type(other) and (one is other or one == other
                                          or not hasattr(one, "__eq__"))
 

@@ -154,6 +154,7 @@ def summarise(views, ranking, claims):
     n_failed = sum(each.holds is False for each in claims)
     sentences.append("No claim fails." if n_failed == 0
                      else f"{n_failed} of {len(claims)} claims fail.")
+
     return " ".join(sentences)
 
 

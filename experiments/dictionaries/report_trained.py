@@ -108,6 +108,7 @@ def said_claims(results, judged):
     shuffled = mean_text(results, lambda one: carried_ratio(one, "shuffled"))
     shares = (mean_text(results, lambda one: one["said"]["latent"]["carried"]["share"]),
               mean_text(results, lambda one: one["said"]["neuron"]["carried"]["share"]))
+
     return [
         seed_claim("… AUROC of the best latent, less that of the best neuron (MLP) or dimension "
                    "(stream), mean over variables, among equal words", results, lead_over_neuron,
@@ -178,6 +179,7 @@ def steered_claims(results, judged):
     by_means = mean_text(results, lambda one: fmean(
         each["means"] for each in one["steered"].values()))
     groups = shares_of_groups(results)
+
     return [
         seed_claim(f"… variables whose word gains more along their latent than along each of "
                    f"{N_RANDOM} random directions", results,

@@ -98,6 +98,7 @@ def suppressor_claims(models, learned, judged):
     once = fmean(one["others"]["once"] for one in strongest)
     others = [each["suppresses"] for one in models for each in one["heads"]
               if each is not head_of(one)]
+
     return [
         add_control(
             claim("heads whose OV circuit suppresses names: direct effect / logit difference",
@@ -150,6 +151,7 @@ def reading_claims(models, learned, judged):
     strongest = [one["strongest"] for one in models]
     after = fmean(one["others"]["after"] for one in strongest)
     by_values = fmean(-one["strongest"]["inputs"]["v"] / one["diff"] for one in models)
+
     return [
         add_control(
             claim("strongest head: attention to the giver and the words after it",
@@ -187,6 +189,7 @@ def copying_claims(models, judged):
     most = max(max(each["others"]) for each in songs)
     by_chance = fmean(len(one["songs"]["copiers"]) / len(one["heads"]) for one in models)
     shared = [len(both_copy(one)) / max(1, len(one["roles"]["copiers"])) for one in models]
+
     return [
         add_control(
             claim("name-copying heads removed: fall of the log-odds of the two named people "
@@ -223,6 +226,7 @@ def edge_claims(models, learned, judged):
     exact = fmean(each["exact_cpr"] for each in edges)
     random = fmean(median(each["random"]) for each in edges)
     stood = {name: sum(each["tests"][name] for each in edges) for name in edges[0]["tests"]}
+
     return [
         add_control(claim(f"edge attribution and {edges[0]['n_edges']} exact edges (Spearman)",
                           [each["rho"] for each in edges], above=0.3, holds=sure, judged=judged),

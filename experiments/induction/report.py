@@ -178,6 +178,7 @@ def ablation_claims(seeds, judged):
     """How much the loss rises when the heads are removed."""
     intact = mean_text(seeds, lambda result: result["ablation"]["nothing"]["induction"])
     best_alone = mean_text(seeds, lambda result: ablation_rise(result, "induction head"))
+
     return [
         add_control(
             seed_claim("previous-token head removed: rise of the loss on repeats (nats)", seeds,
@@ -276,6 +277,7 @@ def describe_findings(seeds):
                  f"{circuits}.")
     else:
         heads = f"No induction circuit forms in any of {len(seeds)} seeds."
+
     return (f"{heads} On average the best previous-token head pays {previous} of its attention to "
             f"the token before, and the best induction head pays {induction} to the token after "
             "the last occurrence of the current one. Training takes the loss on repeats from "

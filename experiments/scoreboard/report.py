@@ -95,6 +95,7 @@ def trained_claims(rows, judged):
     if agreements:
         claims.append(claim("order of the methods by CMD: Spearman of two seeds, trained models",
                             agreements, control="0 for unrelated orders"))
+
     return claims
 
 

@@ -138,6 +138,7 @@ def intervention_claims(seeds, judged):
     """The effects of removing heads, of patching the prediction, and of CSPA."""
     free = mean_text(seeds, fact("trained", "ablation", "team", "free"))
     alone = mean_text(seeds, fact("trained", "ablation", "head", "naive copy"))
+
     return [
         seed_claim("these heads removed: rise of the loss where the likeliest successor was seen "
                    "(nats)", seeds,
@@ -190,6 +191,7 @@ def circuit_claims(seeds, judged):
                    fact("circuit", "stability"),
                    beside=f"chance {mean_text(seeds, fact('circuit', 'by chance'))}"),
     ]
+
     return lines + [seed_claim(f"{test}: the circuit passes (share of seeds)", seeds,
                                fact("circuit", "tests", test, "holds"), beside=words)
                     for test, words in TESTS.items()]
