@@ -28,6 +28,7 @@ from urllib.parse import quote as quote_address
 
 import torch
 
+import corpus
 import plotting
 from checkpoint import (
     config_of,
@@ -38,6 +39,7 @@ from checkpoint import (
     save_checkpoint,
 )
 from config import SEEDS, Config, check_field, config_from_dict, flag_parser, option
+from data import last_token_boundary, random_batch
 from losses import cross_entropy
 from model import GPT
 from train import fit
@@ -47,7 +49,9 @@ from utils import (
     atomic_write,
     printable,
     read_json,
+    read_text,
     read_torch_file,
+    seeded_generator,
     write_json,
 )
 
@@ -426,6 +430,29 @@ def fit_with_progress(model, next_batch, how, label, *, loss_fn=cross_entropy, t
     for step in fit(model, next_batch, how, loss_fn=loss_fn):
         trainings.show(step.number, f"loss {step.loss:.2f}")
     trainings.close()
+
+
+def train_on_text_(model, tokens, how, seed, label, *, trainings=None):
+    """Train the model in place on windows from anywhere in a text, tokens [n], with the batches of
+    a seed. how, label, trainings: as in `fit_with_progress`."""
+    generator = seeded_generator(seed)
+    fit_with_progress(
+        model, lambda: random_batch(tokens, how.batch_size, model.cfg.n_ctx, generator), how, label,
+        trainings=trainings)
+
+
+def encode_start(path, tokenizer, n_tokens, unseen_seed):
+    """The ids of the beginning of a file, at least n_tokens of them if there are as many; where
+    path is None, of stories of the built-in corpus.
+
+    unseen_seed: of these stories, another one than that of the text that was trained on.
+    """
+    n_characters = 16 * n_tokens  # a token of the corpus has 4 characters, others have fewer
+    if path is None:
+        return tokenizer.encode(corpus.text(n_characters, unseen_seed))
+    text = read_text(Path(path))
+    end = last_token_boundary(text, n_characters, tokenizer.kind)
+    return tokenizer.encode_document(text[:end])
 
 
 def validation_tokens(run):

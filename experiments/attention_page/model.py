@@ -7,24 +7,30 @@ Source: Elhage et al. 2021 (attention-only models); Olsson et al. 2022 (repeated
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 import corpus
 from checkpoint import find_run, load_model, load_pretrained
 from config import ModelConfig, TrainConfig
-from data import last_token_boundary, random_batch, repeated_batch
-from experiments.common import Trainings, fit_with_progress, trained_gpt, validation_tokens
+from data import random_batch, repeated_batch
+from experiments.common import (
+    Trainings,
+    encode_start,
+    fit_with_progress,
+    trained_gpt,
+    validation_tokens,
+)
 from model import GPT
 from tokenizer import WordTokenizer
-from utils import UserError, read_text, seeded_generator
+from utils import UserError, seeded_generator
 
 STORY = ("\nWhen Ola and Leo went to the park, Leo gave a kite to Ola. Ivo sings ri sa do mu, "
          "again ri sa do mu. What has Ola? A kite.")
 SHAPE = {"n_layers": 3, "n_heads": 4, "d_model": 64, "n_ctx": 40, "attn_only": True}
 BATCH = 16
 REPEATS = 0.5  # of the windows repeat random words, so that looking back pays
+UNSEEN_SEED = 1  # of the corpus, for the texts that heads are ablated on
 CHARACTERS = 400_000  # of the built-in corpus, to train on
 SHOWN = 40  # tokens of the text that is shown, unless --text is given
 
@@ -90,23 +96,13 @@ def choose_texts(cfg, name, model_cfg, tokenizer, *, story, unseen=None):
     # The texts that heads are ablated on
     length = min(cfg.length, n_ctx)
     if cfg.held_out is not None or unseen is None:
-        unseen = encode_start(cfg.held_out, tokenizer, cfg.windows * length)
+        unseen = encode_start(cfg.held_out, tokenizer, cfg.windows * length, UNSEEN_SEED)
     rows = min(cfg.windows, len(unseen) // length)
     if rows < 2:
         raise UserError(f"{len(unseen)} held-out tokens are too few for two windows of {length}; "
                         "give more with --held_out, or a smaller --length")
     held_out = torch.as_tensor(unseen[: rows * length]).view(rows, length)
     return torch.as_tensor(tokens)[None], held_out
-
-
-def encode_start(path, tokenizer, n_tokens):
-    """The ids of the beginning of a file (None: of unseen stories), n_tokens or all there are."""
-    n_characters = 16 * n_tokens  # a token of the corpus has 4 characters, others have fewer
-    if path is None:
-        return tokenizer.encode(corpus.text(n_characters, seed=1))
-    text = read_text(Path(path))
-    end = last_token_boundary(text, n_characters, tokenizer.kind)
-    return tokenizer.encode_document(text[:end])
 
 
 def train_subjects(cfg, folder):

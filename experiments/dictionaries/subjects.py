@@ -11,7 +11,6 @@ Source: Bricken et al. 2023 (a dictionary of an MLP's neurons)
 
 import re
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
 import torch
 
@@ -26,12 +25,17 @@ from checkpoint import (
     load_pretrained,
 )
 from config import DataConfig, ModelConfig, TrainConfig
-from data import last_token_boundary, load_dataset, random_batch
-from experiments.common import fit_with_progress, trained_gpt, validation_tokens
+from data import load_dataset
+from experiments.common import (
+    encode_start,
+    train_on_text_,
+    trained_gpt,
+    validation_tokens,
+)
 from experiments.dictionaries.variables import known_variables, word_to_come
 from model import GPT
 from tokenizer import WordTokenizer
-from utils import UserError, read_text, seeded_generator, suggest_closest
+from utils import UserError, suggest_closest
 
 POINTS = ("blocks.-1.mlp.hook_post", "blocks.-1.hook_resid_post")  # looked at, unless one is named
 TRAIN_TEXT, DICTIONARY_TEXT, HELD_OUT_TEXT = 0, 1, 2  # seeds of the corpus: no story in common
@@ -199,14 +203,6 @@ def trained_word_model(seed, folder, recipe, *, retrain=False):
     return model, tokenizer
 
 
-def train_on_text_(model, tokens, how, seed, label):
-    """Trains a model in place on windows from anywhere in a text, tokens [n]. how: a TrainConfig.
-    """
-    generator = seeded_generator(seed)
-    fit_with_progress(
-        model, lambda: random_batch(tokens, how.batch_size, model.cfg.n_ctx, generator), how, label)
-
-
 def story_windows(text_seed, n_windows, n_ctx):
     """[n_windows lists of n_ctx words] of the corpus. Each begins with the END before a story, so
     that all that a story has said is in the window; one may reach into the next story."""
@@ -240,7 +236,7 @@ def run_subjects(run_name, at, out_dir, *, text=None, windows=TextRecipe.windows
     model, tokenizer = load_model(run)
     points = choose_points(model, at)
     if text is not None:
-        ids = beginning_of(text, tokenizer, windows * model.cfg.n_ctx)
+        ids = encode_start(text, tokenizer, windows * model.cfg.n_ctx, HELD_OUT_TEXT)
     else:
         try:
             ids = validation_tokens(run)
@@ -254,19 +250,8 @@ def pretrained_subjects(name, at, *, text=None, windows=PRETRAINED_WINDOWS):
     built-in corpus."""
     model, tokenizer = load_pretrained(name)
     points = choose_points(model, at)
-    ids = beginning_of(text, tokenizer, windows * model.cfg.n_ctx)
+    ids = encode_start(text, tokenizer, windows * model.cfg.n_ctx, HELD_OUT_TEXT)
     return text_subjects_of(name, model, tokenizer, points, ids, windows)
-
-
-def beginning_of(path, tokenizer, n_tokens):
-    """The ids [n] of the beginning of a file or, where path is None, of unseen stories; at least
-    n_tokens of them, if there are as many."""
-    n_characters = 16 * n_tokens
-    if path is None:
-        return torch.tensor(tokenizer.encode(corpus.text(n_characters, HELD_OUT_TEXT)))
-    text = read_text(Path(path))
-    end = last_token_boundary(text, n_characters, tokenizer.kind)
-    return torch.tensor(tokenizer.encode_document(text[:end]))
 
 
 def text_subjects(cfg, folder):

@@ -17,8 +17,13 @@ import torch
 
 from checkpoint import find_run, load_model
 from config import DataConfig, ModelConfig, TrainConfig
-from data import load_dataset, random_batch
-from experiments.common import Trainings, fit_with_progress, trained_gpt, validation_tokens
+from data import load_dataset
+from experiments.common import (
+    Trainings,
+    train_on_text_,
+    trained_gpt,
+    validation_tokens,
+)
 from experiments.induction.model import (
     InductionRecipe,
     Repeats,
@@ -100,10 +105,7 @@ def trained_text_subjects(cfg, folder, trainings=None):
         name = f"{dataset.name}, seed {seed}"
 
         def train(model, seed=seed, name=name):
-            generator = seeded_generator(seed)
-            fit_with_progress(
-                model, lambda: random_batch(dataset.train, how.batch_size, n_ctx, generator),
-                how, name, trainings=trainings)
+            train_on_text_(model, dataset.train, how, seed, name, trainings=trainings)
 
         model, _ = trained_gpt(folder / f"seed_{seed}" / "checkpoint.pt", shape, seed, train,
                                tokenizer=dataset.tokenizer, retrain=cfg.retrain,

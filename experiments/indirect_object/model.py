@@ -18,11 +18,9 @@ import torch
 
 import corpus
 from config import ModelConfig, TrainConfig
-from data import random_batch
-from experiments.common import fit_with_progress, trained_gpt
+from experiments.common import train_on_text_, trained_gpt
 from metrics import Metric
 from tokenizer import WordTokenizer
-from utils import seeded_generator
 
 SONG = 5  # syllables of a song in the prompts
 SUNG = 2  # syllables that have been repeated when the prompt ends
@@ -195,10 +193,7 @@ def trained_gift_model(folder, seed, recipe, text, *, retrain=False, trainings=N
     how = TrainConfig(max_steps=recipe.steps, batch_size=recipe.batch_size)
 
     def train(model):
-        generator = seeded_generator(seed)
-        fit_with_progress(
-            model, lambda: random_batch(tokens, how.batch_size, recipe.n_ctx, generator), how,
-            f"seed {seed}", trainings=trainings)
+        train_on_text_(model, tokens, how, seed, f"seed {seed}", trainings=trainings)
 
     model, _ = trained_gpt(folder / f"seed_{seed}" / "checkpoint.pt",
                            gift_shape(recipe, tokenizer), seed, train, tokenizer=tokenizer,

@@ -11,15 +11,14 @@ Source: Mueller et al. 2025 (several methods on several models, on one board)
 """
 
 import itertools
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 import corpus
 from config import ModelConfig, TrainConfig
-from data import random_batch
-from experiments.common import fit_with_progress, trained_gpt
+from experiments.common import train_on_text_, trained_gpt
 from experiments.induction.model import WORDS, InductionRecipe, trained_induction_model
 from experiments.suppression.model import (
     SuppressionRecipe,
@@ -139,10 +138,8 @@ def load_gifts(cfg, folder, seed, trainings=None):
     how = gift_training(cfg)
 
     def train(model):
-        tokens = torch.tensor(tokenizer.encode(text))
-        generator = seeded_generator(seed)
-        fit_with_progress(model, lambda: random_batch(tokens, 24, shape.n_ctx, generator), how,
-                          f"gifts, seed {seed}", trainings=trainings)
+        train_on_text_(model, torch.tensor(tokenizer.encode(text)), replace(how, batch_size=24),
+                       seed, f"gifts, seed {seed}", trainings=trainings)
 
     model, _ = trained_gpt(folder / f"gifts_seed_{seed}" / "checkpoint.pt", shape, seed, train,
                            tokenizer=tokenizer,
