@@ -19,7 +19,7 @@ from experiments.dictionaries.report_trained import trained_claims, variables_fi
 from experiments.dictionaries.subjects import Subject, choose_points
 from experiments.dictionaries.variables import VARIABLES, known_variables, siblings, word_to_come
 from losses import next_token_loss
-from metrics import auroc, mean_ranks
+from metrics import auroc
 from model import GPT
 from probing import fit_probe
 from tokenizer import BPETokenizer, CharTokenizer, WordTokenizer
@@ -255,13 +255,6 @@ def random_places(n=120, n_words=5, n_variables=3, d=4, seed=0):
     return trained.Places(torch.randn(n, d, generator=generator).round(decimals=1),
                           torch.randint(n_words, (n,), generator=generator),
                           torch.rand(n, n_variables, generator=generator) < 0.3, n_words)
-
-
-def test_ranks_of_rows_are_the_mean_ranks():
-    generator = seeded_generator(0)
-    for values in (torch.randn(6, 50, generator=generator).round(decimals=1), torch.zeros(2, 9),
-                   torch.arange(5.0)[None], torch.ones(3, 1)):
-        assert torch.equal(trained.ranks_of_rows(values), mean_ranks(values))
 
 
 def test_auroc_among_equal_words_counts_every_pair_of_the_same_word():

@@ -23,6 +23,7 @@ from metrics import (
     induction_score,
     kl_divergence,
     logit_diff,
+    mean_ranks,
     pearson,
     permutation_pvalue,
     prev_token_score,
@@ -282,6 +283,19 @@ def test_an_unknown_reduction_is_refused():
 
 
 # Rankings and how sure one is
+
+
+def test_mean_ranks_count_what_is_below_and_half_of_what_is_equal():
+    generator = seeded_generator(0)
+    for values in (torch.randn(6, 50, generator=generator).round(decimals=1), torch.zeros(2, 9),
+                   torch.arange(5.0)[None], torch.ones(3, 1), torch.ones(2, 0),
+                   torch.randn(2, 3, 7, generator=generator).double()):
+        below = (values[..., None, :] < values[..., None]).sum(-1)
+        equal = (values[..., None, :] == values[..., None]).sum(-1)
+        assert torch.equal(mean_ranks(values), (below + (equal - 1) / 2).to(values))
+
+    ranks = mean_ranks(torch.tensor([3.0, torch.nan, 1.0, 3.0, torch.nan]))
+    assert torch.equal(ranks.nan_to_num(-1), torch.tensor([1.5, -1.0, 0.0, 1.5, -1.0]))
 
 
 def test_rank_correlation_is_that_of_the_ranks_with_ties_shared():

@@ -194,8 +194,7 @@ def variable_aurocs(directions, variables):
     scores = directions.z.flatten(1).double()
     truth = torch.stack(list(variables.values())).flatten(1).double()  # [variable, position]
     n_true = truth.sum(-1)
-    ranks = torch.stack([mean_ranks(each) for each in scores])  # from 0
-    above = ranks @ truth.T - n_true * (n_true - 1) / 2
+    above = mean_ranks(scores) @ truth.T - n_true * (n_true - 1) / 2
     return above / (n_true * (truth.shape[-1] - n_true))
 
 

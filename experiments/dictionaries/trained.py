@@ -31,6 +31,7 @@ from experiments.dictionaries.model import DictionaryRecipe, fit_dictionary
 from experiments.dictionaries.subjects import Subject as Subject  # what is measured here
 from experiments.dictionaries.variables import is_next, siblings
 from losses import log_probabilities, next_token_loss
+from metrics import mean_ranks
 from model import GPT
 from utils import seeded_generator
 
@@ -110,19 +111,6 @@ class Places:
     n_words: int
 
 
-def ranks_of_rows(values):
-    """metrics.mean_ranks of [row, n] without NaN, in a third of the time: equal values, which stand
-    side by side once they are sorted, share the mean of the first and the last place of theirs."""
-    ordered, order = values.sort(-1)
-    place = torch.arange(values.shape[-1]).expand_as(order)
-    is_new = torch.ones_like(order, dtype=torch.bool)
-    is_new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    is_last = is_new.roll(-1, -1)  # the first one always is new
-    first = place.where(is_new, 0).cummax(-1).values
-    last = place.where(is_last, values.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
-    return torch.zeros(values.shape).scatter_(-1, order, (first + last) / 2)
-
-
 @dataclass(frozen=True)
 class Comparisons:
     """Places where a variable holds, compared with places of the same word where it doesn't.
@@ -146,7 +134,7 @@ class Comparisons:
             n_true = holds.sum(0)
             pairs[word] = n_true * (len(holds) - n_true)
             if pairs[word].any():
-                ranks = ranks_of_rows(scores[here].T).double()  # [score, place], from 0
+                ranks = mean_ranks(scores[here].T).double()  # [score, place], from 0
                 above[word] = ranks @ holds - n_true * (n_true - 1) / 2
         return cls(above, pairs)
 
