@@ -599,6 +599,16 @@ def minimality(circuit, model, clean_tokens, corrupted_tokens, *, metric, parts=
     return PartEffects(values - run.value(rest), ("part",), parts)
 
 
+def exact_edge_scores(run):
+    """m(all edges but one) - m(all edges), exactly, for each edge: EdgeScores.
+
+    run: a CircuitRun. `eap` estimates these; they are `minimality` of all edges, one at a time.
+    """
+    edges = run.full.edges()
+    values = torch.stack([run.value(run.full.without([edge])) for edge in edges])
+    return EdgeScores(values - run.value(run.full), ("edge",), run.full)
+
+
 @dataclass(frozen=True)
 class ApproximationReport:
     """spearman: the rank correlation. sign_agreement: the share of nonzero effects whose estimate

@@ -1013,7 +1013,7 @@ MUTANTS = [
     Mutant("metrics", "/ (a.norm(dim=-1) * b.norm(dim=-1))",
            "/ (a.pow(2).sum(-1) * b.pow(2).sum(-1))",
            "a correlation without its square root"),
-    Mutant("metrics", "((first + after - 1) / 2)",
+    Mutant("metrics", "((first + last) / 2)",
            "(first * 1.0)",
            "tied values take the lowest rank instead of the mean one"),
     Mutant("metrics", "ranks.sum() - n_true * (n_true - 1) / 2",

@@ -14,6 +14,7 @@ from circuits import (
     approximation_report,
     completeness,
     eap,
+    exact_edge_scores,
     faithfulness,
     minimality,
 )
@@ -497,6 +498,15 @@ def test_minimality_is_what_each_part_changes_in_a_naive_loop():
         assert found.parts == circuit.nodes()
         assert_close({mode: found.values}, {mode: torch.stack(changes)})
         assert (found.values[found.parts.index("L0H2")] == 0).all(), "it is removed already"
+
+
+def test_exact_edge_scores_are_minimality_of_one_edge_at_a_time():
+    model = tiny()
+    run = CircuitRun(model, CLEAN, CORRUPT, DIFF)
+    scores = exact_edge_scores(run)
+    found = minimality(run.full, model, CLEAN, CORRUPT, metric=DIFF, parts=run.full.edges())
+    assert torch.equal(scores.values, found.values) and scores.edges() == found.parts
+    assert scores.axes == ("edge",) and (scores.values != 0).any()
 
 
 def test_the_model_is_complete_and_removing_all_is_the_same_everywhere():

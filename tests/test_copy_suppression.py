@@ -11,9 +11,8 @@ from torch.testing import assert_close
 
 import experiments.copy_suppression as program
 from checkpoint import export_pretrained
-from circuits import CircuitRun, faithfulness_of_each, minimality
+from circuits import CircuitRun, exact_edge_scores, faithfulness_of_each, minimality
 from experiments.suppression.circuit import (
-    exact_scores,
     judged_pairs,
     measure_circuit,
     smallest_circuit,
@@ -439,7 +438,7 @@ def test_scores_by_cutting_are_the_effects_of_edges_and_the_best_that_keep_enoug
     pairs = suppression_pairs(EVEN, 8, seeded_generator(0))
     prompts = (pairs.clean_tokens, pairs.corrupted_tokens)
     run = CircuitRun(model, *prompts, pairs.metric)
-    scores = exact_scores(run)
+    scores = exact_edge_scores(run)
     wanted = minimality(run.full, model, *prompts, metric=pairs.metric, parts=scores.edges())
     assert_close(scores.values, wanted.values)
 

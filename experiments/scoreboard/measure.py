@@ -28,7 +28,7 @@ from circuit_evaluation import (
     ranked_edges,
     thresholds_outlived,
 )
-from circuits import CircuitRun, EdgeScores, eap, minimality, prune
+from circuits import CircuitRun, EdgeScores, eap, exact_edge_scores, prune
 from experiments.wired.measure import FLOOR, kept_edges, steep_edges
 from experiments.wired.model import Pairs
 from metrics import auroc, bootstrap_draws
@@ -52,9 +52,7 @@ class Method:
 
 def exact_scores(scored, run):
     """The EdgeScores of activation patching: the exact effect of cutting each edge."""
-    found = minimality(run.full, *scored.both[:3], metric=scored.pairs.metric,
-                       parts=run.full.edges())
-    return EdgeScores(found.values, ("edge",), run.full)
+    return exact_edge_scores(run)
 
 
 def eap_scores(**how):

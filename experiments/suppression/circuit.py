@@ -22,7 +22,7 @@ from circuit_evaluation import (
     random_ranking,
     ranked_edges,
 )
-from circuits import CircuitRun, EdgeScores, eap
+from circuits import CircuitRun, eap, exact_edge_scores
 from experiments.suppression.model import suppression_pairs
 from utils import seeded_generator
 
@@ -46,13 +46,6 @@ def taken_off(model, pairs):
     clean, corrupted = (pairs.metric(model(tokens))
                         for tokens in (pairs.clean_tokens, pairs.corrupted_tokens))
     return clean - corrupted
-
-
-def exact_scores(run):
-    """The EdgeScores that come from cutting each edge by itself, without an estimate."""
-    whole = run.value(run.full)
-    values = torch.stack([run.value(run.full.without([edge])) for edge in run.full.edges()])
-    return EdgeScores(values - whole, ("edge",), run.full)
 
 
 def smallest_circuit(run, scores):
@@ -82,7 +75,7 @@ def measure_circuit(model, walks, *, n_pairs=N_PAIRS, n_random=100):
                   for each in (chosen_on, pairs))
 
     # chosen on one set of pairs, by exact edges and by their estimates
-    scores = exact_scores(first)
+    scores = exact_edge_scores(first)
     circuit = smallest_circuit(first, scores)
     with torch.enable_grad():
         estimate = eap(model, chosen_on.clean_tokens, chosen_on.corrupted_tokens,
