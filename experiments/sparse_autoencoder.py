@@ -95,15 +95,14 @@ class DictionaryConfig(ExperimentConfig):
 
         Raises UserError where more latents are to be active than there are.
         """
-        asked = {"kind": self.kind, "n_latents": self.latents, "sparsity": self.active}
-        if self.quick:
-            asked["steps"] = 30
-        recipe = replace(recipe_for(subject), **{name: value for name, value in asked.items()
-                                                 if value is not None})
-        if recipe.sparsity > recipe.n_latents:
-            raise UserError(f"active={recipe.sparsity} is more than latents={recipe.n_latents}; "
-                            "choose fewer, or more latents")
-        return recipe
+        usual = recipe_for(subject)
+        latents = self.latents or usual.n_latents
+        active = self.active or usual.sparsity
+        if active > latents:
+            raise UserError(f"active={active} is more than latents={latents}; choose fewer, or "
+                            "more latents")
+        return replace(usual, kind=self.kind or usual.kind, n_latents=latents, sparsity=active,
+                       steps=30 if self.quick else usual.steps)
 
 
 def run(cfg, folder):

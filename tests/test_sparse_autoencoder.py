@@ -11,6 +11,7 @@ import train
 from experiments import sparse_autoencoder as program
 from experiments.dictionaries.known import dictionary_jobs
 from experiments.dictionaries.report import known_claims, recovery_figure, worlds_figure
+from experiments.dictionaries.subjects import Subject
 
 REFUSED = {
     "--kind ReLU": "kind",
@@ -18,11 +19,23 @@ REFUSED = {
     "--active 0": "active=0",
     "--shown 0": "shown=0",
     "--prompts 1": "prompts=1",
+    "--at nonsense": "nonsense",
+    "--at blocks.0.attn.hook_z": "[batch, pos, head, d_head]",
+    "--at blocks.9.hook_resid_post": "blocks.9.hook_resid_post",
     "--seeds 0 0": "seeds",
     "--text story.txt": "name one of them",
     "--run_name nobody": "nobody",
     "--model nothing": "nothing",
 }
+
+
+def test_no_more_latents_can_be_active_than_there_are():
+    subject = Subject("words", None, None, "", None, None)
+    for more in ({"latents": 10, "active": 11}, {"latents": 10}, {"active": 600}):
+        message = refusal(lambda more=more: program.DictionaryConfig(**more).recipe(subject), more)
+        assert message.startswith("active=") and "latents=" in message
+    recipe = program.DictionaryConfig(kind="BatchTopK", latents=10, active=10).recipe(subject)
+    assert (recipe.kind, recipe.n_latents, recipe.sparsity) == ("BatchTopK", 10, 10)
 
 
 def test_what_can_not_be_done_is_refused_before_anything_is_trained(tmp_path):

@@ -81,6 +81,11 @@ class WordRecipe:
     windows: int = 2000  # of stories, to train a dictionary on
     held_out: int = 360  # windows, to measure it on
 
+    def shape(self, d_vocab):
+        """The ModelConfig of the model."""
+        return ModelConfig(n_layers=self.n_layers, n_heads=self.n_heads, d_model=self.d_model,
+                           d_mlp=self.d_mlp, n_ctx=self.n_ctx, d_vocab=d_vocab)
+
     @classmethod
     def quick(cls):
         """A small one, to see that it runs."""
@@ -169,6 +174,7 @@ def check_point(model, at):
 
 def word_subjects(seed, at, folder, recipe, *, retrain=False):
     """The Subjects of the word model of a seed, one for each point of `choose_points`."""
+    points = choose_points(GPT(recipe.shape(d_vocab=1)), at)  # refused before a training
     model, tokenizer = trained_word_model(seed, folder, recipe, retrain=retrain)
     train_stories = story_windows(DICTIONARY_TEXT, recipe.windows, recipe.n_ctx)
     held_out_stories = story_windows(HELD_OUT_TEXT, recipe.held_out, recipe.n_ctx)
@@ -176,7 +182,7 @@ def word_subjects(seed, at, folder, recipe, *, retrain=False):
     variables = variables_of(held_out_stories)
     to_come = {name: tokenizer.ids[word_to_come(name)] for name in variables if word_to_come(name)}
     return [Subject(f"words, seed {seed}", model, tokenizer, point, tokens, held_out, variables,
-                    to_come, seed) for point in choose_points(model, at)]
+                    to_come, seed) for point in points]
 
 
 def word_subject(seed, at, folder, recipe=None, *, retrain=False):
@@ -188,8 +194,6 @@ def trained_word_model(seed, folder, recipe, *, retrain=False):
     """(model, tokenizer) of a WordRecipe, trained or read where it was kept."""
     text = corpus.text(recipe.characters, TRAIN_TEXT)
     tokenizer = WordTokenizer().fit(text)
-    shape = ModelConfig(n_layers=recipe.n_layers, n_heads=recipe.n_heads, d_model=recipe.d_model,
-                        d_mlp=recipe.d_mlp, n_ctx=recipe.n_ctx, d_vocab=tokenizer.d_vocab)
     how = TrainConfig(max_steps=recipe.steps, batch_size=recipe.batch_size, lr=recipe.lr,
                       muon_lr=recipe.muon_lr)
 
@@ -197,8 +201,9 @@ def trained_word_model(seed, folder, recipe, *, retrain=False):
         train_on_text_(model, torch.tensor(tokenizer.encode(text)), how, seed,
                        f"words, seed {seed}")
 
-    model, _ = trained_gpt(folder / f"words_seed_{seed}" / "checkpoint.pt", shape, seed, train_,
-                           tokenizer=tokenizer, retrain=retrain,
+    model, _ = trained_gpt(folder / f"words_seed_{seed}" / "checkpoint.pt",
+                           recipe.shape(tokenizer.d_vocab), seed, train_, tokenizer=tokenizer,
+                           retrain=retrain,
                            settings={"train": asdict(how), "characters": recipe.characters})
     return model, tokenizer
 
