@@ -43,7 +43,7 @@ from circuits import (
     node_of_input,
     prune,
 )
-from metrics import bootstrap_draws, permutation_pvalue
+from metrics import bootstrap_draws, permutation_pvalue, shuffled_orders
 from utils import (
     UserError,
     as_index,
@@ -344,16 +344,11 @@ def hsic_test(one, other, *, n_draws=1000, seed=0):
                         "four or more")
     kernel = centred_kernel(one)
     other_kernel = centred_kernel(other)
-    observed = (kernel * other_kernel).mean().item()
-
-    generator = seeded_generator(seed)
-    null = []
-    for _ in range(n_draws):
-        order = torch.randperm(n, generator=generator)
-        null.append((kernel * other_kernel[order][:, order]).mean())
-    # a sum in another order may be slightly smaller
-    p = permutation_pvalue(observed - 1e-12, torch.stack(null))
-    return observed, p.item()
+    observed = (kernel * other_kernel).mean()
+    null = [(kernel * other_kernel[order][:, order]).mean()
+            for order in shuffled_orders(n, n_draws, seed=seed)]
+    p = permutation_pvalue(observed, torch.stack(null))
+    return observed.item(), p.item()
 
 
 def centred_kernel(values):

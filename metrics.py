@@ -10,6 +10,7 @@ Source: Elhage et al. 2021 (previous-token heads); Olsson et al. 2022 (prefix ma
 2022 (logit difference); Xiao et al. 2024 (attention sinks)
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -604,8 +605,11 @@ def permutation_pvalue(observed, null):
     observed: a number, or [head] (any shape). null: [draw], or [draw, head]. With [draw, head],
     each draw counts by its largest head, which corrects for scanning many heads (max over heads).
     With [draw] there is no correction: of 100 idle heads, about five are below 0.05.
+    A draw that equals `observed` except for rounding reaches it: sums in another order often differ
+    in their last digits.
     Returns a p-value of observed's shape, never 0. Raises UserError for no draws, NaN, other heads.
     """
+    given = (observed, null)
     observed = as_numbers(observed, "observed")
     null = as_numbers(null, "null")
     if not null.ndim:
@@ -616,6 +620,48 @@ def permutation_pvalue(observed, null):
     missing = int(observed.isnan().sum() + null.isnan().sum())
     if not len(null) or missing:
         raise UserError(f"the null has {len(null)} draws, {missing} values are NaN; give others")
+
     largest = null.flatten(1).max(1).values if null.ndim > 1 else null  # [draw]
-    reached = (largest >= observed[..., None]).sum(-1)
-    return (1 + reached) / (1 + len(largest))
+    size = observed.abs().clamp(min=largest.abs().median().item())
+    least = observed - 100 * max(map(rounding_error, given)) * size
+    reached = (largest >= least[..., None]).sum(-1)
+    return (1 + reached).double() / (1 + len(largest))
+
+
+def holm(p_values):
+    """P-values [n] corrected for being n tests, by Holm's method: [n], in the given order.
+
+    If all n null hypotheses are true, the smallest corrected p-value is below 0.05 in at most 5 %
+    of all cases, however the tests depend on each other. The smallest p-value is multiplied by n,
+    the next one by n - 1, and so on; none becomes smaller than one before it, or larger than 1.
+    Raises UserError unless each is a number from 0 to 1. Source: Holm 1979.
+    """
+    p_values = as_numbers(p_values, "p_values")
+    if p_values.ndim != 1 or not ((p_values >= 0) & (p_values <= 1)).all():
+        raise UserError(f"p_values={p_values.tolist()} are not [n] numbers from 0 to 1; pass those "
+                        "of n tests")
+    ordered, order = p_values.sort()
+    factors = torch.arange(len(p_values), 0, -1, device=p_values.device)
+    corrected = (factors * ordered).cummax(0).values.clamp(max=1) if len(factors) else ordered
+    return torch.zeros_like(p_values).scatter(0, order, corrected)
+
+
+def rounding_error(values):
+    """The relative rounding error of numbers in the dtype in which they come: 1.2e-7 in float32,
+    which is also how torch takes lists, and 0 for whole numbers."""
+    dtype = torch.as_tensor(values).dtype
+    return torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
+
+
+def shuffled_orders(n, n_draws=1000, *, seed=0):
+    """Orders of n things for a permutation test, [draw, n]: each a permutation of 0 to n - 1.
+
+    If there are no more than n_draws orders besides the given one, these are all of them, each
+    once, and the p-value of `permutation_pvalue` is exact; otherwise they are n_draws random ones.
+    Raises UserError for fewer than two things, and for no draws.
+    """
+    n = check_count("n", n, least=2)
+    n_draws = check_count("n_draws", n_draws)
+    if math.factorial(min(n, 20)) - 1 <= n_draws:
+        return torch.tensor(list(itertools.permutations(range(n))))[1:]  # the first is the given
+    return torch.rand(n_draws, n, generator=seeded_generator(seed)).argsort(-1)

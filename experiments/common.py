@@ -41,6 +41,7 @@ from checkpoint import (
 from config import SEEDS, Config, check_field, config_from_dict, flag_parser, option
 from data import last_token_boundary, random_batch
 from losses import cross_entropy
+from metrics import holm
 from model import GPT
 from train import fit
 from utils import (
@@ -59,6 +60,7 @@ HEADINGS = ("claim", "published", "measured", "range or 95 % CI", "compared with
 WRAPPED = ("claim", "published", "compared with")  # the columns of text, not of numbers
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 100  # characters a line of what is printed
+LEVEL = 0.05  # a p-value counts as small below it
 
 # Claims
 
@@ -71,6 +73,8 @@ class Claim:
     if the line is only for information. reported: a published number, and by whom.
     control: the threshold, or what the same measurement gives without the effect; mark: the
     threshold as a number, if there is one. A number is None if it was not finite in results.json.
+    p: the p-value, if the verdict comes from one. source: where the threshold comes from, if not
+    from where the experiment's header says.
     """
 
     claim: str
@@ -81,6 +85,8 @@ class Claim:
     reported: str = ""
     control: str = ""
     mark: float | None = None
+    p: float | None = None
+    source: str = ""
 
     @property
     def verdict(self):
@@ -103,7 +109,7 @@ class Claim:
 
 
 def claim(text, values, *, above=None, below=None, between=None, holds=None, judged=True,
-          interval=None, median=False, reported="", control=None, mark=None):
+          interval=None, median=False, reported="", control=None, mark=None, p=None, source=""):
     """One line of the table: a Claim about a number, or about one number per seed (model, round).
 
     values: a number, or a list or tensor of numbers. The line shows their mean (or median) and
@@ -111,9 +117,10 @@ def claim(text, values, *, above=None, below=None, between=None, holds=None, jud
     above, below: every value must be strictly above, or below, this number; between: (low, high),
     both included. A threshold is written here and nowhere else; it becomes the line's mark and, if
     no control is given, its control. median: judge the median alone, as for timings.
-    holds: the verdict of a test that is not a threshold on the values (a p-value, another model);
-    with a threshold, both must hold. judged: False leaves the line open (a quick run, a user's own
-    model). reported, control, mark: as in a Claim.
+    holds: the verdict of a test that is not a threshold on the values (such as another model's
+    value); p: a p-value, which must be below LEVEL. If several tests are given, all must hold.
+    judged: False leaves the line open (a quick run, a user's own model). reported, control, mark,
+    source: as in a Claim.
     """
     values = torch.as_tensor(values, dtype=torch.float64).reshape(-1).tolist()
     centre = statistics.median(values) if median else statistics.fmean(values)
@@ -128,6 +135,8 @@ def claim(text, values, *, above=None, below=None, between=None, holds=None, jud
         tests += [value < below for value in compared]
     if between is not None:
         tests += [between[0] <= value <= between[1] for value in compared]
+    if p is not None:
+        tests.append(p < LEVEL)
     verdict = all(tests) if tests and judged else None
 
     # The thresholds again, for the reader (words) and for readers of results.json (marks).
@@ -147,7 +156,11 @@ def claim(text, values, *, above=None, below=None, between=None, holds=None, jud
         control = " and ".join(words)
     if mark is None and marks:
         mark = marks[0]
-    return Claim(text, centre, low, high, verdict, reported, control, mark)
+    if not source and between is not None and between[0] == between[1]:
+        source = "exact"
+    elif not source and p is not None and not marks:
+        source = f"p below {LEVEL:g}"
+    return Claim(text, centre, low, high, verdict, reported, control, mark, p, source)
 
 
 def seed_claim(text, seeds, value, *, beside=None, **how):
@@ -235,6 +248,24 @@ def replace_nonfinite(values):
     if isinstance(values, (list, tuple)):
         return [replace_nonfinite(value) for value in values]
     return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def correct_for_many(claims):
+    """The claims of a table, with the p-values of those that are judged corrected for their number
+    (Holm's method). A claim whose corrected p-value is not below LEVEL fails."""
+    tested = [each for each in claims if each.p is not None and each.holds is not None]
+    if len(tested) < 2:
+        return list(claims)
+    corrected = dict(zip(map(id, tested), holm([each.p for each in tested]).tolist(), strict=True))
+
+    def correct(line):
+        if id(line) not in corrected:
+            return line
+        p = corrected[id(line)]
+        words = f"corrected for {len(tested)} tests: p = {p:.2g}"
+        return add_control(replace(line, p=p, holds=line.holds and p < LEVEL), words)
+
+    return list(map(correct, claims))
 
 
 def exit_code(claims):
@@ -529,8 +560,22 @@ def perform(config_class, run, figures, about, *, argv=None):
             folder.rmdir()  # only if it is empty
         raise
 
-    result |= {"about": title, "settings": asdict(cfg), "torch": torch.__version__}
+    result |= {"about": title, "settings": asdict(cfg), "torch": torch.__version__,
+               "thresholds": thresholds_of(about), "claims": correct_for_many(result["claims"])}
     conclude(result, folder, figures(result), seconds=time.monotonic() - began)
+
+
+def thresholds_of(about):
+    """Where an experiment's thresholds come from: the paragraph of its docstring that begins with
+    "Thresholds:", without that word. Empty if there is none."""
+    paragraphs = [" ".join(part.split()) for part in about.split("\n\n")]
+    said = [part for part in paragraphs if part.startswith("Thresholds: ")]
+    return said[0].removeprefix("Thresholds: ").removesuffix(".") if said else ""
+
+
+def threshold_source(line, thresholds):
+    """Where the threshold of a Claim comes from. thresholds: what `thresholds_of` returns."""
+    return line.source or thresholds
 
 
 def program_name(about):

@@ -27,6 +27,7 @@ from experiments.common import (
     claims_table,
     code_digest,
     conclude,
+    correct_for_many,
     experiment_folder,
     fit_with_progress,
     load_or_make,
@@ -46,6 +47,26 @@ MISSED = Claim("c", 3.0, 3.0, 3.0, False)
 
 
 # Claims
+
+
+def test_p_values_of_one_table_are_corrected_for_their_number():
+    """0.03 is small for one test, and not for two."""
+    alone = claim("a", 1.0, p=0.03)
+    assert alone.holds is True and claim("a", 1.0, p=0.06).holds is False
+    assert correct_for_many([alone, claim("b", 1.0)]) == [alone, claim("b", 1.0)]
+
+    lines = [claim("a", 1.0, p=0.03, control="chance"), claim("b", 1.0, p=0.001),
+             claim("c", 1.0, p=0.9, judged=False), claim("d", [1.0, 2.0], above=0)]
+    first, second, open_line, other = correct_for_many(lines)
+    assert first.p == pytest.approx(0.03) and first.holds is True  # the last of two
+    assert second.p == pytest.approx(0.002) and second.holds is True
+    assert first.control == "chance; corrected for 2 tests: p = 0.03"
+    assert open_line.holds is None and open_line.p == 0.9 and other is lines[3]
+
+    both = correct_for_many([claim("a", 1.0, p=0.03), claim("b", 1.0, p=0.03)])
+    assert [line.holds for line in both] == [False, False]
+    missed = correct_for_many([claim("a", 1.0, p=0.001, above=2), claim("b", 1.0, p=0.001)])
+    assert [line.holds for line in missed] == [False, True]  # a threshold must hold as well
 
 
 def test_a_threshold_is_strict_and_a_range_holds_its_ends():

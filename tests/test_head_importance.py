@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
@@ -251,6 +252,17 @@ def test_the_worst_ranking_is_held_against_random_orders_of_all_models():
     assert found["worst"] == [0.75, 0.25] and found["single"] == "2 of 4"
     assert found["p"] == pytest.approx(1 / 3)  # each order's mean over the models is 1
     assert found["chance"] == pytest.approx(1)
+
+
+def test_a_ranking_worse_than_every_random_order_does_not_pass_where_pruning_lowers_the_loss():
+    orders = [-0.1 - 0.001 * i for i in range(120)]  # in this model, pruning lowers the loss
+    pruning = {"areas": {"zero": 0.5}, "random_areas": orders, "p": {"zero": 1.0}}
+    found = compare_with_chance([{"pruning": pruning}], ("zero",))
+    assert found["p"] == 1
+    assert math.isnan(found["worst"][0]) and math.isnan(found["chance"])  # no multiple of a gain
+    pruning["areas"]["zero"] = -0.5
+    found = compare_with_chance([{"pruning": pruning}], ("zero",))
+    assert found["p"] == pytest.approx(1 / 121)
 
 
 def test_the_gradients_pruning_is_reported_and_not_claimed(measured):

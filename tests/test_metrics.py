@@ -1,5 +1,6 @@
 """The scores of heads on patterns whose score is known."""
 
+import itertools
 import math
 from functools import partial
 
@@ -20,6 +21,7 @@ from metrics import (
     bootstrap_ci,
     copying_score,
     duplicate_token_score,
+    holm,
     induction_score,
     kl_divergence,
     logit_diff,
@@ -27,6 +29,7 @@ from metrics import (
     pearson,
     permutation_pvalue,
     prev_token_score,
+    shuffled_orders,
     sink_score,
     spearman,
     target_rank,
@@ -341,6 +344,54 @@ def test_a_pvalue_counts_the_draws_that_do_as_well_and_scanning_heads_is_paid_fo
     expected = (1 + sum(max(i, 98 - i, 90) >= 95 for i in range(99))) / 100
     observed = torch.tensor([95.0, 10.0, 99.0])
     assert_close(permutation_pvalue(observed, by_head).tolist(), [expected, 1.0, 0.01])
+
+
+def test_a_draw_that_differs_only_by_rounding_does_as_well():
+    # The mean of three of six numbers: of the 20 choices, the given one alone is the largest.
+    values = [0.1, 0.2, 0.3, 0.7, 0.8, 0.9]
+    for dtype in (torch.float32, torch.float64):
+        numbers = torch.tensor(values, dtype=dtype)
+        null = torch.stack([numbers[list(order[:3])].sum() - numbers[list(order[3:])].sum()
+                            for order in itertools.permutations(range(6))])
+        observed = numbers[3:].sum() - numbers[:3].sum()
+        assert len(set(null[null > 1.7].tolist())) > 1, "no rounding to be seen"
+        assert permutation_pvalue(observed, null).item() == (1 + 720 / 20) / 721, dtype
+
+
+def test_tiny_differences_are_not_rounding():
+    null = 1e-9 * torch.arange(99.0)  # as small as they are, they differ
+    assert_close(permutation_pvalue(95e-9, null).item(), 5 / 100)
+    with_outlier = torch.cat([torch.arange(98.0), torch.tensor([1e9])])
+    assert_close(permutation_pvalue(95.0, with_outlier).item(), 5 / 100)
+
+
+def test_few_orders_are_all_used_and_give_the_exact_pvalue():
+    orders = shuffled_orders(4)
+    assert sorted(map(tuple, orders.tolist())) == sorted(itertools.permutations(range(4)))[1:]
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    p = permutation_pvalue(pearson(values, values), pearson(values[orders], values))
+    assert p.item() == 1 / 24
+
+    many = shuffled_orders(7, n_draws=50, seed=1)
+    assert many.shape == (50, 7) and (many.sort(-1).values == torch.arange(7)).all()
+    assert torch.equal(many, shuffled_orders(7, n_draws=50, seed=1))
+    assert not torch.equal(many, shuffled_orders(7, n_draws=50, seed=2))
+    assert "n=1" in refusal(lambda: shuffled_orders(1))
+
+
+def test_holm_gives_hand_computed_values_in_the_given_order():
+    assert_close(holm([0.01, 0.04, 0.03, 0.005]).tolist(), [0.03, 0.06, 0.06, 0.02])
+    assert_close(holm([0.5, 0.9]).tolist(), [1.0, 1.0])
+    assert_close(holm([0.2]).tolist(), [0.2]) and holm([]).tolist() == []
+    for wrong in ([1.5], [-0.1], [math.nan], [[0.1]]):
+        assert "0 to 1" in refusal(lambda wrong=wrong: holm(wrong)), wrong
+
+
+def test_holm_rarely_finds_anything_where_there_is_nothing():
+    p_values = torch.rand(2000, 8, generator=seeded_generator(0), dtype=torch.float64)
+    p_values[:, 1] = p_values[:, 0]  # two that depend on each other
+    found = torch.stack([(holm(each) < 0.05).any() for each in p_values])
+    assert 0.03 < found.double().mean() < 0.05
 
 
 def test_under_the_null_small_pvalues_are_rare():

@@ -94,7 +94,7 @@ def ranking_claims(ranking, judged):
 def looking_back_claim(ranking, judged):
     """The Claim that heads with a higher previous-token score have a larger effect."""
     return claim("correlation with the effect, over heads: the previous-token score",
-                 ranking.looking_back, holds=ranking.p < 0.05, judged=judged,
+                 ranking.looking_back, p=ranking.p, judged=judged,
                  control=f"95 % of shuffled heads: below {ranking.by_chance:.2f} "
                          f"(p = {ranking.p:.2g})")
 

@@ -46,7 +46,6 @@ def text_claims(models, judged):
     """The claims about models of text, whose circuit is not known."""
     agreements = [one["agreement"] for one in models]
     null = max(agreement["null_high"] for agreement in agreements)
-    agree = max(agreement["p"] for agreement in agreements) < 0.05
     zero_gradient = [agreement["pairs"]["zero, gradient"] for agreement in agreements]
     lowest = min(low for _, low, _ in zero_gradient)
     highest = max(high for _, _, high in zero_gradient)
@@ -58,12 +57,13 @@ def text_claims(models, judged):
     return [
         claim(f"{name_of_text(models)}: Spearman of two methods, mean over the "
               f"{len(agreements[0]['pairs'])} pairs",
-              [agreement["mean"] for agreement in agreements], holds=agree, judged=judged,
-              mark=null, control=f"95 % of shuffled heads: below {null:.2f}"),
+              [agreement["mean"] for agreement in agreements],
+              p=max(agreement["p"] for agreement in agreements), judged=judged, mark=null,
+              control=f"95 % of shuffled heads: below {null:.2f}"),
         claim("… of zero ablation and the gradient", [rho for rho, _, _ in zero_gradient],
               control=f"95 % CI over texts: {lowest:.2f} to {highest:.2f}"),
         claim("… cost of pruning up to half by the worst ablation / by a random order, on average",
-              ablations["worst"], holds=ablations["p"] < 0.05, judged=judged,
+              ablations["worst"], p=ablations["p"], judged=judged,
               mark=ablations["chance"], control=describe_chance(ablations)),
         claim("… the same, pruned up to half by the gradient", gradient["worst"],
               control=describe_chance(gradient)),
@@ -82,25 +82,27 @@ def name_of_text(models):
 
 
 def compare_with_chance(models, methods):
-    """The areas under the methods' pruning curves, divided by the mean of random orders: a dict.
+    """The areas under the methods' pruning curves, compared with those of random orders: a dict.
 
-    worst: the largest area of any method, for each model. p: how often random orders, one per
-    model, do as well on average as the worst method. chance: the value that 95 % of those averages
-    lie above. single: in how many cases the p of one model and method is below 0.05.
+    worst: the largest area of any method, divided by the mean of random orders, for each model.
+    chance: what 95 % of random orders lie above, in the same unit; both are NaN where random orders
+    cost nothing on average, which has no multiples. p: how often random orders, one per model, cost
+    as little as the worst method, by the mean over models of the difference to the random mean (a
+    difference keeps its meaning where the random mean is negative). single: in how many cases the
+    p of one model and method is below 0.05.
     """
-    own, null = [], []
-    for one in models:
-        random_areas = torch.tensor(one["pruning"]["random_areas"])
-        areas = torch.tensor([one["pruning"]["areas"][method] for method in methods])
-        own.append(areas / random_areas.mean())
-        null.append(random_areas / random_areas.mean())
-    own = torch.stack(own)  # [model, method]
-    null = torch.stack(null)  # [model, order]
+    own = torch.tensor([[one["pruning"]["areas"][method] for method in methods]
+                        for one in models])  # [model, method]
+    null = torch.tensor([one["pruning"]["random_areas"] for one in models])  # [model, order]
+    chance = null.mean(1, keepdim=True)  # [model, 1]
 
+    saved = (chance - own).mean(0)  # [method], nats
+    saved_by_order = (chance - null).mean(0)  # [order]
+    unit = torch.where(chance > 0, chance, math.nan)
     single = [one["pruning"]["p"][method] < 0.05 for one in models for method in methods]
-    return {"worst": own.max(1).values.tolist(),
-            "p": max(permutation_pvalue(-area, -null.mean(0)).item() for area in own.mean(0)),
-            "chance": null.mean(0).quantile(0.05).item(),
+    return {"worst": (own / unit).max(1).values.tolist(),
+            "p": permutation_pvalue(saved.min(), saved_by_order).item(),
+            "chance": (null / unit).mean(0).quantile(0.05).item(),
             "single": f"{sum(single)} of {len(single)}"}
 
 

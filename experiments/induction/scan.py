@@ -208,8 +208,8 @@ def head_claim(scan, kind, head, reported=False):
     control = f"random keys, best head: {scan['null'][kind]:.2g}; p = {p:.2g}"
     if not reported:
         return claim(text, score, interval=(low, high), control=control)
-    return claim(text, score, interval=(low, high), holds=is_clear(scan, kind, head),
-                 reported="listed", control=f"above {CLEAR:g}; {control}", mark=CLEAR)
+    return claim(text, score, interval=(low, high), above=CLEAR, p=p, reported="listed",
+                 control=f"above {CLEAR:g}; {control}")
 
 
 # The summary, and the figures

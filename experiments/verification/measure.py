@@ -1,0 +1,168 @@
+"""Run the experiments as programs of their own, and keep what each one claimed.
+
+Chapter: COURSE_ROADMAP.md, 0 (what counts as evidence)
+Prerequisites: experiments/common.py
+Next: experiments/verification/report.py
+Source: none
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from experiments.common import ROOT, Claim, code_digest
+from pretrained import CACHE, PRETRAINED_FILES
+from utils import UserError, read_json, seeded_generator, write_json
+
+EXPERIMENTS = (  # in the order of the course; make experiments runs the same
+    "wired_circuits", "circuit_scoreboard", "attention_visualization", "induction_head_detection",
+    "head_importance", "copy_suppression", "indirect_object_identification",
+    "feature_superposition_toy_model", "sparse_autoencoder", "grokking_experiment")
+OF_PUBLISHED = ("induction_head_detection", "copy_suppression", "indirect_object_identification")
+PUBLISHED = "gpt2"
+N_SEEDS = 3
+FIRST_SEED = 100  # thresholds were chosen on smaller ones
+
+
+@dataclass(frozen=True)
+class Command:
+    """An experiment to run, with its flags. weights: the published model that it needs, if any."""
+
+    name: str
+    flags: tuple[str, ...]
+    weights: str | None = None
+
+    @property
+    def text(self):
+        """The command as one types it."""
+        return " ".join(["python", f"experiments/{self.name}.py", *self.flags])
+
+    @property
+    def label(self):
+        """The name of what is run, also of its files: `copy_suppression_gpt2` for GPT-2."""
+        return self.name if self.weights is None else f"{self.name}_{self.weights}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a Command gave.
+
+    claims: [Claim]. thresholds: where the experiment's thresholds come from. seconds: how long it
+    took. skipped: why it was not run. error: the last line of a program that broke off.
+    """
+
+    command: Command
+    claims: tuple[Claim, ...] = ()
+    thresholds: str = ""
+    seconds: float = 0.0
+    skipped: str = ""
+    error: str = ""
+
+    @property
+    def failed(self):
+        """Whether a claim failed, or the program did."""
+        return bool(self.error) or any(line.holds is False for line in self.claims)
+
+
+def seeds_of_date(day, n=N_SEEDS):
+    """n different seeds drawn from a date, so that nobody chose them: a tuple of ints, each at
+    least FIRST_SEED."""
+    generator = seeded_generator(day.toordinal())
+    order = torch.randperm(900, generator=generator)[:n]
+    return tuple(sorted((FIRST_SEED + order).tolist()))
+
+
+def all_commands(seeds, *, only=(), quick=False, threads=1):
+    """[Command] for all experiments, or for those named in `only`, and for the published model."""
+    flags = ("--seeds", *map(str, seeds), "--threads", str(threads))
+    if quick:
+        flags += ("--quick",)
+    chosen = [name for name in EXPERIMENTS if not only or name in only]
+    commands = [Command(name, flags) for name in chosen]
+    if not quick:
+        commands += [Command(name, ("--model", PUBLISHED, "--threads", str(threads)), PUBLISHED)
+                     for name in chosen if name in OF_PUBLISHED]
+    return commands
+
+
+def weights_are_there(name):
+    """Whether a published model was downloaded before."""
+    folder = Path(os.path.expanduser(CACHE)) / name
+    return all((folder / file).exists() for file in PRETRAINED_FILES)
+
+
+def run_command(command, folder):
+    """The Outcome of a Command: run, or read if it was run with the same code and flags.
+
+    Its results are in `folder`, and what it printed is in a .log beside them.
+    """
+    if command.weights is not None and not weights_are_there(command.weights):
+        return Outcome(command, skipped=f"the weights of {command.weights} are not here; "
+                       f"{command.text} downloads them")
+
+    path = folder / f"{command.label}.json"
+    made_with = {"command": command.text, "code": code_digest(), "torch": torch.__version__,
+                 "numpy": np.__version__}
+    kept = read_kept(path, made_with)
+    if kept is None:
+        kept = made_with | run_program_of(command, folder)
+        write_json(path, kept)
+    claims = [Claim(**{key: value for key, value in line.items() if key != "verdict"})
+              for line in kept["claims"]]
+    return Outcome(command, tuple(claims), kept["thresholds"], kept["seconds"],
+                   error=kept["error"])
+
+
+def read_kept(path, made_with):
+    """What an earlier run kept, if it was made with the same; None otherwise."""
+    try:
+        kept = read_json(path)
+    except UserError:
+        return None
+    same = all(kept.get(name) == value for name, value in made_with.items())
+    return kept if same and not kept["error"] else None
+
+
+def run_program_of(command, folder):
+    """Run the program of a Command: {"claims", "thresholds", "seconds", "error"}, plain values."""
+    words = [sys.executable, str(ROOT / "experiments" / f"{command.name}.py"), *command.flags,
+             "--out_dir", str(folder)]
+    began = time.time()
+    with open(folder / f"{command.label}.log", "w") as log:
+        ended = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, check=False)
+    found = {"claims": [], "thresholds": "", "seconds": time.time() - began, "error": ""}
+
+    # A program that judged its claims ends with 0 or 1, and has just written its results.
+    results = sorted(folder.glob(f"{command.name}*/results.json"), key=lambda f: f.stat().st_mtime)
+    if ended.returncode in (0, 1) and results and results[-1].stat().st_mtime >= began:
+        result = read_json(results[-1])
+        return found | {"claims": result["claims"], "thresholds": result["thresholds"]}
+    last = (folder / f"{command.label}.log").read_text().strip().split("\n")[-1]
+    return found | {"error": f"exit code {ended.returncode}: {last}"}
+
+
+def what_it_ran_on(seeds, threads, drawn_from):
+    """{word: text} that says with what the claims were verified. drawn_from: the date that the
+    seeds were drawn from, or None if they were given."""
+    chosen = "given" if drawn_from is None else f"drawn from the date {drawn_from}"
+    return {"seeds": f"{', '.join(map(str, seeds))} ({chosen})", "threads": str(threads),
+            "Python": platform.python_version(), "torch": torch.__version__,
+            "numpy": np.__version__, "CPU": cpu_name(),
+            "code": code_digest()[:12]}
+
+
+def cpu_name():
+    """The processor's name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n")
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
