@@ -17,6 +17,7 @@ from experiments.importance.measure import (
     METHODS,
     bootstrap_weights,
     cache_z,
+    circuit_lead,
     equal_weights,
     gradient_along_path,
     head_effects,
@@ -59,14 +60,17 @@ def mean_ablation(one):
     return {"mode": "mean", "reference": cache_z(one.model, one.tokens)}
 
 
+def declared_circuit():
+    """A Subject of a scrambled model, some of whose heads are declared to be a circuit."""
+    model = tiny_model(n_ctx=N_CTX, d_vocab=100)
+    found = InductionCircuit((0, 0), (1, 1), ((1, 1), (1, 2)), ((0, 1), (0, 2)))
+    return subject_of_circuit("known", model, found, program.ImportanceConfig(windows=8, orders=20))
+
+
 @pytest.fixture(scope="module")
 def measured():
     """The facts of a small model of text, and of one with a circuit that is declared."""
-    cfg = program.ImportanceConfig(windows=8, orders=20)
-    model = tiny_model(n_ctx=N_CTX, d_vocab=100)
-    found = InductionCircuit((0, 0), (1, 1), ((1, 1), (1, 2)), ((0, 1), (0, 2)))
-    known = subject_of_circuit("known", model, found, cfg)
-    return [measure_subject(one, cfg.orders) for one in (subject(), known)]
+    return [measure_subject(one, 20) for one in (subject(), declared_circuit())]
 
 
 # What is measured
@@ -180,6 +184,26 @@ def test_the_facts_of_a_circuit_name_its_heads_and_leave_the_spare_out(measured)
     assert known["dead"] == 0 and len(known["other_costs"]) == 19
 
 
+def test_the_lead_of_a_circuit_is_that_of_its_cheaper_part_with_its_spares(measured):
+    one = declared_circuit()
+    previous, induction = one.truth
+    for number, mode in enumerate(("zero", "mean")):
+        reference = one.model.run_with_cache(one.tokens)[1]
+
+        def cost(heads, mode=mode, reference=reference):
+            def without(tokens):
+                with ablate_heads(one.model, heads, mode, reference=reference):
+                    return one.metrics[0](one.model(tokens))
+            return (without(one.tokens) - one.metrics[0](one.model(one.tokens))).mean().item()
+
+        outside = [(0, 1), (0, 2), (1, 0)]
+        least = min(cost([previous]), cost([induction, *one.spares]))
+        expected = least - max(cost([head]) for head in outside)
+        found = circuit_lead(one, one.model, outside)[number]
+        assert found == pytest.approx(expected, abs=1e-5)
+    assert measured[1]["lead"] == pytest.approx(circuit_lead(one, one.model, outside))
+
+
 # What is claimed
 
 
@@ -204,6 +228,7 @@ def passing(models):
     text["agreement"]["p"] = 0.001
     text["pruning"] |= {"areas": dict.fromkeys(METHODS, 0.1), "random_areas": [1.0] * 20}
     known |= {"auroc": [1.0] * 4, "auroc_planted": [1.0] * 4, "auroc_along": 1.0,
+              "lead": [3.0] * 3,
               "outside_cost": 0.01, "other_costs": [1.0, 2.0], "alone": [3.0] * 6}
     known["pruning"]["curves"]["mean"][-1] = 4.0
     known["slope"] = [0.0] * 6
@@ -225,7 +250,7 @@ def test_claims_hold_where_they_should_and_each_can_fail(measured):
         (0, "agreement", "p", 0.06),
         *((0, "pruning", "areas", dict.fromkeys(METHODS, 0.1) | {ablation: 1.0})
           for ablation in METHODS[:3]),
-        (1, None, "auroc", [1.0, 1.0, 0.75, 1.0]), (1, None, "auroc_planted", [0.5] * 4),
+        (1, None, "lead", [3.0, 3.0, 0.9]),
         (1, None, "slope", good[1]["importance"][0]),
         (1, None, "dead", 1e-9), (1, None, "outside_cost", 0.5), (1, None, "other_costs", [0.001]),
         (1, None, "pairs", [[0.5] * 6] * 6), (1, None, "pairs", [[-3.0] * 6] * 6),

@@ -232,7 +232,8 @@ def compare_with_truth(subject, scores, how):
     same for a copy of the model with a planted dead head; dead: the largest score of that head by
     any method on any text. auroc_along: for the gradient along the path to 0. truth: whether each
     head is in the circuit. outside: the heads that are neither in the circuit nor spares. (Spares
-    look where the circuit's last head looks, and are left out.) Also what `measure_outside`
+    look where the circuit's last head looks, and are left out.) lead, lead_untrained: what
+    `circuit_lead` returns, for the model and for the untrained one. Also what `measure_outside`
     returns.
     """
     outside = [head for head in subject.heads if head not in subject.truth + subject.spares]
@@ -242,7 +243,8 @@ def compare_with_truth(subject, scores, how):
     def aurocs(rows):
         return [auroc(row[counts], is_true[counts]) for row in rows]
 
-    untrained = head_effects(subject, GPT(subject.model.cfg, seed=0).eval()).mean(-1)
+    fresh = GPT(subject.model.cfg, seed=0).eval()
+    untrained = head_effects(subject, fresh).mean(-1)
 
     # A head outside of the circuit is made dead: with W_O = 0 it writes nothing.
     layer, head = outside[0]
@@ -254,10 +256,33 @@ def compare_with_truth(subject, scores, how):
     dead = effects[:, subject.heads.index(outside[0])].abs().max().item()
 
     result = {"truth": is_true.tolist(), "outside": outside, "dead": dead,
+              "lead": circuit_lead(subject, subject.model, outside),
+              "lead_untrained": circuit_lead(subject, fresh, outside),
               "auroc": aurocs(scores), "auroc_planted": aurocs(planted_scores),
               "auroc_untrained": aurocs(untrained),
               "auroc_along": aurocs([gradient_along_path(subject)])[0]}
     return result | measure_outside(subject, outside, how)
+
+
+def circuit_lead(subject, model, outside):
+    """How much more the cheaper part of the circuit costs than the costliest head outside of it:
+    a list, in nats for each of ABLATIONS.
+
+    The parts are the previous-token head, and all heads that look where the induction head looks,
+    removed together: removed alone, a head with a spare costs little, because the spare takes over.
+    """
+    previous, induction = subject.truth
+    parts = [[previous], [induction, *subject.spares]]
+    sets = parts + [[head] for head in outside]
+    source = derangement(len(subject.tokens), seeded_generator(0))
+    reference = cache_z(model, subject.tokens)
+
+    leads = []
+    for mode in ABLATIONS:
+        costs = ablation_effects(model, subject.tokens, sets, subject.metrics[0], mode=mode,
+                                 source=source, reference=reference).mean
+        leads.append((costs[:2].min() - costs[2:].max()).item())
+    return leads
 
 
 def measure_outside(subject, outside, how):
