@@ -35,10 +35,10 @@ def all_claims(views, ranking, judged=True):
 
     judged: False leaves open the claims that depend on training.
     """
+    # Not judged: as the smallest of several heads, it is small in most untrained models too.
     sharper = claim(
         "smallest effect of a head sharper than the most needed one / that one's effect",
-        [sharper_head_share(view) for view in views], below=0.5, judged=judged,
-        control="less than half")
+        [sharper_head_share(view) for view in views], control="1 if sharp heads were needed")
     return [*watcher_claims(views, judged), *ranking_claims(ranking, judged), sharper,
             *silenced_claims(views), *wired_claims()]
 

@@ -110,7 +110,8 @@ def measure_training(recipe, history, label):
     final = describe_state(model, logits, recipe, keys)
     others = [k for k in range(1, (recipe.p + 1) // 2) if k not in keys]
     order = torch.randperm(len(others), generator=seeded_generator(recipe.seed)).tolist()
-    frequencies = {"": keys, "_others": [others[i] for i in order[:len(keys)]]}
+    frequencies = {"": keys, "_others": [others[i] for i in order[:len(keys)]],
+                   "_all": list(range(1, (recipe.p + 1) // 2))}  # all: the mean over equal sums
 
     # every state, from the first one on
     steps = history["steps"]
@@ -136,5 +137,5 @@ def measure_training(recipe, history, label):
                                         lambda share: share >= KNOWN_ACCURACY)
             for name in ("train", "test")}
     when |= {f"{name}_falls": first_step(steps, curves[name], lambda loss: loss < half_way)
-             for name in ("unseen", "unseen_others", "test_loss")}
+             for name in ("unseen", "unseen_others", "unseen_all", "test_loss")}
     return {"steps": steps, "curves": curves, "when": when, "final": final, **early}
