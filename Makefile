@@ -1,6 +1,8 @@
 # make train       trains the default model (one to two minutes)
 # make test        runs the tests (about one minute)
 # make experiments runs every experiment, and writes outputs/index.html with all figures and tables
+# make verify      judges every claim with fresh seeds, and writes docs/verify.md (40 minutes)
+# make verify-quick   runs everything once, quickly, and judges what is exact (minutes)
 # make benchmark   measures the speed
 # make exercise CHAPTER=4                   writes exercises/chapter_04.py: functions to fill in
 # make check CHAPTER=4 [FUNCTION=attend]    checks them, up to the first mistake
@@ -24,7 +26,7 @@ EXPERIMENTS = wired_circuits circuit_scoreboard attention_visualization inductio
 	head_importance copy_suppression indirect_object_identification \
 	feature_superposition_toy_model sparse_autoencoder grokking_experiment
 
-.PHONY: train test test-slow experiments benchmark lint exercise check hint solution predict progress
+.PHONY: train test test-slow experiments benchmark verify verify-quick lint exercise check hint solution predict progress
 
 train: .venv/installed
 	.venv/bin/python train.py
@@ -39,6 +41,12 @@ experiments: .venv/installed
 	for name in $(EXPERIMENTS); do echo "$$name"; \
 		.venv/bin/python experiments/$$name.py || failed="$$failed $$name"; done; \
 	test -z "$$failed" || { echo "not as claimed:$$failed"; exit 1; }
+
+verify: .venv/installed
+	.venv/bin/python experiments/verify.py
+
+verify-quick: .venv/installed
+	.venv/bin/python experiments/verify.py --quick
 
 benchmark: .venv/installed
 	.venv/bin/python experiments/benchmark.py

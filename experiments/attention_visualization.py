@@ -17,6 +17,8 @@ that writes nothing, but not heads whose output nobody reads. Ablation exposes t
 Expected: every line with a verdict passes. One line is not judged: in seeds 0 to 2, what is written
 ranked the heads better than sharpness by 0.23 (-0.26 to 0.67).
 
+Thresholds: chosen on seeds 0 to 2.
+
 Chapter: COURSE_ROADMAP.md, 4 (QK and OV); what ablation is: chapter 9
 Prerequisites: attention.py
 Next: experiments/attention_page/model.py

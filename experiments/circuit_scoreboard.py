@@ -17,10 +17,12 @@ suppressing heads of this model serve different tokens through two earlier heads
 prompts need different edges, and a dozen edges of similar size compete for seven places (chapter
 12).
 
-Thresholds were decided on paper before any trained model was scored, after a trial on the wired
-circuits of seed 0. Suppression was added later and changed none. Edges that are not in a circuit
+The thresholds were decided after a trial on the wired circuits of seed 0. Suppression was added
+later and changed none. Edges that are not in a circuit
 carry the corrupted prompt. The order of the methods by CMD is not stable over seeds, so no method
 is claimed to be the best. Two models have different heads, so their edges are not compared.
+
+Thresholds: decided on paper before any trained model was scored.
 
 Chapter: COURSE_ROADMAP.md, 10 (approximate)
 Prerequisites: experiments/scoreboard/measure.py, experiments/scoreboard/report.py

@@ -19,6 +19,8 @@ on seeds 0 to 2 and 10 to 14, all thresholds hold on these seeds and on seeds 20
 looked at afterwards. The circuit has 7 to 13 of 29 edges, which keep 0.90 or more of the
 suppression.
 
+Thresholds: chosen on seeds 0 to 2 and 10 to 14.
+
 Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
 Prerequisites: experiments/suppression/measure.py, experiments/suppression/circuit.py
 Next: experiments/suppression/published.py

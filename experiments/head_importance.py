@@ -9,9 +9,10 @@ The measures are zero, mean and resample ablation, and the gradient importance o
 Claim, for models of text: the four measures rank the heads similarly, and pruning by any of the
 three ablations costs less than pruning in a random order. Pruning by the gradient does so too on
 Shakespeare, but not on the built-in corpus, so this is reported and not claimed.
-Claim, for a known circuit (two layers, induction): every ablation ranks the circuit's heads
-highest, and all four measures give a dead head exactly 0. The gradient is flat where the loss is
-near 0, so it finds the circuit only by luck; its mean along the path to z = 0 finds it.
+Claim, for a known circuit (two layers, induction): by every ablation, both parts of the circuit
+cost at least a nat more than any head outside of it (heads that can stand in for each other are
+removed together). All four measures give a dead head exactly 0. The gradient is flat where the loss
+is near 0, so it finds the circuit only by luck; its mean along the path to z = 0 finds it.
 Claim, for heads that work together: one number per head hides how they do. The previous-token head
 and an induction head are in series: removing both costs no more than removing one. Two induction
 heads are in parallel: removing both costs more than the sum of the two numbers.
@@ -21,6 +22,8 @@ missing, they are trained here, which takes a minute more.
 
 Heads are ranked on some texts and pruned on others. A pruned head writes its mean, which could be
 merged into a bias. Intervals of single models are over texts, ranges of claims over seeds.
+
+Thresholds: chosen on seeds 0 to 2.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: experiments/importance/measure.py, experiments/importance/report.py

@@ -15,6 +15,8 @@ layer can't do it. And a low loss is no proof: where everything recurs at one fi
 Expected: every seed reaches an induction score above 0.9, a previous-token score above 0.85 and a
 loss on repeats below 0.1 nats, also on lengths, gaps and orders that it was not trained on.
 
+Thresholds: chosen on seeds 0 to 2.
+
 Chapter: COURSE_ROADMAP.md, 11 (induction)
 Prerequisites: experiments/induction/model.py, experiments/induction/measure.py
 Next: experiments/induction/scan.py

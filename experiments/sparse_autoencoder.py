@@ -19,6 +19,8 @@ Claim, of transcoders: with patterns and scales kept, an answer is exactly the s
 errors and biases add.
 Expected: every line with a verdict passes.
 
+Thresholds: chosen on seeds 0 to 2.
+
 Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
 Prerequisites: experiments/dictionaries/model.py, experiments/dictionaries/report.py
 Next: experiments/grokking/model.py

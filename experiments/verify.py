@@ -14,7 +14,7 @@ Claims about published models are judged only if their weights are there; they a
 otherwise, and a skipped line is not a passed one. The benchmark and the race are left out: their
 numbers depend on the machine.
 
-Chapter: COURSE_ROADMAP.md, 0 (what counts as evidence)
+Chapter: COURSE_ROADMAP.md, 15 (grokking)
 Prerequisites: experiments/common.py
 Next: nothing
 Source: none

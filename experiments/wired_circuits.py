@@ -12,6 +12,8 @@ Expected: every line passes and the exit code is 0, for all wirings, in two base
 Every model is a GPT of the library. Its LayerNorms, MLPs and biases hold random values wherever the
 circuit does not need them. It runs in float64, so that numbers that must be 0 can be seen to be 0.
 
+Thresholds: exact, from the wiring.
+
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: patching.py, head_ablation.py
 Next: experiments/wired/board.py

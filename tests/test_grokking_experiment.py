@@ -7,8 +7,8 @@ import math
 
 import pytest
 import torch
-from torch.nn.functional import one_hot
 from helpers import quick_run
+from torch.nn.functional import one_hot
 
 from checkpoint import load_model
 from config import config_from_dict

@@ -1,0 +1,180 @@
+"""Verification: a false claim comes out FAIL, what can't be judged is no pass, and an interrupted
+run goes on where it stopped."""
+
+import datetime
+import re
+
+import pytest
+
+from experiments import verify
+from experiments.common import ROOT, claim, threshold_source, thresholds_of
+from experiments.verification import measure
+from experiments.verification.measure import (
+    EXPERIMENTS,
+    FIRST_SEED,
+    Command,
+    all_commands,
+    run_command,
+    seeds_of_date,
+    weights_are_there,
+    what_it_ran_on,
+)
+from experiments.verification.report import count_outcomes, verification_page
+from utils import UserError
+
+RAN_ON = {"seeds": "7, 8, 9"}
+PLANTED = '''"""A planted experiment.
+
+    python experiments/planted.py
+
+Thresholds: planted.
+"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from dataclasses import dataclass
+from experiments.common import ExperimentConfig, claim, perform
+from utils import run_program
+
+def run(cfg, folder):
+    with open(folder.parent / "calls", "a") as calls:
+        calls.write("x")
+    {more}
+    return {{"claims": [claim("two is more than one", 2.0, above=1, judged=not cfg.quick),
+                        claim("one is more than two", 1.0, above=2, judged=not cfg.quick)]}}
+
+run_program(lambda: perform(ExperimentConfig, run, lambda result: {{}}, __doc__))
+'''
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """A function that plants an experiment, with more code in it, and returns its Outcome."""
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    (tmp_path / "experiments").mkdir()
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def run(more="pass", flags=("--seeds", "7", "8", "9")):
+        code = PLANTED.format(root=str(ROOT), more=more)
+        (tmp_path / "experiments" / "planted.py").write_text(code)
+        return run_command(Command("planted", flags), out)
+
+    run.calls = lambda: len((out / "calls").read_text())
+    return run
+
+
+def rows_of(page, heading):
+    """The table rows below a heading of a page, each a list of cells."""
+    part = page.split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = [line for line in part.split("\n") if line.startswith("| ")][1:]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_a_planted_false_claim_fails_and_the_page_begins_with_it(planted):
+    outcome = planted()
+    assert [line.holds for line in outcome.claims] == [True, False] and outcome.failed
+    page = verification_page([outcome], RAN_ON)
+    assert page.index("## What fails") < page.index("## planted")
+    (failing,) = rows_of(page, "What fails")
+    assert failing[0] == "planted: one is more than two" and failing[-1] == "FAIL"
+    held, missed = rows_of(page, "planted")
+    assert held == ["two is more than one", "2", "", "above 1", "planted", "", "PASS"]
+    assert missed[-1] == "FAIL"
+    assert "**1 claims hold, 1 fails, none skipped**" in page
+    assert "`python experiments/planted.py --seeds 7 8 9`" in page
+
+
+def test_a_run_goes_on_where_it_stopped_and_begins_anew_for_other_seeds_or_code(
+        planted, monkeypatch):
+    first = planted()
+    again = planted()
+    assert planted.calls() == 1 and again == first
+    planted(flags=("--seeds", "4", "5", "6"))
+    assert planted.calls() == 2
+    monkeypatch.setattr(measure, "code_digest", lambda: "other code")
+    planted(flags=("--seeds", "4", "5", "6"))
+    assert planted.calls() == 3
+
+
+def test_a_program_that_breaks_off_fails_and_is_run_again(planted):
+    broken = planted("raise ZeroDivisionError('planted')")
+    assert broken.failed and not broken.claims
+    assert "exit code 1: ZeroDivisionError: planted" in broken.error
+    assert "FAIL" in verification_page([broken], RAN_ON)
+    assert not planted().error and planted.calls() == 2
+
+
+def test_old_results_are_not_taken_for_those_of_a_program_that_breaks_off(planted):
+    assert not planted().error
+    broken = planted("raise ZeroDivisionError('planted')", flags=("--seeds", "4", "5", "6"))
+    assert broken.error and not broken.claims
+
+
+def test_what_is_skipped_is_no_pass(monkeypatch, tmp_path):
+    monkeypatch.setattr(measure, "CACHE", str(tmp_path))
+    assert not weights_are_there("gpt2")
+    command = all_commands((1, 2, 3), only=("copy_suppression",))[-1]
+    assert command.weights == "gpt2" and "--model gpt2" in command.text
+    outcome = run_command(command, tmp_path)
+    assert outcome.skipped and not outcome.failed and not list(tmp_path.iterdir())
+    assert count_outcomes([outcome]) == "0 claims hold, none fail, 1 skipped"
+    (row,) = rows_of(verification_page([outcome], RAN_ON), "copy_suppression_gpt2")
+    assert row[-1] == "SKIP"
+
+    (tmp_path / "gpt2").mkdir()
+    for file in measure.PRETRAINED_FILES:
+        (tmp_path / "gpt2" / file).touch()
+    assert weights_are_there("gpt2")
+
+
+def test_seeds_come_from_the_date_and_no_threshold_was_chosen_on_them():
+    day = datetime.date(2026, 1, 31)
+    seeds = seeds_of_date(day)
+    assert seeds == seeds_of_date(day) and len(set(seeds)) == 3 and min(seeds) >= FIRST_SEED
+    other_days = {seeds_of_date(day + datetime.timedelta(days=n)) for n in range(1, 30)}
+    assert len(other_days | {seeds}) == 30
+    for name in EXPERIMENTS:
+        said = thresholds_of((ROOT / "experiments" / f"{name}.py").read_text())
+        chosen_on = [int(number) for number in re.findall(r"\d+", said)]
+        assert said and all(number < FIRST_SEED for number in chosen_on), (name, said)
+
+
+def test_every_experiment_is_verified_but_those_that_time_the_machine():
+    programs = {path.stem for path in (ROOT / "experiments").glob("*.py")}
+    assert set(EXPERIMENTS) == programs - {"common", "verify", "benchmark", "race"}
+    listed = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    assert tuple(re.search(r"EXPERIMENTS = (.*)", listed)[1].split()) == EXPERIMENTS
+
+
+def test_a_threshold_says_where_it_comes_from():
+    about = "Title.\n\nExpected: x.\n\nThresholds: chosen on\nseeds 0 to 2.\n\nChapter: 1"
+    assert thresholds_of(about) == "chosen on seeds 0 to 2" and thresholds_of("Title.") == ""
+    for line, source in ((claim("a", 1.0, above=0), "the header"),
+                         (claim("a", 1.0, between=(1, 1)), "exact"),
+                         (claim("a", 1.0, p=0.01), "p below 0.05"),
+                         (claim("a", 1.0, above=0, source="A 2020"), "A 2020")):
+        assert threshold_source(line, "the header") == source
+
+
+def test_bad_settings_are_refused():
+    for bad in ({"seeds": (1, 2)}, {"seeds": (1, 1, 2)}, {"only": ("race",)}, {"threads": 0},
+                {"date": "31.1.2026"}):
+        with pytest.raises(UserError):
+            verify.VerifyConfig(**bad)
+    assert verify.VerifyConfig(date="2026-01-31").day() == datetime.date(2026, 1, 31)
+    assert "drawn from the date 2026-01-31" in what_it_ran_on(
+        (1, 2, 3), 1, datetime.date(2026, 1, 31))["seeds"]
+
+
+@pytest.mark.slow
+def test_the_quick_program_runs_an_experiment_and_leaves_the_page_in_docs_alone(
+        tmp_path, monkeypatch, capsys):
+    page = ROOT / "docs" / "verify.md"
+    before = page.read_bytes() if page.exists() else None
+    with pytest.raises(SystemExit) as ended:
+        verify.main(["--quick", "--only", "wired_circuits", "--out_dir", str(tmp_path)])
+    assert ended.value.code == 0
+    assert (page.read_bytes() if page.exists() else None) == before
+    written = tmp_path / "verify_quick" / "verify.md"
+    assert "PASS" in written.read_text() and str(written) in capsys.readouterr().out
