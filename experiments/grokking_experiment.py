@@ -56,7 +56,7 @@ class GrokkingConfig(ExperimentConfig):
     p: int | None = option(None, "the modulus, an odd number (none: 59; canonical: 113)")
     fraction: float | None = option(None, "share of pairs to train on (none: 0.6; canonical: 0.3)")
     d_model: int | None = option(None, "width of the stream (none: 64; canonical: 128)")
-    max_steps: int | None = option(None, "steps of training (none: 2,200; canonical: 1,300)")
+    max_steps: int | None = option(None, "the most steps of training (none: 5,000)")
     weight_decay: float = option(1.0, "decoupled weight decay, on matrices")
     lr: float = option(7e-3, "AdamW's learning rate, constant")
 

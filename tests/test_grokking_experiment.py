@@ -10,6 +10,7 @@ import torch
 from helpers import quick_run
 from torch.nn.functional import one_hot
 
+import experiments.grokking.model as grokking_model
 from checkpoint import load_model
 from config import config_from_dict
 from experiments.grokking.fourier import (
@@ -262,8 +263,7 @@ def test_a_loss_below_what_float32_can_tell_from_zero_has_a_gradient():
 
 
 def test_kept_steps_begin_with_none_end_with_the_last_and_stand_ever_further_apart():
-    steps = RECIPE.kept_steps()
-    assert steps == list(range(21))
+    assert RECIPE.kept_steps()[:11] == list(range(11)) and RECIPE.kept_steps()[-1] == 20
     steps = dataclasses.replace(RECIPE, max_steps=1000).kept_steps()
     assert steps[0] == 0 and steps[-1] == 1000 and len(steps) < 82
     assert max(after / before for before, after in itertools.pairwise(steps[20:])) < 1.2
@@ -284,6 +284,25 @@ def test_a_training_keeps_its_way_and_learns_what_it_was_given(tmp_path):
     assert tokens.tolist() == [[3, 12, P]]
     torch.testing.assert_close(model(tokens)[0, -1, :P].double(), way[-1][2][3, 12], rtol=1e-4,
                                atol=1e-4)
+
+
+def test_a_training_ends_at_twice_the_steps_that_it_took_to_learn_or_at_the_last(monkeypatch):
+    def steps_of(learned):
+        monkeypatch.setattr(grokking_model, "LEARNED", learned)
+        model = GPT(RECIPE.model_config(), RECIPE.seed)
+        return model, train_to_add(model, RECIPE, "alone")
+
+    whole, history = steps_of(learned=0.0)
+    assert history["steps"] == RECIPE.kept_steps()
+    losses = [measure_losses(logits, RECIPE, {})["test_loss"]
+              for _, _, logits in states_of(RECIPE, history)]
+    assert losses[5] < min(losses[:5])  # at step 5 for the first time below what comes before
+    model, shorter = steps_of(learned=losses[5] + 1e-9)
+    assert shorter["steps"] == list(range(11))
+    for name, weights in shorter["weights"].items():
+        assert torch.equal(weights, history["weights"][name][:11])
+        assert torch.equal(weights[-1], model.state_dict()[name])
+    assert not torch.equal(whole.W_E, model.W_E)
 
 
 def test_a_kept_training_is_the_one_that_would_be_made_anew(tmp_path):

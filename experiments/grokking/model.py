@@ -25,7 +25,9 @@ from tokenizer import WordTokenizer
 from train import fit
 from utils import seeded_generator
 
-CANONICAL_ADDITION = {"p": 113, "fraction": 0.3, "d_model": 128, "max_steps": 1300}
+CANONICAL_ADDITION = {"p": 113, "fraction": 0.3, "d_model": 128}
+LEARNED = 1e-3  # nats: with a smaller loss on the test pairs, a model has learned to add
+STEPS_APART = 1.1  # each state is kept about this many times as late as the one before
 QUICK_ADDITION = {"p": 17, "fraction": 0.6, "d_model": 32, "max_steps": 120}
 
 
@@ -33,9 +35,10 @@ QUICK_ADDITION = {"p": 17, "fraction": 0.6, "d_model": 32, "max_steps": 120}
 class GrokkingRecipe:
     """Everything that one trained model depends on.
 
-    p: the modulus. fraction: the share of pairs to train on. threads: CPU threads, on which the
-    last bits depend. symmetric: (a, b) and (b, a) are always in the same split. random_answers: the
-    control with random answers, in which there is no rule to find.
+    p: the modulus. fraction: the share of pairs to train on. max_steps: the most steps; a model
+    that has learned to add is trained for as many steps again, to tidy up, and no longer. threads:
+    CPU threads, on which the last bits depend. symmetric: (a, b) and (b, a) are always in the same
+    split. random_answers: the control with random answers, in which there is no rule to find.
     """
 
     p: int = 59
@@ -43,7 +46,7 @@ class GrokkingRecipe:
     d_model: int = 64
     weight_decay: float = 1.0
     lr: float = 7e-3
-    max_steps: int = 2200
+    max_steps: int = 5000
     threads: int = 1
     seed: int = 0
     symmetric: bool = True
@@ -73,10 +76,12 @@ class GrokkingRecipe:
             drawn = drawn.triu() + drawn.triu(1).T
         return (drawn < drawn.quantile(self.fraction)).flatten()
 
-    def kept_steps(self, n=80):
-        """The steps whose weights are kept: about n, spaced by a constant factor from 0 to the
-        last."""
-        return sorted({0} | {round(self.max_steps ** (i / (n - 1))) for i in range(n)})
+    def kept_steps(self):
+        """The steps whose weights are kept: 0, then each about STEPS_APART times the one before, up
+        to the last."""
+        n = math.ceil(math.log(self.max_steps, STEPS_APART))
+        return sorted({0, self.max_steps} | {round(STEPS_APART**i) for i in range(n)})
+
 
 
 class AtEquals(nn.Module):
@@ -127,27 +132,44 @@ def exact_loss(logits, answers):
 def train_to_add(model, recipe, label, trainings=None):
     """Train the model in place on the pairs of a GrokkingRecipe, with all of them in each step.
 
+    It ends at max_steps, or after twice the steps that it took to learn to add, if that is earlier:
+    not all seeds are equally fast, and what was learned by heart goes away last.
     label: the training's name in its progress line; trainings: the Trainings that it is one of.
-    Returns the history: {"steps": `kept_steps`, "weights": {name: [step, ...]}}.
+    Returns the history: {"steps": the kept ones, "weights": {name: [step, ...]}}.
     """
     known = recipe.trained_on()
     batch = recipe.pairs()[known], recipe.answers()[known]
+    others = recipe.pairs()[~known], recipe.answers()[~known]
     how = TrainConfig(
         max_steps=recipe.max_steps, optimizer="adamw", lr=recipe.lr, beta2=0.98, warmup_steps=10,
         weight_decay=recipe.weight_decay, final_lr_fraction=1.0, grad_clip=0.0)
 
-    steps = recipe.kept_steps()
+    at_equals = AtEquals(model)
+    wanted = set(recipe.kept_steps())
+    kept = [0]
     states = [copy_weights(model)]
+    last = recipe.max_steps
     trainings = trainings or Trainings([recipe.max_steps])
     trainings.begin(label)
-    for step in fit(AtEquals(model), lambda: batch, how, loss_fn=exact_loss):
-        if step.number in steps:
-            states.append(copy_weights(model))
+    for step in fit(at_equals, lambda: batch, how, loss_fn=exact_loss):
         trainings.show(step.number, f"loss {step.loss:.2g}")
+        if step.number in wanted or step.number == last:
+            kept.append(step.number)
+            states.append(copy_weights(model))
+            if last == recipe.max_steps and loss_on(at_equals, *others) < LEARNED:
+                last = min(2 * step.number, recipe.max_steps)
+        if step.number == last:
+            break
     trainings.close()
 
     weights = {name: torch.stack([state[name] for state in states]) for name in states[0]}
-    return {"steps": steps, "weights": weights}
+    return {"steps": kept, "weights": weights}
+
+
+@torch.no_grad()
+def loss_on(at_equals, pairs, answers):
+    """The mean loss on some pairs [n, 2], in nats; at_equals: an AtEquals; answers: [n]."""
+    return exact_loss(at_equals(pairs), answers).item()
 
 
 def trained_adder(path, recipe, label, *, retrain=False, trainings=None):
