@@ -1,0 +1,146 @@
+"""Read a claim card, and refuse one that could not be wrong.
+
+A card is a page, `research/NAME/card.md`, with the parts of PARTS. It is written before anything is
+measured. Beside it, `study.py` measures.
+
+Chapter: COURSE_ROADMAP.md, 16 (independent research)
+Prerequisites: experiments/common.py
+Next: experiments/cards/measure.py
+Source: none
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils import UserError, printable, read_text
+
+PARTS = {  # each part of a card, and what it asks for
+    "Question": "What do you want to know, in one sentence?",
+    "Hypothesis": "A sentence that could be wrong.",
+    "Intervention": "What is changed in the model, and where; or what is only read.",
+    "Number": "What is measured, with its unit.",
+    "Possible values": "From the smallest to the largest, such as: 0 to 1",
+    "Holds if": "above X, or below X, or X to Y; for every seed.",
+    "Threshold from": "On paper, a paper, or seeds that are not judged.",
+    "Predicted": "The number that you expect, written down before you measure.",
+    "Null": "The same number where the hypothesis predicts nothing, and why it does.",
+    "Refuted by": "What would make you give up the hypothesis, in words.",
+    "Judged on seeds": "Seeds on which nothing was chosen, such as: 10 11 12",
+}
+RESULT = "## Result"
+HINT = "…"  # how a part begins that nobody has filled in
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|[-+]?inf"
+
+
+@dataclass(frozen=True)
+class Card:
+    """A claim, before it is measured.
+
+    name: of its folder. texts: {part: what was written}. threshold: the arguments of
+    `common.claim`, such as {"above": 0.5}. possible: (smallest, largest) value of the number.
+    predicted: the number that was expected. seeds: those that are judged.
+    """
+
+    name: str
+    texts: dict
+    threshold: dict
+    possible: tuple
+    predicted: float
+    seeds: tuple
+
+
+def template(name):
+    """The text of a new card."""
+    lines = [f"# {name}", ""]
+    for part, asks in PARTS.items():
+        lines += [f"**{part}.** {HINT} {asks}", ""]
+    lines += [RESULT, "", "Nothing was measured yet.", ""]
+    return "\n".join(lines)
+
+
+def read_card(folder):
+    """The Card in a folder. Raises UserError for a part that is missing or empty, for a number
+    that can't be read, and for a claim that could not be refuted, or could not hold."""
+    path = Path(folder) / "card.md"
+    before = read_text(path).split(RESULT)[0]
+    texts = {part: find_part(before, part, path) for part in PARTS}
+
+    possible = numbers_in(texts["Possible values"], 2, "Possible values", path)
+    threshold = read_threshold(texts["Holds if"], path)
+    check_can_be_wrong(threshold, possible, path)
+    (predicted,) = numbers_in(texts["Predicted"], 1, "Predicted", path)
+    if not possible[0] <= predicted <= possible[1]:
+        raise UserError(f"{path}: Predicted {predicted:g} is not among the possible values, "
+                        f"{possible[0]:g} to {possible[1]:g}; correct one of them")
+    seeds = tuple(map(int, re.findall(r"\d+", texts["Judged on seeds"])))
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise UserError(f"{path}: Judged on seeds {texts['Judged on seeds']!r} has no seeds, or "
+                        "one twice; write some, such as 10 11 12")
+    chosen_on = set(map(int, re.findall(r"\d+", texts["Threshold from"])))
+    if "seed" in texts["Threshold from"] and chosen_on & set(seeds):
+        both = ", ".join(map(str, sorted(chosen_on & set(seeds))))
+        raise UserError(f"{path}: seeds {both} are judged, and the threshold was chosen on them; "
+                        "judge others")
+    return Card(Path(folder).name, texts, threshold, possible, predicted, seeds)
+
+
+def find_part(text, part, path):
+    """What was written for a part. Raises UserError if that is nothing."""
+    found = re.search(rf"\*\*{part}\.\*\*(.*?)(?=\n\*\*[A-Z][\w ]*\.\*\*|\Z)", text, re.DOTALL)
+    if found is None:
+        raise UserError(f"{path} has no part **{part}.**; add it: {PARTS[part]}")
+    written = " ".join(found[1].split())
+    if not written or written.startswith(HINT):
+        raise UserError(f"{path}: **{part}.** is empty; fill it in: {PARTS[part]}")
+    return written
+
+
+def numbers_in(text, n, part, path):
+    """The first n numbers in a text, a tuple. Raises UserError if there are fewer."""
+    numbers = tuple(map(float, re.findall(NUMBER, text)))
+    if len(numbers) < n:
+        raise UserError(f"{path}: **{part}.** {printable(text)!r} has {len(numbers)} numbers; "
+                        f"write {n}")
+    return numbers[:n]
+
+
+def read_threshold(text, path):
+    """The arguments of `common.claim` for a text such as "above 0.5"."""
+    for word in ("above", "below"):
+        if text.lower().startswith(word):
+            return {word: numbers_in(text, 1, "Holds if", path)[0]}
+    low, high = numbers_in(text, 2, "Holds if", path)
+    return {"between": (low, high)}
+
+
+def holds(threshold, value):
+    """Whether a value is as a threshold says; NaN never is."""
+    if "above" in threshold:
+        return value > threshold["above"]
+    if "below" in threshold:
+        return value < threshold["below"]
+    low, high = threshold["between"]
+    return low <= value <= high
+
+
+def check_can_be_wrong(threshold, possible, path):
+    """Raise UserError if every possible value would hold, or none."""
+    low, high = possible
+    if not low < high:
+        raise UserError(f"{path}: Possible values {low:g} to {high:g} is no range; write the "
+                        "smaller number first")
+
+    # the verdict can only change at a limit, or just beside one
+    limits = [limit for given in threshold.values()
+              for limit in (given if isinstance(given, tuple) else (given,))]
+    beside = [math.nextafter(limit, end) for limit in limits for end in (-math.inf, math.inf)]
+    tried = [value for value in [*possible, *limits, *beside] if low <= value <= high]
+    verdicts = {holds(threshold, value) for value in tried}
+    if verdicts == {True}:
+        raise UserError(f"{path}: every value from {low:g} to {high:g} would hold, so nothing "
+                        "could refute it; choose another threshold")
+    if verdicts == {False}:
+        raise UserError(f"{path}: no value from {low:g} to {high:g} would hold; choose another "
+                        "threshold")

@@ -1,0 +1,142 @@
+"""Write a claim down before measuring it, check that it can be wrong, run it, and keep the result.
+
+    python experiments/claim_card.py new sharp_heads     # writes research/sharp_heads/
+    python experiments/claim_card.py check sharp_heads   # refuses, or runs and fills in the result
+    python experiments/claim_card.py list                # all cards, and what came out
+
+A card has a hypothesis, an intervention, a number, a null, a threshold and a prediction. Beside it
+lies study.py, a program that measures. `check` refuses a card with an empty part (such as the null)
+and a claim that every possible value would fulfil. It judges only seeds on which the threshold was
+not chosen. The verdict is HOLDS, REFUTED, or UNDECIDED if the null passes too. All three are
+results, and exit with 0; a refused card exits with 2.
+
+Chapter: COURSE_ROADMAP.md, 16 (independent research)
+Prerequisites: experiments/cards/model.py, experiments/cards/report.py
+Next: nothing
+Source: none
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import argparse
+import re
+import subprocess
+
+from experiments.cards.model import RESULT, read_card, template
+from experiments.cards.report import fill_in
+from experiments.common import ROOT
+from utils import UserError, atomic_write, read_json, read_text, run_program
+
+SKELETON = '''"""{name}: say in one line what is measured.
+
+    python research/{name}/study.py
+
+The claim, its null and its threshold are on the card: card.md in this folder.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from config import ModelConfig
+from experiments.cards.measure import perform_study
+from model import GPT
+from utils import run_program
+
+
+def measure(seed):
+    """The card's number, of a model with this seed."""
+    model = GPT(ModelConfig(), seed)
+    raise NotImplementedError("measure: the card's number, of a trained model")
+
+
+def null(seed):
+    """The same number where the hypothesis predicts nothing, such as in an untrained model."""
+    model = GPT(ModelConfig(), seed)
+    raise NotImplementedError("null: the same number where nothing is predicted")
+
+
+def main(argv=None):
+    """Run the program: measure every seed, print the table, write outputs/research_{name}."""
+    perform_study(__file__, __doc__, measure, null, argv=argv)
+
+
+if __name__ == "__main__":
+    run_program(main)
+'''
+
+
+def new(name, research):
+    """Write a card and a skeleton of its study. Raises UserError for a name that is taken, or that
+    is no name of a folder."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(f"name={name!r} is not possible; use small letters, digits and _, such as "
+                        "sharp_heads")
+    folder = research / name
+    if folder.exists():
+        raise UserError(f"{folder} is there already; choose another name")
+    for file, text in (("card.md", template(name)), ("study.py", SKELETON.format(name=name))):
+        with atomic_write(folder / file, "w") as opened:
+            opened.write(text)
+    print(f"fill in {folder / 'card.md'}, then {folder / 'study.py'}, and then run\n"
+          f"python experiments/claim_card.py check {name}")
+
+
+def check(name, research):
+    """Check a card, run its study, and fill in the result. Raises UserError for a card that is
+    refused, and for a study that breaks off."""
+    folder = research / name
+    if not (folder / "card.md").exists():
+        raise UserError(f"{folder} has no card.md; make one: "
+                        f"python experiments/claim_card.py new {name}")
+    card = read_card(folder)
+
+    # An old result must not stand in for that of a study that breaks off.
+    out_dir = folder / "outputs"
+    results = out_dir / f"research_{card.name}" / "results.json"
+    results.unlink(missing_ok=True)
+    study = folder / "study.py"
+    ended = subprocess.run([sys.executable, str(study), "--out_dir", str(out_dir)], check=False)
+    if not results.exists():
+        raise UserError(f"{study} broke off with exit code {ended.returncode}; its last lines are "
+                        "above")
+    result = read_json(results)
+
+    path = folder / "card.md"
+    text = fill_in(read_text(path), card, result, f"python experiments/claim_card.py check {name}")
+    with atomic_write(path, "w") as opened:
+        opened.write(text)
+    print(f"\nthe result is in {path}")
+
+
+def show_list(research):
+    """Print each card's name and the first line of its result."""
+    for path in sorted(research.glob("*/card.md")):
+        result = read_text(path).split(RESULT)[-1].strip().split("\n")[0]
+        print(f"{path.parent.name}: {result}")
+
+
+def main(argv=None):
+    """Run the program: new, check or list."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--research", default=ROOT / "research", type=Path,
+                        help="the folder of all cards (default: research)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command, what in (("new", "write a card and a skeleton"),
+                          ("check", "check a card, run its study, fill in the result")):
+        commands.add_parser(command, help=what).add_argument("name", help="such as sharp_heads")
+    commands.add_parser("list", help="all cards, and what came out")
+
+    args = parser.parse_args(argv)
+    if args.command == "list":
+        show_list(args.research)
+    else:
+        {"new": new, "check": check}[args.command](args.name, args.research)
+
+
+if __name__ == "__main__":
+    run_program(main)
