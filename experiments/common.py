@@ -7,7 +7,7 @@ of all experiments.
 
 Chapter: COURSE_ROADMAP.md, 6 (learn and sample); the form of a claim: chapter 0
 Prerequisites: config.py, checkpoint.py, train.py
-Next: experiments/benchmark.py
+Next: activation_cache.py
 Source: the form of a claim is that of chapter 0
 """
 

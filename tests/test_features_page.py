@@ -10,10 +10,16 @@ import torch
 from browser import browser
 from helpers import refusal, tiny_model, tiny_tokens
 
-from experiments.dictionaries import page as page_module
-from experiments.dictionaries.features import seed_for, unit_rows
-from experiments.dictionaries.model import DictionaryRecipe, ReluL1, fit_dictionary
-from experiments.dictionaries.page import (
+from experiments.dictionaries.model import (
+    DictionaryRecipe,
+    ReluL1,
+    fit_dictionary,
+    seed_for,
+    unit_rows,
+)
+from experiments.dictionaries.trained import page as page_module
+from experiments.dictionaries.trained.model import Subject
+from experiments.dictionaries.trained.page import (
     N_BINS,
     TEMPLATE,
     Directions,
@@ -32,7 +38,6 @@ from experiments.dictionaries.page import (
     variable_aurocs,
     write_page,
 )
-from experiments.dictionaries.trained import Subject
 from losses import next_token_loss
 from metrics import auroc, bootstrap_ci
 from tokenizer import CharTokenizer
