@@ -385,11 +385,11 @@ def make_page(subject, dictionary, features):
     return {
         "title": "Each feature of a dictionary, beside a random direction",
         "about": f"A dictionary of {n_latents} latents, of {subject.name} at {subject.at}. The "
-                 f"list has the {len(features)} latents whose removal changes the loss most; the "
-                 f"other {n_latents - len(features)} are left out. Removing one of these features "
-                 f"clearly raises the loss for {n_features} of them. For the random directions, as "
-                 f"many in number, it does so for {n_random}, or for {n_as_much} if as much is "
-                 "removed as of the features.",
+                 f"{len(features)} whose removal changes the loss most are listed; "
+                 f"{n_latents - len(features)} are left out. Removing a listed feature clearly "
+                 f"raises the loss for {n_features} of them. Removing a random direction does so "
+                 f"for {n_random} of as many, or for {n_as_much} if as much is removed as of the "
+                 "features.",
         "reading": "Choose a feature: the more colour a token has, the stronger the feature is at "
                    "it. Then look at the random direction beside it, which is active as often: if "
                    "its contexts look as meaningful, the feature’s prove little.",
