@@ -1,4 +1,4 @@
-"""The roadmap: its blocks print what the page says, its terms lead to the glossary."""
+"""The roadmap: its blocks print the results on the page, and its terms link to the glossary."""
 
 import math
 import os
