@@ -327,7 +327,7 @@ def load_or_make(path, settings, make, retrain=False):
 
     if not retrain and path.exists():
         with contextlib.suppress(Exception):  # a file that can't be read is made again
-            state = read_torch_file(path, "a kept model", "train it anew with --retrain")
+            state = read_torch_file(path, "a kept model", "train it again with --retrain")
             if state["settings"] == settings:
                 return state
 

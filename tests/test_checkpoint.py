@@ -52,7 +52,7 @@ def state_of(model):
 
 
 def save_run(folder, seed=1, **changes):
-    """Saves a tiny model as a run, the better one of another seed beside it, and returns both."""
+    """Save a tiny model as a run, and one of another seed as its best state; return both."""
     models = tiny_model(seed, **changes), tiny_model(seed + 100, **changes)
     for model, file in zip(models, ("checkpoint.pt", "best.pt"), strict=True):
         save_checkpoint(folder / file, state_of(model))

@@ -45,7 +45,7 @@ def untrained_rows():
 
 
 def as_trained(rows):
-    """Rows that stand for those of a trained model of which all claims hold."""
+    """Rows like those of a trained model for which all claims hold."""
     rows = copy.deepcopy(rows)
     for row in rows:
         row |= {"model": "trained", "auroc": None, "wired": None, "expected": None, "took": 1.0}

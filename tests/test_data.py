@@ -683,7 +683,7 @@ def test_an_interrupted_preparation_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def edit(path, change):
-    """Writes the file anew, its bytes changed by a function."""
+    """Rewrite the file, with its bytes changed by a function."""
     path.write_bytes(change(path.read_bytes()))
 
 
@@ -699,7 +699,7 @@ def with_last_id(i):
 
 
 def tokenizer_state(characters):
-    """What a token file's header holds of a tokenizer of these characters."""
+    """The state of a tokenizer of these characters in a token file's header."""
     return CharTokenizer().fit(characters).state_dict()
 
 

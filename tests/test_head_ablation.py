@@ -58,7 +58,7 @@ def how_to(model, mode, pos=None):
 
 
 def value_of(how, name):
-    """[batch, pos, unit, ...]: what a mode puts in the place of an activation, told in full."""
+    """The value that a mode replaces an activation by, in full: [batch, pos, unit, ...]."""
     kept = how["reference"][name]
     means = {"zero": torch.zeros_like(kept[:1]), "mean": kept.mean((0, 1), keepdim=True),
              "mean_pos": kept.mean(0, keepdim=True), "resample": kept[[4, 1]]}

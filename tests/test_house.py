@@ -214,7 +214,7 @@ def read_lists(page):
 
 
 def order_faults(page, headers):
-    """What contradicts the course's order in the roadmap or in the headers: a list of sentences.
+    """The contradictions between the roadmap's order and the headers: a list of sentences.
 
     headers: {file: its header, as `header` gives it}.
     """

@@ -28,7 +28,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz .,!?"
 
 
 class World:
-    """All that the table's names stand for: a tiny model, its tokens and its runs."""
+    """The values of the names in the table: a tiny model, its tokens and its runs."""
 
     def __init__(self):
         draw = seeded_generator(3)

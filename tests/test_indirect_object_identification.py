@@ -60,7 +60,7 @@ def shuffled_model(seed=1):
 
 @pytest.fixture(scope="module")
 def measured():
-    """What is measured of an untrained model, and of one with shuffled weights."""
+    """The measures of an untrained model, and of one with shuffled weights."""
     return [measure_gifts(GPT(SHAPE, 0).eval(), GIFTS, SONGS, n_random=20),
             measure_gifts(shuffled_model(), GIFTS, SONGS, n_random=20)]
 
@@ -215,7 +215,7 @@ def test_uniform_attention_reads_the_giver_and_later_words_by_their_number():
 
 
 def passing(one):
-    """What is measured of a model, changed into that of one in which every claim holds."""
+    """The measures of a model, changed so that every claim holds."""
     good = copy.deepcopy(one)
     good["heads"][0] |= {"direct": -4.0, "suppresses": 1.0}
     good["strongest"] |= {"after": 0.9, "words": {"twice": -4.0, "once": -3.0},

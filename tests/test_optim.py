@@ -39,7 +39,7 @@ def newton_schulz(s):
 
 
 def by_svd(matrix):
-    """What `orthogonalise` does, by way of the singular values of one matrix."""
+    """`orthogonalise` by the singular value decomposition of one matrix."""
     U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
     return U @ torch.diag(newton_schulz(S / (S.norm() + 1e-7))) @ Vh
 

@@ -837,7 +837,7 @@ def hub(monkeypatch, tmp_path):
 
 
 def of_weights(hub):
-    """What was asked for of the weights themselves: the ranges, None for all."""
+    """The requested ranges of the weights; None is a request for all of them."""
     return [asked for path, asked in hub.requested if path == WEIGHTS]
 
 

@@ -20,7 +20,7 @@ from experiments.speed.report import race_claims, summarize_race
 
 
 def curves(nano, mine):
-    """What `run_race` returns, where each contestant ends at (seconds, loss)."""
+    """The result of a `run_race` in which each contestant ends at (seconds, loss)."""
     return {NANOGPT: [(1.0, 3.0), nano]} | {
         name: [(0.5, 3.0), mine] for name in list(race_contestants(65, 0))[1:]}
 

@@ -38,7 +38,7 @@ def cached(**changes):
 
 
 def stream(model, cache, layer, mlp_input=False):
-    """What block `layer` reads, or its MLP, straight from the cache."""
+    """The input of block `layer`, or of its MLP, directly from the cache."""
     if mlp_input:
         return cache["resid_mid", layer]
     if layer == 0:

@@ -158,7 +158,7 @@ def test_pairs_are_merged_in_the_order_of_the_table():
 
 
 def test_the_bytes_have_gpt_2_s_ids():
-    """Those that Latin-1 shows come first, in their order; then the others, in theirs."""
+    """The bytes that Latin-1 can show come first, in order; then the others, in order."""
     tokenizer = BPETokenizer()
     assert tokenizer.encode("!~ \n\0") == [0, 93, 220, 198, 188]
     assert tokenizer.encode("\x7f") == [221]  # after 33 controls and space: 188 + 33
@@ -239,7 +239,7 @@ def joined(pieces, pair):
 
 
 def naive_merges(text, n_merges):
-    """Counts all pairs of all words anew before each merge."""
+    """Count all pairs of all words again before each merge."""
     words = [[word.encode()[i : i + 1] for i in range(len(word.encode()))]
              for word in scanned(text)]
     merges = []

@@ -288,7 +288,7 @@ def test_in_bfloat16_the_products_are_short_and_weights_and_loss_are_not():
 
 
 def bytes_kept(model, tokens):
-    """How many bytes the loss of a batch keeps for its backward pass, but for the weights."""
+    """The bytes that the loss of a batch keeps for its backward pass, without the weights."""
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept = {}  # {address: tensor}: what lives on keeps its address for itself
 

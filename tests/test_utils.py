@@ -326,7 +326,7 @@ def test_a_very_slow_download_is_given_up(monkeypatch):
 
 
 def progress_output(monkeypatch, on_terminal, seconds_a_step, total=1000, steps=range(1, 101)):
-    """What a Progress writes to stderr while a fake clock ticks between the steps."""
+    """The text that a Progress writes to stderr while a fake clock ticks between the steps."""
     clock = SimpleNamespace(now=0.0)
     stderr = io.StringIO()
     stderr.isatty = lambda: on_terminal

@@ -58,7 +58,7 @@ def assert_zero(tensor, most=1e-12, case=""):
 
 
 def assert_same_predictions(one, other, most, case):
-    """Two models predict alike on texts that no module has seen."""
+    """Two models give the same predictions on new texts."""
     tokens = tiny_tokens(batch=8, pos=TINY["n_ctx"], seed=77)
     assert_near(log_probs(one, tokens), log_probs(other, tokens), most, case)
 
