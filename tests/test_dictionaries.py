@@ -5,13 +5,16 @@ import math
 import pytest
 import torch
 
+from experiments.common import Trainings
 from experiments.dictionaries.features import (
     N_CHILDREN,
     PAIRED,
     WORLDS,
     SparseFeatures,
+    dictionary_jobs,
     known_features,
     noise_like,
+    trained_dictionaries,
 )
 from experiments.dictionaries.measure import (
     active_per_text,
@@ -252,6 +255,19 @@ def test_training_twice_gives_the_same_dictionary_and_so_does_a_file(kind, tmp_p
         assert torch.equal(one.encode(x), each.encode(x))
         assert torch.equal(one.decode(one.encode(x)), each.decode(each.encode(x)))
     torch.testing.assert_close(one.W_dec.detach().norm(dim=1), torch.ones(16))
+
+
+def test_dictionaries_are_counted_whether_they_are_trained_or_read(tmp_path):
+    jobs = {name: job for name, job in dictionary_jobs(quick=True).items()
+            if job.recipe.kind == "TopK" and job.recipe.sparsity == 3}
+    assert {job.world for job in jobs.values()} == set(WORLDS)
+    found = []
+    for trained in (sum(job.recipe.steps for job in jobs.values()), 0):
+        trainings = Trainings([job.recipe.steps for job in jobs.values()])
+        found.append(trained_dictionaries(jobs, 0, tmp_path, n_texts=512, trainings=trainings))
+        assert (trainings.n_ready, trainings.steps_trained) == (len(jobs), trained)
+    for name in jobs:
+        assert torch.equal(found[0][name].W_enc, found[1][name].W_enc), name
 
 
 def test_a_given_decoder_stays_as_it_is_while_the_encoder_learns():

@@ -1,4 +1,4 @@
-"""Sparse features with known directions, and the dictionaries that are trained to find them.
+"""Draw sparse features with known directions, and train the dictionaries that should find them.
 
     x = values @ directions          values [batch, feature], mostly 0; x [batch, d_in]
 

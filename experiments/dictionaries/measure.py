@@ -1,4 +1,4 @@
-"""How good a dictionary is: how well it copies its input, and whether it found the true features.
+"""Measure how well a dictionary copies its input, and whether it found the true features.
 
 These are two questions. The first needs no truth: how close is the dictionary's output to what it
 has to write, and how few latents does it use? The second asks whether its features are the true

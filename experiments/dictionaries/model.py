@@ -1,4 +1,4 @@
-"""Dictionaries (sparse autoencoders), trained by hand: each activation as a sum of a few features.
+"""Train dictionaries (sparse autoencoders), which write an activation as a sum of a few features.
 
     pre = x W_enc + b_enc            [batch, latent]
     z = activate(pre)                [batch, latent], mostly 0

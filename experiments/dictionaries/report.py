@@ -1,4 +1,4 @@
-"""The claims and figures on dictionaries of known features.
+"""Report dictionaries of known features: their claims, their summary and their figures.
 
 Thresholds were chosen on seeds 0 to 2. On seeds 10 to 14 every line held for each seed, with an
 earlier draw of all random numbers and again with this one. Between the two, two lines were made

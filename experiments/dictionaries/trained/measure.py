@@ -1,4 +1,4 @@
-"""Dictionaries of a trained model's activations: what they preserve, predict and steer.
+"""Measure dictionaries of a trained model's activations: what they preserve, predict and steer.
 
 Four questions, each with what the answer is compared with:
 - Is the loss kept if the reconstruction replaces the activation? Compared with replacing it by its

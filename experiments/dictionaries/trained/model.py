@@ -1,4 +1,4 @@
-"""The models whose activations get a dictionary, with their hook points and texts.
+"""Load or train the models whose activations get a dictionary, and choose hook points and texts.
 
 A run of train.py or a pretrained model can be named. Two kinds of models are trained here, unless
 they were kept. One is a model of the words of the built-in corpus; there `known_variables` says

@@ -1,4 +1,4 @@
-"""The page that shows each feature beside a random direction: the measurements, and the file.
+"""Measure features beside random directions, and write the page that shows them.
 
 The contexts in which a feature is strongest nearly always look alike, but so do those of any
 direction. So everything that the page shows of a feature, it also shows of a random direction that

@@ -1,4 +1,4 @@
-"""The claims and the figure on dictionaries of trained models.
+"""Report dictionaries of trained models: their claims and their figure.
 
 Thresholds were chosen on seeds 0 to 2 of the word model. On seeds 10 to 14 every line held for each
 seed. A dictionary of shuffled activations has nothing to find. So a line that it would pass as well

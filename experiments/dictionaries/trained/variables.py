@@ -1,4 +1,4 @@
-"""The facts that hold at each word of a story: who has what, who is given it, what is sung next.
+"""Find the facts that hold at each word of a story: who has what, what will be given or sung.
 
 The built-in corpus has a hidden state, and its words reveal it. `known_variables` reads the words
 one by one. At each it says which of VARIABLES hold there, judging by the words up to and including

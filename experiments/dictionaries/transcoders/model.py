@@ -1,4 +1,4 @@
-"""Transcoders: an MLP's output as a sum of features, and an answer split exactly among them.
+"""Train transcoders (an MLP's output as a sum of features), and split an answer among features.
 
 A transcoder is a dictionary that reads an MLP's input and writes the MLP's output:
 

@@ -1,4 +1,4 @@
-"""The claims and the figure on transcoders of a model of gifts.
+"""Report transcoders of a model of gifts: their claims and their figure.
 
 Thresholds were chosen on seeds 0 to 2, before seeds 10 to 14 were looked at. Three lines have no
 verdict:
