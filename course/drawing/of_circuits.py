@@ -12,8 +12,10 @@ SENDER = 208  # where the parts of path patching stand, from left to right
 OTHERS = 352
 STREAM = 456
 READ = 490
-RUNS = {"clean": ("blue", "… Ada gave a kite to", "Ben"),
-        "corrupted": ("orange", "… Ben gave a kite to", "Ada")}
+
+COLOURS = {"clean": "blue", "corrupted": "orange"}
+PROMPTS = {"clean": "… Ada gave a kite to", "corrupted": "… Ben gave a kite to"}
+ANSWERS = {"clean": "Ben", "corrupted": "Ada"}
 
 
 def denoising_noising():
@@ -35,29 +37,28 @@ def draw_patch(sketch, top, source, target, name, verdict):
     heights = {"clean": top + 78, "corrupted": top + 136}
     moved = 420
 
-    for run, (colour, prompt, _) in RUNS.items():
+    for run, colour in COLOURS.items():
         y = heights[run]
-        sketch.text(MARGIN + 6, y, run, f"{colour} bold", anchor="start")
-        sketch.text(136, y, prompt, anchor="start")
         is_patched = run == target
+        sketch.text(MARGIN + 6, y, run, f"{colour} bold", anchor="start")
+        sketch.text(136, y, PROMPTS[run], anchor="start")
         sketch.line([(304, y), (moved, y)], colour)
         sketch.arrow([(moved, y), (570, y)], "" if is_patched else colour)
         for x in (336, 378):
             sketch.dot(x, y, f"full {colour}")
         for x in (462, 504):
             sketch.dot(x, y, "" if is_patched else f"full {colour}")
-        sketch.dot(moved, y, f"full {RUNS[source][0]}")
+        sketch.dot(moved, y, f"full {COLOURS[source]}")
 
-        answer = RUNS[run][2]
-        wanted = f" → {RUNS[source][2]}?" if is_patched else ""
-        sketch.text(580, y, [(answer, f"{colour} bold"), (wanted, "bold")], anchor="start")
+        asked = f" → {ANSWERS[source]}?" if is_patched else ""
+        sketch.text(580, y, [(ANSWERS[run], f"{colour} bold"), (asked, "bold")], anchor="start")
 
     # the move
     start = heights[source]
     end = heights[target]
     down = 1 if end > start else -1
-    sketch.arrow([(moved, start), (moved, end - 7 * down)], f"{RUNS[source][0]} thick")
-    sketch.text(moved - 14, (start + end) / 2, "one activation", RUNS[source][0], anchor="end")
+    sketch.arrow([(moved, start), (moved, end - 7 * down)], f"{COLOURS[source]} thick")
+    sketch.text(moved - 14, (start + end) / 2, "one activation", COLOURS[source], anchor="end")
     sketch.text(483, end + 22 * down, "computed again", "quiet")
 
 

@@ -12,7 +12,7 @@ def residual_stream():
     """The stream as a bundle of vectors that lie side by side: each part adds one."""
     sketch = Sketch("Every part reads the stream and adds to it", 372)
     bottom = 262
-    step = 12
+    apart = 12
     end = 572
 
     # what is in the stream already, and what each part adds on top of it
@@ -20,19 +20,19 @@ def residual_stream():
     for n_before, (x, name) in enumerate(
             ((184, "attention"), (292, "MLP"), (400, "attention"), (508, "MLP")), 1):
         sketch.box(x, 104, name)
-        top = bottom - step * n_before
+        top = bottom - apart * n_before
         sketch.line([(x + 22, top), (end, top)], "bundle orange")
         sketch.arrow([(x + 22, 124), (x + 22, top - 4)], "orange")
         sketch.arrow([(x - 22, bottom), (x - 22, 125)], "blue")
         for strand in range(n_before):
-            sketch.dot(x - 22, bottom - step * strand, "full blue")
+            sketch.dot(x - 22, bottom - apart * strand, "full blue")
     sketch.text(154, 162, "reads", "blue bold", anchor="end")
     sketch.text(214, 162, "adds", "orange bold", anchor="start")
 
     # the two ends
-    middle = bottom - 2 * step
+    middle = bottom - 2 * apart
     sketch.box(84, bottom, "embed")
-    sketch.box(626, middle, "unembed", width=100, height=5 * step + 16)
+    sketch.box(626, middle, "unembed", width=100, height=5 * apart + 16)
     sketch.arrow([(84, 304), (84, bottom + 21)])
     sketch.text(84, 316, "token, position")
     sketch.arrow([(626, middle + 38), (626, 304)])
@@ -53,22 +53,17 @@ def qk_ov():
     sketch.text(MARGIN, 76, [("QK circuit: where to look", "blue bold"),
                              ("\u2003q = x W_Q meets k = x W_K", "quiet")], anchor="start")
     sketch.text(WIDTH - MARGIN, 76, "thick: much attention", "quiet", anchor="end")
-    for x, word, rise in ((96, "Ada", 84), (232, "gave", 58), (360, "a", 40), (488, "kite", 22)):
-        is_giver = word == "Ada"
-        sketch.curve((to, 200), (x, 200), rise, "blue bundle" if is_giver else "blue")
-        sketch.box(x, 214, "k: a name" if is_giver else "k", "blue",
-                   width=88 if is_giver else 32, height=28)
-
-        # OV: the values, weighted by the attention that each gets
-        if not is_giver:
-            sketch.line([(x, 312), (x, sum_row)], "orange")
-        sketch.box(x, 298, "v: Ada" if is_giver else "v", "orange",
-                   width=88 if is_giver else 32, height=28)
-        sketch.box(x, row, word, words_look="bold")
-
+    for x, word, rise in ((232, "gave", 58), (360, "a", 40), (488, "kite", 22)):
+        sketch.curve((to, 200), (x, 200), rise, "blue")
+        sketch.line([(x, 312), (x, sum_row)], "orange")
+        draw_token(sketch, x, row, word, key="k", value="v", width=32)
+    sketch.curve((to, 200), (96, 200), 84, "blue bundle")
     sketch.box(to, 214, "q: who gave?", "blue", width=116, height=28)
     sketch.box(to, row, "to", words_look="bold")
+
+    # OV: the values, weighted by the attention that each gets
     sketch.arrow([(96, 312), (96, sum_row), (to, sum_row), (to, row + 22)], "orange bundle")
+    draw_token(sketch, 96, row, "Ada", key="k: a name", value="v: Ada", width=88)
     sketch.box(552, sum_row, "z", "orange", width=44, height=34, words_look="code")
     sketch.box(to, 326, "W_O", "orange", width=60, height=34, words_look="code")
     sketch.text(to + 14, 298, "adds", "orange bold", anchor="start")
@@ -76,6 +71,13 @@ def qk_ov():
     sketch.text(MARGIN, 416, [("OV circuit: what to move", "orange bold"), (moves, "quiet")],
                 anchor="start")
     return sketch
+
+
+def draw_token(sketch, x, y, word, *, key, value, width):
+    """A token with its key above it and its value below."""
+    sketch.box(x, y - 42, key, "blue", width=width, height=28)
+    sketch.box(x, y, word, words_look="bold")
+    sketch.box(x, y + 42, value, "orange", width=width, height=28)
 
 
 def block_hooks():
