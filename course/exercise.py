@@ -6,7 +6,7 @@
     python course/exercise.py hint 4 attend      # prints a hint, each time the next one
     python course/exercise.py solution 4 attend  # prints our solution
     python course/exercise.py predict 4          # asks for the chapter's numbers, then compares
-    python course/exercise.py progress           # prints what is done and what is next
+    python course/exercise.py progress           # what is done, and what is next
 
 Each function is checked alone, in any order; all others are the library's meanwhile. What you wrote
 is never overwritten. Exit code: 0 if everything that was checked is right, 1 if something is wrong

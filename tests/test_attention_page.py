@@ -201,7 +201,7 @@ def test_a_head_that_writes_nothing_is_blank_when_weighted_by_its_write(opened, 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_contrast_with_their_background(opened, scheme):
+def test_words_stand_out_from_what_is_behind_them(opened, scheme):
     opened.scheme(scheme)
     opened.mouse(token(60))
     ratios = [contrast for contrast, _, _ in opened.texts()]

@@ -297,7 +297,7 @@ def test_wrong_settings_are_refused_in_one_line(tmp_path, folder, capsys, flags,
     assert not list(tmp_path.glob("*/*"))
 
 
-def test_the_page_shows_a_pretrained_model(tmp_path, folder, capsys):
+def test_a_pretrained_model_is_looked_at(tmp_path, folder, capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["--out_dir", str(tmp_path), "--model", str(folder / "two"), "--windows", "4",
               "--text", "One two, one two."])

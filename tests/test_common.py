@@ -48,7 +48,7 @@ MISSED = Claim("c", 3.0, 3.0, 3.0, False)
 # Claims
 
 
-def test_a_threshold_is_strict_and_a_range_includes_its_ends():
+def test_a_threshold_is_strict_and_a_range_holds_its_ends():
     cases = [
         ({"above": 2.0}, [2.1, 3.0], True), ({"above": 2.0}, [2.0, 3.0], False),
         ({"below": 2.0}, [1.0, 1.9], True), ({"below": 2.0}, [1.0, 2.0], False),
@@ -482,7 +482,7 @@ def test_names_and_claims_are_text_on_the_page_and_addresses_lead_to_their_files
         assert (tmp_path / unquote(parts.path)).exists(), address
 
 
-def test_a_program_runs_and_ends_with_its_results(tmp_path, capsys):
+def test_a_program_runs_and_ends_with_what_came_out(tmp_path, capsys):
     @dataclass(frozen=True)
     class OneConfig(ExperimentConfig):
         more: float = option(1.0, "of it")

@@ -180,13 +180,13 @@ def test_each_call_gives_the_next_hint_and_the_last_one_is_repeated(folder, caps
     assert [line[:11] for line in printed] == ["hint 1 of 3", "hint 2 of 3", *["hint 3 of 3"] * 2]
 
 
-def test_a_prediction_is_asked_for_only_once_and_then_compared(folder, capsys, monkeypatch):
+def test_a_prediction_is_asked_for_once_and_then_compared(folder, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("0.1 0.2\nnonsense\n3 2\n"))
     exercise.main(["predict", "4"])
     assert "inside" not in capsys.readouterr().out
     exercise.main(["predict", "4"])
-    printed = capsys.readouterr().out
-    assert "you: 0.1 to 0.2; it is 0.1587" in printed and printed.count(": inside") == 1
+    said = capsys.readouterr().out
+    assert "you: 0.1 to 0.2; it is 0.1587" in said and said.count(": inside") == 1
     assert exercise.count_inside() == (1, 2)
 
 

@@ -258,7 +258,7 @@ def test_a_loss_that_is_zero_in_float32_has_a_gradient():
     torch.testing.assert_close(logits.grad, expected, atol=0, rtol=1e-3)
 
 
-def test_kept_steps_go_from_0_to_the_last_with_growing_distances():
+def test_kept_steps_begin_with_none_end_with_the_last_and_stand_ever_further_apart():
     steps = RECIPE.kept_steps()
     assert steps == list(range(21))
     steps = dataclasses.replace(RECIPE, max_steps=1000).kept_steps()
@@ -283,7 +283,7 @@ def test_a_run_keeps_its_history_and_learns_its_training_pairs(tmp_path):
                                atol=1e-4)
 
 
-def test_a_kept_run_equals_a_new_one(tmp_path):
+def test_a_kept_training_is_the_one_that_would_be_made_anew(tmp_path):
     made, kept = (trained_adder(tmp_path / "checkpoint.pt", RECIPE, "seed_0") for _ in range(2))
     alone = train_to_add(GPT(RECIPE.model_config(), RECIPE.seed), RECIPE, "alone")
     for model, history in (made, kept):

@@ -374,7 +374,7 @@ def test_one_seed_that_misses_fails_the_claim(seeds, where, value, claim):
 
 
 @pytest.mark.slow
-def test_the_title_of_the_figure_states_the_finding(seeds):
+def test_the_figure_says_what_was_found(seeds):
     titles = [axes.get_title(loc="left") for axes in induction_figure(seeds).axes]
     assert any("100 % of the previous-token head's effect" in title for title in titles)
     none = [found | {"phase": dict.fromkeys(found["phase"])} for found in seeds]

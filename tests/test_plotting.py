@@ -201,7 +201,7 @@ def test_a_lens_table_has_the_last_row_on_top_and_shows_spaces_and_line_ends():
     assert axes.images[0].get_clim() == (0, 1)
 
 
-def test_places_of_the_stream_are_named_in_words():
+def test_places_of_the_stream_are_said_in_words():
     words = {"0_pre": "embedding", "0_mid": "block 0, after attention", "3_pre": "after block 2",
              "12_mid": "block 12, after attention", "final_post": "after the last block",
              "mine": "mine", "x_pre": "x_pre"}

@@ -553,8 +553,8 @@ EXERCISES = [
 
 
 PREDICTIONS = [
-    Prediction("In a text of 16 positions a head spreads its attention evenly over all positions "
-               "that it may see. Its previous-token score?",
+    Prediction("In a text of 16 positions a head spreads its attention evenly over all that it may "
+               "see. Its previous-token score?",
                lambda: prev_token_score(uniform_pattern(16)).item(), "the mean of 1/2, …, 1/16"),
     Prediction("And the mean entropy of its attention, in nats?",
                lambda: sum(math.log(n) for n in range(1, 17)) / 16, "the mean of ln 1, …, ln 16"),

@@ -410,6 +410,6 @@ def cache_megabytes():
 
 PREDICTIONS = [
     Prediction("The cache keeps every activation of the default model (3 layers, d_model 80) for 2 "
-               "texts of 20 tokens, except those that are kept only when named: how many "
+               "texts of 20 tokens, but for those that are kept only when named: how many "
                "megabytes?", cache_megabytes, "cache.nbytes, counted now"),
 ]

@@ -386,6 +386,6 @@ EXERCISES = [
 ]
 
 PREDICTIONS = [
-    Prediction("Scores that are independent of 5 true heads among 100: their area under the ROC "
+    Prediction("Scores that know nothing of 5 true heads among 100: their area under the ROC "
                "curve, on average?", lambda: 0.5, "a half, whatever the shares"),
 ]

@@ -375,8 +375,7 @@ EXERCISES = [
 
 PREDICTIONS = [
     Prediction("The metric is x^3, the run stands at x = 1, the other one at 2: the true change is "
-               "7. What does attribution patching estimate?", lambda: 3.0, "the slope at 1, times "
-                                                                           "1"),
+               "7. What does attribution patching say?", lambda: 3.0, "the slope at 1, times 1"),
     Prediction("And integrated gradients, with one step in the middle?", lambda: 6.75,
                "the slope at 1.5, times 1"),
 ]

@@ -280,8 +280,8 @@ EXERCISES = [
 ]
 
 PREDICTIONS = [
-    Prediction("100 labels of two classes, and predictions of 1/2 each: how many bits?",
+    Prediction("100 labels of two classes, and predictions that know nothing: how many bits?",
                lambda: 100.0, "a bit each"),
-    Prediction("And if the label that comes is always predicted with 0.9?",
+    Prediction("And with predictions of 0.9 for what comes, each time?",
                lambda: -100 * math.log2(0.9), "100 times -log2 0.9"),
 ]

@@ -76,10 +76,8 @@ class Exercise:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A number that the learner predicts before seeing it.
-
-    truth: a function without arguments that returns it; source: where the learner finds it.
-    """
+    """A number to write down before it is seen. truth: a function without arguments that returns
+    it; source: where the learner finds it."""
 
     question: str
     truth: Callable

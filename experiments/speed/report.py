@@ -52,8 +52,8 @@ def benchmark_figure(claims):
         rows[f"{line.claim} ({line.control})"] = [
             min(30.0, (max(value, 1e-9) / line.mark) ** sign) for value in values]
     return plotting.dot_rows(
-        rows, title=f"{sum(line.holds for line in judged)} of {len(judged)} thresholds are met",
-        xlabel="times as good as its threshold, at most 30 (dot: median, bar: all rounds)")
+        rows, title=f"{sum(line.holds for line in judged)} of {len(judged)} marks are met",
+        xlabel="times as good as its mark, at most 30 (dot: median, bar: all rounds)")
 
 
 def race_claims(contestants, races, *, judged=True):
@@ -122,7 +122,7 @@ def race_figure(contestants, races):
     times, losses = lines[OUR_DEFAULT]
     nanogpt_loss = lines[NANOGPT][1][-1]
     figure = plotting.curve(
-        lines, xlabel="time (in that of nanoGPT's recipe, same core); crosses: thresholds",
+        lines, xlabel="time (in that of nanoGPT's recipe, same core); crosses: marks",
         ylabel="loss on the whole validation split (nats/character)",
         title=(f"In {times[-1]:.2f} of the time of nanoGPT's recipe: {losses[-1]:.2f} "
                f"nats/character, not {nanogpt_loss:.2f}"),
