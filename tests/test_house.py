@@ -195,7 +195,7 @@ def test_a_module_opens_with_its_chapter_its_neighbours_and_its_source():
 
 
 # The course's order is that of the *Read* lists in the roadmap. A file that they do not name is
-# optional; from its header, `Next` leads back to a file of the lists.
+# optional; from its header, `Next` leads back to a file of the lists, or ends in the last chapter.
 
 
 def read_lists(page):
@@ -236,7 +236,7 @@ def order_faults(page, headers):
 
     for file, fields in headers.items():
         for number, title in re.findall(r"(\d+) \(([^)]+)\)", fields["Chapter"]):
-            if title.lower() != lists[int(number)][0].lower():
+            if int(number) not in lists or title.lower() != lists[int(number)][0].lower():
                 faults.append(f"{file}: chapter {number} is not called {title}")
         needs = re.findall(r"[\w/]+\.py", fields["Prerequisites"])
         [following] = re.findall(r"[\w/]+\.py", fields["Next"]) or [None]
@@ -280,7 +280,10 @@ def faults_of_optional(file, needs, following, place, headers):
             return [*faults, f"Next leads from {file} to {following} again and again"]
         seen.append(following)
         following = next(iter(re.findall(r"[\w/]+\.py", headers[following]["Next"])), None)
-    if following is None or place[following] <= max(read, default=-1):
+    if following is None:
+        if chapter[file] < max(chapter.get(name, 0) for name in place):
+            faults.append(f"{file} does not lead back to the course")
+    elif place[following] <= max(read, default=-1):
         faults.append(f"{file} leads back to {following}, and needs {needs}")
     return faults
 
@@ -312,7 +315,8 @@ def test_faults_of_the_order_are_found():
                "b.py": fields("0 (begin) and 1 (end)", "a.py", "c.py"),
                "c.py": fields("1 (end)", "a.py, b.py", "nothing"),
                "e/d.py": fields("0 (begin)", "a.py", "e/f.py"),
-               "e/f.py": fields("0 (begin)", "e/d.py", "b.py")}
+               "e/f.py": fields("0 (begin)", "e/d.py", "b.py"),
+               "e/g.py": fields("1 (end)", "c.py", "nothing")}
     assert not order_faults(roadmap, headers)
 
     bad_headers = {
@@ -322,10 +326,12 @@ def test_faults_of_the_order_are_found():
         "c.py is followed by []": {"c.py": fields("1 (end)", "a.py", "a.py")},
         "c.py is read in chapter 1": {"c.py": fields("0 (begin)", "a.py", "nothing")},
         "chapter 1 is not called end, too": {"c.py": fields("1 (end, too)", "a.py", "nothing")},
+        "chapter 7 is not called end": {"e/d.py": fields("7 (end)", "a.py", "e/f.py")},
         "names ['z.py']": {"b.py": fields("0 (begin)", "z.py", "c.py")},
         "g.py is in no Read list": {"g.py": fields("0 (begin)", "a.py", "b.py")},
         "e/d.py, of chapter 0, needs c.py": {"e/d.py": fields("0 (begin)", "c.py", "nothing")},
         "e/d.py leads back to a.py": {"e/d.py": fields("0 (begin)", "a.py", "a.py")},
+        "e/f.py does not lead back": {"e/f.py": fields("0 (begin)", "e/d.py", "nothing")},
         "Next leads from e/d.py to e/d.py": {"e/f.py": fields("0 (begin)", "a.py", "e/d.py")},
     }
     for fault, changed in bad_headers.items():
