@@ -105,8 +105,7 @@ def count_predicted(results, kind):
 
 
 def carried_ratio(one, kind="latent"):
-    """The variables that one neuron carries, over those of one latent, among those that carry any.
-    """
+    """The mean number of variables of a neuron over that of a latent, among those with any."""
     carried = one["predicted"][kind]["carried"]["mean"]
     return one["predicted"]["neuron"]["carried"]["mean"] / max(carried, 1)
 
@@ -162,8 +161,7 @@ def share_above_random(steered):
 
 
 def mean_gain(steered):
-    """The gain of the words along their latents, in nats, mean over variables; 0 if there are none.
-    """
+    """The gain of words along their latents, in nats, mean over variables; 0 for no variables."""
     return fmean(each["feature"] for each in steered.values()) if steered else 0.0
 
 
