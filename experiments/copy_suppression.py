@@ -21,7 +21,7 @@ suppression.
 
 Thresholds: chosen on seeds 0 to 2 and 10 to 14.
 
-Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
+Chapter: COURSE_ROADMAP.md, 12 (copying, suppression, indirect objects)
 Prerequisites: experiments/suppression/measure.py, experiments/suppression/circuit.py
 Next: experiments/suppression/published.py
 Source: McDougall et al. 2023, *Copy suppression: comprehensively understanding an attention head*

@@ -13,9 +13,9 @@ Expected: every line passes, for all seeds. A seed takes 5 s for the polytopes, 
 
 Thresholds: chosen on seeds 0 to 2, or from a closed form.
 
-Chapter: COURSE_ROADMAP.md, 14 (superposition)
+Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
 Prerequisites: experiments/superposition/model.py, experiments/superposition/measure.py
-Next: experiments/dictionaries/features.py
+Next: experiments/dictionaries/model.py
 Source: Elhage et al. 2022, Toy models of superposition
 """
 

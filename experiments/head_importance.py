@@ -26,7 +26,7 @@ merged into a bias. Intervals of single models are over texts, ranges of claims 
 Thresholds: chosen on seeds 0 to 2.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
-Prerequisites: experiments/importance/measure.py, experiments/importance/report.py
+Prerequisites: head_ablation.py, experiments/wired/model.py
 Next: circuits.py
 Source: Michel et al. 2019 (gradient importance, pruning curves); McDougall et al. 2023 (repair)
 """

@@ -31,9 +31,9 @@ beside the numbers that Wang et al. report for GPT-2 small; nothing is judged.
 
 Thresholds: chosen on seeds 0 to 2 and 10 to 14.
 
-Chapter: COURSE_ROADMAP.md, 12 (indirect objects)
+Chapter: COURSE_ROADMAP.md, 12 (copying, suppression, indirect objects)
 Prerequisites: experiments/indirect_object/measure.py, experiments/indirect_object/report.py
-Next: COURSE_ROADMAP.md, 12
+Next: probing.py
 Source: Wang et al. 2022 (indirect object identification)
 """
 

@@ -15,8 +15,8 @@ circuit does not need them. It runs in float64, so that numbers that must be 0 c
 Thresholds: exact, from the wiring.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
-Prerequisites: patching.py, head_ablation.py
-Next: experiments/wired/board.py
+Prerequisites: patching.py, head_ablation.py, experiments/wired/model.py
+Next: experiments/head_importance.py
 Source: Elhage et al. 2021; Olsson et al. 2022 (induction); McDougall et al. 2023 (copy suppression)
 """
 
