@@ -10,7 +10,7 @@ and a claim that every possible value would fulfil. It judges only seeds on whic
 not chosen. The verdict is HOLDS, REFUTED, or UNDECIDED if the null passes too. All three are
 results, and exit with 0; a refused card exits with 2.
 
-Chapter: COURSE_ROADMAP.md, 16 (independent research)
+Chapter: COURSE_ROADMAP.md, 15 (grokking)
 Prerequisites: experiments/cards/model.py, experiments/cards/report.py
 Next: nothing
 Source: none

@@ -3,7 +3,7 @@
 A study is a program `research/NAME/study.py`. It has two functions of a seed that return the card's
 number: `measure`, and `null`, where the hypothesis predicts nothing.
 
-Chapter: COURSE_ROADMAP.md, 16 (independent research)
+Chapter: COURSE_ROADMAP.md, 15 (grokking)
 Prerequisites: experiments/cards/model.py
 Next: experiments/cards/report.py
 Source: none

@@ -3,7 +3,7 @@
 A card is a page, `research/NAME/card.md`, with the parts of PARTS. It is written before anything is
 measured. Beside it, `study.py` measures.
 
-Chapter: COURSE_ROADMAP.md, 16 (independent research)
+Chapter: COURSE_ROADMAP.md, 15 (grokking)
 Prerequisites: experiments/common.py
 Next: experiments/cards/measure.py
 Source: none

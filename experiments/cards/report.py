@@ -1,6 +1,6 @@
 """Report a study: its claims, its figure, and the result that is written into its card.
 
-Chapter: COURSE_ROADMAP.md, 16 (independent research)
+Chapter: COURSE_ROADMAP.md, 15 (grokking)
 Prerequisites: experiments/cards/model.py
 Next: experiments/claim_card.py
 Source: none
