@@ -6,7 +6,7 @@
     python course/exercise.py hint 4 attend      # one step further each time
     python course/exercise.py solution 4 attend  # ours, printed
     python course/exercise.py predict 4          # asks for the chapter's numbers, then compares
-    python course/exercise.py milestone A        # checks what a part of the course ends with: A to E
+    python course/exercise.py milestone A        # checks what a part of the course ends with
     python course/exercise.py block 4 2          # runs the second block of chapter 4's page
     python course/exercise.py progress           # what is done, and what is next
 

@@ -169,7 +169,8 @@ class Together:
                     continue
                 source, adapt = places.get(name, (exercise.source, lambda function: function))
                 place = dataclasses.replace(exercise, source=source)
-                self.parts[name] = Part(module, place, theirs, our_solution(chapter, exercise), adapt)
+                ours = our_solution(chapter, exercise)
+                self.parts[name] = Part(module, place, theirs, ours, adapt)
                 self.chapter_of[name] = number
         if missing:
             raise NotYet(f"not written yet: {', '.join(missing)}")

@@ -33,30 +33,37 @@ def find_block(number, place):
     return blocks[place - 1]
 
 
-def find_number(number, words):
-    """The number that a chapter's page states, from the words around it: "a uniform guess costs {}
-    nats", with {} for the number and with … for others that may stand there.
+def find_numbers(number, words):
+    """The numbers that a chapter's page states, a list, from the words around them.
 
-    Raises ValueError where the page does not have these words, or has them with two numbers.
+    words: "of {} edges {} are needed", with {} for each number and … for others that may stand
+    there. Raises ValueError where the page does not have these words, or has them with two sets of
+    numbers.
     """
-    found = stated_numbers(number, words)
-    if len(found) != 1:
-        raise ValueError(f"chapter {number} states {len(found)} numbers as {words!r}: {sorted(found)}")
-    return float(found.pop().replace(",", ""))
-
-
-def stated_numbers(number, words):
-    """The numbers, as they are written, that a chapter's page states in these words."""
     pattern = re.escape(" ".join(words.split())).replace(r"\ ", r"\s+")
     pattern = pattern.replace("…", NUMBER).replace(r"\{\}", f"({NUMBER})")
-    return set(re.findall(pattern, chapter_text(number)))
+    found = {match.groups() for match in re.finditer(pattern, chapter_text(number))}
+    if len(found) != 1:
+        raise ValueError(f"chapter {number} states {len(found)} numbers as {words!r}: "
+                         f"{sorted(found)}")
+    return [float(each.replace(",", "")) for each in found.pop()]
+
+
+def find_number(number, words):
+    """The one number that a chapter's page states in these words; as `find_numbers`."""
+    return find_numbers(number, words)[0]
+
+
+def stated(number, words):
+    """A function that finds this number, for a Prediction."""
+    return lambda: find_number(number, words)
 
 
 def questions(number):
-    """What a chapter asks to predict first: the points of its lists under *Predict first*, in order,
-    without marks of emphasis and of formulas."""
+    """What a chapter asks to predict first: the points of its lists under *Predict first*, in
+    order, without marks of emphasis and of formulas."""
     found = []
-    for asked in re.findall(r"^\*\*Predict first\.\*\*.*?\n\n(?=\*\*)", chapter_text(number),
+    for asked in re.findall(r"^\*\*Predict first\*\*.*?\n\n", chapter_text(number),
                             re.DOTALL | re.MULTILINE):
         points = re.split(r"^\d+\. ", asked, flags=re.MULTILINE)[1:]
         found += [plain_text(point) for point in points]
@@ -65,6 +72,6 @@ def questions(number):
 
 def plain_text(text):
     """A text in one line, without marks of emphasis, code and formulas."""
-    text = re.sub(r"\$([^$]*)\$", lambda formula: formula[1].replace("\\mathrm", "").translate(
-        str.maketrans("", "", "{}")).replace(r"\|", "||"), text)
-    return " ".join(re.sub(r"[*`]", "", text).split())
+    for mark, plain in ((r"\mathrm", ""), (r"\|", "||")):
+        text = text.replace(mark, plain)
+    return " ".join(re.sub(r"[*`${}]", "", text).split())

@@ -122,7 +122,8 @@ def every_weight_learns(work):
             found = gradients(case.model, case.tokens)
         for name, want in case.grads.items():
             expect(found[name] is not None,
-                   f"no gradient reaches {name}: is there a detach, a .data or a no_grad on the way?")
+                   f"no gradient reaches {name}: is there a detach, a .data or a no_grad on the "
+                   "way?")
             expect_close(found[name], want, f"the gradient of {name}", tolerance=1e-3)
 
 

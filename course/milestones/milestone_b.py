@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
-from checkpoint import config_of, find_run, load_checkpoint, load_model, read_metrics, reload_dataset
+from checkpoint import (
+    config_of,
+    find_run,
+    load_checkpoint,
+    load_model,
+    read_metrics,
+    reload_dataset,
+)
 from config import Config
 from course.engine.expect import expect
 from course.engine.milestones import Milestone, NotYet
@@ -117,8 +124,8 @@ def it_has_learned_its_text(work):
     if floor is not None:
         gap = work.by_character - floor
         expect(gap < MOST_ABOVE_FLOOR, f"it is {gap:.3f} nats a character above the floor of "
-               f"{floor:.4f}, and should be less than {MOST_ABOVE_FLOOR} above it: train longer, or "
-               "with the default recipe")
+               f"{floor:.4f}, and should be less than {MOST_ABOVE_FLOOR} above it: train longer, "
+               "or with the default recipe")
     else:
         expect(work.by_character < MOST_ON_SHAKESPEARE, f"its validation loss is "
                f"{work.by_character:.4f} nats a character, and should be below "

@@ -168,8 +168,9 @@ def the_pairs_are_well_formed(work):
                f"{pair.label}: clean and corrupted end with different tokens, so that the last "
                "position carries everything from the start")
         for field, ids in (("answer", pair.answer), ("wrong", pair.wrong)):
-            expect(len(ids) == 1, f"{pair.label}: {field} {pair.words[field]!r} is {len(ids)} tokens "
-                   "of this model; the metric reads one (is a space missing, or one too many?)")
+            expect(len(ids) == 1, f"{pair.label}: {field} {pair.words[field]!r} is {len(ids)} "
+                   "tokens of this model; the metric reads one (is a space missing, or one too "
+                   "many?)")
         expect(pair.answer != pair.wrong, f"{pair.label}: answer and wrong are the same word")
 
 
@@ -178,8 +179,8 @@ def there_are_enough(work):
     for kind, pairs in (("prompts", work.prompts), ("controls", work.controls)):
         texts = {(pair.words["clean"], pair.words["corrupted"]) for pair in pairs}
         expect(len(texts) == len(pairs), f"two of the {kind} are the same: each counts once")
-        expect(len(pairs) >= LEAST_PAIRS, f"there are {len(pairs)} {kind}, and {LEAST_PAIRS} are the "
-               "fewest by which one that happens to work is told from a rule")
+        expect(len(pairs) >= LEAST_PAIRS, f"there are {len(pairs)} {kind}, and {LEAST_PAIRS} are "
+               "the fewest by which one that happens to work is told from a rule")
 
 
 def the_model_knows_the_answers(work):
@@ -188,11 +189,12 @@ def the_model_knows_the_answers(work):
         clean = lead(work.model, pair.clean_tokens, pair)
         corrupted = lead(work.model, pair.corrupted_tokens, pair)
         answer, wrong = pair.words["answer"], pair.words["wrong"]
-        expect(not (clean < -LEAST_LEAD and corrupted > LEAST_LEAD), f"{pair.label} is the wrong way "
-               f"round: in clean the model prefers {wrong!r} by {-clean:.1f} nats, and in corrupted "
-               f"{answer!r}: exchange the two prompts, or the two answers")
+        expect(not (clean < -LEAST_LEAD and corrupted > LEAST_LEAD), f"{pair.label} is the wrong "
+               f"way round: in clean the model prefers {wrong!r} by {-clean:.1f} nats, and in "
+               f"corrupted {answer!r}: exchange the two prompts, or the two answers")
         expect(clean > LEAST_LEAD, f"{pair.label}: in clean, {answer!r} leads {wrong!r} by "
-               f"{clean:.1f} nats; the model does not know the answer, so there is nothing to trace")
+               f"{clean:.1f} nats; the model does not know the answer, so there is nothing to "
+               "trace")
         expect(corrupted < -LEAST_LEAD, f"{pair.label}: in corrupted, {answer!r} still leads by "
                f"{corrupted:.1f} nats; change what decides the answer")
 
@@ -207,9 +209,9 @@ def the_effect_is_at_one_place(work):
         found = get_act_patch_resid_pre(work.model, pair.corrupted_tokens, cache, pair.metric)
         best += found.normalized().max(-1).values / len(work.prompts)
     layer = best.argmin().item()
-    expect(best[layer] > LEAST_AT_ONE_PLACE, f"before block {layer}, the position that carries most "
-           f"restores {best[layer]:.2f} of the answer on average: the two prompts differ in more "
-           "than one thing, or the answer is on its way through several places there")
+    expect(best[layer] > LEAST_AT_ONE_PLACE, f"before block {layer}, the position that carries "
+           f"most restores {best[layer]:.2f} of the answer on average: the two prompts differ in "
+           "more than one thing, or the answer is on its way through several places there")
 
 
 def the_heads_carry_the_answer(work):
@@ -229,8 +231,8 @@ def the_heads_carry_the_answer(work):
            "another head does the same; name it, too")
     others = [head for head in every if head not in named]
     rest = share_of(work.model, work.prompts, others, "denoising")
-    expect(rest < MOST_BY_OTHERS, f"the heads that you do not name restore {rest:.2f} of the answer, "
-           f"and those that you name {enough:.2f}: the answer has a second way")
+    expect(rest < MOST_BY_OTHERS, f"the heads that you do not name restore {rest:.2f} of the "
+           f"answer, and those that you name {enough:.2f}: the answer has a second way")
 
 
 def the_controls_show_nothing(work):
@@ -241,8 +243,9 @@ def the_controls_show_nothing(work):
     for pair in work.controls:
         for which, tokens in (("clean", pair.clean_tokens), ("corrupted", pair.corrupted_tokens)):
             ahead = lead(work.model, tokens, pair)
-            expect(ahead > LEAST_LEAD, f"{pair.label}: in {which}, {pair.words['answer']!r} leads by "
-                   f"{ahead:.1f} nats; a control changes something that leaves the answer as it is")
+            expect(ahead > LEAST_LEAD, f"{pair.label}: in {which}, {pair.words['answer']!r} leads "
+                   f"by {ahead:.1f} nats; a control changes something that leaves the answer as it "
+                   "is")
     shares = [abs(effect(work.model, pair, work.heads, "denoising")[0]) / scale
               for pair in work.controls]
     mean = sum(shares) / len(shares)

@@ -95,8 +95,8 @@ def every_weight_learns(work):
     loss_of = work.together.function("expected_feature_loss")
     with work.together.in_place():
         loss = loss_of(W, b, IMPORTANCE, x)
-    expect(isinstance(loss, torch.Tensor) and loss.requires_grad, "no gradient leads from your loss to "
-           "W and b: is there an .item(), a detach or a no_grad on the way?")
+    expect(isinstance(loss, torch.Tensor) and loss.requires_grad, "no gradient leads from your "
+           "loss to W and b: is there an .item(), a detach or a no_grad on the way?")
     found = torch.autograd.grad(loss, (W, b), allow_unused=True)
     ours = ((x @ W.T @ W + b).relu() - x).pow(2) @ IMPORTANCE
     for name, grad, want in zip("Wb", found, torch.autograd.grad(ours.mean(), (W, b)), strict=True):
@@ -108,8 +108,8 @@ def rare_features_form_a_pentagon(work):
     """trained by your loss on rare features, all five are kept, 72 degrees from one to the next"""
     W, _ = trained_toy(work, RARE)
     lengths = W.norm(dim=0)
-    expect(lengths.min() > 0.5, f"feature {lengths.argmin().item()} has length {lengths.min():.2f}: it "
-           "is not kept")
+    expect(lengths.min() > 0.5, f"feature {lengths.argmin().item()} has length "
+           f"{lengths.min():.2f}: it is not kept")
     off = (angles_between(W) - 72).abs().max()
     expect(off < MOST_DEGREES_OFF, f"one gap is {off:.0f} degrees from 72: this is no pentagon")
 
@@ -128,9 +128,10 @@ def dense_features_do_not_share(work):
     D = work.together.function("dimensionality")(W).sort(descending=True).values
     want = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0])
     lengths = W.norm(dim=0).sort(descending=True).values
-    expect(lengths[2] < 0.3, f"three features are kept, the third with length {lengths[2]:.2f}: the "
-           "same code finds superposition where there is none")
-    expect_close(D, want, "the dimensionality, the largest first", "feature", tolerance=2 * MOST_OFF)
+    expect(lengths[2] < 0.3, f"three features are kept, the third with length {lengths[2]:.2f}: "
+           "the same code finds superposition where there is none")
+    expect_close(D, want, "the dimensionality, the largest first", "feature",
+                 tolerance=2 * MOST_OFF)
 
 
 def blame(work, check):

@@ -91,8 +91,8 @@ def the_null_is_another_run(work):
     """the null is not the intervention again"""
     null, done = (re.sub(r"\W+", " ", work.parts[name]).lower().strip()
                   for name in ("Null", "Intervention"))
-    expect(null != done, "Null repeats Intervention word for word: where does the hypothesis predict "
-           "nothing?")
+    expect(null != done, "Null repeats Intervention word for word: where does the hypothesis "
+           "predict nothing?")
 
 
 def somebody_else_can_run_it(work):
@@ -111,30 +111,31 @@ def both_numbers_have_a_spread(work):
     models"""
     for label in ("measured", "null"):
         *_, n = result(work, label)
-        expect(n >= LEAST_REPEATS, f"{label} is over {n:g}: with fewer than {LEAST_REPEATS} it may be "
-               "luck")
+        expect(n >= LEAST_REPEATS, f"{label} is over {n:g}: with fewer than {LEAST_REPEATS} it may "
+               "be luck")
 
 
 def the_null_does_not_do_it_too(work):
     """the spreads of the two numbers do not overlap"""
-    measured, low, high, _ = result(work, "measured")
-    null, null_low, null_high, _ = result(work, "null")
+    _, low, high, _ = result(work, "measured")
+    _, null_low, null_high, _ = result(work, "null")
     expect(null_high < low or high < null_low, f"measured is {low:g} to {high:g} and the null "
-           f"{null_low:g} to {null_high:g}: they overlap, so what was found is no more than the null "
-           "gives (report that: a refuted claim is a result, but not this one)")
+           f"{null_low:g} to {null_high:g}: they overlap, so what was found is no more than the "
+           "null gives (report that: a refuted claim is a result, but not this one)")
 
 
 def it_could_have_failed(work):
     """what would refute it is a number that separates the two"""
     limits = figures(work.parts["What would refute it"])
-    expect(limits, "What would refute it names no number: which result would have made you give it up?")
+    expect(limits, "What would refute it names no number: which result would have made you give it "
+           "up?")
     measured = result(work, "measured")[0]
     null = result(work, "null")[0]
     least, most = sorted((measured, null))
     expect(any(least < limit < most for limit in limits), f"What would refute it says "
-           f"{', '.join(f'{limit:g}' for limit in limits)}, and no number there lies between the null's "
-           f"{null:g} and the measured {measured:g}: the null would have passed, or your own result "
-           "would not")
+           f"{', '.join(f'{limit:g}' for limit in limits)}, and no number there lies between the "
+           f"null's {null:g} and the measured {measured:g}: the null would have passed, or your "
+           "own result would not")
 
 
 MILESTONE = Milestone(
