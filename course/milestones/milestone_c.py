@@ -254,7 +254,7 @@ def the_controls_show_nothing(work):
 
 
 MILESTONE = Milestone(
-    letter="C", title="causal tracing on your own prompts", chapter=9,
+    letter="C", title="causal tracing", chapter=9,
     hand_in=f"exercises/{FILE}, with prompts, controls, and the heads that carry the answer",
     gather=gather,
     checks=(the_pairs_are_well_formed, there_are_enough, the_model_knows_the_answers,
