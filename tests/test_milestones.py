@@ -233,6 +233,9 @@ def test_heads_that_do_not_carry_the_answer_are_told(tmp_path, sound):
     assert "at most half of them" in found.message, found
     with pytest.raises(UserError, match="L7H0"):
         traced(tmp_path, sound | {"heads": ["L7H0"]})
+    unknown = sound["prompts"][0] | {"clean": "w00 zebra"}
+    with pytest.raises(UserError, match="prompt 1: unknown words 'zebra'"):
+        traced(tmp_path, sound | {"prompts": [unknown]})
 
 
 def test_a_head_that_is_enough_but_not_needed_has_a_twin(tmp_path, monkeypatch):

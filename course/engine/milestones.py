@@ -12,6 +12,7 @@ import importlib
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -88,14 +89,14 @@ def failure(check, work):
     try:
         with torch.enable_grad():
             check(work)
-    except Wrong as wrong:
+    except (Wrong, UserError) as wrong:  # a UserError: the library refuses what it was given
         return str(wrong)
-    except UserError:
-        raise
     except Exception as error:
-        frame, number = list(traceback.walk_tb(error.__traceback__))[-1]
-        where = frame.f_code.co_filename.rpartition("/")[2]
-        return f"{where}, line {number}, raised {type(error).__name__}: {error}"
+        frames = [(frame.f_code.co_filename, number)
+                  for frame, number in traceback.walk_tb(error.__traceback__)]
+        ours = [each for each in frames if str(torch.__path__[0]) not in each[0]]
+        path, number = ours[-1]
+        return f"{Path(path).name}, line {number}, raised {type(error).__name__}: {error}"
     return ""
 
 

@@ -82,7 +82,10 @@ def gather(folder, given):
     found = read_json(path)
     check_form(found, shown)
 
-    model, tokenizer = load_model(found["model"])
+    try:
+        model, tokenizer = load_model(found["model"])
+    except UserError as problem:
+        raise NotYet(f"{problem} (chapter 8's block keeps gifts: make block CHAPTER=8)") from None
     pairs = {kind: [read_pair(tokenizer, words, f"{kind[:-1]} {place}")
                     for place, words in enumerate(found[kind], 1)]
              for kind in ("prompts", "controls")}
@@ -93,6 +96,9 @@ def check_form(found, shown):
     """Raises UserError unless the file has the fields of the example."""
     if not isinstance(found, dict) or set(found) != set(EXAMPLE):
         raise UserError(f"{shown} needs the fields {', '.join(EXAMPLE)}, and no others")
+    for kind in ("heads", "prompts", "controls"):
+        if not isinstance(found[kind], list):
+            raise UserError(f"{shown}: {kind} needs a list in square brackets")
     for kind in ("prompts", "controls"):
         for place, pair in enumerate(found[kind], 1):
             if not isinstance(pair, dict) or set(pair) != set(FIELDS):
@@ -101,8 +107,11 @@ def check_form(found, shown):
 
 
 def read_pair(tokenizer, words, label):
-    """A Pair from its four texts."""
-    clean, corrupted, answer, wrong = (tokenizer.encode(words[field]) for field in FIELDS)
+    """A Pair from its four texts. Raises UserError, naming it, for what the tokenizer lacks."""
+    try:
+        clean, corrupted, answer, wrong = (tokenizer.encode(str(words[field])) for field in FIELDS)
+    except UserError as problem:
+        raise UserError(f"{label}: {problem}") from None
     return Pair(label, torch.tensor([clean]), torch.tensor([corrupted]), answer, wrong, words)
 
 
@@ -160,6 +169,7 @@ def the_pairs_are_well_formed(work):
     answers are one token each"""
     for pair in work.prompts + work.controls:
         sizes = (pair.clean_tokens.shape[1], pair.corrupted_tokens.shape[1])
+        expect(min(sizes) > 0, f"{pair.label}: one of the two prompts is empty")
         expect(sizes[0] == sizes[1], f"{pair.label}: clean has {sizes[0]} tokens and corrupted "
                f"{sizes[1]}, so that a position is not the same place in both")
         expect(not torch.equal(pair.clean_tokens, pair.corrupted_tokens),
