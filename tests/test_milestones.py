@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import data
+import train
 from config import Config, DataConfig, ModelConfig
 from course import exercise
 from course.engine import catalogue, milestones, stubs
@@ -141,6 +142,19 @@ def test_a_run_near_its_floor_is_enough_and_each_fault_of_a_run_is_told(run):
              "it_has_learned_its_text", "0.150 nats a character above")):
         found = fault_of(milestone_b.MILESTONE, dataclasses.replace(run, **change))
         assert found and found[0] == name and said in found[1], f"{change}: {found}"
+
+
+def test_the_newest_run_of_train_py_is_read_and_its_loss_measured_as_training_measured_it(
+        tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "BUILTIN_CHARACTERS", 4000)
+    monkeypatch.setattr(milestone_b, "OUT_DIR", str(tmp_path))
+    assert verdict_on("B", tmp_path).status == "missing"
+    tiny = ["--model.n_layers", "1", "--model.n_heads", "1", "--model.d_model", "8",
+            "--model.n_ctx", "16", "--train.max_steps", "2", "--train.threads", "1"]
+    train.main(["--data.dataset", "builtin", "--logging.out_dir", str(tmp_path), *tiny])
+    found = verdict_on("B", tmp_path)
+    assert found.failed == milestones.statement(milestone_b.it_has_learned_its_text), found
+    assert verdict_on("B", tmp_path, "nothing").status == "missing"
 
 
 def test_a_loss_in_words_is_judged_by_the_character(run):

@@ -5,12 +5,14 @@ trained on. Where the floor of that text is known, what counts is the gap to it.
 """
 
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 
 from checkpoint import (
     config_of,
     find_run,
+    list_runs,
     load_checkpoint,
     load_model,
     read_metrics,
@@ -21,9 +23,10 @@ from course.engine.expect import expect
 from course.engine.milestones import Milestone, NotYet
 from data import SHAKESPEARE_SHA256, Dataset
 from model import GPT
-from train import evaluate
+from train import token_losses
 from utils import UserError
 
+OUT_DIR = "outputs"
 MOST_ABOVE_FLOOR = 0.1  # nats a character: 600 steps of the default model end 0.08 above it
 MOST_ON_SHAKESPEARE = 1.65  # nats a character: the default run ends at about 1.57
 BELOW_FLOOR = 0.01  # nats a character by which luck may pass the floor of a finite text
@@ -50,11 +53,17 @@ class Work:
 
 
 def gather(folder, given):
-    """The Work of a run: its name in outputs/ or its folder; None takes the newest one."""
+    """The Work of a run: its name in outputs/ or its folder; None takes the newest of train.py."""
+    if given is None:
+        runs = [run for run in list_runs(OUT_DIR) if (run / "metrics.jsonl").exists()]
+        if not runs:
+            raise NotYet(f"there is no run of train.py in {OUT_DIR}; make one: python train.py")
+        given = runs[-1]
     try:
-        run = find_run(given, "outputs")
+        run = find_run(given, OUT_DIR)
     except UserError as problem:
         raise NotYet(str(problem)) from None
+
     path = run / "checkpoint.pt"
     state = load_checkpoint(path)
     if "data_sha256" not in state:
@@ -62,8 +71,12 @@ def gather(folder, given):
     cfg = config_of(state, path)
     dataset = reload_dataset(run, state, cfg)
     model, _ = load_model(run)
+
+    # As in training: if the text is made of stories, windows begin where stories begin
+    starts = None if dataset.floor is None else dataset.floor.starts
+    losses = token_losses(model, dataset.val, starts=starts)
     return Work(name=run.name, cfg=cfg, model=model, dataset=dataset, step=state["step"],
-                rows=read_metrics(run), loss=evaluate(model, dataset.val),
+                rows=read_metrics(run), loss=fmean(losses),
                 per_token=dataset.val_characters / (len(dataset.val) - 1))
 
 
