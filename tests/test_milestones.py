@@ -13,7 +13,7 @@ from config import Config, DataConfig, ModelConfig
 from course import exercise
 from course.engine import catalogue, milestones, stubs
 from course.milestones import milestone_b, milestone_c, milestone_d, milestone_e
-from experiments.wired.model import logic_gate, previous_token
+from experiments.wired.model import copying, logic_gate, previous_token
 from model import GPT
 from tokenizer import WordTokenizer
 from utils import UserError, seeded_generator
@@ -57,6 +57,7 @@ def test_our_solutions_of_three_chapters_are_a_transformer(tmp_path):
     (4, "attend", "visible = causal_mask(q.shape[2], k.shape[2], key_mask)",
      "visible = causal_mask(7, 7)", "raised"),
     (4, "attend", "scores.masked_fill(~visible, -math.inf)", "scores", "should be"),
+    (4, "causal_mask", "return key <= query\n", "return key <= query + 1\n", "should be"),
 ])
 def test_the_function_at_fault_is_named(tmp_path, number, name, old, new, said):
     folder = write_solutions(tmp_path, (3, 4, 5), **{name: [(old, new)]})
@@ -154,6 +155,8 @@ def test_the_newest_run_of_train_py_is_read_and_its_loss_measured_as_training_me
     train.main(["--data.dataset", "builtin", "--logging.out_dir", str(tmp_path), *tiny])
     found = verdict_on("B", tmp_path)
     assert found.failed == milestones.statement(milestone_b.it_has_learned_its_text), found
+    work = milestone_b.gather(tmp_path, None)
+    assert work.loss == pytest.approx(work.rows[-1]["val_loss"], abs=1e-5)
     assert verdict_on("B", tmp_path, "nothing").status == "missing"
 
 
@@ -242,7 +245,7 @@ def test_heads_that_do_not_carry_the_answer_are_told(tmp_path, sound):
     named = sound["heads"][0]
     other = next(f"L0H{head}" for head in range(4) if f"L0H{head}" != named)
     found = traced(tmp_path, sound | {"heads": [other]})
-    assert f"{other} restore 0.00 of the answer" in found.message, found
+    assert f"{other} from clean into corrupted restores 0.00" in found.message, found
     found = traced(tmp_path, sound | {"heads": [f"L0H{head}" for head in range(4)]})
     assert "at most half of them" in found.message, found
     with pytest.raises(UserError, match="L7H0"):
@@ -259,6 +262,39 @@ def test_a_head_that_is_enough_but_not_needed_has_a_twin(tmp_path, monkeypatch):
     assert "enough and not needed" in found.message, found
     found = traced(tmp_path, hand_in_of(wired, monkeypatch, [one, other]))
     assert "enough and not needed" not in found.message
+
+
+@pytest.fixture
+def two_jobs(monkeypatch):
+    """(hand-in, pairs): a head says the token at one place, another lowers the one at a second."""
+    wired = copying(0)
+    says, lowers = sorted(wired.truth.restores, key=wired.truth.restores.get, reverse=True)
+    pairs = wired.draw_pairs(5, seeded_generator(0))
+    hand_in = hand_in_of(wired, monkeypatch, [f"L0H{says[1]}", f"L0H{lowers[1]}"])
+    return hand_in, pairs
+
+
+def test_prompts_that_differ_in_two_things_are_told(tmp_path, two_jobs):
+    found = traced(tmp_path, two_jobs[0])
+    assert "restores 0.67 of the answer on average" in found.message, found
+
+
+def test_a_head_that_moves_the_controls_too_is_told(tmp_path, two_jobs):
+    hand_in, pairs = two_jobs
+    said, lowered = pairs.clean_tokens[0], pairs.corrupted_tokens[0]
+    first = (said == pairs.right[0]).nonzero().item()
+    second = (lowered == pairs.right[0]).nonzero().item()
+    for prompt, control in zip(hand_in["prompts"], hand_in["controls"], strict=True):
+        words = prompt["clean"].split()
+        new, = {f"w{i:02}" for i in range(1, 11)} - set(words)  # the one word that is not there
+        prompt["corrupted"] = replace_word(prompt["clean"], first, new)
+        control["corrupted"] = replace_word(prompt["clean"], second, new)
+        prompt["answer"] = control["answer"] = words[first]
+        prompt["wrong"] = control["wrong"] = new
+    says_alone = hand_in | {"heads": hand_in["heads"][:1]}
+    assert traced(tmp_path, says_alone).status == "right"
+    found = traced(tmp_path, hand_in)
+    assert "of what it moves in the prompts" in found.message, found
 
 
 def test_without_a_file_an_example_is_written_once(tmp_path):
