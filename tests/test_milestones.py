@@ -175,7 +175,7 @@ def hand_in_of(wired, monkeypatch, heads):
     """What a learner would write of a wired circuit; its model is put in place of a run's."""
     tokenizer = WordTokenizer().fit(" ".join(f"w{i:02}" for i in range(wired.model.cfg.d_vocab)))
     monkeypatch.setattr(milestone_c, "load_model", lambda name: (wired.model, tokenizer))
-    pairs = wired.draw_pairs(5, seeded_generator(0))
+    pairs = wired.draw_pairs(4, seeded_generator(0))
     rows = zip(pairs.clean_tokens, pairs.corrupted_tokens, pairs.right[:, None],
                pairs.wrong[:, None], strict=True)
     prompts = [dict(zip(milestone_c.FIELDS, map(tokenizer.decode, row), strict=True))
@@ -224,7 +224,16 @@ def test_sound_prompts_are_accepted_and_each_fault_of_prompts_is_told(tmp_path, 
     def two_words(pair):
         pair["answer"] += " w05"
 
+    def unknown(pair):
+        pair["answer"] = "w11"
+
+    few = sound | {"prompts": sound["prompts"][:3]}
+    twice = sound | {"controls": [*sound["controls"], sound["controls"][0]]}
+    for wrong, said in ((few, "prompts: 3 so far"), (twice, "two of the controls are the same")):
+        assert said in traced(tmp_path, wrong).message
+
     for kind, change, said in (
+            ("prompts", unknown, "does not know the answer"),
             ("prompts", turn_round, "prompt 2 is the wrong way round"),
             ("prompts", lengthen, "prompt 2: clean has"),
             ("prompts", two_words, "is 2 tokens"),
@@ -269,7 +278,7 @@ def two_jobs(monkeypatch):
     """(hand-in, pairs): a head says the token at one place, another lowers the one at a second."""
     wired = copying(0)
     says, lowers = sorted(wired.truth.restores, key=wired.truth.restores.get, reverse=True)
-    pairs = wired.draw_pairs(5, seeded_generator(0))
+    pairs = wired.draw_pairs(4, seeded_generator(0))
     hand_in = hand_in_of(wired, monkeypatch, [f"L0H{says[1]}", f"L0H{lowers[1]}"])
     return hand_in, pairs
 

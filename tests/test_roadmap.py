@@ -219,6 +219,8 @@ def misconception_faults(table):
 
 
 def test_each_misconception_is_refuted_by_a_number_that_a_block_prints():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "course/exercise.py block $(CHAPTER) $(NUMBER)" in makefile
     table = PAGE.split("\n## Misconceptions\n")[1].split("\n## ")[0]
     assert table.count("\n| *") >= 10
     assert misconception_faults(table) == []
