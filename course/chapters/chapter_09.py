@@ -392,8 +392,8 @@ PREDICTIONS = [
     Prediction("What share of the effect of the head that carries the answer goes straight to the "
                "logits?",
                stated(9, "to the logits, frozen all: about {}"), "the chapter's block"),
-    Prediction("By how many nats can it move the lead to set another head to zero or to its mean, "
-               "through which hardly any of the answer passes?",
+    Prediction("Hardly any of the answer passes through the other heads. By how many nats can it "
+               "move the lead to set one of them to zero or to its mean?",
                stated(9, "they move the lead by up to {} nats when they are set to zero"),
                "the paragraph on ablation importance"),
 ]

@@ -251,8 +251,8 @@ def steps_ratio():
 
 
 PREDICTIONS = [
-    Prediction("How many times as many steps does the model of the block need until it knows the "
-               "other pairs, as for the trained ones?",
+    Prediction("The model of the block knows the trained pairs at some step. How many times as "
+               "many steps does it take until it knows the others?",
                steps_ratio, "the chapter's block: 319 / 52"),
     Prediction("How many of the 29 frequencies does it use?",
                stated(15, "{} key frequencies of 29 have about"), "the chapter's block"),
