@@ -12,7 +12,7 @@ at, and W_O says along which directions that is written into the stream.
 
 Chapter: COURSE_ROADMAP.md, 4 (QK and OV)
 Prerequisites: embeddings.py
-Next: experiments/attention_visualization.py
+Next: experiments/attention_page/measure.py
 Source: Vaswani et al. 2017, section 3.2; Elhage et al. 2021 (QK and OV)
 """
 

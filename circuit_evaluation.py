@@ -19,7 +19,7 @@ small, and with few prompts almost anything passes. `minimality_test`, `sufficie
 `holds` of each result says whether the circuit passed.
 
 Chapter: COURSE_ROADMAP.md, 10 (approximate)
-Prerequisites: circuits.py, metrics.py
+Prerequisites: metrics.py, circuits.py
 Next: experiments/induction/model.py
 Source: Mueller et al. 2025 (MIB: CPR, CMD); Shi et al. 2024 (hypothesis tests of circuits); Méloux
 et al. 2025 (circuits of resampled prompts); Conmy et al. 2023 (ACDC depends on the order)

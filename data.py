@@ -310,7 +310,7 @@ class TokenFile:
         return self.n_tokens
 
     def __getitem__(self, where):
-        # Mapped anew each time: pages that were read count as our memory until the map is closed.
+        # Mapped again each time: pages that were read count as our memory until the map is closed.
         ids = np.memmap(self.file, self.dtype, "r", self.offset, (self.n_tokens,))
         return torch.from_numpy(ids[where].astype(np.int64))
 

@@ -19,7 +19,7 @@ needed. A small effect does not prove that the part does nothing. Other parts ma
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: metrics.py, patching.py
-Next: experiments/wired_circuits.py
+Next: experiments/wired/board.py
 Source: Michel et al. 2019 (importance); Wang et al. 2022 (mean ablation, backups); Chan et al. 2022
 (resampling); McDougall et al. 2023 and Rushing & Nanda 2024 (self-repair)
 """

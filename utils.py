@@ -1,6 +1,6 @@
 """Tools that every program needs: errors, seeds, devices, ranks, files, progress, downloads.
 
-Chapter: COURSE_ROADMAP.md, 0 (what counts as evidence: the same seed gives the same bits)
+Chapter: COURSE_ROADMAP.md, 0 (what counts as evidence)
 Prerequisites: nothing
 Next: config.py
 Source: torch's notes on reproducibility

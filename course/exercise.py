@@ -1,18 +1,18 @@
 """The exercises of the course: begin a chapter, check what you wrote, ask for a hint.
 
-    python course/exercise.py start 4            # writes exercises/chapter_04.py, stubs to fill in
-    python course/exercise.py check 4            # checks what is there, up to the first mistake
-    python course/exercise.py check 4 attend     # one function
-    python course/exercise.py hint 4 attend      # one step further each time
-    python course/exercise.py solution 4 attend  # ours, printed
+    python course/exercise.py start 4            # writes stubs to fill in, exercises/chapter_04.py
+    python course/exercise.py check 4            # checks your functions, up to the first mistake
+    python course/exercise.py check 4 attend     # checks one function
+    python course/exercise.py hint 4 attend      # prints a hint, each time the next one
+    python course/exercise.py solution 4 attend  # prints our solution
     python course/exercise.py predict 4          # asks for the chapter's numbers, then compares
     python course/exercise.py milestone A        # checks what a part of the course ends with
     python course/exercise.py block 4 2          # runs the second block of chapter 4's page
     python course/exercise.py progress           # what is done, and what is next
 
-Each function is checked alone, with the library's in place of all others, and in any order. What
-you wrote is never overwritten. Exit code: 0 where all that was asked for is right, 1 where
-something is wrong or not written yet, 2 where the command can't be carried out.
+Each function is checked alone, in any order; all others are the library's meanwhile. What you wrote
+is never overwritten. Exit code: 0 if everything that was checked is right, 1 if something is wrong
+or not written yet, 2 if the command cannot be carried out.
 """
 
 import argparse
@@ -32,9 +32,9 @@ HEADER = '''"""Chapter {number}: {title}. Fill in what raises NotImplementedErro
     make check CHAPTER={number}                      # or one: FUNCTION={first}
     make hint CHAPTER={number} FUNCTION={first}
 
-A function that the library has as a method takes `self`: the module, with its weights. What
-docstrings say of UserError, hooks and pasts need not be built unless the task says so. Helpers of
-your own may stand here too.
+A function that the library has as a method takes `self`: the module, with its weights. Where a
+docstring mentions UserError, hooks or a past, you may leave that out unless the task asks for it.
+You may add functions of your own.
 """
 '''
 
@@ -43,7 +43,7 @@ your own may stand here too.
 
 
 def start(number):
-    """Writes the stubs of a chapter's exercises; adds what is missing where the file is there."""
+    """Writes the stubs of a chapter's exercises; if the file exists, adds the missing ones."""
     chapter = catalogue.load_chapter(number)
     path = catalogue.learner_file(number)
     written = path.read_text(encoding="utf-8") if path.exists() else None
@@ -69,7 +69,7 @@ def start(number):
     else:
         with path.open("a", encoding="utf-8") as file:
             file.write(f"\n\n{code}")
-        print(f"{shown} was there: {', '.join(pieces)} added at its end, the rest left as it was")
+        print(f"{shown} existed: {', '.join(pieces)} added at its end, the rest left as it was")
     print(f"then: make check CHAPTER={number}")
 
 
@@ -96,7 +96,7 @@ def check(number, name):
             print(f"    WRONG  {verdict.failed or 'it comes to an end'}")
             print(f"           {verdict.message}")
             if verdict.mistake:
-                print(f"           This is what comes out {verdict.mistake}.")
+                print(f"           This is the result {verdict.mistake}.")
             print(f"    a hint: make hint CHAPTER={number} FUNCTION={name}")
             return False
     if missing:
@@ -113,7 +113,7 @@ def hint(number, name):
     place = notebook.next_hint(number, name, len(exercise.hints))
     print(f"hint {place + 1} of {len(exercise.hints)}: {exercise.hints[place]}")
     if place + 1 == len(exercise.hints):
-        print(f"that was the last; ours: make solution CHAPTER={number} FUNCTION={name}")
+        print(f"that was the last; our solution: make solution CHAPTER={number} FUNCTION={name}")
 
 
 def solution(number, name):
@@ -122,7 +122,7 @@ def solution(number, name):
     exercise = catalogue.find_exercise(chapter, name)
     print(stubs.solution_text(chapter, exercise), end="")
     if exercise.source and catalogue.solution_name(chapter, exercise) != exercise.source:
-        print(f"\n# the library's own, which does more: {exercise.source}")
+        print(f"\n# the library's function, which does more: {exercise.source}")
 
 
 # predict
@@ -134,7 +134,7 @@ def predict(number):
     notes = notebook.read_notes("predictions.json")
     given = notes.get(str(number))
     if given is None or len(given) != len(predictions):
-        print("For each number a low and a high, between which you are 80 % sure that it lies.")
+        print("Give a low and a high for each number, so that you are 80 % sure of it.")
         notes[str(number)] = [ask(prediction.question) for prediction in predictions]
         notebook.write_notes("predictions.json", notes)
         print(f"Kept. Run the chapter, then again: make predict CHAPTER={number}")
@@ -148,12 +148,12 @@ def predict(number):
 
 
 def ask(question):
-    """A low and a high number from the terminal. Raises UserError where no answer comes."""
+    """A low and a high number from the terminal. Raises UserError if no answer comes."""
     while True:
         print(f"{question}\n    low high: ", end="", flush=True)
         line = sys.stdin.readline()
         if not line:
-            raise UserError("no answer came; run it in a terminal")
+            raise UserError("there was no answer; run this in a terminal")
         try:
             low, high = (float(word) for word in line.replace(",", " ").split())
         except ValueError:
@@ -163,7 +163,7 @@ def ask(question):
 
 
 def count_inside():
-    """(inside, given): in how many of the kept predictions the truth lies."""
+    """(inside, given): how many predictions were kept, and how many of them hold the truth."""
     inside = 0
     n_given = 0
     for number, given in notebook.read_notes("predictions.json").items():
@@ -230,7 +230,7 @@ def progress():
         minutes_all += minutes
         if left:
             unfinished.append((not right, number, left[0]))
-    print(f"in all {minutes_done} of {minutes_all} minutes, by estimate, as of each last check")
+    print(f"in all {minutes_done} of {minutes_all} estimated minutes, by the last checks")
 
     if unfinished:
         _, number, exercise = min(unfinished, key=lambda each: each[:2])
@@ -246,7 +246,7 @@ def progress():
 
 
 def main(argv=None):
-    """The program. Returns through SystemExit(1) where something is wrong or missing."""
+    """The program. Exits with 1 if something is wrong or missing."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -1,12 +1,12 @@
-"""Checks the checks: mistakes must be caught, and what is right in another way must pass.
+"""Tests the checks of the course: they must catch mistakes, and accept other right solutions.
 
     python course/mistakes.py            # every chapter, in about a minute
-    python course/mistakes.py 4 6        # some
-    python course/mistakes.py --verbose  # and what is said of each mistake
+    python course/mistakes.py 4 6        # some chapters
+    python course/mistakes.py --verbose  # also prints the message for each mistake
 
-For each exercise: our solution is right; the stub is missing; each of the named mistakes, an edit
-of our solution, is caught; each of the other solutions passes. Exits with 1 where one of that
-fails, or where less than 80 % of the mistakes are called by their name.
+For each exercise four things must hold. Our solution is right. The stub counts as missing. Each of
+the named mistakes, an edit of our solution, is caught. Each of the other solutions passes. The
+program exits with 1 if one of these fails, or if less than 80 % of the mistakes are called by name.
 
 Source: DeMillo, Lipton & Sayward 1978 (mutation testing)
 """
@@ -30,8 +30,7 @@ LEAST_BY_NAME = 0.8
 
 @dataclass
 class Tally:
-    """What came of the checks of some exercises. failures: lines that say what is not as it should
-    be."""
+    """The results of the checks of some exercises. failures: lines that name what fails."""
 
     exercises: int = 0
     mistakes: int = 0
@@ -43,7 +42,7 @@ class Tally:
     failures: list = field(default_factory=list)
 
     def add(self, other):
-        """Counts another tally in."""
+        """Adds another tally to this one."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
@@ -60,12 +59,12 @@ def judge_exercise(chapter, exercise, tell):
 
     verdict = judge(chapter, exercise, our_solution(chapter, exercise))
     if verdict.status != "right":
-        tally.failures.append(f"{place}: ours is {verdict.status}: {verdict.failed}: "
+        tally.failures.append(f"{place}: our solution is {verdict.status}: {verdict.failed}: "
                               f"{verdict.message}")
     stub = stubs.function_from("\n".join(chapter.IMPORTS) + "\n"
                                + stubs.stub(chapter, exercise, "1 of 1"), exercise.name, {})
     if judge(chapter, exercise, stub).status != "missing":
-        tally.failures.append(f"{place}: the stub is not seen as one")
+        tally.failures.append(f"{place}: the stub does not count as missing")
 
     for mistake in exercise.mistakes:
         text = mistake.apply(stubs.solution_text(chapter, exercise))
@@ -107,7 +106,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("chapters", type=int, nargs="*")
-    parser.add_argument("--verbose", action="store_true", help="what is said of each mistake")
+    parser.add_argument("--verbose", action="store_true", help="print the message for each mistake")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
 

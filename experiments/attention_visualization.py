@@ -18,8 +18,8 @@ Expected: every line with a verdict passes. One line is not judged: in seeds 0 t
 ranked the heads better than sharpness by 0.23 (-0.26 to 0.67).
 
 Chapter: COURSE_ROADMAP.md, 4 (QK and OV); what ablation is: chapter 9
-Prerequisites: attention.py
-Next: experiments/attention_page/model.py
+Prerequisites: attention.py, experiments/attention_page/measure.py
+Next: mlp.py
 Source: Elhage et al. 2021 (QK and OV); Jain & Wallace 2019 (attention is not explanation);
 Kobayashi et al. 2020 (the norm of what is written); Xiao et al. 2024 (attention sinks)
 """

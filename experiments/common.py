@@ -7,7 +7,7 @@ of all experiments.
 
 Chapter: COURSE_ROADMAP.md, 6 (learn and sample); the form of a claim: chapter 0
 Prerequisites: config.py, checkpoint.py, train.py
-Next: experiments/benchmark.py
+Next: activation_cache.py
 Source: the form of a claim is that of chapter 0
 """
 
@@ -327,7 +327,7 @@ def load_or_make(path, settings, make, retrain=False):
 
     if not retrain and path.exists():
         with contextlib.suppress(Exception):  # a file that can't be read is made again
-            state = read_torch_file(path, "a kept model", "train it anew with --retrain")
+            state = read_torch_file(path, "a kept model", "train it again with --retrain")
             if state["settings"] == settings:
                 return state
 

@@ -19,7 +19,7 @@ on seeds 0 to 2 and 10 to 14, all thresholds hold on these seeds and on seeds 20
 looked at afterwards. The circuit has 7 to 13 of 29 edges, which keep 0.90 or more of the
 suppression.
 
-Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
+Chapter: COURSE_ROADMAP.md, 12 (copying, suppression, indirect objects)
 Prerequisites: experiments/suppression/measure.py, experiments/suppression/circuit.py
 Next: experiments/suppression/published.py
 Source: McDougall et al. 2023, *Copy suppression: comprehensively understanding an attention head*

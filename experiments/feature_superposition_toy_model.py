@@ -11,9 +11,9 @@ that always meet do not. Without the ReLU no feature ever shares.
 Expected: every line passes, for all seeds. A seed takes 5 s for the polytopes, 11 for the plateaus,
 32 for the phases, 17 for the pairs and 7 for the linear controls (CPU, on a shared laptop core).
 
-Chapter: COURSE_ROADMAP.md, 14 (superposition)
+Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
 Prerequisites: experiments/superposition/model.py, experiments/superposition/measure.py
-Next: experiments/dictionaries/features.py
+Next: experiments/dictionaries/model.py
 Source: Elhage et al. 2022, Toy models of superposition
 """
 

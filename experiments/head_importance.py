@@ -23,7 +23,7 @@ Heads are ranked on some texts and pruned on others. A pruned head writes its me
 merged into a bias. Intervals of single models are over texts, ranges of claims over seeds.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
-Prerequisites: experiments/importance/measure.py, experiments/importance/report.py
+Prerequisites: head_ablation.py, experiments/wired/model.py
 Next: circuits.py
 Source: Michel et al. 2019 (gradient importance, pruning curves); McDougall et al. 2023 (repair)
 """

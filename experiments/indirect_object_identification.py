@@ -29,9 +29,9 @@ and necessity in none.
 With `--model`, a model in Hugging Face's layout is measured on prompts of the published form,
 beside the numbers that Wang et al. report for GPT-2 small; nothing is judged.
 
-Chapter: COURSE_ROADMAP.md, 12 (indirect objects)
+Chapter: COURSE_ROADMAP.md, 12 (copying, suppression, indirect objects)
 Prerequisites: experiments/indirect_object/measure.py, experiments/indirect_object/report.py
-Next: COURSE_ROADMAP.md, 12
+Next: probing.py
 Source: Wang et al. 2022 (indirect object identification)
 """
 

@@ -1,26 +1,26 @@
-"""Dictionaries: what sparse autoencoders find, where the truth is known and in trained models.
+"""Sparse autoencoders (dictionaries): what they find among known features and in trained models.
 
-    python experiments/sparse_autoencoder.py                 # 10 minutes, one thread; again: four
+    python experiments/sparse_autoencoder.py                 # 10 minutes, one thread; then 4
     python experiments/sparse_autoencoder.py --quick         # seconds: one seed, few steps
     python experiments/sparse_autoencoder.py --run_name mine --at blocks.1.mlp.hook_post
     python experiments/sparse_autoencoder.py --model gpt2 --at blocks.5.hook_resid_post
 
-Writes outputs/sparse_autoencoder/features.html, a page without network: each feature of a
+Writes outputs/sparse_autoencoder/features.html, a page that needs no network: each feature of a
 dictionary beside a random direction that is active as often.
 
-Claim, where the truth is known (128 sparse features in 32 dimensions): the dictionaries that
-explain most find none of the true features; each of four kinds finds most of them at the right
-sparsity, and explains less then. Features that are rare, that come in pairs, or that have a parent
-are found less often; nested (Matryoshka) dictionaries mix a child less with its parent, at a price.
-Claim, in a model of a text whose state is known: a reconstruction keeps the loss, and the latent
-that says a word is to come brings it when it is added; yet the best latent tells a variable no
-better than the best neuron, and a linear probe tells it better than both.
-Claim, of transcoders: with patterns and scales kept, an answer is exactly the sum of what features,
+Claim on known features (128 sparse features in 32 dimensions): the dictionaries that explain most
+of the variance find none of the true features. At the right sparsity each of four kinds finds most
+of them, and explains less. Features that are rare, that occur in pairs, or that have a parent are
+found less often. Nested (Matryoshka) dictionaries mix a child less with its parent, at a price.
+Claim on a model of a text with a known state: a reconstruction keeps the loss, and adding the
+latent that predicts a word brings that word. But the best latent predicts a variable no better than
+the best neuron does, and a linear probe predicts it better than both.
+Claim on transcoders: with patterns and scales kept, an answer is exactly the sum of what features,
 errors and biases add.
 Expected: every line with a verdict passes.
 
 Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
-Prerequisites: experiments/dictionaries/model.py, experiments/dictionaries/report.py
+Prerequisites: experiments/dictionaries/measure.py, experiments/dictionaries/transcoders/model.py
 Next: experiments/grokking/model.py
 Source: Bricken et al. 2023; Gao et al. 2024; Bussmann et al. 2024 and 2025; Rajamanoharan et al.
 2024; Chanin et al. 2024; Dunefsky et al. 2024; arXiv 2602.14111 (random baselines)
@@ -34,30 +34,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataclasses import dataclass, replace
 
 from config import check_field, option
-from experiments.common import ExperimentConfig, perform
-from experiments.dictionaries.known import (
-    N_TEXTS,
-    dictionary_jobs,
-    measure_known,
-    trained_dictionaries,
-)
+from experiments.common import ExperimentConfig, Trainings, perform
+from experiments.dictionaries.features import N_TEXTS, dictionary_jobs, trained_dictionaries
+from experiments.dictionaries.measure import measure_known
 from experiments.dictionaries.model import KINDS
-from experiments.dictionaries.page import describe_features, make_page, write_page
 from experiments.dictionaries.report import (
     known_claims,
     known_summary,
     recovery_figure,
     worlds_figure,
 )
-from experiments.dictionaries.report_trained import trained_claims, variables_figure
-from experiments.dictionaries.report_transcoder import (
-    load_gift_subject,
-    measure_transcoders,
-    transcoder_claims,
-    transcoder_figure,
-)
-from experiments.dictionaries.subjects import load_subjects
-from experiments.dictionaries.trained import measure_subject, recipe_for
+from experiments.dictionaries.trained.measure import measure_subject, recipe_for
+from experiments.dictionaries.trained.model import load_subjects, training_steps
+from experiments.dictionaries.trained.page import describe_features, make_page, write_page
+from experiments.dictionaries.trained.report import trained_claims, variables_figure
+from experiments.dictionaries.transcoders.measure import load_gift_subject, measure_transcoders
+from experiments.dictionaries.transcoders.report import transcoder_claims, transcoder_figure
+from experiments.scoreboard.model import gift_training
 from utils import Progress, UserError, run_program
 
 COUNTED = tuple(kind for kind in KINDS if "TopK" in kind or kind == "Matryoshka")
@@ -65,20 +58,20 @@ COUNTED = tuple(kind for kind in KINDS if "TopK" in kind or kind == "Matryoshka"
 
 @dataclass(frozen=True)
 class DictionaryConfig(ExperimentConfig):
-    """What gets a dictionary, and which; without a run or a model, what is trained here."""
+    """The model that gets a dictionary (by default, those trained here), and the dictionary."""
 
-    run_name: str | None = option(None, "a run of train.py to look at, in out_dir")
-    model: str | None = option(None, "a pretrained model to look at: gpt2, …, or its folder")
-    text: str | None = option(None, "a file of text for these two (none: the run's validation "
-                              "text, or stories of the built-in corpus)")
+    run_name: str | None = option(None, "a run of train.py to study, in out_dir")
+    model: str | None = option(None, "a pretrained model to study: gpt2, …, or its folder")
+    text: str | None = option(None, "a file of text for --run_name or --model (none: the run's "
+                              "validation text, or stories of the built-in corpus)")
     at: str | None = option(None, "the hook point, such as blocks.1.mlp.hook_post (none: the last "
                             "MLP's neurons and the last stream)")
-    kind: str | None = option(None, f"of a trained model's dictionary, {', '.join(COUNTED)} "
-                              "(none: TopK)")
-    latents: int | None = option(None, "of that dictionary (none: 256 for words, else 512)")
-    active: int | None = option(None, "of them at a time (none: 8 for words, else 16)")
-    shown: int = option(100, "features on the page, those that the loss needs most")
-    prompts: int = option(24, "gifts whose answers are taken apart by transcoders")
+    kind: str | None = option(None, "the kind of a trained model's dictionary: "
+                              f"{', '.join(COUNTED)} (none: TopK)")
+    latents: int | None = option(None, "latents of that dictionary (none: 256 for words, else 512)")
+    active: int | None = option(None, "latents active at a time (none: 8 for words, else 16)")
+    shown: int = option(100, "features on the page: those whose removal changes the loss most")
+    prompts: int = option(24, "gifts whose answers are split by transcoders")
 
     def __post_init__(self):
         super().__post_init__()
@@ -91,25 +84,25 @@ class DictionaryConfig(ExperimentConfig):
                     f"one of {', '.join(COUNTED)}")
 
     def recipe(self, subject):
-        """The DictionaryRecipe for a Subject: that for its kind of text, with what was asked for.
+        """The DictionaryRecipe for a Subject: the usual one, changed by the settings.
 
-        Raises UserError where more latents are to be active than there are.
+        Raises UserError if more latents are to be active than there are.
         """
         usual = recipe_for(subject)
         latents = self.latents or usual.n_latents
         active = self.active or usual.sparsity
         if active > latents:
-            raise UserError(f"active={active} is more than latents={latents}; choose fewer, or "
-                            "more latents")
+            raise UserError(f"active={active} is more than latents={latents}; choose a smaller "
+                            "active, or more latents")
         return replace(usual, kind=self.kind or usual.kind, n_latents=latents, sparsity=active,
                        steps=30 if self.quick else usual.steps)
 
 
 def run(cfg, folder):
-    """{"found": what came out, in words, "claims": [Claim], "known", "trained", "transcoders": what
-    was measured, a list each}; writes the page.
+    """Train, measure, and write the page of features.
 
-    cfg: a DictionaryConfig. folder: for the page, and for what is trained here and kept.
+    cfg: a DictionaryConfig. folder: for the page and the trained models. Returns {"found": a
+    summary, "claims": [Claim], "known", "trained", "transcoders": lists of what was measured}.
     """
     if cfg.quick:
         cfg = replace(cfg, seeds=cfg.seeds[:1], prompts=min(cfg.prompts, 2),
@@ -117,10 +110,11 @@ def run(cfg, folder):
     is_own = cfg.run_name is None and cfg.model is None
     judged = is_own and not cfg.quick
 
-    # models first, so that what can't be looked at is said before anything is trained
+    # trained models; a run, model or hook point that cannot be used fails here, before any training
+    models = Trainings(training_steps(cfg) + [gift_training(cfg).max_steps] * len(cfg.seeds))
     trained = []
     summary = []
-    for number, subject in enumerate(load_subjects(cfg, folder)):
+    for number, subject in enumerate(load_subjects(cfg, folder, models)):
         measured, dictionary = measure_subject(subject, cfg.recipe(subject), subject.seed)
         trained.append(measured)
         if number == 0:
@@ -129,17 +123,22 @@ def run(cfg, folder):
     if not is_own:
         return {"found": " ".join(summary), "claims": claims, "trained": trained}
 
+    # dictionaries of known features
     known = []
-    transcoders = []
     jobs = dictionary_jobs(cfg.quick)
+    steps = [job.recipe.steps for job in jobs.values()]
+    trainings = Trainings(steps * len(cfg.seeds))
     for seed in cfg.seeds:
         dictionaries = trained_dictionaries(
             jobs, seed, folder / f"seed_{seed}", n_texts=8192 if cfg.quick else N_TEXTS,
-            retrain=cfg.retrain)
+            retrain=cfg.retrain, trainings=trainings)
         known.append(measure_known(jobs, dictionaries, seed))
+
+    # transcoders
+    transcoders = []
+    subjects = [load_gift_subject(cfg, folder, seed, models) for seed in cfg.seeds]
     progress = Progress(len(cfg.seeds), " transcoders")
-    for seed in cfg.seeds:
-        subject = load_gift_subject(cfg, folder, seed)
+    for seed, subject in zip(cfg.seeds, subjects, strict=True):
         transcoders.append(measure_transcoders(subject, seed))
         progress.show(len(transcoders), f"seed {seed}")
     progress.close()
@@ -151,7 +150,7 @@ def run(cfg, folder):
 
 
 def write_features(cfg, subject, dictionary, folder):
-    """Writes the page of a Subject's features; returns a sentence on what it shows."""
+    """Write the page of a Subject's features; return a sentence on what it shows."""
     features = describe_features(subject, dictionary, n_features=cfg.shown, seed=subject.seed)
     page = make_page(subject, dictionary, features)
     write_page(folder / "features.html", page)
@@ -160,7 +159,7 @@ def write_features(cfg, subject, dictionary, folder):
 
 
 def figures(result):
-    """{name: Figure}; none where another model was looked at."""
+    """{name: Figure} from what `run` returned; none if a run or model was named."""
     if "known" not in result:
         return {}
     return {"recovery": recovery_figure(result["known"]),
@@ -170,7 +169,7 @@ def figures(result):
 
 
 def main(argv=None):
-    """The program: trains, measures, prints the table, writes the page and the figures."""
+    """Run the program: train, measure, print the table, write the page and the figures."""
     perform(DictionaryConfig, run, figures, __doc__, argv=argv)
 
 

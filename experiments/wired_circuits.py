@@ -13,8 +13,8 @@ Every model is a GPT of the library. Its LayerNorms, MLPs and biases hold random
 circuit does not need them. It runs in float64, so that numbers that must be 0 can be seen to be 0.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
-Prerequisites: patching.py, head_ablation.py
-Next: experiments/wired/board.py
+Prerequisites: patching.py, head_ablation.py, experiments/wired/model.py
+Next: experiments/head_importance.py
 Source: Elhage et al. 2021; Olsson et al. 2022 (induction); McDougall et al. 2023 (copy suppression)
 """
 

@@ -1,4 +1,4 @@
-"""A headless Chromium that is told what to do over a pipe, as its own developer tools do it: real
+"""A headless Chromium, controlled over a pipe by the protocol of its developer tools: real
 mouse and key events, screenshots, and what the page asks the network for."""
 
 import base64

@@ -68,12 +68,14 @@ def quick_run(name, folder, n_trainings=None):
 
 
 def refusal(call, case=""):
-    """What the UserError that a call raises says. Where it raises none, or something else, the
-    test fails and names the case."""
+    """The message of the UserError that a call raises.
+
+    If it raises none, or another error, the test fails and names the case.
+    """
     try:
         call()
     except UserError as error:
         return str(error)
     except Exception as error:
-        raise AssertionError(f"{case}: {error!r} in place of a UserError") from error
+        raise AssertionError(f"{case}: {error!r} instead of a UserError") from error
     raise AssertionError(f"{case}: nothing is refused")

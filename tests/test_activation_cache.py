@@ -1,4 +1,4 @@
-"""The cache: how it is read, what it refuses, and that what it holds never changes."""
+"""The activation cache: reading it, wrong keys, and contents that never change."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def tiny_cache(names_filter=everything, pos_slice=None, **changes):
 # Names
 
 
-def test_a_full_name_stands_for_itself():
+def test_a_full_name_is_its_own_name():
     assert get_act_name("blocks.0.attn.hook_z") == "blocks.0.attn.hook_z"
 
 
@@ -66,7 +66,7 @@ def test_a_cache_is_a_mapping_over_what_was_kept():
     assert ("z", 1) not in cache and "hook_nothing" not in cache and ("z", 7) not in cache
 
 
-def test_a_missing_key_says_why_it_is_missing():
+def test_the_message_on_a_missing_key_gives_the_reason():
     cache = tiny_cache(["blocks.0.attn.hook_z"])
     for key, said in (
         (("v", 0), r"blocks\.0\.attn\.hook_v was not cached.*names_filter"),
@@ -96,7 +96,7 @@ def test_a_stack_with_a_layer_that_was_not_kept_or_of_no_layers_raises():
         tiny_cache(n_layers=0).stack("resid_post")
 
 
-def test_to_moves_every_activation():
+def test_to_moves_every_activation_to_the_device():
     cache = tiny_cache()
     elsewhere = cache.to("meta")
     assert set(elsewhere) == set(cache) and elsewhere["z", 0].device.type == "meta"
@@ -104,7 +104,7 @@ def test_to_moves_every_activation():
     assert all(torch.equal(t, cache[name]) for name, t in cache.to("cpu").items())
 
 
-def test_what_is_kept_is_detached():
+def test_cached_tensors_are_detached():
     model = tiny_model()
     _, cache = model.run_with_cache(tiny_tokens(), names_filter=everything)
     assert not any(tensor.requires_grad for tensor in cache.values())
@@ -136,7 +136,7 @@ def test_a_slice_chooses_along_batch_and_head_and_leaves_other_activations_whole
     assert torch.equal(part["resid_pre", 1], cache["resid_pre", 1][1:])
 
 
-def test_parts_are_copies_that_hold_no_more_than_they_show():
+def test_slices_are_copies_that_keep_no_larger_tensor_alive():
     whole = tiny_cache()
     for part in (tiny_cache(pos_slice=-1), whole.slice(pos=-1), whole.slice()):
         assert part.nbytes == sum(tensor.numel() * 4 for tensor in part.values())

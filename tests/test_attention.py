@@ -1,4 +1,4 @@
-"""Attention against a triple loop, torch's own, and edits whose effect is known; then its pasts."""
+"""Attention against a triple loop, torch's own, and edits with a known effect; then its pasts."""
 
 import math
 
@@ -118,7 +118,7 @@ def test_each_head_reads_with_its_own_weights_and_biases():
             assert_same(seen[name][:, :, head], resid @ W[head] + b[head])
 
 
-def test_inputs_that_are_read_apart_give_each_reader_its_own():
+def test_split_inputs_give_q_k_and_v_an_input_each():
     attn, reads = tiny_attention(), [noise(2, 7, 12, seed=seed) for seed in range(3)]
     per_head = [read.unsqueeze(2).expand(-1, -1, 3, -1) for read in reads]
     q, k, v = attn.project(*reads)
@@ -129,7 +129,7 @@ def test_inputs_that_are_read_apart_give_each_reader_its_own():
     assert_same(attn(*per_head), attn(*reads))
 
 
-def test_dropout_falls_on_the_pattern_after_its_hook_and_in_training_only():
+def test_dropout_acts_on_the_pattern_after_its_hook_and_only_in_training():
     attn, resid = tiny_attention(dropout=0.5), noise(1, 7, 12).expand(2000, -1, -1)
     expected = tiny_attention()(resid[:1], resid[:1], resid[:1])
     assert_same(attn(resid[:1], resid[:1], resid[:1]), expected)
@@ -172,7 +172,7 @@ def test_with_all_heads_zeroed_only_b_O_is_left():
         assert_same(run(attn, resid, **{point: torch.zeros_like})[0], attn.b_O.expand(2, 7, 12))
 
 
-def test_an_edit_of_z_alone_acts_without_anybody_at_scores():
+def test_an_edit_of_z_acts_without_listeners_at_the_scores():
     attn, resid = tiny_attention(), noise(2, 7, 12)
     remove = attn.hook_z.add(lambda z, hook: torch.zeros_like(z))
     assert_same(attn(resid, resid, resid), attn.b_O.expand(2, 7, 12))
@@ -184,21 +184,21 @@ def test_a_uniform_pattern_takes_the_mean_of_the_values():
     assert_same(seen["z"], seen["v"].mean(1, keepdim=True).expand(-1, 7, -1, -1))
 
 
-def test_scores_all_alike_take_the_mean_of_the_values_so_far():
+def test_equal_scores_take_the_mean_of_the_values_so_far():
     _, seen = run(tiny_attention(), noise(2, 7, 12),
                   attn_scores=lambda t: torch.where(t.isinf(), t, 0))
     for query in range(7):
         assert_same(seen["z"][:, query], seen["v"][:, : query + 1].mean(1))
 
 
-def test_scores_moved_alike_along_a_row_change_nothing():
+def test_a_constant_added_to_a_row_of_scores_changes_nothing():
     attn, resid = tiny_attention(), noise(2, 7, 12)
     out, seen = run(attn, resid, attn_scores=lambda t: t + noise(2, 3, 7, 1))
     assert_same(out, attn(resid, resid, resid))
     assert (seen["attn_scores"] - run(attn, resid)[1]["attn_scores"])[..., 0].abs().min() > 0
 
 
-def test_queries_and_keys_decide_the_scores_as_edited():
+def test_edited_queries_and_keys_give_the_edited_scores():
     attn, resid, visible = tiny_attention(), noise(2, 7, 12), torch.ones(7, 7).tril().bool()
     q, k = noise(2, 7, 3, 4, seed=4), noise(2, 7, 3, 4, seed=5)
     _, seen = run(attn, resid, q=lambda t: q, k=lambda t: k)
@@ -257,7 +257,7 @@ def test_decoding_some_tokens_at_a_time_gives_the_logits_of_the_whole(fwd_hooks)
 
 
 @both_ways
-def test_each_row_of_a_ragged_batch_is_what_it_is_alone(fwd_hooks):
+def test_each_row_of_a_ragged_batch_gives_what_it_gives_alone(fwd_hooks):
     """Rows of 2, 5 and 7 tokens are padded on the left; then two more tokens are decoded."""
     model, tokens = tiny_model(dtype=torch.float64), tiny_tokens(batch=3, pos=9)
     padding = torch.tensor([5, 2, 0])[:, None]
@@ -281,7 +281,7 @@ def cached_prefix(model, tokens, n, key_mask=None):
 
 
 @both_ways
-def test_a_run_of_the_suffix_after_a_cached_prefix_is_the_whole_run(fwd_hooks):
+def test_a_run_of_the_suffix_after_a_cached_prefix_equals_the_whole_run(fwd_hooks):
     model, tokens = tiny_model(dtype=torch.float64), tiny_tokens()
     for n in (1, 4, 6):
         past = cached_prefix(model, tokens, n)

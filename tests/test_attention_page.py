@@ -1,5 +1,5 @@
-"""The page of attention_visualization.py in a browser, with real mouse and key events: what it
-says is what the numbers say, at once, for 200 tokens and 144 heads, and without any network."""
+"""The page of attention_visualization.py in a browser, with real mouse and key events: it shows the
+right numbers without delay, for 200 tokens and 144 heads, and without any network."""
 
 import statistics
 
@@ -76,7 +76,7 @@ def text(chromium, selector):
 
 
 def seen(chromium):
-    """What each card says that its head looks at."""
+    """The token that each card names as the one its head looks at."""
     return chromium.run("cards.map(card => card.sees.textContent)")
 
 
@@ -116,7 +116,7 @@ def test_the_mouse_on_a_token_shows_where_every_head_looks(opened, large, k):
     assert under == [str(s) if w >= 0.01 else "" for s, w in zip(shares(row), row, strict=True)]
 
 
-def test_it_also_shows_who_looks_at_a_token(opened, large):
+def test_it_also_shows_which_tokens_look_at_a_token(opened, large):
     page, patterns = large
     opened.mouse("#backwards", click=True)
     opened.mouse(token(57))
@@ -183,7 +183,7 @@ def test_heads_are_ordered_by_effect_or_by_score(opened, large, key, value):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_head_that_writes_nothing_is_blank_when_weighed(opened, large, scheme):
+def test_a_head_that_writes_nothing_is_blank_when_weighted_by_its_write(opened, large, scheme):
     page, patterns = large
     opened.scheme(scheme)
     pixel = ("(h => [...cards[h].canvas.getContext('2d').getImageData(0, 199, 200, 1).data]"

@@ -1,4 +1,4 @@
-"""What attention_visualization.py measures, claims and refuses; the page itself is tested in
+"""The measures, claims and refusals of attention_visualization.py; the page itself is tested in
 test_attention_page.py."""
 
 import json
@@ -57,7 +57,7 @@ def seen():
 # What is measured
 
 
-def test_what_is_written_is_the_norm_of_what_the_heads_add(seen):
+def test_the_written_share_is_the_norm_of_what_a_head_adds(seen):
     model, tokens = tiny_model(), tiny_tokens()
     record = record_attention(model, tokens)
     _, cache = model.run_with_cache(tokens, ["blocks.1.attn.hook_v", "blocks.1.hook_resid_pre"])
@@ -80,7 +80,7 @@ def test_sharpness_is_0_for_even_attention_and_1_for_one_key(seen):
 
 
 @pytest.mark.parametrize("mode", ["mean", "zero"])
-def test_an_effect_is_what_the_loss_rises_by_where_the_head_is_replaced_by_hand(mode):
+def test_an_effect_is_the_rise_of_the_loss_when_the_head_is_replaced_by_hand(mode):
     model, tokens, others = tiny_model(), tiny_tokens(3), tiny_tokens(4, 5, seed=9)
     found = measure_effects(model, tokens, mode, reference_tokens=others).values
     name = "blocks.1.attn.hook_z"
@@ -98,7 +98,7 @@ def test_an_effect_is_what_the_loss_rises_by_where_the_head_is_replaced_by_hand(
     assert torch.allclose(found[1, 2], rise, atol=1e-5) and rise.abs().min() > 1e-3
 
 
-def test_a_silenced_head_keeps_its_pattern_and_does_nothing(seen):
+def test_a_silenced_head_keeps_its_pattern_and_has_no_effect(seen):
     for head in [(0, 0), (1, 2)]:
         assert measure_silenced_head(seen.subject, head, "mean") == [0.0, 0.0, 0.0]
     assert seen.effects.mean.abs().min() > 1e-4  # and it did something before
@@ -114,7 +114,7 @@ def test_the_wired_idle_heads_have_the_prettier_patterns():
     assert all(claim.holds for claim in wired_claims())
 
 
-def test_the_rank_correlation_is_that_of_ranks_and_its_interval_holds_it():
+def test_the_rank_correlation_is_that_of_ranks_and_lies_in_its_interval():
     effect = torch.tensor([[0.1, 3.0, 0.2, 5.0, 0.7, 0.3]])
     value, low, high = rank_correlation(effect.exp(), effect)
     assert value == pytest.approx(1.0) and low == pytest.approx(1.0)
@@ -133,7 +133,7 @@ def test_heads_are_ranked_in_their_own_model():
     assert rank_correlation(both, effect)[0] == pytest.approx(0)  # the mean of 1 and -1
 
 
-def test_looking_back_goes_with_the_effect_or_with_chance(seen):
+def test_looking_back_correlates_with_the_effect_or_is_at_chance(seen):
     draw = torch.Generator().manual_seed(4)
     score, other = torch.rand(3, 12, generator=draw), torch.rand(3, 12, generator=draw)
     ranking = rank_heads([seen])
@@ -161,7 +161,7 @@ def test_the_idle_share_looks_only_at_sharper_heads(seen):
     assert sharper_head_share(Two()) == 0.25
 
 
-def test_heads_are_told_apart_by_their_intervals(seen):
+def test_verdicts_on_heads_depend_on_their_intervals(seen):
     values = torch.zeros(2, 3, 8)
     values[0, 1], values[1, 2] = torch.tensor([0.5, 0.6] * 4), torch.tensor([-0.5, -0.6] * 4)
     values[1, 0] = torch.tensor([0.5, -0.6] * 4)
@@ -173,7 +173,7 @@ def test_heads_are_told_apart_by_their_intervals(seen):
     assert 0.5 <= facts["L0H1"]["low"] < 0.55 < facts["L0H1"]["high"] <= 0.6
 
 
-def test_claims_on_what_training_makes_are_only_reported_for_other_models(seen):
+def test_claims_on_trained_models_have_no_verdict_for_other_models(seen):
     ranking = rank_heads([seen])
     reported, claimed = all_claims([seen], ranking, judged=False), all_claims([seen], ranking)
     assert [line.holds for line in reported[:7]] == [None] * 7
@@ -182,7 +182,7 @@ def test_claims_on_what_training_makes_are_only_reported_for_other_models(seen):
     assert claimed[0].holds is False and claimed[0].claim.startswith("the best previous-token")
 
 
-def test_what_was_found_says_what_was_measured_and_what_failed(seen):
+def test_the_summary_reports_the_measures_and_the_failures(seen):
     ranking = rank_heads([seen])
     claims = all_claims([seen], ranking)
     n_failed = sum(line.holds is False for line in claims)
@@ -208,7 +208,7 @@ def test_two_heads_are_too_few_to_be_ranked(seen):
 # The page
 
 
-def test_patterns_come_back_as_they_were_packed(seen):
+def test_packed_patterns_are_unpacked_unchanged(seen):
     pattern = seen.record.pattern[:, 0]
     page = {"tokens": "abcdef", "heads": range(6), "patterns": pack_patterns(pattern)}
     assert torch.allclose(torch.tensor(unpack_patterns(page)).float(), pattern.flatten(0, 1),
@@ -290,7 +290,7 @@ def folder(tmp_path_factory):
     (["--seeds", "-1"], "seeds=[-1] is not possible"),
     (["--out_dir", "{}/short.txt"], "choose another --out_dir"),
 ])
-def test_what_is_asked_for_wrongly_is_one_line(tmp_path, folder, capsys, flags, told):
+def test_wrong_settings_are_refused_in_one_line(tmp_path, folder, capsys, flags, told):
     flags = [flag.replace("{}", str(folder)) for flag in flags]
     line = complaint(main, ["--out_dir", str(tmp_path), *flags], capsys)
     assert told.replace("{}", str(folder)) in line
@@ -310,7 +310,7 @@ def test_a_pretrained_model_is_looked_at(tmp_path, folder, capsys):
 
 
 @pytest.mark.slow
-def test_a_quick_run_writes_everything_and_gives_the_same_again(tmp_path):
+def test_two_quick_runs_write_everything_and_give_the_same(tmp_path):
     printed, result = quick_run("attention_visualization", tmp_path, n_trainings=3)
     place = tmp_path / "attention_visualization_quick"
     assert "PASS" in printed and "FAIL" not in printed

@@ -1,5 +1,5 @@
-"""Direct attribution: the rows sum to the model's own logits, unfolded. Attribution patching is a
-slope, exact where the model is straight; integrated gradients leave nothing over."""
+"""Direct attribution: the rows sum to the logits of the unfolded model. Attribution patching is a
+slope, exact if the model is linear; integrated gradients sum to the whole change."""
 
 import itertools
 
@@ -47,7 +47,7 @@ def test_without_a_wrong_token_the_rows_sum_to_the_logit():
                      {str(changes): logits[torch.arange(2), -1, CORRECT]})
 
 
-def test_a_row_is_what_the_logits_lose_without_the_write_at_a_frozen_scale():
+def test_a_row_is_the_loss_of_logits_without_the_write_at_a_frozen_scale():
     model, logits, cache = cached()
     attr, labels = direct_logit_attribution(model, cache, CORRECT, WRONG, unit="head")
     for layer in range(2):
@@ -84,7 +84,7 @@ def test_the_difference_is_antisymmetric():
     assert_close(one, -other)
 
 
-def test_tokens_may_be_text_where_a_tokenizer_is_given():
+def test_tokens_may_be_text_if_a_tokenizer_is_given():
     model, _, cache = cached()
     tokenizer = CharTokenizer().fit("abcdefghijk")
     by_text, _ = direct_logit_attribution(model, cache, "d", ["f", "a"], tokenizer=tokenizer)
@@ -93,13 +93,13 @@ def test_tokens_may_be_text_where_a_tokenizer_is_given():
 
 
 def refusal(call, *given, **how):
-    """What a user is told who asks for something impossible."""
+    """The message of the UserError for an impossible request."""
     with pytest.raises(UserError) as found:
         call(*given, **how)
     return str(found.value)
 
 
-def test_tokens_and_positions_that_are_not_there_are_refused_with_their_value():
+def test_missing_tokens_and_positions_are_refused_with_their_value():
     model, _, cache = cached()
     for arguments, how, told in (
             (("d",), {}, "'d'"), ((11,), {}, "token id 11"), ((1, -1), {}, "token id -1"),
@@ -157,7 +157,7 @@ KINDS = [("hook_embed", ("pos",)), ("blocks.1.hook_mlp_in", ("pos",)),
 
 
 @pytest.mark.parametrize("name, axes", KINDS, ids=str)
-def test_an_attribution_is_the_slope_of_the_way_to_the_source(name, axes):
+def test_an_attribution_is_the_slope_of_the_path_to_the_source(name, axes):
     model, tokens, source = pair()
     found = attribution_patching(model, tokens, source, surprise, names=name, axes=axes)[name]
     assert found.axes == axes
@@ -178,7 +178,7 @@ STRAIGHT = [({"norm": "none"}, "blocks.1.hook_resid_post", ("pos",)),
 
 
 @pytest.mark.parametrize("changes, name, axes", STRAIGHT, ids=str)
-def test_it_is_patching_itself_where_the_rest_is_linear(changes, name, axes):
+def test_it_equals_patching_if_the_rest_is_linear(changes, name, axes):
     model, tokens, source = pair(**changes)
     compare_with_patching(model, tokens, source, name, axes)
 
@@ -244,7 +244,7 @@ def test_scores_that_are_minus_infinity_add_nothing():
     assert not found.values[:, :, future].any()
 
 
-def test_heads_and_mlps_are_the_nodes_unless_told_otherwise():
+def test_heads_and_mlps_are_the_nodes_by_default():
     for changes, there in (({}, {"z", "mlp_out"}), ({"attn_only": True}, {"z"})):
         model, tokens, source = pair(**changes)
         found = attribution_patching(model, tokens, source, surprise)
@@ -261,7 +261,7 @@ def test_the_result_gives_a_mean_and_an_interval_that_encloses_it():
     assert (low <= found.mean).all() and (found.mean <= high).all()
 
 
-def test_estimates_are_normalised_by_what_separates_the_two_runs():
+def test_estimates_are_normalised_by_the_gap_between_the_two_runs():
     model, tokens, source = pair()
     found = attribution_patching(model, tokens, source, DIFFERENCE)["z"]
     swept = get_act_patch_attn_head_out_all_pos(model, tokens, source, DIFFERENCE)
@@ -274,7 +274,7 @@ def test_estimates_are_normalised_by_what_separates_the_two_runs():
     assert "metric is unknown" in refusal(unknown["z"].normalized)
 
 
-def test_prompts_together_are_as_prompts_alone():
+def test_prompts_in_a_batch_give_what_each_gives_alone():
     model, tokens, source = pair()
     for fixes in ((), FIXES):
         how = {"names": ("q", "k", "mlp_out"), "axes": ("layer", "head", "pos"), "fixes": fixes}
@@ -339,7 +339,7 @@ def test_queries_and_keys_are_exact_up_to_the_pattern_with_the_softmax_recompute
                               fixes=("qk",))
 
 
-def test_the_softmax_fix_leaves_other_nodes_as_they_are():
+def test_the_softmax_fix_does_not_change_other_nodes():
     model, tokens, source = pair()
     names = ("z", "v", "pattern", "q_input")
     plain = attribution_patching(model, tokens, source, surprise, names=names)
@@ -388,7 +388,7 @@ def paid(logits):
     return logits[..., -1, 0]
 
 
-def test_a_saturated_softmax_is_flat_for_the_slope_and_not_for_the_fix():
+def test_at_a_saturated_softmax_the_slope_is_zero_and_the_fix_is_not():
     open_ = torch.tensor([[0, 1]])
     for dtype in (torch.float32, torch.float64):
         model = gate(25.0, dtype)
@@ -420,7 +420,7 @@ def cancelling():
     return model
 
 
-def test_dropping_gradients_finds_what_cancels():
+def test_dropping_gradients_finds_effects_that_cancel():
     model, tokens = cancelling(), torch.tensor([[0]])
     with torch.no_grad():
         _, source = model.run_with_cache(torch.tensor([[1]]))
@@ -438,7 +438,7 @@ def test_dropping_gradients_finds_what_cancels():
 
 
 @pytest.mark.parametrize("changes", [{}, {"attn_only": True}], ids=str)
-def test_a_dropped_gradient_is_the_slope_with_that_part_held_still(changes):
+def test_a_dropped_gradient_is_the_slope_with_that_part_held_constant(changes):
     model, tokens, source = pair(**changes)
     parts = [f"blocks.{layer}.hook_{part}_out" for layer in (0, 1) for part in ("attn", "mlp")
              if part == "attn" or not changes]
@@ -488,7 +488,7 @@ def test_integrated_gradients_sum_to_the_change_of_the_metric():
         assert_close({name: split.flatten(1).sum(1)}, {name: after - before}, atol=1e-4, rtol=0)
 
 
-def test_the_embedding_s_way_ends_in_the_source_s_run():
+def test_the_path_of_the_embedding_ends_in_the_run_of_the_source():
     for changes in ({}, {"positions": "none"}, {"n_layers": 0}):
         model, tokens, source = pair(**changes)
         split, _ = integrated_gradients(model, tokens, source, surprise)
@@ -497,7 +497,7 @@ def test_the_embedding_s_way_ends_in_the_source_s_run():
         assert_close(split.sum((1, 2)), change, atol=1e-4, rtol=0)
 
 
-def test_the_gap_is_that_of_the_sum_and_falls_with_the_steps_as_the_rule_promises():
+def test_the_gap_is_the_error_of_the_sum_and_falls_with_the_steps_as_the_rule_promises():
     model, tokens, source = pair()
     with torch.no_grad():
         change = surprise(model(tiny_tokens(pos=5, seed=3))) - surprise(model(tokens))
@@ -516,7 +516,7 @@ def test_gauss_s_gap_falls_faster_than_any():
     assert all(narrow < wide / 3 for wide, narrow in itertools.pairwise(gaps))
 
 
-def test_one_step_is_enough_where_the_metric_is_linear():
+def test_one_step_is_enough_if_the_metric_is_linear():
     model, tokens, source = pair(norm="none", attn_only=True)
     plain = attribution_patching(model, tokens, source, DIFFERENCE, names="z",
                                  axes=("layer", "pos", "head"))["z"].values[1]
@@ -536,7 +536,7 @@ def test_one_trapezoid_is_the_mean_of_the_slopes_at_both_ends():
     assert_close(split, (left + right) / 2)
 
 
-def test_where_a_saturated_softmax_is_flat_integrated_gradients_see_the_whole_way():
+def test_integrated_gradients_see_past_a_saturated_softmax():
     model, closed = gate(12.0, torch.float64), torch.tensor([[0, 2]])
     with torch.no_grad():
         _, source = model.run_with_cache(torch.tensor([[0, 1]]))
@@ -547,7 +547,7 @@ def test_where_a_saturated_softmax_is_flat_integrated_gradients_see_the_whole_wa
     assert gap.max() < 1e-5
 
 
-def test_integrated_gradients_of_prompts_together_are_those_of_prompts_alone():
+def test_integrated_gradients_of_a_batch_are_those_of_each_prompt_alone():
     model, tokens, source = pair()
     together = integrated_gradients(model, tokens, source, surprise, steps=3)
     for row in range(2):
@@ -560,7 +560,7 @@ def test_integrated_gradients_of_prompts_together_are_those_of_prompts_alone():
 # What can't be
 
 
-def test_names_axes_and_settings_that_are_not_there_are_refused():
+def test_unknown_names_axes_and_settings_are_refused():
     model, tokens, source = pair()
     for how, told in (
             ({"direction": "forwards"}, ["'forwards'"]), ({"fixes": ("gradrop",)}, ["'gradrop'"]),
@@ -578,7 +578,7 @@ def test_names_axes_and_settings_that_are_not_there_are_refused():
         assert all(part in found for part in told), found
 
 
-def test_integrals_that_are_none_are_refused():
+def test_wrong_settings_of_integrated_gradients_are_refused():
     model, tokens, source = pair()
     for how, told in (({"steps": 0}, "steps=0"), ({"rule": "simpson"}, "'simpson'"),
                       ({"act_name": ("z", 2)}, "layer 2"), ({"act_name": "embedd"}, "embedd")):
@@ -621,7 +621,7 @@ def test_a_source_of_another_shape_or_without_the_activation_is_refused():
     assert_both_refuse(model, tokens, type(source)({}, source.axes), surprise, "was not cached")
 
 
-def test_a_metric_that_is_no_number_a_row_or_has_no_gradient_is_refused():
+def test_a_metric_without_one_number_a_row_or_without_gradient_is_refused():
     for metric, told in ((lambda logits: logits.mean(), "[] for logits [2, 5, 11]"),
                          (lambda logits: logits[..., -1, :], "[2, 11]"),
                          (lambda logits: 1.0, "float"),
@@ -635,7 +635,7 @@ def test_dropout_is_refused():
     assert model.training
 
 
-def test_a_model_of_one_part_has_none_to_drop_and_one_without_layers_has_no_heads():
+def test_a_model_of_one_part_has_nothing_to_drop_and_one_without_layers_has_no_heads():
     one = pair(n_layers=1, attn_only=True)
     assert "has 1;" in refusal(attribution_patching, *one, surprise, fixes=("grad_drop",))
     assert "none of the 4" in refusal(attribution_patching, *pair(n_layers=0), surprise)

@@ -1,7 +1,7 @@
-"""What a hand slips into an argument: each is one line that says what to pass, never torch's error.
+"""Wrong arguments: each is refused in one line that says what to pass, never by torch's error.
 
 The rows are arguments of a wrong type, shape or range, for every public function that people call
-in a notebook. test_bad_input.py has what the programs are given.
+in a notebook. test_bad_input.py has the wrong settings of programs.
 """
 
 import pytest
@@ -546,7 +546,7 @@ def mistakes():
     ]
 
 
-def test_a_mistake_is_one_line_that_says_what_to_pass(mistakes):
+def test_a_wrong_argument_is_refused_in_one_line_that_says_what_to_pass(mistakes):
     for mistake in mistakes:
         where = f"line {mistake.__code__.co_firstlineno} of this file"
         try:

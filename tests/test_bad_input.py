@@ -1,4 +1,4 @@
-"""What a user can get wrong: each is one line on stderr, exit code 2, and nothing half-written."""
+"""Mistakes of a user: each gives one line on stderr, exit code 2, and no half-written file."""
 
 import os
 import pickle
@@ -63,11 +63,11 @@ def test_a_text_that_cannot_be_learned_from_is_named(tmp_path, capsys):
         assert told in line and "mine.txt" in line, f"a text of {content} is refused with: {line}"
 
 
-def test_a_folder_in_place_of_a_text_is_named(tmp_path, capsys):
+def test_a_folder_instead_of_a_text_is_named(tmp_path, capsys):
     assert str(tmp_path) in refuses_to_train(tmp_path, ["--data.path", str(tmp_path)], capsys)
 
 
-def test_another_file_in_place_of_tiny_shakespeare_is_refused(tmp_path, capsys):
+def test_another_file_instead_of_tiny_shakespeare_is_refused(tmp_path, capsys):
     (tmp_path / SHAKESPEARE_FILE).write_text("To be or not to be")
     flags = ["--data.dataset", "tiny_shakespeare", "--data.folder", str(tmp_path),
              "--logging.out_dir", str(tmp_path / "outputs")]
@@ -77,7 +77,7 @@ def test_another_file_in_place_of_tiny_shakespeare_is_refused(tmp_path, capsys):
 # The settings
 
 
-def test_a_setting_that_is_not_possible_is_named_with_its_value(tmp_path, capsys):
+def test_an_impossible_setting_is_named_with_its_value(tmp_path, capsys):
     # test_config.py has all that a config refuses; these are the ways in which it is noticed.
     rows = [
         ("--model.n_heads 3", "n_heads=3"),
@@ -190,7 +190,7 @@ def test_a_checkpoint_that_is_not_one_is_named_and_left_alone(tmp_path, capsys, 
 # Writing text
 
 
-def test_a_wish_that_cannot_be_met_is_named_with_its_value(tmp_path, capsys):
+def test_an_impossible_request_is_named_with_its_value(tmp_path, capsys):
     save_run(tmp_path / "mine")
     # test_config.py and test_generate.py have the others; these are the ways in which it is noticed
     rows = [
@@ -218,7 +218,7 @@ def test_a_wish_that_cannot_be_met_is_named_with_its_value(tmp_path, capsys):
         assert told in line, f"{flags} are refused with: {line}"
 
 
-def test_a_run_that_is_not_there_lists_those_that_are(tmp_path, capsys):
+def test_the_message_on_a_missing_run_lists_the_runs(tmp_path, capsys):
     assert "make one with: python train.py" in refuses_to_write(tmp_path, [], capsys)
     save_run(tmp_path / "mine")
     assert "there: mine" in refuses_to_write(tmp_path, ["--run_name", "yours"], capsys)

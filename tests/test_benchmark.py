@@ -1,4 +1,4 @@
-"""The benchmark measures what it says: whose turn it is, which operations count, what passes."""
+"""The benchmark: turns, the operations counted, and verdicts."""
 
 import pytest
 import torch
@@ -104,7 +104,7 @@ def test_the_summary_tells_what_was_measured_and_how_many_marks_were_met():
     assert "not how fast" in summarize_benchmark(some_lines(judged=False))
 
 
-def test_the_figure_shows_a_time_above_its_mark_and_a_rate_below_it_as_bad():
+def test_the_figure_shows_a_time_above_its_threshold_and_a_rate_below_it_as_bad():
     axes, = benchmark_figure(some_lines()).axes
     dots = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
     assert dots == pytest.approx([0.7 / 0.66, 0.01 / 0.0004, 1.05 / 1.1])

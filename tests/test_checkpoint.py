@@ -1,4 +1,4 @@
-"""Runs on disk: what is saved comes back, and a file that is not a checkpoint changes nothing."""
+"""Runs on disk: saved states are restored, and a file that is not a checkpoint changes nothing."""
 
 import contextlib
 import dataclasses
@@ -52,7 +52,7 @@ def state_of(model):
 
 
 def save_run(folder, seed=1, **changes):
-    """Saves a tiny model as a run, the better one of another seed beside it, and returns both."""
+    """Save a tiny model as a run, and one of another seed as its best state; return both."""
     models = tiny_model(seed, **changes), tiny_model(seed + 100, **changes)
     for model, file in zip(models, ("checkpoint.pt", "best.pt"), strict=True):
         save_checkpoint(folder / file, state_of(model))
@@ -106,7 +106,7 @@ def test_an_unknown_run_lists_those_that_are_there(tmp_path):
     assert refusal(lambda: find_run("mine", tmp_path)).endswith("there: one, two")
 
 
-def test_no_run_at_all_says_how_to_make_one(tmp_path):
+def test_without_any_run_the_message_says_how_to_make_one(tmp_path):
     assert "python train.py" in refusal(lambda: load_model(out_dir=tmp_path))
 
 
@@ -192,7 +192,7 @@ def test_a_checkpoint_that_claims_more_than_is_in_its_file_is_refused(tmp_path):
     assert "torch's format" in refusal(lambda: load_checkpoint(tmp_path / "x"))
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     assert str(tmp_path / "none.pt") in refusal(lambda: load_checkpoint(tmp_path / "none.pt"))
 
 
@@ -255,7 +255,7 @@ def test_a_config_of_a_larger_model_than_its_weights_takes_neither_time_nor_memo
 # Weights that do not fit
 
 
-def test_weights_of_another_architecture_are_named_and_not_one_is_copied():
+def test_weights_of_another_architecture_are_named_and_none_is_copied():
     model = tiny_model()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     for changes, *told in [
@@ -282,7 +282,7 @@ def test_weights_that_fit_are_copied():
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt(), OSError(28, "No space left")])
-def test_an_interrupted_save_leaves_the_old_checkpoint_and_no_litter(
+def test_an_interrupted_save_leaves_the_old_checkpoint_and_no_other_file(
     tmp_path, monkeypatch, interruption
 ):
     old, _ = save_run(tmp_path / "mine")
@@ -309,7 +309,7 @@ def full_disk(n_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_disk_that_is_full_is_said_in_one_line_and_the_old_checkpoint_stays(tmp_path):
+def test_a_full_disk_gives_one_line_and_the_old_checkpoint_stays(tmp_path):
     old, _ = save_run(tmp_path / "mine")
     path = tmp_path / "mine/checkpoint.pt"
     with full_disk(1000):
@@ -318,7 +318,7 @@ def test_a_disk_that_is_full_is_said_in_one_line_and_the_old_checkpoint_stays(tm
     assert same_logits(load_model("mine", tmp_path)[0], old)
 
 
-def test_a_run_is_named_with_its_place_where_that_is_not_the_default():
+def test_a_run_is_named_with_its_folder_if_that_is_not_the_default():
     for folder, flags in [
         ("outputs/mine", "--x.run_name mine"), ("./outputs/mine", "--x.run_name mine"),
         ("other/mine", "--x.run_name mine --x.out_dir other"),
@@ -355,7 +355,7 @@ def test_overwriting_removes_the_run_s_files_and_nothing_else(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 
-def test_a_name_that_is_no_number_does_not_count_among_the_runs(tmp_path):
+def test_a_name_that_is_not_a_number_does_not_count_among_the_runs(tmp_path):
     for name in ("run-²", "run-٣", "run-", "run-1e9", "run-" + "9" * 30, "run-007"):
         (tmp_path / name).mkdir()
     assert new_run_folder(tmp_path).name == "run-008"
@@ -365,7 +365,7 @@ def files_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def test_a_folder_is_taken_afresh_only_where_nothing_was_learned_in_it(tmp_path):
+def test_a_folder_is_reused_only_if_nothing_was_learned_in_it(tmp_path):
     folder = tmp_path / "mine"
     new = partial(new_run_folder, tmp_path, "mine", unless_used=True)
     save_run(tmp_path / "whole")
@@ -398,7 +398,7 @@ def test_a_folder_is_taken_afresh_only_where_nothing_was_learned_in_it(tmp_path)
     assert new() == folder and not files_of(folder)
 
 
-def test_what_is_no_run_is_not_overwritten(tmp_path):
+def test_a_folder_that_is_not_a_run_is_not_overwritten(tmp_path):
     tiny_model(tie_embeddings=True).save_pretrained(tmp_path / "gpt2")
     (tmp_path / "file").write_text("a")
     before = files_of(tmp_path / "gpt2")
@@ -417,7 +417,7 @@ sys.stdin.read()"""
 
 
 @pytest.mark.slow
-def test_a_run_s_lock_is_another_process_s_until_that_ends_however_it_ends(tmp_path):
+def test_the_lock_of_a_run_belongs_to_a_process_until_it_ends_in_any_way(tmp_path):
     def hold():
         other = subprocess.Popen([sys.executable, "-c", HOLD, Path(checkpoint.__file__).parent,
                                   tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -456,7 +456,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     assert "file/below" in message and "--logging.out_dir" in message
 
 
-def test_a_disk_that_is_full_is_said_in_one_line_and_the_metrics_before_it_stay(tmp_path):
+def test_a_full_disk_gives_one_line_and_the_metrics_before_it_stay(tmp_path):
     rows = [{"step": step} for step in range(4)]
     add_rows(tmp_path, rows[:2])
     with full_disk(30):
@@ -469,13 +469,13 @@ def test_a_disk_that_is_full_is_said_in_one_line_and_the_metrics_before_it_stay(
     assert read_metrics(tmp_path) == rows[1:]
 
 
-def test_a_line_of_the_metrics_that_was_cut_off_is_passed_over(tmp_path):
+def test_a_truncated_line_of_the_metrics_is_skipped(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
     assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
     assert read_metrics(tmp_path / "none") == []
 
 
-def test_damaged_lines_of_the_metrics_are_passed_over(tmp_path):
+def test_damaged_lines_of_the_metrics_are_skipped(tmp_path):
     good = b'{"step": 1, "above_floor": {"all": 0.5}}'
     bad = (b"\xff", b"5", b"{}", b"[" * 100_000, b"null", b'{"step": "1"}', b'{"step": true}',
            b'{"step": -1}', b'{"step": 1e3}', b'{"step": 1, "lr": "x"}', b'{"step": 1, "lr": []}',
@@ -485,7 +485,7 @@ def test_damaged_lines_of_the_metrics_are_passed_over(tmp_path):
     assert read_metrics(tmp_path) == [json.loads(good)]
 
 
-def test_the_description_gives_the_settings_back_and_says_which_text(tmp_path):
+def test_the_description_has_the_settings_and_the_text(tmp_path):
     (tmp_path / "text.txt").write_text("abc " * 100)
     cfg = Config(DataConfig(path=str(tmp_path / "text.txt")), ModelConfig(n_ctx=8, d_vocab=4))
     write_run_config(tmp_path, cfg, load_dataset(cfg.data, 8), GPT(cfg.model))
@@ -498,7 +498,7 @@ def test_the_description_gives_the_settings_back_and_says_which_text(tmp_path):
     assert config_from_dict(Config, sections) == cfg
 
 
-def test_of_several_ranks_the_first_one_writes(tmp_path, monkeypatch):
+def test_only_the_first_of_several_ranks_writes(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     save_checkpoint(tmp_path / "checkpoint.pt", state_of(tiny_model()))
     add_rows(tmp_path, [{"step": 1}])
@@ -538,7 +538,7 @@ def test_a_model_of_another_kind_of_tokenizer_is_not_exported(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_gpt2_s_tokenizer_is_taken_only_where_there_is_none_and_it_is_said(
+def test_gpt2s_tokenizer_is_used_only_if_there_is_none_and_a_message_says_so(
         tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(checkpoint, "GPT2_TOKENS", 300)
     monkeypatch.setattr(checkpoint, "GPT2_BPE", tmp_path / "gpt2_bpe")
@@ -552,7 +552,7 @@ def test_gpt2_s_tokenizer_is_taken_only_where_there_is_none_and_it_is_said(
     assert "vocab.json" in refusal(lambda: load_model(str(tmp_path / "other")))
 
 
-def test_a_run_is_not_taken_for_published_weights(tmp_path):
+def test_a_run_does_not_count_as_published_weights(tmp_path):
     save_run(tmp_path / "mine")
     (tmp_path / "mine" / "metrics.jsonl").write_text("")
     (tmp_path / "mine" / "config.json").write_text("{}")

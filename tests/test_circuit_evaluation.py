@@ -1,4 +1,4 @@
-"""What a circuit must stand: areas beside loops and closed forms, tests beside their nulls."""
+"""Tests of circuits: areas against loops and closed forms, tests against their nulls."""
 
 import itertools
 import math
@@ -68,7 +68,7 @@ def gate(name, n_prompts=6, seed=0):
 # Curves
 
 
-def test_a_curve_begins_at_none_and_ends_at_all_in_every_mode():
+def test_a_curve_begins_with_no_edges_and_ends_with_all_in_every_mode():
     for mode in MODES:
         run = tiny_run(mode)
         curve = faithfulness_curve(run, random_ranking(run.full, seeded_generator(0)))
@@ -152,7 +152,7 @@ def test_over_all_rankings_of_a_linear_model_the_mean_curve_is_its_closed_form()
     assert statistics.mean(curve.cmd for curve in curves) == pytest.approx(1 - area)
 
 
-def test_prompts_of_unequal_length_count_as_alone():
+def test_prompts_of_unequal_length_give_what_each_gives_alone():
     model = tiny()
     rows = [CLEAN[0].tolist(), CLEAN[1, :4].tolist(), CLEAN[2, :5].tolist()]
     other = [CORRUPT[0].tolist(), CORRUPT[1, :4].tolist(), CORRUPT[2, :5].tolist()]
@@ -170,7 +170,7 @@ def test_prompts_of_unequal_length_count_as_alone():
 # Rankings
 
 
-def test_rankings_are_by_size_or_by_what_the_metric_needs():
+def test_rankings_are_by_size_or_by_the_need_of_the_metric():
     run = tiny_run()
     scores = eap(run.model, CLEAN, CORRUPT, DIFF)
     mean = dict(zip(scores.edges(), scores.mean.tolist(), strict=True))
@@ -184,7 +184,7 @@ def test_rankings_are_by_size_or_by_what_the_metric_needs():
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_acdc_ranks_first_what_its_highest_threshold_leaves():
+def test_acdc_ranks_first_the_edges_that_its_highest_threshold_leaves():
     run = tiny_run(n_layers=1, n_heads=2)
     ranking = acdc_ranking(run, [0.1, 0.5, 1.0, 2.0])
     assert sorted(ranking) == sorted(run.full.edges())
@@ -252,14 +252,14 @@ def test_independent_values_are_rejected_at_the_nominal_rate():
     assert 2 <= rejected <= 19, f"{rejected} of 200"
 
 
-def test_hsic_sees_what_a_correlation_does_not():
+def test_hsic_finds_a_dependence_that_a_correlation_misses():
     one = torch.linspace(-1, 1, 41)
     assert abs(torch.corrcoef(torch.stack([one, one**2]))[0, 1]) < 1e-5
     assert hsic_test(one, one**2, n_draws=199)[1] < 0.05
     assert hsic_test(one, torch.full((41,), 2.0)) == (0, 1), "a constant tells nothing"
 
 
-def test_hsic_is_the_trace_that_its_paper_says():
+def test_hsic_is_the_trace_in_its_paper():
     one, other = torch.randn(2, 9, generator=seeded_generator(2)).double()
 
     def kernel(values):
@@ -363,7 +363,7 @@ def test_the_chance_of_sharing_edges_is_the_mean_over_all_sets():
         assert random_jaccard(n, m, 5) == pytest.approx(statistics.mean(overlaps)), (n, m)
 
 
-def test_stability_is_what_loops_over_pairs_say():
+def test_stability_equals_loops_over_pairs():
     full = Circuit.of(tiny())
     circuits = [take_edges(full, numbers) for numbers in ([0, 1, 2], [1, 2, 3, 4], [2], [])]
     found = circuit_stability(circuits)
@@ -440,7 +440,7 @@ def test_a_set_is_minimal_if_no_subset_reaches_the_threshold_at_all():
 # The order of ACDC
 
 
-def test_an_order_written_out_is_the_one_that_is_taken_without():
+def test_the_default_order_is_the_same_written_out():
     run = tiny_run(n_layers=1, n_heads=2)
     plain = prune(run, threshold=0.05)
     assert set(plain.edges()) == set(acdc(run.model, CLEAN, CORRUPT, DIFF, threshold=0.05).edges())
@@ -462,7 +462,7 @@ def test_a_random_order_has_later_layers_first_and_every_edge_once():
 # All of it
 
 
-def test_a_report_says_what_each_test_says_by_itself():
+def test_a_report_has_the_results_of_each_test_alone():
     wired, run = gate("AND")
     pairs = wired.draw_pairs(6, seeded_generator(1))
     scores = eap(wired.model, pairs.clean_tokens, pairs.corrupted_tokens, pairs.metric)

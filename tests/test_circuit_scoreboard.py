@@ -45,7 +45,7 @@ def untrained_rows():
 
 
 def as_trained(rows):
-    """Rows that stand for those of a trained model of which all claims hold."""
+    """Rows like those of a trained model for which all claims hold."""
     rows = copy.deepcopy(rows)
     for row in rows:
         row |= {"model": "trained", "auroc": None, "wired": None, "expected": None, "took": 1.0}
@@ -90,7 +90,7 @@ def test_on_a_series_the_best_two_edges_are_all_that_is_needed(wired_rows):
         assert row["stability"] == 1
 
 
-def test_wired_claims_fail_by_a_truth_that_is_not_there(wired_rows):
+def test_wired_claims_fail_with_a_wrong_truth(wired_rows):
     wired = all_circuits(0)[0]
     edges = {("embed", "L0.mlp"): None, ("L0.mlp", "logits"): None}
     rows = score_wired(wired, dataclasses.replace(wired.truth, edges=edges))
@@ -148,7 +148,7 @@ def test_bad_settings_are_refused():
             program.ScoreboardConfig(**bad)
 
 
-def test_what_was_scored_is_read_again_by_the_same_code_alone(tmp_path, monkeypatch):
+def test_kept_scores_are_read_only_by_the_same_code(tmp_path, monkeypatch):
     wired = all_circuits(0)[0]
     loads = []
 

@@ -1,4 +1,4 @@
-"""Circuits: each run beside a plain loop over the weights, each score beside what it estimates."""
+"""Circuits: each run against a plain loop over the weights, each score against exact effects."""
 
 import math
 
@@ -108,7 +108,7 @@ def naive_value(model, edges, mode="resample"):
 # The graph
 
 
-def test_the_edges_of_a_small_model_are_those_that_one_counts_by_hand():
+def test_the_edges_of_a_small_model_are_those_counted_by_hand():
     circuit = Circuit.of(tiny_model(n_layers=1, n_heads=1))
     assert set(circuit.edges()) == {
         ("embed", "L0H0.q"), ("embed", "L0H0.k"), ("embed", "L0H0.v"), ("embed", "L0.mlp"),
@@ -117,12 +117,12 @@ def test_the_edges_of_a_small_model_are_those_that_one_counts_by_hand():
     assert circuit.readers == ["L0H0.q", "L0H0.k", "L0H0.v", "L0.mlp", "logits"]
 
 
-def test_gpt2_small_has_as_many_edges_as_its_papers_say():
+def test_gpt2_small_has_the_number_of_edges_in_papers():
     cfg = ModelConfig(n_layers=12, n_heads=12, d_model=12, d_vocab=3, n_ctx=2)
     assert len(Circuit.of(GPT(cfg))) == 32_491
 
 
-def test_a_circuit_without_parts_lacks_their_edges_alone():
+def test_a_circuit_without_parts_lacks_only_their_edges():
     full = Circuit.of(tiny_model())
     assert set(full.edges()) - set(full.without([("embed", "L1H0.k")]).edges()) == {
         ("embed", "L1H0.k")}
@@ -185,7 +185,7 @@ def test_all_edges_are_the_clean_run_and_none_the_corrupt_one():
         assert_close({str(changes): found}, {str(changes): expected})
 
 
-def test_what_is_not_cut_stays_bit_for_bit():
+def test_parts_without_a_cut_edge_stay_the_same_bit_for_bit():
     model = tiny_model()
     run = CircuitRun(model, CLEAN, CORRUPT, DIFF)
     with torch.no_grad():  # fused arithmetic would differ by rounding
@@ -285,7 +285,7 @@ def last_layer_edges(model):
     return [edge for edge in Circuit.of(model).edges() if edge[1] in ("logits", *values)]
 
 
-def test_a_score_is_exact_where_the_model_is_linear():
+def test_a_score_is_exact_if_the_model_is_linear():
     for changes, n_edges in (({}, 9), ({"attn_only": True}, 7 + 3 * 4), ({"n_layers": 0}, 1)):
         model = tiny(norm="none", **changes)
         scores, edges = eap(model, CLEAN, CORRUPT, DIFF), last_layer_edges(model)
@@ -296,7 +296,7 @@ def test_a_score_is_exact_where_the_model_is_linear():
         assert len(edges) == n_edges and exact.abs().min() > 1e-4
 
 
-def test_elsewhere_an_estimate_is_wrong():
+def test_in_a_nonlinear_model_an_estimate_is_wrong():
     model = tiny()
     scores = eap(model, CLEAN, CORRUPT, DIFF)
     exact = minimality(Circuit.of(model), model, CLEAN, CORRUPT, metric=DIFF,
@@ -316,7 +316,7 @@ def gradients_by_input(model, embed_edit):
     return slopes
 
 
-def test_integrated_gradients_are_the_mean_over_the_way_from_the_clean_embedding():
+def test_integrated_gradients_are_the_mean_over_the_path_from_the_clean_embedding():
     # One step: the gradient there alone. Two: its mean with that half way to the corrupt one.
     for changes in ({}, {"attn_only": True, "positions": "none"}, {"n_layers": 0}):
         model = tiny(**changes)
@@ -345,7 +345,7 @@ def test_with_more_steps_the_embedding_s_edges_sum_to_the_whole_difference():
     assert gaps[0] > 0.1 and gaps[2] < 0.1 and gaps[2] < gaps[1] / 5 < gaps[0] / 5
 
 
-def test_right_ends_are_the_left_ones_of_the_way_back():
+def test_right_ends_are_the_left_ends_of_the_reversed_path():
     model = tiny()
     there = eap(model, CLEAN, CORRUPT, DIFF, ig_steps=3, rule="right")
     back = eap(model, CORRUPT, CLEAN, DIFF, ig_steps=3, rule="left")
@@ -353,7 +353,7 @@ def test_right_ends_are_the_left_ones_of_the_way_back():
     assert (there.values - eap(model, CLEAN, CORRUPT, DIFF, ig_steps=3).values).abs().max() > 0.1
 
 
-def test_gauss_s_points_leave_nothing_over_where_left_ends_do():
+def test_gauss_points_leave_no_gap_where_left_ends_leave_one():
     model = tiny(n_layers=1)
     with torch.no_grad():
         difference = DIFF(model(CORRUPT)) - DIFF(model(CLEAN))
@@ -374,7 +374,7 @@ def test_scores_are_ranked_by_size_and_give_a_circuit():
     assert_close(scores.mean, scores.values.mean(1))
 
 
-def test_prompts_do_not_mix():
+def test_prompts_do_not_affect_each_other():
     model = tiny()
     scores = eap(model, CLEAN, CORRUPT, DIFF, ig_steps=3)
     alone = eap(model, CLEAN[1:2], CORRUPT[1:2], Metric.logit_diff(4, 0), ig_steps=3)
@@ -485,7 +485,7 @@ def test_completeness_is_the_difference_of_two_naive_loops():
         assert found[:3].min() > 1e-3
 
 
-def test_minimality_is_what_each_part_changes_in_a_naive_loop():
+def test_minimality_is_the_change_by_each_part_in_a_naive_loop():
     model = tiny()
     circuit = random_circuit(model, 0.8)
     removed = ["L0H2", ("L0H1", "logits")]
@@ -596,7 +596,7 @@ def naive_acdc(model, threshold):
     return kept
 
 
-def test_acdc_is_the_loop_that_it_says():
+def test_acdc_equals_the_loop_of_its_definition():
     model = tiny(n_layers=2, n_heads=2)
     for threshold in (0.02, 0.1):
         expected = naive_acdc(model, threshold)
@@ -605,7 +605,7 @@ def test_acdc_is_the_loop_that_it_says():
         assert 4 < len(expected) < len(Circuit.of(model)) - 4
 
 
-def test_acdc_spares_everything_above_any_distance():
+def test_acdc_removes_every_edge_at_an_infinite_threshold():
     model = tiny()
     assert not len(acdc(model, CLEAN, CORRUPT, DIFF, threshold=math.inf))
 

@@ -1,5 +1,5 @@
-"""What experiments share: a claim is judged by the threshold that it shows, trained models are kept
-for the same settings only, and the page of all experiments says what their tables say."""
+"""The parts that experiments share: claims are judged by the threshold that they show, models are
+kept only for the same settings, and the page of all experiments has their tables."""
 
 import itertools
 import json
@@ -69,7 +69,7 @@ def test_a_line_shows_the_mean_and_the_range_or_the_interval_it_was_given():
     assert (line.measured, line.low, line.high) == (0.3, 0.0, 0.9)
 
 
-def test_the_mark_and_the_control_are_the_threshold_unless_others_are_given():
+def test_a_claim_has_its_threshold_as_control_unless_another_is_given():
     cases = [
         ({"above": 0.25}, "above 0.25", 0.25), ({"below": 3}, "below 3", 3),
         ({"above": 1, "below": 2}, "above 1 and below 2", 1),
@@ -81,7 +81,7 @@ def test_the_mark_and_the_control_are_the_threshold_unless_others_are_given():
         assert (line.control, line.mark) == (control, mark), given
 
 
-def test_a_median_is_judged_alone():
+def test_only_the_median_is_judged_if_it_is_asked_for():
     values = [1.0, 2.0, 9.0]
     line = claim("it", values, below=3, median=True)
     assert (line.measured, line.low, line.high, line.holds) == (2.0, 1.0, 9.0, True)
@@ -89,7 +89,7 @@ def test_a_median_is_judged_alone():
     assert claim("it", values, above=2, median=True).holds is False
 
 
-def test_a_verdict_from_elsewhere_and_a_threshold_must_both_hold():
+def test_a_given_verdict_and_a_threshold_must_both_hold():
     for holds, below in itertools.product((None, True, False), (None, 1.0, 2.0)):
         line = claim("it", 1.5, holds=holds, below=below)
         tests = [test for test in (holds, None if below is None else below > 1.5)
@@ -103,7 +103,7 @@ def test_a_claim_that_is_not_judged_has_no_verdict_and_keeps_its_mark():
         assert (line.holds, line.verdict, line.mark) == (None, "", 2)
 
 
-def test_a_table_fits_the_page_and_loses_no_word():
+def test_a_table_fits_the_width_and_loses_no_word():
     words = "a rather long text that says in many words what was claimed of it, and of whom".split()
     long = " ".join(words)
     claims = [Claim(long, 0.123, -0.000123, 0.000456, True, reported=long, control=long), HELD]
@@ -158,7 +158,7 @@ def test_a_trained_model_is_made_once(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["settings", "retrain", "damage"])
-def test_a_trained_model_is_made_anew_where_it_must_be(tmp_path, change):
+def test_a_kept_model_is_trained_again_if_it_must_be(tmp_path, change):
     made = []
     path = tmp_path / "checkpoint.pt"
     load_or_make(path, {"seed": 0}, counted(made))
@@ -169,7 +169,7 @@ def test_a_trained_model_is_made_anew_where_it_must_be(tmp_path, change):
     assert load_or_make(path, settings, counted(made))["n"] == 2
 
 
-def test_an_edit_of_any_module_changes_the_digest_and_of_nothing_else(tmp_path):
+def test_the_digest_changes_with_any_module_and_with_nothing_else(tmp_path):
     (tmp_path / "experiments" / "study").mkdir(parents=True)
     modules = [tmp_path / name for name in ("a.py", "experiments/b.py", "experiments/study/c.py")]
     for module in modules:
@@ -251,7 +251,7 @@ def clock(monkeypatch):
     return now
 
 
-def test_trainings_are_numbered_and_the_time_left_is_that_of_all(clock, capsys):
+def test_trainings_are_numbered_and_the_time_left_is_for_all_of_them(clock, capsys):
     trainings = Trainings([4, 4, 10])
     for label in ("one", "two"):
         clock.append(clock[-1] + 1000)  # measuring takes time, which is no training
@@ -276,7 +276,7 @@ def test_a_kept_model_is_one_of_the_trainings_and_takes_no_time(clock, capsys):
         "5/8 steps  training 2 of 2: two  90 s left"]
 
 
-def test_read_models_and_trained_ones_are_counted_alike(tmp_path, capsys):
+def test_models_that_are_read_are_counted_like_trained_ones(tmp_path, capsys):
     cfg = ModelConfig(**TINY)
 
     def make(seed, trainings):
@@ -309,7 +309,7 @@ def test_the_validation_tokens_are_those_that_the_run_was_validated_on(tmp_path)
         validation_tokens(tmp_path / "mine")
 
 
-def test_a_run_that_does_not_say_what_it_was_trained_on_has_no_validation_tokens(tmp_path):
+def test_a_run_without_the_name_of_its_text_has_no_validation_tokens(tmp_path):
     trained_gpt(tmp_path / "checkpoint.pt", ModelConfig(**TINY), 0, lambda model: None,
                 tokenizer=CharTokenizer().fit("abc"), settings={})
     with pytest.raises(UserError, match="does not say what text"):
@@ -325,7 +325,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path):
         experiment_folder("name", tmp_path / "file")
 
 
-def test_threads_are_given_back():
+def test_the_number_of_threads_is_restored():
     before = torch.get_num_threads()
     with torch_threads(before + 1):
         assert torch.get_num_threads() == before + 1
@@ -342,7 +342,7 @@ def test_several_seeds_are_one_flag():
 
 @pytest.mark.parametrize("seeds", [["-1"], ["1.5"], [], ["1", "1"], ["1,1"], [","], ["0;1"],
                                    [str(2**63)]])
-def test_seeds_that_are_none_are_refused(seeds):
+def test_wrong_seeds_are_refused(seeds):
     with pytest.raises(UserError):
         given = flag_parser(ExperimentConfig, "").parse_args(["--seeds", *seeds])
         config_from_dict(ExperimentConfig, vars(given))
@@ -360,7 +360,7 @@ def test_a_missed_claim_is_the_exit_code(tmp_path, capsys, claims, code):
         == ["PASS", "FAIL"][:len(claims)]
 
 
-def test_two_other_models_at_once_and_one_that_is_not_there_are_refused(tmp_path):
+def test_two_models_together_and_a_missing_one_are_refused(tmp_path):
     @dataclass(frozen=True)
     class LookConfig(ExperimentConfig):
         run_name: str | None = option(None, "a run")
@@ -375,7 +375,7 @@ def test_two_other_models_at_once_and_one_that_is_not_there_are_refused(tmp_path
     assert LookConfig().folder_suffix == ""
 
 
-def test_what_was_found_is_said_before_the_table_and_on_the_page(tmp_path, capsys):
+def test_the_summary_is_before_the_table_and_on_the_page(tmp_path, capsys):
     found = "The head 0 < 1 is needed. " + "So many words are said of it. " * 6
     with pytest.raises(SystemExit):
         conclude({"claims": [HELD], "found": found}, tmp_path / "one")
@@ -510,7 +510,7 @@ def test_a_program_runs_and_ends_with_what_came_out(tmp_path, capsys):
     ('{"claims": [{"claim": "\\ud800", "measured": 1, "low": 1, "high": 2}]}', True),
     ('{"claims": null}', False), ('{"about": 1}', False), ('{"found": []}', False),
     ("[" * 100_000, False), ("[]", False), ('{"claims": "abc"}', False)])
-def test_results_of_another_make_are_no_obstacle(tmp_path, capsys, text, there):
+def test_results_in_another_format_do_not_stop_the_page(tmp_path, capsys, text, there):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "results.json").write_text(text)
     with pytest.raises(SystemExit) as exit:
@@ -521,7 +521,7 @@ def test_results_of_another_make_are_no_obstacle(tmp_path, capsys, text, there):
 
 
 @pytest.mark.parametrize("written", [False, True])
-def test_a_folder_that_nothing_came_into_is_not_left(tmp_path, written):
+def test_a_refused_run_removes_its_empty_folder(tmp_path, written):
     def run(cfg, folder):
         if written:
             (folder / "checkpoint.pt").write_bytes(b"1")
@@ -532,7 +532,7 @@ def test_a_folder_that_nothing_came_into_is_not_left(tmp_path, written):
     assert (tmp_path / "one").exists() == written
 
 
-def test_what_is_never_reached_is_null_in_the_file_and_a_dash_on_the_page(tmp_path, capsys):
+def test_a_number_that_is_not_finite_is_null_in_the_file_and_a_dash_on_the_page(tmp_path, capsys):
     never = claim("reached at step", [3.0, math.inf], holds=False)
     with pytest.raises(SystemExit):
         conclude({"claims": [never], "when": {"b": [math.nan, 1]}, "n": (2,)}, tmp_path / "one")

@@ -190,7 +190,7 @@ def test_a_nonsense_value_is_refused_by_its_name_and_its_value():
             assert message.startswith(shown) and len(message) > len(shown) + 10, message
 
 
-def test_values_at_the_border_are_possible():
+def test_values_at_the_limits_are_allowed():
     for kind, name, value in [
         (DataConfig, "repeats", 0.0), (DataConfig, "vocab_size", 256),
         (ModelConfig, "n_layers", 0), (ModelConfig, "dropout", 0.0),
@@ -217,7 +217,7 @@ def test_heads_that_do_not_divide_the_width_are_refused_with_divisors_that_do():
     assert 4 in proposed and 8 in proposed and all(128 % n == 0 for n in proposed)
 
 
-def test_an_mlp_is_four_times_as_wide_as_the_stream_unless_given():
+def test_an_mlp_is_four_times_as_wide_as_the_stream_by_default():
     assert ModelConfig(d_model=48).d_mlp == 192
     assert ModelConfig(d_model=48, d_mlp=7).d_mlp == 7
 
@@ -233,7 +233,7 @@ def test_a_config_cannot_be_changed(kind):
         setattr(cfg, dataclasses.fields(kind)[0].name, 1)
 
 
-def test_a_preset_stands_for_its_flags_and_those_given_win():
+def test_a_preset_sets_its_flags_and_given_flags_win():
     wanted = {"model": PRESETS["gpt2"] | {"n_ctx": 64}}
     assert nest_flags({"model.preset": "gpt2", "model.n_ctx": 64}) == wanted
     assert nest_flags({"model.n_ctx": 64, "model.preset": "gpt2"}) == wanted
@@ -251,7 +251,7 @@ def test_the_windows_of_a_batch_are_shared_by_ranks_and_parts():
         assert cfg.windows_at_once(n_ranks) == windows, (accumulate, n_ranks)
 
 
-def test_windows_that_cannot_be_shared_are_refused_with_what_could():
+def test_a_batch_that_cannot_be_divided_is_refused_with_sizes_that_can():
     for batch_size, accumulate, n_ranks, multiple in [(12, 3, 8, 24), (10, 2, 3, 6)]:
         cfg = TrainConfig(batch_size=batch_size, accumulate=accumulate)
         message = refusal(partial(cfg.windows_at_once, n_ranks), cfg)
@@ -295,6 +295,6 @@ def test_the_number_of_repeats_is_the_nearest_to_their_share():
         assert cfg.n_repeats == n_repeats, share  # 0.1 x 12 is 1.2, and 0.3 x 12 is 3.6
 
 
-def test_a_share_of_repeats_that_is_no_window_is_refused_with_one_that_is():
+def test_a_share_of_repeats_below_one_window_is_refused_with_one_that_works():
     message = refusal(lambda: Config(DataConfig(repeats=0.01), train=TrainConfig(batch_size=12)))
     assert "repeats=0.01" in message and "0.083" in message

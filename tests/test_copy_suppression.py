@@ -1,5 +1,5 @@
-"""Copy suppression: the texts' chances against brute force, and every measure on a head wired by
-hand that suppresses what is predicted, beside heads that do half of it."""
+"""Copy suppression: the chances of texts against brute force, and every measure on a head that is
+wired to suppress predicted tokens, beside heads that do half of this."""
 
 import dataclasses
 import math
@@ -156,7 +156,7 @@ def test_a_predicted_token_that_was_seen_is_impossible_and_another_one_comes_bac
     assert chances[~seen & predicted & others_left].min() > 0
 
 
-def test_targets_are_the_next_tokens_but_for_the_uniform_ones():
+def test_targets_are_the_next_tokens_except_uniform_ones():
     inputs, targets = next(batches(SuppressionRecipe(batch_size=4)))
     assert (targets[:, 0] == IGNORED).all() and (targets[:, 1:] != IGNORED).all()
     assert torch.equal(inputs[:, 2:], targets[:, 1:-1])
@@ -269,7 +269,7 @@ def test_keys_have_the_states_of_their_tokens_and_none_lies_ahead():
     assert keys == [[False] * 3, [True, False, False], [True, False, True]]
 
 
-def test_without_the_wired_head_naive_copies_cost_more(texts):
+def test_without_the_wired_head_naive_copies_cost_more_nats(texts):
     tokens, chances = texts
     rises = ablation_rises(wired(), WALKS, tokens, chances, [(1, 0)])
     assert rises["naive copy"] > 0.3 > rises["free"]
@@ -277,7 +277,7 @@ def test_without_the_wired_head_naive_copies_cost_more(texts):
     assert dead["naive copy"] == pytest.approx(0, abs=1e-6)
 
 
-def test_what_a_head_writes_of_a_token_is_found_for_its_own_key_and_for_the_next(texts):
+def test_the_write_about_a_token_is_found_for_its_own_key_and_for_the_next(texts):
     tokens, _ = texts
     written = written_by_source(wired(), tokens, (1, 0), shift=0)
     assert_close(written.diagonal(), torch.full((V,), -24 * (1 - 1 / V)), rtol=0, atol=1e-4)
@@ -334,7 +334,7 @@ def split():
     return model
 
 
-def test_what_a_token_writes_is_told_apart_from_what_its_successors_write(texts):
+def test_the_write_of_a_token_is_separated_from_that_of_its_successors(texts):
     tokens, _ = texts
     whole = -24 * (torch.eye(V) - 1 / V)
     own, after = written_by_presence(wired(), tokens, (1, 0))
@@ -348,7 +348,7 @@ def test_what_a_token_writes_is_told_apart_from_what_its_successors_write(texts)
     assert after.diagonal()[::2].mean() > -1
 
 
-def test_what_keys_write_is_fitted_as_least_squares_do():
+def test_the_writes_of_keys_are_fitted_by_least_squares():
     model = tiny_model(d_vocab=V)
     tokens = torch.randint(5, (3, 8), generator=seeded_generator(0))
     moved, scale = moved_by_keys(model, tokens, (1, 0))
@@ -423,7 +423,7 @@ def test_a_key_that_stands_for_a_token_in_two_ways_counts_once():
 EVEN = dataclasses.replace(WALKS, odds=(1, 1, 1, 1))  # the same successors, equally likely
 
 
-def test_the_circuit_of_the_wired_suppressor_is_its_keys_and_values_and_what_it_says():
+def test_the_circuit_of_the_wired_suppressor_is_its_keys_values_and_write():
     found = measure_circuit(wired(), EVEN, n_pairs=8, n_random=25)
     assert sorted(found["edges"]) == [["L1H0", "logits"], ["embed", "L1H0.k"],
                                       ["embed", "L1H0.v"]]
@@ -448,7 +448,7 @@ def test_scores_by_cutting_are_the_effects_of_edges_and_the_best_that_keep_enoug
     assert kept >= 0.9 > less
 
 
-def test_what_is_taken_off_is_the_write_times_the_attention_of_all_that_is_predicted_and_seen():
+def test_the_amount_lowered_is_the_write_times_the_attention_to_predicted_tokens_in_the_text():
     pairs = judged_pairs(EVEN, 8)
     predicted = EVEN.states(pairs.clean_tokens)[1][:, -1]
     n_keys = predicted.gather(1, pairs.clean_tokens).sum(1)  # they share the attention
@@ -464,7 +464,7 @@ def test_what_is_taken_off_is_the_write_times_the_attention_of_all_that_is_predi
         assert_close(found[row], wanted.detach(), rtol=0, atol=1e-5)
 
 
-def test_no_circuit_is_looked_for_where_nothing_is_taken_off():
+def test_no_circuit_is_searched_if_nothing_is_lowered():
     for model in (untrained(), wired(sign=1.0)):
         assert measure_circuit(model, EVEN, n_pairs=8) is None
 
@@ -472,7 +472,7 @@ def test_no_circuit_is_looked_for_where_nothing_is_taken_off():
 # CSPA
 
 
-def test_cspa_keeps_what_a_suppressor_does_and_little_of_another_write(texts):
+def test_cspa_keeps_the_effect_of_a_suppressor_and_little_of_another_write(texts):
     tokens = texts[0][:16]
 
     def score(model, which, n_pairs=4):
@@ -486,7 +486,7 @@ def test_cspa_keeps_what_a_suppressor_does_and_little_of_another_write(texts):
     assert score(wired(sign=1.0), "lowest") < 0.2
 
 
-def test_what_weights_write_is_the_dense_circuit_with_the_first_mlp():
+def test_the_write_by_weights_is_the_dense_circuit_with_the_first_mlp():
     model = tiny_model()
     block, W_E = model.blocks[0], model.W_E
     W_E = W_E + block.mlp(block.ln2(W_E))
@@ -590,7 +590,7 @@ def save_gpt2(folder, **changes):
     export_pretrained(folder, model, tokenizer)
 
 
-def test_a_folder_in_gpt2s_layout_is_measured_and_nothing_judged(tmp_path):
+def test_a_folder_in_gpt2s_layout_is_measured_without_verdicts(tmp_path):
     save_gpt2(tmp_path / "other")
     cfg = program.SuppressionConfig(model=str(tmp_path / "other"))
     result = program.run(cfg, tmp_path)

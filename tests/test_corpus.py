@@ -101,7 +101,7 @@ def test_the_probabilities_depend_on_the_visible_text_alone():
     assert len(seen) > 5_000
 
 
-def test_categories_tell_what_each_word_takes():
+def test_each_word_has_the_category_of_its_prediction():
     drawn = sample()
     by_kind = defaultdict(list)
     for word, p, kind in zip(drawn.words, drawn.log_probs, drawn.categories, strict=True):

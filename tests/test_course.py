@@ -1,4 +1,4 @@
-"""The course's engine: what is cut, what is checked, and what is said to the learner."""
+"""The course's engine: stubs, checks, and messages to the learner."""
 
 import ast
 import dataclasses
@@ -24,13 +24,13 @@ ATTEND = """
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty folder in place of the learner's."""
+    """An empty folder instead of the learner's."""
     monkeypatch.setattr(catalogue, "EXERCISES_FOLDER", tmp_path / "exercises")
     return tmp_path / "exercises"
 
 
 def write_solution(path, chapter, name, body):
-    """Fills in one stub of the learner's file."""
+    """Replace one stub of the learner's file by a solution."""
     text = path.read_text(encoding="utf-8")
     left = f'    raise NotImplementedError("chapter {chapter}: {name}")\n'
     assert text.count(left) == 1
@@ -38,7 +38,7 @@ def write_solution(path, chapter, name, body):
 
 
 def verdict_on(folder, name, number=4):
-    """What the check says of one function of the learner's file."""
+    """The Verdict on one function of the learner's file."""
     chapter = catalogue.load_chapter(number)
     path = folder / f"chapter_{number:02}.py"
     module = checking.load_learner(path)
@@ -49,7 +49,7 @@ def verdict_on(folder, name, number=4):
 # Cutting
 
 
-def test_every_exercise_is_whole_and_its_library_function_exists():
+def test_every_exercise_is_complete_and_its_library_function_exists():
     for number in catalogue.chapter_numbers():
         chapter = catalogue.load_chapter(number)
         names = [each.name for each in chapter.EXERCISES]
@@ -57,17 +57,17 @@ def test_every_exercise_is_whole_and_its_library_function_exists():
         for each in chapter.EXERCISES:
             place = f"chapter {number}, {each.name}"
             assert len(each.hints) == 3 and each.mistakes and len(each.checks) >= 2, place
-            assert all(check.__doc__ for check in each.checks), f"{place}: a check says nothing"
+            assert all(check.__doc__ for check in each.checks), f"{place}: a check has no docstring"
             named = [mistake.name for mistake in each.mistakes]
-            assert len(set(named)) == len(named), f"{place}: a mistake has its name twice"
+            assert len(set(named)) == len(named), f"{place}: two mistakes have one name"
             if each.source:
-                checking.lookup(each.source)  # raises where it is not there
+                checking.lookup(each.source)  # raises if it does not exist
             text, _ = stubs.find_function(catalogue.solution_name(chapter, each))
             for mistake in each.mistakes:
                 assert mistake.apply(text) != text, f"{place}: {mistake.name} changes nothing"
 
 
-def test_a_stub_has_the_library_s_signature_and_docstring_and_nothing_of_the_solution():
+def test_a_stub_has_the_signature_and_docstring_of_the_library_and_no_solution():
     chapter = catalogue.load_chapter(4)
     found = catalogue.find_exercise(chapter, "causal_mask")
     node = ast.parse(stubs.stub(chapter, found, "1 of 9")).body[0]
@@ -93,10 +93,10 @@ def test_nothing_that_a_learner_wrote_is_overwritten(folder, capsys):
 # Checking
 
 
-def test_a_mistake_in_other_words_is_called_by_its_name(folder):
+def test_a_known_mistake_is_named_even_if_it_is_written_in_another_way(folder):
     exercise.main(["start", "4"])
     path = folder / "chapter_04.py"
-    write_solution(path, 4, "causal_mask", "    return None\n")  # attend gets ours
+    write_solution(path, 4, "causal_mask", "    return None\n")  # attend calls our solution
     write_solution(path, 4, "attend", ATTEND.format(scale=""))
     found = verdict_on(folder, "attend")
     assert found.mistake == "without the division by sqrt(d_head)"
@@ -104,14 +104,14 @@ def test_a_mistake_in_other_words_is_called_by_its_name(folder):
     assert verdict_on(folder, "write").status == "missing"
 
 
-def test_a_textbook_solution_without_hooks_is_right_but_for_what_it_leaves_out(folder):
+def test_a_textbook_solution_without_hooks_passes_until_the_key_mask(folder):
     exercise.main(["start", "4"])
     write_solution(folder / "chapter_04.py", 4, "attend", ATTEND.format(scale=" / q.shape[-1]**.5"))
     found = verdict_on(folder, "attend")
     assert len(found.held) == 5 and found.mistake == "when key_mask is not used"
 
 
-def test_a_crash_shows_the_learner_s_line_and_the_shapes_there(folder):
+def test_a_crash_shows_the_line_of_the_learner_and_its_shapes(folder):
     exercise.main(["start", "4"])
     path = folder / "chapter_04.py"
     write_solution(path, 4, "attend", "    scores = q @ k\n    return scores\n")
@@ -120,7 +120,7 @@ def test_a_crash_shows_the_learner_s_line_and_the_shapes_there(folder):
     assert f"line {number}, `scores = q @ k`" in message and "q is [2, 5, 2, 3]" in message
 
 
-def test_after_a_check_the_library_is_what_it_was():
+def test_after_a_check_the_library_has_its_own_functions_again():
     chapter = catalogue.load_chapter(4)
     before = attention.Attention.attend
     mask_before = attention.causal_mask
@@ -130,7 +130,7 @@ def test_after_a_check_the_library_is_what_it_was():
     assert attention.Attention.attend is before and attention.causal_mask is mask_before
 
 
-def test_what_a_mistake_gives_is_not_named_where_another_gives_the_same():
+def test_no_mistake_is_named_if_two_of_them_give_the_same_result():
     chapter = catalogue.load_chapter(4)
     found = catalogue.find_exercise(chapter, "ov_matrix")
 
@@ -144,7 +144,7 @@ def test_what_a_mistake_gives_is_not_named_where_another_gives_the_same():
     assert verdict.status == "wrong" and verdict.mistake == ""
 
 
-def test_copies_of_arguments_keep_gradients_and_what_is_there_twice():
+def test_copies_of_arguments_keep_gradients_and_shared_objects():
     p = torch.nn.Parameter(torch.ones(2))
     p.grad = torch.full((2,), 3.0)
     model = torch.nn.Module()
@@ -156,28 +156,28 @@ def test_copies_of_arguments_keep_gradients_and_what_is_there_twice():
     assert listed[0].grad.tolist() == [3, 3]
 
 
-def test_a_difference_is_told_with_its_place_and_both_numbers():
+def test_the_message_on_a_difference_has_its_place_and_both_numbers():
     with pytest.raises(Wrong, match=r"z at batch 1, pos 0 is 0\.5, and should be 0 \(1 of 4"):
         expect_close(torch.tensor([[0.0, 0], [0.5, 0]]), torch.zeros(2, 2), "z", "batch pos")
 
 
-def test_a_file_that_does_not_load_is_told_in_a_line(folder):
+def test_a_file_that_does_not_load_is_refused_in_one_line(folder):
     exercise.main(["start", "4"])
     path = folder / "chapter_04.py"
-    for text, said in (("def attend(:\n", "line 1"), ("x = 1\nx.y\n", "line 2: AttributeError")):
+    for text, named in (("def attend(:\n", "line 1"), ("x = 1\nx.y\n", "line 2: AttributeError")):
         path.write_text(text, encoding="utf-8")
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=named):
             checking.load_learner(path)
 
 
 # The program
 
 
-def test_hints_go_on_one_by_one_and_the_last_names_the_solution(folder, capsys):
+def test_each_call_gives_the_next_hint_and_the_last_one_is_repeated(folder, capsys):
     for _ in range(4):
         exercise.main(["hint", "4", "write"])
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("hint")]
-    assert [line[:11] for line in said] == ["hint 1 of 3", "hint 2 of 3", *["hint 3 of 3"] * 2]
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("hint")]
+    assert [line[:11] for line in printed] == ["hint 1 of 3", "hint 2 of 3", *["hint 3 of 3"] * 2]
 
 
 def test_a_prediction_is_asked_for_once_and_then_compared(folder, capsys, monkeypatch):
@@ -190,9 +190,9 @@ def test_a_prediction_is_asked_for_once_and_then_compared(folder, capsys, monkey
     assert exercise.count_inside() == (2, 3)
 
 
-def test_unknown_chapters_and_functions_name_those_that_there_are(folder):
-    for words, said in ((["start", "99"], "choose from 0"), (["hint", "4", "x"], "causal_mask")):
-        with pytest.raises(UserError, match=said):
+def test_the_message_on_an_unknown_chapter_or_function_lists_the_known_ones(folder):
+    for words, named in ((["start", "99"], "choose from 0"), (["hint", "4", "x"], "causal_mask")):
+        with pytest.raises(UserError, match=named):
             exercise.main(words)
 
 
@@ -213,8 +213,8 @@ def test_a_check_in_its_own_process_stops_at_the_first_mistake_and_at_an_endless
     write_solution(path, 4, "write", "    while True:\n        pass\n")
     with pytest.raises(SystemExit):
         exercise.main(["check", "4"])
-    said = capsys.readouterr().out
-    assert "attention_pattern: wrong" in said and "write" not in said
+    printed = capsys.readouterr().out
+    assert "attention_pattern: wrong" in printed and "write" not in printed
     monkeypatch.setattr(checking, "SECONDS", 2)
     with pytest.raises(SystemExit):
         exercise.main(["check", "4", "write"])
@@ -222,7 +222,7 @@ def test_a_check_in_its_own_process_stops_at_the_first_mistake_and_at_an_endless
 
 
 @pytest.mark.slow
-def test_a_chapter_of_right_solutions_is_green_and_counted(folder, capsys):
+def test_a_chapter_of_right_solutions_passes_and_is_counted(folder, capsys):
     exercise.main(["start", "4"])
     chapter = catalogue.load_chapter(4)
     imports = "import math\nimport torch\nfrom attention import causal_mask\n\n"
@@ -236,5 +236,5 @@ def test_a_chapter_of_right_solutions_is_green_and_counted(folder, capsys):
 
 @pytest.mark.slow
 def test_every_mistake_is_caught_and_every_other_right_solution_passes(capsys):
-    mistakes.main([])  # exits with 1 where one of them does not
+    mistakes.main([])  # exits with 1 if one of them does not
     assert "in all" in capsys.readouterr().out

@@ -71,7 +71,7 @@ def test_windows_in_order_predict_each_token_after_the_first_once(starts):
         assert predicted == list(range(1, n_tokens)), f"{n_tokens} tokens, {batch_size} at once"
 
 
-def test_windows_are_full_but_the_last():
+def test_windows_are_full_except_the_last():
     counts = [counted.sum().item() for *_, counted in windows_in_order(torch.arange(20), 1, 5)]
     assert counts == [5, 5, 5, 4]
 
@@ -332,7 +332,7 @@ def test_auto_without_a_network_says_that_it_takes_the_built_in_corpus(
     assert "WARNING: no network" in err and "built-in corpus instead" in err
 
 
-def test_whoever_asks_for_shakespeare_gets_no_other_text(server, tmp_path, monkeypatch):
+def test_a_request_for_shakespeare_gets_no_other_text(server, tmp_path, monkeypatch):
     with pytest.raises(NoNetwork):
         load_text(config_without_network(tmp_path, monkeypatch, "tiny_shakespeare"))
 
@@ -403,7 +403,7 @@ def test_bpe_does_not_learn_from_the_part_that_it_is_validated_on(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["char", "word", "bpe"])
-def test_a_share_of_the_corpus_that_leaves_no_story_is_named(monkeypatch, kind):
+def test_a_share_too_small_for_one_story_is_named(monkeypatch, kind):
     monkeypatch.setattr(data, "BUILTIN_CHARACTERS", 5000)
     for val_fraction, part in ((1e-9, "validation"), (0.99999, "training")):
         cfg = DataConfig(dataset="builtin", tokenizer=kind, val_fraction=val_fraction)
@@ -548,7 +548,7 @@ def test_a_text_comes_in_pieces_that_put_together_are_the_text(tmp_path):
         assert "".join(text_pieces(paths, size)) == AWKWARD + "é", size
 
 
-def test_what_is_not_utf_8_is_told_by_its_place_in_its_file(tmp_path):
+def test_bytes_that_are_not_utf_8_are_named_with_their_place_in_the_file(tmp_path):
     bad = tmp_path / "bad.txt"
     paths = [*texts(tmp_path, "fine"), str(bad)]
     for content, place in [
@@ -633,7 +633,7 @@ def test_the_file_in_the_folder_means_its_folder(tmp_path):
     assert torch.equal(one.train[:99], other.train[:99]) and one.sha256 == other.sha256
 
 
-def test_the_program_says_how_to_go_on(tmp_path, capsys):
+def test_the_program_says_how_to_train_on_its_file(tmp_path, capsys):
     data.main(["prepare", *texts(tmp_path, "ab" * 50), "--out", str(tmp_path / "mine")])
     out, err = capsys.readouterr()
     assert out.startswith("100 characters of a vocabulary of 2; ")
@@ -641,7 +641,7 @@ def test_the_program_says_how_to_go_on(tmp_path, capsys):
     assert "100/100 bytes  made tokens" in err
 
 
-def test_what_cannot_be_prepared_is_one_line_and_leaves_nothing(tmp_path, capsys, monkeypatch):
+def test_a_text_that_cannot_be_prepared_gives_one_line_and_no_file(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     texts(tmp_path, "ab" * 50, "")
     (tmp_path / "bad.txt").write_bytes(b"a\xff")
@@ -683,7 +683,7 @@ def test_an_interrupted_preparation_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def edit(path, change):
-    """Writes the file anew, its bytes changed by a function."""
+    """Rewrite the file, with its bytes changed by a function."""
     path.write_bytes(change(path.read_bytes()))
 
 
@@ -699,7 +699,7 @@ def with_last_id(i):
 
 
 def tokenizer_state(characters):
-    """What a token file's header holds of a tokenizer of these characters."""
+    """The state of a tokenizer of these characters in a token file's header."""
     return CharTokenizer().fit(characters).state_dict()
 
 
@@ -727,7 +727,7 @@ DAMAGE = {  # what is done to a token file of 100 ids, 0 and 1, and what is told
 }
 
 
-def test_a_damaged_token_file_is_refused_and_it_is_said_how(tmp_path):
+def test_a_damaged_token_file_is_refused_with_the_damage(tmp_path):
     for case, (damage, told) in DAMAGE.items():
         cfg = prepared(tmp_path, "ab" * 50)
         damage(Path(cfg.path) / TOKENS_FILE)
@@ -735,7 +735,7 @@ def test_a_damaged_token_file_is_refused_and_it_is_said_how(tmp_path):
         assert "tokens.bin" in message and told in message and "data.py prepare" in message, case
 
 
-def test_damage_that_makes_other_pieces_of_text_is_seen_too(tmp_path):
+def test_damage_that_changes_the_text_is_noticed_too(tmp_path):
     cfg = prepared(tmp_path, AWKWARD * 3, tokenizer="bpe", vocab_size=260)
     edit(Path(cfg.path) / TOKENS_FILE, with_last_id(0))
     assert CHANGED in refusal(lambda: load_dataset(cfg, 4))
@@ -750,7 +750,7 @@ def test_another_tokenizer_than_the_flag_s_or_the_run_s_is_refused(tmp_path):
     assert path in refusal(lambda: load_dataset(DataConfig(path=path), 4, other))
 
 
-def test_a_token_file_that_is_too_short_is_told_as_a_text_is(tmp_path):
+def test_a_token_file_that_is_too_short_gets_the_message_of_a_text(tmp_path):
     cfg = prepared(tmp_path, "ab" * 50)
     assert "validation part has 10 tokens" in refusal(lambda: load_dataset(cfg, 10))
 
@@ -785,7 +785,7 @@ def test_a_text_of_50_megabytes_adds_less_than_100_to_the_memory(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes by name here")
-def test_a_pipe_or_a_device_in_a_text_s_or_a_token_file_s_place_is_refused_at_once(tmp_path):
+def test_a_pipe_or_a_device_instead_of_a_file_is_refused_at_once(tmp_path):
     (tmp_path / "tokens").mkdir()
     os.mkfifo(tmp_path / "tokens" / TOKENS_FILE)
     os.mkfifo(tmp_path / "text")

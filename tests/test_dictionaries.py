@@ -1,20 +1,21 @@
-"""Dictionaries by hand, the sparse features that they look for, and how they are scored."""
+"""Dictionaries trained by hand, the sparse features that they should find, and their scores."""
 
 import math
 
 import pytest
 import torch
 
+from experiments.common import Trainings
 from experiments.dictionaries.features import (
     N_CHILDREN,
     PAIRED,
-    PURPOSES,
     WORLDS,
     SparseFeatures,
-    seed_for,
-    unit_rows,
+    dictionary_jobs,
+    known_features,
+    noise_like,
+    trained_dictionaries,
 )
-from experiments.dictionaries.known import known_features, noise_like, principal_components
 from experiments.dictionaries.measure import (
     active_per_text,
     describe_absorption,
@@ -23,15 +24,19 @@ from experiments.dictionaries.measure import (
     explained_variance,
     feature_cosines,
     mean_slope,
+    principal_components,
     recovered_by_frequency,
 )
 from experiments.dictionaries.model import (
     KERNEL_WIDTH,
     KINDS,
+    PURPOSES,
     DictionaryRecipe,
     ReluL1,
     Scale,
     fit_dictionary,
+    seed_for,
+    unit_rows,
     wake_dead_,
 )
 from optim import AdamW
@@ -49,7 +54,7 @@ def recipe_of(kind, n_latents=16, steps=60, batch=32, **more):
 
 
 def busy_dictionary(kind, d_in=6, d_out=5, n_latents=16):
-    """A dictionary in which nothing is 0 or of length 1."""
+    """A dictionary in which no parameter is 0 and no feature has length 1."""
     dictionary = recipe_of(kind, n_latents).fresh(d_in, d_out, seeded_generator(1))
     with torch.no_grad():
         for number, tensor in enumerate(dictionary.parameters()):
@@ -74,13 +79,13 @@ def test_each_feature_is_there_as_often_as_its_chance_says(world):
     torch.testing.assert_close(features.directions.norm(dim=1), torch.ones(32))
 
 
-def test_by_zipf_the_third_feature_is_there_a_third_as_often_as_the_first():
+def test_in_the_world_zipf_the_third_feature_is_a_third_as_frequent_as_the_first():
     chances = SparseFeatures.draw_directions("zipf", 32, 8, 0.05, seed=0).chances
 
     torch.testing.assert_close(chances[0] / chances[[1, 2, 31]], torch.tensor([2.0, 3.0, 32.0]))
 
 
-def test_pairs_come_together_as_often_as_they_should():
+def test_paired_features_occur_together_as_often_as_they_should():
     features = SparseFeatures.draw_directions("pairs", 8, 4, 0.1, seed=0)
     is_there = features.draw(40_000, seeded_generator(1))[1] > 0
 
@@ -130,7 +135,7 @@ def naive_loss(dictionary, kind, x, target):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_by_hand_is_that_of_autograd(kind):
+def test_the_gradient_by_hand_equals_that_of_autograd(kind):
     dictionary = busy_dictionary(kind)
     x, target = drawn(32, 6, seed=2), drawn(32, 5, seed=3)
 
@@ -144,7 +149,7 @@ def test_the_gradient_by_hand_is_that_of_autograd(kind):
         torch.testing.assert_close(dictionary.tensors()[name].grad, gradient, msg=name)
 
 
-def test_a_threshold_feels_what_is_near_it_alone():
+def test_a_threshold_learns_only_from_activations_near_it():
     dictionary = busy_dictionary("JumpReLU")
     x, target = drawn(32, 6, seed=2), drawn(32, 5, seed=3)
     dictionary.backward_(x, target)
@@ -171,7 +176,7 @@ def test_a_threshold_feels_what_is_near_it_alone():
 # What is active
 
 
-def test_top_k_keeps_k_of_each_text_and_batch_top_k_as_many_on_average():
+def test_top_k_keeps_k_latents_of_each_text_and_batch_top_k_keeps_k_on_average():
     pre = drawn(50, 16).abs() * torch.linspace(0.1, 2, 50)[:, None]
 
     of_each = busy_dictionary("TopK").activate(pre)
@@ -184,8 +189,8 @@ def test_top_k_keeps_k_of_each_text_and_batch_top_k_as_many_on_average():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_active_by_less_than_nothing(kind):
-    """Where no latent sees anything, TopK has none to keep."""
+def test_no_activation_is_negative(kind):
+    """If all inputs are negative, TopK keeps no latent."""
     pre = drawn(50, 16) - 1.5
     z = busy_dictionary(kind).activate(pre, training=True)
 
@@ -193,7 +198,7 @@ def test_nothing_is_active_by_less_than_nothing(kind):
     assert (z > 0)[pre <= 0].sum() == 0
 
 
-def test_batch_top_k_reads_a_text_alone_as_it_reads_it_among_others():
+def test_batch_top_k_encodes_a_text_alone_as_it_does_among_others():
     x = drawn(256, 6)
     dictionary = fit_dictionary(recipe_of("BatchTopK", steps=400), x, seed=0)
 
@@ -205,7 +210,7 @@ def test_batch_top_k_reads_a_text_alone_as_it_reads_it_among_others():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_reads_standardised_texts_can_be_made_to_read_them_as_they_are(kind):
+def test_a_dictionary_of_standardised_texts_turns_into_one_of_the_texts_themselves(kind):
     dictionary = busy_dictionary(kind)
     x, target = 3 * drawn(64, 6) + 5, 0.2 * drawn(64, 5, seed=1) - 2
     of_x, of_target = Scale.of(x), Scale.of(target)
@@ -222,8 +227,8 @@ def test_what_reads_standardised_texts_can_be_made_to_read_them_as_they_are(kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_texts_in_another_unit_and_another_place_are_read_alike(kind):
-    """What is learned of 100 x + 7 is what is learned of x."""
+def test_scaling_and_shifting_the_texts_changes_nothing_that_is_learned(kind):
+    """A dictionary of 100 x + 7 is that of x, in other units."""
     x = drawn(512, 6)
     recipe = recipe_of(kind)
     one = fit_dictionary(recipe, x, seed=0)
@@ -238,7 +243,7 @@ def test_texts_in_another_unit_and_another_place_are_read_alike(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_is_the_same_twice_and_comes_back_from_a_file(kind, tmp_path):
+def test_training_twice_gives_the_same_dictionary_and_so_does_a_file(kind, tmp_path):
     x = drawn(512, 6)
     recipe = recipe_of(kind)
     one, other = (fit_dictionary(recipe, x, seed=3) for _ in range(2))
@@ -252,7 +257,20 @@ def test_training_is_the_same_twice_and_comes_back_from_a_file(kind, tmp_path):
     torch.testing.assert_close(one.W_dec.detach().norm(dim=1), torch.ones(16))
 
 
-def test_a_decoder_that_is_given_stays_and_its_encoder_learns():
+def test_dictionaries_are_counted_whether_they_are_trained_or_read(tmp_path):
+    jobs = {name: job for name, job in dictionary_jobs(quick=True).items()
+            if job.recipe.kind == "TopK" and job.recipe.sparsity == 3}
+    assert {job.world for job in jobs.values()} == set(WORLDS)
+    found = []
+    for trained in (sum(job.recipe.steps for job in jobs.values()), 0):
+        trainings = Trainings([job.recipe.steps for job in jobs.values()])
+        found.append(trained_dictionaries(jobs, 0, tmp_path, n_texts=512, trainings=trainings))
+        assert (trainings.n_ready, trainings.steps_trained) == (len(jobs), trained)
+    for name in jobs:
+        assert torch.equal(found[0][name].W_enc, found[1][name].W_enc), name
+
+
+def test_a_given_decoder_stays_as_it_is_while_the_encoder_learns():
     x, W_dec = drawn(512, 6), unit_rows(drawn(16, 6, seed=9))
     dictionary = fit_dictionary(recipe_of("TopK", steps=300), x, seed=0, W_dec=W_dec)
     untrained = fit_dictionary(recipe_of("TopK", steps=0), x, seed=0, W_dec=W_dec)
@@ -262,7 +280,7 @@ def test_a_decoder_that_is_given_stays_and_its_encoder_learns():
             > describe_fit(untrained, x)["explained"] + 0.02)
 
 
-def test_a_dictionary_can_write_something_else_than_it_reads():
+def test_a_dictionary_can_learn_to_write_something_other_than_its_input():
     x = drawn(2048, 6)
     target = x.relu() @ drawn(6, 4, seed=1)
     recipe = DictionaryRecipe("TopK", 8, 32, steps=800, batch=128)
@@ -271,7 +289,7 @@ def test_a_dictionary_can_write_something_else_than_it_reads():
     assert explained_variance(target, dictionary.decode(dictionary.encode(x))) > 0.9
 
 
-def test_dead_latents_point_at_what_is_badly_written_and_the_optimiser_forgets_them():
+def test_dead_latents_get_the_direction_of_an_error_and_the_optimiser_forgets_them():
     dictionary = busy_dictionary("JumpReLU", d_in=6, d_out=6)
     optimizer = AdamW(dictionary.parameters(), lr=0.01, weight_decay=0.0)
     x = drawn(64, 6, seed=4)
@@ -296,8 +314,8 @@ def test_dead_latents_point_at_what_is_badly_written_and_the_optimiser_forgets_t
         assert (forgotten == 0).all() and (average != 0).any()
 
 
-def test_the_new_direction_is_that_of_the_worst_text():
-    """Of many that are written well and one that is not, the latter is drawn."""
+def test_a_dead_latent_gets_the_direction_of_the_worst_text():
+    """One text is reconstructed much worse than all others, so it is the one drawn."""
     dictionary = fit_dictionary(recipe_of("TopK", steps=0), drawn(64, 6), seed=0)
     optimizer = AdamW(dictionary.parameters(), lr=0.01, weight_decay=0.0)
     dictionary.backward_(drawn(8, 6), drawn(8, 6))
@@ -318,7 +336,7 @@ def test_activations_that_are_all_the_same_are_refused():
         Scale.of(torch.ones(8, 3))
 
 
-def test_a_recipe_that_can_not_be_followed_is_refused():
+def test_impossible_recipes_are_refused():
     for bad, named in ((("TopJ", 3, 16), "TopJ"), (("TopK", 0, 16), "sparsity=0"),
                        (("TopK", 17, 16), "sparsity=17"), (("BatchTopK", 2.5, 16), "2.5"),
                        (("ReLU + L1", -0.1, 16), "-0.1"), (("JumpReLU", math.nan, 16), "nan"),
@@ -328,7 +346,7 @@ def test_a_recipe_that_can_not_be_followed_is_refused():
             DictionaryRecipe(*bad)
 
 
-def test_activations_that_can_not_be_learned_from_are_refused():
+def test_activations_of_a_wrong_shape_or_with_nan_are_refused():
     x = drawn(32, 6)
     with_nan = x.clone()
     with_nan[3, 2] = math.nan
@@ -344,13 +362,13 @@ def test_activations_that_can_not_be_learned_from_are_refused():
 
 
 def perfect_dictionary(directions):
-    """A dictionary of orthogonal directions [latent, d]: what it reads, it writes."""
+    """A dictionary of orthogonal directions [latent, d], which copies its input."""
     dictionary = ReluL1(directions.shape[1], directions.shape[1], len(directions), 0.0,
                         seeded_generator(0), W_dec=directions)
     return dictionary
 
 
-def test_explained_variance_is_one_for_a_copy_and_nothing_for_the_mean():
+def test_explained_variance_is_one_for_a_copy_and_zero_for_the_mean():
     x = drawn(100, 4) + 3
 
     assert explained_variance(x, x) == pytest.approx(1)
@@ -358,7 +376,7 @@ def test_explained_variance_is_one_for_a_copy_and_nothing_for_the_mean():
     assert explained_variance(x, 2 * x.mean(0) - x) == pytest.approx(-3, abs=1e-4)
 
 
-def test_who_has_the_true_features_recovers_all_and_who_never_speaks_recovers_none():
+def test_the_true_features_recover_all_and_silent_latents_recover_none():
     directions = torch.eye(8)
     values = drawn(200, 8).relu()
     dictionary = perfect_dictionary(directions)
@@ -375,7 +393,7 @@ def test_who_has_the_true_features_recovers_all_and_who_never_speaks_recovers_no
 
 
 def test_recovery_counts_features_and_not_latents():
-    """Three latents of one feature recover one."""
+    """Three latents that match one feature recover one feature."""
     directions = torch.eye(4)
     cosines = torch.tensor([[1.0, 0, 0, 0], [0.95, 0.1, 0, 0], [0.99, 0, 0, 0], [0, 0.89, 0, 0]])
     chances = torch.tensor([0.1, 0.4, 0.3, 0.2])  # the first is the rarest
@@ -384,7 +402,7 @@ def test_recovery_counts_features_and_not_latents():
     assert recovered_by_frequency(cosines, chances, 2) == [0, 0.5]
 
 
-def test_a_child_that_swallows_its_parent_is_absorption_and_one_that_does_not_is_none():
+def test_a_parent_that_is_silent_while_its_child_is_active_counts_as_absorbed():
     features = SparseFeatures("hierarchy", torch.eye(4), torch.full((4,), 0.2))
     _, values = features.draw(4000, seeded_generator(0))
     is_child = values[:, 1:] > 0
@@ -419,7 +437,7 @@ def test_absorption_by_hand_where_directions_overlap():
     W_dec = unit_rows(torch.tensor([[2.0, 1, 0, 0], [0.1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))
     dictionary = perfect_dictionary(W_dec)
     values = torch.tensor([[1.0, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
-    # of the two texts with the first child, one is swallowed; in the other nobody speaks
+    # of the two texts with the first child, one is absorbed; in the other no latent is active
     z = torch.tensor([[0.0, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]])
 
     cosines = feature_cosines(dictionary, z, directions)
@@ -432,7 +450,7 @@ def test_absorption_by_hand_where_directions_overlap():
     assert found["silent alone"] == 1
 
 
-def test_what_a_latent_says_is_asked_where_it_speaks():
+def test_the_slope_of_a_latent_is_measured_only_where_it_is_active():
     directions = torch.eye(2)
     values = torch.tensor([[2.0, 0], [4, 0], [0, 1]])
     z = torch.tensor([[1.0, 0], [0, 0], [0, 1]])  # half of the first; the second one in full
@@ -441,8 +459,8 @@ def test_what_a_latent_says_is_asked_where_it_speaks():
     assert mean_slope(cosines, z, values) == pytest.approx(0.75)
 
 
-def test_a_child_that_nothing_finds_leans_on_nobody():
-    """A dictionary that has found nothing has no leaning, rather than the best one."""
+def test_leaning_is_nan_if_no_child_is_found():
+    """A dictionary that has found nothing must not get the best leaning, 0."""
     features = SparseFeatures.draw_directions("hierarchy", 16, 8, 0.1, seed=0)
     x, values = features.draw(2000, seeded_generator(1))
     dictionary = perfect_dictionary(unit_rows(-features.directions + 0.1))
@@ -454,8 +472,8 @@ def test_a_child_that_nothing_finds_leans_on_nobody():
     assert math.isnan(found["leaning"])
 
 
-def test_nothing_is_drawn_twice_from_one_seed():
-    """No two purposes, of any of a thousand seeds, and no model's weights share a stream."""
+def test_no_two_purposes_share_a_seed():
+    """This holds over a thousand seeds, and for models, which are drawn from the seed itself."""
     seeds = {seed_for(purpose, seed) for purpose in PURPOSES for seed in range(1000)}
 
     assert len(seeds) == 1000 * len(PURPOSES)
@@ -463,7 +481,7 @@ def test_nothing_is_drawn_twice_from_one_seed():
 
 
 def test_a_dictionary_does_not_begin_with_the_features_that_it_must_find():
-    """Both are drawn from the experiment's seed: drawn alike, they would be the same."""
+    """Both depend on the experiment's seed; drawn in the same way, they would be the same."""
     features = known_features("uniform", seed=0)
     x, _ = features.draw(512, seeded_generator(1))
     untrained = fit_dictionary(DictionaryRecipe("TopK", 3, 128, steps=0), x, seed=0)
@@ -472,7 +490,7 @@ def test_a_dictionary_does_not_begin_with_the_features_that_it_must_find():
     assert cosines.max() < 0.9
 
 
-def test_principal_components_write_everything_and_are_no_features():
+def test_principal_components_copy_everything_and_are_uncorrelated():
     features = SparseFeatures.draw_directions("uniform", 32, 8, 0.05, seed=0)
     x, _ = features.draw(2000, seeded_generator(1))
     dictionary = principal_components(x)
@@ -495,8 +513,8 @@ def test_noise_has_the_covariance_of_the_texts_and_none_of_their_features():
 
 
 @pytest.mark.slow
-def test_the_inversion_a_dense_dictionary_explains_more_and_recovers_less():
-    """Few features, so that seconds are enough: what the experiment claims, at a smaller size."""
+def test_a_dense_dictionary_explains_more_and_recovers_less():
+    """The experiment's claim at a smaller size, so that seconds are enough."""
     features = SparseFeatures.draw_directions("uniform", 32, 12, 0.05, seed=7)
     x, _ = features.draw(32_768, seeded_generator(1))
     held_out, _ = features.draw(8192, seeded_generator(2))

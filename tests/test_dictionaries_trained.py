@@ -1,4 +1,4 @@
-"""Dictionaries of trained models: what is known of a text, and what is measured of a dictionary."""
+"""Dictionaries of trained models: the known variables of a text, and the measures."""
 
 import itertools
 from dataclasses import asdict, replace
@@ -13,11 +13,17 @@ import train
 from checkpoint import export_pretrained, save_checkpoint
 from config import Config, DataConfig, ModelConfig
 from experiments.common import as_run
-from experiments.dictionaries import subjects, trained
 from experiments.dictionaries.model import DictionaryRecipe
-from experiments.dictionaries.report_trained import trained_claims, variables_figure
-from experiments.dictionaries.subjects import Subject, choose_points
-from experiments.dictionaries.variables import VARIABLES, known_variables, siblings, word_to_come
+from experiments.dictionaries.trained import measure
+from experiments.dictionaries.trained import model as subjects
+from experiments.dictionaries.trained.model import Subject, choose_points
+from experiments.dictionaries.trained.report import trained_claims, variables_figure
+from experiments.dictionaries.trained.variables import (
+    VARIABLES,
+    known_variables,
+    siblings,
+    word_to_come,
+)
 from losses import next_token_loss
 from metrics import auroc
 from model import GPT
@@ -34,10 +40,10 @@ def holding(words, place):
     return {name for name, holds in known_variables(words).items() if holds[place]}
 
 
-# What is known of a story
+# The variables of a story
 
 
-def test_a_story_read_by_hand_holds_what_it_says_word_by_word():
+def test_the_variables_of_a_story_are_those_found_by_hand_word_by_word():
     giver = STORY.index(",") + 1
     receiver = STORY.index(".") - 1
     assert "receiver: Ola" not in holding(STORY, giver - 1), "known before the giver is named"
@@ -48,34 +54,34 @@ def test_a_story_read_by_hand_holds_what_it_says_word_by_word():
     assert holding(STORY, receiver) == {"story: a place is known", "story: somebody has a thing",
                                         "has a thing: Ola", "sentence: gift", "next: syntax"}
 
-    said = {"story: a place is known", "story: somebody has a thing", "has a thing: Ola"}
+    known = {"story: a place is known", "story: somebody has a thing", "has a thing: Ola"}
     again = STORY.index("again")
-    assert holding(STORY, again - 2) == said | {"sentence: song", "song: 3rd", "next: choice"}
-    assert holding(STORY, again) == said | {"sentence: song", "song: again", "to sing: ri",
+    assert holding(STORY, again - 2) == known | {"sentence: song", "song: 3rd", "next: choice"}
+    assert holding(STORY, again) == known | {"sentence: song", "song: again", "to sing: ri",
                                             "next: copying"}
-    assert holding(STORY, again + 2) == said | {"sentence: song", "song: again", "song: 2nd",
+    assert holding(STORY, again + 2) == known | {"sentence: song", "song: again", "song: 2nd",
                                                 "to sing: ri", "next: copying"}
-    assert holding(STORY, again + 3) == said | {"sentence: song", "song: again", "song: 3rd",
+    assert holding(STORY, again + 3) == known | {"sentence: song", "song: again", "song: 3rd",
                                                 "song: sung", "next: copying"}
 
     asked = STORY.index("?")
-    said.add("story: may end")
-    assert holding(STORY, asked - 2) == said | {"sentence: question", "next: choice"}
-    assert holding(STORY, asked + 1) == said | {"sentence: question", "answer: kite",
+    known.add("story: may end")
+    assert holding(STORY, asked - 2) == known | {"sentence: question", "next: choice"}
+    assert holding(STORY, asked + 1) == known | {"sentence: question", "answer: kite",
                                                 "next: recall"}
-    assert holding(STORY, asked + 2) == said | {"sentence: question", "next: syntax"}
+    assert holding(STORY, asked + 2) == known | {"sentence: question", "next: syntax"}
     assert holding([*STORY, corpus.END], -1) == {"next: choice"}, "a story's end forgets it"
 
 
 class Witness(corpus.Storyteller):
-    """Tells stories, and keeps at each word what the storyteller knew after it."""
+    """A storyteller that records, for each word, what it knew after this word."""
 
     def __init__(self, seed):
         self.knew = []
         super().__init__(seed)
 
     def draw(self, options, category="choice"):
-        # what was said last has been taken in by the time that the next word is drawn
+        # the storyteller has updated its state by the time that the next word is drawn
         self.knew.append((dict(self.place_of), dict(self.thing_of), category))
         return super().draw(options, category)
 
@@ -114,7 +120,7 @@ def test_a_variable_never_looks_ahead():
             assert torch.equal(part[name], whole[name][:end]), name
 
 
-def test_every_variable_is_one_of_a_kind_and_names_a_word_only_where_one_comes():
+def test_variables_are_distinct_and_only_those_about_the_next_word_name_one():
     assert len(set(VARIABLES)) == len(VARIABLES) == 56
     assert siblings("receiver: Ada") == [f"receiver: {name}" for name in corpus.NAMES]
     assert siblings("answer: lake") == [f"answer: {place}" for place in corpus.PLACES]
@@ -138,12 +144,12 @@ def test_windows_begin_where_stories_do_and_do_not_overlap():
 
 
 def small_gpt(**more):
-    """A scrambled model that reads stories."""
+    """A tiny model of random weights that reads stories."""
     shape = {"n_heads": 2, "d_model": 8, "d_mlp": 12, "n_ctx": 24, "d_vocab": 70}
     return tiny_model(**shape | more)
 
 
-def test_points_are_counted_from_the_last_layer_and_others_are_refused_in_one_line():
+def test_layers_below_zero_count_from_the_last_and_wrong_points_are_refused_in_one_line():
     model = small_gpt()
     assert choose_points(model) == ["blocks.1.mlp.hook_post", "blocks.1.hook_resid_post"]
     assert choose_points(model, "blocks.-2.hook_mlp_out") == ["blocks.0.hook_mlp_out"]
@@ -154,13 +160,13 @@ def test_points_are_counted_from_the_last_layer_and_others_are_refused_in_one_li
                "blocks.-3.hook_resid_post": "", "blocks.0.attn.hook_z": "head",
                "blocks.0.attn.hook_pattern": "query_pos", "ln_final.hook_scale": "[batch, pos, 1]"}
     for at, named in refused.items():
-        said = refusal(lambda at=at: choose_points(model, at), at)
-        assert named in said and "\n" not in said, at
+        message = refusal(lambda at=at: choose_points(model, at), at)
+        assert named in message and "\n" not in message, at
     refusal(lambda: choose_points(small_gpt(attn_only=True), "blocks.0.mlp.hook_post"))
 
 
 def word_subject(model=None, at="blocks.1.mlp.hook_post", windows=40):
-    """A Subject of stories without training."""
+    """A Subject of stories, with an untrained model."""
     tokenizer = WordTokenizer().fit(corpus.text(60_000))
     model = model or small_gpt(d_vocab=tokenizer.d_vocab)
     stories = subjects.story_windows(2, windows, model.cfg.n_ctx)
@@ -173,17 +179,17 @@ def word_subject(model=None, at="blocks.1.mlp.hook_post", windows=40):
 
 def test_collected_activations_stand_text_after_text():
     subject = word_subject()
-    collected = trained.collect(subject.model, subject.tokens, subject.at).view(40, 24, 12)
+    collected = measure.collect(subject.model, subject.tokens, subject.at).view(40, 24, 12)
     for text in (0, 17, 39):
         cache = subject.model.run_with_cache(subject.tokens[text : text + 1])[1]
         assert torch.allclose(collected[text], cache[subject.at][0], atol=1e-6)
 
 
-# What is kept
+# The loss recovered
 
 
 class Copy:
-    """A dictionary that is exact."""
+    """A dictionary that copies its input exactly."""
 
     def encode(self, x):
         return x
@@ -193,7 +199,7 @@ class Copy:
 
 
 class Constant(Copy):
-    """A dictionary that writes one thing."""
+    """A dictionary that always writes the same vector."""
 
     def __init__(self, written):
         self.written = written
@@ -205,13 +211,13 @@ class Constant(Copy):
 def test_an_exact_dictionary_recovers_all_of_the_loss_and_a_constant_none():
     for at in ("blocks.1.mlp.hook_post", "blocks.0.hook_resid_post"):
         subject = word_subject(at=at)
-        mean = trained.collect(subject.model, subject.tokens, at).mean(0)
-        reference = trained.reference_losses(subject, mean)
-        exact = trained.loss_recovered(subject, Copy(), reference)
+        mean = measure.collect(subject.model, subject.tokens, at).mean(0)
+        reference = measure.reference_losses(subject, mean)
+        exact = measure.loss_recovered(subject, Copy(), reference)
         assert exact["against_mean"] == exact["against_zero"] == 1
-        none = trained.loss_recovered(subject, Constant(mean), reference)
+        none = measure.loss_recovered(subject, Constant(mean), reference)
         assert none["against_mean"] == 0, none
-        nothing = trained.loss_recovered(subject, Constant(torch.zeros_like(mean)), reference)
+        nothing = measure.loss_recovered(subject, Constant(torch.zeros_like(mean)), reference)
         assert nothing["against_zero"] == 0, nothing
         assert len({nothing["clean"], nothing["mean"], nothing["zero"]}) == 3
 
@@ -225,7 +231,7 @@ def test_a_spliced_activation_leaves_the_logits_as_they_were_and_a_half_does_not
 
     with model.hooks([(subject.at, lambda own, hook: own / 2)]):
         by_hand = next_token_loss(model(tokens), tokens).item()
-    assert trained.spliced_loss(subject, lambda x: x / 2) == pytest.approx(by_hand, abs=1e-5)
+    assert measure.spliced_loss(subject, lambda x: x / 2) == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_the_fit_of_a_dictionary_is_counted_by_hand():
@@ -241,25 +247,25 @@ def test_the_fit_of_a_dictionary_is_counted_by_hand():
             z[3, 1] = 0  # an error of 2 in the last text
             return z
 
-    fit = trained.describe_fit(Reader(), x)
+    fit = measure.describe_fit(Reader(), x)
     assert fit["L0"] == 0.75 and fit["dead"] == pytest.approx(1 / 3)
     assert fit["explained"] == pytest.approx(1 - 4 / 10)  # variances 6 and 4
 
 
-# What is said
+# Prediction
 
 
 def random_places(n=120, n_words=5, n_variables=3, d=4, seed=0):
-    """Places with rounded activations, so that many are equal."""
+    """Random Places with rounded activations, so that many are equal."""
     generator = seeded_generator(seed)
-    return trained.Places(torch.randn(n, d, generator=generator).round(decimals=1),
+    return measure.Places(torch.randn(n, d, generator=generator).round(decimals=1),
                           torch.randint(n_words, (n,), generator=generator),
                           torch.rand(n, n_variables, generator=generator) < 0.3, n_words)
 
 
 def test_auroc_among_equal_words_counts_every_pair_of_the_same_word():
     places = random_places(n=60)
-    compared = trained.Comparisons.of(places.x, places)
+    compared = measure.Comparisons.of(places.x, places)
     for score, variable in itertools.product(range(4), range(3)):
         won = n_pairs = 0
         for i, j in itertools.product(range(60), repeat=2):
@@ -275,8 +281,8 @@ def test_auroc_among_equal_words_counts_every_pair_of_the_same_word():
 def test_with_one_word_it_is_the_plain_auroc_and_each_word_has_its_own():
     places = random_places()
     one_word = replace(places, words=torch.zeros_like(places.words))
-    compared = trained.Comparisons.of(places.x, one_word)
-    by_word = trained.Comparisons.of(places.x, places).auroc_of_words
+    compared = measure.Comparisons.of(places.x, one_word)
+    by_word = measure.Comparisons.of(places.x, places).auroc_of_words
     for score, variable in itertools.product(range(4), range(3)):
         plain = auroc(places.x[:, score], places.truth[:, variable])
         assert compared.auroc[score, variable].item() == pytest.approx(plain)
@@ -285,16 +291,19 @@ def test_with_one_word_it_is_the_plain_auroc_and_each_word_has_its_own():
         assert by_word[2, score, variable].item() == pytest.approx(of_word)
 
 
-def test_what_the_word_itself_tells_counts_for_nothing():
+def test_a_score_that_depends_on_the_word_alone_has_an_auroc_of_one_half():
     places = random_places()
     word_alone = places.words[:, None].float()
-    assert torch.equal(trained.Comparisons.of(word_alone, places).auroc,
+    assert torch.equal(measure.Comparisons.of(word_alone, places).auroc,
                        torch.full((1, 3), 0.5, dtype=torch.float64))
 
 
 def random_halves(sign=1):
-    """Two halves in which number 1 says variable 0, by being low where sign is -1; variable 1 is
-    said by number 2 at words below 2, and by number 3 at the others; nothing says variable 2."""
+    """Two halves of texts with three variables, planted in the numbers of x.
+
+    Number 1 predicts variable 0, by being low if sign is -1. Variable 1 is predicted by number 2 at
+    words below 2, and by number 3 at the other words. Nothing predicts variable 2.
+    """
     halves = []
     for seed in (1, 2):
         places = random_places(n=2000, seed=seed)
@@ -304,27 +313,27 @@ def random_halves(sign=1):
         x[:, 2] = torch.where(early, 5.0 * places.truth[:, 1], x[:, 2])
         x[:, 3] = torch.where(early, x[:, 3], 5.0 * places.truth[:, 1])
         halves.append(replace(places, x=x))
-    return trained.Halves(["first", "second", "third"], *halves)
+    return measure.Halves(["first", "second", "third"], *halves)
 
 
 def test_the_best_score_is_chosen_on_one_half_and_measured_on_the_other():
     for sign in (1, -1):
-        said = trained.Said.of(lambda x: x, random_halves(sign))
-        assert said.which[0] == 1 and said.one[0] == said.each_word[0] == 1
-        assert said.one[1] < 0.9 and said.each_word[1] > 0.98, "one of two words has its own score"
-        assert abs(said.one[2] - 0.5) < 0.06 and abs(said.each_word[2] - 0.5) < 0.06
+        best = measure.Prediction.of(lambda x: x, random_halves(sign))
+        assert best.which[0] == 1 and best.one[0] == best.each_word[0] == 1
+        assert best.one[1] < 0.9 and best.each_word[1] > 0.98, "one of two words has its own score"
+        assert abs(best.one[2] - 0.5) < 0.06 and abs(best.each_word[2] - 0.5) < 0.06
 
-    # a score that is right in the first half alone is believed, and is then no good
+    # a score that is right in the first half only is chosen, and then fails in the second
     halves = random_halves()
     fooled = replace(halves.measure, x=random_places(n=2000, seed=3).x)
-    said = trained.Said.of(lambda x: x, replace(halves, measure=fooled))
-    assert said.which[0] == 1 and abs(said.one[0] - 0.5) < 0.06
+    best = measure.Prediction.of(lambda x: x, replace(halves, measure=fooled))
+    assert best.which[0] == 1 and abs(best.one[0] - 0.5) < 0.06
 
 
-def test_how_many_variables_a_score_carries_is_counted_among_those_that_carry_any():
-    carried = trained.Said.of(lambda x: x, random_halves()).carried
+def test_the_mean_number_of_variables_carried_is_over_scores_that_carry_any():
+    carried = measure.Prediction.of(lambda x: x, random_halves()).carried
     # numbers 1, 2 and 3: the last two carry variable 1 at two and three words of five
-    compared = trained.Comparisons.of(random_halves().measure.x, random_halves().measure)
+    compared = measure.Comparisons.of(random_halves().measure.x, random_halves().measure)
     by_hand = [sum(abs(value - 0.5) > 0.3 for value in row) for row in compared.auroc.tolist()]
     assert by_hand[0] == 0 and by_hand[1] == 1
     assert carried["share"] == sum(count > 0 for count in by_hand) / 4
@@ -333,11 +342,12 @@ def test_how_many_variables_a_score_carries_is_counted_among_those_that_carry_an
     for sign in (1, -1):  # a low score carries a variable too
         half = random_halves(sign).measure
         both = replace(half, truth=half.truth[:, [0, 0, 2]])
-        said = trained.Said.of(lambda x: x[:, [0, 1]], trained.Halves(["a", "b", "c"], both, both))
-        assert said.carried == {"mean": 2.0, "share": 0.5}
+        halves = measure.Halves(["a", "b", "c"], both, both)
+        best = measure.Prediction.of(lambda x: x[:, [0, 1]], halves)
+        assert best.carried == {"mean": 2.0, "share": 0.5}
 
 
-def test_the_probe_says_as_much_as_a_logistic_one_and_learns_nothing_of_the_word():
+def test_the_probe_predicts_as_well_as_a_logistic_one_and_ignores_the_word():
     generator = seeded_generator(4)
     directions = torch.randn(2, 6, generator=generator)
     halves = []
@@ -346,26 +356,26 @@ def test_the_probe_says_as_much_as_a_logistic_one_and_learns_nothing_of_the_word
         truth = torch.rand(400, 2, generator=generator) < 0.2 + 0.25 * words[:, None]
         x = truth.float() @ directions + torch.randn(400, 6, generator=generator)
         x[:, 5] += 40 * (words == 1)  # which word it is, loud
-        halves.append(trained.Places(x, words, truth, 3))
-    halves = trained.Halves(["first", "second"], *halves)
-    found = trained.probe_auroc(halves)
+        halves.append(measure.Places(x, words, truth, 3))
+    halves = measure.Halves(["first", "second"], *halves)
+    found = measure.probe_auroc(halves)
     for variable in range(2):
         probe = fit_probe(halves.choose.x, halves.choose.truth[:, variable].long(), n_folds=2)
         scores = probe.logits(halves.measure.x.double())[:, 1:]
-        logistic = trained.Comparisons.of(scores, halves.measure).auroc[0, variable]
+        logistic = measure.Comparisons.of(scores, halves.measure).auroc[0, variable]
         assert found[variable] > 0.7 and found[variable] > logistic - 0.01
 
 
-def test_halves_are_other_texts_and_rare_variables_are_left_out():
+def test_the_halves_have_no_text_in_common_and_leave_out_rare_variables():
     subject = word_subject()
-    halves = trained.Halves.of(subject)
+    halves = measure.Halves.of(subject)
     assert halves.choose.words.tolist() == subject.held_out[0::2].flatten().tolist()
     assert halves.measure.words.tolist() == subject.held_out[1::2].flatten().tolist()
     name = halves.names[3]
     assert torch.equal(halves.measure.truth[:, 3], subject.variables[name][1::2].flatten())
     assert "song: again" in halves.names and "answer: kite" not in halves.names
     for half in (halves.choose, halves.measure):
-        assert trained.Comparisons.of(half.x, half).pairs.sum(0).min() >= trained.FEWEST_PAIRS
+        assert measure.Comparisons.of(half.x, half).pairs.sum(0).min() >= measure.FEWEST_PAIRS
 
 
 # Steering
@@ -377,9 +387,9 @@ def test_log_prob_changes_are_those_of_a_hook_that_adds_the_vector():
         model = subject.model
         tokens = subject.held_out[:5]
         places = torch.tensor([3, 9, 1, 14, 9])
-        d = trained.collect(model, tokens, at).shape[1]
+        d = measure.collect(model, tokens, at).shape[1]
         vectors = torch.randn(2, d, generator=seeded_generator(2))
-        found = trained.log_prob_changes(subject, tokens, places, vectors)
+        found = measure.log_prob_changes(subject, tokens, places, vectors)
         for number, vector in enumerate(vectors):
             total = 0
             for text, place in enumerate(places.tolist()):
@@ -395,7 +405,7 @@ def test_log_prob_changes_are_those_of_a_hook_that_adds_the_vector():
 
 
 class Planted(Copy):
-    """Latents that each say one variable at the last stream, and write its word."""
+    """A dictionary of the last stream whose latents each predict a variable and write its word."""
 
     def __init__(self, subject, halves, names):
         self.places = {len(half.x): half for half in (halves.choose,)}
@@ -413,50 +423,50 @@ def test_steering_along_what_writes_a_word_beats_random_directions_and_the_rever
     tokenizer = WordTokenizer().fit(corpus.text(60_000))
     model = small_gpt(d_vocab=tokenizer.d_vocab, d_model=32)
     subject = word_subject(model, "blocks.1.hook_resid_post", windows=400)
-    halves = trained.Halves.of(subject)
+    halves = measure.Halves.of(subject)
     names = [name for name in halves.names if name.startswith("to sing")]
     planted = Planted(subject, halves, names)
-    told = []
-    changes_of = trained.log_prob_changes
+    calls = []
+    changes_of = measure.log_prob_changes
 
     def remember(subject, tokens, places, vectors):
-        told.append((tokens, places))
+        calls.append((tokens, places))
         return changes_of(subject, tokens, places, vectors)
 
-    monkeypatch.setattr(trained, "log_prob_changes", remember)
-    found = trained.steer_by_variables(subject, halves, planted, 0)
+    monkeypatch.setattr(measure, "log_prob_changes", remember)
+    found = measure.steer_by_variables(subject, halves, planted, 0)
     own = [each for name, each in found.items() if name in names]
     assert len(own) == len(names) >= 6
     assert sum(each["feature"] > max(each["random"]) for each in own) >= 0.8 * len(names)
 
     # in the other half of the texts, where another word of the kind comes next
     others = {tuple(text): text for text in subject.held_out[1::2].tolist()}
-    for name, (tokens, places) in zip(found, told, strict=True):
+    for name, (tokens, places) in zip(found, calls, strict=True):
         for text, place in zip(tokens.tolist(), places.tolist(), strict=True):
             following = tokenizer.decode([others[tuple(text)][place + 1]])
             kinds = {word_to_come(sibling) for sibling in siblings(name)}
             assert following in kinds - {word_to_come(name)}, (name, following)
 
     planted.W_dec = -planted.W_dec
-    found = trained.steer_by_variables(subject, halves, planted, 0)
+    found = measure.steer_by_variables(subject, halves, planted, 0)
     assert all(found[name]["feature"] < 0 for name in names)
 
 
-# All of it
+# Everything together
 
 
-def test_shuffling_keeps_each_number_and_breaks_what_they_have_to_do_with_each_other():
+def test_shuffling_keeps_the_numbers_of_each_column_and_destroys_their_correlations():
     subject = word_subject()
-    x = trained.collect(subject.model, subject.tokens, subject.at)
-    shown = trained.shuffle_columns(x, 0)
+    x = measure.collect(subject.model, subject.tokens, subject.at)
+    shown = measure.shuffle_columns(x, 0)
     assert torch.equal(shown.sort(0).values, x.sort(0).values)
     before, after = (each.T.corrcoef().fill_diagonal_(0).abs().mean() for each in (x, shown))
     assert after < 0.5 * before
 
 
 def measured(**more):
-    """One result as `measure_subject` gives it, of which every claim is true."""
-    def said(level, carried):
+    """A result like those of `measure_subject`, for which every claim is true."""
+    def scores(level, carried):
         return {"one": [level] * 4, "each_word": [level] * 4, "which": [0] * 4,
                 "carried": {"mean": carried, "share": 0.5}, "busiest": ["a"]}
 
@@ -472,9 +482,10 @@ def measured(**more):
             "probe_untrained": [0.6] * 4, "steered": steered,
             "steered_shuffled": {"receiver: Ada": {"feature": 0.5} | random},
             "steered_untrained": {"receiver: Ada": {"feature": 0.0} | random},
-            "said": {"latent": said(0.8, 1.5), "before": said(0.86, 9.0), "neuron": said(0.85, 4.0),
-                     "random": said(0.85, 8.0), "shuffled": said(0.78, 2.0),
-                     "untrained": said(0.55, 0.0)}} | more
+            "predicted": {
+                "latent": scores(0.8, 1.5), "before": scores(0.86, 9.0),
+                "neuron": scores(0.85, 4.0), "random": scores(0.85, 8.0),
+                "shuffled": scores(0.78, 2.0), "untrained": scores(0.55, 0.0)}} | more
 
 
 def test_each_claim_fails_where_its_control_takes_the_dictionarys_place():
@@ -484,10 +495,10 @@ def test_each_claim_fails_where_its_control_takes_the_dictionarys_place():
 
     # a dictionary like that of shuffled activations; latents like the untrained model's; ...
     worse = true["loss"] | {"spliced": 1.1, "against_mean": 0.9}
-    said = true["said"]
+    predicted = true["predicted"]
     falsified = {
         0: measured(loss=worse), 1: measured(loss=worse),
-        5: measured(said=said | {"latent": said["untrained"]}),
+        5: measured(predicted=predicted | {"latent": predicted["untrained"]}),
         9: measured(steered=true["steered_shuffled"]),
     }
     for number, result in falsified.items():
@@ -497,26 +508,26 @@ def test_each_claim_fails_where_its_control_takes_the_dictionarys_place():
 
 
 @pytest.mark.slow
-def test_a_small_run_measures_words_and_text_and_leaves_nothing_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(trained, "N_RANDOM", 3)
+def test_a_small_run_measures_words_and_text_and_a_second_run_gives_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "N_RANDOM", 3)
     found = list(subjects.load_subjects(options(tmp_path, quick=True), tmp_path))
     assert [one.at for one in found] == ["blocks.1.mlp.hook_post", "blocks.1.hook_resid_post",
                                          "blocks.2.mlp.hook_post", "blocks.2.hook_resid_post"]
     recipe = DictionaryRecipe("TopK", 4, 64, steps=40)
-    results = [trained.measure_subject(one, recipe, 0)[0] for one in found]
+    results = [measure.measure_subject(one, recipe, 0)[0] for one in found]
     assert len(trained_claims(results, judged=False)) == 10 + 2 * 3
     assert variables_figure(results[0]).axes[0].get_title(loc="left").startswith("words, seed 0")
-    assert results[0] == trained.measure_subject(found[0], recipe, 0)[0], "not the same again"
+    assert results[0] == measure.measure_subject(found[0], recipe, 0)[0], "not the same again"
 
 
 def options(folder, **more):
-    """What `load_subjects` is told."""
-    told = {"run_name": None, "model": None, "text": None, "at": None, "seeds": (0,),
+    """Settings for `load_subjects`."""
+    settings = {"run_name": None, "model": None, "text": None, "at": None, "seeds": (0,),
             "out_dir": folder, "retrain": False, "quick": False}
-    return SimpleNamespace(**told | more)
+    return SimpleNamespace(**settings | more)
 
 
-def test_runs_and_pretrained_models_are_looked_at_on_their_own_text_or_a_file(tmp_path):
+def test_runs_and_pretrained_models_are_measured_on_their_own_text_or_on_a_file(tmp_path):
     (tmp_path / "text.txt").write_text("abcdefghij" * 60)
     train.main(["--data.path", str(tmp_path / "text.txt"), "--data.val_fraction", "0.4",
                 "--model.n_layers", "1", "--model.n_heads", "1", "--model.d_model", "8",
@@ -542,15 +553,15 @@ def test_runs_and_pretrained_models_are_looked_at_on_their_own_text_or_a_file(tm
     assert (published.at, last.at) == ("blocks.1.mlp.hook_post", "blocks.1.hook_resid_post")
     assert published.tokens.shape == (67, 16) and published.held_out.shape == (33, 16)
 
-    # what can't be looked at is one line, before anything is trained
+    # a wrong request is refused in one line, before anything is trained
     (tmp_path / "short.txt").write_text("abcdefghij")
     refused = {"no run 'nope'": {"run_name": "nope"}, "the closest": {"run_name": "mine",
                "at": "blocks.0.mlp.hook_pots"}, "windows of 8": {"run_name": "mine",
                "text": tmp_path / "short.txt"}}
-    for told, asked in refused.items():
-        said = refusal(lambda asked=asked: list(
-            subjects.load_subjects(options(tmp_path, **asked), tmp_path)), told)
-        assert told in said and "\n" not in said
+    for named, asked in refused.items():
+        message = refusal(lambda asked=asked: list(
+            subjects.load_subjects(options(tmp_path, **asked), tmp_path)), named)
+        assert named in message and "\n" not in message
 
 
 def test_the_default_run_is_the_newest_of_trains_default_shape_and_text(tmp_path, monkeypatch):

@@ -56,7 +56,7 @@ def test_without_positions_there_is_no_position_hook_and_the_stream_starts_as_th
     assert torch.equal(model.embed(tokens), model.W_E[tokens])
 
 
-def test_sinusoidal_positions_are_the_papers():
+def test_sinusoidal_positions_follow_the_formula_of_the_paper():
     for d_model in (6, 7):
         table = sinusoidal_positions(20, d_model)
         for position in range(20):

@@ -262,7 +262,7 @@ def test_weights_that_are_not_finite_never_reach_lapack():
         assert "finite" in refusal(call) or "NaN" in refusal(call)
 
 
-def test_settings_that_can_not_be_are_refused():
+def test_impossible_settings_are_refused():
     model = tiny_model()
     for lr in (-0.1, 0.0, float("nan"), float("inf")):
         told = refusal(lambda lr=lr: fit_tuned_lens(model, prompts((2, 6))[0], lr=lr))
@@ -284,7 +284,7 @@ def test_labels_of_a_probe_may_be_texts():
 # What people type who know TransformerLens
 
 
-def test_what_stands_in_the_place_of_a_known_name_is_said():
+def test_the_message_on_a_name_of_transformer_lens_has_ours():
     model = tiny_model()
     tokens = prompts((2, 6))[0]
     cache = model.run_with_cache(tokens)[1]
@@ -306,7 +306,7 @@ def test_what_stands_in_the_place_of_a_known_name_is_said():
     assert isinstance(copy.copy(cache), ActivationCache)
 
 
-def test_a_second_thread_can_not_open_hooks_beside_a_first():
+def test_a_second_thread_is_refused_while_hooks_are_open():
     model = tiny_model()
     tokens = prompts((2, 6))[0]
     told = []

@@ -1,5 +1,5 @@
-"""Toy models of superposition: their measures are exact where the geometry is known, their gradient
-is autograd's, and the closed form is what sampling gives."""
+"""Toy models of superposition: measures are exact on known geometries, the gradient equals
+autograd's, and the closed form agrees with sampling."""
 
 import math
 
@@ -95,7 +95,7 @@ def test_a_feature_that_is_not_written_has_dimensionality_0():
     assert dimensionality(torch.zeros(2, 3)).tolist() == [0.0] * 3
 
 
-def test_half_a_dimension_each_is_no_proof_of_antipodal_pairs():
+def test_half_a_dimension_each_does_not_prove_antipodal_pairs():
     turned = torch.cat([torch.eye(2), ring(8)[:, [1, 3]]], 1)  # a basis, and one 45 degrees off
     half = math.sqrt(0.5)
     for W, cosines in ((ring(4), [-1.0] * 4), (turned, [-half, 0, 0, -half]),
@@ -106,7 +106,7 @@ def test_half_a_dimension_each_is_no_proof_of_antipodal_pairs():
     assert torch.allclose(lowest_cosine(dropped), torch.tensor([-1.0, -1, -1, -1, 0]), atol=1e-6)
 
 
-def test_pairs_are_at_an_angle_only_where_both_are_there():
+def test_pairs_count_as_orthogonal_only_if_both_features_are_kept():
     two = torch.tensor([[1.0, -1, 0, 0], [0, 0, 1, -1]])        # both antipodal
     apart = torch.tensor([[1.0, 0, 1, 0], [0, 1, 0, 0]])        # one orthogonal, one half dropped
     nothing = torch.zeros(2, 4)
@@ -151,7 +151,7 @@ def test_a_feature_is_there_with_its_density_and_then_uniform():
         assert abs(both - share**2) < 0.005
 
 
-def test_what_is_there_in_a_rarer_toy_is_there_in_a_denser_one():
+def test_a_feature_present_in_a_sparser_toy_is_present_in_a_denser_one():
     x = independent_features(torch.tensor([0.6, 0.2]), 4)(1000, seeded_generator(0))
     assert ((x[0] > 0) | (x[1] == 0)).all()
 
@@ -180,7 +180,7 @@ def test_chances_are_those_of_independent_features():
 
 
 @pytest.mark.parametrize("linear", [False, True])
-def test_the_gradient_by_hand_is_autograd_s(linear):
+def test_the_gradient_by_hand_equals_autograds(linear):
     toys, importance = scrambled(linear=linear), torch.rand(3, 1, 5).double()
     x = torch.rand(1, 40, 5).double()
     expected = torch.autograd.grad(toys.loss(x, importance).sum(), [toys.W, toys.b])
@@ -188,7 +188,7 @@ def test_the_gradient_by_hand_is_autograd_s(linear):
     assert torch.allclose(toys.W.grad, expected[0]) and torch.allclose(toys.b.grad, expected[1])
 
 
-def test_toys_do_not_touch_each_other():
+def test_toys_do_not_affect_each_other():
     together, weight = scrambled(dtype=torch.float32), torch.ones(1, 1, 5)
     alone = Toys(together.W[1:2].detach().clone().requires_grad_(),
                  together.b[1:2].detach().clone().requires_grad_())
@@ -279,7 +279,7 @@ def test_an_arrangement_is_recognised():
 
 
 def planted(job):
-    """A state in which each cell is as the closed form says."""
+    """A state in which each cell has the arrangement of the closed form."""
     density, importance = torch.tensor(job.density), torch.tensor(job.importance)[:, -1]
     kinds = closed_form(density, importance, job.n_features).argmin(-1)
     W = torch.stack([arranged(p, job.n_features).W[kind]
@@ -308,7 +308,7 @@ def test_settings_out_of_range_are_refused(flags):
         config_from_dict(SuperpositionConfig, flags)
 
 
-def test_a_line_holds_only_where_it_does_for_every_seed():
+def test_a_line_holds_only_if_it_holds_for_every_seed():
     found = [{"a": {"b": 0.01}}, {"a": {"b": 0.05}}]
 
     def line(judged=True, **threshold):
@@ -322,7 +322,7 @@ def test_a_line_holds_only_where_it_does_for_every_seed():
     assert line(judged=False, below=0.04).holds is None
 
 
-def test_the_summary_tells_what_was_measured_though_it_is_not_what_was_claimed():
+def test_the_summary_reports_the_measures_even_if_a_claim_fails():
     W = [[[1.0, 0, 0, 0, 0], [0, 1, 0, 0, 0]], [[1.0, -1, 0, 0, 0], [0, 0, 1, -1, 0.4]]]
     seed = {"polytopes": {"W": W},
             "geometry": {"star": [1.0, 0.75, 0.1], "on": [False, True, False]},

@@ -10,10 +10,16 @@ import torch
 from browser import browser
 from helpers import refusal, tiny_model, tiny_tokens
 
-from experiments.dictionaries import page as page_module
-from experiments.dictionaries.features import seed_for, unit_rows
-from experiments.dictionaries.model import DictionaryRecipe, ReluL1, fit_dictionary
-from experiments.dictionaries.page import (
+from experiments.dictionaries.model import (
+    DictionaryRecipe,
+    ReluL1,
+    fit_dictionary,
+    seed_for,
+    unit_rows,
+)
+from experiments.dictionaries.trained import page as page_module
+from experiments.dictionaries.trained.model import Subject
+from experiments.dictionaries.trained.page import (
     N_BINS,
     TEMPLATE,
     Directions,
@@ -32,7 +38,6 @@ from experiments.dictionaries.page import (
     variable_aurocs,
     write_page,
 )
-from experiments.dictionaries.trained import Subject
 from losses import next_token_loss
 from metrics import auroc, bootstrap_ci
 from tokenizer import CharTokenizer
@@ -77,7 +82,7 @@ def tiny_dictionary(subject, n_latents=8, seed=3):
 @pytest.mark.parametrize("at", ["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre", "hook_embed",
                                 "blocks.0.hook_attn_out", "blocks.0.mlp.hook_post",
                                 "blocks.1.mlp.hook_post", "blocks.1.ln1.hook_normalized"])
-def test_the_effect_is_what_the_loss_rises_by_when_a_hook_takes_the_direction_away(at):
+def test_the_effect_equals_the_rise_of_the_loss_when_a_hook_removes_the_direction(at):
     subject = tiny_subject(at)
     model, texts = subject.model, subject.held_out
     dictionary = tiny_dictionary(subject)
@@ -101,7 +106,7 @@ def test_the_effect_is_what_the_loss_rises_by_when_a_hook_takes_the_direction_aw
         assert found["high"] == pytest.approx(high.item(), abs=1e-5)
 
 
-def test_the_random_direction_is_as_long_and_is_active_as_often():
+def test_the_random_direction_is_as_long_as_the_feature_and_active_as_often():
     subject = tiny_subject()
     x = look_around(subject).x
     latents = dictionary_directions(tiny_dictionary(subject), x)
@@ -123,7 +128,7 @@ def test_the_random_direction_is_as_long_and_is_active_as_often():
     assert torch.equal(scaled.z > 0, found.z > 0)
 
 
-def test_as_much_is_the_effect_of_the_random_direction_scaled_to_the_feature():
+def test_as_much_is_the_effect_of_the_random_direction_with_the_features_mean():
     subject = tiny_subject()
     model, texts = subject.model, subject.held_out
     dictionary = tiny_dictionary(subject)
@@ -143,8 +148,8 @@ def test_as_much_is_the_effect_of_the_random_direction_scaled_to_the_feature():
         assert each["random"]["mean"] != pytest.approx(each["feature"]["mean"])
 
 
-def test_random_partners_are_not_what_the_dictionary_began_with():
-    """Drawn from the same seed alike, each partner would be its feature before training."""
+def test_random_partners_are_not_the_first_directions_of_the_dictionary():
+    """Drawn from one seed in the same way, each partner would be its feature before training."""
     subject = tiny_subject()
     x = look_around(subject).x.flatten(0, 1)
     recipe = DictionaryRecipe("ReLU + L1", 0.01, 40, steps=0)
@@ -181,12 +186,12 @@ def test_direct_logits_are_those_of_the_direction_through_the_last_layer_norm(at
         assert torch.allclose(found[k], logits - logits.mean(), atol=1e-5)
 
 
-def test_a_point_beside_the_stream_has_no_direct_logits_and_no_neuron():
+def test_a_point_outside_the_stream_has_no_direct_logits_and_no_neuron():
     subject = tiny_subject("blocks.1.ln1.hook_normalized")
     features = describe_features(subject, tiny_dictionary(subject), n_features=2)
     for who in ("feature", "random"):
         assert features[0][who]["raised"] is None and features[0][who]["neuron"] is None
-    assert "not defined" in make_page(subject, tiny_dictionary(subject), features)["measured"]
+    assert "no direct effects" in make_page(subject, tiny_dictionary(subject), features)["measured"]
 
 
 def test_a_model_without_layer_norms_and_mlps_has_direct_logits_and_no_neurons():
@@ -225,7 +230,7 @@ def test_a_neuron_is_nearest_to_its_own_write():
     assert opposite["cosine"] == pytest.approx(cosines.max().item())  # its sign counts
 
 
-def test_a_variable_is_told_as_well_as_auroc_says():
+def test_the_auroc_of_each_direction_and_variable_is_that_of_metrics():
     subject = tiny_subject()
     latents = dictionary_directions(tiny_dictionary(subject), look_around(subject).x)
     found = variable_aurocs(latents, subject.variables)
@@ -240,7 +245,7 @@ def test_a_variable_is_told_as_well_as_auroc_says():
     assert each["feature"]["variable"]["auroc"] == pytest.approx(best)
 
 
-def test_contexts_come_from_texts_of_their_own_strongest_first_and_from_the_middle():
+def test_each_context_is_from_another_text_with_the_strongest_first():
     z = torch.zeros(6, 5)
     z[0, 3], z[0, 4], z[1, 0], z[2, 2], z[3, 1], z[4, 4] = 9, 8, 7, 3, 2, 1  # the median is 3
     assert strongest_places(z, 2) == [(0, 3), (1, 0)]
@@ -249,7 +254,7 @@ def test_contexts_come_from_texts_of_their_own_strongest_first_and_from_the_midd
     assert middle_places(z, 9, {2}) == [(3, 1), (4, 4), (1, 0), (0, 4)]  # a text once
 
 
-def test_a_context_holds_the_tokens_and_activations_around_its_place():
+def test_a_context_has_the_tokens_and_activations_around_its_place():
     subject = tiny_subject()
     dictionary = tiny_dictionary(subject)
     each = describe_features(subject, dictionary, n_features=1)[0]
@@ -293,7 +298,7 @@ def test_contexts_from_the_middle_are_of_other_texts_than_the_strongest():
         assert each["feature"]["middle"] == [context(subject, its_z, place) for place in middle]
 
 
-def test_tokens_are_raised_and_lowered_by_what_is_added_to_their_logits():
+def test_the_tokens_raised_and_lowered_are_those_with_the_largest_changes_of_logits():
     subject = tiny_subject()
     dictionary = tiny_dictionary(subject)
     around = look_around(subject)
@@ -308,7 +313,7 @@ def test_tokens_are_raised_and_lowered_by_what_is_added_to_their_logits():
         assert list(values) == pytest.approx([value for _, value in wanted], abs=1e-6)
 
 
-def test_the_features_with_the_largest_effects_are_described_and_their_partners_stay():
+def test_the_features_with_the_largest_effects_are_described_whatever_the_number():
     subject = tiny_subject()
     dictionary = tiny_dictionary(subject)
     every = describe_features(subject, dictionary)
@@ -327,7 +332,7 @@ def test_the_features_with_the_largest_effects_are_described_and_their_partners_
     assert other[0]["random"]["effect"] != every[0]["random"]["effect"]
 
 
-def test_what_can_not_be_described_is_refused():
+def test_a_dictionary_of_other_activations_or_without_live_latents_is_refused():
     subject = tiny_subject()
     wide = ReluL1(13, 13, 4, 0.1, seeded_generator(0))
     assert "[13]" in refusal(lambda: describe_features(subject, wide))
@@ -350,16 +355,16 @@ def page():
     return make_page(subject, dictionary, describe_features(subject, dictionary))
 
 
-def test_the_page_says_how_many_are_needed_and_how_many_are_left_out(page):
+def test_the_page_gives_the_numbers_of_needed_features_and_of_those_left_out(page):
     features = page["features"]
     needed = [sum(each["low"] > 0 for each in kind) for kind in (
         [f["feature"] for f in features], [f["random"] for f in features],
         [f["random"]["as_much"] for f in features])]
-    assert "8 latents. The 7 that" in page["about"] and "1 are left out" in page["about"]
-    assert [int(n) for n in re.findall(r"(?:without|or) (\d+)", page["about"])] == needed
+    assert all(words in page["about"] for words in ("8 latents", "The 7 whose", "1 are left out"))
+    assert [int(n) for n in re.findall(r"for (\d+)", page["about"])] == needed
 
 
-def test_numbers_are_kept_to_four_digits():
+def test_numbers_are_rounded_to_four_digits():
     assert rounded([{"x": 123.456, "n": 123456, "s": "a"}, None, -0.0, 1.23456e-7]) == [
         {"x": 123.5, "n": 123456, "s": "a"}, None, 0, 1.235e-7]
 
@@ -417,13 +422,13 @@ def text(chromium, selector):
 
 
 def listed(chromium):
-    """The numbers of the features in the list, as they stand there."""
+    """The numbers of the features in the list, in its order."""
     return chromium.run("[...$('list').children].filter(row => !row.hidden)"
                         ".map(row => Number(row.querySelector('b').textContent))")
 
 
 def chosen(chromium):
-    """The number of the feature that is shown, once both sides agree on it."""
+    """The number of the feature that is shown, after both sides agree on it."""
     row = text(chromium, "[aria-selected=true] b")
     assert text(chromium, "#feature h2") == f"Feature {row}"
     return int(row)
@@ -467,7 +472,7 @@ def test_both_panels_show_the_numbers_and_tokens_of_the_chosen_feature(opened, p
 
 
 @pytest.mark.slow
-def test_the_page_leaves_out_what_is_not_known(opened, tmp_path):
+def test_the_page_leaves_out_neurons_logits_and_variables_that_are_not_known(opened, tmp_path):
     known = tiny_subject("blocks.1.ln1.hook_normalized")
     subject = replace(known, variables={})
     dictionary = tiny_dictionary(subject)
@@ -482,7 +487,7 @@ def test_the_page_leaves_out_what_is_not_known(opened, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_colour_of_a_token_says_how_strong_the_direction_is_there(opened, page, scheme):
+def test_the_colour_of_a_token_shows_how_strong_the_direction_is_there(opened, page, scheme):
     opened.scheme(scheme)
     opened.run("choose(0)")
     feature = page["features"][0]["feature"]

@@ -1,5 +1,5 @@
-"""Sampling: the distribution that is drawn from, and that the draws follow it; a cache, padding,
-stops and hooks, which must do what a loop over the whole text does; the program."""
+"""Sampling: the distribution and the draws from it; a cache, padding, stops and hooks, which must
+give the same as a loop over the whole text; the program."""
 
 import itertools
 import json
@@ -61,7 +61,7 @@ def assert_close(got, wanted, of=""):
 
 
 def assert_refused(row, call, told):
-    """Checks that call() raises a UserError which names what is told; row: which case this is."""
+    """Check that call() raises a UserError with the text `told`. row: names the case."""
     try:
         call()
     except UserError as error:
@@ -179,7 +179,7 @@ def test_generating_equals_the_naive_loop():
     assert torch.equal(drawn(model, tokens, 2 * N_CTX, seed=5, temperature=0.9), rows[:, 4:])
 
 
-def test_greedy_takes_the_likeliest_and_leaves_nothing_to_chance():
+def test_greedy_takes_the_likeliest_token_always():
     model = tiny_model()
     tokens = tiny_tokens()
     greedy = drawn(model, tokens, 12, greedy=True)
@@ -190,7 +190,7 @@ def test_greedy_takes_the_likeliest_and_leaves_nothing_to_chance():
         assert torch.equal(rows[:, end], logits[:, -1].argmax(-1))
 
 
-def test_the_rows_of_a_batch_go_on_apart():
+def test_the_rows_of_a_batch_continue_independently():
     model = tiny_model()
     tokens = tiny_tokens(batch=4)
     together = drawn(model, tokens, 12, top_k=1)
@@ -199,7 +199,7 @@ def test_the_rows_of_a_batch_go_on_apart():
     assert len(set(map(tuple, together.tolist()))) > 1
 
 
-def test_what_lies_further_back_than_the_context_is_forgotten():
+def test_tokens_before_the_context_have_no_effect():
     model = tiny_model()
     tokens = tiny_tokens(pos=3 * N_CTX)
     assert torch.equal(drawn(model, tokens, 12), drawn(model, tokens[:, -N_CTX:], 12))
@@ -218,7 +218,7 @@ def test_generating_builds_no_graph_and_leaves_the_caller_s_mode_and_prompt_alon
     assert torch.equal(tokens, before)
 
 
-def test_no_new_tokens_are_none():
+def test_zero_new_tokens_give_none():
     assert not list(generate(tiny_model(), tiny_tokens(), SamplingConfig(max_new_tokens=0)))
 
 
@@ -292,7 +292,7 @@ def test_prompts_are_padded_on_the_left_and_a_tensor_not_at_all():
     assert pad_left(tokens)[0] is tokens and pad_left(tokens)[1].all()
 
 
-def test_what_the_padding_holds_never_matters(monkeypatch):
+def test_the_ids_in_the_padding_have_no_effect(monkeypatch):
     model = tiny_model()
     prompts = ragged(2, 7, 5)
     how = {"greedy": True, "repetition_penalty": 3.0}
@@ -323,7 +323,7 @@ def test_each_row_is_punished_for_its_own_tokens():
     assert punished.tolist() == [[2, 6, 6, 6], [6, 2, 2, 6]]
 
 
-def test_the_penalty_is_for_all_that_was_there_however_far_back():
+def test_the_penalty_is_for_all_earlier_tokens_even_before_the_context():
     model = tiny_model()
     tokens = tiny_tokens(batch=2, pos=3)
     new, logits = steps(model, tokens, 2 * N_CTX, repetition_penalty=1.7)
@@ -337,7 +337,7 @@ def test_the_penalty_is_for_all_that_was_there_however_far_back():
             assert_close(logits[row, i], wanted)
 
 
-def test_under_a_huge_penalty_every_token_comes_once():
+def test_under_a_huge_penalty_no_token_repeats():
     positive = tiny_model(unembed_bias=True)
     with torch.no_grad():
         positive.unembedding.b_U += 50  # all logits are positive
@@ -362,7 +362,7 @@ def test_a_row_that_stops_repeats_its_stop_and_the_others_go_on():
     assert {stopped[row, -1].item() for row in range(5)} == {2, 7}
 
 
-def test_a_batch_that_stops_at_different_times_is_what_its_rows_are_alone():
+def test_rows_that_stop_at_different_times_give_what_each_gives_alone():
     model = tiny_model()
     prompts = ragged(2, 7, 4, 1)
     how = {"greedy": True, "repetition_penalty": 2.0, "stop_ids": [3, 8]}
@@ -380,7 +380,7 @@ def test_a_stop_in_the_prompt_does_not_stop():
     assert stopped == free[: free.index(2) + 1] and len(stopped) > 1
 
 
-def test_what_is_no_id_is_no_stop():
+def test_a_stop_that_is_not_an_id_is_refused():
     model = tiny_model()
     for stop_ids in ([1.9], ["a"], [True], [[1]], [11], [-1]):
         assert_refused(f"stop_ids={stop_ids}",
@@ -409,7 +409,7 @@ def test_weights_that_are_not_finite_are_refused():
                            drawn(model, [[1]], 3, **how), "NaN or infinite")
 
 
-def test_a_penalty_beyond_all_numbers_is_no_broken_model():
+def test_an_infinite_penalty_does_not_count_as_a_broken_model():
     model = tiny_model(unembed_bias=True)
     with torch.no_grad():
         model.unembedding.b_U -= 99  # so that all logits are negative
@@ -417,7 +417,7 @@ def test_a_penalty_beyond_all_numbers_is_no_broken_model():
         assert drawn(model, [[1]], 60, repetition_penalty=1e300, **how).shape == (1, 60), how
 
 
-def test_without_a_number_it_adds_what_fits_or_500():
+def test_by_default_it_adds_as_many_tokens_as_fit_or_500():
     for n_prompt, n_ctx, sliding, n_new in (
             (4, N_CTX, False, N_CTX - 4), (N_CTX, N_CTX, False, 0), (4, 700, False, 500),
             (200, 700, False, 500), (300, 700, False, 400), (4, N_CTX, True, 500)):
@@ -426,7 +426,7 @@ def test_without_a_number_it_adds_what_fits_or_500():
     assert len(list(generate(tiny_model(), ragged(2, 6), SamplingConfig()))) == N_CTX - 6
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_computed():
+def test_a_text_that_does_not_fit_is_refused_before_anything_is_computed():
     model = tiny_model()
     computed = []
     with model.hooks([("hook_embed", lambda resid, hook: computed.append(resid))]):
@@ -503,7 +503,7 @@ def test_hooks_at_a_position_act_there_while_generating_or_are_refused():
     assert not torch.equal(found, drawn(model, tokens, 6, **how)), "the hook does nothing"
 
 
-def test_what_a_hook_did_ends_when_it_is_closed_between_two_steps():
+def test_the_effect_of_a_hook_ends_when_it_is_closed_between_two_steps():
     model = tiny_model()
     cfg = SamplingConfig(max_new_tokens=6, greedy=True)
     rows = tiny_tokens(batch=3, pos=3)
@@ -575,7 +575,7 @@ def test_steering_is_a_hook_that_adds_the_vector_to_every_position():
         assert written(model, cfg) == wanted, f"steered at {at} of {n_layers} layers"
 
 
-def test_how_far_it_is_pushed_is_in_differences_four_by_default():
+def test_the_strength_is_in_multiples_of_the_difference_four_by_default():
     model = tiny_model()
     plain = written(model, config())
     asked = written(model, config(steer_scale=4.0, **LEANING))
@@ -584,7 +584,7 @@ def test_how_far_it_is_pushed_is_in_differences_four_by_default():
     assert asked != plain
 
 
-def test_the_push_ends_with_the_text_however_it_ends():
+def test_steering_ends_with_the_text_in_every_case():
     model = tiny_model()
     before = model(tiny_tokens())
     cfg = config(**LEANING)
@@ -601,7 +601,7 @@ def test_the_push_ends_with_the_text_however_it_ends():
     assert torch.equal(model(tiny_tokens()), before)
 
 
-def test_steering_leaves_the_hooks_of_others_in_their_place():
+def test_steering_removes_no_other_hooks():
     model = tiny_model()
     seen = []
     with model.hooks([("hook_embed", lambda resid, hook: seen.append(1))]):
@@ -610,7 +610,7 @@ def test_steering_leaves_the_hooks_of_others_in_their_place():
     assert len(seen) == 20 + 2  # the two texts are read once each
 
 
-def test_a_push_that_is_not_possible_is_refused():
+def test_impossible_steering_is_refused():
     model = tiny_model()
     rows = [
         ({"steer_away": None}, "steer_away"), ({"steer": None}, "steer"),
@@ -628,7 +628,7 @@ def test_a_push_that_is_not_possible_is_refused():
         assert_refused(f"{changes}", lambda pieces=pieces: next(pieces), told)
 
 
-def test_a_model_without_blocks_is_steered_where_one_says():
+def test_a_model_without_blocks_cannot_be_steered_without_steer_at():
     model = tiny_model(n_layers=0)
     pieces = generate_text(model, TOKENIZER, config(steer="bad", steer_away="ice"))
     assert_refused("no block", lambda: next(pieces), "--steer_at")
@@ -641,14 +641,14 @@ BYTES = BPETokenizer().train("", 256)  # a token a byte
 
 
 def pieces_of(monkeypatch, text_bytes, **how):
-    """What generate_text yields where the model says these bytes."""
+    """The pieces that generate_text yields if the model predicts these bytes."""
     ids = [BYTES.ids[bytes([byte])] for byte in text_bytes]
     said = (torch.tensor([[i]]) for i in ids)
     monkeypatch.setattr("generate.generate", lambda *args, **kwargs: said)
     return list(generate_text(tiny_model(d_vocab=256), BYTES, GenerateConfig(prompt="é", **how)))
 
 
-def test_a_character_of_several_tokens_comes_when_it_is_whole(monkeypatch):
+def test_a_character_of_several_tokens_is_printed_when_it_is_complete(monkeypatch):
     pieces = pieces_of(monkeypatch, "aé😀b".encode())
     assert pieces == ["a", "", "é", "", "", "", "😀", "b", ""]
 
@@ -754,7 +754,7 @@ def test_a_stop_text_may_be_several_tokens_or_a_part_of_one(monkeypatch):
         assert "".join(pieces) == wanted, f"until {stop!r}"
 
 
-def test_what_may_become_the_stop_is_held_back_and_the_rest_comes_at_once(monkeypatch):
+def test_text_that_may_become_the_stop_is_held_back_and_the_rest_printed(monkeypatch):
     pieces = pieces_of(monkeypatch, b"xababay", stop="abac")
     assert pieces == ["x", "", "", "", "ab", "", "abay", ""]
 

@@ -1,5 +1,4 @@
-"""Grokking's tools, held against planted models whose waves are known, naive loops, and the whole
-model."""
+"""Grokking's measures against planted models with known waves, naive loops, and whole models."""
 
 import dataclasses
 import itertools
@@ -81,7 +80,7 @@ def test_the_waves_of_a_frequency_turn_that_often():
         torch.testing.assert_close(sin, (2 / P) ** 0.5 * angle.sin())
 
 
-def test_the_part_in_waves_of_the_sum_is_the_projection_on_the_grid_one_wave_after_another():
+def test_the_part_in_waves_of_the_sum_equals_projections_on_single_waves():
     values, found = noise(P, P, 4), torch.zeros(P, P, 4).double()
     for k in KEYS:  # as in the authors' code: outer products of waves of a and of b
         cos, sin = waves_of([k], P)
@@ -100,20 +99,20 @@ def test_the_mean_by_sum_is_that_of_a_loop():
         torch.testing.assert_close(mean_by_sum(values)[s], of_sum.mean(0))
 
 
-def test_all_frequencies_together_are_all_that_depends_on_the_sum():
+def test_all_frequencies_together_are_the_mean_by_sum():
     values = noise(P, P, 3)
     whole = sum_waves(values, range(1, P // 2 + 1)) + values.mean((0, 1))
     of_sum = mean_by_sum(values)[(torch.arange(P)[:, None] + torch.arange(P)) % P]
     torch.testing.assert_close(whole, of_sum)
 
 
-def test_what_is_restricted_and_what_is_excluded_make_up_the_logits():
+def test_the_restricted_and_the_excluded_part_sum_to_the_logits():
     logits = noise(P, P, P)
     together = restricted_logits(logits, KEYS) + excluded_logits(logits, KEYS) - logits.mean((0, 1))
     torch.testing.assert_close(together, logits)
 
 
-def test_waves_at_other_frequencies_have_no_part_in_each_other():
+def test_waves_of_different_frequencies_are_orthogonal():
     part = sum_waves(noise(P, P, P), [3])
     assert sum_waves(part, [1, 2, 4, 5, 6]).abs().max() < 1e-12
     torch.testing.assert_close(sum_waves(part, [3]), part)
@@ -134,7 +133,7 @@ def test_a_planted_model_is_all_in_its_frequencies():
     assert excluded_logits(logits, KEYS).abs().max() < 1e-12
 
 
-def test_a_planted_model_among_noise_answers_by_its_frequencies_and_by_nothing_else():
+def test_a_planted_model_with_noise_answers_only_by_its_frequencies():
     logits = 4 * planted() + 6 * noise(P, P, P)
     found = measure_losses(logits, RECIPE, {"": KEYS, "_others": [1, 3]})
     assert key_frequencies(sum_shares(logits), least=0.05) == KEYS
@@ -166,13 +165,13 @@ def test_answer_shares_are_those_of_regressions():
         assert share.item() == pytest.approx(1 - (rest @ rest / (flat @ flat)).item())
 
 
-def test_a_constant_for_an_answer_or_for_a_pair_has_no_share_and_takes_none():
+def test_constants_of_answers_or_pairs_do_not_change_the_shares():
     logits = planted()
     shifted = logits + noise(P, P, 1) + noise(1, 1, P)
     torch.testing.assert_close(sum_shares(shifted), sum_shares(logits))
 
 
-def test_the_key_frequencies_are_those_with_enough_the_largest_first():
+def test_the_key_frequencies_are_those_with_a_large_share_the_largest_first():
     shares = torch.tensor([0.1, 0.5, 0.02, 0.3])
     assert key_frequencies(shares, least=0.1) == [2, 4, 1]
     assert key_frequencies(shares, least=0.0) == [2, 4, 1, 3]
@@ -216,7 +215,7 @@ def test_neuron_fits_are_those_of_least_squares():
 # The model and its training
 
 
-def test_what_is_said_at_equals_is_what_the_whole_model_says_there():
+def test_the_logits_at_the_equals_sign_are_those_of_the_whole_model():
     model = GPT(RECIPE.model_config(), seed=1).double()
     with torch.no_grad():
         for weight in model.parameters():  # biases too
@@ -244,7 +243,7 @@ def test_a_symmetric_split_leaves_a_pair_and_its_mirror_on_one_side():
     assert other.double().mean().item() == pytest.approx(0.6, abs=0.01)
 
 
-def test_answers_are_sums_or_drawn_once_and_for_all():
+def test_answers_are_sums_or_drawn_only_once():
     for (a, b), answer in zip(RECIPE.pairs().tolist(), RECIPE.answers().tolist(), strict=True):
         assert answer == (a + b) % P
     drawn = dataclasses.replace(RECIPE, random_answers=True)
@@ -252,7 +251,7 @@ def test_answers_are_sums_or_drawn_once_and_for_all():
     assert (drawn.answers() == RECIPE.answers()).double().mean() < 0.2
 
 
-def test_a_loss_below_what_float32_can_tell_from_zero_has_a_gradient():
+def test_a_loss_that_is_zero_in_float32_has_a_gradient():
     logits = torch.tensor([[0.0, 20.0]], requires_grad=True)
     exact_loss(logits, torch.tensor([1])).backward()
     expected = torch.tensor([[1.0, -1.0]]) * math.exp(-20)  # in float32 the second one is 0
@@ -267,7 +266,7 @@ def test_kept_steps_begin_with_none_end_with_the_last_and_stand_ever_further_apa
     assert max(after / before for before, after in itertools.pairwise(steps[20:])) < 1.2
 
 
-def test_a_training_keeps_its_way_and_learns_what_it_was_given(tmp_path):
+def test_a_run_keeps_its_history_and_learns_its_training_pairs(tmp_path):
     recipe = dataclasses.replace(RECIPE, max_steps=60, d_model=32)
     _, history = trained_adder(tmp_path / "checkpoint.pt", recipe, "seed_0")
     way = list(states_of(recipe, history))
@@ -307,13 +306,13 @@ WHEN = {"train_known": 50, "test_known": 400, "unseen_falls": 100, "test_loss_fa
 
 
 def run_reaching(test_accuracy=0.01, **when):
-    """A run that reaches things when WHEN says, but for `when`."""
+    """A run that reaches each level at the step in WHEN, or in `when` if it is given there."""
     return {"when": WHEN | when, "steps": [0, 50],
             "curves": {"test_accuracy": [0.0, test_accuracy], "excluded": [4.0, 7.5]},
             "final": {"share": 0.98, "keys": [2, 5], "shares": [0.0] * 29}}
 
 
-def test_what_is_never_reached_is_not_late_but_missed():
+def test_the_timing_claims_fail_if_a_level_is_never_reached():
     def verdicts(**when):
         seeds = [run_reaching(), run_reaching(**when)]  # a line holds only where each seed does
         return [line.holds for line in timing_claims(seeds, 59, True, judged=True)]
@@ -327,7 +326,7 @@ def test_what_is_never_reached_is_not_late_but_missed():
     assert verdicts(test_known=math.inf, train_known=math.inf)[2] is False
 
 
-def test_a_line_is_left_open_in_a_quick_run_and_where_mirrored_pairs_help():
+def test_a_line_has_no_verdict_in_a_quick_run_and_if_mirrored_pairs_help():
     def verdicts(symmetric, judged):
         return [line.holds for line in timing_claims([run_reaching()], 59, symmetric,
                                                      judged=judged)]
@@ -336,7 +335,7 @@ def test_a_line_is_left_open_in_a_quick_run_and_where_mirrored_pairs_help():
     assert verdicts(symmetric=True, judged=False) == [None] * 4
 
 
-def test_the_summary_says_when_or_that_it_never_was():
+def test_the_summary_names_the_step_or_says_that_there_is_none():
     found = summarize_grokking({"seed_0": run_reaching(test_known=1400)}, 59)
     assert "at step 50, and of the other pairs at step 1,400" in found
     assert "98% of the logits' variance" in found and "2 of 29 frequencies (k = " in found
@@ -368,13 +367,13 @@ def test_the_recipes_are_one_a_seed_and_two_controls_and_one_alone_for_the_canon
 @pytest.mark.parametrize("wrong", [{"p": 12}, {"p": 3}, {"p": 1001}, {"fraction": 0.0},
                                    {"fraction": math.nan}, {"d_model": 30}, {"max_steps": 1},
                                    {"weight_decay": -1.0}, {"lr": 0.0}, {"seeds": ()}])
-def test_settings_that_are_not_possible_are_refused(wrong):
+def test_impossible_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         config_from_dict(GrokkingConfig, wrong)
 
 
 @pytest.mark.slow
-def test_the_program_writes_everything_in_a_small_run(tmp_path):
+def test_a_small_run_of_the_program_writes_everything(tmp_path):
     printed, results = quick_run("grokking_experiment", tmp_path, n_trainings=3)
     assert any("key frequencies" in claim["claim"] for claim in results["claims"])
     assert len(results["claims"]) == 15

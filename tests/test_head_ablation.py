@@ -1,4 +1,4 @@
-"""Ablation: what is removed is gone, nothing else is, and each effect is the naive loop's."""
+"""Ablation: it removes the named parts and nothing else, and each effect equals a naive loop."""
 
 import copy
 import itertools
@@ -58,7 +58,7 @@ def how_to(model, mode, pos=None):
 
 
 def value_of(how, name):
-    """[batch, pos, unit, ...]: what a mode puts in the place of an activation, told in full."""
+    """The value that a mode replaces an activation by, in full: [batch, pos, unit, ...]."""
     kept = how["reference"][name]
     means = {"zero": torch.zeros_like(kept[:1]), "mean": kept.mean((0, 1), keepdim=True),
              "mean_pos": kept.mean(0, keepdim=True), "resample": kept[[4, 1]]}
@@ -92,7 +92,7 @@ def assert_nothing_is_left_on(model):
 # Removing
 
 
-def test_a_head_at_zero_is_a_head_whose_output_matrix_is_zero():
+def test_zero_ablation_of_a_head_equals_a_zero_output_matrix():
     for changes in SHAPES:
         model, tokens = in_double(**changes)
         without = copy.deepcopy(model)
@@ -125,7 +125,7 @@ def test_no_heads_neurons_or_layers_change_nothing():
                 assert torch.equal(logits_of(model, tokens), logits), mode
 
 
-def test_each_row_in_its_own_place_changes_nothing():
+def test_resampling_from_the_same_row_changes_nothing():
     model, tokens = tiny_model(), tiny_tokens()
     cache, every = cache_of(model, tokens), list(itertools.product(range(2), range(3)))
     with ablate_heads(model, every, "resample", reference=cache, source=range(2)):
@@ -203,7 +203,7 @@ def test_nested_ablations_remove_both_and_end_one_by_one():
     assert not torch.allclose(one, logits_of(model, tokens))
 
 
-def test_everything_is_back_after_an_exception_in_the_body():
+def test_the_model_is_restored_after_an_exception_in_the_body():
     model, tokens = tiny_model(), tiny_tokens()
     before, logits = copy.deepcopy(model.state_dict()), logits_of(model, tokens)
     with pytest.raises(ZeroDivisionError), ablate_heads(model, HEADS), ablate_neurons(
@@ -334,7 +334,7 @@ def test_where_the_metric_is_linear_the_gradient_is_the_effect_of_the_ablation()
     assert not torch.allclose(gradient[0], effects[0].abs().mean(-1), rtol=0.05)
 
 
-def test_the_interaction_of_two_heads_is_what_three_naive_ablations_say():
+def test_the_interaction_of_two_heads_equals_three_naive_ablations():
     model, tokens = in_double()
     heads = [(1, 2), (0, 1), (1, 0), (0, 0)]  # in no order
     measure = loss_of(tokens)
@@ -400,7 +400,7 @@ def test_the_sources_of_self_repair_are_those_of_naive_runs_and_add_up(changes, 
         assert not repair.total.requires_grad
 
 
-def test_the_direct_effect_is_what_the_head_s_row_of_the_attribution_loses():
+def test_the_direct_effect_is_the_loss_in_the_row_of_the_head_in_the_attribution():
     for changes in SHAPES:
         model, tokens = in_double(**changes)
         attr, labels = direct_logit_attribution(
@@ -410,7 +410,7 @@ def test_the_direct_effect_is_what_the_head_s_row_of_the_attribution_loses():
         assert_close({str(changes): direct}, {str(changes): rows})
 
 
-def test_nothing_repairs_what_is_written_last_but_the_final_layer_norm():
+def test_only_the_final_layer_norm_repairs_the_last_write():
     for norm in ("layernorm", "none"):
         model, tokens = in_double(attn_only=True, norm=norm)
         repair = self_repair(model, tokens, (1, 1), DIFF)
@@ -441,14 +441,14 @@ def test_measuring_leaves_no_hook_and_no_gradient_even_when_the_metric_fails():
 
 
 def refusal(model, ablation):
-    """What a user is told who asks for something impossible, at once or in the first forward."""
+    """The message of the UserError for an impossible request, at once or in the first forward."""
     with pytest.raises(UserError) as found, ablation():
         logits_of(model, tiny_tokens())
     assert_nothing_is_left_on(model)
     return str(found.value)
 
 
-def test_heads_that_are_not_there_and_modes_without_what_they_need_are_refused():
+def test_missing_heads_and_modes_without_their_arguments_are_refused():
     model = tiny_model()
     for heads, how, told in (
             ([(2, 0)], {}, "head (2, 0)"), ([(0, 3)], {}, "head (0, 3)"),
@@ -489,7 +489,7 @@ def test_a_mean_may_come_from_texts_of_another_length_but_not_from_another_model
         ablate_heads(model, HEADS, "mean", reference=kept)
 
 
-def test_neurons_layers_and_positions_that_are_not_there_are_refused():
+def test_missing_neurons_layers_and_positions_are_refused():
     model = tiny_model()
     for ablation, told in (
             (lambda: ablate_neurons(model, [(0, 48)]), "neuron (0, 48)"),
@@ -507,7 +507,7 @@ def test_a_model_without_mlps_has_no_neurons_to_remove():
     assert "part='mlp'" in refusal(model, lambda: ablate_layers(model, [0], "mlp"))
 
 
-def test_what_can_not_be_measured_is_refused():
+def test_impossible_measurements_are_refused():
     model, tokens = tiny_model(), tiny_tokens()
     flat, random = tiny_model(n_layers=0), tiny_model(dropout=0.1).train()
     for measure, told in (

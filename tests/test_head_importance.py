@@ -71,7 +71,7 @@ def measured():
 # What is measured
 
 
-def test_importance_is_that_of_the_library_when_all_texts_count_alike():
+def test_importance_is_that_of_the_library_if_all_texts_have_equal_weights():
     one = subject()
     found = head_effects(one)
     point = importance_scores(found, equal_weights(found), 2)
@@ -140,7 +140,7 @@ def test_the_spearman_of_reversed_rankings_is_minus_one():
 
 
 @pytest.mark.parametrize("head", list(itertools.product(range(2), range(3))))
-def test_a_dead_head_is_exactly_nothing_to_every_method(head):
+def test_a_dead_head_has_importance_zero_by_every_method(head):
     one = subject()
     with torch.no_grad():
         one.model.blocks[head[0]].attn.W_O[head[1]] = 0
@@ -150,7 +150,7 @@ def test_a_dead_head_is_exactly_nothing_to_every_method(head):
     assert (found.abs().amax((0, 2)) > 0).sum() == 5
 
 
-def test_the_gradient_along_the_way_adds_up_to_the_zero_ablation():
+def test_the_gradient_along_the_path_sums_to_the_zero_ablation():
     one = ImportanceSubject("one text", tiny_model(), tiny_tokens(1), tiny_tokens(1))
     expected = head_importance(one.model, one.tokens).values.abs().mean(-1).flatten()
     assert_close(gradient_along_path(one), expected, rtol=0.02, atol=1e-3)
@@ -158,7 +158,7 @@ def test_the_gradient_along_the_way_adds_up_to_the_zero_ablation():
     assert not torch.allclose(at_its_z, expected, rtol=0.1, atol=1e-3)
 
 
-def test_what_can_be_known_is_measured_and_nothing_else():
+def test_the_metric_is_the_loss_on_known_tokens_only():
     tokens, metric = repeats_and_metric(N_CTX, 4, seeded_generator(0))
     logits = torch.randn(4, N_CTX, 100, generator=seeded_generator(1))
     texts, known = Repeats(N_CTX + 1).draw(4, seeded_generator(0))
@@ -182,12 +182,12 @@ def test_the_facts_of_a_circuit_name_its_heads_and_leave_the_spare_out(measured)
 # What is claimed
 
 
-def test_two_heads_in_series_save_the_smaller_cost():
+def test_removing_two_heads_in_series_saves_the_smaller_cost():
     one = {"previous": 0, "induction": 1, "alone": [4.0, 3.0], "pairs": [[0, -3.0], [-3.0, 0]]}
     assert series_share(one) == 1
 
 
-def test_pairs_are_told_apart_by_layer():
+def test_pairs_in_one_layer_and_across_layers_are_separate():
     pairs = torch.full((4, 4), 0.5)
     pairs[:2, :2] = pairs[2:, 2:] = 2.0
     one = {"heads": list(itertools.product(range(2), range(2))), "alone": [1.0, 1.0, 1.0, 1.0],
@@ -235,14 +235,14 @@ def test_claims_hold_where_they_should_and_each_can_fail(measured):
         assert len(failed(bad)) == 1, key
 
 
-def test_what_is_not_trained_here_is_only_reported(measured):
+def test_models_not_trained_here_get_no_verdict(measured):
     claims = importance_claims(measured, own=False)
     assert all(claim.holds is None for claim in claims[:8])
     assert all(claim.holds is None or claim.control == "exactly 0"
                for claim in importance_claims(measured, judged=False))
 
 
-def test_the_worst_ranking_is_held_against_random_orders_of_all_models():
+def test_the_worst_ranking_is_compared_with_random_orders_of_all_models():
     one = {"random_areas": [1.0, 3.0], "p": {"zero": 0.01, "mean": 0.2, "gradient": 0.01}}
     areas = {"zero": 0.5, "mean": 0.5, "gradient": 9.0}
     models = [{"pruning": one | {"areas": areas | {"mean": 1.5}}},
@@ -262,7 +262,7 @@ def test_the_gradients_pruning_is_reported_and_not_claimed(measured):
     assert row.holds is None and row.measured > 1 and "(p = 1;" in row.control
 
 
-def test_the_titles_say_what_was_found(measured):
+def test_the_titles_state_the_findings(measured):
     measured[1]["auroc"] = [1.0, 1.0, 0.5, 1.0]
     drawn = program.figures({"models": measured})
     titles = [axes.get_title(loc="left") for axes in drawn["importance"].axes]
@@ -301,7 +301,7 @@ def test_bad_settings_and_texts_that_are_too_short_are_refused():
                 program.ImportanceConfig())
 
 
-def test_runs_that_are_not_there_or_not_of_use_are_refused(tmp_path):
+def test_missing_and_unusable_runs_are_refused(tmp_path):
     tokenizer = CharTokenizer().fit("abcdefghijk")
     models = {"flat": tiny_model(n_layers=0), "alone": tiny_model(n_layers=3, n_heads=1),
               "fine": tiny_model()}

@@ -1,4 +1,4 @@
-"""Hook points: who is told, what may be changed, what is refused; and gradients at every point."""
+"""Hook points: listeners, edits, refusals, and gradients at every point."""
 
 import copy
 
@@ -75,7 +75,7 @@ def test_the_table_lists_each_point_of_the_first_block_once():
 # Who is told, and when
 
 
-def test_every_point_is_told_once_a_forward_under_its_own_name():
+def test_every_hook_point_fires_once_a_forward_under_its_own_name():
     model = tiny_model()
     told = []
     tell = [(everything, lambda t, hook: told.append(hook.name))]
@@ -92,7 +92,7 @@ def test_hooks_act_in_the_order_in_which_they_were_added():
     assert torch.equal(seen[0], torch.full((2, 7, 3, 4), 15.0))
 
 
-def test_a_cache_holds_what_it_saw_and_not_what_later_hooks_made():
+def test_a_cache_keeps_its_activation_and_not_the_edits_of_later_hooks():
     model, tokens = tiny_model(), tiny_tokens()
     plain = model.run_with_cache(tokens, names_filter=Z)[1][Z]
     with model.hooks([(Z, double)]), model.caching(Z) as after:
@@ -136,7 +136,7 @@ def test_without_a_filter_all_but_the_four_large_points_are_kept():
     assert set(cache) == set(model.hook_points()) - large
 
 
-def test_caching_sees_the_part_of_the_way_that_is_run_and_the_last_run_counts():
+def test_caching_keeps_the_blocks_that_run_and_the_last_run_counts():
     model, tokens = tiny_model(), tiny_tokens()
     with model.caching() as cache:
         model.embed(tokens)
@@ -169,7 +169,7 @@ def test_inert_hooks_leave_the_logits_bit_for_bit():
         assert torch.equal(logits, listened), f"a hook that returns {what} moves the logits"
 
 
-def test_listening_at_one_point_leaves_the_logits():
+def test_listening_at_one_point_does_not_change_the_logits():
     model, tokens = tiny_model(dtype=torch.float64), tiny_tokens()
     plain = model(tokens)
     for point in POINTS_OF_A_BLOCK:
@@ -219,7 +219,7 @@ def test_the_same_function_added_twice_acts_twice_and_is_removed_exactly():
     assert point(one) is one
 
 
-def test_a_hook_that_ends_another_one_leaves_this_forward_whole():
+def test_a_hook_that_removes_another_one_does_not_disturb_the_forward():
     point = HookPoint("pos")
     told = []
     removers = [point.add(lambda t, hook: removers[1]()), point.add(lambda t, hook: told.append(t))]
@@ -290,7 +290,7 @@ def test_a_hook_that_returns_something_else_raises():
 
 
 @torch.no_grad()
-def test_an_edit_in_place_raises_with_the_mend_wherever_and_however_it_is_made():
+def test_an_edit_in_place_raises_with_the_remedy_at_any_point():
     model, tokens = tiny_model(), tiny_tokens()
     edits = {
         "the tensor": lambda t, hook: t.mul_(2),
@@ -307,7 +307,7 @@ def test_an_edit_in_place_raises_with_the_mend_wherever_and_however_it_is_made()
             assert name in message and "t.clone()" in message, f"{case}: {message}"
 
 
-def test_the_mend_that_an_edit_in_place_is_told_works():
+def test_the_remedy_in_the_message_on_an_edit_in_place_works():
     def mended(t, hook):
         t = t.clone()
         t[:, :, 1] = 0
@@ -320,7 +320,7 @@ def test_the_mend_that_an_edit_in_place_is_told_works():
     torch.testing.assert_close(edited, model(tokens), rtol=0, atol=1e-5)
 
 
-def test_inference_mode_is_refused_where_somebody_listens():
+def test_inference_mode_is_refused_if_there_are_listeners():
     model, tokens = tiny_model(), tiny_tokens()
     with torch.inference_mode():
         assert "torch.no_grad()" in refusal(lambda: model.run_with_cache(tokens), "inference mode")
@@ -451,7 +451,7 @@ def test_an_edit_made_outside_is_part_of_what_is_differentiated():
     torch.testing.assert_close(grads["v", 0], by_hand.transpose(1, 2), rtol=0, atol=1e-12)
 
 
-def test_what_the_metric_runs_besides_is_not_captured():
+def test_other_runs_inside_the_metric_are_not_captured():
     model, tokens = tiny_model(), tiny_tokens()
     clean = model(tiny_tokens(seed=3)).detach()
 

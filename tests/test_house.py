@@ -189,37 +189,161 @@ def chapter_of(path):
     return int(re.match(r"COURSE_ROADMAP\.md, (\d+)", header(path)["Chapter"])[1])
 
 
-def read_next(path):
-    """The files that a module's header says to read next."""
-    return re.findall(r"[\w/]+\.py", header(path)["Next"])
-
-
 def test_a_module_opens_with_its_chapter_its_neighbours_and_its_source():
     for path in MODULES + EXPERIMENTS:
         assert set(header(path)) == {"Chapter", "Prerequisites", "Next", "Source"}, name_of(path)
 
 
-def test_prerequisites_are_read_earlier_in_the_course_and_what_is_next_later():
-    for path in MODULES + EXPERIMENTS:
-        for field, order in (("Prerequisites", -1), ("Next", 1)):
-            for name in re.findall(r"[\w/]+\.py", header(path)[field]):
-                assert (ROOT / name).exists(), f"{name_of(path)}: {name} is not there"
-                way = chapter_of(ROOT / name) - chapter_of(path)
-                assert way * order >= 0, f"{name_of(path)}: {field} {name} is {way:+} chapters away"
+# The course's order is that of the *Read* lists in the roadmap. A file that they do not name is
+# optional; from its header, `Next` leads back to a file of the lists, or ends in the last chapter.
 
 
-def test_who_reads_what_is_next_comes_to_an_end_and_past_every_module():
-    there = [name_of(path) for path in MODULES + EXPERIMENTS]
-    for start in there:
-        seen = []
-        name = start
-        while name is not None:
-            assert name not in seen, f"from {start} one comes back to {name}"
-            seen.append(name)
-            name = next(iter(read_next(ROOT / name)), None)
-        if start == "utils.py":
-            missed = {path.name for path in MODULES} - set(seen)
-            assert not missed, f"who starts at utils.py never comes to {missed}"
+def read_lists(page):
+    """{chapter: (its title, the whole files in its *Read* lists, all files in them)}.
+
+    A file is named in part as "`GELU` in `mlp.py`" or "the second half of `attribution.py`".
+    """
+    found = {}
+    pieces = re.split(r"^## (\d+) · (.+)$", page, flags=re.MULTILINE)
+    for number, title, text in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
+        lists = re.findall(r"^\*\*Read\.\*\*(.*?)\n\n", text, flags=re.MULTILINE | re.DOTALL)
+        named = re.findall(r"(\bin\s+|half of\s+)?`([\w/]+\.py)`", " ".join(lists))
+        whole = [file for is_part, file in named if not is_part]
+        found[int(number)] = title, whole, [file for _, file in named]
+    return found
+
+
+def order_faults(page, headers):
+    """The contradictions between the roadmap's order and the headers: a list of sentences.
+
+    headers: {file: its header, as `header` gives it}.
+    """
+    lists = read_lists(page)
+    course = [file for _, whole, _ in lists.values() for file in whole]
+    place = {file: number for number, file in enumerate(course)}
+    faults = [f"{file} is in two Read lists" for file in course if course.count(file) > 1]
+    faults += [f"{file} is in no Read list" for file in headers
+               if "/" not in file and file not in place]
+    faults += [f"the roadmap names {file}, which is not there" for file in course
+               if file not in headers]
+
+    # the table at the top has some files of each list, in the list's order
+    for number, cell in re.findall(r"^\| (\d+) \| [^|]+ \| ([^|]+) \|", page, flags=re.MULTILINE):
+        left = iter(lists[int(number)][2])
+        cell = re.findall(r"[\w/]+\.py", cell)
+        if not all(file in left for file in cell):  # goes through `left` once
+            faults.append(f"the table has {cell} in chapter {number}, and its Read list does not")
+
+    for file, fields in headers.items():
+        for number, title in re.findall(r"(\d+) \(([^)]+)\)", fields["Chapter"]):
+            if int(number) not in lists or title.lower() != lists[int(number)][0].lower():
+                faults.append(f"{file}: chapter {number} is not called {title}")
+        needs = re.findall(r"[\w/]+\.py", fields["Prerequisites"])
+        [following] = re.findall(r"[\w/]+\.py", fields["Next"]) or [None]
+        lost = {*needs, *filter(None, [following])} - set(headers)
+        if lost:
+            faults.append(f"{file} names {sorted(lost)}, which is not there")
+        elif file in place:
+            faults += faults_in_course(file, fields, needs, following, course, lists)
+        else:
+            faults += faults_of_optional(file, needs, following, place, headers)
+    return faults
+
+
+def faults_in_course(file, fields, needs, following, course, lists):
+    """As `order_faults`, for one file of the Read lists."""
+    here = course.index(file)
+    earlier = [each for each in course[:here] if each in needs]
+    faults = []
+    if needs != earlier:
+        faults.append(f"{file} needs {needs}; before it the course reads {earlier}, in this order")
+    if following != (course[here + 1] if here + 1 < len(course) else None):
+        faults.append(f"{file} is followed by {course[here + 1:here + 2]}, not by {following}")
+    number = next(number for number, (_, whole, _) in lists.items() if file in whole)
+    if not fields["Chapter"].startswith(f"COURSE_ROADMAP.md, {number} "):
+        faults.append(f"{file} is read in chapter {number}, not {fields['Chapter']}")
+    return faults
+
+
+def faults_of_optional(file, needs, following, place, headers):
+    """As `order_faults`, for one file that is in no Read list."""
+    chapter = {name: int(re.search(r"\d+", each["Chapter"])[0]) for name, each in headers.items()}
+    faults = [f"{file}, of chapter {chapter[file]}, needs {name} of chapter {chapter[name]}"
+              for name in needs if chapter[name] > chapter[file]]
+    read = [place[name] for name in needs if name in place]
+    if read != sorted(read):
+        faults.append(f"{file} needs {needs}, which the course reads in another order")
+
+    seen = [file]
+    while following is not None and following not in place:
+        if following in seen:
+            return [*faults, f"Next leads from {file} to {following} again and again"]
+        seen.append(following)
+        following = next(iter(re.findall(r"[\w/]+\.py", headers[following]["Next"])), None)
+    if following is None:
+        if chapter[file] < max(chapter.get(name, 0) for name in place):
+            faults.append(f"{file} does not lead back to the course")
+    elif place[following] <= max(read, default=-1):
+        faults.append(f"{file} leads back to {following}, and needs {needs}")
+    return faults
+
+
+def test_headers_and_the_roadmap_have_one_order():
+    headers = {name_of(path): header(path) for path in MODULES + EXPERIMENTS}
+    faults = order_faults(page("COURSE_ROADMAP.md"), headers)
+    assert not faults, "\n".join(faults)
+
+
+def test_faults_of_the_order_are_found():
+    roadmap = """
+| # | chapter | modules | seen |
+| 0 | Begin | `a.py` `b.py` | this |
+| 1 | End | `c.py` | that |
+
+## 0 · Begin
+**Read.** `a.py`, `b.py`, and `f` in `c.py`.
+
+## 1 · End
+**Read.** The second half of `a.py`; `c.py`.
+
+"""
+    def fields(chapter, needs, following):
+        return {"Chapter": f"COURSE_ROADMAP.md, {chapter}", "Prerequisites": needs,
+                "Next": following}
+
+    headers = {"a.py": fields("0 (begin)", "nothing", "b.py"),
+               "b.py": fields("0 (begin) and 1 (end)", "a.py", "c.py"),
+               "c.py": fields("1 (end)", "a.py, b.py", "nothing"),
+               "e/d.py": fields("0 (begin)", "a.py", "e/f.py"),
+               "e/f.py": fields("0 (begin)", "e/d.py", "b.py"),
+               "e/g.py": fields("1 (end)", "c.py", "nothing")}
+    assert not order_faults(roadmap, headers)
+
+    bad_headers = {
+        "b.py needs ['c.py']": {"b.py": fields("0 (begin)", "c.py", "c.py")},
+        "c.py needs ['b.py', 'a.py']": {"c.py": fields("1 (end)", "b.py, a.py", "nothing")},
+        "a.py is followed by ['b.py']": {"a.py": fields("0 (begin)", "nothing", "c.py")},
+        "c.py is followed by []": {"c.py": fields("1 (end)", "a.py", "a.py")},
+        "c.py is read in chapter 1": {"c.py": fields("0 (begin)", "a.py", "nothing")},
+        "chapter 1 is not called end, too": {"c.py": fields("1 (end, too)", "a.py", "nothing")},
+        "chapter 7 is not called end": {"e/d.py": fields("7 (end)", "a.py", "e/f.py")},
+        "names ['z.py']": {"b.py": fields("0 (begin)", "z.py", "c.py")},
+        "g.py is in no Read list": {"g.py": fields("0 (begin)", "a.py", "b.py")},
+        "e/d.py, of chapter 0, needs c.py": {"e/d.py": fields("0 (begin)", "c.py", "nothing")},
+        "e/d.py leads back to a.py": {"e/d.py": fields("0 (begin)", "a.py", "a.py")},
+        "e/f.py does not lead back": {"e/f.py": fields("0 (begin)", "e/d.py", "nothing")},
+        "Next leads from e/d.py to e/d.py": {"e/f.py": fields("0 (begin)", "a.py", "e/d.py")},
+    }
+    for fault, changed in bad_headers.items():
+        faults = order_faults(roadmap, headers | changed)
+        assert any(fault in each for each in faults), f"{fault}: {faults}"
+
+    for before, after, fault in (
+            ("| `a.py` `b.py` |", "| `b.py` `a.py` |", "the table has ['b.py', 'a.py']"),
+            ("half of `a.py`; `c.py`", "half of `a.py`; `c.py`, `b.py`", "b.py is in two"),
+            ("`b.py`, and", "`b.py`, `z.py`, and", "the roadmap names z.py")):
+        faults = order_faults(roadmap.replace(before, after), headers)
+        assert any(fault in each for each in faults), f"{fault}: {faults}"
 
 
 def undocumented(body, class_=None):

@@ -1,4 +1,4 @@
-"""The README's table of idioms: each right-hand side is run, and its value is computed by hand."""
+"""The README's table of idioms: each is run, and its value is computed by hand."""
 
 import ast
 import importlib.util
@@ -28,7 +28,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz .,!?"
 
 
 class World:
-    """All that the table's names stand for: a tiny model, its tokens and its runs."""
+    """The values of the names in the table: a tiny model, its tokens and its runs."""
 
     def __init__(self):
         draw = seeded_generator(3)
@@ -272,7 +272,7 @@ def test_the_table_has_twenty_idioms_and_each_is_checked():
 
 
 @pytest.mark.parametrize("here", CHECKS, ids=[check.__name__[6:] for check in CHECKS.values()])
-def test_an_idiom_means_what_the_table_says(here, tmp_path, monkeypatch):
+def test_each_idiom_gives_the_value_in_the_table(here, tmp_path, monkeypatch):
     world = World()
     code = here
     if "gpt2" in here:  # its format is at hand; its weights are not

@@ -1,4 +1,4 @@
-"""Who is given something: prompts by the corpus's rules, roles by hand, claims that can fail."""
+"""Indirect objects: prompts by the corpus's rules, roles by hand, claims that can fail."""
 
 import copy
 
@@ -60,7 +60,7 @@ def shuffled_model(seed=1):
 
 @pytest.fixture(scope="module")
 def measured():
-    """What is measured of an untrained model, and of one with shuffled weights."""
+    """The measures of an untrained model, and of one with shuffled weights."""
     return [measure_gifts(GPT(SHAPE, 0).eval(), GIFTS, SONGS, n_random=20),
             measure_gifts(shuffled_model(), GIFTS, SONGS, n_random=20)]
 
@@ -103,7 +103,7 @@ def test_swapped_names_are_those_of_the_same_two_with_the_other_one_giving():
     assert ((swapped != GIFTS.clean_tokens).sum(1) == 1).all()
 
 
-def test_a_song_goes_on_with_the_syllable_after_the_last_one_in_its_first_singing():
+def test_a_song_continues_with_the_syllable_that_followed_in_its_first_singing():
     for row, target, source in zip(SONGS.tokens, SONGS.target, SONGS.source, strict=True):
         assert row[source] == target and row[source - 1] == row[-1]
 
@@ -131,7 +131,7 @@ def test_a_head_wired_to_copy_copies_all_tokens_and_its_negative_suppresses_all(
     assert shares["most"].tolist() == [[1, 0]] and shares["least"].tolist() == [[0, 1]]
 
 
-def test_what_a_head_raises_is_what_the_logits_lose_without_its_output_weights():
+def test_the_raise_by_a_head_is_the_loss_of_logits_without_its_output_weights():
     model = shuffled_model()
     is_one = torch.zeros(16, 8)
     is_one[:, 0] = 1
@@ -160,7 +160,7 @@ def test_roles_are_given_by_what_a_head_does_wherever_it_looks():
                                  "copiers": [(1, 0)]}
 
 
-def test_where_a_head_looks_evenly_its_values_are_all_that_the_names_say():
+def test_with_uniform_attention_the_effect_of_names_comes_from_the_values():
     model = GPT(gift_shape(GiftRecipe(n_layers=1, n_heads=3, d_model=24), TOKENIZER), 2).eval()
     with torch.no_grad():
         model.blocks[0].attn.W_V.mul_(30)  # so that it says something
@@ -190,7 +190,7 @@ def test_all_queries_and_keys_of_another_run_give_its_patterns():
     assert abs(expected) > 1e-3 and found == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_head_that_looks_evenly_reads_the_giver_and_what_comes_after_by_their_number():
+def test_uniform_attention_reads_the_giver_and_later_words_by_their_number():
     model = shuffled_model()
     with torch.no_grad():
         model.blocks[1].attn.W_K.zero_()
@@ -215,7 +215,7 @@ def test_a_head_that_looks_evenly_reads_the_giver_and_what_comes_after_by_their_
 
 
 def passing(one):
-    """What is measured of a model, changed into that of one in which every claim holds."""
+    """The measures of a model, changed so that every claim holds."""
     good = copy.deepcopy(one)
     good["heads"][0] |= {"direct": -4.0, "suppresses": 1.0}
     good["strongest"] |= {"after": 0.9, "words": {"twice": -4.0, "once": -3.0},
@@ -259,13 +259,13 @@ def test_claims_hold_where_they_should_and_each_can_fail(measured):
         assert verdicts(bad).count(False) == 1, (path, value)
 
 
-def test_no_heads_are_worth_nothing_and_chance_has_as_much(measured):
+def test_without_suppressing_heads_the_claims_on_them_fail(measured):
     good = passing(measured[0])
     good["roles"]["suppressors"] = []
     assert verdicts(good).count(False) == 2  # the share, and that of any heads
 
 
-def test_a_set_of_heads_is_held_against_all_sets_of_as_many():
+def test_a_set_of_heads_is_compared_with_all_sets_of_its_size():
     heads = [{"head": (0, i), "direct": -worth} for i, worth in enumerate((3.0, 1.0, 0.0, -2.0))]
     one = {"heads": heads, "diff": 4.0,
            "roles": {"answer": [(0, 0)], "suppressors": [(0, 0), (0, 1)]}}
@@ -281,7 +281,7 @@ def test_sets_of_heads_are_not_judged_in_fewer_than_three_models(measured):
     assert verdicts(good, n_models=2) == [True] * (N_VERDICTS - 1)
 
 
-def test_what_others_lose_too_is_no_backup(measured):
+def test_a_loss_that_other_heads_share_is_not_backup(measured):
     good = passing(measured[0])
     for part in good["repair"]["answer"].values():
         part["total"] = -8.0
@@ -293,7 +293,7 @@ def test_every_claim_fails_on_untrained_and_on_shuffled_models(measured):
         assert verdicts(one) == [False] * N_VERDICTS
 
 
-def test_the_share_of_a_role_is_what_its_heads_are_worth_of_the_difference(measured):
+def test_the_share_of_a_role_is_the_part_of_the_difference_by_its_heads(measured):
     assert direct_share(passing(measured[0]), "suppressors") == 1
     assert direct_share(passing(measured[0]), "copiers") == 0
 
@@ -324,21 +324,21 @@ def test_published_prompts_have_both_orders_and_one_token_a_name(folder):
     assert ((gifts.clean_tokens != gifts.corrupted_tokens).sum(1) == 3).all()
 
 
-def test_a_random_folder_is_measured_and_nothing_is_judged(folder, tmp_path, capsys):
+def test_a_random_folder_is_measured_without_verdicts(folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         program.main(["--model", str(folder[0]), "--prompts", "16", "--out_dir", str(tmp_path)])
     assert end.value.code == 0
     assert "3.56 (Wang et al.)" in capsys.readouterr().out
 
 
-def test_what_is_worth_straight_at_the_logits_is_exact_in_the_last_layer(folder):
+def test_the_direct_effect_at_the_logits_is_exact_in_the_last_layer(folder):
     model, tokenizer = GPT.from_pretrained(folder[0]).eval(), folder[1]
     found = measure_published(model, tokenizer, 4)
     assert set(found["direct"]) == {"L0H0", "L0H1", "L1H0", "L1H1"}
     assert len(found["diff"]) == 4 * len(TEMPLATES)
 
 
-def test_what_cannot_be_is_refused(tmp_path):
+def test_impossible_arguments_are_refused(tmp_path):
     assert "steps=0" in refusal(lambda: program.IndirectObjectConfig(steps=0))
     assert "prompts=7" in refusal(lambda: program.IndirectObjectConfig(prompts=7))
     tokenizer = BPETokenizer()

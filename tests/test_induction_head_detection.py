@@ -1,5 +1,5 @@
-"""Induction: the texts say what they should, and on a circuit that is wired by hand every number of
-the proof is known."""
+"""Induction: the texts follow their rules, and for a circuit wired by hand every number of the
+proof is known."""
 
 import copy
 import dataclasses
@@ -63,8 +63,8 @@ SHARP = 100.0
 
 
 def wired():
-    """A model whose circuit is known: head L0H1 tells each position the token before it, head L1H2
-    looks for its own token there, and says what it finds; the other four heads do nothing.
+    """A model with a known circuit: L0H1 writes the token before each position, L1H2 looks
+    for its own token there and predicts what it finds, and the other four heads do nothing.
 
     The stream holds, one after another, the token, the token before, what is said and the position.
     At position 0 there is none before, and the head looks at itself: where a segment begins there,
@@ -130,7 +130,7 @@ def test_ids_that_count_upwards_do():
 
 
 @pytest.mark.parametrize("circles", [False, True])
-def test_what_a_map_is_said_to_tell_has_been_there(circles):
+def test_a_token_that_counts_as_known_occurred_before(circles):
     tokens, known = draw_maps(60, 41, seeded_generator(0), circles)
     for row, told in zip(tokens.tolist(), known.tolist(), strict=True):
         followers = {}
@@ -161,7 +161,7 @@ def test_training_never_has_a_token_after_the_one_below_it():
         assert torch.equal(targets[:, :-1, 0], inputs[:, 1:])
 
 
-def test_what_nothing_tells_counts_a_tenth():
+def test_a_token_that_nothing_predicts_has_a_weight_of_one_tenth():
     logits = torch.tensor([[[math.log(3.0), 0.0], [0.0, 0.0]]])  # chances 3/4, 1/4; 1/2, 1/2
     targets = torch.tensor([[[0, 1], [1, 0]]])
     expected = (math.log(4 / 3) + UNKNOWN * math.log(2)) / (1 + UNKNOWN)
@@ -198,7 +198,7 @@ def test_each_recipe_and_seed_is_a_model_of_its_own(tmp_path):
         f"{kind}seed_{seed}" for kind in ("circles_", "one_layer_", "") for seed in (0, 1)]
 
 
-def test_losses_are_apart_where_a_token_is_known():
+def test_losses_on_known_and_unknown_tokens_are_separate():
     model = wired()
     tokens, known = Repeats().draw(20, seeded_generator(0))
     each = [[], []]
@@ -249,7 +249,7 @@ def test_only_without_the_wired_heads_are_repeats_lost(proven):
 
 
 @pytest.mark.slow
-def test_the_wired_path_alone_carries_all(proven):
+def test_the_wired_path_alone_carries_the_whole_effect(proven):
     ways = proven["paths"]
     assert ways["previous-token head to K"] == pytest.approx(
         ways["previous-token head by all ways"], rel=1e-4)
@@ -266,7 +266,7 @@ def test_the_wired_heads_compose_by_keys(proven):
 
 
 @pytest.mark.slow
-def test_the_wired_circuit_knows_no_length_gap_or_order(proven):
+def test_the_wired_circuit_does_not_depend_on_length_gap_or_order(proven):
     assert list(proven["transfer"]) == list(TEXTS)
     for found in proven["transfer"].values():
         assert found["induction"] > 0.99 and found["repeats"] < 2e-2
@@ -398,7 +398,7 @@ def test_the_summary_counts_the_seeds_in_which_the_circuit_is_there(seeds):
 # Any model
 
 
-def test_even_attention_scores_the_same_whatever_keys_are_drawn():
+def test_uniform_attention_scores_the_same_for_any_keys():
     even = torch.ones(1, 3, 2, 6, 6).tril() / torch.arange(1, 7)[:, None]
     queries = torch.tensor([[0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 1], [0, 0, 0, 0, 1, 0]]).bool()
     expected = ((1 / 2 + 1 / 3) / 2 + (1 / 4 + 1 / 6) / 2 + 1 / 5) / 3
@@ -451,7 +451,7 @@ def test_a_model_that_cannot_be_scanned_is_refused(changes, told):
         scan_heads(tiny_model(**changes))
 
 
-def test_of_gpt2_the_listed_heads_are_tested():
+def test_for_gpt2_the_listed_heads_are_tested():
     cfg = ModelConfig(**GPT2_SMALL_SHAPE)
     flat = torch.full((12, 12), 0.02)
     found = {name: {} for name in ("scores", "low", "high", "p", "null")}
@@ -523,14 +523,14 @@ def test_a_folder_of_gpt2_s_form_is_scanned(tmp_path, capsys):
     (["--steps", "0"], "steps=0"),
     (["--seeds", "-1"], "seeds"),
 ])
-def test_a_wish_that_cannot_be_met_is_refused_before_anything_is_made(tmp_path, flags, told):
+def test_an_impossible_request_is_refused_before_anything_is_written(tmp_path, flags, told):
     with pytest.raises(UserError, match=told):
         program.main([*flags, "--out_dir", str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow
-def test_the_whole_experiment_in_small(tmp_path):
+def test_a_small_run_of_the_whole_experiment(tmp_path):
     _, result = quick_run("induction_head_detection", tmp_path, n_trainings=9)
     assert any("K-composition" in claim["claim"] for claim in result["claims"])
     assert [found["seed"] for found in result["seeds"]] == [0, 1, 2]

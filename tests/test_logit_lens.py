@@ -1,4 +1,4 @@
-"""The lens: its last row is the model, and tuning changes the lens and nothing else."""
+"""The lens: its last row is the model's prediction, and tuning changes only the lens."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def cached(**changes):
 
 
 @pytest.mark.parametrize("changes", SHAPES, ids=str)
-def test_the_last_row_is_what_the_model_says(changes):
+def test_the_last_row_is_the_prediction_of_the_model(changes):
     model, logits, cache = cached(**changes)
     for incl_mid in (False, True):
         result = logit_lens(model, cache, incl_mid)
@@ -183,7 +183,7 @@ def test_a_lens_comes_back_from_its_file(tmp_path):
         TunedLens.load(tmp_path / "other.pt")
 
 
-def test_what_a_lens_cannot_read_is_refused():
+def test_arguments_that_a_lens_cannot_read_are_refused():
     model, _, cache = cached()
     for case, told in (
         ({"top_k": 12}, "top_k=12"),
@@ -200,7 +200,7 @@ def test_what_a_lens_cannot_read_is_refused():
         assert told in message, f"{case} is refused as {message}"
 
 
-def test_what_cannot_be_fitted_is_refused():
+def test_texts_that_cannot_be_fitted_are_refused():
     model, texts = tiny_model(), tiny_tokens()
     for case, call, told in (
         ("no layers", lambda: fit_tuned_lens(tiny_model(n_layers=0), texts), "n_layers=0"),
@@ -225,7 +225,7 @@ def test_the_likeliest_words_are_those_of_the_likeliest_ids_even_of_ones_that_st
     assert any("<id" in word for row in words for word in row)
 
 
-def test_a_lens_with_a_flipped_bit_and_what_is_none_are_refused(tmp_path):
+def test_a_lens_with_a_flipped_bit_and_other_files_are_refused(tmp_path):
     path = tmp_path / "lens.pt"
     lens = TunedLens(4, ["0_pre", "1_pre"])
     with torch.no_grad():

@@ -20,7 +20,7 @@ def random_tokens(seed=0):
     return torch.randint(D_VOCAB, (BATCH, POS), generator=seeded_generator(seed))
 
 
-def test_cross_entropy_is_torchs():
+def test_cross_entropy_equals_torchs():
     logits, targets = random_logits(), random_tokens()
     wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
     assert_close(cross_entropy(logits, targets), wanted)
@@ -35,7 +35,7 @@ def test_the_loss_of_a_token_is_minus_the_log_of_its_probability():
             assert_close(losses[b, i], -p.log())
 
 
-def test_targets_that_are_no_ids_are_refused_and_ignored_ones_are_not():
+def test_targets_that_are_not_ids_are_refused_and_ignored_ones_are_not():
     logits = random_logits()
     targets = torch.zeros(BATCH, POS, dtype=torch.long)
     for wrong in (targets + D_VOCAB, targets - 1, targets.float()):
@@ -118,7 +118,7 @@ def test_a_certain_and_right_prediction_costs_nothing_and_a_wrong_one_its_logit(
     assert per_token_loss(logits, torch.tensor([1])).item() == 1000
 
 
-def test_what_p_thinks_impossible_costs_nothing():
+def test_a_token_that_is_impossible_under_p_costs_nothing():
     p = torch.tensor([1.0, 2.0, -math.inf])
     assert kl_divergence(p, p) == 0
     q = torch.tensor([0.5, 0.1, 0.3])
@@ -126,7 +126,7 @@ def test_what_p_thinks_impossible_costs_nothing():
                                                             - q.log_softmax(-1)[:2])).sum())
 
 
-def test_one_prompt_is_held_against_many_at_each_one_s_own_position():
+def test_one_prompt_is_compared_with_many_at_the_position_of_each():
     generator = seeded_generator(0)
     many = torch.randn(3, 5, 11, generator=generator)
     one = torch.randn(1, 5, 11, generator=generator)

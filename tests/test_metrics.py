@@ -36,7 +36,7 @@ from utils import UserError, seeded_generator
 
 
 def refusal(call):
-    """What a call tells a user who gave it something impossible."""
+    """The message of the UserError for an impossible argument."""
     with pytest.raises(UserError) as found:
         call()
     return str(found.value)
@@ -55,7 +55,7 @@ def uniform_attention(n):
 # Scores of patterns
 
 
-def test_a_perfect_previous_token_head_scores_one_and_an_even_one_the_mean_of_a_half_to_an_nth():
+def test_a_perfect_previous_token_head_scores_one_and_a_uniform_one_the_mean_of_1_2_to_1_n():
     for n in (2, 3, 8):
         assert prev_token_score(attends_back_by(1, n)).item() == 1, f"{n} positions"
         wanted = sum(1 / k for k in range(2, n + 1)) / (n - 1)
@@ -68,7 +68,7 @@ def test_attention_to_oneself_or_to_the_next_scores_zero():
     assert prev_token_score(forwards).item() == 0
 
 
-def test_attention_to_the_one_before_the_previous_scores_only_where_there_is_none():
+def test_attention_two_back_scores_only_at_the_second_position():
     assert_close(prev_token_score(attends_back_by(2, 6)).item(), 1 / 5)  # position 1 looks at 0
 
 
@@ -142,7 +142,7 @@ def test_the_induction_score_equals_the_naive_loop():
         assert_close(induction_score(pattern, tokens)[:, row], expected)
 
 
-def test_where_no_token_comes_twice_there_is_no_induction_score():
+def test_without_repeated_tokens_there_is_no_induction_score():
     pattern = torch.eye(4).expand(1, 1, 4, 4)
     assert induction_score(pattern, torch.arange(4)[None]).isnan().all()
 
@@ -160,7 +160,7 @@ def test_the_sink_score_counts_the_first_position_for_all_that_have_another_choi
     assert_close(sink_score(uniform_attention(15)), (1 / torch.arange(2, 16)).mean())
 
 
-def test_the_entropy_of_attention_is_nothing_for_one_key_and_its_logarithm_for_n():
+def test_the_entropy_of_attention_is_zero_for_one_key_and_ln_n_for_n_keys():
     assert attention_entropy(torch.eye(6)).item() == 0
     assert_close(attention_entropy(uniform_attention(6)), torch.arange(1, 7).log().mean())
 
@@ -168,7 +168,7 @@ def test_the_entropy_of_attention_is_nothing_for_one_key_and_its_logarithm_for_n
 # Positions, tokens and logits
 
 
-def test_tokens_that_are_not_there_are_refused_with_their_value():
+def test_unknown_tokens_are_refused_with_their_value():
     assert token_ids(10, 2, 11).tolist() == [10, 10] and token_ids([0, 3], 2, 11).tolist() == [0, 3]
     for tokens, told in ((11, "token id 11"), ([3, -1], "token id -1"), ([1, 2, 3], "the 2 rows"),
                          (1.5, "token ids=1.5"), ("d", "'d'"), (["d", "e"], "'d', 'e'")):
@@ -207,7 +207,7 @@ def test_a_logit_difference_is_a_metric_as_it_is():
     assert_close(whole(logits), Metric.logit_diff(CORRECT, WRONG)(logits))
 
 
-def test_the_logit_difference_is_antisymmetric_and_knows_no_shift():
+def test_the_logit_difference_is_antisymmetric_and_ignores_a_shift():
     logits = cells()
     one = logit_diff(logits, CORRECT, WRONG, reduction="none")
     assert_close(one, -logit_diff(logits, WRONG, CORRECT, reduction="none"))
@@ -245,7 +245,7 @@ def test_kl_is_one_function_whose_first_argument_is_p_wherever_it_is_imported_fr
 # Results
 
 
-def test_effects_stand_for_their_means_where_a_number_a_cell_is_wanted():
+def test_effects_convert_to_their_means():
     values = torch.randn(2, 3, 8, generator=seeded_generator(0))
     effects = Effects(values, ("layer", "head"))
     assert_close(effects.mean, values.mean(-1))
@@ -263,7 +263,7 @@ def test_an_interval_of_effects_encloses_their_mean():
     assert_close(effects.ci(level=0.5, seed=4), bootstrap_ci(effects.values.T, level=0.5, seed=4))
 
 
-def test_effects_are_normalised_by_the_ratio_of_means_of_what_separates_two_runs():
+def test_effects_are_normalised_by_the_mean_gap_between_two_runs():
     values, baseline = torch.tensor([[0.0, 1.0], [1.0, 6.0]]), torch.tensor([1.0, 2.0])
     even = EffectsOfTwoRuns(values, ("pos",), baseline, torch.tensor([5.0, 6.0]))
     assert even.normalized().tolist() == [0.125, 0.875]
@@ -285,7 +285,7 @@ def test_an_unknown_reduction_is_refused():
 # Rankings and how sure one is
 
 
-def test_mean_ranks_count_what_is_below_and_half_of_what_is_equal():
+def test_mean_ranks_count_smaller_values_and_half_of_the_equal_ones():
     generator = seeded_generator(0)
     for values in (torch.randn(6, 50, generator=generator).round(decimals=1), torch.zeros(2, 9),
                    torch.arange(5.0)[None], torch.ones(3, 1), torch.ones(2, 0),
@@ -308,7 +308,7 @@ def test_rank_correlation_is_that_of_the_ranks_with_ties_shared():
     assert_close(pearson(one, other), torch.corrcoef(torch.stack([one, other]).double())[0, 1])
 
 
-def test_what_is_constant_or_not_measured_has_no_correlation():
+def test_constant_or_missing_values_have_no_correlation():
     one, other = torch.tensor([10.0, 20.0, 20.0, 5.0]), torch.tensor([1.0, 3.0, 2.0, 0.0])
     assert spearman(one, torch.ones(4)).isnan() and pearson(one, torch.ones(4)).isnan()
     holes = torch.tensor([[1.0, math.nan, 2.0, 0.0], [1.0, 3.0, 2.0, 0.0]])
@@ -333,7 +333,7 @@ def test_an_interval_draws_as_many_values_as_there_are():
     assert low == high == 0.5
 
 
-def test_a_pvalue_counts_the_draws_that_do_as_well_and_scanning_heads_is_paid_for():
+def test_a_pvalue_counts_the_draws_that_do_as_well_and_corrects_for_many_heads():
     null = torch.arange(99.0)
     assert_close(permutation_pvalue(95.0, null).item(), 5 / 100)
     assert_close(permutation_pvalue(1000.0, null).item(), 1 / 100)
@@ -362,19 +362,19 @@ def test_one_value_has_no_interval_and_no_draws_no_pvalue():
     assert "0 draws" in refusal(lambda: permutation_pvalue(1.0, []))
 
 
-def test_what_was_not_measured_has_no_pvalue():
+def test_missing_values_have_no_pvalue():
     for observed, null in ((math.nan, [1.0, 2.0]), ([1.0, math.nan], [1.0, 2.0]),
                            (1.0, [1.0, math.nan]), ([1.0, 2.0], [[1.0, 2.0], [math.nan, 0.0]])):
         told = refusal(lambda one=observed, null=null: permutation_pvalue(one, null))
         assert "1 values are NaN" in told, (observed, null)
 
 
-def test_the_heads_of_a_null_are_those_it_is_held_against():
+def test_a_null_must_have_the_heads_of_the_scores():
     told = refusal(lambda: permutation_pvalue([1.0, 2.0], torch.zeros(4, 3)))
     assert "[4, 3]" in told and "[2]" in told
 
 
-# A metric that says what it needs
+# A metric that names the logits it reads
 
 
 def test_a_metric_gets_the_positions_and_tokens_that_it_names_with_all_axes_kept():
@@ -418,7 +418,7 @@ def test_a_plain_function_as_a_metric_gets_all_logits():
                        logits.sum((-2, -1)))
 
 
-def test_a_metric_that_is_no_number_for_each_row_is_refused():
+def test_a_metric_without_one_number_for_each_row_is_refused():
     for fn in (lambda logits: logits.mean(), lambda logits: logits, lambda logits: 1.0):
         assert "[2, 5, 7]" in refusal(lambda fn=fn: as_metric(fn)(torch.zeros(2, 5, 7)))
 

@@ -17,14 +17,14 @@ def wide_range():
     return torch.linspace(-8, 8, 401, dtype=torch.float64, requires_grad=True)
 
 
-def test_gelu_is_its_definition_and_torchs_tanh_form():
+def test_gelu_equals_its_definition_and_torchs_tanh_form():
     x = wide_range()
     torch.testing.assert_close(gelu(x), gelu_by_definition(x), rtol=0, atol=1e-13)
     torch.testing.assert_close(gelu(x), F.gelu(x, approximate="tanh"), rtol=0, atol=1e-13)
     assert gelu(torch.tensor(1.0)).item() == pytest.approx(0.8411920, abs=1e-6)  # by hand
 
 
-def test_gelus_derivatives_are_torchs():
+def test_gelus_derivatives_equal_torchs():
     x = wide_range()
     ours, = torch.autograd.grad(gelu(x).sum(), x)
     theirs, = torch.autograd.grad(F.gelu(x, approximate="tanh").sum(), x)
@@ -37,7 +37,7 @@ def test_gelus_first_and_second_derivatives_pass_finite_differences():
     assert torch.autograd.gradgradcheck(gelu, x)
 
 
-def test_gelu_leaves_its_input_and_the_incoming_gradient_as_they_are():
+def test_gelu_does_not_change_its_input_or_the_incoming_gradient():
     x, incoming = noise(50).requires_grad_(), noise(50).flip(0)
     before = x.detach().clone(), incoming.clone()
     gelu(x).backward(incoming)

@@ -1,4 +1,4 @@
-"""The whole model against a forward pass written out again from its weights, and its contract."""
+"""The whole model against a forward pass written by hand from its weights, and its contract."""
 
 import math
 
@@ -145,7 +145,7 @@ def test_stacked_weights_are_differentiable_copies():
         assert torch.equal(model(tokens), logits), f"the stacked {name} is not a copy"
 
 
-def test_what_is_written_into_a_weight_of_a_block_reaches_the_model():
+def test_writing_into_a_weight_of_a_block_changes_the_model():
     for name in ATTENTION_WEIGHTS + MLP_WEIGHTS:
         model, tokens = tiny_model(dtype=torch.float64), tiny_tokens()
         before = model(tokens)
@@ -216,7 +216,7 @@ def test_the_blocks_may_be_run_in_two_parts():
         assert torch.equal(model.unembed(model.run_blocks(half, start=cut)), model(tokens))
 
 
-def test_a_way_that_does_not_exist_raises():
+def test_blocks_that_do_not_exist_raise():
     model = tiny_model()
     resid = model.embed(tiny_tokens())
     ways = (((-1, 2), "start=-1"), ((0, 3), "stop=3"), ((2, 1), "stop=1"), ((0, -1), "stop=-1"),
@@ -292,7 +292,7 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(plain.train()(tokens), plain.eval()(tokens))
 
 
-def test_dropout_acts_on_the_embedding_and_on_what_each_part_writes():
+def test_dropout_acts_on_the_embedding_and_on_the_output_of_each_part():
     model, tokens = tiny_model(dropout=0.5).train(), tiny_tokens(batch=50)
     torch.manual_seed(0)
     _, cache = model.run_with_cache(tokens)
@@ -325,7 +325,7 @@ def test_a_model_without_a_vocabulary_raises():
         GPT(ModelConfig())
 
 
-def test_some_logits_alone_are_those_of_all():
+def test_a_part_of_the_logits_equals_that_of_all_logits():
     for changes in ({}, {"tie_embeddings": True}, {"unembed_bias": True}):
         model = tiny_model(**changes)
         resid = torch.randn(4, 2, 5, model.cfg.d_model, generator=seeded_generator(0))

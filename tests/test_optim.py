@@ -39,7 +39,7 @@ def newton_schulz(s):
 
 
 def by_svd(matrix):
-    """What `orthogonalise` does, by way of the singular values of one matrix."""
+    """`orthogonalise` by the singular value decomposition of one matrix."""
     U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
     return U @ torch.diag(newton_schulz(S / (S.norm() + 1e-7))) @ Vh
 
@@ -47,7 +47,7 @@ def by_svd(matrix):
 # AdamW
 
 
-def test_adamw_is_torchs_with_decay_on_the_matrices():
+def test_adamw_equals_torchs_with_decay_on_the_matrices():
     settings = {"betas": (0.8, 0.95), "eps": 1e-6}
     for dtype in (torch.float32, torch.float64):
         ours = random_parameters(dtype=dtype)
@@ -60,7 +60,7 @@ def test_adamw_is_torchs_with_decay_on_the_matrices():
         assert_close(ours, theirs, atol=1e-6, rtol=0)
 
 
-def test_adamw_without_changes_to_its_settings_has_torchs():
+def test_the_default_settings_of_adamw_are_torchs():
     ours = random_parameters([(3, 4)])
     theirs = random_parameters([(3, 4)])
     train(ours, AdamW(ours, 1e-3), 5)
@@ -96,7 +96,7 @@ def test_the_first_step_moves_each_weight_by_the_learning_rate():
         assert_close(p.data, old - 0.01 * p.grad.sign(), atol=1e-6, rtol=0)
 
 
-def test_frozen_parameters_stay():
+def test_frozen_parameters_do_not_change():
     parameters = random_parameters()
     parameters[0].requires_grad_(False)
     train(parameters, AdamW(parameters, 0.1), 2)
@@ -104,7 +104,7 @@ def test_frozen_parameters_stay():
     assert not torch.equal(parameters[1], random_tensors()[1])
 
 
-def test_a_resumed_optimiser_goes_on_with_the_same_bits():
+def test_a_resumed_optimiser_gives_the_same_bits():
     shapes = [(6, 4), (4, 6)]
     for kind in (AdamW, Muon):
         straight = random_parameters(shapes)
@@ -148,7 +148,7 @@ def test_orthogonalising_brings_every_singular_value_near_one_and_keeps_the_vect
         assert cosine > 0.95, f"{shape}, seed {seed}: the vectors have turned to {cosine}"
 
 
-def test_each_round_stays_nearest_to_one_where_the_last_has_left_the_singular_values():
+def test_each_round_is_the_best_polynomial_for_the_singular_values_left_by_the_last():
     low = 0.003
     high = 1.0
     for a, b, c in POLAR_EXPRESS_ROUNDS:
@@ -176,7 +176,7 @@ def test_the_size_of_a_matrix_does_not_matter():
     assert_close(orthogonalise(1e5 * matrix), orthogonalise(matrix), atol=1e-6, rtol=0)
 
 
-def test_orthogonalising_turns_with_the_matrix_and_leaves_zero_alone():
+def test_orthogonalising_commutes_with_rotations_and_leaves_zero_alone():
     matrix, left, right = random_tensors([(6, 4), (6, 6), (4, 4)])
     Q = torch.linalg.qr(left).Q
     R = torch.linalg.qr(right).Q
@@ -190,7 +190,7 @@ def test_each_matrix_of_a_batch_is_orthogonalised_alone():
     assert_close(orthogonalise(batch), torch.stack([orthogonalise(one) for one in batch]))
 
 
-def test_muon_is_its_formula_step_by_step():
+def test_muon_equals_its_formula_step_by_step():
     shapes = [(6, 4), (4, 12), (4, 6), (6, 4)]
     lr = 0.02
     beta = 0.9
@@ -221,7 +221,7 @@ def test_a_step_of_muon_is_orthogonal_times_the_root_of_how_much_wider_it_makes(
                      msg=f"the step of a matrix {shape} is not {scale} times orthogonal")
 
 
-def test_queries_keys_and_values_are_made_orthogonal_apart():
+def test_queries_keys_and_values_are_orthogonalised_separately():
     fused, other = random_parameters([(4, 12), (4, 4)])
     apart = [torch.nn.Parameter(part.clone()) for part in fused.data.chunk(3, dim=1)]
     together = Muon([fused, other], 0.1, parts=[3, 1], weight_decay=0.2)
@@ -235,7 +235,7 @@ def test_queries_keys_and_values_are_made_orthogonal_apart():
     assert_close(fused.data, torch.cat([p.data for p in apart], dim=1))
 
 
-def test_matrices_of_one_shape_do_not_mix():
+def test_matrices_of_the_same_shape_do_not_affect_each_other():
     shapes = [(4, 4), (4, 8), (4, 4)]
     parameters = random_parameters(shapes)
     train(parameters, Muon(parameters, 0.1), 2)
@@ -250,7 +250,7 @@ def test_matrices_of_one_shape_do_not_mix():
 # The schedule
 
 
-def test_the_rate_rises_in_a_line_to_its_peak_and_falls_to_its_end():
+def test_the_rate_rises_linearly_to_its_peak_and_falls_to_its_end():
     for shape, final in itertools.product(("linear", "cosine", "trapezoid"), (0.0, 0.1)):
         how = {"shape": shape, "final_fraction": final}
         shares = [schedule(i, 100, 20, **how) for i in range(101)]
@@ -294,7 +294,7 @@ def with_gradients(size):
     return parameters
 
 
-def test_clipping_is_torchs():
+def test_clipping_equals_torchs():
     for size in (0.01, 1.0, 1e4):
         ours = with_gradients(size)
         theirs = with_gradients(size)
@@ -313,7 +313,7 @@ def test_clipping_bounds_the_joint_norm_and_keeps_the_direction():
     assert_close(after / after.norm(), old / old.norm())
 
 
-def test_no_limit_and_a_generous_one_leave_the_gradients_alone():
+def test_no_limit_and_a_large_one_leave_the_gradients_alone():
     before = [p.grad for p in with_gradients(100.0)]
     for most in (0, 1e9):
         parameters = with_gradients(100.0)
@@ -323,7 +323,7 @@ def test_no_limit_and_a_generous_one_leave_the_gradients_alone():
         assert_close(norm, torch.cat([grad.flatten() for grad in before]).norm())
 
 
-def test_parameters_without_a_gradient_are_passed_over():
+def test_parameters_without_a_gradient_are_skipped():
     parameters = [*with_gradients(1.0), torch.nn.Parameter(torch.ones(3))]
     assert_close(clip_gradients_(iter(parameters), 1.0), clip_gradients_(with_gradients(1.0), 1.0))
     assert parameters[-1].grad is None
@@ -335,7 +335,7 @@ def test_zero_gradients_stay_zero():
     assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in parameters)
 
 
-def test_what_the_loss_does_not_reach_has_a_zero_gradient():
+def test_parameters_that_the_loss_does_not_reach_have_a_zero_gradient():
     for kind in (AdamW, Muon):
         reached = torch.full((4, 4), 1.0, requires_grad=True)
         left = torch.full((4, 4), 2.0, requires_grad=True)

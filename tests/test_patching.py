@@ -102,13 +102,13 @@ def test_a_sweep_is_the_loop_over_all_cells(sweep):
 
 
 @pytest.mark.parametrize("changes, names", SHAPES, ids=str)
-def test_in_models_of_other_shapes_too(changes, names):
+def test_a_sweep_is_the_loop_over_all_cells_in_models_of_other_shapes(changes, names):
     model, axes_of = doubled(**changes), dict(reversed(SWEEPS))
     for name in names:
         compare_with_the_loop(model, (name, axes_of[name]))
 
 
-def test_in_float32_a_sweep_is_the_loop_but_for_rounding():
+def test_in_float32_a_sweep_is_the_loop_except_for_rounding():
     model = tiny_model()
     just_one = {"at the end": DIFFERENCE}
     for sweep in (("resid_pre", ("layer", "pos")), ("mlp_out", ("layer", "pos")),
@@ -150,7 +150,7 @@ def test_the_whole_stream_of_any_layer_gives_the_source_s_metric():
     assert_close(result.baseline, DIFFERENCE(model(CORRUPT)))
 
 
-def test_the_z_of_all_heads_is_what_attention_writes():
+def test_patching_the_z_of_all_heads_patches_attn_out():
     model = doubled()
     source = cache_of(model, CLEAN)
     for layer in range(2):
@@ -177,7 +177,7 @@ def test_queries_and_keys_of_all_heads_are_the_pattern_and_with_the_values_z():
     assert_close(with_these("pattern", "v"), swept("z"))
 
 
-def test_patching_a_position_leaves_the_logits_before_it_as_they_were_to_the_bit():
+def test_patching_a_position_changes_no_bit_of_the_logits_before_it():
     model = tiny_model()
     seen = []
 
@@ -194,7 +194,7 @@ def test_patching_a_position_leaves_the_logits_before_it_as_they_were_to_the_bit
             assert torch.equal(swept[:, pos, :, :pos], base[:, :pos].expand(2, -1, -1, -1))
 
 
-def test_a_metric_that_says_what_it_needs_gets_no_more():
+def test_a_metric_gets_only_the_logits_that_it_names():
     shapes = []
 
     def keep(chosen):
@@ -218,7 +218,7 @@ FAMILY = {
 }
 
 
-def test_each_of_the_family_sweeps_what_its_name_says():
+def test_each_sweep_function_patches_the_activation_in_its_name():
     model = tiny_model()
     source = cache_of(model, CLEAN)
     for name, sweep in FAMILY.items():
@@ -228,7 +228,7 @@ def test_each_of_the_family_sweeps_what_its_name_says():
         assert (found.axes, found.direction) == (sweep[1], "denoising"), name
 
 
-def test_sweeps_of_every_kind_are_stacked_in_the_order_of_the_family():
+def test_sweeps_of_every_kind_are_stacked_in_a_fixed_order():
     model = tiny_model()
     source = cache_of(model, CLEAN)
     for name, kinds in (("block_every", ["resid_pre", "attn_out", "mlp_out"]),
@@ -262,7 +262,7 @@ def test_the_mean_of_a_result_is_the_effect_and_its_interval_encloses_it():
     assert low.tolist() == [0, 1] and high.tolist() == [1, 6]
 
 
-def test_a_share_of_nothing_is_refused():
+def test_a_share_of_a_gap_of_zero_is_refused():
     model = tiny_model()
     result = patching.get_act_patch_resid_pre(model, CLEAN, cache_of(model, CLEAN), DIFFERENCE)
     with pytest.raises(UserError, match="undefined"):
@@ -286,14 +286,15 @@ def test_without_the_last_stream_there_is_no_target():
 
 
 def refusal(model, call, **given):
-    """What a user is told who asks for something impossible, after which no hook is open."""
+    """The message of the UserError for an impossible request; checks that no hook is open after it.
+    """
     with pytest.raises(UserError) as found:
         call(model, **given)
     assert not [point for point in model.hook_points().values() if point.listeners]
     return str(found.value)
 
 
-def test_what_does_not_fit_is_refused():
+def test_a_source_that_does_not_fit_is_refused():
     model = tiny_model()
     fitting = {"tokens": CORRUPT, "metric": DIFFERENCE, "act_name": "resid_pre",
                "axes": ("layer", "pos"), "source_cache": cache_of(model, CLEAN)}
@@ -327,7 +328,7 @@ def test_a_model_without_layers_has_no_blocks_to_sweep_and_no_paths():
     assert_close(swept.patched, DIFFERENCE(model(CLEAN)))
 
 
-def test_edits_with_and_without_a_short_cut_can_be_mixed():
+def test_edits_with_and_without_a_shortcut_can_be_mixed():
     model = doubled()
     source, run = cache_of(model, CLEAN), Rerun(model, CORRUPT, DIFFERENCE)
     names = ("hook_embed", "blocks.1.attn.hook_z", "blocks.0.mlp.hook_post")
@@ -344,7 +345,7 @@ def test_an_activation_that_was_not_kept_is_named():
         patching.get_act_patch_mlp_out(model, CORRUPT, source, DIFFERENCE)
 
 
-def test_a_sweep_does_not_run_past_open_hooks():
+def test_a_sweep_refuses_to_run_with_open_hooks():
     model = tiny_model()
     source = cache_of(model, CLEAN)
     with model.hooks([("blocks.0.attn.hook_z", lambda z, hook: 0 * z)]):
@@ -430,7 +431,7 @@ def path_by_hooks(model, senders, receivers, freeze):
     (["blocks.1.hook_attn_out"], ["blocks.1.hook_mlp_in", ("blocks.2.hook_v_input", 0)]),
     (["hook_embed"], [("blocks.0.hook_v_input", 0), "logits"]),
 ], ids=str)
-def test_path_patching_is_its_definition_hook_by_hook(senders, receivers):
+def test_path_patching_equals_its_definition_hook_by_hook(senders, receivers):
     model = doubled(n_layers=3)
     for freeze in ("heads", "all", None):
         result = path_patch(model, CLEAN, CORRUPT, senders, receivers, DIFFERENCE, freeze)
@@ -484,7 +485,7 @@ def test_the_matrix_is_path_patching_for_every_pair_of_heads(receiver, freeze):
     assert_close(found, expected)
 
 
-def test_paths_that_can_t_be_are_refused():
+def test_impossible_paths_are_refused():
     model = tiny_model(n_layers=3)
     fitting = {"clean_tokens": CLEAN, "corrupted_tokens": CORRUPT, "metric": DIFFERENCE,
                "senders": [("blocks.0.attn.hook_z", 0)],

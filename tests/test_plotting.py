@@ -1,4 +1,4 @@
-"""Figures show the numbers and the words that they were given, and the same bytes each time."""
+"""Figures show the given numbers and words, and have the same bytes each time."""
 
 import subprocess
 import sys
@@ -157,7 +157,7 @@ def test_a_head_without_a_number_gets_none():
     assert [text.get_text() for text in axes.texts] == ["0.00", "", "", "0.50"]
 
 
-def test_rows_of_dots_show_all_that_they_have_beside_one_and_what_is_below_it_stands_out():
+def test_rows_of_dots_show_all_values_and_highlight_those_below_one():
     figure = dot_rows({"one": (2.0, 0.5, 9.0), "two": (0.9, 0.9, 0.9)}, title="", xlabel="")
     axes = figure.axes[0]
     low, high = axes.get_xlim()
@@ -179,12 +179,12 @@ def test_the_bars_of_an_attribution_add_up_to_the_whole():
         assert shown == sorted(shown, reverse=True), f"the bars from the top are {shown}"
 
 
-def test_what_adds_nothing_has_no_bar():
+def test_a_part_that_adds_nothing_has_no_bar():
     axes = dla_bar([1.0, 0.0, -2.0], list("abc"), title="", xlabel="nats").axes[0]
     assert tick_labels(axes.yaxis) == ["a", "c"]
 
 
-def test_whiskers_stand_at_their_own_bar():
+def test_each_bar_has_its_own_whisker():
     figure = dla_bar([1.0, -2.0], ["a", "b"], title="", xlabel="", low=[0.5, -3], high=[1.5, -1])
     lines = figure.axes[0].get_lines()
     whiskers = [(list(line.get_xdata()), line.get_ydata()[0]) for line in lines]
@@ -264,7 +264,7 @@ def figures_with(names):
 
 @pytest.mark.slow
 def test_dollars_are_text_in_every_figure(tmp_path):
-    """A figure with dollars has the pixels of one whose dollars matplotlib was told to leave."""
+    """A figure with dollars has the pixels of one in which matplotlib shows them as text."""
     with matplotlib.rc_context({"text.parse_math": False}):
         wanted = figures_with(DOLLARS)
     for name, figure in figures_with(DOLLARS).items():
@@ -291,7 +291,7 @@ def test_powers_of_ten_at_an_axis_stay_formulas(tmp_path):
     assert not axes.title.get_parse_math()
 
 
-def test_the_powers_of_ten_of_a_long_axis_are_no_text(tmp_path):
+def test_the_powers_of_ten_of_a_long_axis_stay_formulas(tmp_path):
     """Some of its ticks are made only when they are asked for."""
     figure = Figure()
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""What a `pos` may be, and that prompts of unequal length give in a batch what each gives alone."""
+"""The forms of `pos`; and prompts of unequal length give in a batch what each gives alone."""
 
 import numpy as np
 import pytest
@@ -77,7 +77,7 @@ def test_a_list_or_a_slice_is_the_same_for_all_and_a_tensor_is_each_prompt_s_own
         assert choose_positions(pos, 5, 2).tolist() == chosen, f"pos={pos}"
 
 
-def test_what_is_not_there_or_could_be_read_in_two_ways_is_refused_with_its_value():
+def test_missing_or_ambiguous_positions_are_refused_with_their_value():
     for pos in (5, -6, [0, 5], slice(7, None), [], torch.tensor([0, 5])):
         assert f"pos={pos}" in refusal(lambda pos=pos: choose_positions(pos, 5, 2)), pos
     for pos in (1.5, "two", np.array([0, 1]), {0: 1}):
@@ -317,7 +317,7 @@ def test_scores_of_patterns_leave_padding_out():
                          msg=lambda told, score=score, row=row: f"{score.__name__} {row}: {told}")
 
 
-def test_a_plain_dict_is_no_cache():
+def test_a_plain_dict_is_refused_as_a_cache():
     model = tiny_model()
     _, cache = model.run_with_cache(CLEAN)
     labels = torch.zeros_like(CLEAN)
@@ -343,7 +343,7 @@ def test_a_metric_or_an_attribution_that_would_read_padding_is_refused():
     assert "pos=0" in told and "padding" in told
 
 
-def test_a_row_can_take_from_one_of_its_own_length_alone():
+def test_a_row_can_take_only_from_one_of_its_own_length():
     model = tiny_model()
     _, cache = model.run_with_cache(CORRUPTED, key_mask=KEY_MASK)
     how = {"mode": "resample", "reference": cache, "key_mask": KEY_MASK}
@@ -353,7 +353,7 @@ def test_a_row_can_take_from_one_of_its_own_length_alone():
         assert "padded at different positions" in told
 
 
-def test_a_prompt_of_one_token_has_no_loss_beside_longer_ones_either():
+def test_a_prompt_of_one_token_has_no_loss_in_a_batch_either():
     model = tiny_model()
     tokens, key_mask = pad_left([[1, 2, 3], [4]])
     for measure in (head_importance, head_slopes):

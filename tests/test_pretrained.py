@@ -1,7 +1,7 @@
 """Published weights: read from files made here by hand, refused when broken, fetched from a server.
 
-Hugging Face's libraries are not asked: the files are written byte by byte, and the logits are
-those of a GPT-2 of a dozen lines that uses their names.
+Hugging Face's libraries are not used. The files are written byte by byte, and the logits are
+compared with those of a GPT-2 in a dozen lines, with Hugging Face's names.
 """
 
 import hashlib
@@ -206,7 +206,7 @@ FORMS = ["model.safetensors", "sharded model.safetensors", "pytorch_model.bin",
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_logits_are_gpt_2_s_whatever_form_the_weights_have(tmp_path, form):
+def test_logits_are_gpt_2_s_for_every_format_of_weights(tmp_path, form):
     for tied in (True, False):
         for prefix in (True, False):
             named = published()
@@ -240,7 +240,7 @@ def test_the_config_s_activation_and_width_are_built(tmp_path):
         assert not close(model(tiny_tokens()), gpt2_logits(named, tiny_tokens(), not relu)), changes
 
 
-def test_what_a_config_does_not_say_is_as_in_gpt_2(tmp_path):
+def test_settings_that_a_config_lacks_are_those_of_gpt_2(tmp_path):
     named = published()
     write_folder(tmp_path, named)
     kept = ("model_type", "n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
@@ -305,7 +305,7 @@ def test_halves_become_float32_logits(tmp_path, dtype):
     assert close(model(tiny_tokens()), gpt2_logits(cut, tiny_tokens()))
 
 
-def test_numbers_that_are_not_aligned_are_read_all_the_same(tmp_path):
+def test_numbers_that_are_not_aligned_are_read_correctly(tmp_path):
     values = torch.arange(6.0).reshape(2, 3)
     header = json.dumps({"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}).encode()
     for shift in range(4):
@@ -314,7 +314,7 @@ def test_numbers_that_are_not_aligned_are_read_all_the_same(tmp_path):
         assert torch.equal(read_safetensors(path)["a"], values), f"{shift} bytes further on"
 
 
-def test_tensors_lie_where_the_header_says_in_whatever_order_it_names_them(tmp_path):
+def test_tensors_lie_where_the_header_says_in_any_order(tmp_path):
     header = {"b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
               "none": {"dtype": "F32", "shape": [0], "data_offsets": [4, 4]},
               "a": {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}}
@@ -323,7 +323,7 @@ def test_tensors_lie_where_the_header_says_in_whatever_order_it_names_them(tmp_p
     assert found == {"a": [1, 2], "b": [3], "none": []}
 
 
-def test_what_is_written_to_the_tensors_leaves_its_file_alone(tmp_path):
+def test_writing_to_the_tensors_does_not_change_the_file(tmp_path):
     path = write_folder(tmp_path, published()) / "model.safetensors"
     before = path.read_bytes()
     with torch.no_grad():
@@ -386,7 +386,7 @@ def test_the_names_written_are_gpt_2_s_and_mean_the_same(tied):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_file_written_says_the_same_to_another_reader(tmp_path, tied):
+def test_another_reader_gets_the_same_from_the_written_file(tmp_path, tied):
     model = tiny_model(tie_embeddings=tied)
     model.save_pretrained(tmp_path / "new/folder")
     arrays, metadata = parsed((tmp_path / "new/folder/model.safetensors").read_bytes())
@@ -479,7 +479,7 @@ BAD_HEADERS = {  # text of the header, bytes after it, what is told
 }
 
 
-def test_a_header_that_does_not_describe_its_file(tmp_path):
+def test_a_header_that_does_not_describe_its_file_is_refused(tmp_path):
     path = tmp_path / "x"
     for case, (text, n_bytes, told) in BAD_HEADERS.items():
         text = f"{{{text}}}" if str(text).startswith('"a"') else text
@@ -493,7 +493,7 @@ def test_the_header_that_the_bad_ones_are_made_from_is_good(tmp_path):
     assert read_safetensors(tmp_path / "x")["a"].tolist() == [1, 2]
 
 
-def test_a_file_without_a_whole_header(tmp_path):
+def test_a_file_without_a_whole_header_is_refused(tmp_path):
     path = tmp_path / "x"
     for content, told in [
         (b"", "is empty"), (b"\x01", "a header of 1 bytes in a file of 1"),
@@ -513,12 +513,12 @@ def test_a_file_cut_anywhere_is_refused(tmp_path):
         check_refusal(lambda: read_safetensors(tmp_path / "x"), tmp_path / "x", case=length)
 
 
-def test_a_file_that_cannot_be_opened(tmp_path):
+def test_a_file_that_cannot_be_opened_is_refused(tmp_path):
     check_refusal(lambda: read_safetensors(tmp_path / "x"), "cannot read", "No such file")
     check_refusal(lambda: read_safetensors(tmp_path), "cannot read", "Is a directory")
 
 
-def test_a_bin_file_that_holds_no_weights(tmp_path):
+def test_a_bin_file_without_weights_is_refused(tmp_path):
     path = write_folder(tmp_path, {}, "pytorch_model.bin") / "pytorch_model.bin"
     for content in (b"", b"hello", [torch.ones(2)], {"wte.weight": 3}, torch.ones(2),
                     {0: torch.ones(2)}):
@@ -536,7 +536,7 @@ def test_a_bin_file_that_asks_to_run_code_is_refused_before_it_runs(tmp_path):
     assert not (tmp_path / "victim").exists()
 
 
-def test_an_index_that_promises_what_is_not_there(tmp_path):
+def test_an_index_that_names_missing_tensors_is_refused(tmp_path):
     (tmp_path / "x").write_bytes(safetensors(published()))
     folder = write_folder(tmp_path / "f", published(), "sharded model.safetensors")
     below = folder / "below"
@@ -612,7 +612,7 @@ def test_a_head_that_is_missing_or_contradicts_the_config_is_refused(tmp_path):
         check_refusal(lambda: GPT.from_pretrained(tmp_path), '"tie_word_embeddings": false')
 
 
-def test_a_config_of_something_else(tmp_path):
+def test_a_config_of_another_architecture_is_refused(tmp_path):
     for changes, *told in [
         ({"model_type": "llama"}, "model_type='llama'"),
         ({"model_type": None}, "model_type=None"),
@@ -710,7 +710,7 @@ def test_a_header_of_millions_of_entries_is_refused_before_it_is_read(tmp_path):
     assert time.perf_counter() - start < 2
 
 
-def test_a_config_that_is_none(tmp_path):
+def test_a_file_that_is_not_a_config_is_refused(tmp_path):
     write_folder(tmp_path, published())
     path = tmp_path / "config.json"
     for text, told in [
@@ -721,7 +721,7 @@ def test_a_config_that_is_none(tmp_path):
         check_refusal(lambda: GPT.from_pretrained(tmp_path), path, told, case=text[:20])
 
 
-def test_a_folder_without_config_or_weights_and_a_name_that_is_none(tmp_path):
+def test_a_folder_without_config_or_weights_and_an_unknown_name_are_refused(tmp_path):
     for name in (tmp_path, tmp_path / "nowhere", "gpt3", "", "openai-community/gpt2"):
         check_refusal(partial(GPT.from_pretrained, name), repr(name),
                       "gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2", case=name)
@@ -837,7 +837,7 @@ def hub(monkeypatch, tmp_path):
 
 
 def of_weights(hub):
-    """What was asked for of the weights themselves: the ranges, None for all."""
+    """The requested ranges of the weights; None is a request for all of them."""
     return [asked for path, asked in hub.requested if path == WEIGHTS]
 
 
@@ -894,7 +894,7 @@ def test_each_name_asks_for_its_own_repository(hub, tmp_path, monkeypatch):
     assert places[4] == "/distilbert/distilgpt2/resolve/main/config.json" and len(places) == 8
 
 
-def test_a_download_that_is_cut_goes_on_where_it_stopped(hub, tmp_path):
+def test_an_interrupted_download_continues_where_it_stopped(hub, tmp_path):
     hub.cuts = [200_000, 100_000]
     pretrained_folder("gpt2", tmp_path)
     assert went_on(of_weights(hub), [200_000, 100_000]) and all_there(hub, tmp_path)
@@ -907,7 +907,7 @@ def test_a_server_that_ignores_ranges_sends_all_of_it_again(hub, tmp_path):
     assert went_on(of_weights(hub), [200_000]) and all_there(hub, tmp_path)
 
 
-def test_what_was_whole_already_or_too_long_is_fetched_again(hub, tmp_path):
+def test_a_file_that_is_complete_or_too_long_is_fetched_again(hub, tmp_path):
     path = tmp_path / "model.safetensors"
     whole = hub.files["model.safetensors"]
     for content in (whole, whole + b"more"):
@@ -925,7 +925,7 @@ def assert_has_the_beginning(hub, folder):
     assert 200_000 - 2**16 < len(part) <= 200_000 and part == whole[: len(part)]
 
 
-def test_no_network_keeps_what_came_and_the_next_call_goes_on(hub, tmp_path):
+def test_without_a_network_the_part_is_kept_and_the_next_call_continues(hub, tmp_path):
     hub.cuts = [200_000, 0, 0]
     with pytest.raises(NoNetwork, match=r"/model\.safetensors"):
         pretrained_folder("gpt2", tmp_path)
@@ -939,7 +939,7 @@ def test_no_network_keeps_what_came_and_the_next_call_goes_on(hub, tmp_path):
 
 
 @pytest.mark.parametrize("status", [503, 404])
-def test_a_server_in_trouble_takes_nothing_away_from_what_came(hub, tmp_path, status):
+def test_an_error_of_the_server_leaves_the_part_as_it_is(hub, tmp_path, status):
     hub.cuts = [200_000]
     hub.statuses = [None, status, status]
     with pytest.raises(NoNetwork, match="HTTPError"):
@@ -947,7 +947,7 @@ def test_a_server_in_trouble_takes_nothing_away_from_what_came(hub, tmp_path, st
     assert_has_the_beginning(hub, tmp_path)
 
 
-def test_nobody_there_is_no_network_in_one_line(tmp_path, monkeypatch):
+def test_without_a_server_one_line_says_that_there_is_no_network(tmp_path, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setattr(pretrained, "HUB", f"http://127.0.0.1:{free.getsockname()[1]}")
@@ -970,7 +970,7 @@ def test_content_with_another_checksum_is_refused_and_deleted(hub, tmp_path, whe
     assert not list((tmp_path / "gpt2").glob(f"{file}*"))
 
 
-def test_a_part_of_another_file_is_noticed_and_thrown_away(hub, tmp_path):
+def test_a_part_of_another_file_is_noticed_and_deleted(hub, tmp_path):
     part_of(tmp_path).parent.mkdir()
     part_of(tmp_path).write_bytes(b"something else")
     check_refusal(lambda: pretrained_folder("gpt2", tmp_path), "checksum", "try again")
@@ -992,7 +992,7 @@ def test_a_page_that_asks_for_a_password_is_not_kept_as_a_model(hub, tmp_path):
     assert all_there(hub, tmp_path)
 
 
-def test_what_was_published_is_known_by_its_checksum(hub, tmp_path, monkeypatch):
+def test_published_files_are_recognised_by_their_checksum(hub, tmp_path, monkeypatch):
     address = f"{pretrained.HUB}{PREFIX}merges.txt"
     right = hashlib.sha256(MERGES_TXT).hexdigest()
     for published_sha256, refused in (("0" * 64, True), (right, False)):
@@ -1005,7 +1005,7 @@ def test_what_was_published_is_known_by_its_checksum(hub, tmp_path, monkeypatch)
         assert path.exists() is not refused
 
 
-def test_a_server_that_never_answers_well_is_asked_a_few_times(hub, tmp_path):
+def test_a_server_with_bad_answers_is_asked_a_few_times(hub, tmp_path):
     for status in (416, 204, 500):
         hub.requested.clear()
         hub.statuses = [status] * 1000
@@ -1025,7 +1025,7 @@ def test_two_processes_do_not_download_into_one_file(hub, tmp_path):
 
 
 @pytest.mark.parametrize(("small_tag", "weak"), [(None, "W/"), ("no-checksum", "")])
-def test_weak_tags_are_checksums_too_and_other_tags_are_none(hub, tmp_path, small_tag, weak):
+def test_weak_tags_are_checksums_too_and_other_tags_are_not(hub, tmp_path, small_tag, weak):
     hub.small_tag = small_tag
     hub.weak = weak
     pretrained_folder("gpt2", tmp_path)

@@ -1,4 +1,4 @@
-"""Probes: certain where there is something, at chance where there is nothing, and never a peek."""
+"""Probes: certain if the label is there, at chance if it is not, and no use of held-out data."""
 
 import math
 
@@ -30,7 +30,7 @@ def clusters(n=300, n_classes=3, d=5, apart=20.0, seed=0):
     return corners[y] + torch.randn(n, d, generator=generator), y
 
 
-def test_what_is_separable_is_found_every_time():
+def test_separable_classes_are_always_found():
     for labels in ([0, 1], [7, 3, 11]):
         X, y = clusters(n_classes=len(labels))
         y = torch.tensor(labels)[y]
@@ -80,7 +80,7 @@ def test_no_group_is_on_both_sides(monkeypatch):
         assert len(sides) == 20 and len({group for group, inside in sides if not inside}) == 4
 
 
-def test_a_label_that_only_the_group_knows_is_not_found_in_other_groups():
+def test_a_label_that_depends_on_the_group_is_not_found_in_other_groups():
     generator = seeded_generator(0)
     groups = torch.arange(300) // 5
     signature = torch.randn(60, 40, generator=generator)[groups]
@@ -90,7 +90,7 @@ def test_a_label_that_only_the_group_knows_is_not_found_in_other_groups():
     assert fit_probe(X, y, groups, l2=0.1).accuracy < 0.7
 
 
-def test_features_are_standardised_by_the_training_side_alone(monkeypatch):
+def test_features_are_standardised_only_by_the_training_side(monkeypatch):
     X, y = clusters(n=100)
     seen = []
     fit = probing.fit_logistic
@@ -139,7 +139,7 @@ def test_a_probe_on_types_learns_any_labels_of_types_and_is_not_selective():
     assert found.task == 1.0 and found.control == 1.0 and found.selectivity == 0.0
 
 
-def test_a_probe_on_what_is_not_in_the_type_is_selective():
+def test_a_probe_on_more_than_the_type_is_selective():
     X, y = clusters(n=600, n_classes=2)
     tokens = torch.randint(100, (600,), generator=seeded_generator(5))
     found = selectivity(X, y, tokens)
@@ -174,7 +174,7 @@ def test_rare_classes_are_cheap_without_any_x_and_only_the_entropy_says_so():
     assert found.compression > 2.5 and 0.85 < found.entropy_compression < 1
 
 
-def test_a_label_that_only_the_group_knows_is_not_cheap_where_whole_groups_are_sent(monkeypatch):
+def test_a_label_that_depends_on_the_group_is_not_cheap_if_whole_groups_are_sent(monkeypatch):
     generator = seeded_generator(0)
     groups = (torch.arange(600) // 10)[torch.randperm(600, generator=generator)]
     signature = torch.randn(60, 40, generator=generator)[groups]
@@ -302,7 +302,7 @@ def test_erasing_is_measured_as_by_a_hook_beside_random_labels_of_the_same_kind(
     assert probe.accuracy > 0.99 and found.accuracy < found.majority + 0.05
 
 
-def test_of_two_planted_bits_both_are_decoded_and_only_the_one_that_is_read_is_missed():
+def test_of_two_planted_bits_both_are_decoded_and_only_the_one_that_is_read_matters():
     model, tokens, generator = tiny_model(n_layers=0), tiny_tokens(60, 8), seeded_generator(0)
     bits = torch.randint(2, (2, *tokens.shape), generator=generator).float()
     with torch.no_grad():
@@ -328,7 +328,7 @@ def test_of_two_planted_bits_both_are_decoded_and_only_the_one_that_is_read_is_m
     assert lost[0][0] > 3 * lost[0][1].max() and lost[1][0] < lost[1][1].max()
 
 
-def test_what_makes_no_probe_is_refused():
+def test_arguments_that_make_no_probe_are_refused():
     X, y = torch.eye(6), torch.arange(6) % 2
     for told, case in {
         "one class": {"y": torch.zeros(6).long()},

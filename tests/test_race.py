@@ -1,4 +1,4 @@
-"""The race: every contestant takes all its steps, in turns, and is judged by its own marks."""
+"""The race: every contestant takes all its steps, in turns, and is judged by its own thresholds."""
 
 import types
 
@@ -20,12 +20,12 @@ from experiments.speed.report import race_claims, summarize_race
 
 
 def curves(nano, mine):
-    """What `run_race` returns, where each contestant ends at (seconds, loss)."""
+    """The result of a `run_race` in which each contestant ends at (seconds, loss)."""
     return {NANOGPT: [(1.0, 3.0), nano]} | {
         name: [(0.5, 3.0), mine] for name in list(race_contestants(65, 0))[1:]}
 
 
-def test_a_contestant_is_held_against_its_own_time_and_loss():
+def test_a_contestant_is_compared_with_its_own_time_and_loss():
     field = race_contestants(65, 0)
     verdicts = {}
     for loss in (1.6, 1.5, 1.4):
@@ -49,7 +49,7 @@ def test_times_and_losses_are_means_over_seeds():
     assert claims["a third of itvali"].mark == pytest.approx(1.8)  # nanoGPT's own mean
 
 
-def test_the_summary_tells_the_times_and_losses_of_means():
+def test_the_summary_reports_mean_times_and_losses():
     races = [curves((100.0, 1.9), (90.0, 1.5)), curves((100.0, 1.7), (110.0, 1.7))]
     told = summarize_race(race_claims(race_contestants(65, 0), races), races)
     assert all(words in told for words in ("In 1.00 of the time", "reaches 1.600", "at 1.800",
@@ -78,7 +78,7 @@ def test_the_batches_are_drawn_by_the_contestant_s_seed(monkeypatch):
     assert not torch.equal(*drawn)
 
 
-def test_the_default_run_is_in_the_race_as_it_is():
+def test_the_default_run_is_in_the_race_unchanged():
     mine = race_contestants(65, 0)[OUR_DEFAULT]
     assert mine.model == ModelConfig(d_vocab=65) and mine.train == TrainConfig()
 

@@ -1,4 +1,4 @@
-"""The README and docs/: the blocks run in order, links and pictures lead somewhere."""
+"""The README and docs/: the blocks run in order, and links and pictures exist."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The stream as a sum: every decomposition adds up to it, at every layer, whatever the weights."""
+"""The stream as a sum: every decomposition adds up to it, at every layer, for any weights."""
 
 import math
 from functools import partial
@@ -38,7 +38,7 @@ def cached(**changes):
 
 
 def stream(model, cache, layer, mlp_input=False):
-    """What block `layer` reads, or its MLP, straight from the cache."""
+    """The input of block `layer`, or of its MLP, directly from the cache."""
     if mlp_input:
         return cache["resid_mid", layer]
     if layer == 0:
@@ -118,7 +118,7 @@ def test_labels_name_the_writers_in_the_order_of_the_writing():
     assert full_decomposition(model, cache, 1)[1][5:7] == ["L0N0", "L0N1"]
 
 
-def test_heads_and_neurons_with_their_biases_are_what_their_parts_wrote():
+def test_heads_and_neurons_with_their_biases_sum_to_the_writes_of_their_parts():
     model, cache = cached()
     heads, labels = stack_head_results(model, cache)
     assert labels == [f"L{layer}H{head}" for layer in range(2) for head in range(3)]
@@ -221,7 +221,7 @@ def test_writes_that_miss_an_edited_stream_are_refused_and_before_the_edit_they_
     assert "miss the cached stream" in refusal(lambda: norm_budget(model, cache), "the budget")
 
 
-def test_an_edit_of_what_is_written_is_part_of_the_sum():
+def test_an_edit_of_a_write_is_part_of_the_sum():
     model = tiny_model()
     # heads apart can't know of an edit after them: not of one at attn_out
     for at, units in (("blocks.1.hook_attn_out", ["component"]), ("hook_embed", UNITS[:2]),
@@ -243,7 +243,7 @@ def test_a_dropped_embedding_and_heads_of_another_model_are_refused():
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_rounding_is_no_edit_and_a_part_of_the_positions_sums_too(dtype):
+def test_rounding_does_not_count_as_an_edit_and_slices_of_positions_sum_too(dtype):
     model = centre_writing_weights(tiny_model(n_layers=6))[0].to(dtype)
     direction = torch.ones(12, dtype=dtype)  # a centred stream has rounding along it, no more
     for pos_slice in (None, slice(2, 5)):
@@ -261,7 +261,7 @@ def test_without_the_stream_in_the_cache_nothing_is_compared():
     assert len(decompose_resid(model, cache)[0]) == 6
 
 
-def test_what_is_not_there_is_named():
+def test_missing_activations_are_named():
     model, cache = cached()
     no_mlps = cached(attn_only=True)
     _, lacking = model.run_with_cache(tiny_tokens(), lambda name: "mlp_out" not in name)

@@ -1,4 +1,4 @@
-"""The roadmap: its blocks print what the page says, its terms lead to the glossary."""
+"""The roadmap: its blocks print the results on the page, and its terms link to the glossary."""
 
 import math
 import os
@@ -69,7 +69,7 @@ def prose_of_chapters(page):
 
 
 def glossary_faults(page):
-    """What is wrong with the glossary of a page and the links to it: a list of sentences."""
+    """The faults of a page's glossary and of the links to it: a list of sentences."""
     entries = ENTRY.findall(page.partition("\n## Glossary\n")[2])
     names = [name for _, name, _, _ in entries]
     faults = [] if names == sorted(names, key=str.lower) else ["the entries are not in order"]

@@ -1,4 +1,4 @@
-"""The program sparse_autoencoder.py: what it refuses, what it claims, and a small run of it."""
+"""The program sparse_autoencoder.py: wrong settings, false claims, and a quick run."""
 
 import copy
 import math
@@ -9,9 +9,9 @@ from helpers import quick_run, refusal
 
 import train
 from experiments import sparse_autoencoder as program
-from experiments.dictionaries.known import dictionary_jobs
+from experiments.dictionaries.features import dictionary_jobs
 from experiments.dictionaries.report import known_claims, recovery_figure, worlds_figure
-from experiments.dictionaries.subjects import Subject
+from experiments.dictionaries.trained.model import Subject
 
 REFUSED = {
     "--kind ReLU": "kind",
@@ -38,22 +38,22 @@ def test_no_more_latents_can_be_active_than_there_are():
     assert (recipe.kind, recipe.n_latents, recipe.sparsity) == ("BatchTopK", 10, 10)
 
 
-def test_what_can_not_be_done_is_refused_before_anything_is_trained(tmp_path):
-    for flags, told in REFUSED.items():
+def test_wrong_settings_are_refused_before_anything_is_trained(tmp_path):
+    for flags, named in REFUSED.items():
         argv = [*flags.split(), "--out_dir", str(tmp_path)]
         try:
             message = refusal(lambda argv=argv: program.main(argv), flags)
         except SystemExit as stop:
             pytest.fail(f"{flags} ends the program with {stop.code}")
-        assert told in message and "\n" not in message, f"{flags} are refused with: {message}"
+        assert named in message and "\n" not in message, f"{flags} are refused with: {message}"
         assert not list(tmp_path.glob("**/*.pt")), f"{flags}: something was trained"
 
 
-# The claims where the truth is known
+# The claims on known features
 
 
 def good_measures():
-    """Measures of one seed, of which every claim is true."""
+    """Measures of one seed for which every claim is true."""
     measures = {}
     for name, job in dictionary_jobs().items():
         dense = job.recipe.sparsity in (0.005, 0.0003, 20)
@@ -74,7 +74,7 @@ def good_measures():
 
 
 def change(measures, name, **changed):
-    """The measures, with numbers of one dictionary changed."""
+    """A copy of the measures, with some numbers of one dictionary changed."""
     changed_measures = copy.deepcopy(measures)
     changed_measures[name] |= changed
     return changed_measures
@@ -110,18 +110,18 @@ def test_each_claim_on_known_features_fails_where_it_is_false():
         assert set(verdicts(good, bad, judged=False)) == {None}
 
 
-def test_a_nested_dictionary_that_finds_nothing_is_no_success():
-    """Its children hold nothing of their parents, since there are none."""
+def test_a_nested_dictionary_that_finds_no_children_fails():
+    """Its children's latents contain nothing of their parents, but only because there are none."""
     good = good_measures()
     for found in (0.1, 0.0):
         bad = change(good, "hierarchy, Matryoshka, 3", leaning=0.0, found=found)
         assert verdicts(bad)[10] is False
     untrained = good | {name: each | {"recovered": 0.0} for name, each in good.items()
                         if name.startswith("uniform, Matryoshka")}
-    assert verdicts(untrained)[11] is False, "a price of everything is no price"
+    assert verdicts(untrained)[11] is False, "a Matryoshka that recovers nothing passes"
 
 
-def test_the_figures_show_each_kind_and_where_its_sparse_end_is():
+def test_the_figures_show_each_kind_and_label_the_sparse_and_dense_ends():
     recovery = recovery_figure([good_measures()])
     worlds = worlds_figure([good_measures()])
 
@@ -150,8 +150,8 @@ def test_a_quick_run_of_the_program(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_train_gets_a_dictionary_where_one_is_asked_for(tmp_path, capsys):
-    """A run with so little text that few latents are ever active is looked at all the same."""
+def test_a_run_of_train_gets_a_dictionary_at_the_named_hook_point(tmp_path, capsys):
+    """It works even with so little text that few latents are ever active."""
     (tmp_path / "text.txt").write_text("abcdefghij" * 400)
     train.main(["--data.path", str(tmp_path / "text.txt"), "--data.val_fraction", "0.4",
                 "--model.n_layers", "1", "--model.d_model", "16", "--model.n_ctx", "16",

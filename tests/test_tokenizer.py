@@ -73,7 +73,7 @@ def test_unknown_ids_are_named_and_negative_ones_do_not_count_from_the_end():
         assert f"[{unknown}]" in message and "0 to 2" in message
 
 
-def test_what_is_no_integer_is_no_id(bpe):
+def test_a_value_that_is_not_an_integer_is_refused_as_an_id(bpe):
     for tokenizer in (CharTokenizer().fit("abc"), bpe):
         for ids in ([1.9], torch.tensor([0.5]), ["a"], [None], [[1, 2]], 3):
             for call in (tokenizer.decode, tokenizer.to_bytes, tokenizer.to_str_tokens,
@@ -158,7 +158,7 @@ def test_pairs_are_merged_in_the_order_of_the_table():
 
 
 def test_the_bytes_have_gpt_2_s_ids():
-    """Those that Latin-1 shows come first, in their order; then the others, in theirs."""
+    """The bytes that Latin-1 can show come first, in order; then the others, in order."""
     tokenizer = BPETokenizer()
     assert tokenizer.encode("!~ \n\0") == [0, 93, 220, 198, 188]
     assert tokenizer.encode("\x7f") == [221]  # after 33 controls and space: 188 + 33
@@ -211,7 +211,7 @@ def difficult_texts(n, seed=0):
             for pool in [*DIFFICULT, "".join(DIFFICULT)] for _ in range(n)]
 
 
-def test_words_are_those_of_a_scanner_written_by_hand():
+def test_words_equal_those_of_a_scanner_written_by_hand():
     for text in difficult_texts(1000):
         words = split_words(text)
         assert words == scanned(text), repr(text)
@@ -239,7 +239,7 @@ def joined(pieces, pair):
 
 
 def naive_merges(text, n_merges):
-    """Counts all pairs of all words anew before each merge."""
+    """Count all pairs of all words again before each merge."""
     words = [[word.encode()[i : i + 1] for i in range(len(word.encode()))]
              for word in scanned(text)]
     merges = []
@@ -426,7 +426,7 @@ def test_endoftext_is_one_token_only_when_asked_for():
     assert tokenizer.encode("ab", endoftext=True) == [256]
 
 
-def test_who_lacks_endoftext_says_so_and_reads_other_text_all_the_same(bpe):
+def test_a_tokenizer_without_endoftext_says_so_and_reads_other_text(bpe):
     assert bpe.encode("ab", endoftext=True) == bpe.encode("ab")
     assert "<|endoftext|>" in refusal(lambda: bpe.endoftext_id)
     assert "<|endoftext|>" in refusal(lambda: bpe.encode("a<|endoftext|>", endoftext=True))
@@ -545,7 +545,7 @@ def test_the_two_files_swapped_are_refused(tmp_path):
     assert str(vocab) in refusal(lambda: BPETokenizer.from_files(merges, vocab))
 
 
-def test_a_vocabulary_that_is_none_is_refused(tmp_path):
+def test_a_file_that_is_not_a_vocabulary_is_refused(tmp_path):
     paths = write_files(tmp_path, merges="")
     for vocab, told in [
         ("", "vocab.json"), ("[]", "vocab.json"), ("[" * 100_000, "vocab.json"),
@@ -576,7 +576,7 @@ def gpt2():
 
 
 @needs_gpt2_files
-def test_gpt_2_s_ids_are_those_that_are_known(gpt2):
+def test_the_ids_of_gpt_2_are_the_published_ones(gpt2):
     assert gpt2.d_vocab == 50257 and gpt2.endoftext_id == 50256
     assert gpt2.encode(" the") == [262] and gpt2.encode("Hello world") == [15496, 995]
     assert gpt2.encode("Hello, world!") == [15496, 11, 995, 0]

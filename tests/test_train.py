@@ -1,4 +1,4 @@
-"""Training: the loop, what a run leaves behind, and that it can be stopped anywhere and goes on."""
+"""Training: the loop, the files of a run, and runs that are stopped anywhere and resumed."""
 
 import contextlib
 import dataclasses
@@ -288,7 +288,7 @@ def test_in_bfloat16_the_products_are_short_and_weights_and_loss_are_not():
 
 
 def bytes_kept(model, tokens):
-    """How many bytes the loss of a batch keeps for its backward pass, but for the weights."""
+    """The bytes that the loss of a batch keeps for its backward pass, without the weights."""
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept = {}  # {address: tensor}: what lives on keeps its address for itself
 
@@ -371,7 +371,7 @@ def test_evaluating_equals_predicting_each_token_once():
             assert loss == wanted, f"{n} tokens, {batch_size} windows at once"
 
 
-def test_where_stories_begin_what_was_before_them_is_not_read():
+def test_a_window_that_begins_at_a_story_does_not_read_the_text_before_it():
     model = tiny_model()
     tokens = tiny_tokens(batch=1, pos=12)[0]  # stories of 5 and 7
     with torch.no_grad():
@@ -381,7 +381,7 @@ def test_where_stories_begin_what_was_before_them_is_not_read():
     assert losses == pytest.approx(torch.cat(expected).tolist(), rel=1e-5)
 
 
-def test_of_losses_that_are_not_all_asked_for_the_mode_stays():
+def test_an_unfinished_evaluation_restores_the_mode():
     model = tiny_model().train()
     losses = train.token_losses(model, tiny_tokens(batch=1, pos=40)[0])
     next(losses)
@@ -417,14 +417,14 @@ def test_a_run_leaves_its_six_files(home):
     assert len((run_of(home, "first") / "sample.txt").read_text()) > 300
 
 
-def test_a_checkpoint_is_a_dict_with_all_that_is_promised(home):
+def test_a_checkpoint_is_a_dict_with_every_promised_entry(home):
     state = load_checkpoint(run_of(home, "first") / "checkpoint.pt")
     assert {"model", "optimizer", "step", "config", "tokenizer"} <= state.keys()
     assert state["step"] == 6 and state["config"]["model"]["d_model"] == 8
     assert all(isinstance(weight, torch.Tensor) for weight in state["model"].values())
 
 
-def test_config_json_says_what_was_asked_for(home):
+def test_config_json_has_the_settings_of_the_run(home):
     told = json.loads((run_of(home, "first") / "config.json").read_text())
     assert told["model"]["n_ctx"] == 8 and told["train"]["max_steps"] == 6
     assert told["model"]["d_vocab"] == len(set((home / "text.txt").read_text()))
@@ -512,14 +512,14 @@ def test_the_sample_is_written_without_dropout(home, monkeypatch):
     assert modes == [False]
 
 
-def test_the_last_lines_say_the_result_and_how_to_get_more(home):
+def test_the_last_lines_give_the_result_and_the_next_commands(home):
     out = (home / "printed.txt").read_text()
     assert f"validation loss {curve(home, 'first', 'val_loss')[-1][1]:.4f}" in out
     assert (run_of(home, "first") / "sample.txt").read_text() in out
     assert f"generate.py --run_name first --out_dir {home / 'outputs'} --sliding" in out
 
 
-def test_a_loss_a_word_is_also_said_a_character(capsys, tmp_path, monkeypatch):
+def test_a_loss_for_each_word_is_also_given_for_each_character(capsys, tmp_path, monkeypatch):
     undrawn(monkeypatch)
     main(argv(tmp_path, "--data.tokenizer", "word"))
     loss = curve(tmp_path, "run-001", "val_loss")[-1][1]
@@ -531,7 +531,7 @@ def test_a_loss_a_word_is_also_said_a_character(capsys, tmp_path, monkeypatch):
     assert abs(float(said.split(" nats/character")[0].split()[-1]) / per_character - 1) < 0.05
 
 
-def test_how_a_step_is_computed_may_differ_when_a_run_goes_on(tmp_path, monkeypatch):
+def test_settings_of_computation_may_differ_when_a_run_is_resumed(tmp_path, monkeypatch):
     quietly(monkeypatch)
     stopped_at(2, tmp_path, *named("mine"))
     monkeypatch.setattr(torch, "compile", lambda model: model)
@@ -539,7 +539,7 @@ def test_how_a_step_is_computed_may_differ_when_a_run_goes_on(tmp_path, monkeypa
     assert final(tmp_path, "mine")["step"] == 6
 
 
-def test_the_line_that_a_stopped_run_prints_goes_on_with_it(tmp_path, monkeypatch, capsys):
+def test_the_command_that_a_stopped_run_prints_resumes_it(tmp_path, monkeypatch, capsys):
     quietly(monkeypatch)
     monkeypatch.chdir(tmp_path)
     stopped_at(2, tmp_path, "--logging.out_dir", "my runs")
@@ -572,7 +572,7 @@ def test_the_seed_decides_the_first_weights_and_the_batches(home):
     assert not torch.equal(weights, other_weights) and not torch.equal(batch, other_batch)
 
 
-def test_how_often_a_run_is_evaluated_does_not_change_what_it_learns(home, monkeypatch):
+def test_the_number_of_evaluations_does_not_change_the_weights(home, monkeypatch):
     quietly(monkeypatch)
     for name, every in (("seldom", "6"), ("often", "1")):
         main(argv(home, *named(name, "--train.eval_interval", every, "--model.dropout", "0.2")))
@@ -622,7 +622,7 @@ def test_overwriting_starts_from_nothing(home, tmp_path, monkeypatch):
 # Stopping and going on
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys):
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, monkeypatch, capsys):
     quietly(monkeypatch)
     dropout = ["--model.dropout", "0.2"]
     cosine = ["--train.optimizer", "adamw", "--train.schedule", "cosine"]
@@ -643,7 +643,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys):
             assert curves[0] == curves[1], f"{flags}, stopped after {step}: another curve"
 
 
-def test_a_checkpoint_from_before_a_field_was_kept_goes_on_to_the_same_bits(
+def test_an_older_checkpoint_without_a_field_resumes_to_the_same_bits(
     home, tmp_path, monkeypatch
 ):
     quietly(monkeypatch)
@@ -668,7 +668,7 @@ def test_a_run_s_state_comes_back_from_its_checkpoint():
     assert RunState.from_checkpoint({"step": 3}) == RunState(3, 0.0, math.inf, 0, math.inf)
 
 
-def test_elsewhere_than_on_the_cpu_each_step_seeds_its_own_dropout(tmp_path, monkeypatch):
+def test_on_devices_other_than_the_cpu_each_step_seeds_its_own_dropout(tmp_path, monkeypatch):
     """The CPU stands in for a device whose generator is in no checkpoint: as is none here."""
     quietly(monkeypatch)
     monkeypatch.setattr(torch.Tensor, "is_cpu", False)
@@ -692,7 +692,7 @@ def test_a_stop_does_not_show_in_the_training_loss(tmp_path, monkeypatch):
     assert curve(tmp_path, "halves", "train_loss") == curve(tmp_path, "whole", "train_loss")
 
 
-def test_a_run_that_died_goes_on_from_its_checkpoint_and_drops_the_lines_beyond_it(
+def test_a_run_that_died_resumes_from_its_checkpoint_and_drops_later_lines(
     tmp_path, monkeypatch
 ):
     quietly(monkeypatch)
@@ -724,7 +724,7 @@ def shorten(path):
     path.write_text(path.read_text().splitlines()[0] + "\n")
 
 
-def test_a_run_whose_metrics_are_lost_goes_on_without_them(home, tmp_path, monkeypatch, capsys):
+def test_a_run_whose_metrics_are_lost_resumes_without_them(home, tmp_path, monkeypatch, capsys):
     undrawn(monkeypatch)
     for spoil, step in ((lose, 4), (lose, 6), (empty, 6), (shorten, 6)):
         stopped_at(step, tmp_path, *named("mine", "--overwrite"))
@@ -739,7 +739,7 @@ def test_a_run_whose_metrics_are_lost_goes_on_without_them(home, tmp_path, monke
         assert f"\nvalidation loss {last_losses[0][1]:.4f}" in capsys.readouterr().out, case
 
 
-def test_what_a_killed_writer_left_is_removed_when_the_run_goes_on(home, tmp_path, monkeypatch):
+def test_files_of_a_killed_writer_are_removed_when_the_run_is_resumed(home, tmp_path, monkeypatch):
     quietly(monkeypatch)
     shutil.copytree(home, tmp_path, dirs_exist_ok=True)
     files = sorted(run_of(tmp_path, "first").iterdir())
@@ -762,7 +762,7 @@ def test_another_number_of_threads_is_announced(home, tmp_path, monkeypatch, cap
     assert "3 threads now, 1 before: the last bits of the result" in capsys.readouterr().out
 
 
-def test_the_newest_run_goes_on_with_its_own_settings_where_none_are_given(
+def test_the_newest_run_is_resumed_with_its_own_settings_by_default(
     tmp_path, monkeypatch
 ):
     quietly(monkeypatch)
@@ -791,7 +791,7 @@ def test_flags_that_contradict_the_run_are_all_named(home):
     assert "n_ctx" not in str(error.value)
 
 
-def test_a_text_that_has_changed_is_not_gone_on_with(tmp_path, monkeypatch):
+def test_a_run_is_not_resumed_on_a_changed_text(tmp_path, monkeypatch):
     quietly(monkeypatch)
     main(argv(tmp_path, *named("mine")))
     path = tmp_path / "text.txt"
@@ -802,7 +802,7 @@ def test_a_text_that_has_changed_is_not_gone_on_with(tmp_path, monkeypatch):
             main(argv(tmp_path, *named("mine", "--resume")))
 
 
-def test_a_run_goes_on_wherever_its_text_lies_now(tmp_path, monkeypatch):
+def test_a_run_is_resumed_even_if_its_text_was_moved(tmp_path, monkeypatch):
     quietly(monkeypatch)
     main(argv(tmp_path, *named("whole")))
     stopped_at(2, tmp_path, *named("halves"))
@@ -831,7 +831,7 @@ def auto(monkeypatch, online):
     return ["--data.path", "none", "--train.max_steps", "1"]
 
 
-def test_a_run_on_what_there_was_goes_on_with_that_and_nothing_else(tmp_path, monkeypatch):
+def test_a_run_with_dataset_auto_is_resumed_on_the_text_it_was_trained_on(tmp_path, monkeypatch):
     quietly(monkeypatch)
     for name, online in (("shakespeare", True), ("builtin", False)):
         main(argv(tmp_path, *named(name, *auto(monkeypatch, online))))
@@ -845,7 +845,7 @@ def test_a_run_on_what_there_was_goes_on_with_that_and_nothing_else(tmp_path, mo
         assert same(final(tmp_path, name), before), f"the run on {name} has changed"
 
 
-def test_with_nothing_to_resume_a_run_starts_afresh_and_says_so(tmp_path, monkeypatch, capsys):
+def test_without_a_run_to_resume_a_new_one_starts_and_says_so(tmp_path, monkeypatch, capsys):
     quietly(monkeypatch)
     main(argv(tmp_path, *named("mine", "--resume")))
     assert "nothing to resume yet: starting afresh" in capsys.readouterr().out
@@ -885,7 +885,7 @@ def test_a_run_without_a_checkpoint_is_not_taken_for_the_name_next_to_it(
         main(argv(tmp_path, *named("mine3", "--resume")))
 
 
-def test_what_a_run_without_its_checkpoint_has_is_never_replaced(home, tmp_path, monkeypatch):
+def test_files_of_a_run_without_a_checkpoint_are_never_replaced(home, tmp_path, monkeypatch):
     quietly(monkeypatch)
     shutil.copytree(home, tmp_path, dirs_exist_ok=True)
     folder = run_of(tmp_path, "first")
@@ -896,7 +896,7 @@ def test_what_a_run_without_its_checkpoint_has_is_never_replaced(home, tmp_path,
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_checkpoint_that_can_not_be_gone_on_with_is_refused_and_stays(
+def test_a_checkpoint_that_cannot_be_resumed_is_refused_and_stays(
     home, tmp_path, monkeypatch
 ):
     quietly(monkeypatch)
@@ -1018,7 +1018,7 @@ def test_a_token_file_trains_to_the_bits_of_its_text(home, monkeypatch):
     assert curve(home, "prepared", *columns) == curve(home, "first", *columns)
 
 
-def test_a_token_file_of_another_tokenizer_is_not_gone_on_with(tmp_path, monkeypatch):
+def test_a_run_is_not_resumed_on_a_token_file_of_another_tokenizer(tmp_path, monkeypatch):
     quietly(monkeypatch)
     argv(tmp_path)  # writes the text
     text = [str(tmp_path / "text.txt")]
@@ -1030,7 +1030,7 @@ def test_a_token_file_of_another_tokenizer_is_not_gone_on_with(tmp_path, monkeyp
         main(argv(tmp_path, *named("mine", "--resume"), "--data.path", folder))
 
 
-def test_a_preset_gives_its_shape_but_for_what_is_said(tmp_path, monkeypatch):
+def test_a_preset_gives_its_shape_except_for_given_flags(tmp_path, monkeypatch):
     quietly(monkeypatch)
     flags = argv(tmp_path, *named("mine"), "--train.max_steps", "1")
     flags = [*flags[flags.index("--train.max_steps"):], "--model.preset", "gpt2"]
@@ -1047,7 +1047,7 @@ def final_config(folder, name):
     return json.loads((run_of(folder, name) / "config.json").read_text())
 
 
-def test_a_compiled_model_is_what_is_trained_and_the_plain_one_is_saved(tmp_path, monkeypatch):
+def test_the_compiled_model_is_trained_and_the_plain_one_is_saved(tmp_path, monkeypatch):
     quietly(monkeypatch)
     calls = []
 
@@ -1066,7 +1066,7 @@ def test_a_compiled_model_is_what_is_trained_and_the_plain_one_is_saved(tmp_path
     load_model("mine", tmp_path / "outputs")
 
 
-def test_what_a_step_keeps_in_memory_is_said(tmp_path, monkeypatch, capsys):
+def test_the_memory_of_a_step_is_printed(tmp_path, monkeypatch, capsys):
     quietly(monkeypatch)
     main(argv(tmp_path, "--model.d_model", "64", "--train.accumulate", "2"))
     cfg = final_config(tmp_path, "run-001")["model"]
@@ -1074,7 +1074,7 @@ def test_what_a_step_keeps_in_memory_is_said(tmp_path, monkeypatch, capsys):
     assert f"1 x {bytes_ / 1e6:.1f} MB of activations" in capsys.readouterr().out
 
 
-def test_ranks_that_cannot_share_a_batch_are_told_what_they_could(tmp_path, monkeypatch):
+def test_the_message_on_a_batch_that_ranks_cannot_share_has_sizes_that_work(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "n_ranks", lambda: 3)
     with pytest.raises(UserError, match=r"batch_size=4 .* 3 ranks .*accumulate=2.* 6"):
         main(argv(tmp_path, "--train.accumulate", "2"))
@@ -1116,7 +1116,7 @@ def test_other_ranks_draw_other_dropout_and_the_same_again(home, monkeypatch):
 # Repeats
 
 
-def test_of_each_batch_the_share_that_was_asked_for_is_repeats(tmp_path):
+def test_each_batch_has_the_requested_share_of_repeats(tmp_path):
     def batch(share):
         text = str(tmp_path / "text.txt")
         cfg = Config(DataConfig(path=text, repeats=share), TINY_SHAPE, TrainConfig(batch_size=10))
@@ -1130,7 +1130,7 @@ def test_of_each_batch_the_share_that_was_asked_for_is_repeats(tmp_path):
         assert periodic == [False] * (10 - expected) + [True] * expected
 
 
-def test_repeats_that_would_be_no_window_are_refused():
+def test_a_share_of_repeats_below_one_window_is_refused():
     with pytest.raises(UserError, match=r"repeats=0\.01 of batch_size=12 .*0\.083 or more"):
         Config(DataConfig(repeats=0.01))
 
@@ -1183,7 +1183,7 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_at_any_moment_goes_on_to_the_same_bits(uninterrupted):
+def test_a_run_that_is_killed_at_any_moment_resumes_to_the_same_bits(uninterrupted):
     chance = random.Random(0)
     for step in (1, 300, 600):
         process = start(uninterrupted, *named("killed", "--resume"))
@@ -1200,7 +1200,7 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_to_the_same_bits(uninterrupt
 
 
 @pytest.mark.slow
-def test_sigterm_stops_a_run_cleanly_and_says_how_to_go_on(uninterrupted):
+def test_sigterm_stops_a_run_cleanly_and_a_message_says_how_to_resume(uninterrupted):
     name = "stopped"
     process = start(uninterrupted, *named(name))
     wait_for_step(uninterrupted, name, 100, process)
@@ -1275,7 +1275,7 @@ def test_two_ranks_have_one_process_s_loss_curve_and_equal_weights(tmp_path, mon
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_stops_the_others_and_they_go_on_from_the_last_checkpoint(tmp_path):
+def test_if_a_rank_dies_all_stop_and_resume_from_the_last_checkpoint(tmp_path):
     dropout = ["--model.dropout", "0.2"]
     assert together(tmp_path, "whole", *dropout)[0] == 0
     for victim, name in ((0, "first"), (1, "second")):
@@ -1296,7 +1296,7 @@ def test_a_rank_that_is_asked_to_stop_stops_all_after_the_same_step(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_wrong_on_all_ranks_is_one_line_and_writes_nothing(tmp_path):
+def test_an_error_on_all_ranks_gives_one_line_and_writes_nothing(tmp_path):
     code, errors, _ = together(tmp_path, "mine", "--train.batch_size", "5")
     assert code != 0 and len(set(errors)) == 1 and "batch_size=5" in errors[0]
     assert not (tmp_path / "outputs").exists()

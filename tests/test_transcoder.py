@@ -1,4 +1,4 @@
-"""An answer taken apart into features, errors and biases: sums, naive loops, and false claims."""
+"""Transcoders and answers split into features: sums, naive loops, and false claims."""
 
 import copy
 from dataclasses import replace
@@ -10,23 +10,22 @@ from helpers import refusal, tiny_model, tiny_tokens
 from torch.testing import assert_close
 
 from experiments.dictionaries.model import KINDS, DictionaryRecipe
-from experiments.dictionaries.report_transcoder import (
+from experiments.dictionaries.transcoders.measure import (
     GiftSubject,
     explained_by_linear_map,
     load_gift_subject,
     measure_transcoders,
     shuffled_r,
     slope_through_0,
-    transcoder_claims,
-    transcoder_figure,
 )
-from experiments.dictionaries.transcoder import (
+from experiments.dictionaries.transcoders.model import (
     FrozenRun,
     fit_transcoder,
     read_and_written,
     reading_point,
     transcoder_quality,
 )
+from experiments.dictionaries.transcoders.report import transcoder_claims, transcoder_figure
 from experiments.wired.model import Pairs
 from losses import next_token_loss
 from metrics import Metric
@@ -37,8 +36,7 @@ ANSWER = Metric.logit_diff(3, 5)
 
 
 def random_transcoder(kind="TopK", seed=0, dtype=torch.float32, d_model=12):
-    """A transcoder of which every tensor has values of ordinary size; of any kind about half of the
-    latents are active."""
+    """A transcoder with random values in every tensor; about half of its latents are active."""
     generator = seeded_generator(seed)
     recipe = DictionaryRecipe(kind, LATENTS // 2, LATENTS)
     transcoder = recipe.fresh(d_model, d_model, generator)
@@ -51,7 +49,7 @@ def random_transcoder(kind="TopK", seed=0, dtype=torch.float32, d_model=12):
 
 
 def frozen_run(layers=(0, 1), kind="TopK", dtype=torch.float32, **changes):
-    """The run of a scrambled model on a prompt of 7 tokens, with random transcoders."""
+    """The run of a tiny random model on a prompt of 7 tokens, with random transcoders."""
     transcoders = {layer: random_transcoder(kind, layer, dtype) for layer in layers}
     return FrozenRun(tiny_model(dtype=dtype, **changes), transcoders, tiny_tokens(1), ANSWER)
 
@@ -98,7 +96,7 @@ def test_nothing_later_has_an_edge_into_a_feature():
 
 
 @pytest.mark.parametrize("keep", ["writes", "features"])
-def test_predicted_effects_are_those_of_removing_each_feature_from_the_frozen_model(keep):
+def test_predicted_effects_equal_those_of_removing_features_from_the_frozen_model(keep):
     run = frozen_run(dtype=torch.float64, n_layers=3, layers=(0, 1, 2))
     predicted = run.direct_effects() if keep == "writes" else run.total_effects()
     for layer in range(3):
@@ -107,7 +105,7 @@ def test_predicted_effects_are_those_of_removing_each_feature_from_the_frozen_mo
         assert_close(run.removal_effects(places, keep), expected, atol=1e-10, rtol=0)
 
 
-def test_the_active_features_are_kept_as_if_each_mlp_were_its_transcoder_and_its_error():
+def test_keeping_active_features_replaces_each_mlp_by_its_transcoder_plus_its_error():
     # by hand, hook by hook: z = reading W_enc + b_enc where it was active, and 0 elsewhere
     run = frozen_run(dtype=torch.float64)
     place = run.active_places(0)[:1]
@@ -154,7 +152,7 @@ def test_removing_a_feature_from_the_model_itself_equals_a_naive_loop():
         assert_close(run.removal_effects(places), torch.tensor(naive), atol=1e-5, rtol=1e-4)
 
 
-def test_without_its_nonlinearities_a_model_does_what_is_predicted():
+def test_in_a_model_without_nonlinearities_the_predictions_are_exact():
     # one layer, no LayerNorm: an MLP's feature goes straight to the logits
     run = frozen_run(layers=(0,), n_layers=1, norm="none", dtype=torch.float64)
     places = run.active_places(0)
@@ -163,7 +161,7 @@ def test_without_its_nonlinearities_a_model_does_what_is_predicted():
     assert_close(run.removal_effects(places), expected, atol=1e-10, rtol=0)
 
 
-def test_a_transcoder_that_misses_nothing_leaves_no_error_and_one_that_writes_nothing_all():
+def test_the_error_share_is_zero_for_an_exact_transcoder_and_one_for_a_silent_one():
     run = frozen_run(layers=(0,))
     mlp = run.contributions().errors[1]  # has no transcoder
     assert_close(mlp, (run.cache["mlp_out", 1][0] * run.slopes(
@@ -178,7 +176,7 @@ def test_a_transcoder_that_misses_nothing_leaves_no_error_and_one_that_writes_no
 
 
 def exact_relu_run(layer):
-    """The run of a model of `layer` + 1 layers of ReLU neurons, each of which is a latent."""
+    """The run of a model with `layer` + 1 layers, whose ReLU neurons are the latents."""
     model = tiny_model(n_layers=layer + 1, activation="relu")
     transcoders = {}
     for index, block in enumerate(model.blocks):
@@ -267,11 +265,11 @@ def test_wrong_arguments_are_refused_in_a_line_that_names_them():
         "keep": lambda: run.removal_effects(run.active_places(0), "all of it"),
     }
     for named, call in bad.items():
-        said = refusal(call, named)
-        assert named in said and "\n" not in said, said
+        message = refusal(call, named)
+        assert named in message and "\n" not in message, message
 
 
-def test_what_is_kept_is_kept_and_nothing_else():
+def test_each_way_keeps_its_own_parts_of_the_clean_run_and_nothing_else():
     run = frozen_run(n_layers=3, layers=(0, 1))
     place = run.active_places(0)[:1]
     [(_, pos, latent)] = place.tolist()
@@ -304,14 +302,14 @@ RECIPE = DictionaryRecipe("TopK", 4, LATENTS, steps=20, batch=64)
 
 @pytest.fixture(scope="module")
 def measured():
-    """What is measured of a scrambled model with transcoders that learned little."""
+    """The measures of a tiny model of random weights, with transcoders that learned little."""
     pairs = Pairs(tiny_tokens(3), tiny_tokens(3), torch.arange(3), torch.arange(3) + 1)
     subject = GiftSubject(tiny_model(), tiny_tokens(40), tiny_tokens(20, seed=3), pairs)
     return measure_transcoders(subject, 0, RECIPE)
 
 
 def as_trained(measured):
-    """The same, but with the numbers of transcoders of which all claims hold."""
+    """A copy with the numbers of transcoders for which all claims hold."""
     good = copy.deepcopy(measured)
     for layer in (0, 1):
         good["quality"]["fit"][layer]["explained"] = 0.95
@@ -327,7 +325,7 @@ def failed(*results, judged=True):
     return [each.claim for each in transcoder_claims(results, judged) if each.holds is False]
 
 
-def test_sums_hold_where_little_is_learned_and_claims_of_learning_fail(measured):
+def test_for_badly_trained_transcoders_sums_hold_and_claims_on_learning_fail(measured):
     for layer in (0, 1):
         trained, untrained = (one["quality"]["fit"][layer]["explained"]
                               for one in (measured, measured["untrained"]))
@@ -358,13 +356,13 @@ def test_each_claim_fails_where_its_number_is_wrong_in_one_seed(measured):
         assert [words in claim for claim in failed(good, bad)] == [True], words
 
 
-def test_a_correlation_that_shuffled_features_have_too_is_no_finding(measured):
+def test_a_correlation_below_that_of_shuffled_features_fails(measured):
     good = as_trained(measured)
     good["gifts"]["null"][0] = 0.96
     assert ["r" in claim for claim in failed(good)] == [True]
 
 
-def test_shuffled_features_do_not_correlate_and_a_gift_without_variance_stays_itself():
+def test_shuffling_is_within_each_gift_and_destroys_the_correlation_there():
     generator = seeded_generator(0)
     predicted = [torch.randn(50, generator=generator) for _ in range(8)]
     measured = torch.cat(predicted)
@@ -384,7 +382,7 @@ def test_the_shares_of_an_answer_sum_to_one(measured):
     assert sum(measured["gifts"]["shares"].values()) == pytest.approx(1, abs=1e-4)
 
 
-def test_the_linear_map_explains_a_linear_mlp_and_not_a_bent_one():
+def test_the_linear_map_explains_a_linear_mlp_and_not_a_nonlinear_one():
     model = tiny_model(activation="relu", n_layers=1, norm="none")
     subject = GiftSubject(model, tiny_tokens(60), tiny_tokens(20, seed=3), None)
     bent = explained_by_linear_map(subject, 0)
@@ -394,7 +392,7 @@ def test_the_linear_map_explains_a_linear_mlp_and_not_a_bent_one():
 
 
 @pytest.mark.slow
-def test_a_quick_model_of_gifts_gives_a_table_without_a_verdict_on_training(tmp_path):
+def test_in_a_quick_run_only_the_sums_have_a_verdict(tmp_path):
     cfg = SimpleNamespace(quick=True, prompts=3, out_dir=str(tmp_path), retrain=False)
     subject, again = (load_gift_subject(cfg, tmp_path, 0) for _ in range(2))
     assert torch.equal(subject.model.W_in, again.model.W_in), "the second one is read, not trained"

@@ -1,4 +1,4 @@
-"""LayerNorm, the sum that a block adds up, and inputs that heads read apart."""
+"""LayerNorm, the sum in a block, and split inputs of heads."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def inert(tensor, hook):
 
 
 @pytest.mark.parametrize("point", ["none", "hook_scale", "hook_normalized"])
-def test_layernorm_is_torchs_whoever_listens(point):
+def test_layernorm_equals_torchs_with_and_without_listeners(point):
     norm, theirs = tiny_norm(), nn.LayerNorm(12).double()
     theirs.load_state_dict({"weight": norm.w, "bias": norm.b})
     if point != "none":
@@ -59,7 +59,7 @@ def test_layernorm_is_torchs_whoever_listens(point):
         assert_same(norm.fused(resid), theirs(resid))
 
 
-def test_layernorms_hooks_see_the_scale_and_what_is_before_gain_and_shift():
+def test_the_hooks_of_layernorm_see_the_scale_and_the_vector_before_gain_and_shift():
     norm = tiny_norm()
     resid = noise(2, 7, 12)
     seen = {}
@@ -71,7 +71,7 @@ def test_layernorms_hooks_see_the_scale_and_what_is_before_gain_and_shift():
     assert_same(seen["normalized"] * norm.w + norm.b, out)
 
 
-def test_twice_the_scale_halves_what_is_normalised():
+def test_twice_the_scale_halves_the_normalised_vector():
     norm, resid = tiny_norm(), noise(2, 7, 12)
     plain = norm(resid)
     norm.hook_scale.add(lambda scale, hook: 2 * scale)
@@ -89,7 +89,7 @@ def test_without_a_norm_the_parts_read_the_stream_itself():
 # The sum
 
 
-def test_the_stream_is_the_sum_of_what_is_written():
+def test_the_stream_is_the_sum_of_all_writes():
     cache = cached(double_model(), tiny_tokens())
     for layer in range(2):
         assert_same(cache["resid_pre", layer] + cache["attn_out", layer], cache["resid_mid", layer])
@@ -136,7 +136,7 @@ def test_an_edit_of_resid_mid_is_read_by_the_mlp_and_stays_in_the_stream():
     assert_same(after["resid_post", 1], expected)
 
 
-def test_an_edit_of_what_is_written_moves_the_stream_by_as_much():
+def test_an_edit_of_a_write_changes_the_stream_by_as_much():
     tokens, moved = tiny_tokens(), noise(2, 7, 12)
     for part in ("attn_out", "mlp_out", "resid_post"):
         model = double_model(attn_only=part == "attn_out")
@@ -147,7 +147,7 @@ def test_an_edit_of_what_is_written_moves_the_stream_by_as_much():
 # Inputs that heads read apart
 
 
-def test_listening_to_split_inputs_leaves_the_logits():
+def test_listening_to_split_inputs_does_not_change_the_logits():
     tokens = tiny_tokens()
     for norm in ("layernorm", "none"):
         model = tiny_model(norm=norm, n_layers=1)

@@ -60,7 +60,7 @@ def test_a_user_error_is_one_line_on_stderr_and_exit_code_2(capsys):
     assert err.endswith(": error: lr=-1 is not possible\n") and err.count("\n") == 1
 
 
-def test_a_real_bug_leaves_a_program_as_it_was_raised():
+def test_a_real_bug_is_raised_unchanged():
     for bug in (ValueError("a bug"), RuntimeError("a bug"), OSError("a bug")):
         with pytest.raises(type(bug)) as caught:
             run_program(raiser(bug))
@@ -102,7 +102,7 @@ def test_text_that_the_terminal_cannot_show_is_replaced(monkeypatch):
         assert "error: " in shown["stderr"] and "2/2" in shown["stderr"], encoding
 
 
-def test_a_program_whose_output_is_no_stream_of_text_runs_all_the_same(monkeypatch):
+def test_a_program_runs_even_if_its_output_is_not_a_text_stream(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     run_program(lambda: print("é"))
     monkeypatch.setattr(sys, "stdout", io.StringIO())
@@ -117,7 +117,7 @@ def test_a_misspelt_name_finds_its_neighbour_in_full_or_by_its_last_part():
         assert suggested.startswith("; the closest: blocks.0.attn.hook_pattern"), name
 
 
-def test_nothing_is_proposed_where_nothing_is_near():
+def test_nothing_is_suggested_if_no_name_is_close():
     assert suggest_closest("zzzzzz", HOOKS) == "" == suggest_closest("hook_embed", [])
 
 
@@ -192,7 +192,7 @@ def test_values_that_json_cannot_hold_leave_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ["values.json"]
 
 
-def test_what_a_message_quotes_is_one_line_without_control_characters():
+def test_a_quotation_in_a_message_is_one_line_without_control_characters():
     nasty = "a\nb\x1b[31m\r\x00\u202e\ud800é" + "z" * 10**6
     for text in (str(UserError(nasty)), printable(nasty)):
         assert text.isprintable() and "\n" not in text and len(text) <= utils.MESSAGE_LENGTH
@@ -204,7 +204,7 @@ def test_what_a_message_quotes_is_one_line_without_control_characters():
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes by name here")
-def test_what_is_no_regular_file_is_refused_at_once_wherever_a_file_is_read(tmp_path):
+def test_anything_but_a_regular_file_is_refused_at_once_by_every_reader(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
     readers = (open_regular, read_json, read_text,
@@ -282,7 +282,7 @@ BAD_ANSWERS = {  # what comes, after how many bytes that are there already
 }
 
 
-def test_an_answer_that_can_not_be_what_was_asked_for_is_a_request_exception(monkeypatch):
+def test_an_answer_that_cannot_be_the_requested_file_is_a_request_exception(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     for case, (answer, n_there) in BAD_ANSWERS.items():
         file = io.BytesIO(b"x" * n_there)
@@ -316,7 +316,7 @@ def test_a_good_answer_is_taken_with_a_length_or_without_and_after_a_part(monkey
         assert file.getvalue() == b"abcdef", answer
 
 
-def test_a_download_that_trickles_is_given_up(monkeypatch):
+def test_a_very_slow_download_is_given_up(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(utils, "SLOW_SECONDS", 0)
     monkeypatch.setattr(utils, "SLOWEST_DOWNLOAD", 1e12)
@@ -326,7 +326,7 @@ def test_a_download_that_trickles_is_given_up(monkeypatch):
 
 
 def progress_output(monkeypatch, on_terminal, seconds_a_step, total=1000, steps=range(1, 101)):
-    """What a Progress writes to stderr while a fake clock ticks between the steps."""
+    """The text that a Progress writes to stderr while a fake clock ticks between the steps."""
     clock = SimpleNamespace(now=0.0)
     stderr = io.StringIO()
     stderr.isatty = lambda: on_terminal
@@ -346,7 +346,7 @@ def test_in_a_log_progress_is_a_whole_line_every_ten_seconds(monkeypatch):
     assert [line.split("/")[0] for line in written.splitlines()] == ["20", "40", "60", "80", "100"]
 
 
-def test_on_a_terminal_progress_is_one_line_that_covers_what_it_rewrites(monkeypatch):
+def test_on_a_terminal_progress_is_one_line_that_overwrites_the_last_one(monkeypatch):
     written = progress_output(monkeypatch, on_terminal=True, seconds_a_step=0.5)
     assert written.count("\n") == 1 and written.endswith("\n")
     lines = written.rstrip("\n").split("\r")[1:]
@@ -360,7 +360,7 @@ def test_a_terminal_is_rewritten_ten_times_a_second_at_most(monkeypatch):
     assert 8 <= written.count("\r") <= 10
 
 
-def test_progress_tells_the_time_left_at_this_pace(monkeypatch):
+def test_progress_shows_the_time_left_at_this_pace(monkeypatch):
     written = progress_output(monkeypatch, False, seconds_a_step=20, total=10, steps=[1, 2, 4])
     left = [line.split()[-3] for line in written.splitlines()]
     assert left == ["180", "160", "90"]  # 20 s a step, then 60 s for 4 of them
@@ -410,7 +410,7 @@ def test_the_same_seed_draws_the_same_numbers_and_leaves_the_global_ones_alone()
 # Ranks (that several processes work is shown in test_train.py)
 
 
-def test_a_process_that_is_alone_is_all_there_is(capsys):
+def test_a_single_process_is_rank_0_of_1(capsys):
     assert (rank(), n_ranks(), mean_over_ranks(2.5)) == (0, 1, 2.5)
     with joined_ranks("cpu") as device:
         assert device == torch.device("cpu") and n_ranks() == 1
@@ -418,7 +418,7 @@ def test_a_process_that_is_alone_is_all_there_is(capsys):
     assert capsys.readouterr().out == "heard\n"
 
 
-def test_an_error_in_a_process_that_is_alone_is_raised_as_it_is():
+def test_an_error_in_a_single_process_is_raised_unchanged():
     with pytest.raises(RuntimeError, match="a bug in gloo/"), joined_ranks("cpu"):
         raise RuntimeError("a bug in gloo/")
 
@@ -434,7 +434,7 @@ def test_each_process_that_torchrun_started_gets_a_gpu_of_its_own(monkeypatch):
         pick_device("auto")
 
 
-def test_what_cannot_be_shared_is_not_chosen_for_several_processes(monkeypatch):
+def test_a_device_that_cannot_be_shared_is_not_chosen_for_several_processes(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "0")
@@ -448,7 +448,7 @@ def test_the_first_rank_alone_shows_progress(monkeypatch):
     assert progress_output(monkeypatch, False, seconds_a_step=20) == ""
 
 
-def test_other_ranks_let_the_first_one_speak_but_for_what_it_cannot_say(monkeypatch, capsys):
+def test_other_ranks_wait_for_the_message_of_the_first_unless_a_rank_is_lost(monkeypatch, capsys):
     for number, kind, pauses in (("0", UserError, 0), ("1", UserError, 1), ("1", RankLost, 0)):
         slept = []
         with monkeypatch.context() as patched, pytest.raises(SystemExit) as end:

@@ -1,5 +1,5 @@
-"""Re-parameterisations: no prediction moves, the input stays as it was, and the new weights have
-what was promised of them."""
+"""Re-parameterisations: no prediction changes, the input model is untouched, and the new weights
+have the promised properties."""
 
 import itertools
 
@@ -58,7 +58,7 @@ def assert_zero(tensor, most=1e-12, case=""):
 
 
 def assert_same_predictions(one, other, most, case):
-    """Two models predict alike on texts that no module has seen."""
+    """Two models give the same predictions on new texts."""
     tokens = tiny_tokens(batch=8, pos=TINY["n_ctx"], seed=77)
     assert_near(log_probs(one, tokens), log_probs(other, tokens), most, case)
 
@@ -67,7 +67,7 @@ def assert_same_predictions(one, other, most, case):
 
 
 @each_way
-def test_no_prediction_moves(change):
+def test_no_prediction_changes(change):
     exact = [(*pair, 1e-12) for pair in models_of_each_kind()]
     rounded = [(*pair, 1e-5) for pair in models_of_each_kind(torch.float32, KINDS[:2])]
     for changes, model, most in exact + rounded:
@@ -78,7 +78,7 @@ def test_no_prediction_moves(change):
 
 
 @each_way
-def test_the_input_stays_as_it_was_bit_for_bit_and_shares_nothing_with_the_output(change):
+def test_the_input_is_unchanged_bit_for_bit_and_shares_no_memory_with_the_output(change):
     for changes, model in models_of_each_kind(kinds=(KINDS[0], KINDS[4], KINDS[5], KINDS[7])):
         before = {name: weight.clone() for name, weight in model.state_dict().items()}
         logits, cfg = model(tiny_tokens()), model.cfg
@@ -230,7 +230,7 @@ def test_folded_weights_by_their_formula_head_by_head():
         assert_near(new.b_U, model.ln_final.b @ model.W_U, 1e-10, "b_U")
 
 
-def test_what_a_folded_model_reads_is_what_the_model_read_before_its_gains():
+def test_a_folded_model_reads_the_stream_that_the_model_read_before_its_gains():
     """Nothing but the weights moved: streams, patterns, neurons and normalised streams stay."""
     for changes, model in models_of_each_kind(kinds=(KINDS[3], KINDS[5], KINDS[7])):
         _, before = model.run_with_cache(tiny_tokens())
@@ -283,7 +283,7 @@ def test_centring_makes_fixed_positions_a_table_and_keeps_none_none():
         assert ("position_embedding.W_pos" in dict(new.named_parameters())) == (becomes != "none")
 
 
-def test_what_is_constant_along_the_stream_is_invisible_to_every_layer_norm():
+def test_a_constant_along_the_stream_is_invisible_to_every_layer_norm():
     resid = torch.randn(2, 5, 12, generator=seeded_generator(4), dtype=torch.float64)
     moved = resid + torch.randn(2, 5, 1, generator=seeded_generator(5), dtype=torch.float64)
     for changes, model in models_of_each_kind():
@@ -308,7 +308,7 @@ def test_centred_logits_sum_to_zero_and_differ_as_before():
         assert new.cfg.unembed_bias == model.cfg.unembed_bias and not new.cfg.tie_embeddings
 
 
-def test_values_without_their_bias_are_what_the_embedding_alone_moves():
+def test_folded_value_biases_move_into_b_O_and_change_nothing_else():
     tokens = tiny_tokens()
     for changes, model in models_of_each_kind():
         new, found = fold_value_biases(model)
@@ -372,7 +372,7 @@ def test_factored_eigenvalues_are_the_dense_ones_that_are_not_zero():
     assert_close(sum(found), sum(expected))
 
 
-def test_the_qk_circuit_gives_the_scores_and_the_ov_circuit_what_is_moved():
+def test_the_qk_circuit_gives_the_scores_and_the_ov_circuit_the_writes():
     model = tiny_model(dtype=torch.float64, attn_bias=False)
     for block in model.blocks:
         block.ln1.b.data.zero_()
@@ -432,7 +432,7 @@ def test_random_heads_lie_about_the_middle_of_the_null():
         assert abs(middle) < 0.1, f"norm={norm}: random heads have a z of {middle} on average"
 
 
-def test_a_mean_that_nobody_reads_is_no_composition():
+def test_a_mean_that_no_layer_reads_is_no_composition():
     model = tiny_model(dtype=torch.float64)
     with torch.no_grad():
         model.blocks[0].attn.W_O[1] += 5.0  # along d_model: every LayerNorm takes it away
@@ -507,7 +507,7 @@ def test_singular_directions_in_tokens_are_those_of_the_dense_circuit():
         assert read == [tokenizer.decode([t]) for t in wanted]
 
 
-def test_circuits_that_are_not_there_are_named():
+def test_missing_circuits_are_named():
     model = tiny_model()
     for told, call in (("layer=2", lambda: qk_circuit(model, 2, 0)),
                        ("head=3", lambda: ov_circuit(model, 0, 3)),

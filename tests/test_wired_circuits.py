@@ -1,4 +1,4 @@
-"""Wired circuits do what they say, by plain hooks; and the scoring sees it where one does not."""
+"""Wired circuits: they work, by plain hooks, and the scores show it if one does not."""
 
 import copy
 import dataclasses
@@ -79,7 +79,7 @@ def dead_heads_of(wired):
 # What they do
 
 
-def test_the_model_says_the_answer_wherever_there_is_one(wirings):
+def test_the_model_predicts_the_answer_wherever_there_is_one(wirings):
     for (name, seed), wired in wirings.items():
         where = f"{name}, seed {seed}"
         logits = run(wired.model, TEXTS)
@@ -124,7 +124,7 @@ def test_clean_and_corrupted_have_the_metrics_that_were_wired(wirings):
 @pytest.mark.parametrize(("name", "expected"), [
     ("OR", {(0, 0): NO, (0, 1): YES, (1, 0): YES, (1, 1): YES}),
     ("AND", {(0, 0): NO, (0, 1): NO, (1, 0): NO, (1, 1): YES})])
-def test_a_gate_has_its_table_of_truth(wirings, name, expected, seed):
+def test_a_gate_has_its_truth_table(wirings, name, expected, seed):
     wired = wirings[name, seed]
     pairs = pairs_of(wired, 1)
     i, j = (pairs.clean_tokens != pairs.corrupted_tokens).nonzero()[:, 1].tolist()
@@ -138,7 +138,7 @@ def test_a_gate_has_its_table_of_truth(wirings, name, expected, seed):
 # How they do it
 
 
-def test_the_heads_look_where_they_were_told_to(wirings):
+def test_the_heads_look_where_they_were_wired_to(wirings):
     for seed in SEEDS:
         tokens = random_texts(20, seeded_generator(4))
 
@@ -158,7 +158,7 @@ def test_the_heads_look_where_they_were_told_to(wirings):
         assert 0.992 < paid.min() and paid.max() < 0.994 and rests.min() > 0.9, seed  # it is soft
 
 
-def test_copy_suppression_follows_what_is_predicted_and_nothing_else(wirings):
+def test_copy_suppression_follows_the_prediction_and_nothing_else(wirings):
     for seed in SEEDS:
         wired = wirings["copy suppression", seed]
         pairs, (layer, head) = pairs_of(wired), max(wired.truth.heads)
@@ -247,7 +247,7 @@ def test_no_gradient_passes_the_saturated_softmax_though_all_of_the_effect_does(
 # In what they stand
 
 
-def test_a_rotation_of_the_stream_leaves_the_logits(wirings):
+def test_a_rotation_of_the_stream_does_not_change_the_logits(wirings):
     for (name, seed), wired in wirings.items():
         where = f"{name}, seed {seed}"
         turned = wired.rotated(seed + 5)
@@ -256,7 +256,7 @@ def test_a_rotation_of_the_stream_leaves_the_logits(wirings):
         assert torch.allclose(turned.model.W_E.mean(-1), wired.model.W_E.mean(-1)), where
 
 
-def test_a_rotation_that_does_not_keep_the_mean_would_be_seen(wirings, monkeypatch):
+def test_a_rotation_that_changes_the_mean_changes_the_logits(wirings, monkeypatch):
     wired = wirings["copying", 0]
     noise = torch.randn(104, 104, generator=seeded_generator(0)).double()
     tilted = torch.linalg.qr(noise)[0][1:]  # orthonormal, but not to the ones
@@ -310,7 +310,7 @@ def tool(name):
 
 
 @pytest.mark.parametrize("name", [tool.name for tool in TOOLS if "-IG" not in tool.name])
-def test_every_tool_gets_what_was_wired(wirings, name):
+def test_every_tool_finds_what_was_wired(wirings, name):
     for circuit in ("duplicate token", "copy suppression", "OR", "AND", "dead heads"):
         row = judge_tool(tool(name), case_of(wirings[circuit, 2]))
         if row is not None:
@@ -319,7 +319,7 @@ def test_every_tool_gets_what_was_wired(wirings, name):
 
 @pytest.mark.parametrize("name", ["activation patching, noising", "zero ablation",
                                   "attribution patching", "direct logit attribution"])
-def test_a_circuit_that_is_not_there_is_not_found(wirings, name):
+def test_a_missing_circuit_is_not_found(wirings, name):
     wired = wirings["copying", 0]
     other = dead_heads_of(wired)[0]
     shares = {other: 1.0}
@@ -353,7 +353,7 @@ def test_the_facts_are_as_wired(wirings):
             assert abs(fact.measured - fact.wired) <= fact.within and fact.holds, what
 
 
-def test_what_must_fail_is_predicted_from_what_is_seen(wirings):
+def test_the_scores_of_failing_tools_are_predicted(wirings):
     truths = {name: wirings[name, 0].truth for name in NAMES}
     assert tool("activation patching, denoising").expected_auroc(truths["AND"]) == 0.5
     assert tool("activation patching, noising").expected_auroc(truths["OR"]) == 0.5
@@ -365,7 +365,7 @@ def test_what_must_fail_is_predicted_from_what_is_seen(wirings):
     assert tool("previous-token pattern").expected_auroc(truths["dead heads"]) == 0.0
 
 
-def test_the_figure_frames_what_must_fail(wirings):
+def test_the_figure_frames_the_tools_that_must_fail(wirings):
     rows = [judge_tool(tool(name), case_of(wirings[circuit, 0])) for circuit in ("OR", "AND")
             for name in ("activation patching, denoising", "activation patching, noising")]
     axes = verdict_figure(rows).axes[0]

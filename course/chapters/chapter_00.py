@@ -1,4 +1,4 @@
-"""Chapter 0, what counts as evidence: how far a mean is off, and what chance does as well."""
+"""Chapter 0, what counts as evidence: the error of a mean, and how often chance does as well."""
 
 import torch
 
@@ -17,7 +17,7 @@ IMPORTS = ["import torch", "from utils import UserError"]
 def a_standard_error_by_hand(standard_error):
     """1, 2, 3, 4, 5 have a spread of sqrt(10/4) and a standard error of sqrt(0.5)"""
     expect_close(standard_error(torch.arange(1.0, 6)), 0.5**0.5, "the standard error",
-                 ask="the spread (10 is the sum of squares, 5 - 1 below the line) over sqrt(n)")
+                 ask="the spread, sqrt(10 / (5 - 1)), over sqrt(n)")
 
 
 def four_times_the_values_halve_it(standard_error):
@@ -29,7 +29,7 @@ def four_times_the_values_halve_it(standard_error):
 
 
 def where_all_are_equal_it_is_zero(standard_error):
-    """values that are all the same have none, wherever they lie"""
+    """equal values have a standard error of 0"""
     expect_close(standard_error(torch.full((6,), 3.0)), 0.0, "the standard error of 3, 3, 3, …")
 
 
@@ -37,11 +37,13 @@ SEED_EFFECT = torch.tensor([1.0, 5, 9, 13])
 
 
 def what_the_seeds_share_drops_out(paired_difference):
-    """seeds that differ by far, but recipes that differ by 0.1 with each: the error is 0"""
+    """the seeds differ much, but with each seed the recipes differ by 0.1: the error is 0"""
     difference, error = pair_of(paired_difference(SEED_EFFECT + 0.1, SEED_EFFECT))
     expect_close(difference, 0.1, "the difference", tolerance=1e-3)
-    expect_close(error, 0.0, "its standard error", tolerance=1e-3, ask="with each seed the "
-                 "difference was the same, however far the seeds lie apart")
+    expect_close(error, 0.0, "its standard error", tolerance=1e-3, ask="the difference was the "
+                                                                       "same with each seed, "
+                                                                       "although the seeds differ "
+                                                                       "much")
 
 
 def a_paired_difference_by_hand(paired_difference):
@@ -62,7 +64,7 @@ def pair_of(result):
 
 
 def same_seed_same_numbers(seeded_generator):
-    """the same seed gives the same numbers, another one others"""
+    """the same seed gives the same numbers, another seed gives others"""
     generator = seeded_generator(3)
     expect(isinstance(generator, torch.Generator), "a torch.Generator should be returned")
     draws = [torch.randn(3, generator=seeded_generator(seed)) for seed in (3, 3, 4)]
@@ -76,7 +78,7 @@ def each_call_begins_afresh(seeded_generator):
     torch.randn(2, generator=first)
     expect(torch.equal(torch.randn(2, generator=second),
                        torch.randn(2, generator=seeded_generator(0))),
-           "drawing from one generator moved another one: are they the same object?")
+           "drawing from one generator changed another one: are they the same object?")
 
 
 def the_global_generator_is_left_alone(seeded_generator):
@@ -117,7 +119,7 @@ def a_lower_level_is_narrower(bootstrap_ci):
 
 
 def each_column_has_its_own_interval(bootstrap_ci):
-    """of values [n, head] it gives low and high of each head"""
+    """for values [n, head] it gives a low and a high for each head"""
     values = random(30, 3) + torch.tensor([0.0, 10, 20])
     low, high = pair_of(bootstrap_ci(values))
     expect(getattr(low, "shape", None) == (3,), "for values [30, 3] low should be [3]: draw rows, "
@@ -142,25 +144,25 @@ def it_can_be_repeated(bootstrap_ci):
 def far_apart_is_rare_but_never_zero(permutation_test):
     """groups that are far apart: no draw reaches them, and p is 1/100 with 99 draws"""
     p = permutation_test(torch.arange(12.0), 100 + torch.arange(12.0), n_draws=99)
-    expect_close(p, 0.01, "p", ask="the observed way is one of the ways, "
-                 "(1 + reached) / (1 + draws)")
+    expect_close(p, 0.01, "p", ask="the observed grouping counts as a draw: (1 + reached) / (1 + "
+                                   "draws)")
 
 
 def equal_groups_are_no_news(permutation_test):
     """two groups with the same values: every draw reaches a difference of 0, and p is 1"""
     p = permutation_test(torch.arange(6.0), torch.arange(6.0), n_draws=99)
-    expect_close(p, 1.0, "p", ask="a draw counts where its difference is at least the observed one")
+    expect_close(p, 1.0, "p", ask="a draw counts if its difference is at least the observed one")
 
 
 def it_is_near_the_exact_share(permutation_test):
-    """1, 2, 3 against 4, 5, 9: 2 of the 20 ways are as far apart, in either direction"""
+    """1, 2, 3 against 4, 5, 9: 2 of the 20 groupings are as far apart, in either direction"""
     p = permutation_test(torch.tensor([1.0, 2, 3]), torch.tensor([4.0, 5, 9]), n_draws=2000)
     expect(abs(p - 0.1) < 0.03, f"p is {p:.3f}, and should be near 0.1 (2 of 20 ways; only one of "
            "them has the smaller values in the first group)")
 
 
 def it_does_not_matter_which_group_comes_first(permutation_test):
-    """groups of different size, and their order"""
+    """the groups may differ in size, and their order does not matter"""
     one, other = random(4), 0.7 + random(9, seed=1)
     first = permutation_test(one, other, n_draws=1500)
     second = permutation_test(other, one, n_draws=1500)
@@ -172,7 +174,7 @@ def it_does_not_matter_which_group_comes_first(permutation_test):
 
 
 def one_head_counts_its_draws(permutation_pvalue):
-    """one head that 1 of 4 draws reaches: p is (1 + 1) / (1 + 4)"""
+    """one head, which 1 of 4 draws reaches: p is (1 + 1) / (1 + 4)"""
     null = torch.tensor([[0.1], [0.9], [0.2], [0.3]])
     expect_close(permutation_pvalue(torch.tensor([0.5]), null), torch.tensor([0.4]), "p", "head")
 
@@ -188,8 +190,8 @@ def whoever_looks_at_many_pays_for_it(permutation_pvalue):
     """with two heads, a draw counts by the larger of its two scores"""
     null = torch.tensor([[0.09, 0.9], [0.2, 0.1], [0.8, 0.1]])
     expect_close(permutation_pvalue(torch.tensor([0.5, 0.85]), null), torch.tensor([0.75, 0.5]),
-                 "p", "head", ask="the best of the heads was sought, so chance may have its best "
-                 "head too")
+                 "p", "head", ask="you chose the best head, so compare it with the best head of "
+                                  "each draw")
 
 
 # check_heads
@@ -209,10 +211,10 @@ def it_refuses_what_does_not_divide(check_heads):
     except UserError as error:
         message = str(error)
         expect("5" in message and "128" in message, f"the message {message!r} lacks one of the "
-               "numbers: whoever reads it wants to know which value is wrong")
+               "numbers: a reader needs to see which value is wrong")
         return
-    raise Wrong(f"5 heads in 128 dimensions were accepted, with d_head {d_head}; everything "
-                "measured then would be about another model")
+    raise Wrong(f"5 heads in 128 dimensions were accepted, with d_head {d_head}; all measurements "
+                "would then be of another model")
 
 
 EXERCISES = [
@@ -223,49 +225,50 @@ EXERCISES = [
                 four_times_the_values_halve_it),
         hints=("First the spread: the root of the mean square distance from the mean.",
                "Divide the sum of squares by n - 1, then take the root.",
-               "The mean of n values wobbles sqrt(n) times less than one of them: divide by it."),
+               "The mean of n values varies sqrt(n) times less than one of them: divide by it."),
         mistakes=(
-            Mistake("with n instead of n - 1 below the line", "(len(values) - 1)", "len(values)"),
+            Mistake("when the sum of squares is divided by n, not n - 1", "(len(values) - 1)",
+                    "len(values)"),
             Mistake("without the division by sqrt(n): the spread of one value",
                     " / len(values) ** 0.5", ""),
             Mistake("when the spread is divided by n instead of sqrt(n)", "len(values) ** 0.5",
                     "len(values)"),
-            Mistake("without the mean taken off", "values - values.mean()", "values"),
+            Mistake("when the mean is not subtracted", "values - values.mean()", "values"),
         )),
     Exercise(
         name="paired_difference", source=None, minutes=10, difficulty=1,
         needed_for="clean and corrupted prompts (chapter 9)",
-        task="Call standard_error: while this is checked, ours stands in its place.",
+        task="Call standard_error; the check uses our version of it.",
         checks=(a_paired_difference_by_hand, what_the_seeds_share_drops_out),
-        hints=("What the two runs of a seed share says nothing about the recipes.",
-               "Take the difference seed by seed first, everything else after.",
+        hints=("The two runs of a seed share something that does not depend on the recipes.",
+               "First take the difference for each seed.",
                "differences = one - other; its mean, and standard_error(differences)."),
         mistakes=(
-            Mistake("when the pairs are torn apart: the errors of both groups are added",
+            Mistake("when the pairs are ignored: the errors of both groups are added",
                     "standard_error(differences)",
                     "(standard_error(one) ** 2 + standard_error(other) ** 2) ** 0.5"),
             Mistake("of other - one", "differences = one - other", "differences = other - one"),
         )),
     Exercise(
         name="seeded_generator", source="utils.seeded_generator", minutes=5, difficulty=1,
-        needed_for="everything random", task="A generator of its own, and not torch's global one.",
+        needed_for="everything random", task="Return a new generator, not torch's global one.",
         checks=(same_seed_same_numbers, each_call_begins_afresh,
                 the_global_generator_is_left_alone),
         hints=("torch.manual_seed sets the generator that everybody shares.",
                "torch.Generator() is a fresh one, and has manual_seed too.",
                "torch.Generator().manual_seed(seed) returns the generator itself."),
         mistakes=(
-            Mistake("when torch's global generator is seeded and handed out",
+            Mistake("when torch's global generator is seeded and returned",
                     "torch.Generator().manual_seed(seed)", "torch.manual_seed(seed)"),
             Mistake("when the seed is not used", ".manual_seed(seed)", ".manual_seed(0)"),
         )),
     Exercise(
         name="bootstrap_ci", source="metrics.bootstrap_ci", minutes=20, difficulty=2,
         needed_for="every interval of this course",
-        task="Let the sample stand for the world it came from, and draw from it.",
+        task="Draw samples from the sample itself, as if it were the whole population.",
         checks=(it_encloses_the_mean, it_is_as_wide_as_two_standard_errors,
                 a_lower_level_is_narrower, each_column_has_its_own_interval, it_can_be_repeated),
-        hints=("One draw: n indices, each from 0 to n - 1, the same one possibly twice.",
+        hints=("One draw is n indices, each from 0 to n - 1; an index may occur twice.",
                "torch.randint gives all draws at once, [n_draws, n]; values[draws] is "
                "[n_draws, n, ...].",
                "means.quantile((1 - level) / 2, dim=0), and (1 + level) / 2 for the other end."),
@@ -275,11 +278,11 @@ EXERCISES = [
                     "torch.rand(n_draws, n, generator=seeded_generator(seed)).argsort(1)"),
             Mistake("of single values instead of means of n", "values[draws].mean(1)",
                     "values[draws[:, 0]]"),
-            Mistake("when both tails together hold twice too much: 1 - level in each",
+            Mistake("when each tail holds 1 - level, twice too much",
                     "(1 - level) / 2", "1 - level", also=(("(1 + level) / 2", "level"),)),
             Mistake("with the mean over everything, heads too", "values[draws].mean(1)",
                     "values[draws].flatten(1).mean(1)"),
-            Mistake("when torch's global generator is drawn from",
+            Mistake("when the draws come from torch's global generator",
                     ", generator=seeded_generator(seed))", ")"),
         )),
     Exercise(
@@ -288,13 +291,13 @@ EXERCISES = [
         task="Shuffle the labels, and see how often chance does as well. Use seeded_generator.",
         checks=(far_apart_is_rare_but_never_zero, equal_groups_are_no_news,
                 it_is_near_the_exact_share, it_does_not_matter_which_group_comes_first),
-        hints=("Put all values into one tensor; a random order shares them out anew.",
+        hints=("Put all values into one tensor; a random order makes two new groups.",
                "values[torch.randperm(len(values), generator=…)]: the first len(one) are one "
                "group.",
                "Compare absolute differences of means with >= (a little slack for rounding), and "
-               "count the observed way as one of the draws."),
+               "count the observed grouping as one of the draws."),
         mistakes=(
-            Mistake("when the observed way is not counted: p can be 0",
+            Mistake("when the observed grouping is not counted: p can be 0",
                     "(1 + reached) / (1 + n_draws)", "reached / n_draws"),
             Mistake("in one direction only", "observed = (one.mean() - other.mean()).abs()",
                     "observed = other.mean() - one.mean()",
@@ -312,30 +315,31 @@ EXERCISES = [
     Exercise(
         name="permutation_pvalue", source="metrics.permutation_pvalue", minutes=15, difficulty=3,
         needed_for="finding one head among many (chapters 8 to 12)",
-        task="The same where the best of many heads was sought.",
+        task="The same, if the best of many heads was chosen.",
         checks=(one_head_counts_its_draws, as_good_counts_too, whoever_looks_at_many_pays_for_it),
-        hints=("Of each draw only its best head matters: a maximum over heads.",
+        hints=("Only the best head of each draw matters: take the maximum over heads.",
                "Compare these maxima, a column, with the observed scores, a row.",
                "(null.max(1).values[:, None] >= observed).sum(0), then (1 + …) / (1 + draws)."),
         mistakes=(
-            Mistake("when each head is held against its own draws alone",
+            Mistake("when each head is compared only with its own draws",
                     "largest[:, None] >= observed", "null >= observed"),
             Mistake("when the observed value is not counted: p can be 0",
                     "(1 + reached) / (1 + len(null))", "reached / len(null)"),
             Mistake("when a draw that is just as good does not count", ">= observed",
                     "> observed"),
-            Mistake("with the mean over heads in place of the largest", "null.max(1).values",
+            Mistake("with the mean over heads instead of the largest", "null.max(1).values",
                     "null.mean(1)"),
         )),
     Exercise(
         name="check_heads", source=None, minutes=5, difficulty=1,
-        needed_for="attention (chapter 4)", task="Refuse what would be quietly wrong.",
+        needed_for="attention (chapter 4)", task="Refuse settings that would silently give "
+                                                 "another model.",
         checks=(it_gives_the_width, it_refuses_what_does_not_divide),
         hints=("The remainder of a division: %.",
                "raise UserError(f\"… {n_heads} … {d_model} …\").",
                "Return d_model // n_heads, a whole number."),
         mistakes=(
-            Mistake("when the width is rounded down without a word",
+            Mistake("when the width is silently rounded down",
                     "    if d_model % n_heads:\n        raise UserError(f\"n_heads={n_heads} does "
                     "not divide d_model={d_model}; choose a divisor\")\n", ""),
             Mistake("when the width is a float", "d_model // n_heads", "d_model / n_heads"),

@@ -33,8 +33,8 @@ def large_logits_do_not_overflow(log_probabilities):
     """logits of 1000 and 0 give log probabilities of 0 and -1000"""
     logs = log_probabilities(torch.tensor([[1000.0, 0.0]]))
     expect_close(logs, torch.tensor([[0.0, -1000.0]]), "log p", "row token",
-                 ask="exp(1000) is infinite, and log(exp(-1000)) is -infinite; what may be taken "
-                 "from all logits without a change?")
+                 ask="exp(1000) is infinite, and log(exp(-1000)) is -infinite; which number can "
+                     "you subtract from all logits without changing the result?")
 
 
 # entropy
@@ -69,14 +69,14 @@ def half_costs_ln_two(per_token_loss):
 
 
 def it_reads_the_target_s_column(per_token_loss):
-    """each row pays for its own target"""
+    """the loss of each row is that of its own target"""
     logits, targets = random(2, 3, 7), random_ids(7, 2, 3)
     want = -logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
     expect_close(per_token_loss(logits, targets), want, "the loss", "batch pos")
 
 
 def ignored_targets_cost_nothing(per_token_loss):
-    """an IGNORED target costs 0, and the others what they did"""
+    """an IGNORED target costs 0, and the others cost the same as before"""
     logits, targets = random(4, 7), torch.tensor([3, IGNORED, 0, IGNORED])
     want = F.cross_entropy(logits, targets, reduction="none")
     expect_close(per_token_loss(logits, targets), want, "the loss", "row")
@@ -99,10 +99,10 @@ def it_is_the_mean(cross_entropy):
 
 
 def ignored_targets_are_not_counted(cross_entropy):
-    """the mean is over the targets that count alone"""
+    """the mean is only over the targets that count"""
     logits, targets = random(4, 7), torch.tensor([3, IGNORED, 0, IGNORED])
     expect_close(cross_entropy(logits, targets), F.cross_entropy(logits, targets),
-                 "the loss with 2 of 4 targets ignored", ask="divide by how many count")
+                 "the loss with 2 of 4 targets ignored", ask="divide by the number that count")
 
 
 def it_can_be_differentiated(cross_entropy):
@@ -126,7 +126,7 @@ def told_the_future_it_costs_nothing(next_token_loss):
 
 
 def naming_the_token_that_is_there_does_not_help(next_token_loss):
-    """logits that name the token that stands there are no prediction"""
+    """logits that name the present token do not predict the next one"""
     tokens = torch.tensor([[0, 1, 2, 3]])
     loss = next_token_loss(200.0 * F.one_hot(tokens, 4), tokens)
     expect(loss > 100, f"logits that name the present token cost {loss:.3g}, and should cost 200: "
@@ -144,17 +144,18 @@ def it_is_the_mean_over_predictions(next_token_loss):
 
 
 def agreeing_costs_nothing(kl_divergence):
-    """KL(p || p) is 0, also where a constant is added to all logits"""
+    """KL(p || p) is 0, also if a constant is added to all logits"""
     logits = random(3, 5)
     expect_close(kl_divergence(logits, logits + 7), torch.zeros(3), "KL(p || p)", "row",
-                 ask="sum p (log p - log q), where a constant in all logits changes no probability")
+                 ask="sum p (log p - log q); a constant added to all logits changes no probability")
 
 
 def it_is_the_excess_over_the_entropy(kl_divergence):
     """p = (1/2, 1/2), q = (1/4, 3/4): KL(p || q) = ln 2 - ln 3 / 2"""
     p, q = torch.zeros(2), torch.tensor([0.0, math.log(3)])
     want = math.log(2) - 0.5 * math.log(3)
-    expect_close(kl_divergence(p, q), want, "KL(p || q)", ask="which of the two weighs the sum?")
+    expect_close(kl_divergence(p, q), want, "KL(p || q)", ask="which of the two is the weight in "
+                                                              "the sum?")
 
 
 def each_row_has_its_own_kl(kl_divergence):
@@ -168,10 +169,10 @@ def each_row_has_its_own_kl(kl_divergence):
 
 
 def the_gradient_of_each_row_sums_to_zero(cross_entropy_gradient):
-    """what is added to the target is taken from the others: each row sums to 0"""
+    """each row sums to 0"""
     gradient = cross_entropy_gradient(random(3, 5), torch.tensor([0, 4, 2]))
     expect_close(gradient.sum(-1), torch.zeros(3), "the sum of a row", "row",
-                 ask="the probabilities sum to 1, and so does what is taken off")
+                 ask="the probabilities sum to 1, and so does the one-hot vector")
 
 
 def the_target_is_pushed_up(cross_entropy_gradient):
@@ -190,11 +191,11 @@ def it_equals_autograd(cross_entropy_gradient):
 
 
 def the_logits_are_left_alone(cross_entropy_gradient):
-    """the logits that it is given stay as they are"""
+    """the logits that are passed in do not change"""
     logits = random(3, 5)
     cross_entropy_gradient(logits, torch.tensor([0, 4, 2]))
     expect_close(logits, random(3, 5), "after the call a logit", "row token",
-                 ask="is something written into the argument?")
+                 ask="did you write into the argument?")
 
 
 # gelu_gradient
@@ -223,7 +224,7 @@ EXERCISES = [
     Exercise(
         name="log_probabilities", source="losses.log_probabilities", minutes=10, difficulty=1,
         needed_for="every loss",
-        task="Softmax and logarithm at once, by hand: without log_softmax.",
+        task="Compute softmax and logarithm together, without log_softmax.",
         checks=(they_are_a_distribution, odds_are_differences_of_logits,
                 large_logits_do_not_overflow),
         hints=("log softmax is logits - log(sum(exp(logits))).",
@@ -231,18 +232,18 @@ EXERCISES = [
                "logits - logits.max(-1, keepdim=True).values, then minus its exp().sum(-1, "
                "keepdim=True).log()."),
         mistakes=(
-            Mistake("when the largest logit is not taken off first: exp overflows",
+            Mistake("when the largest logit is not subtracted first: exp overflows",
                     "    logits = logits - logits.max(-1, keepdim=True).values  # the largest is "
                     "0: exp can't overflow\n", ""),
             Mistake("without the logarithm of the sum", ".sum(-1, keepdim=True).log()",
                     ".sum(-1, keepdim=True)"),
-            Mistake("with the mean in place of the sum", "logits.exp().sum(", "logits.exp().mean("),
+            Mistake("with the mean instead of the sum", "logits.exp().sum(", "logits.exp().mean("),
             Mistake("with the sum over rows instead of tokens", "logits.exp().sum(-1,",
                     "logits.exp().sum(0,"),
         )),
     Exercise(
         name="entropy", source=None, minutes=10, difficulty=1, needed_for="the floor (chapter 2)",
-        task="How uncertain a distribution is.",
+        task="Measure how uncertain a distribution is.",
         checks=(even_is_ln_of_the_number, certain_is_zero, each_row_has_its_own),
         hints=("The surprise of a token is -log p, and it comes with probability p.",
                "Take both from log_probabilities: p is its exp.",
@@ -258,14 +259,14 @@ EXERCISES = [
         )),
     Exercise(
         name="per_token_loss", source="losses.per_token_loss", minutes=15, difficulty=1,
-        needed_for="cross_entropy", task="Of all log probabilities, the target's.",
+        needed_for="cross_entropy", task="Pick the target's log probability, with a minus.",
         checks=(half_costs_ln_two, it_reads_the_target_s_column, ignored_targets_cost_nothing),
         hints=("From each row of log probabilities one number is needed: torch.gather picks it.",
                "gather wants ids of the same number of axes: unsqueeze(-1), and squeeze after.",
-               "IGNORED is no column: put 0 in its place, and multiply the result by 0."),
+               "IGNORED is not a column: replace it by 0, and multiply the result by 0."),
         mistakes=(
             Mistake("without the minus", "return -chosen", "return chosen"),
-            Mistake("with the probability in place of its logarithm",
+            Mistake("with the probability instead of its logarithm",
                     "log_probabilities(logits).gather", "logits.softmax(-1).gather",
                     also=(("return -chosen", "return 1 - chosen"),)),
             Mistake("with the logit itself, not normalised", "log_probabilities(logits).gather",
@@ -293,8 +294,8 @@ EXERCISES = [
         needed_for="every loss of a text", task="Shift by one, the right way round.",
         checks=(told_the_future_it_costs_nothing, naming_the_token_that_is_there_does_not_help,
                 it_is_the_mean_over_predictions),
-        hints=("What position 0 says is about token 1.",
-               "The last position has no target, the first token no prediction: drop one of each.",
+        hints=("The logits at position 0 predict token 1.",
+               "The last position has no target, and the first token has no prediction: drop both.",
                "per_token_loss(logits[:, :-1], tokens[:, 1:]).mean()."),
         mistakes=(
             Mistake("when the targets are not shifted: each token is predicted from itself",
@@ -309,11 +310,11 @@ EXERCISES = [
     Exercise(
         name="kl_divergence", source="losses.kl_divergence", minutes=10, difficulty=2,
         needed_for="lenses (chapter 8), circuits (chapter 10)",
-        task="What it costs to believe q where p is true.",
+        task="Measure the extra cost of believing q if p is true.",
         checks=(agreeing_costs_nothing, it_is_the_excess_over_the_entropy,
                 each_row_has_its_own_kl),
         hints=("Both need log_probabilities first.",
-               "What happens, happens with p: p weighs the sum.",
+               "The tokens come with probability p, so p is the weight in the sum.",
                "(p_log.exp() * (p_log - q_log)).sum(-1)."),
         mistakes=(
             Mistake("of the other direction, KL(q || p)", "p_log.exp() * (p_log - q_log)",
@@ -340,7 +341,7 @@ EXERCISES = [
             Mistake("when it is divided by all entries", "gradient / len(targets)",
                     "gradient / gradient.numel()"),
             Mistake("with the opposite sign", "return gradient /", "return -gradient /"),
-            Mistake("when nothing is taken off at the target",
+            Mistake("when 1 is not subtracted at the target",
                     "    gradient[torch.arange(len(targets)), targets] -= 1  # p - "
                     "one_hot(target)\n",
                     ""),
@@ -358,7 +359,7 @@ EXERCISES = [
                     " + 0.5 * x * (1 - t**2) * slope", ""),
             Mistake("without the derivative of u", " * slope", ""),
             Mistake("without the 3 that comes down from the cube", "3 * CUBIC", "CUBIC"),
-            Mistake("with 1 - t in place of 1 - t^2", "(1 - t**2)", "(1 - t)"),
+            Mistake("with 1 - t instead of 1 - t^2", "(1 - t**2)", "(1 - t)"),
         )),
 ]
 

@@ -1,4 +1,4 @@
-"""Chapter 2, text with a known entropy: what a symbol must cost, byte pairs, and windows."""
+"""Chapter 2, text with a known entropy: the least cost of a symbol, byte pairs, and windows."""
 
 import math
 
@@ -22,27 +22,27 @@ def eight_equal_words_cost_ln_eight(entropy_of):
 
 
 def the_certain_costs_nothing(entropy_of):
-    """what is certain costs 0, also beside what is impossible"""
+    """a certain option costs 0, also beside an impossible one"""
     expect_close(entropy_of({"a": 1.0, "b": 0.0}), 0.0, "the entropy", ask="0 log 0 is 0")
 
 
 def uneven_words_cost_less(entropy_of):
     """chances of 1/2, 1/4, 1/4 cost 1.5 ln 2"""
     expect_close(entropy_of({"a": 0.5, "b": 0.25, "c": 0.25}), 1.5 * math.log(2), "the entropy",
-                 ask="each surprise comes with its probability")
+                 ask="weight each surprise by its probability")
 
 
 # entropy_rate
 
 
 def independent_symbols_have_their_entropy(entropy_rate):
-    """where each row is the same, it is the entropy of a row"""
+    """if all rows are the same, it is the entropy of a row"""
     rate = entropy_rate(torch.tensor([[0.5, 0.5], [0.5, 0.5]]))
     expect_close(rate, math.log(2), "the rate")
 
 
 def a_cycle_costs_nothing(entropy_rate):
-    """where each symbol is determined by the one before it, it is 0"""
+    """if each symbol is determined by the one before it, it is 0"""
     rate = entropy_rate(torch.tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]]))
     expect_close(rate, 0.0, "the rate", ask="0 log 0 is 0")
 
@@ -78,8 +78,9 @@ def what_follows_for_certain_is_free(character_costs):
     """after la, the k of lake costs ln 3/2; after lak, the e costs nothing"""
     costs = costs_of(character_costs, "lake")
     expect_close(costs[1], 0.0, "the cost of the first a", ask="after l only lake and lamp remain")
-    expect_close(costs[2], math.log(3 / 2), "the cost of k", ask="the chances that remain do not "
-                 "sum to 1 any more: take the share among them")
+    expect_close(costs[2], math.log(3 / 2), "the cost of k", ask="the remaining probabilities no "
+                                                                 "longer sum to 1: divide by "
+                                                                 "their sum")
     expect_close(costs[3], 0.0, "the cost of e")
 
 
@@ -102,7 +103,7 @@ def a_word_counts_as_often_as_it_occurs(count_pairs):
 
 
 def pairs_do_not_span_words(count_pairs):
-    """the last piece of a word and the first of the next are no pair"""
+    """the last piece of a word and the first of the next are not a pair"""
     counts = count_pairs(HUG[:2])
     expect_equal(dict(counts).get((b"g", b"p"), 0), 0, "the count of (b'g', b'p')",
                  ask="they belong to two words")
@@ -122,7 +123,7 @@ def a_pair_becomes_one_piece(merge_pair):
 
 
 def every_occurrence_is_merged(merge_pair):
-    """all of them, and what lies between stays"""
+    """all of them; the pieces between them stay"""
     expect_equal(merge_pair([b"a", b"b", b"c", b"a", b"b"], (b"a", b"b")), [b"ab", b"c", b"ab"],
                  "the pieces")
 
@@ -130,11 +131,11 @@ def every_occurrence_is_merged(merge_pair):
 def from_the_left_and_none_twice(merge_pair):
     """a a a with (a, a) merged is aa a: a piece is used once"""
     expect_equal(merge_pair([b"a", b"a", b"a"], (b"a", b"a")), [b"aa", b"a"], "the pieces",
-                 ask="from the left, and each piece in one pair at most")
+                 ask="go from the left; each piece is in one pair at most")
 
 
 def the_old_list_is_left_alone(merge_pair):
-    """the list that it is given stays as it is"""
+    """the list that is passed in does not change"""
     pieces = [b"a", b"b"]
     merge_pair(pieces, (b"a", b"b"))
     expect_equal(pieces, [b"a", b"b"], "the list that was passed")
@@ -166,7 +167,7 @@ def ties_are_broken_by_order(learn_merges):
 
 
 def it_ends_where_no_pair_occurs_twice(learn_merges):
-    """a pair that occurs once is not worth a token"""
+    """a pair that occurs only once is not merged"""
     expect_equal(merges_of(learn_merges, {"ab": 2, "xyz": 1}, 9), [(b"a", b"b")], "the merges")
 
 
@@ -182,7 +183,7 @@ def tokenizer_of(*merges):
 
 
 def an_unknown_word_stays_bytes(bpe_merge):
-    """without a known pair, a word is its bytes: é is two of them"""
+    """a word without a known pair stays bytes: é is two of them"""
     pieces = bpe_merge(tokenizer_of(), "né")
     expect_equal(pieces, [b"n", b"\xc3", b"\xa9"], "the pieces of né")
 
@@ -191,12 +192,14 @@ def the_pair_learned_first_is_merged_first(bpe_merge):
     """b c was learned before a b and c d: abc is a bc, and bcd is bc d"""
     tokenizer = tokenizer_of((b"b", b"c"), (b"a", b"b"), (b"c", b"d"))
     first, second = bpe_merge(tokenizer, "abc"), bpe_merge(tokenizer, "bcd")
-    expect_equal(first, [b"a", b"bc"], "abc", ask="the lowest rank first, wherever it stands")
-    expect_equal(second, [b"bc", b"d"], "bcd", ask="the lowest rank first, wherever it stands")
+    expect_equal(first, [b"a", b"bc"], "abc", ask="merge the pair of lowest rank first, not the "
+                                                  "leftmost")
+    expect_equal(second, [b"bc", b"d"], "bcd", ask="merge the pair of lowest rank first, not the "
+                                                   "leftmost")
 
 
 def it_goes_on_until_nothing_is_left(bpe_merge):
-    """a merge may make another one possible"""
+    """a merge can make another merge possible"""
     pieces = bpe_merge(tokenizer_of((b"u", b"g"), (b"h", b"ug")), "hughug")
     expect_equal(pieces, [b"hug", b"hug"], "the pieces of hughug")
 
@@ -216,7 +219,7 @@ def targets_are_one_later(random_batch):
 
 
 def every_window_can_be_drawn(random_batch):
-    """the first and the last window are drawn too, and nothing beyond the end"""
+    """the first and the last window are drawn too, and none beyond the end"""
     inputs, _ = random_batch(torch.arange(8), 500, 5, torch.Generator().manual_seed(0))
     starts = sorted(set(inputs[:, 0].tolist()))
     expect(starts == [0, 1, 2], f"windows of 5 inputs in 8 tokens begin at {starts}; they should "
@@ -242,7 +245,7 @@ def each_token_is_predicted_once(window_bounds):
     for last, n_ctx in ((10, 4), (8, 4), (3, 5)):
         predicted = [pos for begin, end in window_bounds(last, n_ctx)
                      for pos in range(begin + 1, end + 1)]
-        expect(predicted == list(range(1, last + 1)), f"of a text whose last position is {last}, "
+        expect(predicted == list(range(1, last + 1)), f"in a text whose last position is {last}, "
                f"windows of {n_ctx} predict positions {predicted}; each of 1 to {last} should be "
                "there once")
 
@@ -256,7 +259,7 @@ def no_window_is_longer_than_the_context(window_bounds):
 EXERCISES = [
     Exercise(
         name="entropy_of", source=None, minutes=5, difficulty=1, needed_for="the floor",
-        task="The floor of a text, word by word.",
+        task="The least cost of a word, in nats.",
         checks=(eight_equal_words_cost_ln_eight, the_certain_costs_nothing,
                 uneven_words_cost_less),
         hints=("The surprise of a word is -log p.", "It comes with probability p.",
@@ -264,7 +267,7 @@ EXERCISES = [
         mistakes=(
             Mistake("in bits instead of nats", "math.log(p)", "math.log2(p)"),
             Mistake("without the minus", "return -sum", "return sum"),
-            Mistake("with every surprise weighted alike", "p * math.log(p)",
+            Mistake("when all surprises have the same weight", "p * math.log(p)",
                     "math.log(p) / len(options)"),
         )),
     Exercise(
@@ -273,21 +276,23 @@ EXERCISES = [
         task="First the share of time spent in each state, then the entropy of what follows.",
         checks=(independent_symbols_have_their_entropy, a_cycle_costs_nothing,
                 states_count_by_the_time_spent_there),
-        hints=("If `shares` is where one is, shares @ transitions is where one is a step later.",
+        hints=("If `shares` are the probabilities of the states, shares @ transitions are those "
+               "one step later.",
                "Repeat it until it no longer changes; begin with even shares.",
-               "Each row has an entropy, -sum p log p with 0 log 0 = 0; weigh them by the shares."),
+               "Each row has an entropy, -sum p log p with 0 log 0 = 0; weight them by the "
+               "shares."),
         mistakes=(
-            Mistake("when all states count alike, as they do where the matrix is used the other "
-                    "way round", "shares @ transitions.double()", "transitions.double() @ shares"),
+            Mistake("when all states count equally, or the matrix is used the wrong way round",
+                    "shares @ transitions.double()", "transitions.double() @ shares"),
             Mistake("of the next symbol after one step from even shares", "range(10_000)",
                     "range(1)"),
-            Mistake("of the shares, as if symbols were independent",
+            Mistake("of the shares alone, as if symbols were independent",
                     "(shares * entropies).sum()", "torch.special.entr(shares).sum()"),
         )),
     Exercise(
         name="character_costs", source=None, minutes=20, difficulty=3,
         needed_for="the floor of character models (corpus.characters)",
-        task="A word's cost, shared out among its characters.",
+        task="Divide a word's cost among its characters.",
         checks=(a_character_costs_what_it_rules_out, what_follows_for_certain_is_free,
                 together_they_cost_what_the_word_costs),
         hints=("Before each character some words are still possible; after it, fewer.",
@@ -296,13 +301,13 @@ EXERCISES = [
                "possible = {other: p … if other.startswith(word[:end])}; the cost is -log of the "
                "ratio of the sums."),
         mistakes=(
-            Mistake("when the chances of ruled-out words stay in the sum",
+            Mistake("when words that are ruled out stay in the sum",
                     "before = sum(possible.values())", "before = sum(options.values())"),
-            Mistake("when words are only compared by this one character",
+            Mistake("when words are compared by this one character only",
                     "other.startswith(word[:end])", "other[end - 1 : end] == word[end - 1]",
                     also=(("for other, p in possible.items()",
                            "for other, p in options.items()"),)),
-            Mistake("when each remaining word counts alike",
+            Mistake("when all remaining words count equally",
                     "sum(possible.values()) / before", "len(possible) / n_before",
                     also=(("before = sum(possible.values())", "n_before = len(possible)"),)),
         )),
@@ -312,7 +317,7 @@ EXERCISES = [
         checks=(a_word_counts_as_often_as_it_occurs, pairs_do_not_span_words,
                 each_neighbourhood_counts),
         hints=("zip(pieces, pieces[1:]) gives the neighbours of a word.",
-               "Add the word's count, not 1.", "A Counter begins at 0 for what it does not know."),
+               "Add the word's count, not 1.", "A Counter starts at 0 for a new key."),
         mistakes=(
             Mistake("when every word counts once", "+= count", "+= 1"),
             Mistake("when pairs may span two words",
@@ -330,7 +335,7 @@ EXERCISES = [
         checks=(a_pair_becomes_one_piece, every_occurrence_is_merged,
                 from_the_left_and_none_twice, the_old_list_is_left_alone),
         hints=("A while loop with an index: a pair moves it by two, anything else by one.",
-               "Look out for the last piece, which has no right neighbour.",
+               "Mind the last piece: it has no right neighbour.",
                "bytes are joined by +: pieces[i] + pieces[i + 1]."),
         mistakes=(
             Mistake("when a piece may be in two pairs", "            i += 2\n",
@@ -343,8 +348,8 @@ EXERCISES = [
     Exercise(
         name="learn_merges", source="tokenizer.learn_merges", minutes=25, difficulty=2,
         needed_for="BPE's vocabulary",
-        task="Count, merge the best, and again. Call count_pairs and merge_pair: while this is "
-             "checked, ours stand in their place. It may be slow.",
+        task="Count, merge the best pair, repeat. Call count_pairs and merge_pair; the check uses "
+             "our versions of them. It may be slow.",
         checks=(the_most_frequent_pair_comes_first, merged_pieces_can_be_merged_again,
                 ties_are_broken_by_order, it_ends_where_no_pair_occurs_twice),
         hints=("Begin with [bytes([byte]) for byte in word.encode()] for each word.",
@@ -368,7 +373,7 @@ EXERCISES = [
     Exercise(
         name="bpe_merge", source="tokenizer.BPETokenizer.merge", minutes=15, difficulty=2,
         needed_for="encoding text",
-        task="Merge in the order of learning. Call merge_pair: ours stands in its place.",
+        task="Merge in the order of learning. Call merge_pair; the check uses our version of it.",
         checks=(an_unknown_word_stays_bytes, the_pair_learned_first_is_merged_first,
                 it_goes_on_until_nothing_is_left),
         hints=("Of the pairs that the word has now, which was learned first?",

@@ -50,7 +50,7 @@ def a_lookup_is_a_product(embed_tokens):
 
 
 def the_table_learns_from_what_was_looked_up(embed_tokens):
-    """the gradient reaches the rows that were looked up, as often as they were"""
+    """each row's gradient counts how often it was looked up"""
     embedding = table()
     resid = embed_tokens(embedding, torch.tensor([[3, 3, 5]]))
     expect(resid.requires_grad, "no gradient reaches W_E: is it a copy?")
@@ -102,10 +102,12 @@ def parts_of_the_stream_add_up(unembed_stream):
 
 
 def each_row_is_a_distribution(direct_path):
-    """exp of a row sums to 1"""
+    """the exp of each row sums to 1"""
     total = direct_path(random(5, 3), random(3, 5, seed=1)).exp().sum(-1)
     expect_close(total, torch.ones(5), "the sum of the chances", "token", ask="the rows are the "
-                 "tokens that stand there, the columns what may follow")
+                                                                              "present tokens, "
+                                                                              "the columns the "
+                                                                              "next ones")
 
 
 def it_is_what_the_model_says(direct_path):
@@ -191,19 +193,19 @@ def back_again_is_its_transpose(shift_rotation):
 EXERCISES = [
     Exercise(
         name="one_hot", source=None, minutes=5, difficulty=1,
-        needed_for="seeing that all is linear",
-        task="A token as a vector.", checks=(one_at_the_id, of_any_shape),
+        needed_for="seeing that every step is linear",
+        task="Write a token as a vector.", checks=(one_at_the_id, of_any_shape),
         hints=("Compare the token with 0, 1, …, d_vocab - 1.",
                "tokens.unsqueeze(-1) == torch.arange(d_vocab) is a table of booleans.",
-               "…and .float() makes it numbers."),
+               ".float() turns them into numbers."),
         mistakes=(
             Mistake("when the ids are counted from 1", "torch.arange(d_vocab)",
                     "torch.arange(1, d_vocab + 1)"),
-            Mistake("with integers in place of floats", ".float()", ".long()"),
+            Mistake("with integers instead of floats", ".float()", ".long()"),
         )),
     Exercise(
         name="embed_tokens", source="embeddings.TokenEmbedding.forward", minutes=5, difficulty=1,
-        needed_for="the model (chapter 5)", task="A lookup. Ids need not be checked.",
+        needed_for="the model (chapter 5)", task="Look up rows of W_E. You need not check the ids.",
         checks=(a_lookup_is_a_product, the_table_learns_from_what_was_looked_up),
         hints=("A product with a one-hot vector picks a row.",
                "A tensor can be indexed by a tensor of ids.", "self.W_E[tokens]."),
@@ -214,7 +216,7 @@ EXERCISES = [
         )),
     Exercise(
         name="embed_text", source=None, minutes=5, difficulty=1, needed_for="the model (chapter 5)",
-        task="The first sum of the stream.",
+        task="Add token and position.",
         checks=(it_is_a_sum, a_short_text_uses_the_first_rows),
         hints=("Tokens look up W_E, positions W_pos.", "Position p uses row p, in every text.",
                "W_E[tokens] + W_pos[: tokens.shape[1]] broadcasts over the batch."),
@@ -224,26 +226,26 @@ EXERCISES = [
                     "W_pos[tokens % len(W_pos)]"),
             Mistake("with the last rows of W_pos for a short text", "W_pos[:n_pos]",
                     "W_pos[-n_pos:]"),
-            Mistake("with the product of both in place of the sum", "W_E[tokens] + W_pos",
+            Mistake("with the product of both instead of the sum", "W_E[tokens] + W_pos",
                     "W_E[tokens] * W_pos"),
         )),
     Exercise(
         name="unembed_stream", source=None, minutes=5, difficulty=1,
-        needed_for="the lens (chapter 8)", task="From the stream to logits.",
+        needed_for="the lens (chapter 8)", task="Turn the stream into logits.",
         checks=(a_logit_is_a_dot_product, parts_of_the_stream_add_up),
         hints=("Each token has a column of W_U.", "One matrix product gives all logits.",
                "resid @ W_U + b_U."),
         mistakes=(
             Mistake("without b_U", " + b_U", ""),
-            Mistake("with probabilities in place of logits", "resid @ W_U + b_U",
+            Mistake("with probabilities instead of logits", "resid @ W_U + b_U",
                     "(resid @ W_U + b_U).softmax(-1)"),
-            Mistake("with log probabilities in place of logits", "resid @ W_U + b_U",
+            Mistake("with log probabilities instead of logits", "resid @ W_U + b_U",
                     "(resid @ W_U + b_U).log_softmax(-1)"),
         )),
     Exercise(
         name="direct_path", source=None, minutes=10, difficulty=1,
         needed_for="the zero-layer model; the direct path of every model",
-        task="The whole model as one table.",
+        task="Write the whole model as one table.",
         checks=(each_row_is_a_distribution, it_is_what_the_model_says),
         hints=("A token's row of W_E goes straight into W_U.",
                "W_E @ W_U has a row for each token, a column for each that may follow.",
@@ -253,7 +255,7 @@ EXERCISES = [
                     "log_softmax(0)"),
             Mistake("with the table transposed", "return logits.log_softmax(-1)",
                     "return logits.log_softmax(-1).T"),
-            Mistake("with logits in place of log probabilities", "return logits.log_softmax(-1)",
+            Mistake("with logits instead of log probabilities", "return logits.log_softmax(-1)",
                     "return logits"),
         )),
     Exercise(
@@ -266,9 +268,9 @@ EXERCISES = [
                "A loop over both adds 1 to counts[token, following]; begin with alpha everywhere.",
                "counts / counts.sum(1, keepdim=True)."),
         mistakes=(
-            Mistake("with the pairs the wrong way round: what precedes what",
+            Mistake("with the pairs the wrong way round: the token before, not after",
                     "counts[token, following]", "counts[following, token]"),
-            Mistake("when columns sum to 1 in place of rows", "counts.sum(1, keepdim=True)",
+            Mistake("when columns sum to 1 instead of rows", "counts.sum(1, keepdim=True)",
                     "counts.sum(0, keepdim=True)"),
             Mistake("when the whole table sums to 1", "counts.sum(1, keepdim=True)",
                     "counts.sum()"),
@@ -276,7 +278,8 @@ EXERCISES = [
         )),
     Exercise(
         name="sinusoidal_positions", source="embeddings.sinusoidal_positions", minutes=20,
-        difficulty=2, needed_for="shift_rotation", task="A clock with many hands.",
+        difficulty=2, needed_for="shift_rotation", task="Each pair of dimensions is a clock hand "
+                                                        "with a speed of its own.",
         checks=(position_zero_is_zeros_and_ones, the_first_pair_turns_once_in_two_pi,
                 later_pairs_turn_more_slowly, every_position_has_one_length),
         hints=("Each pair of dimensions is one hand: sin and cos of its angle.",
@@ -287,17 +290,18 @@ EXERCISES = [
             Mistake("with all sines first and all cosines after them", "waves[:, i] =",
                     "waves[:, i // 2] =",
                     also=(("waves[:, i + 1] =", "waves[:, d_model // 2 + i // 2] ="),)),
-            Mistake("when the number of the pair is taken for the dimension: too little slowing",
+            Mistake("when the number of the pair is used as the dimension: the hands slow down "
+                    "too little",
                     "10_000 ** (i / d_model)", "10_000 ** (i / 2 / d_model)"),
             Mistake("when later hands turn faster", "pos / 10_000", "pos * 10_000"),
-            Mistake("with cos where sin belongs, and the other way round", "angle.sin()",
+            Mistake("with sin and cos exchanged", "angle.sin()",
                     "angle.cos()", also=(("waves[:, i + 1] = angle.cos()",
                                           "waves[:, i + 1] = angle.sin()"),)),
         )),
     Exercise(
         name="shift_rotation", source=None, minutes=25, difficulty=3,
         needed_for="seeing why a head can look k back everywhere (chapters 4 and 11)",
-        task="The addition theorem as a matrix. Why does it not depend on the position?",
+        task="Write the addition theorem as a matrix. Why does it not depend on the position?",
         checks=(no_shift_is_the_identity, it_moves_every_position, back_again_is_its_transpose),
         hints=("Each pair of dimensions turns by itself: R is made of 2 x 2 blocks.",
                "sin(a + s) = sin a cos s + cos a sin s; cos(a + s) = cos a cos s - sin a sin s.",
@@ -306,7 +310,7 @@ EXERCISES = [
         mistakes=(
             Mistake("when it shifts the wrong way: R is transposed", "R[i + 1, i] = sin",
                     "R[i + 1, i] = -sin", also=(("R[i, i + 1] = -sin", "R[i, i + 1] = sin"),)),
-            Mistake("when all hands turn alike", "shift / 10_000 ** (i / d_model)", "shift"),
+            Mistake("when all hands turn equally fast", "shift / 10_000 ** (i / d_model)", "shift"),
             Mistake("without the minus of cos(a + s)", "R[i, i + 1] = -sin", "R[i, i + 1] = sin"),
         )),
 ]

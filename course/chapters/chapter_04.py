@@ -36,8 +36,8 @@ def each_sees_itself_and_the_past(causal_mask):
     mask = causal_mask(4, 4)
     expect(isinstance(mask, torch.Tensor) and mask.shape == (4, 4), "causal_mask(4, 4) should be a "
            f"tensor [query_pos 4, key_pos 4], and is {describe(mask)}")
-    expect(mask.dtype == torch.bool, f"the mask is of {mask.dtype}, and should be of booleans: "
-           "~mask and masked_fill want them")
+    expect(mask.dtype == torch.bool, f"the mask is of {mask.dtype}, and should be of booleans, "
+                                     "which ~mask and masked_fill need")
     for query in range(4):
         for key in range(4):
             if key > query:
@@ -49,16 +49,16 @@ def each_sees_itself_and_the_past(causal_mask):
 
 
 def fewer_queries_are_the_last(causal_mask):
-    """2 queries of 5 keys are positions 3 and 4: they see 4 and 5 keys"""
+    """with 5 keys, 2 queries are at positions 3 and 4: they see 4 and 5 keys"""
     mask = causal_mask(2, 5)
     expect(mask.shape == (2, 5), f"causal_mask(2, 5) is {list(mask.shape)}, and should be [2, 5]")
     seen = mask.sum(-1).tolist()
-    expect(seen == [4, 5], f"of 5 keys the last two queries see {seen[0]} and {seen[1]}, and "
+    expect(seen == [4, 5], f"with 5 keys the two queries see {seen[0]} and {seen[1]}, and "
            "should see 4 and 5: the queries are the last positions")
 
 
 def padding_is_hidden_but_from_itself(causal_mask):
-    """a key that key_mask hides is seen by nobody but itself"""
+    """a key that key_mask hides is seen only by itself"""
     key_mask = torch.tensor([[False, True, True], [True, True, True]])
     mask = causal_mask(3, 3, key_mask)
     expect(mask.shape == (2, 1, 3, 3), f"with a key_mask the mask is {list(mask.shape)}, and "
@@ -91,7 +91,7 @@ def nothing_goes_to_the_future(attention_pattern):
 
 
 def a_pattern_by_hand(attention_pattern):
-    """q . k = 2 ln 3 with d_head 4 is a score of ln 3: attention of 1/4 and 3/4"""
+    """q . k = 2 ln 3 with d_head 4 is a score of ln 3, and gives attention of 1/4 and 3/4"""
     q = torch.tensor([[0.0, 0, 0, 0], [2 * math.log(3), 0, 0, 0]])
     k = torch.tensor([[0.0, 0, 0, 0], [1.0, 0, 0, 0]])
     expect_close(attention_pattern(q, k), torch.tensor([[1.0, 0], [0.25, 0.75]]), "the attention",
@@ -119,7 +119,7 @@ def alone_it_reads_itself(attend):
 
 
 def equal_scores_are_a_mean(attend):
-    """where all keys match alike, z is the mean of the values up to here"""
+    """if all keys match equally, z is the mean of the values up to here"""
     v = heads(2)
     z = attend(tiny_attention(), torch.zeros_like(v), heads(1), v)
     expect_close(z[:, 2], v[:, :3].mean(1), "z of position 2", "batch head d_head",
@@ -127,7 +127,7 @@ def equal_scores_are_a_mean(attend):
 
 
 def the_future_is_not_seen(attend):
-    """a change of position 4 leaves positions 0 to 3 as they are"""
+    """a change of position 4 does not change positions 0 to 3"""
     q, k, v = heads(0), heads(1), heads(2)
     before = attend(tiny_attention(), q, k, v)
     k[:, 4] += 1
@@ -139,7 +139,7 @@ def the_future_is_not_seen(attend):
 
 
 def heads_do_not_mix(attend):
-    """a change of head 1's values leaves head 0 as it is"""
+    """a change of head 1's values does not change head 0"""
     q, k, v = heads(0), heads(1), heads(2)
     before = attend(tiny_attention(), q, k, v)
     v[:, :, 1] += 1
@@ -160,7 +160,7 @@ def attend_equals_a_loop(attend):
 
 
 def padding_carries_nothing(attend):
-    """a hidden key's value reaches nobody else"""
+    """a hidden key's value reaches no other position"""
     q, k, v = heads(0), heads(1), heads(2)
     key_mask = torch.tensor([[False, False, True, True, True], [True] * 5])
     before = attend(tiny_attention(), q, k, v, key_mask)
@@ -206,7 +206,7 @@ def three_streams_are_read_apart(project):
 
 
 def one_head_writes_with_its_own_matrix(write):
-    """where only head 1 has a z, the output is z @ W_O[1] + b_O"""
+    """if only head 1 has a z, the output is z @ W_O[1] + b_O"""
     attn = tiny_attention()
     z = heads(3)
     z[:, :, 0] = 0
@@ -215,7 +215,7 @@ def one_head_writes_with_its_own_matrix(write):
 
 
 def the_output_is_a_sum_over_heads(write):
-    """the output is the sum of what the heads write, and b_O once"""
+    """the output is the sum of the heads' writes, plus b_O once"""
     attn = tiny_attention()
     z = heads(3)
     want = z[:, :, 0] @ attn.W_O[0] + z[:, :, 1] @ attn.W_O[1] + attn.b_O
@@ -303,7 +303,7 @@ def the_head_scores_one(previous_token_weights):
 
 
 def uniform_pattern(n_pos):
-    """Attention that is spread evenly over all that is visible."""
+    """Attention that is spread evenly over all visible keys."""
     visible = torch.ones(n_pos, n_pos).tril()
     return visible / visible.sum(-1, keepdim=True)
 
@@ -313,7 +313,10 @@ def a_perfect_head_scores_one(prev_token_score):
     pattern = torch.eye(6).roll(-1, dims=1)
     pattern[0] = torch.eye(6)[0]
     expect_close(prev_token_score(pattern), 1.0, "the score of a perfect head", ask="the first "
-                 "position has nobody before it, and is not counted")
+                                                                                    "position has "
+                                                                                    "none before "
+                                                                                    "it, and is "
+                                                                                    "not counted")
 
 
 def looking_at_oneself_scores_nothing(prev_token_score):
@@ -322,9 +325,9 @@ def looking_at_oneself_scores_nothing(prev_token_score):
 
 
 def even_attention_scores_its_mean(prev_token_score):
-    """even attention over 4 positions scores the mean of 1/2, 1/3 and 1/4"""
+    """uniform attention over 4 positions scores the mean of 1/2, 1/3 and 1/4"""
     expect_close(prev_token_score(uniform_pattern(4)), (1 / 2 + 1 / 3 + 1 / 4) / 3,
-                 "the score of even attention")
+                 "the score of uniform attention")
 
 
 def each_head_has_its_own_score(prev_token_score):
@@ -341,9 +344,9 @@ def one_key_alone_has_none(attention_entropy):
 
 
 def even_attention_has_the_most(attention_entropy):
-    """even attention over 3 positions has the mean of ln 1, ln 2 and ln 3"""
+    """uniform attention over 3 positions has the mean of ln 1, ln 2 and ln 3"""
     expect_close(attention_entropy(uniform_pattern(3)), (math.log(2) + math.log(3)) / 3,
-                 "the entropy of even attention", ask="the natural logarithm, and the mean over "
+                 "the entropy of uniform attention", ask="the natural logarithm, and the mean over "
                  "the queries")
 
 
@@ -363,17 +366,17 @@ EXERCISES = [
         checks=(each_sees_itself_and_the_past, fewer_queries_are_the_last,
                 padding_is_hidden_but_from_itself),
         hints=("Number the keys 0, 1, …: a query at position i sees every key that is at most i.",
-               "The first query stands at position n_keys - n_queries. A column of queries "
+               "The first query is at position n_keys - n_queries. A column of queries "
                "compared with a row of keys is a table.",
                "`key <= query`, with query = torch.arange(n_keys - n_queries, n_keys)[:, None] and "
                "key = torch.arange(n_keys). A key_mask is [batch, key_pos]: give it two axes of "
-               "length 1, and let `key == query` pass all the same."),
+               "length 1, and always allow `key == query`."),
         mistakes=(
             Mistake("with the mask the wrong way round", "        return key <= query\n",
                     "        return key >= query\n"),
             Mistake("when a position may not see itself", "        return key <= query\n",
                     "        return key < query\n"),
-            Mistake("when the queries are taken for the first positions",
+            Mistake("when the queries count as the first positions",
                     "torch.arange(n_keys - n_queries, n_keys, device=device)",
                     "torch.arange(n_queries, device=device)"),
             Mistake("when padding can't see itself either",
@@ -385,8 +388,8 @@ EXERCISES = [
         checks=(rows_share_one, nothing_goes_to_the_future, a_pattern_by_hand,
                 queries_and_keys_are_not_exchanged),
         hints=("scores[i, j] is the dot product of q[i] and k[j]: one matrix product gives all.",
-               "What must get no attention gets a score of -inf before the softmax: exp(-inf) is "
-               "0.",
+               "A position that must get no attention gets a score of -inf before the softmax, "
+               "since exp(-inf) is 0.",
                "q @ k.T / math.sqrt(d_head), masked_fill with a boolean triu(1), softmax(-1)."),
         mistakes=(
             Mistake("without the division by sqrt(d_head)", " / math.sqrt(d_head)", ""),
@@ -405,10 +408,10 @@ EXERCISES = [
         name="attend", source="attention.Attention.attend", minutes=20, difficulty=2,
         needed_for="the block (chapter 5), induction (chapter 11)",
         task="The same for all heads of a batch, and then the mean of the values. Call "
-             "causal_mask: while this is checked, the library's stands in its place. No dropout.",
+             "causal_mask; the check uses the library's. No dropout.",
         checks=(alone_it_reads_itself, equal_scores_are_a_mean, the_future_is_not_seen,
                 heads_do_not_mix, attend_equals_a_loop, padding_carries_nothing),
-        hints=("Matrix products work on the last two axes: bring pos and d_head there first.",
+        hints=("Matrix products use the last two axes: move pos and d_head there first.",
                "q.transpose(1, 2) is [batch, head, pos, d_head]; then q @ k.transpose(-1, -2) is "
                "[batch, head, query_pos, key_pos].",
                "scores.masked_fill(~causal_mask(n, n, key_mask), -math.inf).softmax(-1) @ v, and "
@@ -419,7 +422,7 @@ EXERCISES = [
                     "masked_fill(~visible.mT"),
             Mistake("without a mask", "    scores = scores.masked_fill(~visible, -math.inf)\n", ""),
             Mistake("with the softmax over the queries", ".softmax(-1)", ".softmax(-2)"),
-            Mistake("when the pattern is transposed before it meets the values", "pattern @ v",
+            Mistake("when the pattern is transposed before it multiplies the values", "pattern @ v",
                     "pattern.mT @ v"),
             Mistake("when heads and positions keep their places: each position attends among its "
                     "own heads", "    q = q.transpose(1, 2)  # [batch, head, query_pos, d_head]\n",
@@ -448,7 +451,7 @@ EXERCISES = [
     Exercise(
         name="write", source="attention.Attention.write", minutes=10, difficulty=1,
         needed_for="attributing an answer to heads (chapter 8)",
-        task="The stream is a sum: so is what the heads write.",
+        task="Add up what the heads write.",
         checks=(one_head_writes_with_its_own_matrix, the_output_is_a_sum_over_heads),
         hints=("One head writes z[:, :, head] @ W_O[head], [batch, pos, d_model].",
                "Sum over the heads, then add b_O once.",
@@ -457,7 +460,7 @@ EXERCISES = [
             Mistake("without b_O", " + self.b_O", ""),
             Mistake("with the mean over heads instead of the sum", "result.sum(2)",
                     "result.mean(2)"),
-            Mistake("when heads and positions are exchanged before the heads are laid side by side",
+            Mistake("when heads and positions are exchanged before the heads are concatenated",
                     'result = torch.einsum("bphd,hdm->bphm", z, self.W_O)',
                     "z = z.transpose(1, 2).reshape(z.shape)\n"
                     '    result = torch.einsum("bphd,hdm->bphm", z, self.W_O)'),
@@ -467,7 +470,7 @@ EXERCISES = [
     Exercise(
         name="qk_matrix", source=None, minutes=10, difficulty=1,
         needed_for="composition (chapter 8)",
-        task="Two thin matrices are one square one.",
+        task="Multiply two thin matrices into a square one.",
         checks=(the_matrix_gives_the_scores, it_has_the_rank_of_one_head),
         hints=("q = query_resid @ W_Q and k = key_resid @ W_K: write q . k out.",
                "(query @ W_Q) @ (key @ W_K)^T = query @ (W_Q W_K^T) @ key^T.",
@@ -475,26 +478,27 @@ EXERCISES = [
         mistakes=(
             Mistake("when it is the key's matrix that stands first",
                     "W_Q @ W_K.transpose(-1, -2)", "W_K @ W_Q.transpose(-1, -2)"),
-            Mistake("when the product leaves d_head, not d_model",
+            Mistake("when the product is d_head by d_head, not d_model by d_model",
                     "W_Q @ W_K.transpose(-1, -2)", "W_Q.transpose(-1, -2) @ W_K"),
         )),
     Exercise(
         name="ov_matrix", source=None, minutes=5, difficulty=1,
         needed_for="copying (chapter 11), suppression (chapter 12)",
-        task="What goes in at the key, and what comes out at the query.",
+        task="Map what is read at the key to what is written at the query.",
         checks=(the_matrix_moves_a_vector, it_has_the_rank_of_a_head),
-        hints=("A row vector meets W_V first, and W_O after it.", "W_V @ W_O, for each head.",
-               "@ works on the last two axes, and the heads stay apart."),
+        hints=("A row vector is multiplied by W_V first, then by W_O.", "W_V @ W_O, for each head.",
+               "@ uses the last two axes, so heads stay separate."),
         mistakes=(
             Mistake("when the matrix is transposed", "return W_V @ W_O",
                     "return (W_V @ W_O).transpose(-1, -2)"),
-            Mistake("when the product leaves d_head, not d_model", "return W_V @ W_O",
+            Mistake("when the product is d_head by d_head, not d_model by d_model", "return W_V @ "
+                                                                                    "W_O",
                     "return W_O @ W_V"),
         )),
     Exercise(
         name="previous_token_weights", source=None, minutes=20, difficulty=2,
         needed_for="wiring an induction head (chapter 11)",
-        task="Wire it: let query and key name a position, and make the names meet one apart.",
+        task="Wire a head by hand: the query at i must match the key at i - 1, and no other.",
         checks=(the_previous_position_matches, no_other_position_matches, the_head_scores_one),
         hints=("Row i of W_Q is the query of position i, row j of W_K the key of position j.",
                "Let the query of i be the i-th unit vector. Which unit vector must the key of "
@@ -502,7 +506,7 @@ EXERCISES = [
                "The key of j is unit vector j + 1, times the sharpness; the last position has no "
                "successor, so its key is zero."),
         mistakes=(
-            Mistake("when the key names the position before its own: the head looks one ahead",
+            Mistake("when the key of j matches the query of j - 1: the head looks one ahead",
                     ".roll(1, dims=1)", ".roll(-1, dims=1)",
                     also=(("W_K[-1] = 0.0", "W_K[0] = 0.0"),)),
             Mistake("when the last position wraps round to the first", "    W_K[-1] = 0.0\n", ""),
@@ -510,16 +514,16 @@ EXERCISES = [
                     ".roll(1, dims=1)", ".roll(-1, dims=1)", also=(("    W_K[-1] = 0.0\n", ""),)),
             Mistake("when each position looks at itself", ".roll(1, dims=1)", "",
                     also=(("    W_K[-1] = 0.0\n", ""),)),
-            Mistake("when both weights carry the sharpness", "W_Q = torch.eye(n_ctx)",
+            Mistake("when both weights are multiplied by the sharpness", "W_Q = torch.eye(n_ctx)",
                     "W_Q = sharpness * torch.eye(n_ctx)"),
         )),
     Exercise(
         name="prev_token_score", source="metrics.prev_token_score", minutes=10, difficulty=1,
         needed_for="finding heads (chapters 8 and 11)",
-        task="The entries just below the diagonal.",
+        task="Average the entries just below the diagonal.",
         checks=(a_perfect_head_scores_one, looking_at_oneself_scores_nothing,
                 even_attention_scores_its_mean, each_head_has_its_own_score),
-        hints=("Query i looks one back where the key is i - 1.",
+        hints=("Query i looks one back at key i - 1.",
                "These entries form a diagonal: torch.diagonal has an offset.",
                "pattern.diagonal(offset=-1, dim1=-2, dim2=-1).mean(-1)."),
         mistakes=(
@@ -540,7 +544,7 @@ EXERCISES = [
                "log 0 is -inf, and 0 times -inf is NaN: keep zeros away from the logarithm.",
                "-(pattern * pattern.clamp(min=1e-30).log()).sum(-1).mean(-1)."),
         mistakes=(
-            Mistake("with 0 log 0 left to the computer", ".clamp(min=1e-30)", ""),
+            Mistake("when 0 log 0 becomes NaN", ".clamp(min=1e-30)", ""),
             Mistake("in bits instead of nats", ".log()", ".log2()"),
             Mistake("without the minus", "-(pattern * logs)", "(pattern * logs)"),
             Mistake("with the sum over queries instead of the mean", "entropies.mean(-1)",

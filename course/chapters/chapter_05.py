@@ -30,7 +30,7 @@ def disturbed(module):
 
 
 def without_weights_only_the_bias_is_written(mlp_forward):
-    """where W_out is 0, b_out is written everywhere"""
+    """if W_out is 0, b_out is written at every position"""
     mlp = disturbed(MLP(CFG))
     mlp.W_out.data.zero_()
     out = mlp_forward(mlp, random(2, 5, 6))
@@ -62,7 +62,7 @@ def a_constant_is_taken_off(layer_norm):
     norm, resid = plain_norm(), random(2, 5, 6)
     moved = (layer_norm(norm, resid + 10) - layer_norm(norm, resid)).abs().max()
     expect(moved < 1e-4, f"with 10 added to every dimension the output moves by {moved:.3g}: is "
-           "the mean over d_model taken off?")
+                         "the mean over d_model subtracted?")
 
 
 def each_position_has_variance_one(layer_norm):
@@ -76,7 +76,7 @@ def each_position_has_variance_one(layer_norm):
 
 
 def a_tiny_vector_stays_finite(layer_norm):
-    """a vector of zeros gives b, and not NaN; a tiny one is not blown up to variance 1"""
+    """a vector of zeros gives b, not NaN; a tiny one is not scaled up to variance 1"""
     norm = disturbed(LayerNorm(6))
     expect_close(layer_norm(norm, torch.zeros(1, 1, 6)), norm.b.expand(1, 1, 6),
                  "the output for zeros", "batch pos d_model", ask="is EPSILON there?")
@@ -97,7 +97,7 @@ def weight_and_shift_come_last(layer_norm):
 
 
 def block_with(*silent):
-    """A block of which some parts write nothing."""
+    """A block in which some parts write nothing."""
     block = disturbed(Block(CFG))
     for part in silent:
         for name, weight in getattr(block, part).named_parameters():
@@ -107,7 +107,7 @@ def block_with(*silent):
 
 
 def silent_parts_leave_the_stream(block_forward):
-    """where attention and MLP write nothing, the stream goes through unchanged"""
+    """if attention and MLP write nothing, the stream does not change"""
     block = block_with("attn", "mlp")
     resid = random(2, 5, 6)
     expect_close(block_forward(block, resid), resid, "the stream", "batch pos d_model",
@@ -128,7 +128,7 @@ def the_mlp_sees_what_attention_wrote(block_forward):
     read = block.ln1(resid)
     mid = resid + block.attn(read, read, read)
     expect_close(block_forward(block, resid), mid + block.mlp(block.ln2(mid)), "the stream",
-                 "batch pos d_model", ask="one after the other, each with a LayerNorm of its own")
+                 "batch pos d_model", ask="one after the other, each with its own LayerNorm")
 
 
 # run_blocks, gpt_forward
@@ -153,7 +153,7 @@ def stop_is_left_out(run_blocks):
 
 
 def a_run_can_be_cut_in_two(run_blocks):
-    """stop=1, then start=1, is the whole way"""
+    """stop=1, then start=1, runs all blocks"""
     model, resid = disturbed(GPT(CFG)), random(2, 5, 6)
     halfway = run_blocks(model, resid, stop=1)
     expect_close(run_blocks(model, halfway, start=1), run_blocks(model, resid),
@@ -168,21 +168,22 @@ def it_equals_the_three_parts(gpt_forward):
 
 
 def the_past_does_not_see_the_future(gpt_forward):
-    """another last token leaves the logits before it as they are"""
+    """another last token does not change the logits before it"""
     model, tokens = disturbed(GPT(CFG)), random_ids(11, 2, 5)
     other = tokens.clone()
     other[:, -1] = (other[:, -1] + 1) % 11
     moved = (gpt_forward(model, other) - gpt_forward(model, tokens)).abs().amax((0, 2))
-    expect(bool((moved[:4] < 1e-5).all()), "another last token moves the logits of earlier ones by "
+    expect(bool((moved[:4] < 1e-5).all()), "another last token changes the logits of earlier ones "
+                                           "by "
            f"{moved[:4].max():.3g}")
-    expect(bool(moved[4] > 1e-5), "another last token does not move its own logits")
+    expect(bool(moved[4] > 1e-5), "another last token does not change its own logits")
 
 
 # count_parameters
 
 
 def the_model_of_one_layer(count_parameters):
-    """1 layer, d_model 6, d_mlp 10, 11 tokens, context 8: as many as the library's model has"""
+    """1 layer, d_model 6, d_mlp 10, 11 tokens, context 8: as many as in the library's model"""
     for n_layers in (0, 1, 3):
         cfg = ModelConfig(n_layers=n_layers, n_heads=2, d_model=6, d_mlp=10, n_ctx=8, d_vocab=11,
                           tie_embeddings=True)
@@ -201,21 +202,21 @@ def gpt2_small(count_parameters):
 
 
 def the_folded_map_does_the_same(fold_norm_weights):
-    """normalized @ folded_W + folded_bias is what the two gave"""
+    """normalized @ folded_W + folded_bias equals the two steps"""
     w, b, W, bias = random(6), random(6, seed=1), random(6, 4, seed=2), random(4, seed=3)
     normalized = random(2, 5, 6, seed=4)
     folded = fold_norm_weights(w, b, W, bias)
     expect(isinstance(folded, (tuple, list)) and len(folded) == 2,
            "two tensors should be returned, (folded_W, folded_bias)")
     expect_close(torch.as_tensor(folded[0].shape), torch.tensor([6, 4]), "the shape of folded_W")
-    expect_close(torch.zeros(6) @ folded[0] + folded[1], b @ W + bias, "what comes out of zeros",
+    expect_close(torch.zeros(6) @ folded[0] + folded[1], b @ W + bias, "the output for zeros",
                  "d_out", ask="LayerNorm's shift b goes through W, too")
     expect_close(normalized @ folded[0] + folded[1], (normalized * w + b) @ W + bias,
                  "the output", "batch pos d_out")
 
 
 def what_is_folded_is_not_changed(fold_norm_weights):
-    """the weights that it is given stay as they are"""
+    """the weights that are passed in do not change"""
     W, bias = random(6, 4, seed=2), random(4, seed=3)
     fold_norm_weights(random(6), random(6, seed=1), W, bias)
     expect(torch.equal(W, random(6, 4, seed=2)) and torch.equal(bias, random(4, seed=3)),
@@ -223,14 +224,14 @@ def what_is_folded_is_not_changed(fold_norm_weights):
 
 
 def a_bias_of_values_comes_through(fold_value_bias):
-    """it is b_O plus what each head writes of its b_V"""
+    """it is b_O plus what each head writes because of its b_V"""
     b_V, W_O, b_O = random(2, 3), random(2, 3, 6, seed=1), random(6, seed=2)
     expect_close(fold_value_bias(b_V, W_O, b_O), b_V[0] @ W_O[0] + b_V[1] @ W_O[1] + b_O,
                  "the folded bias", "d_model")
 
 
 def attention_does_the_same(fold_value_bias):
-    """attention with b_V = 0 and the folded b_O gives what it gave"""
+    """attention with b_V = 0 and the folded b_O gives the same output as before"""
     block, resid = disturbed(Block(CFG)), random(2, 5, 6)
     attn = block.attn
     want = attn(resid, resid, resid).detach()
@@ -245,7 +246,7 @@ def attention_does_the_same(fold_value_bias):
 EXERCISES = [
     Exercise(
         name="mlp_forward", source="mlp.MLP.forward", minutes=10, difficulty=1,
-        needed_for="the block", task="Read, bend, write. gelu, the library's, is imported.",
+        needed_for="the block", task="Read, apply gelu, write. The library's gelu is imported.",
         checks=(without_weights_only_the_bias_is_written, each_neuron_reads_and_writes),
         hints=("A neuron reads one direction, a column of W_in, and writes one, a row of W_out.",
                "pre = resid @ W_in + b_in, post = gelu(pre).", "post @ self.W_out + self.b_out."),
@@ -253,8 +254,8 @@ EXERCISES = [
             Mistake("without the nonlinearity", "gelu(pre)", "pre"),
             Mistake("without b_in", " + self.b_in", ""),
             Mistake("when the stream is added here too", "+ self.b_out", "+ self.b_out + resid"),
-            Mistake("with ReLU in place of GELU", "gelu(pre)", "pre.relu()"),
-            Mistake("with the exact GELU in place of GPT-2's", "gelu(pre)",
+            Mistake("with ReLU instead of GELU", "gelu(pre)", "pre.relu()"),
+            Mistake("with the exact GELU instead of GPT-2's", "gelu(pre)",
                     "0.5 * pre * (1 + (pre / 2**0.5).erf())"),
         )),
     Exercise(
@@ -263,10 +264,10 @@ EXERCISES = [
         checks=(a_constant_is_taken_off, each_position_has_variance_one,
                 a_tiny_vector_stays_finite, weight_and_shift_come_last),
         hints=("Everything is over d_model, the last axis, with keepdim=True.",
-               "The variance is the mean of the squares of what is centred.",
+               "The variance is the mean square of the centred vector.",
                "centred / (variance + EPSILON).sqrt() * self.w + self.b."),
         mistakes=(
-            Mistake("with the unbiased variance, d_model - 1 below the line",
+            Mistake("with the unbiased variance, divided by d_model - 1",
                     "centred.pow(2).mean(-1, keepdim=True)",
                     "centred.pow(2).sum(-1, keepdim=True) / (resid.shape[-1] - 1)"),
             Mistake("when the vector is not centred (RMSNorm)",
@@ -275,7 +276,7 @@ EXERCISES = [
             Mistake("when EPSILON is added after the root", "(variance + EPSILON).sqrt()",
                     "(variance.sqrt() + EPSILON)"),
             Mistake("without EPSILON", "(variance + EPSILON).sqrt()", "variance.sqrt()"),
-            Mistake("over positions in place of d_model", "resid.mean(-1,", "resid.mean(1,",
+            Mistake("over positions instead of d_model", "resid.mean(-1,", "resid.mean(1,",
                     also=(("centred.pow(2).mean(-1,", "centred.pow(2).mean(1,"),)),
             Mistake("when b is added before w multiplies", "normalized * self.w + self.b",
                     "(normalized + self.b) * self.w"),
@@ -285,7 +286,7 @@ EXERCISES = [
         needed_for="the model", task="Two lines of sums; the parts are the library's.",
         checks=(silent_parts_leave_the_stream, attention_reads_the_normalised_stream,
                 the_mlp_sees_what_attention_wrote),
-        hints=("The stream is added to, and what is added was read from its normalised copy.",
+        hints=("Each part reads a normalised copy of the stream, and adds to the stream itself.",
                "x = self.ln1(resid), then resid = resid + self.attn(x, x, x).",
                "…and return resid + self.mlp(self.ln2(resid))."),
         mistakes=(
@@ -307,19 +308,19 @@ EXERCISES = [
                     "    return resid + self.mlp(self.ln2(resid))\n",
                     "    resid = self.ln1(resid + self.attn(resid, resid, resid))\n"
                     "    return self.ln2(resid + self.mlp(resid))\n"),
-            Mistake("when the normalised stream is what attention is added to",
+            Mistake("when attention is added to the normalised stream",
                     "resid = resid + self.attn(", "resid = normalized + self.attn("),
         )),
     Exercise(
         name="run_blocks", source="model.GPT.run_blocks", minutes=10, difficulty=1,
         needed_for="restarting a run in the middle (chapters 8 to 10)",
-        task="A loop that can begin and end anywhere.",
+        task="Write a loop that can begin and end at any block.",
         checks=(all_blocks_in_order, stop_is_left_out, a_run_can_be_cut_in_two),
         hints=("self.blocks can be sliced.", "self.blocks[start:None] goes to the end.",
                "for block in self.blocks[start:stop]: resid = block(resid)."),
         mistakes=(
             Mistake("when start is ignored", "self.blocks[start:stop]", "self.blocks[:stop]"),
-            Mistake("when stop=0 is taken for None", "self.blocks[start:stop]",
+            Mistake("when stop=0 counts as None", "self.blocks[start:stop]",
                     "self.blocks[start : stop or len(self.blocks)]"),
             Mistake("when block `stop` runs too", "self.blocks[start:stop]",
                     "self.blocks[start : None if stop is None else stop + 1]"),
@@ -330,23 +331,24 @@ EXERCISES = [
         name="gpt_forward", source="model.GPT.forward", minutes=5, difficulty=1,
         needed_for="everything after it", task="Three calls in a row.",
         checks=(it_equals_the_three_parts, the_past_does_not_see_the_future),
-        hints=("Tokens become a stream, the stream goes through the blocks, and becomes logits.",
+        hints=("Embed the tokens, run the blocks, and unembed.",
                "self.embed(tokens) is the first.",
                "self.unembed(self.run_blocks(self.embed(tokens)))."),
         mistakes=(
             Mistake("without the blocks", "self.run_blocks(resid)", "resid"),
-            Mistake("with probabilities in place of logits", "return self.unembed(resid)",
+            Mistake("with probabilities instead of logits", "return self.unembed(resid)",
                     "return self.unembed(resid).softmax(-1)"),
             Mistake("without the last block", "self.run_blocks(resid)",
                     "self.run_blocks(resid, stop=len(self.blocks) - 1)"),
         )),
     Exercise(
         name="count_parameters", source=None, minutes=15, difficulty=2,
-        needed_for="knowing what a model is made of", task="On paper first, biases included.",
+        needed_for="knowing what a model is made of", task="Count them on paper first, biases "
+                                                           "included.",
         checks=(the_model_of_one_layer, gpt2_small),
         hints=("A LayerNorm has w and b: 2 d_model. There are two in a block and one at the end.",
-               "q, k, v and the output are d_model x d_model with a bias of d_model each, however "
-               "many heads share them.",
+               "q, k, v and the output are d_model x d_model with a bias of d_model each, "
+               "whatever the number of heads.",
                "The MLP: d_model x d_mlp twice, and biases d_mlp and d_model."),
         mistakes=(
             Mistake("without the biases of attention", " + 4 * d_model\n", "\n"),
@@ -363,7 +365,7 @@ EXERCISES = [
         task="Write (normalized * w + b) @ W + bias as one linear map of normalized.",
         checks=(the_folded_map_does_the_same, what_is_folded_is_not_changed),
         hints=("Multiply out: (normalized * w) @ W, and b @ W.",
-               "normalized[i] * w[i] meets row i of W: scale the rows.",
+               "normalized[i] * w[i] is multiplied by row i of W: scale the rows.",
                "w[:, None] * W, and b @ W + bias."),
         mistakes=(
             Mistake("when the shift b is dropped", "b @ W + bias", "bias"),
@@ -385,7 +387,7 @@ EXERCISES = [
                'torch.einsum("hd,hdm->m", b_V, W_O) + b_O.'),
         mistakes=(
             Mistake("without b_O itself", " + b_O", ""),
-            Mistake("with the mean over heads in place of the sum", "written.sum((0, 1))",
+            Mistake("with the mean over heads instead of the sum", "written.sum((0, 1))",
                     "written.mean((0, 1))"),
             Mistake("of the first head alone", "written.sum((0, 1))", "written[0, 0]"),
         )),

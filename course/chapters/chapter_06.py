@@ -1,4 +1,4 @@
-"""Chapter 6, learn and sample: schedule, clipping, AdamW, Muon's rounds, sampling, a past."""
+"""Chapter 6, learn and sample: schedule, clipping, AdamW, Muon's rounds, sampling, a cache."""
 
 
 import torch
@@ -17,7 +17,7 @@ IMPORTS = ["import math", "import torch", "from losses import cross_entropy",
 
 
 def tiny_model(n_ctx=8):
-    """A GPT of 9 tokens, whose weights are large enough to have opinions."""
+    """A GPT of 9 tokens, with weights so large that its predictions are not uniform."""
     return GPT(ModelConfig(n_layers=1, n_heads=2, d_model=8, n_ctx=n_ctx, d_vocab=9,
                            init_scale=0.5))
 
@@ -29,22 +29,22 @@ def it_falls_linearly(schedule):
     """without warmup, 4 steps get 1, 3/4, 1/2 and 1/4"""
     shares = [schedule(step, 4) for step in range(4)]
     expect_close(torch.tensor(shares), torch.tensor([1, 0.75, 0.5, 0.25]), "the share", "step",
-                 ask="it would be 0 at step 4, which is not taken any more")
+                 ask="it would be 0 at step 4, which is after the last step")
 
 
 def it_rises_over_the_warmup(schedule):
-    """with 4 steps of warmup: 1/4, 1/2, 3/4, 1, and then the fall begins at 1"""
+    """with 4 steps of warmup: 1/4, 1/2, 3/4, 1, and then it falls from 1"""
     shares = [schedule(step, 8, 4) for step in range(6)]
     expect_close(torch.tensor(shares), torch.tensor([0.25, 0.5, 0.75, 1, 1, 0.75]), "the share",
-                 "step", ask="the first step must not be of size 0, and the fall begins after the "
-                 "warmup")
+                 "step", ask="the first step must not have size 0, and the fall begins after the "
+                             "warmup")
 
 
 def a_cosine_is_at_a_half_halfway(schedule):
     """shape="cosine" has 1 at first, 1/2 halfway and about 0.15 after three quarters"""
     shares = [schedule(step, 8, shape="cosine") for step in (0, 4, 6)]
     expect_close(torch.tensor(shares), torch.tensor([1, 0.5, 0.146447]), "the share",
-                 "number", ask="half a cosine, from 0 to pi, moved up and halved")
+                 "number", ask="half a cosine, from 0 to pi, shifted up and halved")
 
 
 def it_ends_near_the_final_fraction(schedule):
@@ -71,20 +71,21 @@ def large_gradients_are_scaled_together(clip_gradients_):
     one, other = with_grads([1.5, 2.0], [0, 6.0])
     clip_gradients_([one, other], 1.3)
     expect_close(torch.stack([one.grad, other.grad]), torch.tensor([[0.3, 0.4], [0, 1.2]]),
-                 "the gradient", "parameter number", tolerance=1e-3, ask="one norm over all of "
-                 "them, so that the direction stays")
+                 "the gradient", "parameter number", tolerance=1e-3, ask="use one norm over all "
+                                                                         "of them, so that the "
+                                                                         "direction stays the same")
 
 
 def small_gradients_are_left_alone(clip_gradients_):
-    """gradients of norm 5 stay as they are with most=10"""
+    """gradients of norm 5 do not change with most=10"""
     parameters = with_grads([3.0, 4.0])
     clip_gradients_(parameters, 10.0)
     expect_close(parameters[0].grad, torch.tensor([3.0, 4]), "the gradient", "number",
-                 ask="it limits, and never scales up")
+                 ask="clipping never scales up")
 
 
 def the_norm_before_is_returned(clip_gradients_):
-    """it returns 5, the norm before, and passes over what has no gradient"""
+    """it returns 5, the norm before, and skips parameters without a gradient"""
     norm = clip_gradients_(with_grads([3.0, 0], None, [0, 4.0]), 1.0)
     expect_close(norm, 5.0, "what is returned", tolerance=1e-3)
 
@@ -108,8 +109,9 @@ def the_first_step_is_the_learning_rate(adamw_step):
     before = random(3, 2)
     after = optimiser(1, adamw_step)[0]
     expect_close(after - before, -0.1 * random(3, 2).sign(), "the first step of lr 0.1",
-                 "row column", tolerance=1e-3, ask="m' / sqrt(v') is g / |g| at the first step, if "
-                 "both averages are corrected for their beginning at 0")
+                 "row column", tolerance=1e-3, ask="m' / sqrt(v') is g / |g| at the first step, "
+                                                   "if both averages are corrected for starting "
+                                                   "at 0")
 
 
 def the_gradient_s_size_does_not_matter(adamw_step):
@@ -120,7 +122,7 @@ def the_gradient_s_size_does_not_matter(adamw_step):
 
 
 def the_share_scales_the_step(adamw_step):
-    """with share=0.5 the step is half as large"""
+    """with share=0.5 the step is half as long"""
     after = optimiser(1, lambda adamw: adamw_step(adamw, 0.5))[0]
     expect_close(after - random(3, 2), -0.05 * random(3, 2).sign(), "half a first step",
                  "row column", tolerance=1e-3)
@@ -139,8 +141,8 @@ def it_equals_torch_s(adamw_step):
     expect_close(vector, weights[1], "a vector's entry after 20 steps", "row",
                  ask="vectors do not decay")
     expect_close(matrix, weights[0], "a matrix's entry after 20 steps", "row column",
-                 ask="the decay is lr * weight_decay * w, beside the step and not through the "
-                 "gradient")
+                 ask="the decay is lr * weight_decay * w, subtracted separately and not added to "
+                     "the gradient")
 
 
 # orthogonalise
@@ -164,8 +166,8 @@ def directions_stay(orthogonalise):
     U, _, Vh = torch.linalg.svd(matrix, full_matrices=False)
     inside = U.T @ orthogonalise(matrix) @ Vh.T
     off = (inside - inside.diag().diag()).abs().max()
-    expect(off < 1e-3, f"U^T X V has an entry of {off:.3g} beside its diagonal: were singular "
-           "directions mixed?")
+    expect(off < 1e-3, f"U^T X V has an entry of {off:.3g} off its diagonal: were singular "
+                       "directions mixed?")
 
 
 def the_size_does_not_matter(orthogonalise):
@@ -175,7 +177,7 @@ def the_size_does_not_matter(orthogonalise):
 
 
 def the_argument_stays(orthogonalise):
-    """the matrix that is passed stays as it is"""
+    """the matrix that is passed in does not change"""
     matrix = random(4, 6)
     orthogonalise(matrix)
     expect(torch.equal(matrix, random(4, 6)), "the matrix was written into")
@@ -200,7 +202,7 @@ class CountedSteps:
 
 
 def one_step_of_training(train_step):
-    """it moves the weights along the gradient of this batch, once"""
+    """it makes one step along the gradient of this batch"""
     inputs, targets = random_ids(9, 2, 6), random_ids(9, 2, 6, seed=1)
     model, reference = tiny_model(), tiny_model()
     loss = cross_entropy(reference(inputs), targets)
@@ -210,11 +212,11 @@ def one_step_of_training(train_step):
     expect_equal(optimizer.step_count, 1, "the number of steps taken")
     for p, old, grad in zip(model.parameters(), reference.parameters(), grads, strict=True):
         expect_close(p, old - 0.1 * grad, "a weight after the step", tolerance=1e-4)
-    expect_close(returned, loss, "the loss that is returned", ask="a number, of before the step")
+    expect_close(returned, loss, "the loss that is returned", ask="a number, from before the step")
 
 
 def nothing_is_left_of_the_step_before(train_step):
-    """gradients do not pile up over two steps"""
+    """gradients do not add up over two steps"""
     inputs, targets = random_ids(9, 2, 6), random_ids(9, 2, 6, seed=1)
     model, reference = tiny_model(), tiny_model()
     for _ in range(2):
@@ -226,7 +228,7 @@ def nothing_is_left_of_the_step_before(train_step):
                 p -= 0.1 * grad
     for p, want in zip(model.parameters(), reference.parameters(), strict=True):
         expect_close(p, want, "a weight after two steps", tolerance=1e-3,
-                     ask="backward adds to `.grad`: what was there before?")
+                     ask="backward adds to `.grad`: was it cleared before?")
 
 
 def one_batch_is_learned_by_heart(train_step):
@@ -278,10 +280,10 @@ def top_p_keeps_the_fewest_that_reach_p(token_probs):
 
 
 def top_p_comes_after_top_k(token_probs):
-    """top_k=2 and top_p=0.55: of 4/7 and 3/7 the first reaches 0.55 alone"""
+    """top_k=2 and top_p=0.55: of 4/7 and 3/7, the first alone reaches 0.55"""
     expect_close(probs_of(token_probs, top_k=2, top_p=0.55), torch.tensor([[1.0, 0, 0, 0]]),
                  "the chances with both", "row token", ask="top_p sees the chances that top_k has "
-                 "left, which sum to 1")
+                                                           "kept, scaled to sum to 1")
 
 
 def each_row_has_its_own_order(token_probs):
@@ -304,18 +306,18 @@ def what_was_there_is_less_likely(penalise_repetition):
 
 
 def often_is_once(penalise_repetition):
-    """a token that was there three times is punished once"""
+    """a token that occurred three times is punished once"""
     got = penalise_repetition(torch.tensor([[4.0, 1]]), torch.tensor([[0, 0, 0]]), 2.0)
     expect_close(got, torch.tensor([[2.0, 1]]), "the logit", "row token")
 
 
 def each_row_has_its_own_past(penalise_repetition):
-    """a row is punished for its own tokens; the logits that were passed stay"""
+    """a row is punished for its own tokens, and the logits that are passed in do not change"""
     logits = torch.tensor([[4.0, 4], [4.0, 4]])
     got = penalise_repetition(logits, torch.tensor([[0], [1]]), 2.0)
     expect_close(got, torch.tensor([[2.0, 4], [4.0, 2]]), "the logit", "row token")
     expect_close(logits, torch.full((2, 2), 4.0), "a logit that was passed", "row token",
-                 ask="is something written into the argument?")
+                 ask="did you write into the argument?")
 
 
 # pad_left
@@ -329,7 +331,7 @@ def padded(pad_left, prompts):
 
 
 def prompts_end_together(pad_left):
-    """[5, 2, 8] and [6] end in one column"""
+    """[5, 2, 8] and [6] end in the same column"""
     tokens, _ = padded(pad_left, [[5, 2, 8], [6]])
     expect_close(tokens, torch.tensor([[5, 2, 8], [0, 0, 6]]), "tokens", "row pos",
                  ask="the padding stands on the left")
@@ -337,7 +339,7 @@ def prompts_end_together(pad_left):
 
 
 def the_mask_is_true_for_real_tokens(pad_left):
-    """key_mask is True for real tokens, also where a real token is 0"""
+    """key_mask is True for real tokens, also if a real token is 0"""
     _, key_mask = padded(pad_left, [[5, 2, 8], [0]])
     expect(isinstance(key_mask, torch.Tensor) and key_mask.dtype == torch.bool,
            "key_mask should be a tensor of booleans")
@@ -349,7 +351,7 @@ def the_mask_is_true_for_real_tokens(pad_left):
 
 
 def steps_of(extend, *sizes, key_mask=None):
-    """What three calls in a row return, and the keys of all positions."""
+    """The results of three calls in a row, and the keys of all positions."""
     keys = random(2, sum(sizes), 2, 3)
     past = GrowingPast(8, key_mask)
     results = [extend(past, k, k + 1) for k in keys.split(sizes, dim=1)]
@@ -359,7 +361,7 @@ def steps_of(extend, *sizes, key_mask=None):
 
 
 def the_first_call_gives_back_its_own(extend):
-    """at first the keys are the new ones, and there is no mask"""
+    """at the first call the keys are the new ones, and there is no mask"""
     results, keys = steps_of(extend, 3)
     expect_close(results[0][0], keys, "the keys", "batch pos head d_head")
     expect_close(results[0][1], keys + 1, "the values", "batch pos head d_head")
@@ -384,7 +386,8 @@ def the_mask_is_that_of_what_is_there(extend):
     for result, n_keys in zip(results, (3, 4), strict=True):
         expect(getattr(result[2], "shape", None) == (2, n_keys), f"with {n_keys} keys the mask "
                f"should be [batch 2, key_pos {n_keys}]")
-        expect(torch.equal(result[2], key_mask[:, :n_keys]), "the mask is not key_mask's beginning")
+        expect(torch.equal(result[2], key_mask[:, :n_keys]), "the mask is not the beginning of "
+                                                             "key_mask")
 
 
 def decoding_gives_what_reading_gives(extend):
@@ -396,7 +399,7 @@ def decoding_gives_what_reading_gives(extend):
         last = model.embed(tokens[:, 4:], torch.tensor([4, 5]))
         logits = model.unembed(model.run_blocks(last, past=past))
         expect_close(logits, model(tokens)[:, 4:], "the logits of positions 4 and 5",
-                     "batch pos d_vocab", ask="is what one call kept there in the next?")
+                     "batch pos d_vocab", ask="does the next call still have what this one kept?")
 
 
 # continue_greedily
@@ -433,7 +436,7 @@ def beyond_the_context_the_window_slides(continue_greedily):
 EXERCISES = [
     Exercise(
         name="schedule", source="optim.schedule", minutes=15, difficulty=1, needed_for="training",
-        task="Up, then down. The library's third shape, trapezoid, is left out.",
+        task="Rise, then fall. You need not write the library's third shape, trapezoid.",
         checks=(it_falls_linearly, it_rises_over_the_warmup, a_cosine_is_at_a_half_halfway,
                 it_ends_near_the_final_fraction),
         hints=("Two cases: step < warmup_steps, and after it.",
@@ -445,7 +448,7 @@ EXERCISES = [
                     "step / warmup_steps"),
             Mistake("when the fall is counted from step 0, not from the end of the warmup",
                     "(step - warmup_steps) / (max_steps - warmup_steps)", "step / max_steps"),
-            Mistake("with a whole cosine in place of half a one", "math.pi * progress",
+            Mistake("with a whole cosine instead of half a one", "math.pi * progress",
                     "2 * math.pi * progress"),
             Mistake("when final_fraction is added on top", "(1 - final_fraction) * remaining",
                     "remaining"),
@@ -457,7 +460,7 @@ EXERCISES = [
         needed_for="training", task="One norm over everything.",
         checks=(large_gradients_are_scaled_together, small_gradients_are_left_alone,
                 the_norm_before_is_returned),
-        hints=("The joint norm is that of all gradients laid end to end.",
+        hints=("The joint norm is that of all gradients concatenated.",
                "The root of the sum of all squares.", "Where norm > most: grad.mul_(most / norm)."),
         mistakes=(
             Mistake("when each gradient is clipped alone",
@@ -467,7 +470,7 @@ EXERCISES = [
                     "            grad.mul_(most / grad.norm())\n"),
             Mistake("when small gradients are scaled up too", "    if norm > most:\n",
                     "    if True:\n"),
-            Mistake("when single numbers are clamped", "grad.mul_(most / norm)",
+            Mistake("when each number is clamped", "grad.mul_(most / norm)",
                     "grad.clamp_(-most, most)"),
             Mistake("with the norm after the clipping", "    return norm\n",
                     "    return norm.clamp(max=most)\n"),
@@ -479,17 +482,17 @@ EXERCISES = [
         needed_for="training", task="One tensor after another; no torch.optim.",
         checks=(the_first_step_is_the_learning_rate, the_gradient_s_size_does_not_matter,
                 the_share_scales_the_step, it_equals_torch_s),
-        hints=("Four lines for each parameter: m, v, decay, move. All in place (mul_, add_, sub_).",
+        hints=("Four lines for each parameter: m, v, decay, step. All in place (mul_, add_, sub_).",
                "m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2; both divided by "
                "1 - beta^t before they are used.",
                "w *= 1 - lr * decay for matrices; w -= lr * m' / (sqrt(v') + eps)."),
         mistakes=(
-            Mistake("without the correction for the averages' beginning at 0",
+            Mistake("without the correction for averages that start at 0",
                     "m / (1 - beta1**self.step_count)", "m",
                     also=(("v / (1 - beta2**self.step_count)", "v"),)),
-            Mistake("when only m is corrected for its beginning at 0",
+            Mistake("when only m is corrected for starting at 0",
                     "v / (1 - beta2**self.step_count)", "v"),
-            Mistake("when the decay goes through the gradient (Adam with L2)",
+            Mistake("when the decay is added to the gradient (Adam with L2)",
                     "    for p, m, v in zip(self.parameters, self.m, self.v, strict=True):\n",
                     "    for p, m, v in zip(self.parameters, self.m, self.v, strict=True):\n"
                     "        if p.ndim >= 2:\n"
@@ -499,15 +502,15 @@ EXERCISES = [
             Mistake("when the decay is not scaled by the learning rate",
                     "1 - lr * self.weight_decay", "1 - self.weight_decay"),
             Mistake("without the root of v", "v_corrected.sqrt()", "v_corrected"),
-            Mistake("with v of g in place of g squared", "p.grad**2", "p.grad.abs()"),
+            Mistake("when v averages g instead of g squared", "p.grad**2", "p.grad.abs()"),
             Mistake("when the step goes up the gradient", "p.sub_(", "p.add_("),
-            Mistake("when `p = p - …` makes a new tensor, and the parameter stays where it was",
+            Mistake("when `p = p - …` makes a new tensor, and the parameter does not change",
                     "p.sub_(", "p = p - ("),
             Mistake("when share is not used", "lr = share * self.lr", "lr = self.lr"),
         )),
     Exercise(
         name="orthogonalise", source="optim.orthogonalise", minutes=20, difficulty=3,
-        needed_for="Muon", task="Four rounds of an odd polynomial, for one matrix.",
+        needed_for="Muon", task="Apply four rounds of an odd polynomial to one matrix.",
         checks=(singular_values_come_near_to_one, directions_stay, the_size_does_not_matter,
                 the_argument_stays),
         hints=("X X^T X has the singular vectors of X, and its values cubed.",
@@ -525,10 +528,10 @@ EXERCISES = [
         )),
     Exercise(
         name="train_step", source=None, minutes=10, difficulty=1, needed_for="every training",
-        task="The loop's body. cross_entropy, the library's, is imported.",
+        task="Write the body of the training loop. The library's cross_entropy is imported.",
         checks=(one_step_of_training, nothing_is_left_of_the_step_before,
                 one_batch_is_learned_by_heart),
-        hints=("Forward, loss, backward, step; and gradients add up unless they are cleared.",
+        hints=("Forward, loss, backward, step. Gradients add up unless they are cleared.",
                "model.zero_grad() before backward.", "…and return loss.item()."),
         mistakes=(
             Mistake("when the gradients of the step before are not cleared",
@@ -549,7 +552,7 @@ EXERCISES = [
                 top_p_keeps_the_fewest_that_reach_p, top_p_comes_after_top_k,
                 each_row_has_its_own_order),
         hints=("Sort the probabilities, cut off the tail, scale, and scatter them back.",
-               "A token is kept by top_p where the probability of all before it is below p.",
+               "top_p keeps a token if the probabilities before it sum to less than p.",
                "likelier = probs.cumsum(-1) - probs; zero where likelier >= top_p; "
                "torch.zeros_like(probs).scatter(-1, order, probs)."),
         mistakes=(
@@ -559,7 +562,7 @@ EXERCISES = [
                     "likelier >= top_p - 1e-6", "likelier + sorted_probs > top_p + 1e-6"),
             Mistake("when top_p keeps one too many", "likelier >= top_p - 1e-6",
                     "likelier - sorted_probs.roll(1, -1) >= top_p - 1e-6"),
-            Mistake("when what top_k leaves is not scaled before top_p",
+            Mistake("when the chances that top_k keeps are not scaled before top_p",
                     "        sorted_probs[:, top_k:] = 0\n"
                     "        sorted_probs = sorted_probs / sorted_probs.sum(-1, keepdim=True)\n",
                     "        sorted_probs[:, top_k:] = 0\n",
@@ -567,13 +570,13 @@ EXERCISES = [
                            "    sorted_probs = sorted_probs / sorted_probs.sum(-1, keepdim=True)\n"
                            "    return torch.zeros_like(probs).scatter(-1, order, "
                            "sorted_probs)"),)),
-            Mistake("when what is left does not sum to one",
+            Mistake("when the remaining chances do not sum to 1",
                     "        sorted_probs[:, top_k:] = 0\n"
                     "        sorted_probs = sorted_probs / sorted_probs.sum(-1, keepdim=True)\n",
                     "        sorted_probs[:, top_k:] = 0\n"),
             Mistake("when the sorted chances are not put back in place",
                     "torch.zeros_like(probs).scatter(-1, order, sorted_probs)", "sorted_probs"),
-            Mistake("when gather takes the place of scatter",
+            Mistake("with gather instead of scatter",
                     "torch.zeros_like(probs).scatter(-1, order, sorted_probs)",
                     "sorted_probs.gather(-1, order)"),
         )),
@@ -582,7 +585,8 @@ EXERCISES = [
         needed_for="sampling", task="Mind the sign.",
         checks=(what_was_there_is_less_likely, often_is_once, each_row_has_its_own_past),
         hints=("Dividing a negative logit makes it larger.",
-               "A boolean [batch, d_vocab] of what was there: zeros(...).scatter(1, tokens, True).",
+               "A boolean [batch, d_vocab] of the tokens that occurred: zeros(...).scatter(1, "
+               "tokens, True).",
                "torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), "
                "logits)."),
         mistakes=(
@@ -594,12 +598,14 @@ EXERCISES = [
                     "logits - penalty"),
             Mistake("when every row is punished for all rows' tokens", ".scatter(1, tokens, True)",
                     ".scatter(1, tokens, True).any(0, keepdim=True)"),
-            Mistake("when what was not there is punished", "torch.where(seen, punished, logits)",
+            Mistake("when tokens that did not occur are punished", "torch.where(seen, punished, "
+                                                                   "logits)",
                     "torch.where(seen, logits, punished)"),
         )),
     Exercise(
         name="pad_left", source="positions.pad_left", minutes=10, difficulty=1,
-        needed_for="batches of prompts (chapters 8 to 12)", task="Lists of lists only.",
+        needed_for="batches of prompts (chapters 8 to 12)", task="Only lists of lists need to "
+                                                                 "work.",
         checks=(prompts_end_together, the_mask_is_true_for_real_tokens),
         hints=("A prompt of n ids begins at column longest - n.",
                "Two tensors of zeros, [rows, longest], of which each row's end is filled.",
@@ -611,18 +617,18 @@ EXERCISES = [
                            "key_mask[row, : len(prompt)]"),)),
             Mistake("when the mask is True for padding", "return tokens, key_mask",
                     "return tokens, ~key_mask"),
-            Mistake("when id 0 is taken for padding", "return tokens, key_mask",
+            Mistake("when id 0 counts as padding", "return tokens, key_mask",
                     "return tokens, tokens != 0"),
         )),
     Exercise(
         name="extend", source="attention.GrowingPast.extend", minutes=15, difficulty=2,
-        needed_for="decoding", task="What a decoding step keeps.",
+        needed_for="decoding", task="Keep the keys and values of earlier positions while decoding.",
         checks=(the_first_call_gives_back_its_own, later_calls_add_at_the_end,
                 the_mask_is_that_of_what_is_there, decoding_gives_what_reading_gives),
         hints=("Positions are axis 1.", "self.k is None at the first call; then torch.cat.",
                "The mask is self.key_mask[:, : number of keys], or None."),
         mistakes=(
-            Mistake("when new keys stand before the old ones", "torch.cat([self.k, k], 1)",
+            Mistake("when new keys come before the old ones", "torch.cat([self.k, k], 1)",
                     "torch.cat([k, self.k], 1)",
                     also=(("torch.cat([self.v, v], 1)", "torch.cat([v, self.v], 1)"),)),
             Mistake("when nothing is kept", "k if self.k is None else torch.cat([self.k, k], 1)",
@@ -639,7 +645,7 @@ EXERCISES = [
         task="Read, choose, append; without a cache.",
         checks=(the_likeliest_is_appended, it_reads_what_it_wrote,
                 beyond_the_context_the_window_slides),
-        hints=("Only the last position's logits are about what is not there yet.",
+        hints=("Only the last position's logits predict a token that is not in the text yet.",
                "argmax(-1, keepdim=True) can be joined to tokens by torch.cat(…, 1).",
                "Read tokens[:, -n_ctx:] each time."),
         mistakes=(
@@ -649,7 +655,7 @@ EXERCISES = [
                     "tokens[:, -model.cfg.n_ctx :]", "tokens[:, : model.cfg.n_ctx]"),
             Mistake("when only the last token is read", "tokens[:, -model.cfg.n_ctx :]",
                     "tokens[:, -1:]"),
-            Mistake("with the least likely", "argmax", "argmin"),
+            Mistake("with the least likely token", "argmax", "argmin"),
             Mistake("without the prompt", "    return tokens\n", "    return tokens[:, -n_new:]\n"),
         )),
 ]

@@ -1,4 +1,4 @@
-"""Chapter 7, instrument: hooks that listen, keep and edit, and are gone afterwards."""
+"""Chapter 7, instrument: hooks that listen, keep and edit, and are removed afterwards."""
 
 from types import SimpleNamespace
 
@@ -24,7 +24,7 @@ TOKENS = random_ids(9, 2, 5)
 
 
 def nobody_listens(hook_point_call):
-    """without listeners the tensor comes back, the very same one"""
+    """without listeners it returns the same tensor object"""
     tensor = random(2, 3)
     expect(hook_point_call(SimpleNamespace(listeners=[]), tensor) is tensor,
            "without listeners the tensor itself should come back")
@@ -35,7 +35,7 @@ def none_leaves_it(hook_point_call):
     seen = []
     point = SimpleNamespace(listeners=[seen.append])
     expect_close(hook_point_call(point, torch.ones(2)), torch.ones(2), "the activation", "number",
-                 ask="append returns None, which means: leave it")
+                 ask="append returns None, which means: change nothing")
     expect_equal(len(seen), 1, "how often the listener was called")
 
 
@@ -43,20 +43,20 @@ def each_sees_what_the_one_before_made(hook_point_call):
     """two listeners: 1 + 1, then times 10, is 20"""
     point = SimpleNamespace(listeners=[lambda t: t + 1, lambda t: 10 * t])
     expect_close(hook_point_call(point, torch.ones(2)), torch.full((2,), 20.0), "the activation",
-                 "number", ask="in the order in which they were added, each on what the one before "
-                 "it returned")
+                 "number", ask="in the order in which they were added, each on the result of the "
+                               "one before")
 
 
 # listening
 
 
 def it_is_there_inside_and_gone_after(listening):
-    """inside the block fn is called, and after it the list is as it was"""
+    """inside the block fn is called; after the block the list is as before"""
     seen, listeners = [], [len]
     with listening(listeners, seen.append):
         expect_equal(len(listeners), 2, "the number of listeners inside")
         listeners[-1](7)
-    expect_equal(seen, [7], "what fn has seen")
+    expect_equal(seen, [7], "the tensors that fn has seen")
     expect(listeners == [len], f"after the block the list has {len(listeners)} listeners, and "
            "should have the 1 that was there before")
 
@@ -75,24 +75,24 @@ def it_is_gone_after_an_error(listening):
 
 
 def each_takes_out_its_own(listening):
-    """the same function twice, one inside the other: each block takes out its own"""
+    """the same function twice, one block inside the other: each block removes its own listener"""
     listeners = []
     with listening(listeners, len):
         outer = listeners[0]
         with listening(listeners, len):
             expect_equal(len(listeners), 2, "the number of listeners inside")
         expect_equal(len(listeners), 1, "the number of listeners after the inner block",
-                     ask="one for each `with`")
-        expect(listeners[0] is outer, "the inner block took out the outer one's listener")
+                     ask="one listener for each `with`")
+        expect(listeners[0] is outer, "the inner block removed the outer one's listener")
         listeners.append(max)
-    expect(listeners == [max], "a listener that came later was taken out, too")
+    expect(listeners == [max], "a listener that was added later was removed, too")
 
 
 # act_name
 
 
 def the_names_of_a_block(act_name):
-    """("z", 0), ("pre", 1) and ("resid_pre", 1) have their places"""
+    """the names for ("z", 0), ("pre", 1) and ("resid_pre", 1)"""
     for name, layer, full in (("z", 0, "blocks.0.attn.hook_z"), ("pre", 1, "blocks.1.mlp.hook_pre"),
                               ("resid_pre", 1, "blocks.1.hook_resid_pre"),
                               ("attn_out", 0, "blocks.0.hook_attn_out")):
@@ -137,15 +137,15 @@ def it_gives_what_the_library_keeps(keep_activations):
 
 
 def no_hook_is_left(keep_activations):
-    """afterwards nobody listens any more"""
+    """afterwards no hook is left"""
     model = tiny_model()
     keep_activations(model, TOKENS, NAMES)
-    expect(not model.open_hooks(), f"{model.open_hooks()} are still open: whoever runs the model "
-           "next is overheard")
+    expect(not model.open_hooks(), f"{model.open_hooks()} still have hooks, which would fire in "
+                                   "the next run")
 
 
 def a_later_run_does_not_change_it(keep_activations):
-    """another run leaves what was kept as it was, and hangs on no graph"""
+    """another run does not change what was kept, and no graph is kept"""
     model = tiny_model()
     _, kept = pair_of(keep_activations(model, TOKENS, NAMES))
     before = {name: kept[name].clone() for name in NAMES}
@@ -194,8 +194,8 @@ def the_activation_is_not_edited(zero_head):
     """the tensor that it was given stays as it is"""
     z = random(2, 5, 3, 4)
     zero_head(z, 1)
-    expect(torch.equal(z, random(2, 5, 3, 4)), "z was edited in place: others may have kept it, "
-           "and autograd needs it")
+    expect(torch.equal(z, random(2, 5, 3, 4)), "z was edited in place, but caches and autograd "
+                                               "may still need it")
 
 
 def as_a_hook_it_switches_the_head_off(zero_head):
@@ -254,31 +254,31 @@ def the_last_stream_s_gradient_is_finite_difference(activation_gradient):
 
 
 def weights_are_left_alone(activation_gradient):
-    """no weight's .grad is touched, and no hook is left"""
+    """no weight's .grad changes, and no hook is left"""
     model = tiny_model()
     activation_gradient(model, TOKENS, logit_of, STREAM)
     touched = [name for name, p in model.named_parameters() if p.grad is not None]
     expect(not touched, f"{len(touched)} weights have a .grad now: backward() fills them, and "
            "torch.autograd.grad does not")
-    expect(not model.open_hooks(), f"{model.open_hooks()} are still open: whoever runs the model "
-           "next is overheard")
+    expect(not model.open_hooks(), f"{model.open_hooks()} still have hooks, which would fire in "
+                                   "the next run")
 
 
 EXERCISES = [
     Exercise(
         name="hook_point_call", source="hooks.HookPoint.__call__", minutes=10, difficulty=1,
-        needed_for="everything that looks inside", task="What happens at a hook point.",
+        needed_for="everything that looks inside", task="Do what a hook point does.",
         checks=(nobody_listens, none_leaves_it, each_sees_what_the_one_before_made),
-        hints=("A loop over self.listeners.", "What one returns is what the next one sees.",
+        hints=("A loop over self.listeners.", "Each listener sees what the one before it returned.",
                "changed = listener(tensor); if changed is not None: tensor = changed."),
         mistakes=(
             Mistake("when every listener sees the first tensor", "changed = listener(tensor)",
                     "changed = listener(first)",
                     also=(("    for listener in", "    first = tensor\n    for listener in"),)),
-            Mistake("when None takes the activation's place",
+            Mistake("when None replaces the activation",
                     "        if changed is not None:\n            tensor = changed\n",
                     "        tensor = changed\n"),
-            Mistake("when what they return is thrown away", "            tensor = changed\n",
+            Mistake("when the returned tensors are ignored", "            tensor = changed\n",
                     "            pass\n"),
             Mistake("in the opposite order", "in self.listeners:", "in reversed(self.listeners):"),
         )),
@@ -288,21 +288,21 @@ EXERCISES = [
              "and after it.",
         checks=(it_is_there_inside_and_gone_after, it_is_gone_after_an_error,
                 each_takes_out_its_own),
-        hints=("Append before the yield, take out after it.",
-               "What must happen after an error too, belongs into finally.",
-               "list.remove takes out the first one that is equal: wrap fn, so that yours is equal "
-               "to no other."),
+        hints=("Append before the yield, remove after it.",
+               "What must also happen after an error belongs into finally.",
+               "list.remove removes the first equal item: wrap fn in a new function, which equals "
+               "no other."),
         mistakes=(
             Mistake("when an error inside leaves the listener behind",
                     "    try:\n        yield\n    finally:\n        listeners[:]",
                     "    yield\n    listeners[:]"),
-            Mistake("when all others are taken out too",
+            Mistake("when all other listeners are removed, too",
                     "listeners[:] = [other for other in listeners if other is not listener]",
                     "listeners.clear()"),
-            Mistake("when the last one is taken out, whosever it is",
+            Mistake("when always the last listener is removed",
                     "listeners[:] = [other for other in listeners if other is not listener]",
                     "listeners.pop()"),
-            Mistake("when nothing is taken out",
+            Mistake("when nothing is removed",
                     "listeners[:] = [other for other in listeners if other is not listener]",
                     "pass"),
         )),
@@ -313,14 +313,14 @@ EXERCISES = [
         hints=("Four cases: no layer, attention, MLP, the block itself.",
                "layer 0 is a layer: ask `is None`.", 'f"blocks.{layer}.attn.hook_{name}".'),
         mistakes=(
-            Mistake("when layer 0 is taken for none", "if layer is None:", "if not layer:"),
-            Mistake("when what lies in the MLP is sought in the block",
+            Mistake("when layer 0 counts as no layer", "if layer is None:", "if not layer:"),
+            Mistake("when the MLP's hooks get the block's names",
                     '    if name in ("pre", "post"):\n        return f"blocks.{layer}.mlp.hook_'
                     '{name}"\n', ""),
         )),
     Exercise(
         name="keep_activations", source=None, minutes=15, difficulty=1,
-        needed_for="caches", task="A hook that returns nothing, and a dictionary.",
+        needed_for="caches", task="Use a hook that returns nothing, and a dictionary.",
         checks=(it_gives_what_the_library_keeps, no_hook_is_left, a_later_run_does_not_change_it),
         hints=("The hook writes into a dictionary outside of it, at hook.name.",
                "It returns None: nothing is changed.",
@@ -338,30 +338,30 @@ EXERCISES = [
         )),
     Exercise(
         name="count_bytes", source=None, minutes=10, difficulty=1,
-        needed_for="knowing what a cache costs", task="Memory, not numbers.",
+        needed_for="knowing what a cache costs", task="Count memory, not numbers.",
         checks=(a_tensor_has_four_bytes_a_number, views_share_their_memory,
                 a_small_view_holds_all_of_its_memory),
-        hints=("Three views of one product hold one memory.",
+        hints=("Three views of one product share one memory.",
                "Gather memories in a dictionary by data_ptr().",
                "storage = tensor.untyped_storage(); storages[storage.data_ptr()] = "
                "storage.nbytes()."),
         mistakes=(
             Mistake("when every view is counted", "sum(storages.values())",
                     "sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())"),
-            Mistake("when a view counts by its own numbers", "= storage.nbytes()",
+            Mistake("when only a view's own numbers count", "= storage.nbytes()",
                     "= tensor.numel() * tensor.element_size()"),
-            Mistake("of numbers in place of bytes", "= storage.nbytes()",
+            Mistake("of numbers instead of bytes", "= storage.nbytes()",
                     "= storage.nbytes() // tensor.element_size()"),
         )),
     Exercise(
         name="zero_head", source=None, minutes=5, difficulty=1, needed_for="ablation (chapter 9)",
-        task="The edit itself; the hook hands it z.",
+        task="Write the edit itself; it is called with z.",
         checks=(one_head_is_zero, the_activation_is_not_edited,
                 as_a_hook_it_switches_the_head_off),
         hints=("The heads are axis 2.", "Edit a copy: z.clone().", "z[:, :, head] = 0.0."),
         mistakes=(
             Mistake("when z is edited in place", "    z = z.clone()\n", ""),
-            Mistake("when a position is zeroed in place of a head", "z[:, :, head]", "z[:, head]"),
+            Mistake("when a position is zeroed instead of a head", "z[:, :, head]", "z[:, head]"),
             Mistake("when a dimension of all heads is zeroed", "z[:, :, head]", "z[..., head]"),
             Mistake("when all other heads are zeroed", "    z[:, :, head] = 0.0\n    return z\n",
                     "    kept = torch.zeros_like(z)\n    kept[:, :, head] = z[:, :, head]\n"
@@ -369,7 +369,7 @@ EXERCISES = [
         )),
     Exercise(
         name="steering_direction", source=None, minutes=10, difficulty=1,
-        needed_for="steering", task="Two runs, one difference.",
+        needed_for="steering", task="Subtract the activations of two runs.",
         checks=(it_is_a_difference_at_the_ends, a_text_has_no_direction_from_itself),
         hints=("cache[name] is [1, pos, d_model].", "[0, -1] is the last token's stream.",
                "The first text's minus the second's."),
@@ -381,7 +381,7 @@ EXERCISES = [
     Exercise(
         name="activation_gradient", source=None, minutes=20, difficulty=3,
         needed_for="attribution patching (chapter 10)",
-        task="Catch the activation on its way, and differentiate the metric by it.",
+        task="Keep the activation in a hook, and differentiate the metric by it.",
         checks=(the_last_stream_s_gradient_is_finite_difference, weights_are_left_alone),
         hints=("A hook can keep the tensor itself, graph and all: no clone, no detach.",
                "torch.autograd.grad(value, tensor) returns a tuple of one gradient.",

@@ -1,4 +1,4 @@
-"""Chapter 8, read: an answer split among those who said it, and what the lens sees."""
+"""Chapter 8, read: an answer split among the parts that wrote it, and the logit lens."""
 
 import math
 
@@ -32,11 +32,11 @@ def it_reads_the_last_position(logit_difference):
     logits = random(2, 3, 9)
     want = torch.stack([logits[0, 2, 3] - logits[0, 2, 5], logits[1, 2, 7] - logits[1, 2, 0]])
     expect_close(logit_difference(logits, CORRECT, WRONG), want, "the difference", "batch",
-                 ask="each row has answers of its own")
+                 ask="each row has its own answers")
 
 
 def it_is_the_log_of_the_odds(logit_difference):
-    """exp of it is how many times likelier the answer is"""
+    """its exp is how many times likelier the answer is"""
     logits = random(2, 3, 9)
     p = logits[:, -1].softmax(-1)
     odds = p[[0, 1], CORRECT] / p[[0, 1], WRONG]
@@ -101,14 +101,14 @@ def each_part_is_divided_by_the_same(read_through_norm):
     doubled = stack.clone()
     doubled[1] *= 2
     expect_close(read_through_norm(doubled, scale, w)[1], 2 * read_through_norm(stack, scale, w)[1],
-                 "a part that was doubled", "batch pos d_model", ask="the scale is the whole "
-                 "stream's, and no part's own")
+                 "a part that was doubled", "batch pos d_model", ask="the scale is that of the "
+                                                                     "whole stream, not of a part")
 
 
 def a_constant_counts_for_nothing(read_through_norm):
-    """a part that is the same in all dimensions is taken off"""
+    """a part that is the same in all dimensions is removed by centring"""
     read = read_through_norm(torch.ones(1, 1, 1, 6), torch.ones(1, 1, 1), torch.ones(6))
-    expect_close(read, torch.zeros(1, 1, 1, 6), "what is read of a constant",
+    expect_close(read, torch.zeros(1, 1, 1, 6), "the reading of a constant",
                  "component batch pos d_model")
 
 
@@ -116,7 +116,7 @@ def a_constant_counts_for_nothing(read_through_norm):
 
 
 def they_sum_to_the_logit_difference(attribute_logits):
-    """all together, b's part included, sum to the logit difference"""
+    """all parts, b's included, sum to the logit difference"""
     model, logits, cache = run()
     parts = attribute_logits(model, cache, CORRECT, WRONG)
     rows = torch.arange(2)
@@ -182,12 +182,12 @@ def what_stands_across_counts_nothing_alone(norm_shares):
 
 
 def equal_values_count_one_each(effective_rank):
-    """the identity of 5 dimensions has 5, a projector on 2 of them 2"""
+    """the identity of 5 dimensions has rank 5, a projector on 2 of them rank 2"""
     expect_close(effective_rank(torch.eye(5)), 5.0, "the effective rank of the identity",
                  tolerance=1e-3)
     projector = torch.diag(torch.tensor([1.0, 1, 0, 0, 0]))
     expect_close(effective_rank(projector), 2.0, "that of a projector on 2 dimensions",
-                 tolerance=1e-3, ask="a singular value of 0 counts nothing, and gives no NaN")
+                 tolerance=1e-3, ask="a singular value of 0 adds nothing, and gives no NaN")
 
 
 def uneven_values_count_less(effective_rank):
@@ -212,8 +212,8 @@ def who_reads_elsewhere_scores_nothing(composition_score):
     written, read = torch.zeros(3, 3), torch.zeros(3, 3)
     written[2, 0] = 1
     read[1, 2] = 1
-    expect_close(composition_score(written, read), 0.0, "the score", ask="what is written comes "
-                 "out on the right side of the first")
+    expect_close(composition_score(written, read), 0.0, "the score", ask="the first matrix writes "
+                                                                         "on its right side")
     read = torch.zeros(3, 3)
     read[0, 1] = 1
     expect_close(composition_score(written, read), 1.0, "the score where it reads dimension 0")
@@ -230,15 +230,16 @@ def sizes_do_not_matter(composition_score):
 EXERCISES = [
     Exercise(
         name="logit_difference", source=None, minutes=5, difficulty=1,
-        needed_for="every question with two answers", task="The metric of chapters 8 to 12.",
+        needed_for="every question with two answers", task="Compute the metric of chapters 8 to "
+                                                           "12.",
         checks=(it_reads_the_last_position, it_is_the_log_of_the_odds),
         hints=("logits[:, -1] are the last position's, [batch, d_vocab].",
                "Row i needs column correct[i].", "last[torch.arange(len(last)), correct]."),
         mistakes=(
             Mistake("of the first position", "logits[:, -1]", "logits[:, 0]"),
-            Mistake("of wrong less correct", "last[rows, correct] - last[rows, wrong]",
+            Mistake("of wrong minus correct", "last[rows, correct] - last[rows, wrong]",
                     "last[rows, wrong] - last[rows, correct]"),
-            Mistake("of probabilities in place of logits", "last = logits[:, -1]",
+            Mistake("of probabilities instead of logits", "last = logits[:, -1]",
                     "last = logits[:, -1].softmax(-1)"),
             Mistake("with the first row's answers for all",
                     "last[rows, correct] - last[rows, wrong]",
@@ -246,7 +247,7 @@ EXERCISES = [
         )),
     Exercise(
         name="target_rank", source=None, minutes=10, difficulty=1, needed_for="the lens",
-        task="How many are above it.",
+        task="Count the tokens above the target.",
         checks=(the_likeliest_has_rank_zero, it_counts_at_the_last_position),
         hints=("Compare all logits of a row with the target's.", "A sum of booleans counts.",
                "(last > own[:, None]).sum(-1)."),
@@ -257,7 +258,7 @@ EXERCISES = [
         )),
     Exercise(
         name="decompose_stream", source=None, minutes=10, difficulty=1,
-        needed_for="attribute_logits", task="Everything that was ever added.",
+        needed_for="attribute_logits", task="Stack everything that was added to the stream.",
         checks=(the_parts_sum_to_the_stream, in_the_order_of_writing),
         hints=("The stream begins with the embedding and the positions.",
                "Each layer adds attn_out and then mlp_out.", "torch.stack of the list."),
@@ -276,7 +277,7 @@ EXERCISES = [
         )),
     Exercise(
         name="read_through_norm", source=None, minutes=15, difficulty=2,
-        needed_for="attribute_logits", task="LayerNorm is linear, once its scale is given.",
+        needed_for="attribute_logits", task="LayerNorm is linear if its scale is given.",
         checks=(a_constant_counts_for_nothing, each_part_is_divided_by_the_same,
                 the_parts_and_b_sum_to_the_output),
         hints=("Centring is linear: each part loses its own mean.",
@@ -292,7 +293,7 @@ EXERCISES = [
         )),
     Exercise(
         name="attribute_logits", source=None, minutes=25, difficulty=3,
-        needed_for="finding who said it (chapters 9 to 12)",
+        needed_for="finding which part wrote an answer (chapters 9 to 12)",
         task="Direct logit attribution, on the model as it is.",
         checks=(they_sum_to_the_logit_difference, a_part_is_what_its_write_is_worth),
         hints=("The difference of two columns of W_U is a direction: the logit difference is the "
@@ -300,7 +301,7 @@ EXERCISES = [
                "Each part, read through LayerNorm, has a dot product with it; so has b.",
                "(read * directions).sum(-1), and directions @ model.ln_final.b as the last row."),
         mistakes=(
-            Mistake("of wrong less correct",
+            Mistake("of wrong minus correct",
                     "model.W_U[:, correct] - model.W_U[:, wrong]",
                     "model.W_U[:, wrong] - model.W_U[:, correct]"),
             Mistake("at the first position", "[:, :, -1:]", "[:, :, :1]",
@@ -314,7 +315,8 @@ EXERCISES = [
         )),
     Exercise(
         name="read_early", source=None, minutes=10, difficulty=1,
-        needed_for="watching an answer form", task="The lens is the model's own way out.",
+        needed_for="watching an answer form", task="Read every stream with the model's own "
+                                                   "unembedding.",
         checks=(the_last_row_is_the_model, the_first_row_has_read_nothing),
         hints=("Every stream has the width that unembed reads.",
                "The streams before each block, then the one after the last.",
@@ -325,12 +327,12 @@ EXERCISES = [
             Mistake("after each block, without the stream before the first",
                     'cache["resid_pre", layer] for layer in range(model.cfg.n_layers)',
                     'cache["resid_post", layer] for layer in range(model.cfg.n_layers)'),
-            Mistake("of what each layer's MLP wrote, in place of the stream",
+            Mistake("of what each layer's MLP wrote, instead of the stream",
                     'rows = [cache["resid_pre", layer]', 'rows = [cache["mlp_out", layer]'),
         )),
     Exercise(
         name="norm_shares", source=None, minutes=10, difficulty=1, needed_for="norm budgets",
-        task="Lengths do not add up; products with the sum do.",
+        task="Lengths do not add up; dot products with the sum do.",
         checks=(shares_sum_to_one, who_writes_against_it_is_negative,
                 what_stands_across_counts_nothing_alone),
         hints=("Sum over parts of <c, r> is <r, r>.", "resid = stack.sum(0).",
@@ -339,12 +341,12 @@ EXERCISES = [
             Mistake("of each part's own length", "(stack * resid).sum(-1)", "stack.pow(2).sum(-1)"),
             Mistake("as cosines", "/ resid.pow(2).sum(-1)",
                     "/ (resid.norm(dim=-1) * stack.norm(dim=-1))"),
-            Mistake("with the length in place of its square", "resid.pow(2).sum(-1)",
+            Mistake("with the length instead of its square", "resid.pow(2).sum(-1)",
                     "resid.norm(dim=-1)"),
         )),
     Exercise(
         name="effective_rank", source=None, minutes=10, difficulty=2,
-        needed_for="what a head can carry", task="Entropy once more.",
+        needed_for="what a head can carry", task="An entropy again, of singular values.",
         checks=(equal_values_count_one_each, uneven_values_count_less, its_size_does_not_matter),
         hints=("torch.linalg.svdvals gives the singular values.",
                "Shares: divided by their sum. Entropy: -sum p ln p, 0 ln 0 = 0.",
@@ -359,7 +361,8 @@ EXERCISES = [
         )),
     Exercise(
         name="composition_score", source=None, minutes=10, difficulty=2,
-        needed_for="induction (chapter 11)", task="Who reads whom, from weights alone.",
+        needed_for="induction (chapter 11)", task="Find which head reads which, from weights "
+                                                  "alone.",
         checks=(who_reads_elsewhere_scores_nothing, sizes_do_not_matter),
         hints=("A row vector goes through the first matrix, then the second.",
                "The norm of the product, over both norms.",

@@ -16,12 +16,12 @@ CORRUPTED = random_ids(9, 3, 5, seed=1)
 
 
 def none_stays(derangement):
-    """nothing stays in its place, in 50 draws of 4"""
+    """nothing stays in its place, in 50 draws of 4 things"""
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
         order = derangement(4, generator)
         expect_close(order.sort().values, torch.arange(4), "the order, sorted,", "place",
-                     ask="each thing once")
+                     ask="each thing exactly once")
         stays = (order == torch.arange(4)).nonzero().flatten().tolist()
         expect(not stays, f"in {order.tolist()} thing {stays[:1]} stays in its place: its own "
                "value would be put back, and nothing removed")
@@ -104,7 +104,7 @@ def the_model_is_as_before(ablated_logits):
     before = model(CLEAN)
     ablated_logits(model, CLEAN, 0, 1, torch.zeros(1, 1, 2, 3))
     expect_close(model(CLEAN), before, "the logits of the next run", "batch pos d_vocab",
-                 ask="was a weight edited, or a hook left open?")
+                 ask="was a weight edited, or a hook not removed?")
 
 
 # patch_position
@@ -184,7 +184,7 @@ def nothing_is_zero_and_all_is_one(normalise_effect):
     """a metric of the corrupted run is 0, of the clean run 1, halfway a half"""
     got = normalise_effect(torch.tensor([-1.0, 3.0, 1.0]), torch.tensor(-1.0), torch.tensor(3.0))
     expect_close(got, torch.tensor([0, 1, 0.5]), "the share", "cell",
-                 ask="0 is the corrupted run, 1 the clean one")
+                 ask="0 is the corrupted run, and 1 is the clean run")
 
 
 def it_may_be_above_one(normalise_effect):
@@ -213,7 +213,7 @@ def a_head_of_the_last_layer_has_no_other_way_but_the_mlp(direct_effect):
         want = model.unembed(clean["resid_post", 1] + write)
         expect_close(direct_effect(model, CLEAN, CORRUPTED, layer, head), want,
                      f"the logits for head {head} of layer {layer}", "batch pos d_vocab",
-                     ask="all else stays clean: later layers do not see the change")
+                     ask="everything else stays clean: later layers do not see the change")
 
 
 # auroc
@@ -233,7 +233,7 @@ def of_four_pairs_three(auroc):
 
 
 def a_tie_counts_half(auroc):
-    """scores that are all the same know nothing: 1/2"""
+    """scores that are all equal have 1/2"""
     got = auroc(torch.ones(5), torch.tensor([True, False, True, False, False]))
     expect_close(got, 0.5, "the area", ask="a tie counts half")
 
@@ -241,7 +241,8 @@ def a_tie_counts_half(auroc):
 EXERCISES = [
     Exercise(
         name="derangement", source="head_ablation.derangement", minutes=10, difficulty=1,
-        needed_for="resample ablation", task="Try until it fits; it takes 2.7 tries on average.",
+        needed_for="resample ablation", task="Draw until nothing stays in its place; it takes 2.7 "
+                                             "draws on average.",
         checks=(none_stays, all_of_them_are_drawn, the_generator_decides),
         hints=("torch.randperm(n, generator=generator) is a random order.",
                "Compare it with torch.arange(n).", "while True: draw; return it if none is equal."),
@@ -249,7 +250,7 @@ EXERCISES = [
             Mistake("when some may stay in their place",
                     "        if (order != torch.arange(n)).all():\n            return order\n",
                     "        return order\n"),
-            Mistake("when one that moves is enough", ".all()", ".any()"),
+            Mistake("when it is enough that one thing moves", ".all()", ".any()"),
             Mistake("with a shift by one only",
                     "torch.randperm(n, generator=generator)",
                     "torch.arange(n).roll(1)"),
@@ -268,7 +269,7 @@ EXERCISES = [
                     "torch.zeros_like(z)"),
             Mistake("with the mean over heads too", "z.mean((0, 1), keepdim=True)",
                     "z.mean((0, 1, 2), keepdim=True)"),
-            Mistake("when mean_pos is over positions in place of texts", "z.mean(0, keepdim=True)",
+            Mistake("when mean_pos is over positions instead of texts", "z.mean(0, keepdim=True)",
                     "z.mean(1, keepdim=True)"),
             Mistake("when every text gets its own value back", "return z[source]", "return z"),
             Mistake("when the order is used the other way round", "z[source]",
@@ -276,7 +277,7 @@ EXERCISES = [
         )),
     Exercise(
         name="ablated_logits", source=None, minutes=15, difficulty=2, needed_for="head importance",
-        task="One hook, one head.",
+        task="Edit one head with one hook.",
         checks=(its_own_value_changes_nothing, zero_is_zero_in_W_O, the_model_is_as_before),
         hints=("hook_z lies in blocks.{layer}.attn.", "Clone z, and write that head's part.",
                "z[:, :, head] = value.expand_as(z)[:, :, head]."),
@@ -284,7 +285,7 @@ EXERCISES = [
             Mistake("when all heads of the layer are replaced",
                     "z[:, :, head] = value.expand_as(z)[:, :, head]",
                     "z[:] = value.expand_as(z)"),
-            Mistake("when a position is replaced in place of a head",
+            Mistake("when a position is replaced instead of a head",
                     "z[:, :, head] = value.expand_as(z)[:, :, head]",
                     "z[:, head] = value.expand_as(z)[:, head]"),
             Mistake("when the hook returns nothing", "        return z\n", "        return None\n"),
@@ -292,10 +293,10 @@ EXERCISES = [
         )),
     Exercise(
         name="patch_position", source=None, minutes=10, difficulty=1, needed_for="denoise_stream",
-        task="One place of another run.",
+        task="Patch one position from another run.",
         checks=(clean_into_clean_is_nothing, before_the_position_nothing_moves,
                 it_is_the_naive_edit, the_cache_is_left_alone),
-        hints=("The hook gets the running run's activation.",
+        hints=("The hook gets the activation of the present run.",
                "Only [:, pos] comes from the cache.",
                "tensor = tensor.clone(); tensor[:, pos] = source_cache[name][:, pos]."),
         mistakes=(
@@ -315,7 +316,7 @@ EXERCISES = [
     Exercise(
         name="denoise_stream", source=None, minutes=15, difficulty=2,
         needed_for="finding where an answer is carried",
-        task="The sweep: one patched run for each place.",
+        task="The sweep: one patched run for each layer and position.",
         checks=(it_has_a_number_for_each_place, with_the_same_text_it_is_the_metric,
                 the_corrupted_run_is_patched_from_the_clean_one),
         hints=("The cache is that of the clean run, and the run that goes on is the corrupted one.",
@@ -334,9 +335,10 @@ EXERCISES = [
         )),
     Exercise(
         name="normalise_effect", source=None, minutes=5, difficulty=1,
-        needed_for="comparing effects", task="A scale from 0 to 1, which may be left.",
+        needed_for="comparing effects", task="A scale with 0 and 1 marked; values may lie outside.",
         checks=(nothing_is_zero_and_all_is_one, it_may_be_above_one),
-        hints=("What is gained, over what there is to gain.", "Both are counted from the corrupted "
+        hints=("Divide the gain by the largest possible gain.", "Both are counted from the "
+                                                                "corrupted "
                "run.", "(patched - corrupted) / (clean - corrupted)."),
         mistakes=(
             Mistake("of noising: 0 for the clean run, 1 for the corrupted one",
@@ -379,8 +381,8 @@ EXERCISES = [
         mistakes=(
             Mistake("when a tie counts nothing", " + 0.5 * (true == others).double()", ""),
             Mistake("when a tie counts whole", "0.5 * (true == others)", "(true == others)"),
-            Mistake("with the order turned round", "(true > others)", "(true < others)"),
-            Mistake("over all pairs, two true ones included", "scores[~truth]", "scores"),
+            Mistake("with the order reversed", "(true > others)", "(true < others)"),
+            Mistake("over all pairs, also of two true ones", "scores[~truth]", "scores"),
         )),
 ]
 

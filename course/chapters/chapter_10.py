@@ -1,4 +1,4 @@
-"""Chapter 10, approximate: slopes in place of runs, and how far one may trust them."""
+"""Chapter 10, approximate: slopes instead of runs, and how far to trust them."""
 
 import torch
 
@@ -23,7 +23,7 @@ def tiny_model(**changes):
 
 
 def a_linear_metric_is_met_exactly(linear_estimate):
-    """where the metric is linear, the estimate is the change"""
+    """if the metric is linear, the estimate is the exact change"""
     own, source, slope = random(2, 3, 4), random(2, 3, 4, seed=1), random(2, 3, 4, seed=2)
     want = (source * slope).sum(-1) - (own * slope).sum(-1)
     expect_close(linear_estimate(own, source, slope), want, "the estimate", "batch pos",
@@ -60,12 +60,12 @@ def it_is_the_slope_of_the_corrupted_run(estimate_patches):
         ends = [answer(model.unembed(model.run_blocks(corrupted + sign * move, start=1)))
                 for sign in (1, -1)]
         expect_close(got[:, pos], (ends[0] - ends[1]) / 2e-5, f"the estimate at position {pos}",
-                     "batch", tolerance=1e-3, ask="the slope belongs to the corrupted run, and the "
-                     "way leads to the clean one")
+                     "batch", tolerance=1e-3, ask="the slope is that of the corrupted run, and "
+                                                  "the step leads to the clean one")
 
 
 def in_a_linear_model_it_is_patching(estimate_patches):
-    """in a model without layers after it, and without LayerNorm, it is exact patching"""
+    """with no layers after it and no LayerNorm, it equals exact patching"""
     model = tiny_model(norm="none")
     name = "blocks.1.hook_resid_post"
     clean, corrupted = cache_of(model, CLEAN)[name], cache_of(model, CORRUPTED)[name]
@@ -115,7 +115,7 @@ def it_sums_to_the_whole_change(integrate_gradients):
     got = integrate_gradients(curved, start, end, steps=64)
     expect_close(torch.as_tensor(got.shape), torch.tensor([3, 4]), "the shape of the result")
     expect_close(got.sum(), curved(end) - curved(start), "the sum", tolerance=1e-2,
-                 ask="the gradient is averaged over the way, then multiplied by end - start")
+                 ask="average the gradient along the path, then multiply by end - start")
 
 
 def one_step_is_the_slope_in_the_middle(integrate_gradients):
@@ -173,7 +173,7 @@ def a_prompt_without_a_gap_does_not_make_it_wild(kept_share):
 
 
 def what_is_not_missed_is_dropped(prune_edges):
-    """of three edges, only b does damage where it is missing"""
+    """of three edges, only b does damage if it is missing"""
     got = prune_edges(["a", "b", "c"], lambda kept: 0.0 if "b" in kept else 1.0, 0.1)
     expect_equal(got, ["b"], "what stays")
 
@@ -188,7 +188,7 @@ def small_damages_are_not_forgotten(prune_edges):
 
 
 def of_two_that_stand_in_for_each_other_one_stays(prune_edges):
-    """a or b is enough: the one that is tried first goes, the other one stays"""
+    """a or b is enough: the first one tried is dropped, the other one stays"""
     got = prune_edges(["a", "b"], lambda kept: float(not kept), 0.5)
     expect_equal(got, ["b"], "what stays", ask="what was dropped stays dropped while the next one "
                  "is tried")
@@ -231,10 +231,10 @@ EXERCISES = [
         hints=("How far it would move, times the slope.", "Summed over what is patched together.",
                "((source - own) * gradient).sum(-1)."),
         mistakes=(
-            Mistake("with the opposite sign: from the source to the run's own", "(source - own)",
-                    "(own - source)"),
-            Mistake("of activation times gradient, without the run's own", "(source - own)",
-                    "source"),
+            Mistake("with the opposite sign: from the source to the run's own activation",
+                    "(source - own)", "(own - source)"),
+            Mistake("of activation times gradient, without subtracting the run's own activation",
+                    "(source - own)", "source"),
             Mistake("summed over positions too", ".sum(-1)",
                     ".sum((1, 2))[:, None].expand(-1, own.shape[1])"),
             Mistake("of absolute numbers", "((source - own) * gradient)",
@@ -278,17 +278,17 @@ EXERCISES = [
         )),
     Exercise(
         name="integrate_gradients", source=None, minutes=20, difficulty=2,
-        needed_for="attributions that add up", task="Slopes all along the way.",
+        needed_for="attributions that add up", task="Average the slope along the path.",
         checks=(one_step_is_the_slope_in_the_middle, it_sums_to_the_whole_change,
                 what_does_not_change_has_no_share),
-        hints=("A point of the way: start + share * (end - start).",
+        hints=("A point of the path: start + share * (end - start).",
                "Make it a leaf: .detach().requires_grad_(); then torch.autograd.grad.",
                "Shares (k + 0.5) / steps; the mean gradient times (end - start)."),
         mistakes=(
             Mistake("with the gradient at the start alone", "share = (k + 0.5) / steps",
                     "share = 0.0"),
             Mistake("with the left ends of the pieces", "(k + 0.5) / steps", "k / steps"),
-            Mistake("with the sum of the gradients in place of their mean", "* total / steps",
+            Mistake("with the sum of the gradients instead of their mean", "* total / steps",
                     "* total"),
             Mistake("without end - start: the mean gradient itself",
                     "(end - start) * total / steps", "total / steps"),
@@ -324,10 +324,10 @@ EXERCISES = [
         )),
     Exercise(
         name="prune_edges", source=None, minutes=20, difficulty=2, needed_for="ACDC",
-        task="Greedy, and in order.",
+        task="Go through the edges in order, and drop each that does little damage.",
         checks=(what_is_not_missed_is_dropped, small_damages_are_not_forgotten,
                 of_two_that_stand_in_for_each_other_one_stays),
-        hints=("Keep a list, and the damage that it does now.",
+        hints=("Keep a list, and its present damage.",
                "Try without an edge; if the damage rises by less than the threshold, go on without "
                "it.", "After a drop, the new damage is what the next edge is compared with."),
         mistakes=(
@@ -338,7 +338,7 @@ EXERCISES = [
                            "            kept = [other for other in kept if other != edge]\n"),)),
             Mistake("when the damage is compared with the whole model's, not with what is kept",
                     "            now = then\n", ""),
-            Mistake("when what is missed is dropped", "then - now < threshold",
+            Mistake("when the edges that are needed are dropped", "then - now < threshold",
                     "then - now >= threshold"),
         )),
     Exercise(
@@ -359,15 +359,15 @@ EXERCISES = [
         name="spearman", source=None, minutes=10, difficulty=1,
         needed_for="saying how good an approximation is", task="Pearson's correlation of ranks.",
         checks=(the_same_order_is_one, ties_count_by_their_mean_rank),
-        hints=("Ranks first.", "Take the mean off both, then cosine.",
+        hints=("Ranks first.", "Subtract the mean from both, then take the cosine.",
                "(a * b).sum() / (a.norm() * b.norm())."),
         mistakes=(
-            Mistake("of the values in place of the ranks",
+            Mistake("of the values instead of the ranks",
                     "mean_ranks(one) - mean_ranks(one).mean()",
                     "one - one.mean()",
                     also=(("mean_ranks(other) - mean_ranks(other).mean()",
                            "other - other.mean()"),)),
-            Mistake("without the means taken off", "mean_ranks(one) - mean_ranks(one).mean()",
+            Mistake("when the means are not subtracted", "mean_ranks(one) - mean_ranks(one).mean()",
                     "mean_ranks(one)", also=(("mean_ranks(other) - mean_ranks(other).mean()",
                                               "mean_ranks(other)"),)),
             Mistake("as a covariance, not divided by the lengths", " / (a.norm() * b.norm())",

@@ -1,4 +1,4 @@
-"""Chapter 11, induction: what was followed by what, and the two heads that find it."""
+"""Chapter 11, induction: which token followed which, and the two heads that find it."""
 
 import torch
 
@@ -48,12 +48,12 @@ def rows_have_periods_of_their_own(repeated_batch):
     """all periods from 4 to 8 come up in one batch"""
     inputs, _ = draw(repeated_batch, rows=100)
     found = sorted({period_of(row) for row in inputs})
-    expect(found == [4, 5, 6, 7, 8], f"the periods of 100 rows are {found}; if all rows had one, "
-           "looking that far back would be enough")
+    expect(found == [4, 5, 6, 7, 8], f"the periods of 100 rows are {found}; if all rows had the "
+                                     "same, looking that far back would be enough")
 
 
 def the_generator_decides(repeated_batch):
-    """the same generator gives the same batch, and another one another"""
+    """the same generator gives the same batch, another one gives another"""
     first, again, other = (draw(repeated_batch, seed)[0] for seed in (1, 1, 2))
     expect(torch.equal(first, again), "the same generator gave two different batches")
     expect(not torch.equal(first, other), "two generators gave the same batch")
@@ -110,11 +110,11 @@ def itself_does_not_count(duplicate_token_score):
 
 
 def several_occurrences_are_summed(duplicate_token_score):
-    """where a token stood twice before, both count"""
+    """if a token occurred twice before, both count"""
     even = torch.ones(3, 3).tril() / torch.arange(1.0, 4)[:, None]
     got = duplicate_token_score(even[None, None], torch.tensor([[4, 4, 4]]))
     expect_close(got, torch.tensor([[(1 / 2 + 2 / 3) / 2]]), "the score of even attention",
-                 "batch head", ask="sum over keys, mean over the queries that have any")
+                 "batch head", ask="sum over keys, then average over the queries that have any")
 
 
 def who_looks_at_what_followed_scores_one(induction_score):
@@ -161,7 +161,7 @@ def duplicates_equal_a_loop(duplicate_token_score):
 
 
 def each_query_looks_at_one_key(wire_induction):
-    """rows sum to 1, and nobody looks ahead"""
+    """rows sum to 1, and no query looks ahead"""
     pattern = wire_induction(TOKENS)
     expect_close(pattern.sum(-1), torch.ones(2, 6), "the sum of a row", "batch query_pos")
     ahead = pattern.triu(1).nonzero()
@@ -222,7 +222,7 @@ def all_rows_count(loss_by_repeat):
 
 
 def keys_read_what_was_written(k_composition):
-    """written into dimension 1, read by keys in dimension 1: 1; by queries there: 0"""
+    """if dimension 1 is written, keys that read it give 1, and queries that read it give 0"""
     W_OV, W_QK = torch.zeros(3, 3), torch.zeros(3, 3)
     W_OV[0, 1] = 1  # reads dimension 0, writes dimension 1
     W_QK[2, 1] = 1  # the query in dimension 2 matches the key in dimension 1
@@ -243,20 +243,20 @@ def sizes_do_not_matter(k_composition):
 
 
 def the_first_step_above(first_crossing):
-    """a curve that rises crosses once"""
+    """a rising curve crosses at its first step above the level"""
     expect_equal(first_crossing([0, 10, 20, 30], [0.1, 0.4, 0.6, 0.9], 0.5), 20, "the crossing")
     expect_equal(first_crossing([0, 10], [0.5, 0.6], 0.5), 0, "the crossing of a curve that begins "
                  "at the level", ask="step 0 is a step")
 
 
 def for_good(first_crossing):
-    """a peak that falls again does not count"""
+    """a peak that falls below the level again does not count"""
     got = first_crossing([0, 10, 20, 30], [0.1, 0.8, 0.2, 0.9], 0.5)
     expect_equal(got, 30, "the crossing of a curve that falls back at step 20")
 
 
 def never_is_none(first_crossing):
-    """a curve that ends below has none"""
+    """a curve that ends below the level has no crossing"""
     got = first_crossing([0, 10, 20], [0.1, 0.8, 0.2], 0.5)
     expect(got is None, f"a curve that ends below the level has crossed at {got}; it should be "
                          "None")
@@ -266,7 +266,7 @@ EXERCISES = [
     Exercise(
         name="repeated_batch", source="data.repeated_batch", minutes=15, difficulty=2,
         needed_for="training a model that has induction to learn",
-        task="All that can be predicted is what followed before.",
+        task="The only thing to predict is what followed before.",
         checks=(each_row_repeats, rows_have_periods_of_their_own, the_generator_decides),
         hints=("One row at a time is fine: a period, a piece, repeated and cut off.",
                "torch.randint(4, longest + 1, …): its upper end is left out.",
@@ -283,7 +283,7 @@ EXERCISES = [
         )),
     Exercise(
         name="earlier_occurrences", source="metrics.earlier_occurrences", minutes=10, difficulty=1,
-        needed_for="both scores", task="A table of comparisons.",
+        needed_for="both scores", task="Compare all pairs of tokens.",
         checks=(where_it_stood_before, all_of_them_count),
         hints=("Compare a column of tokens with a row of the same.",
                "tokens[:, :, None] == tokens[:, None, :].",
@@ -305,7 +305,7 @@ EXERCISES = [
         mistakes=(
             Mistake("when queries without an earlier occurrence count too",
                     "earlier.any(-1).sum(-1)", "torch.full((len(tokens),), tokens.shape[1])"),
-            Mistake("with the mean over keys in place of their sum", "earlier.any(-1).sum(-1)",
+            Mistake("with the mean over keys instead of their sum", "earlier.any(-1).sum(-1)",
                     "earlier.sum((-2, -1))"),
             Mistake("without the mean over queries", " / n_queries[:, None]", ""),
         )),
@@ -322,7 +322,7 @@ EXERCISES = [
                     "after[:, :, 1:] = earlier[:, :, :-1]", "after = earlier"),
             Mistake("one place before the earlier occurrence",
                     "after[:, :, 1:] = earlier[:, :, :-1]", "after[:, :, :-1] = earlier[:, :, 1:]"),
-            Mistake("when the queries are shifted in place of the keys",
+            Mistake("when the queries are shifted instead of the keys",
                     "after[:, :, 1:] = earlier[:, :, :-1]", "after[:, 1:] = earlier[:, :-1]"),
             Mistake("when queries without an earlier occurrence count too",
                     "after.any(-1).sum(-1)", "torch.full((len(tokens),), tokens.shape[1])"),
@@ -331,7 +331,7 @@ EXERCISES = [
         )),
     Exercise(
         name="wire_induction", source=None, minutes=15, difficulty=2,
-        needed_for="the ideal that a trained head is held against", task="By hand, in loops.",
+        needed_for="the ideal that a trained head is compared with", task="By hand, in loops.",
         checks=(each_query_looks_at_one_key, its_induction_score_is_one,
                 the_latest_occurrence_counts),
         hints=("For each query, look for its token among the earlier positions.",
@@ -347,7 +347,7 @@ EXERCISES = [
         )),
     Exercise(
         name="copy_prediction", source=None, minutes=10, difficulty=1,
-        needed_for="what the OV circuit does", task="From where it looks to what it says.",
+        needed_for="what the OV circuit does", task="Turn the pattern into a prediction.",
         checks=(it_predicts_what_it_looks_at, keys_with_one_token_add_up),
         hints=("Each key holds a token: a one-hot vector.", "The pattern weighs these vectors.",
                "pattern @ one_hot(tokens, d_vocab).float()."),
@@ -389,14 +389,14 @@ EXERCISES = [
         needed_for="when a head is there (chapters 11 and 15)", task="For good.",
         checks=(the_first_step_above, for_good, never_is_none),
         hints=("Remember the step at which it rose to the level.",
-               "Forget it whenever the curve is below.", "Ask `is None`: step 0 is a step."),
+               "Forget it if the curve falls below.", "Ask `is None`: step 0 is a step."),
         mistakes=(
-            Mistake("when a peak that falls again counts",
+            Mistake("when a peak that falls below again counts",
                     "        if value < level:\n            crossing = None\n        elif",
                     "        if value >= level and"),
-            Mistake("when step 0 is taken for none", "elif crossing is None:",
+            Mistake("when step 0 counts as no step", "elif crossing is None:",
                     "elif not crossing:"),
-            Mistake("with the last step in place of the first", "elif crossing is None:", "else:"),
+            Mistake("with the last step instead of the first", "elif crossing is None:", "else:"),
         )),
 ]
 

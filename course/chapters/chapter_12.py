@@ -1,4 +1,4 @@
-"""Chapter 12, copying, suppression, and what a circuit must stand."""
+"""Chapter 12, copying, suppression, and tests of a circuit."""
 
 import torch
 
@@ -16,8 +16,9 @@ def a_row_is_what_is_said_of_a_token(full_ov_table):
     """row t is W_E[t], through OV, and unembedded"""
     W_E, W_OV, W_U = random(5, 4), random(4, 4, seed=1), random(4, 5, seed=2)
     table = full_ov_table(W_E, W_OV, W_U)
-    expect_close(table[3], (W_E[3] @ W_OV) @ W_U, "row 3", "token_said", ask="what is seen is the "
-                 "row, what is said the column")
+    expect_close(table[3], (W_E[3] @ W_OV) @ W_U, "row 3", "token_said", ask="the token seen is "
+                                                                             "the row, the token "
+                                                                             "predicted the column")
     expect_close(torch.as_tensor(table.shape), torch.tensor([5, 5]), "the table's shape")
 
 
@@ -35,12 +36,13 @@ def a_head_that_copies_has_its_diagonal(full_ov_table):
 def who_suppresses_itself_has_rank_zero(own_rank):
     """a negative diagonal gives 0 everywhere, a positive one the last rank"""
     expect_close(own_rank(-torch.eye(4)), torch.zeros(4), "the rank", "token")
-    expect_close(own_rank(torch.eye(4)), torch.full((4,), 3), "the rank where each raises itself",
+    expect_close(own_rank(torch.eye(4)), torch.full((4,), 3), "the rank if each token raises "
+                                                              "itself",
                  "token")
 
 
 def ranks_are_of_rows(own_rank):
-    """each token's own place in its row"""
+    """the rank of each token's own logit in its row"""
     table = torch.tensor([[2.0, 1, 3], [0, 5, 9], [7, 8, 6]])
     expect_close(own_rank(table), torch.tensor([1, 1, 0]), "the rank", "token",
                  ask="how many in the same row are lower")
@@ -53,7 +55,7 @@ def nothing_is_left_along_it(project_out):
     """the product with the direction is 0, for any length of it"""
     resid, direction = random(2, 3, 6), 5 * random(6, seed=1)
     expect_close(project_out(resid, direction) @ direction, torch.zeros(2, 3),
-                 "what is left along the direction", "batch pos", tolerance=1e-3)
+                 "the rest along the direction", "batch pos", tolerance=1e-3)
 
 
 def the_rest_is_left(project_out):
@@ -82,7 +84,7 @@ def an_or_has_two(minimal_circuits):
 
 
 def what_works_against_others_counts(minimal_circuits):
-    """b and c each break what a does, and together cancel: {a, b, c} works, but is not minimal"""
+    """b and c each break a, and together cancel: {a, b, c} works, but is not minimal"""
     def works(circuit):
         return "a" in circuit and ("b" in circuit) == ("c" in circuit)
 
@@ -92,7 +94,7 @@ def what_works_against_others_counts(minimal_circuits):
 
 
 def nothing_may_be_enough(minimal_circuits):
-    """where nothing is needed, the empty circuit is the one"""
+    """if nothing is needed, the empty circuit is the only one"""
     expect_equal(sets_of(minimal_circuits(["a"], lambda circuit: True)), [[]],
                  "the minimal circuits")
 
@@ -111,7 +113,7 @@ def n_edges_once_each(draw_circuit):
 
 
 def every_edge_comes_up(draw_circuit):
-    """over many draws, each edge is there as often as any other"""
+    """over many draws, all edges are equally frequent"""
     generator = torch.Generator().manual_seed(0)
     counts = [0] * 6
     for _ in range(300):
@@ -131,7 +133,7 @@ def a_perfect_curve_has_none(distance_over_sizes):
 
 
 def a_straight_rise_has_a_half(distance_over_sizes):
-    """a straight rise from 0 to 1 has 1/2, however it is cut"""
+    """a straight rise from 0 to 1 has 1/2, whatever the pieces"""
     shares = torch.tensor([0.0, 0.1, 0.4, 1])
     expect_close(distance_over_sizes(shares, shares), 0.5, "the distance", ask="pieces count by "
                  "their widths")
@@ -147,7 +149,7 @@ def above_one_is_not_better(distance_over_sizes):
 EXERCISES = [
     Exercise(
         name="full_ov_table", source=None, minutes=5, difficulty=1, needed_for="own_rank",
-        task="From a token seen to the tokens said.",
+        task="Compute the logits that a head writes for each token seen.",
         checks=(a_head_that_copies_has_its_diagonal, a_row_is_what_is_said_of_a_token),
         hints=("A token's row of W_E goes through OV.", "Then W_U makes logits.",
                "W_E @ W_OV @ W_U."),
@@ -157,26 +159,26 @@ EXERCISES = [
         )),
     Exercise(
         name="own_rank", source=None, minutes=10, difficulty=1,
-        needed_for="finding heads that suppress", task="The diagonal, in its row.",
+        needed_for="finding heads that suppress", task="Find the rank of the diagonal in each row.",
         checks=(who_suppresses_itself_has_rank_zero, ranks_are_of_rows),
         hints=("table.diagonal() is each token's own logit.", "Compare a row with it.",
                "(table < table.diagonal()[:, None]).sum(1)."),
         mistakes=(
-            Mistake("in its column in place of its row", "table.diagonal()[:, None]",
+            Mistake("in its column instead of its row", "table.diagonal()[:, None]",
                     "table.diagonal()", also=((".sum(1)", ".sum(0)"),)),
             Mistake("counted from the top", "table < own", "table > own"),
             Mistake("when it counts itself", "table < own", "table <= own"),
         )),
     Exercise(
         name="project_out", source=None, minutes=10, difficulty=1,
-        needed_for="asking what attention reads", task="Any length of direction.",
+        needed_for="asking what attention reads", task="The direction may have any length.",
         checks=(nothing_is_left_along_it, the_rest_is_left),
         hints=("Make the direction a unit vector first.", "The part along it: (resid @ unit) unit.",
                "resid - (resid @ unit)[..., None] * unit."),
         mistakes=(
             Mistake("when the direction is not of length 1", "direction / direction.norm()",
                     "direction"),
-            Mistake("when the part along it is kept in place of the rest", "return resid - (",
+            Mistake("when the part along it is kept instead of the rest", "return resid - (",
                     "return ("),
             Mistake("when the direction itself is subtracted", "(resid @ unit)[..., None] * unit",
                     "direction"),
@@ -188,7 +190,7 @@ EXERCISES = [
                 what_works_against_others_counts),
         hints=("itertools.combinations(parts, size), for every size from 0.",
                "A circuit is minimal if it works and none of its proper subsets does.",
-               "Going up in size: what holds a circuit that was found before is not minimal."),
+               "Go up in size: a set that contains a circuit found before is not minimal."),
         mistakes=(
             Mistake("when all circuits that work are listed",
                     " and not any(works(set(smaller)) for n in range(size)\n"
@@ -204,7 +206,7 @@ EXERCISES = [
         )),
     Exercise(
         name="draw_circuit", source=None, minutes=5, difficulty=1,
-        needed_for="holding a circuit against 100 random ones", task="A null.",
+        needed_for="comparing a circuit with 100 random ones", task="A null.",
         checks=(n_edges_once_each, every_edge_comes_up),
         hints=("torch.randperm gives a random order of all.", "The first n of it, sorted.",
                "[edges[i] for i in …tolist()]."),

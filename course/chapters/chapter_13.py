@@ -1,4 +1,4 @@
-"""Chapter 13, decodable is not used: an honest probe, its control, and erasing."""
+"""Chapter 13, decodable is not used: an honest probe, its control, and erasure."""
 
 
 import torch
@@ -47,7 +47,7 @@ def folds_are_about_as_large(assign_folds):
 
 
 def folds_are_drawn(assign_folds):
-    """another seed, other folds; the same seed, the same"""
+    """the same seed gives the same folds, another seed gives others"""
     draws = {tuple(folds_of(assign_folds, seed).tolist()) for seed in range(20)}
     expect(len(draws) > 5, f"20 seeds gave {len(draws)} different assignments")
     expect(torch.equal(folds_of(assign_folds, 3), folds_of(assign_folds, 3)),
@@ -65,12 +65,12 @@ def the_training_side_is_standard(standardise):
 
 
 def the_test_side_is_moved_alike(standardise):
-    """the test side is moved and scaled as the training side is, and not by its own numbers"""
+    """the test side is shifted and scaled by the numbers of the training side, not its own"""
     train, test = 3 * random(20, 4) + 5, random(7, 4, seed=1) - 2
     got = pair_of(standardise(train, test))[1]
     want = (test - train.mean(0)) / train.std(0, correction=0)
-    expect_close(got, want, "the test side", "example feature", ask="nothing of the test side may "
-                 "be looked at")
+    expect_close(got, want, "the test side", "example feature", ask="no number may come from the "
+                                                                    "test side")
 
 
 def a_constant_gives_no_nan(standardise):
@@ -109,7 +109,7 @@ def the_penalty_is_of_W_alone(logistic_gradient):
 
 
 def one_type_one_label(control_labels):
-    """the same token has the same label wherever it stands"""
+    """the same token has the same label at every position"""
     tokens = torch.arange(200) % 9
     labels = control_labels(tokens, 4, torch.Generator().manual_seed(0))
     expect(getattr(labels, "shape", None) == (200,), "200 tokens should have 200 labels")
@@ -142,7 +142,7 @@ def two_classes():
 
 
 def the_means_are_the_same(erase_direction):
-    """afterwards both classes have one mean"""
+    """afterwards both classes have the same mean"""
     X, y = two_classes()
     erased = erase_direction(X, y)
     difference = erased[y == 1].mean(0) - erased[y == 0].mean(0)
@@ -151,21 +151,22 @@ def the_means_are_the_same(erase_direction):
 
 
 def the_rest_stays(erase_direction):
-    """what stands across the direction is untouched"""
+    """parts orthogonal to the direction do not change"""
     X, y = two_classes()
     d = X[y == 1].mean(0) - X[y == 0].mean(0)
     across = random(5, seed=3)
     across = across - (across @ d) / (d @ d) * d
-    expect_close(erase_direction(X, y) @ across, X @ across, "a reading across the direction",
-                 "example", ask="only the part along the difference goes")
+    expect_close(erase_direction(X, y) @ across, X @ across, "a reading orthogonal to the "
+                                                             "direction",
+                 "example", ask="only the part along the difference is removed")
 
 
 def erasing_twice_is_erasing_once(erase_direction):
-    """what is left has nothing along the direction"""
+    """the rest has nothing along the direction"""
     X, y = two_classes()
     d = X[y == 1].mean(0) - X[y == 0].mean(0)
     along = erase_direction(X, y) @ (d / d.norm())
-    expect_close(along, torch.zeros(40), "what is left along the direction", "example",
+    expect_close(along, torch.zeros(40), "the rest along the direction", "example",
                  tolerance=1e-3)
 
 
@@ -173,14 +174,14 @@ def erasing_twice_is_erasing_once(erase_direction):
 
 
 def a_certain_label_is_free(code_length):
-    """a label that was predicted for certain costs 0 bits, a coin 1"""
+    """a label predicted with certainty costs 0 bits, a fair coin costs 1"""
     expect_close(code_length(torch.tensor([[1.0, 0]]), torch.tensor([0])), 0.0, "the bits")
     expect_close(code_length(torch.full((3, 2), 0.5), torch.tensor([0, 1, 1])), 3.0,
                  "the bits of three coins", ask="bits, and their sum")
 
 
 def each_label_pays_for_itself(code_length):
-    """chances of 1/4 and 1/8 for what came cost 2 and 3 bits"""
+    """labels with probabilities 1/4 and 1/8 cost 2 and 3 bits"""
     probs = torch.tensor([[0.25, 0.75], [0.875, 0.125]])
     expect_close(code_length(probs, torch.tensor([0, 1])), 5.0, "the bits")
 
@@ -188,13 +189,13 @@ def each_label_pays_for_itself(code_length):
 EXERCISES = [
     Exercise(
         name="assign_folds", source=None, minutes=15, difficulty=2,
-        needed_for="every held-out accuracy", task="Whole texts, in random order.",
+        needed_for="every held-out accuracy", task="Put whole texts into folds, in random order.",
         checks=(no_group_is_on_both_sides, folds_are_about_as_large, folds_are_drawn),
         hints=("First a fold for each group, then for each example that of its group.",
                "groups.unique(return_inverse=True) gives the names, and each example's place among "
                "them.", "(torch.randperm(len(names), generator=generator) % n_folds)[index]."),
         mistakes=(
-            Mistake("when examples are drawn in place of groups: a leak",
+            Mistake("when examples are drawn instead of groups: a leak",
                     "order = torch.randperm(len(names), generator=generator)",
                     "order = torch.randperm(len(groups), generator=generator)",
                     also=(("(order % n_folds)[index]", "order % n_folds"),)),
@@ -206,10 +207,10 @@ EXERCISES = [
         )),
     Exercise(
         name="standardise", source=None, minutes=10, difficulty=1, needed_for="fitting a probe",
-        task="What does the test side know of itself? Nothing.",
+        task="Use no statistic of the test side.",
         checks=(the_training_side_is_standard, the_test_side_is_moved_alike,
                 a_constant_gives_no_nan),
-        hints=("Mean and deviation are those of train.", "Both sides are moved by them.",
+        hints=("Mean and deviation are those of train.", "Shift and scale both sides by them.",
                "Where the deviation is 0, divide by 1."),
         mistakes=(
             Mistake("when the test side is standardised by itself", "(test - mean) / std",
@@ -237,7 +238,7 @@ EXERCISES = [
         )),
     Exercise(
         name="control_labels", source=None, minutes=10, difficulty=1, needed_for="selectivity",
-        task="What a probe can learn by heart.",
+        task="Labels that a probe can only learn by heart.",
         checks=(one_type_one_label, labels_are_drawn_by_type),
         hints=("Draw a class for each type, not for each token.",
                "tokens.unique(return_inverse=True).", "torch.randint(n_classes, …)[index]."),
@@ -256,7 +257,7 @@ EXERCISES = [
         mistakes=(
             Mistake("when the direction is not of length 1", "difference / difference.norm()",
                     "difference"),
-            Mistake("when the part is taken off twice: a mirror", "X - (X @ unit)",
+            Mistake("when the part is subtracted twice: a mirror image", "X - (X @ unit)",
                     "X - 2 * (X @ unit)"),
             Mistake("when only the part along the direction is kept", "return X - (X @ unit)",
                     "return (X @ unit)"),
@@ -268,12 +269,12 @@ EXERCISES = [
         name="code_length", source=None, minutes=5, difficulty=1,
         needed_for="online description length", task="Surprise, in bits.",
         checks=(a_certain_label_is_free, each_label_pays_for_itself),
-        hints=("What came had some probability.", "-log2 of it, summed.",
+        hints=("The label that came had some probability.", "-log2 of it, summed.",
                "-probs[torch.arange(len(y)), y].log2().sum()."),
         mistakes=(
             Mistake("in nats", ".log2()", ".log()"),
-            Mistake("with the mean in place of the sum", ".sum()", ".mean()"),
-            Mistake("with the entropy of the predictions in place of what came",
+            Mistake("with the mean instead of the sum", ".sum()", ".mean()"),
+            Mistake("with the entropy of the predictions instead of what came",
                     "-given.log2().sum()", "torch.special.entr(probs).sum() / 0.6931471805599453"),
         )),
 ]

@@ -1,4 +1,4 @@
-"""Chapter 14, superposition and dictionaries: what shares a dimension, and what finds it again."""
+"""Chapter 14, superposition and dictionaries: how features share dimensions, and are found."""
 
 import math
 
@@ -37,7 +37,7 @@ def two_in_one_dimension(toy_forward):
 
 
 def the_bias_comes_before_the_relu(toy_forward):
-    """a bias of -0.5 lowers what comes back, and nothing goes below 0"""
+    """a bias of -0.5 lowers the output, but never below 0"""
     x = torch.tensor([[1.0, 0.2]])
     got = toy_forward(torch.eye(2), torch.full((2,), -0.5), x)
     expect_close(got, torch.tensor([[0.5, 0]]), "the output", "batch feature")
@@ -67,7 +67,7 @@ def who_is_not_there_has_none(dimensionality):
 
 
 def lengths_count(dimensionality):
-    """beside a feature twice as long, one has 1/5 of a shared dimension, the other 4/5"""
+    """two features share a dimension, one twice as long: 4/5 for the long one, 1/5 for the short"""
     got = dimensionality(torch.tensor([[1.0, 2.0]]))
     expect_close(got, torch.tensor([0.2, 0.8]), "the dimensionality", "feature",
                  ask="|W_i|^2 over the sum of squares of the projections of all W_j on W_i's "
@@ -152,12 +152,12 @@ def it_is_encoder_topk_decoder(dictionary_forward):
     least = pre.sort(-1, descending=True).values[:, 2:3]
     want = torch.where(pre >= least, pre, torch.zeros(())).relu()
     latents, back = pair_of(dictionary_forward(x, W_enc, b_enc, W_dec, b_dec, 3))
-    expect_close(latents, want, "the latents", "batch latent", ask="b_dec is taken off first")
+    expect_close(latents, want, "the latents", "batch latent", ask="b_dec is subtracted first")
     expect_close(back, want @ W_dec + b_dec, "the reconstruction", "batch d")
 
 
 def of_nothing_it_says_the_bias(dictionary_forward):
-    """where no latent is on, the reconstruction is b_dec"""
+    """if no latent is on, the reconstruction is b_dec"""
     x, W_enc, _, W_dec, b_dec = dictionary_parts()
     _, back = pair_of(dictionary_forward(x, W_enc, torch.full((7,), -1e3), W_dec, b_dec, 3))
     expect_close(back, b_dec.expand(5, 4), "the reconstruction", "batch d")
@@ -213,7 +213,7 @@ def features_are_counted_not_latents(recovered_share):
 EXERCISES = [
     Exercise(
         name="toy_forward", source=None, minutes=5, difficulty=1, needed_for="superposition",
-        task="Down, and up again by the same weights.",
+        task="Compress, and expand again with the same weights.",
         checks=(with_room_for_all_nothing_is_lost, two_in_one_dimension,
                 the_bias_comes_before_the_relu),
         hints=("hidden = W x; with examples as rows, x @ W.T.", "The way back is W^T: hidden @ W.",
@@ -227,21 +227,21 @@ EXERCISES = [
         )),
     Exercise(
         name="dimensionality", source=None, minutes=15, difficulty=2,
-        needed_for="seeing polygons", task="How much of a dimension is one's own.",
+        needed_for="seeing polygons", task="Measure how much of a dimension a feature has.",
         checks=(a_dimension_of_its_own_is_one, polygons_share_evenly, who_is_not_there_has_none,
                 lengths_count, it_equals_a_loop),
         hints=("unit.T @ W holds the projection of every W_j on every direction w_i.",
                "Square, and sum over j: row i.", "length**2 / shared, with clamps against 0 / 0."),
         mistakes=(
-            Mistake("with the sum over i in place of j: the others' lengths drop out", ".sum(1)",
+            Mistake("with the sum over i instead of j: the others' lengths drop out", ".sum(1)",
                     ".sum(0)"),
-            Mistake("with the length in place of its square", "return length**2",
+            Mistake("with the length instead of its square", "return length**2",
                     "return length"),
             Mistake("when 0 is divided by 0", "shared.clamp(min=1e-12)", "shared"),
         )),
     Exercise(
         name="expected_feature_loss", source=None, minutes=5, difficulty=1,
-        needed_for="training toys", task="Not all errors weigh alike.",
+        needed_for="training toys", task="Weight errors by importance.",
         checks=(nothing_lost_costs_nothing, the_mean_of_the_weighted_sums),
         hints=("The squared error of each feature, times its importance.",
                "Sum over features, mean over examples.",
@@ -254,7 +254,7 @@ EXERCISES = [
         )),
     Exercise(
         name="topk_latents", source=None, minutes=10, difficulty=1,
-        needed_for="dictionary_forward", task="k of them, and none below 0.",
+        needed_for="dictionary_forward", task="Keep the k largest, and none below 0.",
         checks=(the_k_largest_stay, nothing_below_zero, by_value_not_by_size,
                 gradients_go_through_those_that_stay),
         hints=("torch.topk gives values and places.", "scatter puts them back.",
@@ -267,15 +267,15 @@ EXERCISES = [
             Mistake("when they are left sorted, not in their places",
                     "torch.zeros_like(pre).scatter(-1, places, values.relu())",
                     "torch.cat([values.relu(), torch.zeros_like(pre)[:, k:]], -1)"),
-            Mistake("when the rest stays and the k largest go",
+            Mistake("when the rest is kept and the k largest are dropped",
                     "torch.zeros_like(pre).scatter(-1, places, values.relu())",
                     "pre.relu().scatter(-1, places, 0.0)"),
         )),
     Exercise(
         name="dictionary_forward", source=None, minutes=10, difficulty=2,
-        needed_for="dictionaries", task="Call topk_latents: ours stands in its place.",
+        needed_for="dictionaries", task="Call topk_latents; the check uses our version of it.",
         checks=(of_nothing_it_says_the_bias, it_is_encoder_topk_decoder),
-        hints=("What is the same in all x is b_dec's business: take it off first.",
+        hints=("b_dec holds what is the same in all x: subtract it first.",
                "latents = topk_latents((x - b_dec) @ W_enc + b_enc, k).",
                "latents @ W_dec + b_dec."),
         mistakes=(
@@ -284,18 +284,18 @@ EXERCISES = [
             Mistake("when b_dec is not added after the decoder", "latents @ W_dec + b_dec",
                     "latents @ W_dec"),
             Mistake("without the encoder's bias", "@ W_enc + b_enc", "@ W_enc"),
-            Mistake("with the encoder's weights on the way back", "latents @ W_dec",
+            Mistake("with the encoder's weights in the decoder", "latents @ W_dec",
                     "latents @ W_enc.T"),
         )),
     Exercise(
         name="explained_variance", source=None, minutes=5, difficulty=1,
-        needed_for="judging a fit, and mistrusting it", task="One less a ratio.",
+        needed_for="judging a fit, and mistrusting it", task="One minus a ratio.",
         checks=(all_and_nothing, large_dimensions_count_more),
-        hints=("What would you score by always saying the mean? 0.",
+        hints=("Always predicting the mean should score 0.",
                "Squared error, over squared distance from the mean.",
                "1 - (x - r).pow(2).sum() / (x - x.mean(0)).pow(2).sum()."),
         mistakes=(
-            Mistake("when the mean is not taken off: 0 is the baseline", "(x - x.mean(0))", "x"),
+            Mistake("when the mean is not subtracted: 0 is the baseline", "(x - x.mean(0))", "x"),
             Mistake("with one mean over all dimensions", "x.mean(0)", "x.mean()"),
             Mistake("of what is not explained", "1 - error / spread", "error / spread"),
             Mistake("with the mean of each dimension's share",
@@ -307,7 +307,7 @@ EXERCISES = [
         )),
     Exercise(
         name="recovered_share", source=None, minutes=10, difficulty=1,
-        needed_for="judging a dictionary where the truth is known",
+        needed_for="judging a dictionary of known features",
         task="For each feature, its best latent.",
         checks=(found_whatever_its_length, near_is_not_enough, features_are_counted_not_latents),
         hints=("Rows of length 1 on both sides: their products are cosines.",

@@ -1,4 +1,4 @@
-"""Chapter 15, grokking: the waves in which a network adds, and the structure before the fall."""
+"""Chapter 15, grokking: the waves with which a network adds, and the structure before the fall."""
 
 import math
 
@@ -39,7 +39,7 @@ def sums_wrap_round(addition_table):
 
 
 def it_is_orthonormal(fourier_basis):
-    """any two waves have product 0, each with itself 1"""
+    """two different waves have product 0, and each with itself has 1"""
     basis = fourier_basis(7)
     expect(getattr(basis, "shape", None) == (7, 7), "for p = 7 there should be 7 waves of length 7")
     expect_close(basis @ basis.T, torch.eye(7), "the product of two waves", "wave wave",
@@ -119,7 +119,7 @@ def the_clock_stays(keep_sum_waves):
 
 
 def the_mean_stays(keep_sum_waves):
-    """without any frequency the mean over all pairs is left, of each c"""
+    """without any frequency, only the mean over all pairs is left, for each c"""
     logits = random(5, 5, 5).double()
     want = logits.mean((0, 1)).expand(5, 5, 5)
     expect_close(keep_sum_waves(logits, []), want, "the logit without frequencies", "a b c",
@@ -145,7 +145,7 @@ def the_ratio_of_two_steps(delay_of):
 
 
 def never_is_infinite(delay_of):
-    """where the others are never known it is infinite"""
+    """if the others are never known, it is infinite"""
     got = delay_of([50, 100], [0.2, 0.99], [0, 0.1], 0.95)
     expect(got == math.inf, f"it is {got}, and should be infinity")
 
@@ -153,7 +153,7 @@ def never_is_infinite(delay_of):
 EXERCISES = [
     Exercise(
         name="addition_table", source=None, minutes=5, difficulty=1, needed_for="everything here",
-        task="The data set: all there is to know.", checks=(every_pair_once, sums_wrap_round),
+        task="Make the data set: all pairs.", checks=(every_pair_once, sums_wrap_round),
         hints=("a changes slowly, b fast.", "repeat_interleave and repeat.", "(a + b) % p."),
         mistakes=(
             Mistake("without the modulus", "(a + b) % p", "a + b"),
@@ -168,10 +168,11 @@ EXERCISES = [
                "The mean of cos squared is 1/2: its length is sqrt(p / 2).",
                "sqrt(2 / p) cos, sqrt(2 / p) sin, and 1 / sqrt(p) for the constant."),
         mistakes=(
-            Mistake("when the waves have not length 1", "math.sqrt(2 / p) * angle.cos()",
+            Mistake("when the waves do not have length 1", "math.sqrt(2 / p) * angle.cos()",
                     "angle.cos()", also=(("math.sqrt(2 / p) * angle.sin()", "angle.sin()"),)),
             Mistake("without the 2 of 2 pi", "2 * math.pi * k", "math.pi * k"),
-            Mistake("when the constant has not length 1", "torch.ones(p).double() / math.sqrt(p)",
+            Mistake("when the constant does not have length 1", "torch.ones(p).double() / "
+                                                                "math.sqrt(p)",
                     "torch.ones(p).double() / p"),
             Mistake("with sin before cos", "        rows.append(math.sqrt(2 / p) * angle.cos())\n",
                     "", also=(("        rows.append(math.sqrt(2 / p) * angle.sin())\n",
@@ -180,7 +181,7 @@ EXERCISES = [
         )),
     Exercise(
         name="clock_logits", source=None, minutes=10, difficulty=2,
-        needed_for="knowing what to look for", task="The algorithm, planted.",
+        needed_for="knowing what to look for", task="Write the algorithm itself.",
         checks=(the_answer_is_the_largest, each_frequency_adds_one_at_the_answer),
         hints=("cos is largest where its angle is 0, modulo 2 pi.",
                "a + b - c is a multiple of p at the answer.",
@@ -189,17 +190,17 @@ EXERCISES = [
             Mistake("when c is added", "+ numbers[:, None] - numbers",
                     "+ numbers[:, None] + numbers"),
             Mistake("without the 2 of 2 pi", "2 * math.pi * k", "math.pi * k"),
-            Mistake("with sin in place of cos", ".cos()", ".sin()"),
+            Mistake("with sin instead of cos", ".cos()", ".sin()"),
             Mistake("of the mean over frequencies", "return sum(",
                     "return 1 / len(frequencies) * sum("),
         )),
     Exercise(
         name="frequency_shares", source=None, minutes=10, difficulty=2,
         needed_for="seeing that a trained embedding is sparse",
-        task="Call fourier_basis: ours stands in its place.",
+        task="Call fourier_basis; the check uses our version of it.",
         checks=(a_pure_wave_is_all_at_its_frequency, the_constant_does_not_count,
                 squares_of_cos_and_sin_add_up),
-        hints=("basis @ values says how much of each wave there is.",
+        hints=("basis @ values gives the amount of each wave.",
                "Row 0 is the constant: leave it out. Rows 2k - 1 and 2k belong together.",
                "energy[0::2] + energy[1::2], over its sum."),
         mistakes=(
@@ -211,7 +212,7 @@ EXERCISES = [
         )),
     Exercise(
         name="keep_sum_waves", source=None, minutes=25, difficulty=3,
-        needed_for="the restricted loss", task="Project onto the algorithm.",
+        needed_for="the restricted loss", task="Keep only the waves of a + b.",
         checks=(it_depends_on_the_sum_alone, the_mean_stays, the_clock_stays),
         hints=("First the mean over the p pairs of each sum: [s, c].",
                "A projection onto orthonormal rows is waves.T @ (waves @ values).",
@@ -224,20 +225,20 @@ EXERCISES = [
                     "by_sum = by_sum / p", "by_sum = by_sum / 1"),
             Mistake("when the waves are of a, not of a + b", "kept[sums].view(p, p, -1)",
                     "kept[pairs[:, 0]].view(p, p, -1)"),
-            Mistake("with the excluded logits in place of the restricted ones",
+            Mistake("with the excluded logits instead of the restricted ones",
                     "return kept[sums].view(p, p, -1)",
                     "return logits - kept[sums].view(p, p, -1)"),
         )),
     Exercise(
         name="delay_of", source=None, minutes=5, difficulty=1, needed_for="saying how late it is",
-        task="Two first times.", checks=(the_ratio_of_two_steps, never_is_infinite),
+        task="Compare two first times.", checks=(the_ratio_of_two_steps, never_is_infinite),
         hints=("The first step at which a list reaches the level.",
                "Divide one by the other.", "math.inf where there is none."),
         mistakes=(
-            Mistake("of the difference in place of the ratio", "step / train_step",
+            Mistake("of the difference instead of the ratio", "step / train_step",
                     "step - train_step"),
             Mistake("the other way round", "step / train_step", "train_step / step"),
-            Mistake("with the last step where it never is", "return math.inf",
+            Mistake("with the last step if it is never reached", "return math.inf",
                     "return step / train_step"),
         )),
 ]

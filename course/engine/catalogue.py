@@ -1,15 +1,15 @@
-"""What an exercise is made of, and where its parts are found.
+"""The parts of an exercise, and where to find them.
 
 A chapter has a file in each of three folders, with the same name:
 
     course/chapters/chapter_04.py   EXERCISES in order: checks, hints, mistakes; and PREDICTIONS
-    course/plain/chapter_04.py      solutions as a learner would write them, where the library's own
-                                    does more (hooks, fused kernels) or has no such function
+    course/plain/chapter_04.py      solutions as a learner would write them, if the library's
+                                    function does more (hooks, fused kernels) or does not exist
     course/others/chapter_04.py     other right solutions, which the checks must accept:
                                     `attend_as_loops` is one of `attend`
 
-An exercise is cut from the library (`source`), so that its signature and docstring are written
-once.
+The signature and docstring of an exercise are read from the library (`source`), so that they are
+written in one place.
 """
 
 import importlib
@@ -21,15 +21,15 @@ from pathlib import Path
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-EXERCISES_FOLDER = ROOT / "exercises"  # the learner's; git ignores it
+EXERCISES_FOLDER = ROOT / "exercises"  # the learner's files; git ignores them
 
 
 @dataclass(frozen=True)
 class Mistake:
     """A mistake that learners make, as an edit of our solution.
 
-    name: what it is, so that "this is what comes out …" goes on with it. old, new: a piece of our
-    solution, and what stands there instead; also: more such pairs.
+    name: it completes the sentence "This is the result …", such as "without the mask". old, new: a
+    piece of our solution, and what replaces it; also: more such pairs.
     """
 
     name: str
@@ -38,13 +38,15 @@ class Mistake:
     also: tuple = ()
 
     def apply(self, text):
-        """The solution with the mistake in it; its docstring, which ends at the first triple quote
-        before a line's end, is left alone. Raises ValueError where a piece is not there exactly
-        once: the solution has changed, and the mistake must follow it."""
+        """The solution with the mistake in it; its docstring does not change.
+
+        The docstring ends at the first triple quote at a line's end. Raises ValueError unless each
+        piece occurs exactly once: then the solution has changed, and the mistake must follow it.
+        """
         head, quotes, body = text.partition('"""\n')
         for old, new in ((self.old, self.new), *self.also):
             if body.count(old) != 1:
-                raise ValueError(f"{self.name}: {old!r} is there {body.count(old)} times")
+                raise ValueError(f"{self.name}: {old!r} occurs {body.count(old)} times")
             body = body.replace(old, new)
         return head + quotes + body
 
@@ -54,10 +56,11 @@ class Exercise:
     """One function that the learner writes.
 
     name: of the learner's function. source: where the library has it, "attention.Attention.attend";
-    None where only course/plain does. task: what to do, in a sentence or two. minutes: an estimate;
-    difficulty: 1 to 3; needed_for: what is built on it.
-    checks: functions of the learner's function, from simple to subtle, whose docstring is what must
-    hold; each raises Wrong. hints: each goes a step further. mistakes: what may be named.
+    None if only course/plain has it. task: what to do, in a sentence or two. minutes: an estimate;
+    difficulty: 1 to 3; needed_for: what uses it later.
+    checks: functions of the learner's function, from simple to subtle. A check's docstring says
+    what must hold; if it does not hold, the check raises Wrong. hints: each goes a step further.
+    mistakes: the mistakes that a message may name.
     """
 
     name: str
@@ -94,7 +97,7 @@ def chapter_numbers():
 
 
 def load_chapter(number):
-    """The module of a chapter's exercises. Raises UserError where there is none."""
+    """The module of a chapter's exercises. Raises UserError if there is none."""
     if number not in chapter_numbers():
         there = ", ".join(map(str, chapter_numbers()))
         raise UserError(f"chapter {number} has no exercises; choose from {there}")
@@ -128,7 +131,7 @@ def learner_file(number):
 
 
 def companion(chapter, folder):
-    """A chapter's module in course/plain or course/others, or None where it has none."""
+    """A chapter's module in course/plain or course/others, or None if it has none."""
     path = ROOT / "course" / folder / f"chapter_{number_of(chapter):02}.py"
     if not path.exists():
         return None
@@ -136,10 +139,10 @@ def companion(chapter, folder):
 
 
 def solution_name(chapter, exercise):
-    """The dotted name of our solution: the plain one where there is one, else the library's."""
+    """The dotted name of our solution: the one in course/plain if it exists, or the library's."""
     plain = companion(chapter, "plain")
     own = getattr(plain, exercise.name, None)
-    if own is not None and own.__module__ == plain.__name__:  # and not imported there
+    if own is not None and own.__module__ == plain.__name__:  # not if it is only imported there
         return f"{plain.__name__}.{exercise.name}"
     return exercise.source
 

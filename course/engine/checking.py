@@ -1,13 +1,13 @@
-"""Checking: one of the learner's functions at a time, in place of the library's.
+"""Check the learner's functions, one at a time, and name the mistake in a wrong one.
 
-    1. The learner's file is loaded, and the other exercises in it are replaced by our solutions:
-       one error does not fail the rest.
-    2. The function is put in place of the library's, wrapped so that its calls are kept.
+    1. The learner's file is loaded, and its other exercises are replaced by our solutions. So one
+       wrong function does not make the others fail.
+    2. The function replaces the library's, wrapped so that its calls are recorded.
     3. The checks run one after another, up to the first that fails.
-    4. What came out of the calls of that check is held against what known mistakes give for the
-       same arguments: the one that gives the same is named.
+    4. The results of the calls in that check are compared with those of known mistakes for the same
+       arguments. If one mistake gives the same results, it is named.
 
-`check_in_process` does it in a process of its own, which is ended after SECONDS for a function.
+`check_in_process` does this in a separate process, which is stopped after SECONDS for a function.
 """
 
 import contextlib
@@ -35,15 +35,18 @@ from course.engine.stubs import function_from, solution_text, split_name
 from utils import UserError
 
 SECONDS = 15  # the most that the checks of one function may take
-SECONDS_TO_BEGIN = 60  # until the process has loaded the library
-MOST_CALLS = 50  # that are kept
+SECONDS_TO_BEGIN = 60  # the most until the process has loaded the library
+MOST_CALLS = 50  # the most calls that are recorded
 
 
 @dataclass
 class Verdict:
-    """What came of a function. status: "right", "wrong" or "missing" (not written yet). held: the
-    statements that held; failed: the one that did not. message: what is wrong, in a sentence.
-    mistake: the known mistake that gives the same."""
+    """The result of checking a function.
+
+    status: "right", "wrong" or "missing" (not written yet). held: the statements that held; failed:
+    the one that did not. message: what is wrong, in a sentence. mistake: the known mistake that
+    gives the same results, or "".
+    """
 
     status: str
     message: str = ""
@@ -54,7 +57,7 @@ class Verdict:
 
 @dataclass
 class Call:
-    """One call of the learner's function: what went in, and what was there afterwards."""
+    """One call of the learner's function: its arguments before, its result and arguments after."""
 
     before: tuple  # (args, kwargs)
     after: tuple | None = None  # (result, args, kwargs)
@@ -64,7 +67,7 @@ class Call:
 
 
 def lookup(dotted):
-    """What a dotted name stands for: (owner, name, value); value as it stands in a class's body."""
+    """The object with a dotted name: (owner, name, value), with value as in the class's body."""
     module, way = split_name(dotted)
     owner = importlib.import_module(module)
     for name in way[:-1]:
@@ -79,15 +82,14 @@ def our_solution(chapter, exercise):
 
 
 def variant(chapter, exercise, text):
-    """The function of a changed text of our solution, which knows the names that it knows."""
+    """The function that a changed text of our solution defines, in the solution's own module."""
     module = importlib.import_module(split_name(solution_name(chapter, exercise))[0])
     return function_from(text, exercise.name, vars(module))
 
 
 @contextlib.contextmanager
 def in_place(exercise, function):
-    """Puts a function in place of the library's, wherever a module has it, and takes it out
-    again."""
+    """A context in which a function replaces the library's in every module that has it."""
     if exercise.source is None:
         yield
         return
@@ -111,10 +113,10 @@ def in_place(exercise, function):
 
 
 def copied(value, memo):
-    """A copy of an argument that later changes don't reach, gradients included.
+    """A copy of an argument, gradients included, that no later change can reach.
 
-    memo: {id: copy}, as in copy.deepcopy, so that what is there twice (in a model, and in its
-    optimiser) is one thing in the copy, too.
+    memo: {id: copy}, as in copy.deepcopy. So an object that occurs twice (in a model and in its
+    optimiser) is one object in the copy, too.
     """
     if id(value) in memo:
         return memo[id(value)]
@@ -147,7 +149,7 @@ def copied(value, memo):
 
 
 def recording(function, calls):
-    """The function, which keeps copies of what goes in and comes out in the list `calls`."""
+    """The function, wrapped so that each call is appended to the list `calls`, as a Call."""
 
     @functools.wraps(function)
     def recorded(*args, **kwargs):
@@ -155,7 +157,7 @@ def recording(function, calls):
             return function(*args, **kwargs)
         try:
             call = Call(copied((args, kwargs), {}))
-        except (RuntimeError, TypeError):  # what can't be copied can't be compared
+        except (RuntimeError, TypeError):  # arguments that can't be copied can't be compared
             return function(*args, **kwargs)
         calls.append(call)
         result = function(*args, **kwargs)
@@ -167,7 +169,7 @@ def recording(function, calls):
 
 
 def alike(one, other):
-    """Whether two values are the same but for rounding."""
+    """Whether two values are the same, except for rounding."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         if one.shape != other.shape:
             return False
@@ -192,7 +194,7 @@ def alike(one, other):
 
 
 def replayed(function, call):
-    """What another function makes of the arguments of a call; None where it raises."""
+    """(result, args, kwargs) of another function for the arguments of a call; None if it raises."""
     args, kwargs = copied(call.before, {})
     try:
         result = function(*args, **kwargs)
@@ -202,7 +204,7 @@ def replayed(function, call):
 
 
 def matching(chapter, exercise, mistakes, calls):
-    """Those of the mistakes that give what these calls gave, where our solution does not."""
+    """The mistakes that give the same results as these calls, if our solution does not."""
     calls = [call for call in calls if call.after is not None]
     if not calls:
         return []
@@ -219,11 +221,11 @@ def matching(chapter, exercise, mistakes, calls):
 
 
 def name_mistake(chapter, exercise, function, calls):
-    """The name of the known mistake that gives the same as the function, or "".
+    """The name of the known mistake that gives the same results as the function, or "".
 
-    calls: those of the check that failed. One mistake that gives the same in all checks is the one.
-    Where none does (the function may have two mistakes), the one that gives the same in this check,
-    if that is more than a few numbers that can agree by chance.
+    calls: those of the check that failed. A mistake that gives the same results in all checks is
+    named. If there is none (the function may have two mistakes), a mistake that gives the same in
+    this check is named, unless it is only a few numbers, which can agree by chance.
     """
     found = matching(chapter, exercise, exercise.mistakes, calls)
     if not found:
@@ -243,7 +245,7 @@ def name_mistake(chapter, exercise, function, calls):
 
 
 def count_numbers(value):
-    """How many different numbers or words a result holds."""
+    """The number of different numbers or words in a result."""
     if isinstance(value, torch.Tensor):
         return len(value.detach().unique())
     if isinstance(value, (list, tuple)):
@@ -257,8 +259,9 @@ def count_numbers(value):
 def judge(chapter, exercise, function, path=None, tell=lambda verdict: None):
     """The Verdict on a function.
 
-    path: the learner's file, whose lines are shown. tell: called with a Verdict that is wrong,
-    before its mistake is sought: for that the other checks run, where the function may never end.
+    path: the learner's file, whose lines messages quote. tell: called with a Verdict that is wrong,
+    before its mistake is looked for. The search runs the other checks, and the function may never
+    return from them.
     """
     calls = []
     held = []
@@ -293,7 +296,7 @@ def judge(chapter, exercise, function, path=None, tell=lambda verdict: None):
 
 
 def explain_result(chapter, exercise, calls):
-    """A sentence where the last result is of another kind than ours, or ""."""
+    """A sentence if the last result is of another kind than that of our solution, or ""."""
     if not calls or calls[-1].after is None:
         return ""
     got = calls[-1].after[0]
@@ -305,7 +308,7 @@ def explain_result(chapter, exercise, calls):
 
 
 def kind_of(value):
-    """What a result is, where a number in a tensor is a number and a tuple is a list."""
+    """The kind of a result; a tensor of one number counts as a number, a tuple as a list."""
     if isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.ndim == 0):
         return "number"
     for kind in (torch.Tensor, (list, tuple), dict):
@@ -315,12 +318,12 @@ def kind_of(value):
 
 
 def statement(check):
-    """What a check says must hold: its docstring as one line."""
+    """The statement that must hold for a check to pass: its docstring, in one line."""
     return " ".join((check.__doc__ or check.__name__).split())
 
 
 def explain_error(error, exercise, path, calls):
-    """An error as a sentence: the learner's line, what was raised, and the shapes there."""
+    """An error as a sentence: the learner's line, the exception, and the shapes in that line."""
     raised = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
     frames = [frame for frame in traceback.walk_tb(error.__traceback__)
               if path is not None and frame[0].f_code.co_filename == str(path)]
@@ -340,14 +343,14 @@ def explain_error(error, exercise, path, calls):
 
 
 def load_learner(path):
-    """The module of the learner's file. Raises UserError where it can't be loaded."""
+    """The module of the learner's file. Raises UserError if it can't be loaded."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UserError(f"{path.name}, line {error.lineno}: {error.msg}: "
-                        f"`{(error.text or '').strip()}`; mend it first") from None
+                        f"`{(error.text or '').strip()}`; correct it first") from None
     except (Exception, SystemExit) as error:
         lines = [number for frame, number in traceback.walk_tb(error.__traceback__)
                  if frame.f_code.co_filename == str(path)]
@@ -357,8 +360,10 @@ def load_learner(path):
 
 
 def judge_learner(chapter, exercise, module, path, tell=lambda verdict: None):
-    """The Verdict on one function of the learner's module, beside our solutions of the others;
-    tell as in `judge`."""
+    """The Verdict on one function of the learner's module; the others are our solutions meanwhile.
+
+    tell: as in `judge`.
+    """
     function = getattr(module, exercise.name, None)
     if function is None:
         return Verdict("missing")
@@ -374,8 +379,10 @@ def judge_learner(chapter, exercise, module, path, tell=lambda verdict: None):
 
 
 def work(connection, number, path, names):
-    """What the process does: sends a Verdict on one function after another, a wrong one twice (as
-    `judge` tells it), or the message of a UserError."""
+    """The work of the process: sends a Verdict on each function, or the message of a UserError.
+
+    A Verdict that is wrong is sent twice, first without its mistake (see `tell` in `judge`).
+    """
     torch.set_num_threads(1)
     chapter = load_chapter(number)
     connection.send("ready")
@@ -390,7 +397,7 @@ def work(connection, number, path, names):
 
 
 def receive_verdict(connection, name):
-    """The Verdict on a function that the process sends, or one that says how it ended."""
+    """The Verdict on a function that the process sends, or one that says how the process ended."""
     try:
         if not connection.poll(SECONDS):
             return Verdict("wrong", f"{name} was stopped after {SECONDS} s: is there a loop that "
@@ -412,12 +419,12 @@ def receive_verdict(connection, name):
 def check_in_process(number, names):
     """Yields (name, Verdict) of the learner's functions, in order, checked in another process.
 
-    A function that does not come to an end is stopped; nothing after a wrong one should be asked
-    for. Raises UserError where the learner's file is not there or can't be loaded.
+    A function that does not return is stopped. The caller must stop after a wrong function. Raises
+    UserError if the learner's file does not exist or can't be loaded.
     """
     path = learner_file(number)
     if not path.exists():
-        raise UserError(f"{path.parent.name}/{path.name} is not there; begin with: make exercise "
+        raise UserError(f"{path.parent.name}/{path.name} does not exist; begin with: make exercise "
                         f"CHAPTER={number}")
     with own_process(work, number, path, names) as connection:
         for name in names:

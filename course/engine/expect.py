@@ -1,4 +1,4 @@
-"""What a check says when something is wrong: in the subject's words, with numbers."""
+"""Comparisons for the checks, whose messages say what is wrong, with numbers."""
 
 import math
 
@@ -6,18 +6,17 @@ import torch
 
 
 class Wrong(Exception):
-    """A learner's function does something else than it should; the message says what, in a
-    sentence."""
+    """A learner's function is wrong; the message says what is wrong, in a sentence."""
 
 
 def expect(holds, message):
-    """Raises Wrong with the message unless it holds."""
+    """Raises Wrong with the message unless `holds` is true."""
     if not holds:
         raise Wrong(message)
 
 
 def place_name(index, axes):
-    """Where a number stands, "batch 0, pos 3", from its index and the axes' names."""
+    """The place of a number in words, such as "batch 0, pos 3". axes: the names of its axes."""
     names = axes.split()
     if len(names) != len(index):
         return f"{list(index)}"
@@ -27,8 +26,8 @@ def place_name(index, axes):
 def expect_close(got, want, what, axes="", *, tolerance=1e-4, ask=""):
     """Raises Wrong unless got is a tensor of want's shape with want's numbers.
 
-    what: the subject of the sentence. axes: the names of want's axes. tolerance: by how much a
-    number may be off, as a share of it and beside that absolutely. ask: a question at its end.
+    what: the subject of the message. axes: the names of want's axes. tolerance: the error allowed,
+    relative plus absolute. ask: a question at the end of the message.
     """
     ask = f": {ask}" if ask else ""
     want = torch.as_tensor(want)
@@ -55,12 +54,12 @@ def expect_close(got, want, what, axes="", *, tolerance=1e-4, ask=""):
 
 
 def show(number):
-    """A number with four digits that count."""
+    """A number with four significant digits."""
     return str(number) if math.isnan(number) else f"{number:.4g}"
 
 
 def describe(value):
-    """What a value is, in words."""
+    """A value's type and size in words, or a short value itself."""
     if value is None:
         return "None (is a `return` missing?)"
     if isinstance(value, torch.Tensor):
@@ -71,7 +70,7 @@ def describe(value):
 
 
 def expect_equal(got, want, what, *, ask=""):
-    """Raises Wrong unless got == want, for what is no tensor."""
+    """Raises Wrong unless got == want, for values that are not tensors. what, ask: as above."""
     ask = f": {ask}" if ask else ""
     if got is None or type(got) is not type(want) or got != want:
         shown = describe(got) if got is None else f"{got!r}"

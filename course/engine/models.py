@@ -1,4 +1,4 @@
-"""What checks of several chapters run: a small model whose every weight matters, and a metric."""
+"""A small model in which every weight matters, and a metric, for the checks of several chapters."""
 
 import torch
 
@@ -24,5 +24,5 @@ def cache_of(model, tokens):
 
 
 def answer(logits):
-    """A metric: the logit of token 3 less that of token 5 at the end, [batch]."""
+    """A metric: the logit of token 3 less that of token 5, at the last position, [batch]."""
     return logits[:, -1, 3] - logits[:, -1, 5]

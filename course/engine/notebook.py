@@ -1,4 +1,4 @@
-"""What is kept between two commands, in exercises/: results, hints, predictions. Nothing else.
+"""The learner's results, hints and predictions, kept in exercises/ between two commands.
 
     exercises/progress.json      {"results": {"4.attend": "right"}, "hints": {"4.attend": 2},
                                   "milestones": {"A": "right"}}
@@ -10,13 +10,13 @@ from utils import UserError, read_json, write_json
 
 
 def read_notes(name):
-    """The dict of one of the two files; empty where it is not there yet."""
+    """The dict of one of the two files; empty if it does not exist yet."""
     path = catalogue.EXERCISES_FOLDER / name
     if not path.exists():
         return {}
     notes = read_json(path)
     if not isinstance(notes, dict):
-        raise UserError(f"{path} is not what this program writes; delete it to begin afresh")
+        raise UserError(f"{path} is not in this program's format; delete it to start again")
     return notes
 
 
@@ -27,7 +27,7 @@ def write_notes(name, notes):
 
 
 def note_result(number, name, status):
-    """Keeps what came of a function's check."""
+    """Writes down the result of a function's check."""
     notes = read_notes("progress.json")
     notes.setdefault("results", {})[f"{number}.{name}"] = status
     write_notes("progress.json", notes)
@@ -41,7 +41,7 @@ def note_milestone(letter, status):
 
 
 def next_hint(number, name, n_hints):
-    """Which hint is next, from 0; at the end, the last one again."""
+    """The number of the next hint, from 0; after the last hint, the last one again."""
     notes = read_notes("progress.json")
     given = notes.setdefault("hints", {})
     place = min(given.get(f"{number}.{name}", 0), n_hints - 1)

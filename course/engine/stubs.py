@@ -1,7 +1,7 @@
-"""Cutting the library's functions: as text, and as stubs that hold only what they promise.
+"""The text of the library's functions, and stubs that keep only signature and docstring.
 
-The library is read by `ast` when the command runs, so that a signature and a docstring are written
-once. A method stands as a function that takes `self`.
+The library is read by `ast` when the command runs, so no signature or docstring is written twice.
+A method becomes a function that takes `self`.
 """
 
 import ast
@@ -14,7 +14,7 @@ from course.engine.catalogue import ROOT, number_of, solution_name
 
 
 def split_name(dotted):
-    """("attention", ["Attention", "attend"]): the module and the way into it."""
+    """The module of a dotted name and the names inside: ("attention", ["Attention", "attend"])."""
     parts = dotted.split(".")
     for end in range(len(parts) - 1, 0, -1):
         if (ROOT / "/".join(parts[:end])).with_suffix(".py").exists():
@@ -23,7 +23,7 @@ def split_name(dotted):
 
 
 def find_function(dotted):
-    """(text, node): a function's source, moved to the left margin, and its syntax tree."""
+    """A function's source, moved to the left margin, and its syntax tree: (text, node)."""
     module, way = split_name(dotted)
     path = (ROOT / module.replace(".", "/")).with_suffix(".py")
     text = path.read_text(encoding="utf-8")
@@ -44,7 +44,7 @@ def solution_text(chapter, exercise):
 
 
 def shape_comments(text, node):
-    """The shapes that a function's body notes, as lines "# z: [batch, pos, head, d_head]"."""
+    """The shapes in a function's comments, as lines such as "# z: [batch, pos, head, d_head]"."""
     lines = text.splitlines()
     for statement in ast.walk(node):
         if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
@@ -55,7 +55,7 @@ def shape_comments(text, node):
 
 
 def stub(chapter, exercise, place):
-    """An exercise as the learner finds it: task, signature, docstring, shapes; no solution.
+    """An exercise as the learner gets it: task, signature, docstring and shapes, no solution.
 
     place: "2 of 7".
     """
@@ -98,7 +98,7 @@ class TextLoader(importlib.abc.InspectLoader):
 
 
 def function_from(text, name, names):
-    """The function `name` that a text defines, in which the given names {name: value} are known."""
+    """The function `name` that a text defines. names: {name: value}, known in the text."""
     loader = TextLoader(text)
     spec = importlib.util.spec_from_loader(f"course_text_{name}", loader)
     module = importlib.util.module_from_spec(spec)

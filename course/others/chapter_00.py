@@ -1,4 +1,4 @@
-"""Chapter 0 in other ways that are right too."""
+"""Other right solutions of the exercises of chapter 0."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Chapter 2 in other ways that are right too."""
+"""Other right solutions of the exercises of chapter 2."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Chapter 3 in other ways that are right too."""
+"""Other right solutions of the exercises of chapter 3."""
 
 import torch
 import torch.nn.functional as F

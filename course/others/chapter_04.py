@@ -1,4 +1,4 @@
-"""Chapter 4 in other ways that are right too."""
+"""Other right solutions of the exercises of chapter 4."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Chapter 7 in other ways that are right too."""
+"""Other right solutions of the exercises of chapter 7."""
 
 import contextlib
 
@@ -14,7 +14,7 @@ def hook_point_call_as_tuple(self, tensor):
 
 
 class Entry:
-    """A listener that can be told from others with the same function."""
+    """A listener that differs from all others, even with the same function."""
 
     def __init__(self, fn):
         self.fn = fn

@@ -1,4 +1,4 @@
-"""Chapter 8 in other ways that are right too."""
+"""Other right solutions of the exercises of chapter 8."""
 
 import torch
 import torch.nn.functional as F

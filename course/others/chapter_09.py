@@ -1,4 +1,4 @@
-"""Chapter 9 in other ways that are right too."""
+"""Other right solutions of the exercises of chapter 9."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Chapter 10 in other ways that are right too."""
+"""Other right solutions of the exercises of chapter 10."""
 
 import numpy as np
 import torch

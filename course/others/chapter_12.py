@@ -1,4 +1,4 @@
-"""Chapter 12 in other ways that are right too."""
+"""Other right solutions of the exercises of chapter 12."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Chapter 14 in other ways that are right too."""
+"""Other right solutions of the exercises of chapter 14."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Chapter 15 in other ways that are right too."""
+"""Other right solutions of the exercises of chapter 15."""
 
 import math
 

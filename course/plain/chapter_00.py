@@ -1,4 +1,4 @@
-"""Chapter 0 as a learner would write it: means, their errors, and what chance does as well."""
+"""Chapter 0 as a learner would write it: means, their errors, and how often chance does as well."""
 
 import torch
 
@@ -6,10 +6,10 @@ from utils import UserError
 
 
 def standard_error(values):
-    """How far a mean of n values is from the truth, typically: their spread over sqrt(n).
+    """The standard error of a mean of n values: their spread over sqrt(n).
 
-    values: [n], such as a loss under n seeds; the spread is the standard deviation with n - 1 below
-    the line, since the mean was taken from the same values. Returns a scalar.
+    values: [n], such as a loss under n seeds; the spread is the standard deviation with division by
+    n - 1, since the mean is taken from the same values. Returns a scalar.
     """
     centred = values - values.mean()
     variance = centred.pow(2).sum() / (len(values) - 1)
@@ -17,10 +17,10 @@ def standard_error(values):
 
 
 def paired_difference(one, other):
-    """By how much two recipes differ where each seed was run with both.
+    """The mean difference of two recipes that were run with the same seeds, and its error.
 
     one, other: [n], value i of both with seed i. Returns (difference, standard_error), scalars: the
-    mean of one - other, and how far it is from the truth.
+    mean of one - other, and its standard error.
     """
     differences = one - other
     return differences.mean(), standard_error(differences)
@@ -29,17 +29,17 @@ def paired_difference(one, other):
 def seeded_generator(seed):
     """A fresh CPU torch.Generator; all randomness goes through one, so every run can be repeated.
 
-    seed: a whole number. torch's global generator is left alone.
+    seed: a whole number. torch's global generator does not change.
     """
     return torch.Generator().manual_seed(seed)
 
 
 def bootstrap_ci(values, *, level=0.95, n_draws=2000, seed=0):
-    """An interval for the mean of some values, by drawing n of them again and again.
+    """An interval for the mean of some values, by the bootstrap.
 
-    values: [n] or [n, ...]. Each of n_draws times n of the n values are drawn, with repetition,
-    and their mean is taken. Returns (low, high), each [...], between which the middle `level` of
-    these means lie. Draw with seeded_generator(seed).
+    values: [n] or [n, ...]. n_draws times, n of the n values are drawn, with repetition, and their
+    mean is taken. Returns (low, high), each [...], between which the middle `level` of these means
+    lie. Draw with seeded_generator(seed).
     """
     n = len(values)
     draws = torch.randint(n, (n_draws, n), generator=seeded_generator(seed))  # [draw, n]
@@ -52,9 +52,9 @@ def bootstrap_ci(values, *, level=0.95, n_draws=2000, seed=0):
 def permutation_test(one, other, *, n_draws=999, seed=0):
     """How often chance separates two groups as far as they are: a p-value.
 
-    one: [n], other: [m]. If the labels say nothing, the n + m values could as well have been shared
-    out in any other way. Returns (1 + how many of n_draws random ways have a difference of means at
-    least as large, in either direction) / (1 + n_draws), a float.
+    one: [n], other: [m]. If the labels mean nothing, any other grouping of the n + m values is as
+    likely. Returns (1 + the number of n_draws random groupings whose means differ at least as much,
+    in either direction) / (1 + n_draws), a float.
     """
     generator = seeded_generator(seed)
     values = torch.cat([one, other])
@@ -68,11 +68,11 @@ def permutation_test(one, other, *, n_draws=999, seed=0):
 
 
 def permutation_pvalue(observed, null):
-    """How often chance does as well as each of several heads, though the best was sought.
+    """How often chance does as well as each of several heads, if the best one was chosen.
 
-    observed: [head], the score of each. null: [draw, head], scores of the same heads where there is
-    nothing to find. A draw counts for a head where its largest score, over all heads, is at least
-    the head's own. Returns [head]: (1 + draws that count) / (1 + draws), never 0.
+    observed: [head], the score of each. null: [draw, head], scores of the same heads if there is
+    nothing to find. A draw counts for a head if the draw's largest score, over all heads, is at
+    least the head's own. Returns [head]: (1 + draws that count) / (1 + draws), never 0.
     """
     largest = null.max(1).values  # [draw]
     reached = (largest[:, None] >= observed).sum(0)  # [head]
@@ -82,8 +82,8 @@ def permutation_pvalue(observed, null):
 def check_heads(d_model, n_heads):
     """Refuses a number of heads that does not divide the width of the stream.
 
-    Returns d_head, the width of a head. Raises UserError, whose message has both numbers, where the
-    heads can't share the width evenly.
+    Returns d_head, the width of a head. Raises UserError, whose message has both numbers, if
+    n_heads does not divide d_model.
     """
     if d_model % n_heads:
         raise UserError(f"n_heads={n_heads} does not divide d_model={d_model}; choose a divisor")

@@ -9,18 +9,18 @@ from mlp import CUBIC
 
 
 def log_probabilities(logits):
-    """The logarithm of softmax over the last axis, which no large logit makes infinite.
+    """The logarithm of softmax over the last axis, also for very large logits.
 
-    logits: [..., d_vocab], unnormalised. Returns [..., d_vocab]; exp of it sums to 1.
+    logits: [..., d_vocab], unnormalised. Returns [..., d_vocab]; its exp sums to 1.
     """
     logits = logits - logits.max(-1, keepdim=True).values  # the largest is 0: exp can't overflow
     return logits - logits.exp().sum(-1, keepdim=True).log()
 
 
 def entropy(logits):
-    """How uncertain a distribution is: -sum p log p, in nats.
+    """The entropy of a distribution, how uncertain it is: -sum p log p, in nats.
 
-    logits: [..., d_vocab], unnormalised. Returns [...]: ln d_vocab where all are equally likely.
+    logits: [..., d_vocab], unnormalised. Returns [...]: ln d_vocab if all are equally likely.
     """
     logs = log_probabilities(logits)
     return -(logs.exp() * logs).sum(-1)
@@ -29,8 +29,8 @@ def entropy(logits):
 def per_token_loss(logits, targets):
     """The surprise at each token, -log p(target), in nats.
 
-    logits: [..., d_vocab], unnormalised; targets: [...], ids, or IGNORED (-100) where there is
-    nothing to predict. Returns [...], and 0 for what is ignored.
+    logits: [..., d_vocab], unnormalised; targets: [...], ids, or IGNORED (-100) if there is nothing
+    to predict. Returns [...], with 0 for ignored targets.
     """
     counts = targets != IGNORED
     ids = targets.masked_fill(~counts, 0)
@@ -39,7 +39,8 @@ def per_token_loss(logits, targets):
 
 
 def cross_entropy(logits, targets):
-    """The mean surprise over the targets that count, in nats a token: what training minimises.
+    """The mean surprise over the targets that count, in nats a token: the loss that training
+    minimises.
 
     logits: [..., d_vocab]; targets: [...], ids, or IGNORED (-100). Returns a scalar.
     """
@@ -51,7 +52,7 @@ def next_token_loss(logits, tokens):
     """The mean surprise at the next token of a text, in nats: position i is scored on token i + 1.
 
     logits: [batch, pos, d_vocab]; tokens: [batch, pos], those that gave the logits. The last
-    position predicts a token that is not there, and is left out. Returns a scalar.
+    position has no next token, and is left out. Returns a scalar.
     """
     losses = per_token_loss(logits[:, :-1], tokens[:, 1:])  # [batch, pos - 1]
     return losses.mean()
@@ -60,7 +61,7 @@ def next_token_loss(logits, tokens):
 def kl_divergence(p_logits, q_logits):
     """KL(p || q) = sum p (log p - log q): the nats lost by coding p with q's distribution.
 
-    p_logits, q_logits: [..., d_vocab], unnormalised. Returns [...], 0 where p and q agree.
+    p_logits, q_logits: [..., d_vocab], unnormalised. Returns [...], 0 if p and q are equal.
     """
     p_log = log_probabilities(p_logits)
     q_log = log_probabilities(q_logits)

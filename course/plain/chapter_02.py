@@ -10,7 +10,7 @@ from tokenizer import merge_pair
 
 
 def entropy_of(options):
-    """How many nats the next word costs on average, to one who knows its chances.
+    """How many nats the next word costs on average, if its probabilities are known.
 
     options: {word: probability}, summing to 1; a probability may be 0. Returns a float.
     """
@@ -21,8 +21,8 @@ def entropy_rate(transitions):
     """How many nats a symbol costs in the long run, if each depends on the one before it.
 
     transitions: [state, next_state], rows summing to 1: the chance of each next symbol. From any
-    beginning the share of time spent in each state settles down. Returns a float: the entropy of
-    the rows, weighted by these shares.
+    start, the share of time in each state converges. Returns a float: the entropy of the rows,
+    weighted by these shares.
     """
     shares = torch.full((len(transitions),), 1 / len(transitions), dtype=torch.float64)
     for _ in range(10_000):
@@ -32,11 +32,11 @@ def entropy_rate(transitions):
 
 
 def character_costs(word, options):
-    """What each character of a word costs, in nats, to one who knows which words can stand there.
+    """How many nats each character of a word costs, if the possible words are known.
 
     options: {word: probability}; word is one of them, and none is the beginning of another. While
-    the word is read, only those words remain possible that begin like it. Returns a list of floats:
-    -log of the share of the remaining probability that goes on with this character.
+    the word is read, only words with the same beginning remain possible. Returns a list of floats:
+    -log of the share of the remaining probability that has this character next.
     """
     costs = []
     possible = options
@@ -63,9 +63,9 @@ def count_pairs(words):
 def learn_merges(word_counts, n_merges):
     """The first n_merges pairs that BPE merges, in order: a list of (bytes, bytes).
 
-    word_counts: {word: how often}. Each word begins as its bytes, [b"a", b"b", …]. Again and again
-    the most frequent pair is made one piece in all words; of equally frequent pairs, the one that
-    sorts first. It ends early where no pair occurs twice.
+    word_counts: {word: how often}. Each word begins as its bytes, [b"a", b"b", …]. In each round
+    the most frequent pair becomes one piece in all words; of equally frequent pairs, the one that
+    sorts first. It ends early if no pair occurs twice.
     """
     words = [([bytes([byte]) for byte in word.encode()], n) for word, n in word_counts.items()]
     merges = []
@@ -95,7 +95,7 @@ def bpe_merge(self, word):
 
 
 def random_batch(tokens, batch_size, n_ctx, generator):
-    """(inputs, targets), each [batch, pos]: windows drawn from anywhere; targets are a token later.
+    """Windows drawn from anywhere in a text: (inputs, targets), each [batch, pos], one token apart.
 
     tokens: [n]. n_ctx: how many positions a window has. generator: a torch.Generator, the only
     source of randomness. Every window of n_ctx + 1 tokens is equally likely.
@@ -106,7 +106,7 @@ def random_batch(tokens, batch_size, n_ctx, generator):
 
 
 def window_bounds(last, n_ctx):
-    """Windows that follow each other, in which every token but the first is predicted once.
+    """Consecutive windows in which every token but the first is predicted exactly once.
 
     last: the position of the last token. A window (begin, end) reads positions begin, …, end - 1
     and predicts begin + 1, …, end, at most n_ctx of them. Returns a list of (begin, end).

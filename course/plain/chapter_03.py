@@ -22,7 +22,7 @@ def embed_tokens(self, tokens):
 
 
 def embed_text(tokens, W_E, W_pos):
-    """The stream before the first block: what stands here, plus where here is.
+    """The stream before the first block: each token's embedding plus its position's.
 
     tokens: [batch, pos], ids; W_E: [d_vocab, d_model]; W_pos: [n_ctx, d_model], of which a text of
     fewer positions uses the first rows. Returns resid, [batch, pos, d_model].
@@ -41,7 +41,7 @@ def unembed_stream(resid, W_U, b_U):
 
 
 def direct_path(W_E, W_U):
-    """All that a model without layers and positions can say: a table of what follows what.
+    """The predictions of a model without layers and positions: a table of next tokens.
 
     W_E: [d_vocab, d_model]; W_U: [d_model, d_vocab]. Returns [token, next_token]: the log
     probability of each next token, rows that are distributions.
@@ -51,11 +51,10 @@ def direct_path(W_E, W_U):
 
 
 def bigram_table(tokens, d_vocab, alpha=1.0):
-    """What follows what in a text, as chances.
+    """The chance of each next token after each token, counted in a text.
 
     tokens: [n], ids. Each pair (token, next token) is counted; alpha is added to every count, so
-    that what was never seen is unlikely and not impossible. Returns [token, next_token], rows that
-    sum to 1.
+    that unseen pairs are unlikely, not impossible. Returns [token, next_token], rows that sum to 1.
     """
     counts = torch.full((d_vocab, d_vocab), alpha)
     for token, following in zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True):
@@ -79,7 +78,7 @@ def sinusoidal_positions(n_ctx, d_model):
 
 
 def shift_rotation(d_model, shift):
-    """The matrix that moves every position by `shift`: waves[pos] @ R is waves[pos + shift].
+    """The matrix that shifts every position by `shift`: waves[pos] @ R is waves[pos + shift].
 
     waves are sinusoidal_positions, where dimensions 2i and 2i + 1 are sin and cos of an angle that
     grows by 10,000^(-2i / d_model) a position. Returns R, [d_model, d_model]: a rotation in each

@@ -52,17 +52,17 @@ def project(self, q_input, k_input, v_input):
 
 
 def write(self, z):
-    """What all heads together write into the stream.
+    """The output of all heads together, which is added to the stream.
 
     z: [batch, pos, head, d_head]. self.W_O: [head, d_head, d_model]; self.b_O: [d_model].
-    Returns [batch, pos, d_model]: the sum over heads of z @ W_O, and b_O once.
+    Returns [batch, pos, d_model]: the sum over heads of z @ W_O, plus b_O once.
     """
     result = torch.einsum("bphd,hdm->bphm", z, self.W_O)  # [batch, pos, head, d_model]
     return result.sum(2) + self.b_O
 
 
 def qk_matrix(W_Q, W_K):
-    """What each head matches with what: one matrix that says where it looks.
+    """Each head's QK matrix, which decides where it looks.
 
     W_Q, W_K: [head, d_model, d_head]. Returns [head, d_model, d_model], M with
     score(query, key) = query_resid @ M @ key_resid, before the division by sqrt(d_head).
@@ -71,20 +71,20 @@ def qk_matrix(W_Q, W_K):
 
 
 def ov_matrix(W_V, W_O):
-    """What each head moves, from the stream at the key to the stream at the query.
+    """Each head's OV matrix: what it moves from the stream at the key to that at the query.
 
     W_V: [head, d_model, d_head]; W_O: [head, d_head, d_model]. Returns [head, d_model, d_model], M
-    with result = resid @ M: what is written where all attention is on one position.
+    with result = resid @ M: what is written if all attention is on one position.
     """
     return W_V @ W_O
 
 
 def previous_token_weights(n_ctx, sharpness=20.0):
-    """Weights of a head that looks at the position before its own, made by hand.
+    """The weights of a head that looks at the position before its own, wired by hand.
 
     The stream at position i is the i-th unit vector of n_ctx, so that row i of a weight is what
-    position i reads. Returns (W_Q, W_K), each [n_ctx, n_ctx], such that q_i . k_j is `sharpness`
-    where j = i - 1, and 0 elsewhere.
+    position i reads. Returns (W_Q, W_K), each [n_ctx, n_ctx], such that q_i . k_j is `sharpness` if
+    j = i - 1, and 0 otherwise.
     """
     W_Q = torch.eye(n_ctx)  # the query names its own position
     W_K = sharpness * torch.eye(n_ctx).roll(1, dims=1)  # the key names the position after its own

@@ -5,7 +5,7 @@ from transformer_block import EPSILON
 
 
 def mlp_forward(self, resid):
-    """What the MLP writes: each position alone, through d_mlp neurons.
+    """The output of the MLP: each position alone, through d_mlp neurons.
 
     resid: [batch, pos, d_model], normalised. self.W_in: [d_model, d_mlp]; self.b_in: [d_mlp];
     self.W_out: [d_mlp, d_model]; self.b_out: [d_model]. Returns [batch, pos, d_model].
@@ -61,7 +61,7 @@ def gpt_forward(self, tokens):
 
 
 def count_parameters(n_layers, d_model, d_mlp, d_vocab, n_ctx):
-    """How many numbers GPT-2 learns, if its unembedding is the embedding, transposed.
+    """The number of parameters of GPT-2, whose unembedding is the embedding, transposed.
 
     W_E and W_pos; in each block two LayerNorms, the weights and biases of q, k, v and the output,
     and the MLP's two matrices and biases; a last LayerNorm. Returns an int.
@@ -74,7 +74,7 @@ def count_parameters(n_layers, d_model, d_mlp, d_vocab, n_ctx):
 
 
 def fold_norm_weights(w, b, W, bias):
-    """A linear map that reads LayerNorm's output, as one that reads it before weight and shift.
+    """Fold LayerNorm's weight and shift into the linear map that reads its output.
 
     w, b: [d_model], LayerNorm's weight and shift. W: [d_model, d_out], bias: [d_out], of the map
     after it. Returns (folded_W, folded_bias), of the same shapes, such that
@@ -86,10 +86,10 @@ def fold_norm_weights(w, b, W, bias):
 
 
 def fold_value_bias(b_V, W_O, b_O):
-    """The output bias of an attention layer whose values have no bias, and that does the same.
+    """Fold the value biases of an attention layer into its output bias.
 
     b_V: [head, d_head]; W_O: [head, d_head, d_model]; b_O: [d_model]. Since the attention of a
-    query sums to 1, a constant in all values comes through as it is. Returns [d_model].
+    query sums to 1, a constant in all values reaches z unchanged. Returns [d_model].
     """
     written = b_V[:, None, :] @ W_O  # [head, 1, d_model]
     return written.sum((0, 1)) + b_O

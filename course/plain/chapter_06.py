@@ -1,4 +1,4 @@
-"""Chapter 6 as a learner would write it: one tensor at a time, and no more than is needed."""
+"""Chapter 6 as a learner would write it: one tensor at a time, without options."""
 
 import math
 
@@ -27,10 +27,9 @@ def schedule(step, max_steps, warmup_steps=0, *, shape="linear", final_fraction=
 
 @torch.no_grad()
 def clip_gradients_(parameters, most):
-    """Scales all gradients down together, so that their joint norm is at most `most`.
-
-    parameters: tensors with a `.grad`, or None there. Gradients whose joint norm is smaller are
-    left alone. Returns the norm before that, a scalar tensor.
+    """Scales all gradients down together, so that their joint norm is at most `most`. parameters:
+    tensors, whose `.grad` may be None. Gradients with a smaller joint norm do not change. Returns
+    the norm before that, a scalar tensor.
     """
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = sum(grad.pow(2).sum() for grad in grads).sqrt()
@@ -42,7 +41,7 @@ def clip_gradients_(parameters, most):
 
 @torch.no_grad()
 def adamw_step(self, share=1.0):
-    """Moves every parameter once, along its `.grad`, by `share` of the learning rate.
+    """Makes one step of AdamW for every parameter, by `share` of the learning rate.
 
     self.parameters: the tensors, each with a `.grad`; self.m, self.v: a tensor for each, of zeros
     at first; self.step_count: 0 at first; self.lr, self.betas (beta1, beta2), self.eps,
@@ -67,7 +66,7 @@ def adamw_step(self, share=1.0):
 
 
 def orthogonalise(matrix):
-    """Nearly the orthogonal matrix U V^T that is nearest to a matrix U S V^T, [rows, cols].
+    """Approximately U V^T for a matrix U S V^T, [rows, cols]: the nearest orthogonal matrix.
 
     The matrix is divided by its norm, so that no singular value is above 1. Then each of the
     POLAR_EXPRESS_ROUNDS (a, b, c) makes X into a X + b (X X^T) X + c (X X^T)^2 X, which moves every
@@ -87,8 +86,8 @@ def train_step(model, optimizer, inputs, targets):
     """One step of training: forward, loss, backward, step.
 
     model(inputs) -> logits; inputs, targets: [batch, pos]; optimizer.step() moves the model's
-    parameters along their `.grad`, in which nothing of the step before may be left:
-    model.zero_grad() clears them. Returns the loss before the step, a float.
+    parameters along their `.grad`. The gradients of the step before must be cleared first:
+    model.zero_grad(). Returns the loss before the step, a float.
     """
     model.zero_grad()
     loss = cross_entropy(model(inputs), targets)
@@ -102,7 +101,7 @@ def token_probs(logits, temperature=1.0, top_k=None, top_p=None):
 
     logits: [batch, d_vocab]. temperature divides them. top_k keeps the k likeliest tokens. top_p
     then keeps the fewest likeliest tokens whose probabilities add up to p or more, at least one.
-    The probabilities that are left are scaled to sum to one.
+    The remaining probabilities are scaled to sum to one.
     """
     probs = (logits / temperature).softmax(-1)
     sorted_probs, order = probs.sort(descending=True, stable=True)
@@ -117,11 +116,10 @@ def token_probs(logits, temperature=1.0, top_k=None, top_p=None):
 
 
 def penalise_repetition(logits, tokens, penalty):
-    """Logits in which the tokens that were there before are less likely, for a penalty above 1.
-
-    Their logits are divided by the penalty, or, where they are negative, multiplied by it; once,
-    however often they were there. logits: [batch, d_vocab]; tokens: [batch, pos]. Returns
-    [batch, d_vocab]; the logits that are passed stay as they are.
+    """Logits in which tokens that occurred before are less likely, for a penalty above 1. Their
+    logits are divided by the penalty, or multiplied by it if negative; only once, however often the
+    token occurred. logits: [batch, d_vocab]; tokens: [batch, pos]. Returns [batch, d_vocab]; the
+    logits that are passed in do not change.
     """
     seen = torch.zeros_like(logits, dtype=torch.bool).scatter(1, tokens, True)  # [batch, d_vocab]
     punished = torch.where(logits > 0, logits / penalty, logits * penalty)
@@ -129,10 +127,9 @@ def penalise_repetition(logits, tokens, penalty):
 
 
 def pad_left(prompts):
-    """(tokens, key_mask), each [batch, pos]: prompts of any lengths that end together.
-
-    prompts: a list of lists of ids. What stands before a shorter one is 0 in tokens and False in
-    key_mask; True are the real tokens.
+    """Pad prompts on the left, so that all end together: (tokens, key_mask), each [batch, pos].
+    prompts: a list of lists of ids. The padding before a shorter one is 0 in tokens and False in
+    key_mask; key_mask is True for real tokens.
     """
     longest = max(len(prompt) for prompt in prompts)
     tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
@@ -146,11 +143,10 @@ def pad_left(prompts):
 def extend(self, k, v):
     """Appends the keys and values of new positions to those of all positions before.
 
-    k, v: [batch, pos, head, d_head], of the new positions. self.k, self.v: what was kept, None at
-    first; self.key_mask: [batch, n_ctx] or None. Keep the new ones in self.k and self.v (the
-    library fills a tensor of n_ctx positions; to join what there is does as well).
-    Returns (keys, values, mask): those of all positions so far, and self.key_mask for these
-    positions, [batch, key_pos], or None.
+    k, v: [batch, pos, head, d_head], of the new positions. self.k, self.v: those kept so far, None
+    at first; self.key_mask: [batch, n_ctx] or None. Keep the new ones in self.k and self.v, by
+    torch.cat (the library fills a tensor of n_ctx positions instead). Returns (keys, values, mask):
+    those of all positions so far, and self.key_mask for these positions, [batch, key_pos], or None.
     """
     self.k = k if self.k is None else torch.cat([self.k, k], 1)
     self.v = v if self.v is None else torch.cat([self.v, v], 1)
@@ -161,10 +157,10 @@ def extend(self, k, v):
 
 @torch.no_grad()
 def continue_greedily(model, tokens, n_new):
-    """A text and the n_new tokens with which a model goes on, always the likeliest.
+    """A text and the n_new tokens with which a model continues it, always the likeliest.
 
-    model(tokens) -> logits, [batch, pos, d_vocab], for at most model.cfg.n_ctx positions: of a
-    longer text it reads the last n_ctx. tokens: [batch, pos]. Returns [batch, pos + n_new].
+    model(tokens) -> logits, [batch, pos, d_vocab], for at most model.cfg.n_ctx positions. It reads
+    the last n_ctx tokens of a longer text. tokens: [batch, pos]. Returns [batch, pos + n_new].
     """
     for _ in range(n_new):
         window = tokens[:, -model.cfg.n_ctx :]

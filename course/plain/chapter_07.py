@@ -6,11 +6,10 @@ import torch
 
 
 def hook_point_call(self, tensor):
-    """Shows an activation to everybody who listens, and hands on what they make of it.
+    """Call every listener with an activation, and return the activation after all of them.
 
     tensor: the activation. self.listeners: functions of a tensor, in the order in which they were
-    added; each returns the tensor that stands in its place from then on, or None to leave it.
-    Returns the activation after all of them.
+    added; each returns the tensor that replaces it from then on, or None to change nothing.
     """
     for listener in self.listeners:
         changed = listener(tensor)
@@ -21,10 +20,10 @@ def hook_point_call(self, tensor):
 
 @contextlib.contextmanager
 def listening(listeners, fn):
-    """While the `with` block is open, fn is in the list of listeners; afterwards it is not.
+    """A context in which fn is in the list of listeners; afterwards it is removed.
 
-    listeners: a list, to which fn is added at the end. When the block is left, by its end or by an
-    error, this one is taken out again, and all others stay.
+    listeners: a list, to which fn is added at the end. When the block ends, also by an error, this
+    one is removed, and all others stay.
     """
     entry = [fn]  # two listeners may be the same function, but not the same entry
 
@@ -41,8 +40,8 @@ def listening(listeners, fn):
 def act_name(name, layer=None):
     """The full hook name of a short one: ("z", 0) gives "blocks.0.attn.hook_z".
 
-    In attention lie q, k, v, z, attn_scores and pattern; in the MLP pre and post ("blocks.0.mlp.
-    hook_pre"); anything else with a layer lies in the block itself ("blocks.0.hook_resid_pre").
+    Attention has q, k, v, z, attn_scores and pattern; the MLP has pre and post ("blocks.0.mlp.
+    hook_pre"); any other name with a layer belongs to the block itself ("blocks.0.hook_resid_pre").
     Without a layer it is outside the blocks ("hook_embed").
     """
     if layer is None:
@@ -56,7 +55,7 @@ def act_name(name, layer=None):
 
 @torch.no_grad()
 def keep_activations(model, tokens, names):
-    """The logits of a run, and some of its activations as they were.
+    """Run the model and keep some activations: (logits, {name: tensor}).
 
     tokens: [batch, pos]. names: full hook names. model.hooks([(name, fn), …]) is a context manager;
     fn(tensor, hook) is called with hook.name. Returns (logits, {name: tensor}).
@@ -72,10 +71,10 @@ def keep_activations(model, tokens, names):
 
 
 def count_bytes(tensors):
-    """How many bytes a cache holds: each memory once, however many tensors are views of it.
+    """How many bytes a cache holds; storage that several tensors share counts once.
 
-    tensors: {name: tensor}. A tensor's memory is tensor.untyped_storage(), which has data_ptr(),
-    the same for all views of one memory, and nbytes(). Returns an int.
+    tensors: {name: tensor}. A tensor's storage is tensor.untyped_storage(). It has data_ptr(), the
+    same for all views, and nbytes(). Returns an int.
     """
     storages = {}
     for tensor in tensors.values():
@@ -85,10 +84,9 @@ def count_bytes(tensors):
 
 
 def zero_head(z, head):
-    """What z is without one head: what a hook at hook_z returns to switch it off.
-
-    z: [batch, pos, head, d_head], which others may still need as it is. Returns a new tensor in
-    which that head is 0.
+    """z with one head set to 0, as a hook at hook_z returns it to switch the head off. z: [batch,
+    pos, head, d_head], which must not be edited in place. Returns a new tensor in which that head
+    is 0.
     """
     z = z.clone()
     z[:, :, head] = 0.0
@@ -99,7 +97,7 @@ def zero_head(z, head):
 def steering_direction(model, towards, away, name):
     """The stream at the last token of one text minus that of another, [d_model].
 
-    towards, away: tokens, [1, pos], of lengths that may differ. name: the hook to read, of shape
+    towards, away: tokens, [1, pos], whose lengths may differ. name: the hook to read, of shape
     [batch, pos, d_model]. model.run_with_cache(tokens) gives (logits, cache), and cache[name] the
     activation.
     """
@@ -111,11 +109,11 @@ def steering_direction(model, towards, away, name):
 
 
 def activation_gradient(model, tokens, metric, name):
-    """How a metric would move with one activation: its gradient by each number of it.
+    """The gradient of a metric by one activation, and the activation itself.
 
     tokens: [batch, pos]; metric(logits): a scalar; name: a full hook name. Returns (activation,
-    gradient), of one shape. No weight's `.grad` is touched: torch.autograd.grad(value, tensor)
-    gives a gradient without it.
+    gradient), of one shape. No weight's `.grad` may change: torch.autograd.grad(value, tensor)
+    gives a gradient without that.
     """
     seen = []
 

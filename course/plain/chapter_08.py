@@ -1,10 +1,10 @@
-"""Chapter 8 as a learner would write it: what a logit is made of."""
+"""Chapter 8 as a learner would write it: logits as sums of parts."""
 
 import torch
 
 
 def logit_difference(logits, correct, wrong):
-    """By how much the last position prefers one answer to another: ln of how many times likelier.
+    """The logit difference at the last position: ln of how many times likelier an answer is.
 
     logits: [batch, pos, d_vocab]; correct, wrong: [batch], ids. Returns [batch], in nats.
     """
@@ -16,7 +16,7 @@ def logit_difference(logits, correct, wrong):
 def target_rank(logits, target):
     """How many tokens have a higher logit than the target, at the last position.
 
-    logits: [batch, pos, d_vocab]; target: [batch], ids. Returns [batch], whole numbers: 0 where the
+    logits: [batch, pos, d_vocab]; target: [batch], ids. Returns [batch], whole numbers: 0 if the
     target is the likeliest.
     """
     last = logits[:, -1]  # [batch, d_vocab]
@@ -25,7 +25,7 @@ def target_rank(logits, target):
 
 
 def decompose_stream(model, cache):
-    """What each part has written to the last stream: they sum to it.
+    """The parts of the last stream, which sum to it: embeddings, attention and MLP of each layer.
 
     cache: cache["embed"], cache["pos_embed"], cache["attn_out", layer] and cache["mlp_out", layer],
     each [batch, pos, d_model]. model.cfg.n_layers: how many layers. Returns [component, batch, pos,
@@ -39,11 +39,10 @@ def decompose_stream(model, cache):
 
 
 def read_through_norm(stack, scale, w):
-    """What LayerNorm makes of each part of a stream, if all are divided by the whole stream's
-    scale.
+    """LayerNorm applied to each part of a stream, with the scale of the whole stream.
 
     stack: [component, batch, pos, d_model], parts that sum to the stream; scale: [batch, pos, 1],
-    what LayerNorm divides by; w: [d_model], its weight. Returns the same shape: the parts, and b
+    by which LayerNorm divides; w: [d_model], its weight. Returns the same shape: the parts, plus b
     once, sum to LayerNorm's output.
     """
     centred = stack - stack.mean(-1, keepdim=True)
@@ -53,9 +52,9 @@ def read_through_norm(stack, scale, w):
 def attribute_logits(model, cache, correct, wrong):
     """What each part of the model adds to the logit difference at the last position.
 
-    model.W_U: [d_model, d_vocab]; model.ln_final.w and .b: [d_model]. cache["scale", None]: what
-    the last LayerNorm divides by, [batch, pos, 1]. correct, wrong: [batch], ids. decompose_stream
-    and read_through_norm may be called. Returns [component + 1, batch]: the parts in the order of
+    model.W_U: [d_model, d_vocab]; model.ln_final.w and .b: [d_model]. cache["scale", None]: the
+    scale of the last LayerNorm, [batch, pos, 1]. correct, wrong: [batch], ids. decompose_stream and
+    read_through_norm may be called. Returns [component + 1, batch]: the parts in the order of
     decompose_stream, then that of LayerNorm's b; they sum to the logit difference.
     """
     directions = (model.W_U[:, correct] - model.W_U[:, wrong]).T  # [batch, d_model]
@@ -67,7 +66,7 @@ def attribute_logits(model, cache, correct, wrong):
 
 
 def read_early(model, cache):
-    """The logit lens: what the model would say if it stopped before a block.
+    """The logit lens: the model's prediction if it stopped before each block.
 
     cache["resid_pre", layer] and cache["resid_post", layer]: the streams, [batch, pos, d_model].
     model.unembed(resid) -> logits: the last LayerNorm and W_U. Returns [row, batch, pos, d_vocab]:
@@ -101,10 +100,10 @@ def effective_rank(matrix):
 
 
 def composition_score(written, read):
-    """How much of what one head writes another one reads.
+    """The composition score: how much of what one head writes another head reads.
 
     written: [d_model, d_model], the first head's OV matrix, a row vector on its left; read:
     [d_model, d_model], what the second one does with a row vector. Returns a scalar, the Frobenius
-    norm of the product over the product of the norms: 0 where the second reads nothing of it.
+    norm of the product over the product of the norms: 0 if the second head reads nothing of it.
     """
     return (written @ read).norm() / (written.norm() * read.norm())

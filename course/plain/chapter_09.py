@@ -4,7 +4,7 @@ import torch
 
 
 def derangement(n, generator):
-    """An order of n things in which none stays in its place, at random.
+    """A random order of n things in which none stays in its place (a derangement).
 
     generator: a torch.Generator, the only source of randomness. n is 2 or more. Returns [n],
     integers: every such order is equally likely.
@@ -16,7 +16,7 @@ def derangement(n, generator):
 
 
 def replacement_value(z, mode, source=None):
-    """What takes the place of what is removed.
+    """The values that replace a head's z in an ablation.
 
     z: [batch, pos, head, d_head], the activations of a reference run. mode: "zero"; "mean", over
     texts and positions; "mean_pos", over texts at each position; "resample", of text source[i] for
@@ -35,10 +35,10 @@ def replacement_value(z, mode, source=None):
 def ablated_logits(model, tokens, layer, head, value):
     """The logits of a run in which one head's z is replaced.
 
-    tokens: [batch, pos]. value: what broadcasts to z, [batch, pos, head, d_head], such as
-    replacement_value gives; of it, that head's part is used. model.run_with_hooks(tokens,
-    [(name, fn)]) runs with a hook; fn(tensor, hook) returns the new activation.
-    Returns [batch, pos, d_vocab].
+    tokens: [batch, pos]. value: a tensor that broadcasts to z, [batch, pos, head, d_head], such as
+    that of replacement_value; only this head's part is used. model.run_with_hooks(tokens, [(name,
+    fn)]) runs with a hook; fn(tensor, hook) returns the new activation. Returns [batch, pos,
+    d_vocab].
     """
 
     def replace(z, hook):
@@ -51,7 +51,7 @@ def ablated_logits(model, tokens, layer, head, value):
 
 @torch.no_grad()
 def patch_position(model, tokens, source_cache, name, pos):
-    """The logits of a run in which one activation, at one position, is that of another run.
+    """The logits of a run in which one activation, at one position, is taken from another run.
 
     tokens: [batch, pos], of the run that is patched. source_cache[name]: the activation of the
     other run, [batch, pos, …], as in this one. Returns [batch, pos, d_vocab].
@@ -66,8 +66,7 @@ def patch_position(model, tokens, source_cache, name, pos):
 
 
 def denoise_stream(model, clean_tokens, corrupted_tokens, metric):
-    """Where the answer is carried: the metric with the clean stream at one place of a corrupted
-    run.
+    """Where the answer is carried: patch the clean stream into a corrupted run, place by place.
 
     clean_tokens, corrupted_tokens: [batch, pos]. metric(logits) -> [batch]. patch_position may be
     called. Returns [layer, pos], means over the batch: the corrupted run with the stream before
@@ -85,11 +84,11 @@ def denoise_stream(model, clean_tokens, corrupted_tokens, metric):
 
 
 def normalise_effect(patched, corrupted, clean):
-    """An effect as a share of what separates two runs, by denoising.
+    """A patched metric on a scale from the corrupted run, 0, to the clean run, 1.
 
     patched: [...], the metric of a corrupted run that was patched from the clean one; corrupted,
-    clean: the metric of the two runs as they are, scalars. Returns [...]: 0 where nothing was
-    brought back, 1 where all was.
+    clean: the metric of the two runs as they are, scalars. Returns [...]: 0 if nothing was
+    restored, 1 if everything was.
     """
     return (patched - corrupted) / (clean - corrupted)
 
@@ -113,11 +112,11 @@ def direct_effect(model, clean_tokens, corrupted_tokens, layer, head):
 
 
 def auroc(scores, truth):
-    """How well scores tell the true ones from the others: the chance that a true one is above.
+    """The AUROC: the chance that a true one has a higher score than another one.
 
     scores: [n]; truth: [n], booleans. Of all pairs of a true one and another, the share in which
-    the true one scores higher; a tie counts half. Returns a float: 1 for all true ones on top, 0.5
-    for chance.
+    the true one scores higher; a tie counts half. Returns a float: 1 if all true ones are on top,
+    0.5 for chance.
     """
     true = scores[truth][:, None]  # [true, 1]
     others = scores[~truth]

@@ -1,10 +1,10 @@
-"""Chapter 10 as a learner would write it: slopes in place of runs, and circuits of edges."""
+"""Chapter 10 as a learner would write it: slopes instead of runs, and circuits of edges."""
 
 import torch
 
 
 def linear_estimate(own, source, gradient):
-    """What patching would change, if the metric went on in a straight line.
+    """The change by patching, estimated as if the metric were linear.
 
     own: [batch, pos, d], an activation of the run that would be patched; source: that of the other
     run; gradient: the metric's gradient by it, in the run that would be patched. Returns [batch,
@@ -19,18 +19,18 @@ def estimate_patches(model, corrupted_tokens, clean_cache, metric, name):
     metric(logits) -> [batch]. clean_cache[name]: [batch, pos, d_model].
     model.gradient_cache(tokens, metric, name) returns (value, acts, grads), where acts[name] and
     grads[name] are the activation and the gradient of the metric's sum. linear_estimate may be
-    called. Returns [batch, pos], by denoising: what taking the clean activation into the corrupted
-    run would change.
+    called. Returns [batch, pos], by denoising: the change if the clean activation were patched into
+    the corrupted run.
     """
     _, acts, grads = model.gradient_cache(corrupted_tokens, metric, name)
     return linear_estimate(acts[name], clean_cache[name], grads[name])
 
 
 def quadrature(rule, steps):
-    """Points of [0, 1], and weights that sum to 1, for a mean over the way from 0 to 1.
+    """Points of [0, 1] and weights that sum to 1, for a mean over the interval.
 
     rule: "left" (0, 1/steps, …, without 1), "right" (the same without 0 and with 1), or "trapezoid"
-    (both ends, at half the weight of what lies between: steps + 1 points). Returns (points,
+    (both ends, with half the weight of the points between: steps + 1 points). Returns (points,
     weights), lists of floats.
     """
     points = [k / steps for k in range(steps + 1)]
@@ -42,10 +42,10 @@ def quadrature(rule, steps):
 
 
 def integrate_gradients(metric, start, end, steps=32):
-    """The whole change of a metric on the way from start to end, split over what changes.
+    """Integrated gradients: a metric's change from start to end, split among the numbers.
 
     metric: a function of a tensor of start's shape -> a scalar. The gradient is averaged over the
-    middles of `steps` equal pieces of the straight way, and multiplied by end - start. Returns
+    middles of `steps` equal pieces of the straight path, and multiplied by end - start. Returns
     start's shape; it sums, nearly, to metric(end) - metric(start).
     """
     total = torch.zeros_like(start)
@@ -57,7 +57,7 @@ def integrate_gradients(metric, start, end, steps=32):
 
 
 def score_edges(clean_writes, corrupted_writes, gradients):
-    """EAP: what each edge would change, by slopes, if it carried the corrupted write.
+    """EAP: the estimated change by each edge, if it carried the corrupted write.
 
     clean_writes, corrupted_writes: [writer, batch, pos, d_model]; gradients: [reader, batch, pos,
     d_model], of the metric by what each reader reads, in the clean run. Returns [writer, reader,
@@ -70,14 +70,14 @@ def kept_share(circuit, empty, full):
     """How much of a behaviour a circuit keeps: 0 for no edges, 1 for all.
 
     circuit, empty, full: [batch], the metric with the circuit's edges, with none, with all. Returns
-    a scalar, the mean of what is kept over the mean of what there is: a prompt on which all edges
-    together do little must not make it wild.
+    a scalar, the mean of what is kept over the mean of the whole, because a ratio for each prompt
+    would be huge if all edges together do little.
     """
     return (circuit - empty).mean() / (full - empty).mean()
 
 
 def prune_edges(edges, damage, threshold):
-    """ACDC: go through the edges and drop each one that is not missed.
+    """ACDC: go through the edges and drop each one whose loss does little damage.
 
     edges: a list, in the order in which they are tried. damage(kept) -> a float: how far the run
     with the list of edges `kept` is from the whole model's. An edge is dropped for good if that
@@ -106,7 +106,7 @@ def mean_ranks(values):
 
 
 def spearman(one, other):
-    """How alike two rankings are: the correlation of the ranks, from -1 to 1.
+    """Spearman's correlation: the correlation of the ranks of two lists, from -1 to 1.
 
     one, other: [n], such as estimated and exact effects of the same n heads. mean_ranks may be
     called. Returns a scalar.

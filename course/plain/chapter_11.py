@@ -1,14 +1,14 @@
-"""Chapter 11 as a learner would write it: repeats, and the head that goes on with them."""
+"""Chapter 11 as a learner would write it: repeats, and the head that continues them."""
 
 import torch
 
 
 def repeated_batch(d_vocab, batch_size, n_ctx, generator):
-    """(inputs, targets), each [batch, pos]: random tokens that repeat with a period.
+    """Random tokens that repeat with a period: (inputs, targets), each [batch, pos].
 
     Each row draws its own period, evenly from 4, …, (n_ctx + 1) // 2, and as many random tokens,
-    which follow each other again and again. Targets are a token later. generator: a
-    torch.Generator, the only source of randomness. n_ctx is 8 or more.
+    which are then repeated. Targets are a token later. generator: a torch.Generator, the only
+    source of randomness. n_ctx is 8 or more.
     """
     longest = (n_ctx + 1) // 2
     rows = []
@@ -22,8 +22,8 @@ def repeated_batch(d_vocab, batch_size, n_ctx, generator):
 
 
 def earlier_occurrences(tokens):
-    """Where each token stood before: [batch, query_pos, key_pos], True where the key is the query's
-    token, earlier.
+    """The earlier occurrences of each token, [batch, query_pos, key_pos]: True if the key is the
+    query's token, at an earlier position.
 
     tokens: [batch, pos], ids.
     """
@@ -32,7 +32,7 @@ def earlier_occurrences(tokens):
 
 
 def duplicate_token_score(pattern, tokens):
-    """The attention that a token which was there before pays to its earlier occurrences.
+    """The attention that a repeated token pays to its earlier occurrences.
 
     pattern: [batch, head, query_pos, key_pos]; tokens: [batch, pos]. The attention to all earlier
     occurrences is summed, and averaged over the queries that have any. earlier_occurrences may be
@@ -44,7 +44,7 @@ def duplicate_token_score(pattern, tokens):
 
 
 def induction_score(pattern, tokens):
-    """The attention that a token which was there before pays to what followed it then.
+    """The attention that a repeated token pays to the tokens that followed it before.
 
     pattern: [batch, head, query_pos, key_pos]; tokens: [batch, pos]. The attention to every key
     that comes right after an earlier occurrence is summed, and averaged over the queries that have
@@ -60,8 +60,8 @@ def induction_score(pattern, tokens):
 def wire_induction(tokens):
     """The pattern of a perfect induction head, made by hand.
 
-    tokens: [batch, pos]. Each query whose token was there before looks at what followed its latest
-    earlier occurrence, with all its attention; any other query at position 0. Returns [batch,
+    tokens: [batch, pos]. A query whose token occurred before looks, with all its attention, at the
+    token after its latest earlier occurrence; any other query looks at position 0. Returns [batch,
     query_pos, key_pos].
     """
     n_batch, n_pos = tokens.shape
@@ -77,21 +77,21 @@ def wire_induction(tokens):
 
 
 def copy_prediction(pattern, tokens, d_vocab):
-    """What a head predicts that copies: the attention that each token of the vocabulary gets.
+    """The prediction of a head that copies: the attention that each token of the vocabulary gets.
 
     pattern: [batch, query_pos, key_pos]; tokens: [batch, pos]. Returns [batch, query_pos, d_vocab]:
-    the attention to all keys that hold the token, summed; rows that sum to 1.
+    the attention to all keys with this token, summed; each row sums to 1.
     """
     hot = torch.nn.functional.one_hot(tokens, d_vocab).float()  # [batch, key_pos, d_vocab]
     return pattern @ hot
 
 
 def loss_by_repeat(losses, period):
-    """How much the first time and the repetition cost: two means.
+    """The mean loss of a text's first period, and of its repetitions.
 
     losses: [batch, pos], where position i is the loss at predicting token i + 1 of a text that
-    repeats with this period. Tokens 1, …, period - 1 come for the first time; from token `period`
-    on each was there before. Returns (first, repeated), scalars.
+    repeats with this period. Tokens 1, …, period - 1 are new; from token `period` on, each is a
+    repetition. Returns (first, repeated), scalars.
     """
     first = losses[:, : period - 1].mean()
     repeated = losses[:, period - 1 :].mean()
@@ -103,18 +103,18 @@ def k_composition(W_OV, W_QK):
 
     W_OV: [d_model, d_model], what the earlier head writes: resid @ W_OV. W_QK: [d_model, d_model],
     the later head's: score = query_resid @ W_QK @ key_resid. Returns a scalar: the Frobenius norm
-    of what the scores are of the query and of what the earlier head read at the key, over the norms
-    of both.
+    of the product, which maps the query and the earlier head's input at the key to the score, over
+    the norms of both.
     """
     through = W_QK @ W_OV.T  # score = query_resid @ W_QK @ (resid @ W_OV) = query @ through @ resid
     return through.norm() / (W_QK.norm() * W_OV.norm())
 
 
 def first_crossing(steps, values, level):
-    """When a curve has reached a level for good: the first step from which it never falls below.
+    """The first step from which a curve never falls below a level again.
 
     steps, values: lists, such as steps of training and a head's score there. Returns the step, or
-    None where the curve ends below.
+    None if the curve ends below.
     """
     crossing = None
     for step, value in zip(steps, values, strict=True):

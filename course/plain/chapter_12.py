@@ -1,4 +1,4 @@
-"""Chapter 12 as a learner would write it: what a head suppresses, and what a circuit must stand."""
+"""Chapter 12 as a learner would write it: heads that suppress, and tests of a circuit."""
 
 import itertools
 
@@ -6,19 +6,19 @@ import torch
 
 
 def full_ov_table(W_E, W_OV, W_U):
-    """What a head says for each token that it looks at.
+    """The logits that a head writes for each token that it looks at.
 
     W_E: [d_vocab, d_model]; W_OV: [d_model, d_model]; W_U: [d_model, d_vocab]. Returns [token seen,
-    token said]: the logits that are written where all attention is on one token.
+    token predicted]: the logits that are written if all attention is on one token.
     """
     return W_E @ W_OV @ W_U
 
 
 def own_rank(table):
-    """Whether each token raises or lowers itself most: the place of its own logit in its row.
+    """The rank of each token's own logit in its row: whether it raises or lowers itself.
 
-    table: [token seen, token said]. Returns [token], how many tokens have a lower logit in that row
-    than the token itself: 0 where it suppresses itself more than any other.
+    table: [token seen, token predicted]. Returns [token], how many tokens have a lower logit in
+    that row than the token itself: 0 if it suppresses itself more than any other.
     """
     own = table.diagonal()[:, None]  # [token, 1]
     return (table < own).sum(1)
@@ -35,7 +35,7 @@ def project_out(resid, direction):
 
 
 def minimal_circuits(parts, works):
-    """All circuits that do the task, and of which nothing can be left out.
+    """All minimal circuits: those that work, and of which no part can be left out.
 
     parts: a list. works(circuit) -> a bool, for a set of parts. Returns a list of sets, the small
     ones first: each works, and none of its own proper subsets does.
@@ -54,7 +54,7 @@ def draw_circuit(edges, n, generator):
     """A random circuit, for a null: n of the edges, without repetition.
 
     edges: a list; generator: a torch.Generator, the only source of randomness. Every choice of n is
-    equally likely. Returns a list of n edges, in the order in which they stand in `edges`.
+    equally likely. Returns a list of n edges, in the order of `edges`.
     """
     chosen = torch.randperm(len(edges), generator=generator)[:n].sort().values
     return [edges[i] for i in chosen.tolist()]

@@ -1,10 +1,10 @@
-"""Chapter 13 as a learner would write it: an honest probe, and taking away what it finds."""
+"""Chapter 13 as a learner would write it: an honest probe, and the erasure of what it finds."""
 
 import torch
 
 
 def assign_folds(groups, n_folds, generator):
-    """The fold of each example, such that what belongs together is never on both sides.
+    """The fold of each example, such that no group is on both sides.
 
     groups: [n], the group (the text, say) of each example, whole numbers. n_folds: how many folds,
     at most as many as groups. generator: a torch.Generator, the only source of randomness. Returns
@@ -20,7 +20,7 @@ def standardise(train, test):
     """Features with mean 0 and standard deviation 1 on the training side.
 
     train: [n, d]; test: [m, d]. Returns (train, test): both less the mean of train and divided by
-    its standard deviation (n below the line); nothing of test is looked at. A feature that is
+    its standard deviation (with division by n); no number of test is used. A feature that is
     constant in train is only centred.
     """
     mean = train.mean(0)
@@ -43,10 +43,10 @@ def logistic_gradient(X, y, W, b, l2):
 
 
 def control_labels(tokens, n_classes, generator):
-    """Labels of a control task: a random class for each token type, wherever it stands.
+    """Labels of a control task: a random class for each token type.
 
     tokens: [n], ids. generator: a torch.Generator. Returns [n], classes from 0 to n_classes - 1. A
-    probe can learn them only by heart, type by type: nothing in the model is about them.
+    probe can learn them only by heart, type by type: nothing in the model represents them.
     """
     types, index = tokens.unique(return_inverse=True)
     classes = torch.randint(n_classes, (len(types),), generator=generator)
@@ -54,10 +54,10 @@ def control_labels(tokens, n_classes, generator):
 
 
 def erase_direction(X, y):
-    """The features without what separates the means of two classes.
+    """Features without the direction that separates the means of two classes.
 
-    X: [n, d]; y: [n], 0 or 1. Returns [n, d]: X with its part along the difference of the two
-    classes' means taken away. Both classes then have one mean along every direction.
+    X: [n, d]; y: [n], 0 or 1. Returns [n, d]: X without its part along the difference of the two
+    classes' means. Both classes then have the same mean.
     """
     difference = X[y == 1].mean(0) - X[y == 0].mean(0)
     unit = difference / difference.norm()
@@ -65,10 +65,10 @@ def erase_direction(X, y):
 
 
 def code_length(probs, y):
-    """How many bits it takes to send labels to one who has the same predictions.
+    """How many bits it takes to send labels to somebody with the same predictions.
 
     probs: [n, class], the prediction for each label before it comes; y: [n]. Returns a scalar: the
-    sum of -log2 of what each label was given.
+    sum of -log2 of the probability of each label.
     """
     given = probs[torch.arange(len(y)), y]
     return -given.log2().sum()

@@ -4,7 +4,7 @@ import torch
 
 
 def toy_forward(W, b, x):
-    """A toy model: n features go through fewer dimensions, and come back.
+    """A toy model: n features are compressed into fewer dimensions, and expanded again.
 
     W: [hidden, feature]; b: [feature]; x: [batch, feature]. Returns [batch, feature]: the ReLU of
     W^T W x + b.
@@ -17,7 +17,7 @@ def dimensionality(W):
     """The share of a dimension that each feature has to itself.
 
     W: [hidden, feature], a column for each feature. D_i = |W_i|^2 / the sum over j of (w_i .
-    W_j)^2, where w_i is W_i divided by its length, and 0 where W_i is 0. Returns [feature].
+    W_j)^2, where w_i is W_i divided by its length, and 0 if W_i is 0. Returns [feature].
     """
     length = W.norm(dim=0)  # [feature]
     unit = W / length.clamp(min=1e-12)
@@ -38,8 +38,8 @@ def expected_feature_loss(W, b, importance, x):
 def topk_latents(pre, k):
     """The code of a TopK dictionary: the k largest, and nothing below 0.
 
-    pre: [batch, latent]. Returns the same shape: the k largest of each row where they are above 0,
-    and 0 elsewhere.
+    pre: [batch, latent]. Returns the same shape: the k largest of each row if they are above 0, and
+    0 elsewhere.
     """
     values, places = pre.topk(k, dim=-1)
     return torch.zeros_like(pre).scatter(-1, places, values.relu())
@@ -49,7 +49,7 @@ def dictionary_forward(x, W_enc, b_enc, W_dec, b_dec, k):
     """A TopK dictionary's code and reconstruction.
 
     x: [batch, d]; W_enc: [d, latent]; b_enc: [latent]; W_dec: [latent, d]; b_dec: [d], which is
-    taken off before the encoder and added after the decoder. topk_latents may be called. Returns
+    subtracted before the encoder and added after the decoder. topk_latents may be called. Returns
     (latents [batch, latent], reconstruction [batch, d]).
     """
     latents = topk_latents((x - b_dec) @ W_enc + b_enc, k)
@@ -59,8 +59,8 @@ def dictionary_forward(x, W_enc, b_enc, W_dec, b_dec, k):
 def explained_variance(x, reconstruction):
     """The share of the variance of x that a reconstruction explains.
 
-    x, reconstruction: [batch, d]. Returns a scalar: 1 less the squared error over the squared
-    distance of x from its mean over the batch; 1 where all is right, 0 for always saying the mean.
+    x, reconstruction: [batch, d]. Returns a scalar: 1 minus the squared error over the squared
+    distance of x from its mean over the batch. 1 is perfect; always predicting the mean gives 0.
     """
     error = (x - reconstruction).pow(2).sum()
     spread = (x - x.mean(0)).pow(2).sum()
@@ -71,7 +71,7 @@ def recovered_share(features, decoder, least=0.9):
     """How many of the true features a dictionary has found.
 
     features: [feature, d], the true directions; decoder: [latent, d], rows of any length. A feature
-    is found where the cosine with its best latent is at least `least`. Returns a scalar, a share.
+    is found if its cosine with its best latent is at least `least`. Returns a scalar, a share.
     """
     features = features / features.norm(dim=1, keepdim=True)
     decoder = decoder / decoder.norm(dim=1, keepdim=True)

@@ -32,7 +32,7 @@ def fourier_basis(p):
 
 
 def clock_logits(p, frequencies):
-    """The logits of the algorithm itself: add angles, and see where the hands meet.
+    """The logits of the algorithm itself: add angles, and compare with each answer's angle.
 
     frequencies: a list of k from 1. Returns [a, b, c], the sum over k of cos(2 pi k (a + b - c) /
     p): largest where c is (a + b) mod p.
@@ -43,12 +43,12 @@ def clock_logits(p, frequencies):
 
 
 def frequency_shares(values):
-    """How much of a function of n = 0, …, p - 1 lies at each frequency.
+    """The share of each frequency in a function of n = 0, …, p - 1.
 
     values: [p, d], such as the embedding of p numbers, p odd. fourier_basis(p) may be called: its
-    products with the values are how much of each wave there is. Returns [K], K = (p - 1) / 2: the
-    squares of cos and sin at k = 1, …, K, summed over d, as shares of the squares at all of them
-    (the constant does not count).
+    products with the values are the amounts of each wave. Returns [K], K = (p - 1) / 2: the squares
+    of cos and sin at k = 1, …, K, summed over d, as shares of the squares at all of them (the
+    constant does not count).
     """
     waves = fourier_basis(len(values)) @ values.double()  # [wave, d]
     energy = waves[1:].pow(2).sum(1)  # [2 K]
@@ -57,7 +57,7 @@ def frequency_shares(values):
 
 
 def keep_sum_waves(logits, frequencies):
-    """Logits with nothing left but some waves of a + b, and their mean: the restricted logits.
+    """The restricted logits: only some waves of a + b, and the mean.
 
     logits: [a, b, c], float64; frequencies: a list of k from 1. The logits of all pairs with one
     sum are averaged, which leaves a function of s = (a + b) mod p; of that, rows 2k - 1 and 2k of
@@ -76,10 +76,10 @@ def keep_sum_waves(logits, frequencies):
 
 
 def delay_of(steps, train, test, level):
-    """How many times later than the pairs trained on the others are known.
+    """How many times later unseen pairs are known than those trained on.
 
     steps: [n], from 1 on; train, test: [n], accuracies. Returns a float: the first step at which
-    test is at least `level`, over the first at which train is; infinity where test never is.
+    test is at least `level`, over the first at which train is; infinity if test never is.
     """
     train_step = next(step for step, value in zip(steps, train, strict=True) if value >= level)
     for step, value in zip(steps, test, strict=True):

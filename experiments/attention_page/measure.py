@@ -1,8 +1,8 @@
 """Measure every head: where it looks, what it writes, and how much the loss rises without it.
 
 Chapter: COURSE_ROADMAP.md, 4 (QK and OV); what ablation is: chapter 9
-Prerequisites: attention.py, experiments/attention_page/model.py
-Next: experiments/attention_page/page.py
+Prerequisites: attention.py
+Next: experiments/attention_visualization.py
 Source: Kobayashi et al. 2020 (the norm of what is written); Jain & Wallace 2019 (attention is not
 explanation)
 """

@@ -1,7 +1,7 @@
 """Load or train the models that attention_visualization.py shows, and choose their texts.
 
 Chapter: COURSE_ROADMAP.md, 4 (QK and OV); how models are trained and kept: chapter 6
-Prerequisites: attention.py, corpus.py
+Prerequisites: corpus.py, attention.py
 Next: experiments/attention_page/measure.py
 Source: Elhage et al. 2021 (attention-only models); Olsson et al. 2022 (repeated random words)
 """

@@ -2,7 +2,7 @@
 
 Chapter: COURSE_ROADMAP.md, 4 (QK and OV)
 Prerequisites: experiments/attention_page/measure.py, experiments/attention_page/page.py
-Next: mlp.py
+Next: experiments/attention_visualization.py
 Source: Jain & Wallace 2019 (attention is not explanation)
 """
 

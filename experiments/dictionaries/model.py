@@ -1,19 +1,20 @@
-"""Dictionaries by hand: a few of many latents write each activation again.
+"""Train dictionaries (sparse autoencoders), which write an activation as a sum of a few features.
 
     pre = x W_enc + b_enc            [batch, latent]
     z = activate(pre)                [batch, latent], mostly 0
     x' = z W_dec + b_dec             [batch, d_out]
 
-Row i of W_dec, of length 1, is the direction that latent i writes, its *feature*; z_i says how much
-of it there is. The kinds differ in `activate` and in what they add to the loss, so each is a class
-of a few lines. The gradient is worked out by hand, as for the toys of superposition.
+Row i of W_dec, of length 1, is the direction that latent i writes, its *feature*; z_i is its
+strength. There are many latents, but only a few are active at a time. The kinds of dictionaries
+differ in `activate` and in what they add to the loss, so each is a class of a few lines. The
+gradient is worked out by hand, as for the toy models of superposition.
 
-An autoencoder writes x itself. A transcoder reads x and writes something else, such as an MLP's
-output; nothing here asks which.
+An autoencoder learns to write x itself. A transcoder reads x and learns to write something else,
+such as an MLP's output. The code is the same for both.
 
 Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
-Prerequisites: optim.py, experiments/dictionaries/features.py
-Next: experiments/dictionaries/measure.py
+Prerequisites: optim.py, experiments/superposition/measure.py
+Next: experiments/dictionaries/features.py
 Source: Bricken et al. 2023 (ReLU and L1; waking dead latents); Gao et al. 2024 (TopK); Bussmann et
 al. 2024 (BatchTopK) and 2025 (Matryoshka); Rajamanoharan et al. 2024 (JumpReLU); Dunefsky et al.
 2024 (transcoders)
@@ -25,7 +26,6 @@ from dataclasses import dataclass
 
 import torch
 
-from experiments.dictionaries.features import seed_for, unit_rows
 from optim import AdamW, schedule
 from utils import (
     UserError,
@@ -36,28 +36,53 @@ from utils import (
     seeded_generator,
 )
 
-KERNEL_WIDTH = 0.1  # within which a JumpReLU's threshold feels an activation
+KERNEL_WIDTH = 0.1  # a JumpReLU's threshold learns from activations within half of this
 FIRST_THRESHOLD = 0.1
-THRESHOLD_MEMORY = 0.99  # of a BatchTopK's threshold from one batch to the next
+THRESHOLD_MEMORY = 0.99  # the share of a BatchTopK's threshold that stays from batch to batch
 # The axis of each trained tensor that latents lie along
 LATENT_AXIS = {"W_enc": 1, "b_enc": 0, "W_dec": 0, "log_threshold": 0}
-NESTED = (1 / 8, 1 / 4, 1 / 2, 1)  # the prefixes of a Matryoshka, shares of all latents
+NESTED = (1 / 8, 1 / 4, 1 / 2, 1)  # the prefixes of a Matryoshka, as shares of all latents
 WAKE_EVERY = 10  # steps
-WAKE_UNTIL = 0.7  # of training, so that all can settle
+WAKE_UNTIL = 0.7  # of the steps; the rest gives all latents time to settle
+# What random numbers are drawn for. If two things were drawn from one seed, they would be the same
+# numbers: a dictionary would begin with the true features, or with the model's first weights.
+PURPOSES = ("true directions", "texts", "held-out texts", "dictionary", "features that stay",
+            "noise", "shuffled activations", "untrained model", "reading at random",
+            "steering at random", "random partners")
+
+
+def seed_for(purpose, seed):
+    """The seed for one of PURPOSES: no two purposes share one, nor does any with a model's weights.
+
+    This holds for seeds less than a million apart.
+    """
+    check_choice("purpose", purpose, PURPOSES)
+    return seed + 1_000_003 * (1 + PURPOSES.index(purpose))
+
+
+def unit_rows(matrix):
+    """The rows of a matrix, [..., row, column], scaled to length 1."""
+    return matrix / matrix.norm(dim=-1, keepdim=True)
+
+
+# The kinds
 
 
 class Dictionary:
-    """What all kinds share. `sparsity` is a penalty's weight, or how many latents may be active.
+    """The part that all kinds of dictionaries share.
 
-    Each kind adds activate(pre, training=False), [batch, latent] -> z [batch, latent], 0 or more;
-    training: the batch is one of training.
+    Each kind adds activate(pre, training=False), [batch, latent] -> z [batch, latent], 0 or more.
+    training: whether the batch is one to learn from.
 
-    W_enc [d_in, latent], b_enc [latent], W_dec [latent, d_out], b_dec [d_out].
+    W_enc [d_in, latent], b_enc [latent], W_dec [latent, d_out], b_dec [d_out]. sparsity: the weight
+    of a penalty, or how many latents may be active.
     """
 
     def __init__(self, d_in, d_out, n_latents, sparsity, generator, *, W_dec=None):
-        """W_dec: a decoder that is kept as it is, [latent, d_out] (None: a random one, to train).
-        Where input and output are of one width, the encoder begins as the decoder's transpose."""
+        """W_dec: a decoder that is not trained, [latent, d_out] (None: a random one, trained).
+
+        If input and output have the same width, the encoder begins as the decoder's transpose.
+        """
         self.sparsity = sparsity
         is_free = W_dec is None
         if is_free:
@@ -73,11 +98,12 @@ class Dictionary:
 
     @property
     def prefixes(self):
-        """Where nested dictionaries end, as counts of latents: here there is one, of them all."""
+        """The number of latents of each nested dictionary; here there is one, with all of them."""
         return (len(self.W_dec),)
 
     def tensors(self):
-        """{name: tensor} of all that a dictionary is made of: what `restore` reads."""
+        """{name: tensor} of all weights and thresholds, as `DictionaryRecipe.restore` reads them.
+        """
         return {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec,
                 "b_dec": self.b_dec}
 
@@ -87,7 +113,8 @@ class Dictionary:
 
     @torch.no_grad()
     def wake_(self, which, features, readers):
-        """Gives latents `which` [n] new features [n, d_out], and directions [n, d_in] to read."""
+        """Give the latents `which` [n] new features [n, d_out], and encoders `readers` [n, d_in].
+        """
         self.W_dec[which] = features
         self.W_enc[:, which] = readers.T
         self.b_enc[which] = 0
@@ -95,32 +122,32 @@ class Dictionary:
     # Reading and writing
 
     def pre(self, x):
-        """[batch, d_in] -> [batch, latent]: what each latent sees, before it may be active."""
+        """x [batch, d_in] -> [batch, latent]: each latent's input, before its activation."""
         return torch.addmm(self.b_enc, x, self.W_enc)
 
     @torch.no_grad()
     def encode(self, x):
-        """x [..., d_in] -> z [..., latent]."""
+        """The activations of all latents: x [..., d_in] -> z [..., latent]."""
         z = self.activate(self.pre(x.reshape(-1, x.shape[-1])))
         return z.view(*x.shape[:-1], -1)
 
     @torch.no_grad()
     def decode(self, z):
-        """z [..., latent] -> x' [..., d_out]."""
+        """The sum of the active features: z [..., latent] -> x' [..., d_out]."""
         return z @ self.W_dec + self.b_dec
 
     # The gradient
 
     @torch.no_grad()
     def backward_(self, x, target):
-        """Leaves the gradient of the loss in each parameter's `.grad`; returns z [batch, latent].
+        """Put the gradient of the loss into each parameter's `.grad`; return z [batch, latent].
 
-        The loss is the mean over the batch of |x' - target|^2 (of each prefix, their mean), and
-        what the kind adds. Which latents are active counts as given. All kinds but Matryoshka have
-        one part, and then d_written is 2 (x' - target) / batch. x [batch, d_in]; target [batch,
-        d_out].
+        The loss is the mean over the batch of |x' - target|^2, plus the kind's penalty. If there
+        are several prefixes, it is also a mean over them. The choice of active latents counts as
+        fixed. All kinds but Matryoshka have one part; then d_written is 2 (x' - target) / batch.
+        x [batch, d_in]; target [batch, d_out].
         """
-        # forward: a prefix adds its own latents to what the shorter ones have written
+        # forward: each prefix adds its own latents to the output of the shorter ones
         pre = self.pre(x)
         z = self.activate(pre, training=True)
         parts = self.parts()
@@ -130,7 +157,7 @@ class Dictionary:
             written = written + z[:, part] @ self.W_dec[part]
             errors.append(written - target)
 
-        # backward: a latent is blamed for the errors of all prefixes that it is in
+        # backward: a latent's gradient sums the errors of all prefixes that contain it
         d_z = torch.empty_like(z)
         d_W_dec = torch.empty_like(self.W_dec)
         d_written = torch.zeros_like(target)
@@ -139,7 +166,7 @@ class Dictionary:
             d_W_dec[part] = z[:, part].T @ d_written
             d_z[:, part] = d_written @ self.W_dec[part].T
         self.add_penalty_(d_z, pre, z)
-        d_pre = d_z.mul_(z > 0)  # an inactive latent learns nothing from this text
+        d_pre = d_z.mul_(z > 0)  # an inactive latent gets no gradient from this text
 
         self.W_dec.grad = d_W_dec
         self.b_dec.grad = d_written.sum(0)
@@ -148,23 +175,28 @@ class Dictionary:
         return z
 
     def add_penalty_(self, d_z, pre, z):
-        """Adds to d_z what the kind's penalty wants of z; all [batch, latent]."""
+        """Add the gradient of the kind's penalty to d_z; all are [batch, latent]."""
 
     def parts(self):
-        """The slices of latents by which each prefix is longer than the one before."""
+        """The slices of latents that each prefix adds to the one before."""
         ends = self.prefixes
         return [slice(start, end) for start, end in zip((0, *ends), ends, strict=False)]
 
     @torch.no_grad()
     def normalise_(self):
-        """Brings each feature to length 1. An L1 penalty would else be dodged, by small z and long
-        features."""
+        """Scale each feature to length 1.
+
+        Without this, small z and long features would evade an L1 penalty.
+        """
         if self.W_dec.requires_grad:
             self.W_dec.div_(self.W_dec.norm(dim=-1, keepdim=True))
 
     @torch.no_grad()
     def absorb_scales_(self, of_x, of_target):
-        """Makes a dictionary of standardised x and target one of x and target. Scale objects."""
+        """Turn a dictionary of standardised x and target into one of x and target.
+
+        of_x, of_target: their Scales.
+        """
         self.W_enc.div_(of_x.unit)
         self.b_enc.sub_(of_x.mean @ self.W_enc)
         self.b_dec.mul_(of_target.unit).add_(of_target.mean)
@@ -172,13 +204,13 @@ class Dictionary:
 
     @torch.no_grad()
     def stretch_latents_(self, factor):
-        """Multiplies z by a number: what is active stays active."""
+        """Multiply z by a number above 0; the same latents stay active."""
         self.W_enc.mul_(factor)
         self.b_enc.mul_(factor)
 
 
 class ReluL1(Dictionary):
-    """z = ReLU(pre), and the loss has `sparsity` times the sum of z: all of z shrinks."""
+    """z = ReLU(pre), with the penalty `sparsity` times the sum of z, which shrinks all of z."""
 
     def activate(self, pre, training=False):
         return pre.relu()
@@ -188,7 +220,7 @@ class ReluL1(Dictionary):
 
 
 class TopK(Dictionary):
-    """The `sparsity` largest of each text's latents are active, with their whole value."""
+    """The `sparsity` largest latents of each text are active, with their whole value."""
 
     def activate(self, pre, training=False):
         values, which = pre.topk(self.sparsity, dim=-1, sorted=False)
@@ -196,10 +228,11 @@ class TopK(Dictionary):
 
 
 class BatchTopK(Dictionary):
-    """On average `sparsity` latents are active: the largest of the whole batch.
+    """The largest latents of the whole batch are active, on average `sparsity` for each text.
 
-    One text may so have more than another. Read alone, a text has no batch: what then has to be
-    exceeded is the smallest value that was kept, averaged over batches of the training.
+    So one text may have more active latents than another. After training there is no batch to
+    compare with. A latent is then active above a threshold: the smallest value that was kept in a
+    batch, averaged over the batches of training.
     """
 
     def __init__(self, *args, **kwargs):
@@ -219,7 +252,7 @@ class BatchTopK(Dictionary):
         return torch.zeros_like(pre).view(-1).scatter_(0, which, values).view_as(pre)
 
     def remember_(self, smallest):
-        """Moves the threshold towards the smallest value that was kept of a batch."""
+        """Move the threshold towards the smallest value that was kept in a batch."""
         if self.threshold.isnan():
             self.threshold.copy_(smallest)
         self.threshold.lerp_(smallest, 1 - THRESHOLD_MEMORY)
@@ -231,10 +264,10 @@ class BatchTopK(Dictionary):
 
 
 class Matryoshka(BatchTopK):
-    """A BatchTopK in which each of some prefixes of the latents must write x by itself.
+    """A BatchTopK in which the first 1/8, 1/4 and 1/2 of the latents must each write x alone, too.
 
-    The first latents can't leave the common features to the later ones, so that a parent is not
-    swallowed by its children.
+    The first latents cannot leave the common features to the later ones. This should keep the
+    latents of children from absorbing the parent.
     """
 
     @property
@@ -243,11 +276,11 @@ class Matryoshka(BatchTopK):
 
 
 class JumpReLU(Dictionary):
-    """z = pre where pre is above a learned threshold, else 0; the loss has `sparsity` times the
-    number of active latents.
+    """z = pre where pre is above a learned threshold, else 0.
 
-    A step has no slope. The threshold gets that of a ramp KERNEL_WIDTH wide (a straight-through
-    estimate): only activations near to it say whether it should rise.
+    The penalty is `sparsity` times the number of active latents. A step has no slope, so the
+    threshold gets the slope of a ramp that is KERNEL_WIDTH wide (a straight-through estimate). Only
+    activations near the threshold can move it.
     """
 
     def __init__(self, *args, **kwargs):
@@ -268,7 +301,7 @@ class JumpReLU(Dictionary):
     def add_penalty_(self, d_z, pre, z):
         threshold = self.log_threshold.exp()
         is_near = (pre - threshold).abs() < KERNEL_WIDTH / 2
-        # a threshold that rises past pre takes away z = threshold, and saves the penalty of one
+        # If the threshold rises past pre, z falls from it to 0, and one penalty is saved.
         d_step = -(threshold * d_z + self.sparsity / len(z)) * is_near / KERNEL_WIDTH
         self.log_threshold.grad = d_step.sum(0) * threshold
 
@@ -294,11 +327,11 @@ LEARNING_RATES = {"ReLU + L1": 0.015, "TopK": 0.006, "BatchTopK": 0.004, "JumpRe
 
 @dataclass(frozen=True)
 class DictionaryRecipe:
-    """A kind of KINDS, how sparse it is, how many latents, and for how long it is trained.
+    """How a dictionary is trained: its kind, its sparsity, its number of latents, for how long.
 
-    sparsity: how many latents are active or, of a penalty, its weight where x has a mean squared
-    length of 1 (see `Scale`).
-    dead_after: a latent that was silent for so many steps is dead, and is given a new direction.
+    kind: one of KINDS. sparsity: how many latents are active; for ReLU + L1 and JumpReLU the weight
+    of the penalty, for x with a mean squared length of 1 (see `Scale`).
+    dead_after: a latent that was silent for this many steps is dead and gets a new direction.
     """
 
     kind: str
@@ -320,12 +353,12 @@ class DictionaryRecipe:
             check_number("sparsity", self.sparsity, lambda weight: weight >= 0, "0 or more")
 
     def fresh(self, d_in, d_out, generator, W_dec=None):
-        """The dictionary before training."""
+        """The Dictionary before training."""
         return KINDS[self.kind](d_in, d_out, self.n_latents, self.sparsity, generator,
                                 W_dec=W_dec)
 
     def restore(self, tensors):
-        """The Dictionary whose `tensors()` these are."""
+        """The Dictionary that `tensors()` was saved from."""
         d_in, d_out = len(tensors["W_enc"]), len(tensors["b_dec"])
         dictionary = self.fresh(d_in, d_out, seeded_generator(0))
         for name, tensor in tensors.items():
@@ -335,8 +368,8 @@ class DictionaryRecipe:
 
 @dataclass(frozen=True)
 class Scale:
-    """Where activations lie, and how far they reach: mean [d]; unit, the root of the mean squared
-    distance from it."""
+    """The mean of activations, [d], and their unit: the root of the mean squared distance from it.
+    """
 
     mean: torch.Tensor
     unit: float
@@ -347,9 +380,11 @@ class Scale:
         mean = x.mean(0)
         unit = (x - mean).square().sum(-1).mean().sqrt().item()
         if unit == 0:
-            raise UserError("all activations are the same; there is nothing to find in them")
+            raise UserError("all activations are the same, so there is nothing to find in them; "
+                            "choose another hook point or more texts")
         if not math.isfinite(unit):
-            raise UserError("activations have nan or infinite numbers among them, or are too large")
+            raise UserError("some activations are nan or infinite, or too large to square; check "
+                            "the model's weights")
         return cls(mean, unit)
 
     def standardise(self, x):
@@ -358,12 +393,12 @@ class Scale:
 
 
 def fit_dictionary(recipe, x, seed, *, target=None, W_dec=None, progress=None):
-    """The trained Dictionary of a recipe.
+    """Train the Dictionary of a recipe, in float32, and return it.
 
-    x: [n, d_in], what it reads, gone through again and again in a new order. target: [n, d_out],
-    what it has to write (None: x itself). W_dec: a decoder to keep as it is. progress: a function
-    that is told how many steps are done. Computed in float32. Raises UserError for another shape,
-    and where numbers are not finite, or all of x or target is the same.
+    x: [n, d_in], what it reads, in epochs, each in a new random order. target: [n, d_out], what it
+    learns to write (None: x itself). W_dec: a decoder that is not trained. progress(steps): called
+    after each step with the number of steps done. Raises UserError for other shapes, for numbers
+    that are not finite, and if all rows of x or target are the same.
     """
     check_tensor("x", x, "n d_in", is_float=True)
     x = x.float()
@@ -372,7 +407,8 @@ def fit_dictionary(recipe, x, seed, *, target=None, W_dec=None, progress=None):
     else:
         check_tensor("target", target, "n d_out", is_float=True)
         if len(target) != len(x):
-            raise UserError(f"target has {len(target)} rows and x has {len(x)}; pass one each")
+            raise UserError(f"target has {len(target)} rows and x has {len(x)}; pass one row of "
+                            "target for each row of x")
         target = target.float()
     of_x = Scale.of(x)
     of_target = of_x if target is x else Scale.of(target)
@@ -401,7 +437,7 @@ def fit_dictionary(recipe, x, seed, *, target=None, W_dec=None, progress=None):
 
 
 def shuffled_rows(n_rows, batch, generator):
-    """Yields [batch] indices for ever: all rows in a random order, then again in another one."""
+    """Yield [batch] indices without end: all rows in random order, then all in a new order."""
     batch = min(batch, n_rows)
     while True:
         order = torch.randperm(n_rows, generator=generator)
@@ -410,8 +446,10 @@ def shuffled_rows(n_rows, batch, generator):
 
 @torch.no_grad()
 def wake_dead_(dictionary, optimizer, dead, x, target, generator):
-    """Gives each dead latent a new direction: the error of a text that is badly written, drawn with
-    a chance in proportion to the square of its loss. dead: [latent], bool."""
+    """Give each dead latent a new direction: the error of a text that is badly reconstructed.
+
+    The chance of drawing a text is in proportion to the square of its loss. dead: [latent], bool.
+    """
     which = dead.nonzero().flatten()
     if len(which) == 0 or not dictionary.W_dec.requires_grad:
         return
@@ -423,6 +461,7 @@ def wake_dead_(dictionary, optimizer, dead, x, target, generator):
     readers = features if target is x else unit_rows(x[texts])
     dictionary.wake_(which, features, readers)
 
+    # the optimiser forgets the old directions
     for averages in (optimizer.m, optimizer.v):
         of_parameter = dict(zip(map(id, optimizer.parameters), averages, strict=True))
         for name, tensor in dictionary.tensors().items():

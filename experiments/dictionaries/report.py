@@ -1,13 +1,13 @@
-"""What is said of dictionaries where the truth is known: the lines of the table and the figures.
+"""Report dictionaries of known features: their claims, their summary and their figures.
 
-Thresholds were chosen on seeds 0 to 2. On seeds 10 to 14 every line held with each, with an earlier
-draw of all random numbers and again with this one. Between the two, two lines were made stricter: a
-Matryoshka must have found children before it may mix them less, and its price is asked at each
-kind's best sparsity.
+Thresholds were chosen on seeds 0 to 2. On seeds 10 to 14 every line held for each seed, with an
+earlier draw of all random numbers and again with this one. Between the two, two lines were made
+stricter. A Matryoshka must have found children before it can pass by mixing them less. And its
+price is measured at each kind's best sparsity.
 
 Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
-Prerequisites: plotting.py, experiments/dictionaries/known.py
-Next: experiments/dictionaries/variables.py
+Prerequisites: plotting.py, experiments/dictionaries/measure.py
+Next: experiments/dictionaries/trained/variables.py
 Source: Gao et al. 2024; Chanin et al. 2024; Bussmann et al. 2025; arXiv 2602.14111
 """
 
@@ -16,12 +16,12 @@ import statistics
 from matplotlib.figure import Figure
 
 from experiments.common import mean_text, seed_claim
-from experiments.dictionaries.known import CHOSEN, DENSITY, N_FEATURES, SWEEPS
+from experiments.dictionaries.features import CHOSEN, DENSITY, N_FEATURES, SWEEPS
 from experiments.dictionaries.model import KINDS
 from plotting import COLOURS, bare_axes
 
-LEAST_FOUND = 0.2  # of the children, so that there is something that could lean
-WELL_EXPLAINED = 0.95  # what "explains nearly everything" is
+LEAST_FOUND = 0.2  # the share of children that must be found; a child not found cannot lean
+WELL_EXPLAINED = 0.95  # above this, a dictionary "explains nearly everything"
 FLAT_KINDS = tuple(kind for kind in KINDS if kind != "Matryoshka")  # without nested prefixes
 COLOUR_OF = dict(zip(KINDS, COLOURS, strict=False))
 
@@ -32,28 +32,31 @@ def job_name(world, kind):
 
 
 def sweep_rows(known, kind):
-    """What was measured of a kind at each sparsity, from dense to sparse: a list of dicts."""
+    """The measures of a kind at each sparsity, from dense to sparse: a list of dicts."""
     return [known[f"uniform, {kind}, {sparsity}"] for sparsity in SWEEPS[kind]]
 
 
 def best_of_sweep(known, kind):
-    """Of a kind's sweep, the row with the most features recovered."""
+    """The row of a kind's sweep with the most features recovered."""
     return max(sweep_rows(known, kind), key=lambda row: row["recovered"])
 
 
 def known_claims(found, judged=True):
-    """[Claim] from what `measure_known` gave of each seed. judged: False leaves them open."""
+    """[Claim] on known features.
+
+    found: for each seed, what `measure_known` returned. judged: False leaves all verdicts open.
+    """
     return [*sweep_claims(found, judged), *control_claims(found, judged),
             *world_claims(found, judged)]
 
 
 def fact(name, key):
-    """A function of a seed's measures: the number `key` of the dictionary `name`."""
+    """A function of a seed's measures that gives the number `key` of the dictionary `name`."""
     return lambda known: known[name][key]
 
 
 def sweep_claims(found, judged):
-    """Explained variance is no measure of recovery; sparsity decides, whatever the kind."""
+    """The claims that explained variance does not measure recovery, and that sparsity decides."""
     def best_that_explains(known):
         rows = [row for kind in KINDS for row in sweep_rows(known, kind)]
         return max((row["recovered"] for row in rows if row["explained"] > WELL_EXPLAINED),
@@ -78,7 +81,7 @@ def sweep_claims(found, judged):
         seed_claim("and explains at most", found, explained_at_best, below=0.9, judged=judged,
                    beside="the true features, the encoder trained: "
                           f"{mean_text(found, fact('true', 'explained'))}"),
-        seed_claim("how much of a feature's value its latent says, TopK less ReLU + L1", found,
+        seed_claim("latent over the feature's true value (slope), TopK less ReLU + L1", found,
                    lambda known: known[top_k]["slope"] - known[l1]["slope"], above=0.1,
                    judged=judged,
                    beside=f"TopK {mean_text(found, fact(top_k, 'slope'))}, ReLU + L1 "
@@ -87,26 +90,26 @@ def sweep_claims(found, judged):
 
 
 def control_claims(found, judged):
-    """What a dictionary gives in which one thing is missing."""
+    """The claims on controls: dictionaries that lack one thing each."""
     top_k = job_name("uniform", "TopK")
     return [
-        seed_claim("TopK explains, less than the true features with a trained encoder do", found,
+        seed_claim("explained with the true features (encoder trained), less with TopK's", found,
                    lambda known: known["true"]["explained"] - known[top_k]["explained"],
                    between=(-0.01, 0.05), judged=judged,
                    beside=f"frozen {mean_text(found, fact('frozen', 'explained'))}, untrained "
                           f"{mean_text(found, fact('uniform, untrained', 'explained'))}"),
-        seed_claim("recovered with random features that stay, the encoder trained", found,
+        seed_claim("recovered with random features and a trained encoder", found,
                    fact("frozen", "recovered"), below=0.02, judged=judged,
                    beside=f"TopK {mean_text(found, fact(top_k, 'recovered'))}"),
         seed_claim("recovered from noise of the same covariance", found,
                    fact("noise", "recovered"), below=0.02, judged=judged,
-                   beside="of the features' texts it explains "
+                   beside="explained of the texts with features: "
                           f"{mean_text(found, fact('noise', 'explained'))}"),
     ]
 
 
 def world_claims(found, judged):
-    """What makes features hard to find: being rare, coming in pairs, having a parent."""
+    """The claims on what makes features hard to find: rarity, pairs, parents."""
     def mean_over_kinds(value):
         return lambda known: statistics.fmean(value(known, kind) for kind in KINDS)
 
@@ -135,10 +138,10 @@ def world_claims(found, judged):
         seed_claim("Zipf: share recovered of the most frequent quarter, less that of the rarest",
                    found, mean_over_kinds(rare_loss), above=0.1, judged=judged,
                    beside="mean of the kinds"),
-        seed_claim("share recovered of features that come alone, less that of those in pairs",
+        seed_claim("share recovered of features that occur alone, less that of those in pairs",
                    found, mean_over_kinds(pair_loss), above=0.2, judged=judged,
                    beside="mean of the kinds"),
-        seed_claim("how much of its parent a child's latent holds, BatchTopK", found,
+        seed_claim("how much of its parent a child's latent contains, BatchTopK", found,
                    fact(batch, "leaning"), above=0.15, judged=judged,
                    beside=f"TopK {mean(top_k, 'leaning')}; children found {mean(batch, 'found')}, "
                           f"{mean(top_k, 'found')}, untrained {mean(untrained, 'found')}"),
@@ -149,8 +152,9 @@ def world_claims(found, judged):
                    beside=f"and above {LEAST_FOUND} of children found: {mean(nested, 'found')}; "
                           f"recovered {mean(nested, 'children')}, BatchTopK "
                           f"{mean(batch, 'children')}"),
-        seed_claim("… and its price: where no feature has a parent it recovers less, by, each at "
-                   "its best sparsity", found, nested_price, between=(0.02, 0.3), judged=judged,
+        seed_claim("… and its price: where no feature has a parent, it recovers less than "
+                   "BatchTopK, each at its best sparsity, by", found, nested_price,
+                   between=(0.02, 0.3), judged=judged,
                    beside="BatchTopK "
                           f"{mean_text(found, lambda known: best_share(known, 'BatchTopK'))}"),
         seed_claim("texts with a child in which its parent's latent is silent, TopK", found,
@@ -161,23 +165,25 @@ def world_claims(found, judged):
 
 
 def known_summary(found):
-    """What was found where the truth is known, in two sentences."""
+    """The findings on known features, in two sentences."""
     best = statistics.fmean(max(best_of_sweep(known, kind)["recovered"] for kind in FLAT_KINDS)
                             for known in found)
     dense = statistics.fmean(sweep_rows(known, "ReLU + L1")[0]["explained"] for known in found)
     missed = statistics.fmean(sweep_rows(known, "ReLU + L1")[0]["recovered"] for known in found)
     return ("Where the features are known, a dense ReLU + L1 dictionary explains "
-            f"{dense:.2f} of what it reads and finds {missed:.0%} of them; the best dictionary "
-            f"finds {best:.0%} (recovery.png). Features that are rare, that come in pairs, or that "
-            "have a parent are found less often (worlds.png).")
+            f"{dense:.2f} of its input's variance and finds {missed:.0%} of them; the best "
+            f"dictionary finds {best:.0%} (recovery.png). Features that are rare, that occur in "
+            "pairs, or that have a parent are found less often (worlds.png).")
 
 
 # Figures
 
 
 def recovery_figure(found):
-    """Features recovered against explained variance and against how many latents are active, one
-    line a kind, the mean over seeds."""
+    """Features recovered against explained variance, and against the number of active latents.
+
+    One line for each kind; each point is a mean over seeds.
+    """
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     figure.suptitle("The dictionaries that explain most find none of the true features; "
                     "how sparse one is decides", x=0.01, ha="left", fontsize=12)
@@ -222,7 +228,7 @@ def recovery_figure(found):
 
 
 def worlds_figure(found):
-    """Where kinds differ: what is recovered in each world, by frequency, and what children hold."""
+    """Features recovered in each world and by frequency, and how much of parents children hold."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     figure.suptitle("What hides a feature: company, rarity, and a parent", x=0.01, ha="left",
                     fontsize=12)

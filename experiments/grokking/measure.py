@@ -5,7 +5,7 @@ waves. The structure is measured for the first model, the memorising one and the
 
 Chapter: COURSE_ROADMAP.md, 15 (grokking)
 Prerequisites: experiments/grokking/model.py, experiments/grokking/fourier.py
-Next: experiments/grokking/report.py
+Next: experiments/grokking_experiment.py
 Source: Nanda et al. 2023, sections 4 and 5 (the algorithm, its progress measures)
 """
 

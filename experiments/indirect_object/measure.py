@@ -3,9 +3,9 @@
 All patching is noising: the clean run is corrupted, and a change of the logit difference below 0
 means that the corrupted part was needed. Differences and losses are in nats.
 
-Chapter: COURSE_ROADMAP.md, 12 (indirect objects)
+Chapter: COURSE_ROADMAP.md, 12 (copying, suppression, indirect objects)
 Prerequisites: patching.py, head_ablation.py, circuits.py, experiments/indirect_object/model.py
-Next: experiments/indirect_object/report.py
+Next: probing.py
 Source: Wang et al. 2022 (path patching, copying scores, backups); Syed et al. 2023 (edges)
 """
 

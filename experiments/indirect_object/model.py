@@ -6,7 +6,7 @@ is S as the giver, END is the last word. Three layers without MLPs have room for
 GPT-2's circuit (detect the duplicate, turn away from it, copy the other name), and every head
 writes directly to the logits.
 
-Chapter: COURSE_ROADMAP.md, 12 (indirect objects)
+Chapter: COURSE_ROADMAP.md, 12 (copying, suppression, indirect objects)
 Prerequisites: corpus.py, train.py
 Next: experiments/indirect_object/measure.py
 Source: Wang et al. 2022 (prompts, and the three unrelated names of a corrupted one)

@@ -3,7 +3,7 @@
 The templates have the paper's form in our own words: two people are somewhere, and one of them
 gives something to the other. In ABBA prompts the giver was named second, in BABA prompts first.
 
-Chapter: COURSE_ROADMAP.md, 12 (indirect objects)
+Chapter: COURSE_ROADMAP.md, 12 (copying, suppression, indirect objects)
 Prerequisites: experiments/indirect_object/model.py
 Next: experiments/indirect_object/report.py
 Source: Wang et al. 2022, sections 2 and 3, and figure 2 for the heads by name

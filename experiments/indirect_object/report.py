@@ -5,7 +5,7 @@ common, before seeds 20 to 24 were looked at. (Earlier claims, chosen on seeds 0
 failed on 10 to 14 in seven lines of ten: they were about where heads look, which differs.) Lines
 without a verdict vary by seed.
 
-Chapter: COURSE_ROADMAP.md, 12 (indirect objects)
+Chapter: COURSE_ROADMAP.md, 12 (copying, suppression, indirect objects)
 Prerequisites: experiments/indirect_object/measure.py
 Next: experiments/indirect_object_identification.py
 Source: Wang et al. 2022 (what is reported of GPT-2 small)

@@ -10,7 +10,7 @@ head of the same layer, another input of the same head, or random matrices.
 
 Chapter: COURSE_ROADMAP.md, 11 (induction)
 Prerequisites: experiments/induction/model.py
-Next: experiments/induction/report.py
+Next: experiments/suppression/model.py
 Source: Elhage et al. 2021 (K-composition); Olsson et al. 2022 (ablation); Wang et al. 2022 (paths)
 """
 

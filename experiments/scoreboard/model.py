@@ -5,7 +5,7 @@ how induction is learned, and chapter 12 how suppression is. To add a model, wri
 folder, seed, trainings) -> ScoredModel and a line in TRAINED and in `training_steps`.
 
 Chapter: COURSE_ROADMAP.md, 10 (approximate)
-Prerequisites: circuit_evaluation.py, experiments/wired/model.py
+Prerequisites: experiments/wired/model.py, circuit_evaluation.py
 Next: experiments/scoreboard/measure.py
 Source: Mueller et al. 2025 (several methods on several models, on one board)
 """

@@ -1,7 +1,7 @@
 """Report the circuit scoreboard: its claims, its summary, the board as text, and its figure.
 
 Chapter: COURSE_ROADMAP.md, 10 (approximate)
-Prerequisites: experiments/scoreboard/measure.py, plotting.py
+Prerequisites: plotting.py, experiments/scoreboard/measure.py
 Next: experiments/circuit_scoreboard.py
 Source: Mueller et al. 2025 (CPR, CMD); Méloux et al. 2025 (Jaccard 0.67 in GPT-2 small)
 """

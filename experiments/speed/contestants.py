@@ -5,7 +5,7 @@ tenth of the training split. Nothing was chosen on the validation split.
 
 Chapter: COURSE_ROADMAP.md, 6 (learn and sample)
 Prerequisites: train.py
-Next: experiments/speed/report.py
+Next: activation_cache.py
 Source: Karpathy's nanoGPT (its README's recipe for a CPU)
 """
 

@@ -4,7 +4,7 @@ All contestants of a group take turns, and a ratio is taken within each round. S
 value per round, and their median is judged.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
-Prerequisites: patching.py, logit_lens.py, experiments/speed/model.py
+Prerequisites: logit_lens.py, patching.py, experiments/speed/model.py
 Next: experiments/speed/report.py
 Source: compared with Hugging Face's transformers and TransformerLens if they are installed; the
 thresholds are this project's own

@@ -2,7 +2,7 @@
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
 Prerequisites: plotting.py, experiments/speed/measure.py, experiments/speed/contestants.py
-Next: nothing
+Next: circuits.py
 Source: none
 """
 

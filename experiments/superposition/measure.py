@@ -2,9 +2,9 @@
 
 The first part takes any W; the second part measures the trained toys of one seed, study by study.
 
-Chapter: COURSE_ROADMAP.md, 14 (superposition)
+Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
 Prerequisites: experiments/superposition/model.py
-Next: experiments/superposition/report.py
+Next: experiments/feature_superposition_toy_model.py
 Source: Elhage et al. 2022, Toy models of superposition
 """
 

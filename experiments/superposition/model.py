@@ -7,7 +7,7 @@ A feature is present with probability `density`. If present, it is uniform on [0
 which it is read. "Toys" are many such models that are trained together on the same random numbers;
 all shapes begin with [toy, ...].
 
-Chapter: COURSE_ROADMAP.md, 14 (superposition)
+Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
 Prerequisites: optim.py
 Next: experiments/superposition/measure.py
 Source: Elhage et al. 2022, Toy models of superposition

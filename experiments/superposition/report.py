@@ -1,6 +1,6 @@
 """Report the superposition experiment: its claims, its summary and its figures.
 
-Chapter: COURSE_ROADMAP.md, 14 (superposition)
+Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
 Prerequisites: plotting.py, experiments/superposition/measure.py
 Next: experiments/feature_superposition_toy_model.py
 Source: Elhage et al. 2022, Toy models of superposition

@@ -7,9 +7,9 @@ graph of two layers of two heads has 29 edges, few enough to cut each one by its
 consists of the best edges by this test, as many as are needed on some pairs of texts; it is judged
 on other pairs.
 
-Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
+Chapter: COURSE_ROADMAP.md, 12 (copying, suppression, indirect objects)
 Prerequisites: circuit_evaluation.py, experiments/suppression/measure.py
-Next: experiments/suppression/report.py
+Next: experiments/indirect_object/model.py
 Source: McDougall et al. 2023 (the head); Mueller et al. 2025 and Shi et al. 2024 (the tests)
 """
 

@@ -10,7 +10,7 @@ Without the projections, this is exactly what the head writes. If copy suppressi
 head does, predictions stay the same. The score compares the change of the predictions with that of
 mean ablation: 1 is no change at all.
 
-Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
+Chapter: COURSE_ROADMAP.md, 12 (copying, suppression, indirect objects)
 Prerequisites: weight_circuits.py, experiments/suppression/model.py
 Next: experiments/suppression/measure.py
 Source: McDougall et al. 2023, section 3.3

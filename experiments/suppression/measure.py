@@ -10,7 +10,7 @@ prediction is replaced by another one, to see whether the attention follows it. 
 but copy suppression is removed from what the head writes (CSPA), to see how much of its effect is
 left.
 
-Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
+Chapter: COURSE_ROADMAP.md, 12 (copying, suppression, indirect objects)
 Prerequisites: experiments/suppression/model.py, experiments/suppression/cspa.py
 Next: experiments/suppression/circuit.py
 Source: McDougall et al. 2023, sections 2 and 3

@@ -25,8 +25,8 @@ suppression head forms (0.36 nats above the floor). If jumps lead only to tokens
 the model first learns to raise seen tokens, and after 3,000 steps seven trials without MLPs lie
 0.25 to 0.55 nats above the floor.
 
-Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
-Prerequisites: experiments/wired/model.py, train.py, corpus.py
+Chapter: COURSE_ROADMAP.md, 12 (copying, suppression, indirect objects)
+Prerequisites: corpus.py, train.py, experiments/wired/model.py
 Next: experiments/suppression/cspa.py
 Source: McDougall et al. 2023 (copy suppression); Crutchfield & Young 1989 (unifilar sources)
 """

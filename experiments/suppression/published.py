@@ -4,9 +4,9 @@ Two questions of McDougall et al. can be asked on any text. Does the head's OV c
 token that it attends to? And how much of the head's effect is copy suppression (CSPA)? The texts
 are stories of corpus.py, which need no download; the paper used OpenWebText.
 
-Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
+Chapter: COURSE_ROADMAP.md, 12 (copying, suppression, indirect objects)
 Prerequisites: experiments/copy_suppression.py
-Next: probing.py
+Next: experiments/indirect_object/model.py
 Source: McDougall et al. 2023
 """
 

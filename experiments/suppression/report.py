@@ -22,7 +22,7 @@ to 14. The first forms are shown below the new ones, without a verdict.
 After this was written down, seeds 20 to 24 were judged once: every threshold holds with each seed.
 These five would have passed the first forms as well (0.91 to 1.00, and 0.24 to 0.29).
 
-Chapter: COURSE_ROADMAP.md, 12 (copying and suppression)
+Chapter: COURSE_ROADMAP.md, 12 (copying, suppression, indirect objects)
 Prerequisites: experiments/suppression/measure.py, experiments/suppression/circuit.py
 Next: experiments/copy_suppression.py
 Source: McDougall et al. 2023

@@ -3,8 +3,8 @@
 Each comes with pairs of prompts, the answer to any text, and the results that every tool must give.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
-Prerequisites: experiments/wired/board.py, metrics.py
-Next: experiments/wired/measure.py
+Prerequisites: metrics.py, experiments/wired/board.py
+Next: experiments/wired_circuits.py
 Source: Elhage et al. 2021; Olsson et al. 2022 (induction); McDougall et al. 2023 (copy suppression)
 """
 

@@ -1,8 +1,8 @@
 """Report how the tools do on the wired circuits: the claims, the summary and the figure.
 
 Chapter: COURSE_ROADMAP.md, 9 (intervene)
-Prerequisites: experiments/wired/measure.py, plotting.py
-Next: experiments/importance/model.py
+Prerequisites: plotting.py, experiments/wired/measure.py
+Next: experiments/wired_circuits.py
 Source: the form of a claim is that of chapter 0
 """
 

@@ -1,11 +1,12 @@
-"""The models whose activations get a dictionary, the hook points, and the texts.
+"""Load or train the models whose activations get a dictionary, and choose hook points and texts.
 
-Two are trained here where they are not kept: a model of the words of the built-in corpus, of which
-`known_variables` says what there is to find, and what `python train.py` makes, in short.
+A run of train.py or a pretrained model can be named. Two kinds of models are trained here, unless
+they were kept. One is a model of the words of the built-in corpus; there `known_variables` says
+what a dictionary could find. The other is the model of `python train.py`, with fewer steps.
 
 Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
-Prerequisites: train.py, experiments/dictionaries/variables.py
-Next: experiments/dictionaries/trained.py
+Prerequisites: corpus.py, train.py, experiments/dictionaries/model.py
+Next: experiments/dictionaries/trained/measure.py
 Source: Bricken et al. 2023 (a dictionary of an MLP's neurons)
 """
 
@@ -32,15 +33,15 @@ from experiments.common import (
     trained_gpt,
     validation_tokens,
 )
-from experiments.dictionaries.variables import known_variables, word_to_come
+from experiments.dictionaries.trained.variables import known_variables, word_to_come
 from model import GPT
 from tokenizer import WordTokenizer
 from utils import UserError, suggest_closest
 
-POINTS = ("blocks.-1.mlp.hook_post", "blocks.-1.hook_resid_post")  # looked at, unless one is named
+POINTS = ("blocks.-1.mlp.hook_post", "blocks.-1.hook_resid_post")  # used unless one is named
 TRAIN_TEXT, DICTIONARY_TEXT, HELD_OUT_TEXT = 0, 1, 2  # seeds of the corpus: no story in common
 PRETRAINED_WINDOWS = 100
-HELD_OUT_SHARE = 1 / 3  # of a text that only has a beginning and an end
+HELD_OUT_SHARE = 1 / 3  # the end of a text that has no validation part of its own
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class Subject:
     """A model whose activations at one hook point get a dictionary.
 
     at: the hook point, [batch, pos, d]. tokens: [batch, pos], to train the dictionary on; held_out:
-    [batch, pos], to measure it on. variables: {name: [batch, pos], bool}, what is known of each
-    position of held_out; empty where nothing is. to_come: {name of a variable: the id of the token
-    that it says will come}, for those that name one. seed: of the model, where it has one.
+    [batch, pos], to measure it on. variables: {name: [batch, pos], bool}, the variables that hold
+    at each position of held_out; empty if none are known. to_come: {name of a variable: id of the
+    token that it says will come}, for those that name one. seed: the model's, if it has one.
     """
 
     name: str
@@ -82,68 +83,81 @@ class WordRecipe:
     held_out: int = 360  # windows, to measure it on
 
     def shape(self, d_vocab):
-        """The ModelConfig of the model."""
+        """The ModelConfig of the model. d_vocab: the number of words."""
         return ModelConfig(n_layers=self.n_layers, n_heads=self.n_heads, d_model=self.d_model,
                            d_mlp=self.d_mlp, n_ctx=self.n_ctx, d_vocab=d_vocab)
 
     @classmethod
     def quick(cls):
-        """A small one, to see that it runs."""
+        """A small recipe, for quick runs."""
         return cls(d_model=32, d_mlp=32, characters=60_000, steps=60, windows=150, held_out=100)
 
 
 @dataclass(frozen=True)
 class TextRecipe:
-    """How the model of text is trained where no run is there: train.py's, with fewer steps."""
+    """How the model of text is trained if there is no run: as by train.py, with fewer steps."""
 
     steps: int = 600
     windows: int = 900  # of the validation text, at most
 
     @classmethod
     def quick(cls):
-        """A small one, to see that it runs."""
+        """A small recipe, for quick runs."""
         return cls(steps=20, windows=120)
 
 
-def load_subjects(cfg, folder):
-    """Yields the Subjects: of the run or pretrained model that was named; else of the word model of
-    each seed, and then of one model of text.
+def load_subjects(cfg, folder, trainings=None):
+    """Yield the Subjects: of the run or pretrained model that was named, or else of the word model
+    of each seed and then of one model of text.
 
     cfg: has run_name, model, text (a file for these two; None: the validation text, or the built-in
-    corpus), at (a hook point; None: POINTS, as far as the model has them), seeds, out_dir, retrain
-    and quick. folder: where the models that are trained here are kept. What can
-    be wrong with what was asked for is raised as UserError before a training.
+    corpus), at (a hook point; None: those of POINTS that the model has), seeds, out_dir, retrain
+    and quick. folder: where the models that are trained here are kept. trainings: the Trainings
+    that these are among, with the steps of `training_steps`. Raises UserError for a wrong request,
+    before anything is trained.
     """
     if cfg.run_name is not None:
         yield from run_subjects(cfg.run_name, cfg.at, cfg.out_dir, text=cfg.text)
     elif cfg.model is not None:
         yield from pretrained_subjects(cfg.model, cfg.at, text=cfg.text)
     else:
-        word_recipe = WordRecipe.quick() if cfg.quick else WordRecipe()
+        word_recipe = model_recipe(WordRecipe, cfg)
         for seed in cfg.seeds:
-            yield from word_subjects(seed, cfg.at, folder, word_recipe, retrain=cfg.retrain)
-        yield from text_subjects(cfg, folder)
+            yield from word_subjects(seed, cfg.at, folder, word_recipe, retrain=cfg.retrain,
+                                     trainings=trainings)
+        yield from text_subjects(cfg, folder, trainings)
+
+
+def model_recipe(kind, cfg):
+    """A recipe for a run of the program: kind() or, if cfg.quick, kind.quick()."""
+    return kind.quick() if cfg.quick else kind()
+
+
+def training_steps(cfg):
+    """The steps of each training of `load_subjects`, if no run or pretrained model is named."""
+    of_words = model_recipe(WordRecipe, cfg).steps
+    return [of_words] * len(cfg.seeds) + [model_recipe(TextRecipe, cfg).steps]
 
 
 # Hook points
 
 
 def choose_points(model, at=None):
-    """The hook points of a model to look at, full names: `at` alone or, where it is None, those of
-    POINTS that the model has.
+    """The full names of the hook points to use: `at` alone, or those of POINTS that the model has.
 
-    at: "blocks.1.mlp.hook_post"; a layer below 0 counts from the last. Raises UserError for a name
-    that the model does not have, and for a point that is not [batch, pos, d], d more than 1.
+    at: such as "blocks.1.mlp.hook_post", or None; a layer below 0 counts from the last. Raises
+    UserError for a name that the model does not have, and for a point that is not [batch, pos, d]
+    with d more than 1.
     """
     if at is not None:
         return [check_point(model, at)]
     points = [name for name in (count_layer(model, point) for point in POINTS)
-              if can_be_looked_at(model, name)]
+              if is_reached(model, name)]
     return points or [check_point(model, "hook_embed")]
 
 
 def count_layer(model, at):
-    """The name of a hook point whose layer is counted from 0."""
+    """The name of a hook point with its layer counted from 0."""
     layer = re.match(r"blocks\.(-\d+)\.", at)
     if not layer:
         return at
@@ -151,16 +165,16 @@ def count_layer(model, at):
     return f"blocks.{number}.{at[layer.end():]}" if number >= 0 else at
 
 
-def can_be_looked_at(model, name):
-    """Whether a model has a hook point of that name, and can come there."""
+def is_reached(model, name):
+    """Whether a model has a hook point of this name and reaches it in a forward pass."""
     return name in model.hook_points() and not (model.cfg.attn_only and ".mlp" in name)
 
 
 def check_point(model, at):
-    """The full name of a hook point [batch, pos, d]; UserError for any other."""
+    """The full name of a hook point [batch, pos, d]. Raises UserError for any other."""
     name = count_layer(model, at)
     points = model.hook_points()
-    if not can_be_looked_at(model, name):
+    if not is_reached(model, name):
         raise UnknownName(f"{at} is not a hook of this model{suggest_closest(name, points)}")
     axes = points[name].axes.split()
     if axes[:2] != ["batch", "pos"] or len(axes) != 3 or axes[2] == "1":
@@ -172,10 +186,11 @@ def check_point(model, at):
 # The model of words
 
 
-def word_subjects(seed, at, folder, recipe, *, retrain=False):
+def word_subjects(seed, at, folder, recipe, *, retrain=False, trainings=None):
     """The Subjects of the word model of a seed, one for each point of `choose_points`."""
-    points = choose_points(GPT(recipe.shape(d_vocab=1)), at)  # refused before a training
-    model, tokenizer = trained_word_model(seed, folder, recipe, retrain=retrain)
+    points = choose_points(GPT(recipe.shape(d_vocab=1)), at)  # a wrong `at` fails before training
+    model, tokenizer = trained_word_model(seed, folder, recipe, retrain=retrain,
+                                          trainings=trainings)
     train_stories = story_windows(DICTIONARY_TEXT, recipe.windows, recipe.n_ctx)
     held_out_stories = story_windows(HELD_OUT_TEXT, recipe.held_out, recipe.n_ctx)
     tokens, held_out = (as_ids(stories, tokenizer) for stories in (train_stories, held_out_stories))
@@ -190,8 +205,8 @@ def word_subject(seed, at, folder, recipe=None, *, retrain=False):
     return word_subjects(seed, at, folder, recipe or WordRecipe(), retrain=retrain)[0]
 
 
-def trained_word_model(seed, folder, recipe, *, retrain=False):
-    """(model, tokenizer) of a WordRecipe, trained or read where it was kept."""
+def trained_word_model(seed, folder, recipe, *, retrain=False, trainings=None):
+    """(model, tokenizer) of a WordRecipe, trained, or read if it was kept."""
     text = corpus.text(recipe.characters, TRAIN_TEXT)
     tokenizer = WordTokenizer().fit(text)
     how = TrainConfig(max_steps=recipe.steps, batch_size=recipe.batch_size, lr=recipe.lr,
@@ -199,19 +214,22 @@ def trained_word_model(seed, folder, recipe, *, retrain=False):
 
     def train_(model):
         train_on_text_(model, torch.tensor(tokenizer.encode(text)), how, seed,
-                       f"words, seed {seed}")
+                       f"words, seed {seed}", trainings=trainings)
 
     model, _ = trained_gpt(folder / f"words_seed_{seed}" / "checkpoint.pt",
                            recipe.shape(tokenizer.d_vocab), seed, train_, tokenizer=tokenizer,
-                           retrain=retrain,
+                           retrain=retrain, trainings=trainings,
                            settings={"train": asdict(how), "characters": recipe.characters})
     return model, tokenizer
 
 
 def story_windows(text_seed, n_windows, n_ctx):
-    """[n_windows lists of n_ctx words] of the corpus. Each begins with the END before a story, so
-    that all that a story has said is in the window; one may reach into the next story."""
-    characters = 7 * n_windows * n_ctx  # a word and the space before it have fewer
+    """n_windows lists of n_ctx words each, from the corpus.
+
+    Each window begins with the END before a story, so everything the story has told is in it. It
+    may reach into the next story.
+    """
+    characters = 7 * n_windows * n_ctx  # a word and the space before it have fewer than 7
     words = [corpus.END, *corpus.sample_of_length(characters, text_seed).words]
     windows = []
     begin = 0
@@ -222,7 +240,7 @@ def story_windows(text_seed, n_windows, n_ctx):
 
 
 def as_ids(windows, tokenizer):
-    """Lists of words as ids, [batch, pos]."""
+    """The ids of lists of words, [batch, pos]."""
     return torch.tensor([[tokenizer.ids[word] for word in words] for words in windows])
 
 
@@ -232,11 +250,12 @@ def variables_of(windows):
     return {name: torch.stack([each[name] for each in found]) for name in found[0]}
 
 
-# A model of text: what train.py makes, or whatever was named
+# A model of text: train.py's, or the one that was named
 
 
 def run_subjects(run_name, at, out_dir, *, text=None, windows=TextRecipe.windows):
-    """The Subjects of a run of train.py, on the text that it was validated on, or on a file."""
+    """The Subjects of a run of train.py, on its validation text, or on a file if `text` names one.
+    """
     run = find_run(run_name, out_dir)
     model, tokenizer = load_model(run)
     points = choose_points(model, at)
@@ -246,25 +265,29 @@ def run_subjects(run_name, at, out_dir, *, text=None, windows=TextRecipe.windows
         try:
             ids = validation_tokens(run)
         except UserError as error:
-            raise UserError(f"{error}; or give a file with --text") from None
+            raise UserError(f"{error}; or name a file with --text") from None
     return text_subjects_of(run.name, model, tokenizer, points, ids, windows)
 
 
 def pretrained_subjects(name, at, *, text=None, windows=PRETRAINED_WINDOWS):
-    """The Subjects of a published model or its folder, on a file of text, or on stories of the
-    built-in corpus."""
+    """The Subjects of a pretrained model (a name, or its folder).
+
+    text: a file; None: stories of the built-in corpus.
+    """
     model, tokenizer = load_pretrained(name)
     points = choose_points(model, at)
     ids = encode_start(text, tokenizer, windows * model.cfg.n_ctx, HELD_OUT_TEXT)
     return text_subjects_of(name, model, tokenizer, points, ids, windows)
 
 
-def text_subjects(cfg, folder):
-    """The Subjects of a run in out_dir with train.py's defaults, the newest, or else of a model
-    that is trained here as train.py would, with fewer steps, and kept."""
-    recipe = TextRecipe.quick() if cfg.quick else TextRecipe()
+def text_subjects(cfg, folder, trainings=None):
+    """The Subjects of the newest run in out_dir with train.py's defaults. If there is none, the
+    model is trained here as train.py would, with fewer steps, and kept."""
+    recipe = model_recipe(TextRecipe, cfg)
     run = None if cfg.quick else find_default_run(cfg.out_dir)
     if run is not None:
+        if trainings is not None:
+            trainings.count()
         return run_subjects(run, cfg.at, cfg.out_dir, windows=recipe.windows)
 
     dataset = load_dataset(DataConfig(dataset="builtin" if cfg.quick else "auto"),
@@ -273,16 +296,19 @@ def text_subjects(cfg, folder):
     how = TrainConfig(max_steps=recipe.steps)
     model, _ = trained_gpt(
         folder / "text_seed_0" / "checkpoint.pt", shape, 0,
-        lambda model: train_on_text_(model, dataset.train, how, 0, dataset.name),
-        tokenizer=dataset.tokenizer, retrain=cfg.retrain,
+        lambda model: train_on_text_(model, dataset.train, how, 0, dataset.name,
+                                     trainings=trainings),
+        tokenizer=dataset.tokenizer, retrain=cfg.retrain, trainings=trainings,
         settings={"train": asdict(how), "data": dataset.sha256})
     return text_subjects_of(dataset.name, model, dataset.tokenizer, choose_points(model, cfg.at),
                             dataset.val, recipe.windows)
 
 
 def find_default_run(out_dir):
-    """The folder of the newest run in out_dir that has train.py's default shape and text, and whose
-    text can be had; None where there is none."""
+    """The folder of the newest run in out_dir that has train.py's default shape and text.
+
+    A run whose text is no longer available is passed over. None if there is no run left.
+    """
     for run in reversed(list_runs(out_dir)):
         path = run / "checkpoint.pt"
         state = load_checkpoint(path)
@@ -298,14 +324,17 @@ def find_default_run(out_dir):
 
 
 def text_subjects_of(name, model, tokenizer, points, text, windows):
-    """The Subjects of a model at some points: text, ids [n], is cut into windows; the last
-    HELD_OUT_SHARE of them are held out."""
+    """The Subjects of a model at some hook points.
+
+    text: ids [n], cut into at most `windows` windows; the last HELD_OUT_SHARE of them are held out.
+    Raises UserError for a text that is too short.
+    """
     length = min(model.cfg.n_ctx, ModelConfig().n_ctx)
     rows = min(windows, len(text) // length)
     n_held_out = round(HELD_OUT_SHARE * rows)
     if n_held_out < 2:
         raise UserError(f"the text of {name} has {len(text)} tokens, which are {rows} windows of "
-                        f"{length}, and a dictionary wants 5 or more; choose a longer text")
+                        f"{length}; a dictionary needs 5 or more, so choose a longer text")
     tokens = torch.as_tensor(text[: rows * length]).view(rows, length)
     return [Subject(name, model, tokenizer, point, tokens[:-n_held_out], tokens[-n_held_out:])
             for point in points]

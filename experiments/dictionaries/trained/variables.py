@@ -1,12 +1,12 @@
-"""What is known of each word of a story: who has what, who is given it, where in a song one is.
+"""Find the facts that hold at each word of a story: who has what, what will be given or sung.
 
-The built-in corpus has a hidden state, and its words say what it is. `known_variables` reads words
-one by one and says of each which of VARIABLES hold *there*, from the words up to and including it.
-Nothing is read ahead, so a model that reads the same words could know all of it.
+The built-in corpus has a hidden state, and its words reveal it. `known_variables` reads the words
+one by one. At each it says which of VARIABLES hold there, judging by the words up to and including
+this one. It never reads ahead, so a model that reads the same words could know all of them.
 
 Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
-Prerequisites: corpus.py
-Next: experiments/dictionaries/subjects.py
+Prerequisites: corpus.py, experiments/dictionaries/measure.py
+Next: experiments/dictionaries/trained/model.py
 Source: the grammar is that of corpus.Storyteller
 """
 
@@ -26,39 +26,39 @@ SENTENCES = ("gift", "scene", "song", "question")  # and "stay", "Ada is at the 
 ORDINALS = ("1st", "2nd", "3rd", "4th", "5th")
 
 VARIABLES = (
-    "story: may end",  # so many sentences are over that an end can follow this one
+    "story: may end",  # enough sentences are over for the story to end after this one
     "story: a place is known",
     "story: somebody has a thing",
     *(f"has a thing: {name}" for name in NAMES),
-    *(f"sentence: {kind}" for kind in SENTENCES),  # what kind it is, once that is known
+    *(f"sentence: {kind}" for kind in SENTENCES),  # its kind, as soon as the words show it
     "song: again",  # from the word "again" to the full stop
     "song: sung",  # all of its syllables have been sung twice
     *(f"song: {ordinal}" for ordinal in ORDINALS),  # syllable, in the first singing or the second
-    *(f"next: {category}" for category in CATEGORIES),  # what the next word takes
-    *(f"receiver: {name}" for name in NAMES),  # from the giver's name to the word before theirs
-    *(f"answer: {word}" for word in (*THINGS, *PLACES)),  # from who is asked about to before it
-    *(f"to sing: {syllable}" for syllable in SYLLABLES),  # the next one, where it is a copy
+    *(f"next: {category}" for category in CATEGORIES),  # what predicting the next word requires
+    *(f"receiver: {name}" for name in NAMES),  # from the giver's name to the word before this name
+    *(f"answer: {word}" for word in (*THINGS, *PLACES)),  # from the asked name to the word before
+    *(f"to sing: {syllable}" for syllable in SYLLABLES),  # the next syllable, if it is a copy
 )
-# Variables that name a word that is to come, and its category
+# The variables that name a word to come, and that word's category
 CATEGORY_OF = {"receiver": "indirect object", "answer": "recall", "to sing": "copying"}
 
-# What the word after the i-th of a sentence takes; a word that is not listed is "syntax"
+# The category of the word after the i-th of a sentence; "syntax" if it is not listed
 GIFT = "When one and two went to the place , giver gave a thing to receiver ."
 AFTER = {
     "gift": dict.fromkeys((0, 2, 6, 11), "choice") | {8: "duplicate", 13: "indirect object"},
     "scene": dict.fromkeys((0, 1, 2), "choice"),
     "stay": {3: "choice"},
-    None: {0: "choice"},  # a name, which may sing or be somewhere
+    None: {0: "choice"},  # a name, followed by "sings" or "is"
 }
 GIVER, THING, RECEIVER = (GIFT.split().index(word) for word in ("giver", "thing", "receiver"))
 PLACE_OF_GIFT, PLACE_OF_STAY = 7, 4
-ANSWER = {"What": 5, "Where": 6}  # where it stands in the question's sentence
+ANSWER = {"What": 5, "Where": 6}  # the answer's place in the question's sentence
 
 
 def known_variables(words):
-    """{name: [n] bool} of each of VARIABLES, for n words of the corpus.
+    """Where each of VARIABLES holds, {name: [n] bool}, for n words of the corpus.
 
-    words: a list that begins where a story does, or with the END of the one before.
+    words: a list that begins at the start of a story, or with the END of the story before.
     """
     index = {name: number for number, name in enumerate(VARIABLES)}
     found = torch.zeros(len(words), len(VARIABLES), dtype=torch.bool)
@@ -70,44 +70,45 @@ def known_variables(words):
 
 
 def word_to_come(name):
-    """The word that a variable says will come, or None: "receiver: Ada" says Ada."""
+    """The word that a variable says will come, or None: Ada for "receiver: Ada"."""
     group, word = name.split(": ")
     return word if group in CATEGORY_OF else None
 
 
 def siblings(name):
-    """The variables that say a word of the same kind as this one does, itself among them."""
+    """The variables of the same group whose words are of the same kind, this one among them."""
     group, word = name.split(": ")
     kind = next(words for words in (NAMES, THINGS, PLACES, SYLLABLES) if word in words)
     return [f"{group}: {other}" for other in kind]
 
 
 def is_next(known, name):
-    """Where the word that a variable says comes next, if the variable holds: the category says so.
+    """Where the next word is of the category that a variable names words of, as a bool tensor.
 
-    known: {variable: bool tensor}, of the same shape.
+    If the variable holds there, its word is the next one. known: {variable: bool tensor}, all of
+    one shape.
     """
     return known[f"next: {CATEGORY_OF[name.split(': ')[0]]}"]
 
 
 class Reader:
-    """Reads a story word by word, and knows of it what `facts` says.
+    """A reader of stories, word by word, who knows the facts that `facts` lists.
 
-    sentence: the words of the sentence so far, of which the last may be its full stop.
+    sentence: the words of the sentence so far, perhaps with its full stop.
     """
 
     def __init__(self):
         self.begin_story_()
 
     def begin_story_(self):
-        """Forgets all that was said."""
+        """Forget everything."""
         self.sentence = []
         self.n_over = 0  # sentences
         self.place_of = {}
         self.thing_of = {}
 
     def read(self, word):
-        """Takes in the next word."""
+        """Read the next word."""
         if word == END:
             self.begin_story_()
             return
@@ -118,7 +119,7 @@ class Reader:
         self.remember_(word)
 
     def remember_(self, word):
-        """Keeps what the last word says of somebody."""
+        """Remember the place or thing of somebody, if the last word reveals it."""
         i = len(self.sentence) - 1
         if self.kind == "gift" and i == PLACE_OF_GIFT:
             self.place_of |= {self.sentence[1]: word, self.sentence[3]: word}
@@ -127,11 +128,14 @@ class Reader:
         elif self.kind == "stay" and i == PLACE_OF_STAY:
             self.place_of[self.sentence[0]] = word
 
-    # What kind of sentence it is, and where in it one is
+    # The kind of sentence, and the place in it
 
     @property
     def kind(self):
-        """One of SENTENCES, or "stay"; None before a sentence, and after a name alone."""
+        """The kind of the sentence: one of SENTENCES, or "stay".
+
+        None before a sentence, and after a name alone.
+        """
         first, second, *_ = [*self.sentence, None, None]
         of_first = {"When": "gift", "The": "scene", "What": "question", "Where": "question"}
         of_second = {"sings": "song", "is": "stay"}
@@ -139,8 +143,7 @@ class Reader:
 
     @property
     def to_sing(self):
-        """The syllables that are still to be sung again, [] where they all have been; None where
-        nothing is sung again."""
+        """The syllables still to be repeated, [] after the last; None if nothing is repeated."""
         if self.kind != "song" or "again" not in self.sentence:
             return None
         sung = self.sentence[2 : self.sentence.index(",")]
@@ -149,7 +152,7 @@ class Reader:
 
     @property
     def receiver(self):
-        """Who will be given a thing, from the giver's name on until it has been said; or None."""
+        """Who will be given a thing, from the giver's name to the word before theirs; else None."""
         if self.kind != "gift" or not GIVER < len(self.sentence) <= RECEIVER:
             return None
         pair = {self.sentence[1], self.sentence[3]}
@@ -157,7 +160,7 @@ class Reader:
 
     @property
     def answer(self):
-        """The word that answers a question, from the asked name on until it has been said; or None.
+        """The word that answers a question, from the asked name to the word before it; else None.
         """
         if self.kind != "question" or not 2 < len(self.sentence) <= ANSWER[self.sentence[0]]:
             return None
@@ -166,7 +169,7 @@ class Reader:
 
     @property
     def category_to_come(self):
-        """What the next word takes, one of CATEGORIES."""
+        """What predicting the next word requires, one of CATEGORIES."""
         i = len(self.sentence) - 1
         if i < 0 or self.sentence[i] == ".":
             return "choice"  # how the next sentence begins
@@ -183,7 +186,7 @@ class Reader:
     # All of it
 
     def facts(self):
-        """Yields the names of the VARIABLES that hold at the last word."""
+        """Yield the names of the VARIABLES that hold at the last word."""
         # of the story
         if self.n_over >= FEWEST_SENTENCES:
             yield "story: may end"
@@ -208,7 +211,7 @@ class Reader:
             yield f"answer: {self.answer}"
 
     def facts_of_song(self):
-        """As `facts`, of a song."""
+        """As `facts`, for the variables of songs."""
         to_sing = self.to_sing
         if to_sing is not None:
             yield "song: again"

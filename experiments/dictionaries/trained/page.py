@@ -1,17 +1,17 @@
-"""The page that shows each feature beside a random direction: what is measured, and the file.
+"""Measure features beside random directions, and write the page that shows them.
 
-A feature's strongest contexts nearly always look alike, and so do those of any direction. So
-whatever is shown of a feature is shown of a random direction too, which is as long and which is
-active as often:
+The contexts in which a feature is strongest nearly always look alike, but so do those of any
+direction. So everything that the page shows of a feature, it also shows of a random direction that
+is as long and active as often:
 
-    z = relu(x · direction - b)      b: so that as many held-out positions are above 0
+    z = relu(x · direction - b)      b: chosen so that as many held-out positions are above 0
 
-Such a z is smaller than a feature's, and less is taken away with it. So its effect on the loss is
-measured a second time, with z multiplied so that its mean is the feature's.
+Such a z is smaller than a feature's, so removing it removes less. Its effect on the loss is
+therefore measured a second time, with z multiplied so that its mean equals the feature's.
 
 Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
-Prerequisites: experiments/dictionaries/trained.py
-Next: experiments/dictionaries/transcoder.py
+Prerequisites: experiments/dictionaries/trained/measure.py
+Next: experiments/dictionaries/transcoders/model.py
 Source: Bricken et al. 2023 (a feature's contexts, logits and neuron); Bolukbasi et al. 2021 (the
 strongest contexts of a direction mislead); Heap et al. 2025 (controls that are not learned)
 """
@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from experiments import common
-from experiments.dictionaries.features import seed_for, unit_rows
+from experiments.dictionaries.model import seed_for, unit_rows
 from losses import next_token_loss
 from metrics import Effects, Metric, mean_ranks, pearson
 from rerun import Rerun
@@ -42,12 +42,12 @@ N_TOKENS = 6  # that a direction raises, and as many that it lowers
 MOST_CELLS = 8  # directions that are removed at once
 
 
-# Directions, and what they say of the held-out texts
+# Directions, and their activations on the held-out texts
 
 
 @dataclass(frozen=True)
 class Directions:
-    """Some directions, and how much of each there is at every held-out position.
+    """Some directions, and their activations at every held-out position.
 
     vectors: [direction, d]. z: [direction, batch, pos], 0 where a direction is not active.
     """
@@ -56,7 +56,7 @@ class Directions:
     z: torch.Tensor
 
     def select(self, chosen):
-        """Some of them, chosen [n]."""
+        """The Directions with the numbers `chosen` [n]."""
         return Directions(self.vectors[chosen], self.z[chosen])
 
 
@@ -66,8 +66,10 @@ def dictionary_directions(dictionary, x):
 
 
 def random_directions(x, like, drawn):
-    """Directions in which drawn [direction, d] point, each as long as one of `like` and active as
-    often, but for ties; x: [batch, pos, d]."""
+    """The Directions of some drawn vectors, each as long and active as often as one of `like`.
+
+    drawn: [direction, d]; x: [batch, pos, d]. Only ties can make one active less often.
+    """
     vectors = unit_rows(drawn) * like.vectors.norm(dim=-1, keepdim=True)
 
     readings = vectors @ x.flatten(0, 1).T  # [direction, position]
@@ -78,7 +80,7 @@ def random_directions(x, like, drawn):
 
 
 def as_strong(directions, like):
-    """The directions with z of the same mean as those of `like`."""
+    """The directions, with z multiplied so that its mean equals that of `like`."""
     ratio = like.z.mean((1, 2)) / directions.z.mean((1, 2))
     return Directions(directions.vectors, directions.z * ratio.nan_to_num(posinf=0)[:, None, None])
 
@@ -88,11 +90,11 @@ def as_strong(directions, like):
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What one run on the held-out texts gives, beside which directions are held.
+    """The activations, neurons and LayerNorm scale of one run, which directions are compared with.
 
-    x: [batch, pos, d], at the subject's hook point. scale: what the last LayerNorm divides by, on
-    average. neurons: [neuron], names such as L0N12, of those whose writes reach the hook point;
-    neuron_vectors: [neuron, d], what each writes there; neuron_z: [neuron, batch, pos].
+    x: [batch, pos, d], at the subject's hook point. scale: the mean scale by which the last
+    LayerNorm divides. neurons: [neuron], names such as L0N12, of those whose writes reach the hook
+    point; neuron_vectors: [neuron, d], what each writes there; neuron_z: [neuron, batch, pos].
     """
 
     x: torch.Tensor
@@ -104,7 +106,7 @@ class Surroundings:
 
 @torch.no_grad()
 def look_around(subject):
-    """The Surroundings of a Subject."""
+    """The Surroundings of a Subject, from one run on its held-out texts."""
     model = subject.model
     layers = neuron_layers(model, subject.at)
     posts = [f"blocks.{layer}.mlp.hook_post" for layer in layers]
@@ -113,7 +115,7 @@ def look_around(subject):
     _, cache = model.run_with_cache(subject.held_out, list(names))
     x = cache[subject.at]
 
-    # a neuron is a dimension of its own at hook_post, and a row of W_out in the stream
+    # at hook_post a neuron is a dimension of its own, in the stream a row of W_out
     if NEURONS.fullmatch(subject.at):
         vectors = [torch.eye(model.cfg.d_mlp)]
     else:
@@ -128,7 +130,7 @@ def look_around(subject):
 
 
 def neuron_layers(model, at):
-    """The layers whose neurons write what is read at a hook point."""
+    """The layers whose neurons' writes reach a hook point."""
     is_neurons = NEURONS.fullmatch(at)
     if is_neurons:
         return [int(is_neurons[1])]
@@ -140,10 +142,10 @@ def neuron_layers(model, at):
 
 
 def writes_to_stream(model, at, vectors):
-    """(hook point, what the vectors [direction, d] of `at` are in the stream [direction, d_model]).
+    """Where and what the vectors [direction, d] of `at` write: (hook point, [direction, d_model]).
 
-    Neurons write through W_out, so taking from hook_post what a direction says is taking its
-    product with W_out from the MLP's output. (at, None) where `at` is no part of the stream.
+    Neurons write through W_out. So removing a direction from hook_post is the same as removing its
+    product with W_out from the MLP's output. Returns (at, None) if `at` is not part of the stream.
     """
     is_neurons = NEURONS.fullmatch(at)
     if is_neurons:
@@ -157,8 +159,10 @@ def writes_to_stream(model, at, vectors):
 
 @torch.no_grad()
 def removal_effects(subject, directions):
-    """What the loss rises by when z · direction is taken from the activation at each position, and
-    the rest of it stays: Effects [direction, batch], in nats a token."""
+    """By how much the loss rises if z · direction is subtracted from the activation everywhere.
+
+    Returns Effects [direction, batch], in nats a token.
+    """
     model, texts = subject.model, subject.held_out
     point, writes = writes_to_stream(model, subject.at, directions.vectors)
     writes = directions.vectors if writes is None else writes
@@ -175,10 +179,10 @@ def removal_effects(subject, directions):
 
 @torch.no_grad()
 def direct_logits(subject, directions, scale):
-    """What one unit of each direction adds to the logits past all later blocks, [direction,
-    d_vocab], less its mean over the vocabulary; None where the hook point is no part of the stream.
+    """The direct effect of one unit of each direction on the logits, [direction, d_vocab].
 
-    scale: what the last LayerNorm divides by.
+    It is the effect past all later blocks, less its mean over the vocabulary; None if the hook
+    point is not part of the stream. scale: by which the last LayerNorm divides.
     """
     _, writes = writes_to_stream(subject.model, subject.at, directions.vectors)
     if writes is None:
@@ -188,8 +192,10 @@ def direct_logits(subject, directions, scale):
 
 
 def variable_aurocs(directions, variables):
-    """`metrics.auroc` of each direction for each known variable, [direction, variable]: all at
-    once, since a direction is ranked once. NaN for a variable that is true everywhere or nowhere.
+    """`metrics.auroc` of each direction for each known variable, [direction, variable].
+
+    All are computed together, so each direction is ranked only once. NaN for a variable that is
+    true everywhere or nowhere.
     """
     scores = directions.z.flatten(1).double()
     truth = torch.stack(list(variables.values())).flatten(1).double()  # [variable, position]
@@ -199,8 +205,10 @@ def variable_aurocs(directions, variables):
 
 
 def nearest_neurons(directions, around):
-    """[{"name", "cosine", "correlation"}] of the neuron that writes most nearly what each direction
-    says; correlation: of its activation and z. [None] * n where no neuron writes there."""
+    """The neuron that writes most nearly in each direction: [{"name", "cosine", "correlation"}].
+
+    correlation: of the neuron's activation and z. [None] * n if no neuron writes there.
+    """
     if not around.neurons:
         return [None] * len(directions.vectors)
     cosines = F.normalize(directions.vectors, dim=-1) @ F.normalize(around.neuron_vectors, dim=-1).T
@@ -215,15 +223,20 @@ def nearest_neurons(directions, around):
 
 
 def strongest_places(z, n):
-    """[(text, pos)] of the n texts with the largest activation, where it is; z: [batch, pos]."""
+    """The place (text, pos) of the largest activation in each of the n texts with the largest.
+
+    z: [batch, pos].
+    """
     values, pos = z.max(-1)
     texts = values.argsort(descending=True, stable=True)[:n].tolist()
     return [(text, pos[text].item()) for text in texts if values[text] > 0]
 
 
 def middle_places(z, n, but):
-    """[(text, pos)] of n texts, where z [batch, pos] is nearest to the median of all that is above
-    0. but: texts that are left out."""
+    """The places (text, pos) of n texts where z is nearest to the median of all z above 0.
+
+    z: [batch, pos]. but: the texts to leave out.
+    """
     text, pos = (z > 0).nonzero(as_tuple=True)
     values = z[text, pos]
     places = []
@@ -236,8 +249,10 @@ def middle_places(z, n, but):
 
 
 def context(subject, z, place):
-    """The tokens around a (text, pos), and z [batch, pos] at each: plain values. "at": which of the
-    tokens lies at pos."""
+    """The tokens around a place (text, pos), with z [batch, pos] at each, as plain values.
+
+    "at": the number of the token at pos.
+    """
     text, pos = place
     start = max(0, pos - BEFORE)
     window = slice(start, pos + AFTER + 1)
@@ -246,19 +261,20 @@ def context(subject, z, place):
             "z": z[text, window].tolist(), "at": pos - start}
 
 
-# All of it, as plain values
+# Everything, as plain values
 
 
 def describe_features(subject, dictionary, *, n_features=100, n_contexts=8, seed=0):
-    """What is known of the features with the largest effects, and of a random direction each.
+    """Measure the features with the largest effects on the loss, and a random direction for each.
 
-    subject: a Subject; all numbers are of its held-out texts. dictionary: of the activations at its
-    hook point. n_features: how many at most, those whose removal changes the loss most. seed: of
-    the random directions; a latent's does not depend on which others are shown.
-    Returns [{"index": of the latent, "feature": {...}, "random": {...}}], the most effective first,
-    with in both what `describe_directions` says, and in the random one "as_much": its effect where
-    as much of it is taken away, on average, as of the feature.
-    Raises UserError for a dictionary of other activations, and where none of its latents is ever
+    subject: a Subject; all numbers are measured on its held-out texts. dictionary: of the
+    activations at its hook point. n_features: how many at most. seed: of the random directions; a
+    latent's partner does not depend on which others are shown.
+
+    Returns [{"index": the latent's number, "feature": {...}, "random": {...}}], the largest effect
+    first. Both hold what `describe_directions` returns. The random one also has "as_much": its
+    effect if as much of it is removed, on average, as of the feature.
+    Raises UserError for a dictionary of other activations, and if none of its latents is ever
     active.
     """
     around = look_around(subject)
@@ -294,14 +310,14 @@ def describe_features(subject, dictionary, *, n_features=100, n_contexts=8, seed
 
 
 def describe_directions(subject, directions, around, effects, n_contexts):
-    """A dict of plain values of each direction:
+    """A dict of plain values for each direction, in a list.
 
     frequency: the share of positions at which it is active. mean, most: of z, where it is active.
-    effect, low, high: what the loss rises by without it, nats a token, and an interval of 95 % over
-    texts. counts: how many positions have z in each of N_BINS equal parts from 0 to `most`.
-    strongest, middle: contexts. raised, lowered: [[token, logits a unit]], None where they are not
-    known. neuron, variable: the nearest neuron, and the known variable that it tells best, with its
-    AUROC; None where there is none.
+    effect, low, high: the rise of the loss without it, in nats a token, with an interval of 95 %
+    over texts. counts: how many positions have z in each of N_BINS equal parts from 0 to `most`.
+    strongest, middle: contexts. raised, lowered: [[token, logits a unit]], or None if the direction
+    does not write to the stream. neuron: the nearest one, or None. variable: the known variable
+    that the direction predicts best, with its AUROC, or None.
     """
     logits = direct_logits(subject, directions, around.scale)
     neurons = nearest_neurons(directions, around)
@@ -329,20 +345,20 @@ def describe_directions(subject, directions, around, effects, n_contexts):
 
 
 def describe_effects(effects):
-    """[{"effect", "low", "high"}] of Effects [direction, batch]: means and their intervals."""
+    """The means of Effects [direction, batch] with intervals: [{"effect", "low", "high"}]."""
     ends = zip(effects.mean.tolist(), *(end.tolist() for end in effects.ci()), strict=True)
     return [{"effect": mean, "low": low, "high": high} for mean, low, high in ends]
 
 
 def top_tokens(subject, values, sign=1):
-    """[[token, sign · value]] of the largest of the values [d_vocab]."""
+    """The tokens with the largest of the values [d_vocab]: [[token, sign · value]]."""
     top, ids = values.topk(min(N_TOKENS, len(values)))
     texts = subject.tokenizer.to_str_tokens(ids.tolist(), show_unknown=True)
     return [[text, sign * value] for text, value in zip(texts, top.tolist(), strict=True)]
 
 
 def best_variable(subject, aurocs):
-    """{"name", "auroc"} of the known variable with the highest AUROC, [variable]; or None."""
+    """The known variable with the highest AUROC: {"name", "auroc"}, or None. aurocs: [variable]."""
     if aurocs.isnan().all():
         return None
     best = aurocs.nan_to_num(-1.0).argmax().item()
@@ -353,8 +369,7 @@ def best_variable(subject, aurocs):
 
 
 def make_page(subject, dictionary, features):
-    """What the page draws, plain values, numbers to four digits. features: of
-    `describe_features`."""
+    """The contents of the page: plain values with four digits. features: of `describe_features`."""
     n_latents = len(dictionary.W_dec)
     n_texts, length = subject.held_out.shape
     randoms = [each["random"] for each in features]
@@ -365,21 +380,22 @@ def make_page(subject, dictionary, features):
     direct = ("“Raises” and “lowers” are direct: what a unit of the direction adds to the logits "
               "past all later blocks, less the mean over all tokens.")
     if randoms[0]["raised"] is None:
-        direct = (f"{subject.at} does not write to the stream, so direct effects on logits are not "
-                  "defined there.")
+        direct = (f"{subject.at} is not part of the stream, so it has no direct effects on "
+                  "logits.")
     return {
-        "title": "What each feature says, beside a random direction",
-        "about": f"Of {subject.name}, at {subject.at}: a dictionary of {n_latents} latents. The "
-                 f"{len(features)} that change the loss most when they are taken away are listed; "
-                 f"{n_latents - len(features)} are left out. The loss clearly rises without "
-                 f"{n_features} of these features. It does so without {n_random} of as many random "
-                 f"directions, or {n_as_much} where as much is taken away as of the features.",
+        "title": "Each feature of a dictionary, beside a random direction",
+        "about": f"A dictionary of {n_latents} latents, of {subject.name} at {subject.at}. The "
+                 f"{len(features)} whose removal changes the loss most are listed; "
+                 f"{n_latents - len(features)} are left out. Removing a listed feature clearly "
+                 f"raises the loss for {n_features} of them. Removing a random direction does so "
+                 f"for {n_random} of as many, or for {n_as_much} if as much is removed as of the "
+                 "features.",
         "reading": "Choose a feature: the more colour a token has, the stronger the feature is at "
                    "it. Then look at the random direction beside it, which is active as often: if "
                    "its contexts look as meaningful, the feature’s prove little.",
-        "measured": f"All is measured on {n_texts} held-out texts of {length} tokens. Effect: what "
-                    "the loss rises by, in nats a token, when the direction’s part of the "
-                    "activation is taken away and the rest stays; intervals of 95 % over texts: "
+        "measured": f"All numbers are from {n_texts} held-out texts of {length} tokens. Effect: "
+                    "how much the loss rises, in nats a token, if the direction’s part of the "
+                    "activation is removed and the rest stays. With intervals of 95 % over texts: "
                     "● needed, the interval lies above 0; ○ unclear, it includes 0; ▼ harmful, it "
                     "lies below. Features are chosen by their effect on these texts, random "
                     f"directions are not chosen. {direct}",
@@ -388,12 +404,12 @@ def make_page(subject, dictionary, features):
 
 
 def count_needed(effects):
-    """How many of some {"low", ...} have an interval above 0."""
+    """The number of effects, {"low", ...}, whose interval lies above 0."""
     return sum(each["low"] > 0 for each in effects)
 
 
 def rounded(values):
-    """Plain values, lists and dicts among them, with floats to four digits."""
+    """Plain values, also in nested lists and dicts, with floats rounded to four digits."""
     if isinstance(values, dict):
         return {name: rounded(value) for name, value in values.items()}
     if isinstance(values, list):
@@ -404,5 +420,5 @@ def rounded(values):
 
 
 def write_page(path, page):
-    """Writes the page: the template beside this file, with what it draws inside of it."""
+    """Write the page: the template beside this file, with its contents inside."""
     common.write_page(path, TEMPLATE, page)

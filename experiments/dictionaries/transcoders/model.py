@@ -1,23 +1,23 @@
-"""Transcoders: an MLP written as features, and an answer taken apart into them, exactly.
+"""Train transcoders (an MLP's output as a sum of features), and split an answer among features.
 
-A transcoder is a dictionary that reads what an MLP reads and writes what it writes:
+A transcoder is a dictionary that reads an MLP's input and writes the MLP's output:
 
     mlp_out = z W_dec + b_dec + error        z = activate(reading W_enc + b_enc), mostly 0
 
-Keep a prompt's attention patterns and LayerNorm scales as they are. What is left of the model
-between two MLPs only adds and multiplies by constants. So whatever the stream is read for (the
-answer, or what a feature sees before it is active) is a sum over all that was written earlier:
+Freeze a prompt's attention patterns and LayerNorm scales. Between two MLPs the model then only adds
+and multiplies by constants. So any number that is read from the stream, such as the answer or a
+feature's input, is a sum over everything that was written earlier:
 
     answer = tokens + positions + features + errors + biases
 
-Each term is a write times the slope of the answer by it, and one backward pass gives all of them.
-The *error nodes* are what the transcoders miss: counted, so that nothing is left over, but not
-explained. The sum is of direct contributions (attention may carry them, MLPs do not). What a later
-MLP's features make of a write is added by `total_effects`.
+Each term is a write times the answer's slope by it. One backward pass gives all slopes. The *error
+nodes* are what the transcoders miss; they are in the sum, so that it is exact, but they are not
+explained. The terms are direct contributions: attention may carry a write on, MLPs do not.
+`total_effects` also counts what a write changes in the features of later MLPs.
 
 Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
-Prerequisites: attribution.py, experiments/dictionaries/trained.py
-Next: experiments/dictionaries/report_transcoder.py
+Prerequisites: attribution.py, experiments/dictionaries/measure.py
+Next: experiments/sparse_autoencoder.py
 Source: Dunefsky et al. 2024 (transcoders); Marks et al. 2024 (error nodes); Ameisen et al. 2025
 (attribution graphs: frozen patterns and scales, active features kept)
 """
@@ -36,11 +36,11 @@ from metrics import as_metric
 from patching import replace_with
 from utils import UserError, check_choice, check_count, check_tensor
 
-# What stays as in the clean run: hook points, by the ends of their names, and a part of each MLP.
+# What is kept from the clean run: hook points, by the ends of their names, and a part of each MLP.
 KEPT = {
-    "writes": (("hook_pattern", "hook_scale"), "writes"),  # linear: MLPs write what they wrote
+    "writes": (("hook_pattern", "hook_scale"), "writes"),  # linear: MLPs write the same again
     "features": (("hook_pattern", "hook_scale"), "features"),  # linear: the same ones are active
-    "patterns and scales": (("hook_pattern", "hook_scale"), None),  # MLPs run, from here on
+    "patterns and scales": (("hook_pattern", "hook_scale"), None),  # here and below, MLPs run
     "scales": (("hook_scale",), None),
     "patterns": (("hook_pattern",), None),
     "nothing": ((), None),
@@ -51,7 +51,7 @@ KEPT = {
 
 
 def reading_point(model, layer):
-    """The hook name of what a transcoder of this layer's MLP reads, [batch, pos, d_model].
+    """The hook name of the input of this layer's transcoder, [batch, pos, d_model].
 
     It is the stream after ln2 has centred and scaled it. ln2's gain and bias come after this point;
     they are part of the map that a transcoder learns. Raises UserError for a layer without an MLP.
@@ -66,7 +66,7 @@ def reading_point(model, layer):
 
 @torch.no_grad()
 def read_and_written(model, tokens, layer):
-    """What an MLP reads and what it writes, each [batch, pos, d_model]. tokens: [batch, pos]."""
+    """An MLP's input and output, each [batch, pos, d_model]. tokens: [batch, pos]."""
     model.check_no_dropout()
     names = [reading_point(model, layer), get_act_name("mlp_out", layer)]
     with model.caching(names) as cache:
@@ -75,10 +75,10 @@ def read_and_written(model, tokens, layer):
 
 
 def fit_transcoder(model, tokens, layer, recipe, seed, progress=None):
-    """The Dictionary that writes what the MLP of a layer writes, from what it reads.
+    """Train the Dictionary that computes a layer's MLP: from the MLP's input, its output.
 
-    tokens: [batch, pos], of the texts that it learns from. recipe: a DictionaryRecipe. progress: is
-    told how many steps are done. Raises UserError for a layer without an MLP.
+    tokens: [batch, pos], texts to learn from. recipe: a DictionaryRecipe. progress: as in
+    `fit_dictionary`. Raises UserError for a layer without an MLP.
     """
     reading, written = read_and_written(model, tokens, layer)
     return fit_dictionary(recipe, reading.flatten(0, 1), seed, target=written.flatten(0, 1),
@@ -87,21 +87,21 @@ def fit_transcoder(model, tokens, layer, recipe, seed, progress=None):
 
 @torch.no_grad()
 def transcoder_quality(model, transcoders, tokens):
-    """How well transcoders stand in for their MLPs, on held-out tokens [batch, pos]: a dict.
+    """How well transcoders replace their MLPs, on held-out tokens [batch, pos]: a dict.
 
-    fit: {layer: what `describe_fit` says of it}. loss, in nats a token: of the model ("intact"),
-    with all of these MLPs replaced by what their transcoders write ("transcoder"), by the mean of
-    mlp_out over texts and positions ("mean"), by 0 ("zero"). recovered: {"mean", "zero"}: the share
-    that the transcoders give back of the loss that such an ablation costs; 1 is all. Raises
-    UserError for a layer without an MLP.
+    fit: {layer: as `describe_fit`}. loss, in nats a token: of the model ("intact"), with the output
+    of all these MLPs replaced by that of their transcoders ("transcoder"), by its mean over texts
+    and positions ("mean"), by 0 ("zero"). recovered: {"mean", "zero"}: the share of the loss added
+    by such an ablation that the transcoders recover; 1 is all of it. Raises UserError for a layer
+    without an MLP.
     """
-    # each by itself
+    # each transcoder by itself
     fit = {}
     for layer, transcoder in transcoders.items():
         reading, written = read_and_written(model, tokens, layer)
         fit[layer] = describe_fit(transcoder, reading.flatten(0, 1), written.flatten(0, 1))
 
-    # the model without these MLPs
+    # the model with these MLPs replaced
     logits, cache = model.run_with_cache(tokens, lambda name: name.endswith("mlp_out"))
     loss = {"intact": next_token_loss(logits, tokens).item()}
     with model.hooks(transcoder_hooks(model, transcoders)):
@@ -116,7 +116,7 @@ def transcoder_quality(model, transcoders, tokens):
 
 
 def transcoder_hooks(model, transcoders):
-    """Hooks that put what each transcoder writes in place of its MLP's output."""
+    """Hooks that replace each MLP's output by that of its transcoder."""
     readings = {}
 
     def keep(reading, hook):
@@ -139,9 +139,10 @@ def transcoder_hooks(model, transcoders):
 class Contributions:
     """What each node adds to one number that is read from the stream; their sum is that number.
 
-    value: the number itself. tokens, positions: [pos], of the embeddings. features: {layer: [pos,
-    latent]}. errors: {layer: [pos]}, of what an MLP wrote beyond its transcoder, or of all that it
-    wrote where it has none. biases: {name: a number}, those with an effect.
+    value: the number itself. tokens, positions: [pos], from the embeddings. features: {layer: [pos,
+    latent]}. errors: {layer: [pos]}, from the part of an MLP's output that its transcoder misses,
+    or from all of it in a layer without a transcoder. biases: {name: a number}, those with an
+    effect.
     """
 
     value: float
@@ -158,10 +159,10 @@ class Contributions:
 
     @property
     def error_share(self):
-        """The error nodes' part of what MLPs add, sizes without signs: 0 to 1.
+        """The share of the error nodes in what MLPs add, by sizes without signs: 0 to 1.
 
-        Within a layer and a position all features count as one node, as the error does: many
-        features that cancel would else make the error look small.
+        All features of a layer and position count as one node, as the error does. Otherwise many
+        features that cancel would make the error look small.
         """
         errors = sum(error.abs().sum().item() for error in self.errors.values())
         features = sum(each.sum(-1).abs().sum().item() for each in self.features.values())
@@ -169,15 +170,15 @@ class Contributions:
 
 
 class FrozenRun:
-    """One prompt's run, whose patterns, LayerNorm scales and active features can be kept.
+    """The run of one prompt, in which patterns, LayerNorm scales and active features can be frozen.
 
     model: a GPT with MLPs. transcoders: {layer: Dictionary}, of some layers or all. tokens:
     [1, pos], the prompt. metric: the answer, linear in the logits, such as Metric.logit_diff.
 
     cache: the clean run. value: the answer there, a number. features: {layer: z [pos, latent]}.
-    errors: {layer: [pos, d_model]}, mlp_out less what the transcoder writes; all of it in layers
-    without one.
-    Raises UserError for another shape of tokens, layers that are not there, a model without MLPs.
+    errors: {layer: [pos, d_model]}, mlp_out less the transcoder's output, or all of mlp_out in a
+    layer without a transcoder.
+    Raises UserError for other shapes of tokens, missing layers, and a model without MLPs.
     """
 
     @torch.no_grad()
@@ -191,7 +192,7 @@ class FrozenRun:
         self.tokens = tokens
         self.metric = as_metric(metric)
         self.layers = range(model.cfg.n_layers)
-        # a layer of `transcoders` that is not there is refused here
+        # a layer of `transcoders` that the model does not have fails here
         self.reading_points = {layer: reading_point(model, layer) for layer in
                                (*self.layers, *transcoders)}
 
@@ -207,17 +208,17 @@ class FrozenRun:
                 self.errors[layer] = self.errors[layer] - transcoders[layer].decode(z)
 
     def reading(self, layer):
-        """What the MLP of a layer reads in the clean run, [pos, d_model]."""
+        """The input of a layer's MLP in the clean run, [pos, d_model]."""
         return self.cache[self.reading_points[layer]][0]
 
     # The frozen model
 
     def frozen_hooks(self, keep, n_copies=1):
-        """Hooks that keep some of the clean run, as in KEPT: [(name, fn)].
+        """Hooks that keep a part of the clean run, as in KEPT: [(name, fn)].
 
-        With "features" an MLP writes what it wrote, and what the features that were active add
-        where they now see something else; one without a transcoder writes what it wrote. n_copies:
-        how many copies of the prompt are run at once.
+        With "features", an MLP writes its clean output plus the change of the features that were
+        active; an MLP without a transcoder writes its clean output. n_copies: how many copies of
+        the prompt run at once.
         """
         check_choice("keep", keep, KEPT)
         endings, of_mlps = KEPT[keep]
@@ -233,11 +234,12 @@ class FrozenRun:
         return hooks
 
     def copies(self, clean, n_copies):
-        """[1, ...] -> [copy, ...]."""
+        """n_copies copies of a clean activation: [1, ...] -> [copy, ...]."""
         return clean.expand(n_copies, *clean.shape[1:])
 
     def active_features_hooks(self, layer, written):
-        """Hooks that let the active features of a layer see what has changed, and no others."""
+        """Hooks that let only the features that were active respond to a change. written: [copy,
+        pos, d_model], the clean output of the layer's MLP."""
         transcoder = self.transcoders[layer]
         W_enc = transcoder.W_enc.detach()
         W_dec = transcoder.W_dec.detach()
@@ -253,15 +255,16 @@ class FrozenRun:
         return [(self.reading_points[layer], look), (get_act_name("mlp_out", layer), write)]
 
     def slopes(self, number, keep):
-        """(the number, {write: its slope [pos, d_model]}, {bias: what it adds}).
+        """A number's slope by each write: (value, {write: [pos, d_model]}, {bias: what it adds}).
 
-        number(logits, readings) -> a scalar; readings: {layer: what its MLP reads, [pos, d_model]}.
+        number(logits, readings) -> a scalar; readings: {layer: its MLP's input, [pos, d_model]}.
+        keep: as in KEPT.
         """
         writes = {}
         readings = {}
 
         def capture(write, hook):
-            # a write that is kept is a constant, and becomes a leaf
+            # a frozen write is a constant, so it is made a leaf
             if not write.requires_grad:
                 write = write.detach().requires_grad_()
             writes[hook.name] = write
@@ -297,12 +300,12 @@ class FrozenRun:
     # Contributions
 
     def contributions(self):
-        """What each node adds to the answer by itself: Contributions."""
+        """What each node adds to the answer directly: Contributions."""
         return self.take_apart(lambda logits, readings: self.metric(logits).sum())
 
     def incoming(self, layer, pos, latent):
-        """What each earlier node adds to what a feature sees before it is active: Contributions,
-        b_enc among the biases. Raises UserError for a feature that is not there."""
+        """What each earlier node adds to a feature's input: Contributions, with b_enc among the
+        biases. Raises UserError for a feature that does not exist."""
         transcoder = self.transcoder_of(layer)
         check_count("pos", pos, 0, self.tokens.shape[1] - 1)
         check_count("latent", latent, 0, transcoder.W_enc.shape[1] - 1)
@@ -312,8 +315,10 @@ class FrozenRun:
                                {f"{layer}.b_enc": bias})
 
     def take_apart(self, number, more_biases=None):
-        """Contributions to number(logits, readings), as in `slopes`, and to what is added to it
-        from outside of the model, {bias: its value}."""
+        """The Contributions to number(logits, readings), as in `slopes`.
+
+        more_biases: {name: value}, added to the number from outside the model.
+        """
         value, slopes, biases = self.slopes(number, "writes")
         more_biases = more_biases or {}
 
@@ -326,7 +331,7 @@ class FrozenRun:
         if self.model.position_embedding is not None:
             positions = along(self.cache["pos_embed"][0], "hook_pos_embed")
 
-        # MLPs: features, what they miss, and the transcoder's own bias
+        # MLPs: features, errors, and the transcoder's own bias
         features = {}
         errors = {}
         for layer in self.layers:
@@ -340,11 +345,11 @@ class FrozenRun:
                              biases | more_biases)
 
     def along_features(self, layer, slope):
-        """What each feature's write adds, [pos, latent], by the slope [pos, d_model] there."""
+        """What each feature's write adds, [pos, latent]. slope: [pos, d_model], at mlp_out."""
         return self.features[layer] * (slope @ self.transcoders[layer].W_dec.detach().T)
 
     def transcoder_of(self, layer):
-        """Raises UserError for a layer that has no transcoder."""
+        """The transcoder of a layer. Raises UserError if it has none."""
         if layer not in self.transcoders:
             raise UserError(f"layer {layer} has no transcoder; choose from: "
                             f"{', '.join(map(str, self.transcoders))}")
@@ -353,21 +358,23 @@ class FrozenRun:
     # Effects, predicted and measured
 
     def direct_effects(self):
-        """What each feature adds to the answer by itself, {layer: [pos, latent]}."""
+        """What each feature adds to the answer directly, {layer: [pos, latent]}."""
         return self.contributions().features
 
     def total_effects(self):
-        """What each feature adds to the answer, also through later features: {layer: [pos,
-        latent]}. Which of these are active is kept, and so is every error."""
+        """What each feature adds to the answer, also by later features: {layer: [pos, latent]}.
+
+        The same features stay active, and every error stays as it was.
+        """
         _, slopes, _ = self.slopes(lambda logits, readings: self.metric(logits).sum(), "features")
         return {layer: self.along_features(layer, slopes[get_act_name("mlp_out", layer)])
                 for layer in self.transcoders}
 
     @torch.no_grad()
     def removal_effects(self, places, keep="nothing"):
-        """By how much the answer falls when one feature's write at one position is removed: [n].
+        """By how much the answer falls if one feature's write at one position is removed: [n].
 
-        places: [n, 3], (layer, pos, latent). keep: what stays as in the clean run, of KEPT.
+        places: [n, 3], (layer, pos, latent). keep: what is kept from the clean run, as in KEPT.
         """
         n = len(places)
         if n == 0:
@@ -390,7 +397,7 @@ class FrozenRun:
     def active_places(self, layer):
         """The active features of a layer that can reach the answer: [n, 3], (layer, pos, latent).
 
-        After the last attention none can, but at the position that is read.
+        After the last attention, only those at the position that is read can.
         """
         reaches = self.total_effects()[layer] != 0
         where = reaches.nonzero()

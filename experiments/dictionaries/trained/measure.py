@@ -1,20 +1,21 @@
-"""Dictionaries of a trained model's activations: what they keep, what they say, what they steer.
+"""Measure dictionaries of a trained model's activations: what they preserve, predict and steer.
 
-Four questions, each with what it is held against:
-- kept: the loss with the reconstruction in the activation's place, against its mean, and 0.
-- said: does a latent tell when a variable of the text holds, against the best neuron, as many
-  random directions, and a linear probe?
-- mixed: how many variables does one neuron carry, and how many one latent?
-- steered: does adding a latent's direction bring the word that its variable says, against random
-  directions of the same length?
+Four questions, each with what the answer is compared with:
+- Is the loss kept if the reconstruction replaces the activation? Compared with replacing it by its
+  mean, or by 0.
+- Does a latent predict when a variable of the text holds? Compared with the best neuron, the best
+  of as many random directions, and a linear probe.
+- How many variables does one latent carry? Compared with one neuron.
+- Does adding a latent's direction bring the word that its variable names? Compared with random
+  directions of the same length.
 A dictionary of shuffled activations and one of an untrained model answer the same questions.
 
-Much of what a latent says is only which word it stands at. So variables are scored *among equal
-words*: a place where the variable holds against one where it doesn't, with the same word at both.
+Many latents only show which word is at their position. So a variable is scored *among equal words*:
+a place where it holds is compared with a place of the same word where it doesn't.
 
 Chapter: COURSE_ROADMAP.md, 14 (superposition and dictionaries)
-Prerequisites: experiments/dictionaries/model.py, experiments/dictionaries/subjects.py
-Next: experiments/dictionaries/report_trained.py
+Prerequisites: experiments/dictionaries/measure.py, experiments/dictionaries/trained/model.py
+Next: experiments/dictionaries/transcoders/model.py
 Source: Bricken et al. 2023; Gao et al. 2024 (loss recovered, probes); Templeton et al. 2024
 (steering)
 """
@@ -25,31 +26,34 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from experiments.dictionaries.features import seed_for, unit_rows
 from experiments.dictionaries.measure import describe_fit
-from experiments.dictionaries.model import DictionaryRecipe, fit_dictionary
-from experiments.dictionaries.subjects import Subject as Subject  # what is measured here
-from experiments.dictionaries.variables import is_next, siblings
+from experiments.dictionaries.model import (
+    DictionaryRecipe,
+    fit_dictionary,
+    seed_for,
+    unit_rows,
+)
+from experiments.dictionaries.trained.variables import is_next, siblings
 from losses import log_probabilities, next_token_loss
 from metrics import mean_ranks
 from model import GPT
 from utils import seeded_generator
 
-RARE = 50  # steps: a feature of a text may be rare, and its latent silent for long
-# TopK is the quickest. On seed 0 of the word model all five kinds, k of 4 to 32, and four times as
-# many latents keep 0.997 or more of the loss, and the best latents have a mean AUROC of 0.77 to
-# 0.82, the best neurons of 0.84.
-WORD_DICTIONARY = DictionaryRecipe("TopK", 8, 256, steps=500, dead_after=RARE)
-TEXT_DICTIONARY = DictionaryRecipe("TopK", 16, 512, steps=500, dead_after=RARE)
+DEAD_AFTER = 50  # steps; a feature of a text may be rare, and its latent silent for long
+# TopK is the fastest. The choice hardly matters: on seed 0 of the word model, all five kinds, k of
+# 4 to 32, and four times as many latents recover 0.997 or more of the loss. The best latents have a
+# mean AUROC of 0.77 to 0.82, the best neurons 0.84.
+WORD_DICTIONARY = DictionaryRecipe("TopK", 8, 256, steps=500, dead_after=DEAD_AFTER)
+TEXT_DICTIONARY = DictionaryRecipe("TopK", 16, 512, steps=500, dead_after=DEAD_AFTER)
 ROWS_AT_ONCE = 64  # texts
-SAID = 0.9  # an AUROC above which a variable is said
-CARRIED = 0.8  # an AUROC above which, or below 1 less it, a neuron or latent carries a variable
-FEWEST_PAIRS = 500  # of equal words with and without a variable, in each half of the texts
-RIDGE = 1e-3  # of a probe, in units of the features' mean variance
-N_RANDOM = 20  # directions that steering is held against
-N_STEERED = 12  # latents that are steered by their own effect
+PREDICTED = 0.9  # a score with an AUROC above this predicts the variable
+CARRIED = 0.8  # a score with an AUROC above this, or below 0.2, carries the variable
+FEWEST_PAIRS = 500  # pairs of equal words, one with the variable, needed in each half of the texts
+RIDGE = 1e-3  # of a probe, in units of the mean variance of its inputs
+N_RANDOM = 20  # random directions that a steered one is compared with
+N_STEERED = 12  # latents that `steer_by_effect` steers along
 N_TEXTS = 16  # that are steered at once
-FEWEST_ACTIVE = 20  # positions at which a latent that is steered is active
+FEWEST_ACTIVE = 20  # positions at which a latent must be active to be steered along
 
 
 # Activations
@@ -57,8 +61,7 @@ FEWEST_ACTIVE = 20  # positions at which a latent that is steered is active
 
 @torch.no_grad()
 def collect(model, tokens, at):
-    """The activations of a hook point, [batch * pos, d]: position after position, text after text.
-    """
+    """The activations at a hook point, [batch * pos, d], text after text. tokens: [batch, pos]."""
     parts = [model.run_with_cache(rows, at)[1][at].flatten(0, 1)
              for rows in tokens.split(ROWS_AT_ONCE)]
     return torch.cat(parts)
@@ -66,8 +69,10 @@ def collect(model, tokens, at):
 
 @torch.no_grad()
 def spliced_loss(subject, splice=None):
-    """The mean loss on the held-out texts, in nats a token, with `splice(activation)` in place of
-    the activation; None: as it is."""
+    """The mean loss on the held-out texts, in nats a token, if splice(activation) replaces it.
+
+    splice: None leaves the activation as it is.
+    """
     hooks = [] if splice is None else [(subject.at, lambda activation, hook: splice(activation))]
     losses = []
     for tokens in subject.held_out.split(ROWS_AT_ONCE):
@@ -77,18 +82,21 @@ def spliced_loss(subject, splice=None):
 
 
 def reference_losses(subject, mean):
-    """{"clean", "mean", "zero"}: the losses that any dictionary is compared with, in nats a token:
-    with the activation as it is, its mean on other texts, [d], or 0."""
+    """The losses to compare a dictionary's with: {"clean", "mean", "zero"}, in nats a token.
+
+    clean: with the activation as it is; mean, zero: with it replaced by its mean on other texts,
+    `mean` [d], or by 0.
+    """
     return {"clean": spliced_loss(subject), "mean": spliced_loss(subject, mean.expand_as),
             "zero": spliced_loss(subject, torch.zeros_like)}
 
 
 def loss_recovered(subject, dictionary, reference):
-    """What a dictionary keeps of what the model needs at subject.at: a dict.
+    """How much of the loss a dictionary recovers: the reference losses, and three more numbers.
 
-    reference: of `reference_losses`; they are in the result too. spliced: the loss with the
-    reconstruction in place. against_mean, against_zero: (ablated - spliced) / (ablated - clean): 1
-    where nothing is lost, 0 where all is.
+    reference: of `reference_losses`. Returns a dict. spliced: the loss if the reconstruction
+    replaces the activation. against_mean, against_zero: (ablated - spliced) / (ablated - clean): 1
+    if nothing is lost, 0 if as much is lost as by the ablation.
     """
     spliced = spliced_loss(subject, lambda x: dictionary.decode(dictionary.encode(x)))
     clean = reference["clean"]
@@ -97,13 +105,15 @@ def loss_recovered(subject, dictionary, reference):
         for way in ("mean", "zero")}
 
 
-# What a latent says
+# What a latent predicts
 
 
 @dataclass(frozen=True)
 class Places:
-    """Positions of texts, one after another: x [n, d], words [n] (ids below n_words), truth [n,
-    variable]."""
+    """Positions of texts, with their activations, words and variables.
+
+    x: [n, d]; words: [n], ids below n_words; truth: [n, variable], bool.
+    """
 
     x: torch.Tensor
     words: torch.Tensor
@@ -113,10 +123,10 @@ class Places:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """Places where a variable holds, compared with places of the same word where it doesn't.
+    """Comparisons of places where a variable holds with places of the same word where it doesn't.
 
-    above: [word, score, variable], how many pairs have the higher score where the variable holds
-    (ties count half); pairs: [word, variable], how many there are.
+    pairs: [word, variable], the number of pairs. above: [word, score, variable], the number of
+    pairs with the higher score where the variable holds; ties count half.
     """
 
     above: torch.Tensor
@@ -124,7 +134,7 @@ class Comparisons:
 
     @classmethod
     def of(cls, scores, places):
-        """scores: [n, score]; places: n Places."""
+        """The Comparisons of scores [n, score] at n Places."""
         shape = (scores.shape[1], places.truth.shape[1])
         above = torch.zeros(places.n_words, *shape, dtype=torch.float64)
         pairs = torch.zeros(places.n_words, shape[1], dtype=torch.float64)
@@ -140,21 +150,24 @@ class Comparisons:
 
     @property
     def auroc(self):
-        """AUROC among equal words, [score, variable]: the chance that a place where the variable
-        holds scores above one with the same word where it doesn't. NaN where there is no pair."""
+        """AUROC among equal words, [score, variable]. NaN where there is no pair.
+
+        It is the chance that a place where the variable holds has a higher score than a place of
+        the same word where it doesn't.
+        """
         return self.above.sum(0) / self.pairs.sum(0)
 
     @property
     def auroc_of_words(self):
-        """The same of each word by itself, [word, score, variable]."""
+        """The AUROC of each word by itself, [word, score, variable]."""
         return self.above / self.pairs[:, None]
 
 
 @dataclass(frozen=True)
 class Halves:
-    """The held-out texts in two halves: on one a latent is chosen, on the other it is measured.
+    """The held-out texts in two halves: on one the best score is chosen, on the other measured.
 
-    names: of the variables of which both halves have FEWEST_PAIRS pairs of equal words.
+    names: the variables with at least FEWEST_PAIRS pairs of equal words in both halves.
     """
 
     names: list
@@ -178,12 +191,12 @@ class Halves:
 
 
 @dataclass(frozen=True)
-class Said:
-    """How well some scores say each variable, on the second half of the texts, [variable].
+class Prediction:
+    """How well the best of some scores predicts each variable, on the second half of the texts.
 
-    one: the AUROC of the score that says it best in the first half; which: its number. each_word:
-    the AUROC where each word has a score of its own, chosen in the same way. compared: all scores'
-    Comparisons in the second half.
+    one: [variable], the AUROC of the score that predicts it best in the first half; which:
+    [variable], that score's number. each_word: [variable], the AUROC if each word has a score of
+    its own, chosen in the same way. compared: the Comparisons of all scores in the second half.
     """
 
     one: torch.Tensor
@@ -193,9 +206,9 @@ class Said:
 
     @classmethod
     def of(cls, read, halves):
-        """read: x [n, d] -> scores [n, score].
+        """The Prediction by the scores that read(x [n, d]) returns, [n, score].
 
-        A score may say a variable by being low; that too is chosen in the first half.
+        A score may predict a variable by being low; the first half decides that, too.
         """
         first = Comparisons.of(read(halves.choose.x), halves.choose)
         second = Comparisons.of(read(halves.measure.x), halves.measure)
@@ -219,8 +232,11 @@ class Said:
 
     @property
     def carried(self):
-        """{"mean": how many variables a score carries that carries any, "share": how many scores
-        do}; the mean is 0 where none does. One that says one thing has a mean of 1."""
+        """How many variables scores carry: {"mean", "share"}.
+
+        share: the share of scores that carry any variable. mean: how many these carry; 0 if there
+        are none, 1 if each carries only one.
+        """
         n_carried = self.carries.sum(1)  # [score]
         carries_any = n_carried > 0
         mean = n_carried[carries_any].double().mean().item() if carries_any.any() else 0.0
@@ -230,9 +246,9 @@ class Said:
 def probe_auroc(halves):
     """The AUROC among equal words of a linear probe for each variable, [variable].
 
-    The probe is the least-squares one: fitted on the first half with each word's mean taken from
-    both x and truth, so that it spends nothing on the word itself. A logistic one for each
-    (probing.py) says up to 0.06 more on seed 0, and takes a hundred times as long.
+    The probe is fitted to the first half by least squares. Each word's mean is subtracted from both
+    x and truth before, so the probe spends nothing on the word itself. On seed 0, logistic probes
+    (probing.py) reach up to 0.06 more, and take a hundred times as long.
     """
     x = less_word_means(halves.choose.x, halves.choose.words)
     wanted = less_word_means(halves.choose.truth, halves.choose.words)
@@ -243,7 +259,7 @@ def probe_auroc(halves):
 
 
 def less_word_means(values, words):
-    """values [n, k] less the mean of all places with the same word, float64. words: [n]."""
+    """values [n, k] less the mean over all places with the same word, float64. words: [n]."""
     values = values.double()
     n_words = int(words.max()) + 1
     sums = torch.zeros(n_words, values.shape[1], dtype=torch.float64).index_add_(0, words, values)
@@ -252,7 +268,7 @@ def less_word_means(values, words):
 
 
 def random_reader(d, n_directions, seed):
-    """A function x [n, d] -> [n, n_directions]: x along random directions."""
+    """A function x [n, d] -> [n, n_directions], the dot products of x with random directions."""
     generator = seeded_generator(seed_for("reading at random", seed))
     drawn = torch.randn(n_directions, d, generator=generator)
     directions = unit_rows(drawn).T
@@ -260,23 +276,23 @@ def random_reader(d, n_directions, seed):
 
 
 def dictionary_reading(dictionary):
-    """A function x [n, d] -> [n, latent]: what latents see, before most of them are silenced."""
+    """A function x [n, d] -> [n, latent], the latents' inputs, before most are set to 0."""
     return lambda x: dictionary.pre(x).detach()
 
 
 def variable_scores(halves, readers):
-    """What some scores say of the variables. readers: {kind: function x [n, d] -> [n, score]}.
+    """How well scores of several kinds predict the variables, as plain values.
 
-    Returns {kind: {"one": [AUROC of each variable], "each_word": the same where each word has a
-    score of its own, "which": the numbers of the first, "carried": as Said.carried, "busiest":
-    names of the variables of the score that carries the most}}.
+    readers: {kind: function x [n, d] -> [n, score]}. Returns {kind: {"one", "each_word", "which",
+    "carried": as in `Prediction`, "busiest": the names of the variables of the score that carries
+    the most}}.
     """
     found = {}
     for kind, read in readers.items():
-        said = Said.of(read, halves)
-        busiest = said.carries[said.carries.sum(1).argmax()].tolist()
-        found[kind] = {"one": said.one.tolist(), "each_word": said.each_word.tolist(),
-                       "which": said.which.tolist(), "carried": said.carried,
+        best = Prediction.of(read, halves)
+        busiest = best.carries[best.carries.sum(1).argmax()].tolist()
+        found[kind] = {"one": best.one.tolist(), "each_word": best.each_word.tolist(),
+                       "which": best.which.tolist(), "carried": best.carried,
                        "busiest": list(itertools.compress(halves.names, busiest))}
     return found
 
@@ -286,15 +302,14 @@ def variable_scores(halves, readers):
 
 @torch.no_grad()
 def log_prob_changes(subject, tokens, places, vectors):
-    """How much log-probabilities change, on average over texts, where a vector is added to the
-    activation.
+    """How log-probabilities change if a vector is added to the activation, mean over texts.
 
-    tokens: [batch, pos]; places: [batch], the position of each text at which it is added and the
-    change is read; vectors: [vector, d]. Returns [vector, d_vocab], in nats.
+    tokens: [batch, pos]; places: [batch], the position of each text at which the vector is added
+    and the change is read; vectors: [vector, d]. Returns [vector, d_vocab], in nats.
     """
     model = subject.model
     rows = torch.arange(len(tokens))
-    tokens = tokens[:, : int(places.max()) + 1]  # what comes later changes nothing
+    tokens = tokens[:, : int(places.max()) + 1]  # later positions change nothing
     in_block = re.match(r"blocks\.(\d+)", subject.at)
     start = int(in_block[1]) if in_block else 0
     resid = model.run_blocks(model.embed(tokens), stop=start)
@@ -318,19 +333,22 @@ def log_prob_changes(subject, tokens, places, vectors):
 
 
 def random_vectors(n, like, generator):
-    """n vectors in random directions, of the length of `like` [d]."""
+    """n vectors in random directions, as long as `like` [d]; [n, d]."""
     return unit_rows(torch.randn(n, len(like), generator=generator)) * like.norm()
 
 
 def steer_by_variables(subject, halves, dictionary, seed):
-    """Whether the latent that says a variable brings the word that the variable says will come.
+    """Measure whether the latent that predicts a variable brings the word that the variable names.
 
-    Of each variable that names one, the latent that is highest where it holds, in the first half of
-    the texts. In the second half its direction, as long as the latent is where the variable holds,
-    is added where the same kind of word comes next, but another one of them. Measured is how much
-    the word gains on the others of its kind, in nats. Beside it stand N_RANDOM random directions,
-    and what the labels alone give, without a dictionary: the difference of the activations' means
-    where the variable holds and where it does not. All are of the same length.
+    1. For each variable that names a word, take the latent that predicts it best in the first half
+       of the texts. Its direction gets the length that the latent has, on average, where the
+       variable holds.
+    2. In the second half, add this vector where another word of the same kind comes next.
+    3. Measure how much the variable's word gains over the others of its kind, in nats.
+    Two kinds of vectors of the same length are compared with it: N_RANDOM random directions, and
+    what the labels alone give without a dictionary, the difference between the mean activation
+    where the variable holds and where it does not.
+
     Returns {variable: {"feature": nats, "means": nats, "random": [nats of each]}}.
     """
     generator = seeded_generator(seed_for("steering at random", seed))
@@ -341,27 +359,30 @@ def steer_by_variables(subject, halves, dictionary, seed):
 
     found = {}
     for name in filter(subject.to_come.get, halves.names):
-        # the direction, and how far
+        # the latent of the variable
         number = halves.names.index(name)
         latent = first[:, number].argmax()
         where = halves.choose.truth[:, number] & (z[:, latent] > 0)
 
-        # where another word of its kind is next: the first such place of a text, and of the texts
-        # those in which it comes soonest (texts without one are sorted behind them all)
+        # the places where another word of its kind is next: the first such place of a text, in the
+        # texts in which it comes soonest (texts without one are sorted to the end)
         others = [other for other in siblings(name) if other != name]
         elsewhere = torch.stack([known[other] for other in others]).any(0) & is_next(known, name)
         n_texts = min(N_TEXTS, int(elsewhere.any(1).sum()))
         if not where.any() or not n_texts:
             continue
-        vector = z[where, latent].mean() * dictionary.W_dec[latent].detach()
         places = elsewhere.float().argmax(1).masked_fill(~elsewhere.any(1), elsewhere.shape[1])
         texts = places.argsort()[:n_texts]
 
+        # the vectors to add
+        vector = z[where, latent].mean() * dictionary.W_dec[latent].detach()
         holds = halves.choose.truth[:, number]
         of_means = halves.choose.x[holds].mean(0) - halves.choose.x[~holds].mean(0)
         of_means = of_means / of_means.norm() * vector.norm()
         vectors = torch.stack([vector, of_means])
         vectors = torch.cat([vectors, random_vectors(N_RANDOM, vector, generator)])
+
+        # the gain of the word over the others of its kind
         changes = log_prob_changes(subject, tokens[texts], places[texts], vectors)
         rivals = changes[:, [subject.to_come[other] for other in others]].mean(1)
         feature, means, *random = (changes[:, subject.to_come[name]] - rivals).tolist()
@@ -370,13 +391,15 @@ def steer_by_variables(subject, halves, dictionary, seed):
 
 
 def steer_by_effect(subject, x, dictionary, seed):
-    """Whether latents move the prediction more, and to one token, than random directions do.
+    """Measure whether latents raise a token of their own more than random directions do.
 
-    Of N_STEERED latents the direction, as long as they are where they are active, is added in the
-    middle of texts. The token that gains most in the first half of the texts is the latent's own;
-    measured is what it gains in the second half, in nats. Random directions are given theirs in the
-    same way. x: [n, d], activations. Returns [{"latent": number, "token": text, "feature": nats,
-    "random": [nats of each]}].
+    The directions of N_STEERED latents, as long as the latent is on average where it is active, are
+    added in the middle of texts. A latent's own token is the one that gains most in the first half
+    of the texts; its gain is measured in the second half, in nats. Random directions get their own
+    tokens in the same way.
+
+    x: [n, d], activations. Returns [{"latent": number, "token": text, "feature": nats, "random":
+    [nats of each]}].
     """
     generator = seeded_generator(seed_for("steering at random", seed))
     z = dictionary.encode(x)
@@ -403,35 +426,29 @@ def steer_by_effect(subject, x, dictionary, seed):
 
 
 def recipe_for(subject):
-    """The DictionaryRecipe of a Subject: text has more to say than the stories of known words."""
+    """The usual DictionaryRecipe for a Subject: larger for natural text than for stories."""
     return WORD_DICTIONARY if subject.variables else TEXT_DICTIONARY
 
 
 def shuffle_columns(x, seed):
-    """x [n, d], with each of the d numbers taken from a row of its own: each is distributed as
-    before, and no two have to do with each other."""
+    """x [n, d] with each column shuffled by itself: the same numbers, no longer correlated."""
     generator = seeded_generator(seed_for("shuffled activations", seed))
     orders = [torch.randperm(len(x), generator=generator) for _ in range(x.shape[1])]
     return x.gather(0, torch.stack(orders, 1))
 
 
 def untrained_twin(subject, seed):
-    """The Subject with a model of the same shape that has learned nothing."""
+    """The Subject with an untrained model of the same shape."""
     return replace(subject, model=GPT(subject.model.cfg, seed_for("untrained model", seed)).eval())
 
 
 def measure_subject(subject, recipe, seed):
-    """(all that is measured of a Subject and the dictionary of a DictionaryRecipe, as plain values,
-    and that Dictionary).
+    """Train a dictionary for a Subject and measure it: (a dict of plain values, the Dictionary).
 
-    {"name", "at", "d", "kind", "sparsity", "n_latents", "fit": as `describe_fit`, "loss": as
-    `loss_recovered`, "shuffled" and "untrained": {"fit", "loss"} of the dictionary of shuffled
-    activations, and of one before training, "effects": as `steer_by_effect`}. Where variables are
-    known also {"variables": names, "said": as `variable_scores`, of the kinds latent, before (what
-    latents see before most are silenced), neuron, random (as many directions as latents), shuffled
-    and untrained (latents of shuffled activations, and of an untrained model), "probe" and
-    "probe_untrained": [AUROC of each variable], "steered": as `steer_by_variables`,
-    "steered_shuffled", "steered_untrained"}.
+    In the dict: "name", "at", "d", "kind", "sparsity", "n_latents"; "fit": as `describe_fit`;
+    "loss": as `loss_recovered`; "shuffled" and "untrained": {"fit", "loss"} of a dictionary of
+    shuffled activations, and of one before training; "effects": as `steer_by_effect`. For known
+    variables also what `measure_variables` returns.
     """
     x = collect(subject.model, subject.tokens, subject.at)
     held_out = collect(subject.model, subject.held_out, subject.at)
@@ -453,10 +470,18 @@ def measure_subject(subject, recipe, seed):
 
 
 def measure_variables(subject, recipe, dictionary, of_shuffled, seed):
-    """The part of `measure_subject` that needs to know what there is to find."""
+    """The part of `measure_subject` that needs known variables: a dict of plain values.
+
+    "variables": their names; "predicted": as `variable_scores`, with these kinds of scores:
+      latent, and before: the latents' inputs, before most are set to 0;
+      neuron: the activation's own numbers; random: as many random directions as latents;
+      shuffled, untrained: latents of shuffled activations, and of an untrained model;
+    "probe", "probe_untrained": [AUROC of each variable]; "steered", "steered_shuffled",
+    "steered_untrained": as `steer_by_variables`.
+    """
     halves = Halves.of(subject)
     read_random = random_reader(len(dictionary.W_enc), recipe.n_latents, seed)
-    said = variable_scores(halves, {
+    predicted = variable_scores(halves, {
         "latent": dictionary.encode, "before": dictionary_reading(dictionary),
         "neuron": lambda x: x, "random": read_random, "shuffled": of_shuffled.encode})
 
@@ -464,10 +489,11 @@ def measure_variables(subject, recipe, dictionary, of_shuffled, seed):
     of_untrained = fit_dictionary(
         recipe, collect(untrained.model, untrained.tokens, untrained.at), seed)
     halves_untrained = Halves.of(untrained)
-    said |= variable_scores(halves_untrained, {"untrained": of_untrained.encode})
+    predicted |= variable_scores(halves_untrained, {"untrained": of_untrained.encode})
 
     steer = steer_by_variables
-    return {"variables": halves.names, "said": said, "probe": probe_auroc(halves).tolist(),
+    return {"variables": halves.names, "predicted": predicted,
+            "probe": probe_auroc(halves).tolist(),
             "probe_untrained": probe_auroc(halves_untrained).tolist(),
             "steered": steer(subject, halves, dictionary, seed),
             "steered_shuffled": steer(subject, halves, of_shuffled, seed),
