@@ -8,6 +8,8 @@
 # make check CHAPTER=4 [FUNCTION=attend]    checks them, up to the first mistake
 # make hint CHAPTER=4 FUNCTION=attend       one step further each time; make solution: ours, printed
 # make predict CHAPTER=4                    asks for the chapter's numbers, then compares
+# make milestone NAME=A [WITH=a_run]        checks what a part of the course ends with
+# make block CHAPTER=4 NUMBER=2             runs a block of the roadmap
 # make progress                             what is done, and what is next
 # Each makes a virtual environment in .venv the first time, and installs nothing after that.
 
@@ -26,7 +28,8 @@ EXPERIMENTS = wired_circuits circuit_scoreboard attention_visualization inductio
 	head_importance copy_suppression indirect_object_identification \
 	feature_superposition_toy_model sparse_autoencoder grokking_experiment
 
-.PHONY: train test test-slow experiments benchmark verify verify-quick lint exercise check hint solution predict progress
+.PHONY: train test test-slow experiments labs benchmark verify verify-quick lint \
+	exercise check hint solution predict progress milestone block
 
 train: .venv/installed
 	.venv/bin/python train.py
@@ -56,6 +59,12 @@ exercise: .venv/installed
 
 check hint solution predict progress: .venv/installed
 	@.venv/bin/python course/exercise.py $@ $(CHAPTER) $(FUNCTION)
+
+milestone: .venv/installed
+	@.venv/bin/python course/exercise.py milestone $(NAME) $(WITH)
+
+block: .venv/installed
+	@.venv/bin/python course/exercise.py block $(CHAPTER) $(NUMBER)
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check .

@@ -6,6 +6,8 @@
     python course/exercise.py hint 4 attend      # prints a hint, each time the next one
     python course/exercise.py solution 4 attend  # prints our solution
     python course/exercise.py predict 4          # asks for the chapter's numbers, then compares
+    python course/exercise.py milestone A        # checks what a part of the course ends with
+    python course/exercise.py block 4 2          # runs the second block of chapter 4's page
     python course/exercise.py progress           # what is done, and what is next
 
 Each function is checked alone, in any order; all others are the library's meanwhile. What you wrote
@@ -14,12 +16,14 @@ or not written yet, 2 if the command cannot be carried out.
 """
 
 import argparse
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from course.engine import catalogue, notebook, stubs
+from course.engine import catalogue, milestones, notebook, page, stubs
 from course.engine.checking import check_in_process
 from utils import UserError, run_program
 
@@ -170,6 +174,40 @@ def count_inside():
     return inside, n_given
 
 
+# milestone
+
+
+def milestone(letter, given):
+    """Checks what is handed in for a milestone. Returns whether it is reached."""
+    wanted = milestones.load_milestone(letter)
+    print(f"milestone {letter}, {wanted.title}: {wanted.hand_in}")
+    verdict = milestones.judge_in_process(letter, given)
+    notebook.note_milestone(letter, verdict.status)
+    for held in verdict.held:
+        print(f"    ok     {held}")
+    if verdict.status == "missing":
+        print(f"    {verdict.message}")
+    elif verdict.status == "wrong":
+        print(f"    WRONG  {verdict.failed or 'it comes to an end'}")
+        print(f"           {verdict.message}")
+        if verdict.mistake:
+            print(f"           {verdict.mistake}")
+    else:
+        print(f"milestone {letter} is reached")
+    return verdict.status == "right"
+
+
+# block
+
+
+def run_block(number, place):
+    """Runs a block of a chapter's page, from 1. Returns whether it came to its end."""
+    code, _ = page.find_block(number, place)
+    paths = [str(catalogue.ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    return subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
+
+
 # progress
 
 
@@ -197,6 +235,11 @@ def progress():
     if unfinished:
         _, number, exercise = min(unfinished, key=lambda each: each[:2])
         print(f"next: chapter {number}, {exercise.name} ({exercise.minutes} minutes)")
+    reached = notebook.read_notes("progress.json").get("milestones", {})
+    done = [letter for letter in milestones.LETTERS if reached.get(letter) == "right"]
+    left = [letter for letter in milestones.LETTERS if letter not in done]
+    print(f"milestones reached: {', '.join(done) or 'none yet'}"
+          + (f"; next: make milestone NAME={left[0]}" if left else ""))
     inside, n_given = count_inside()
     if n_given:
         print(f"predictions: the truth lay in {inside} of {n_given} intervals of 80 %")
@@ -213,10 +256,17 @@ def main(argv=None):
             ("hint", "function", "the next hint on a function"),
             ("solution", "function", "print our solution"),
             ("predict", "", "predict a chapter's numbers, then compare"),
+            ("milestone", None, "check what a part of the course ends with"),
+            ("block", "", "run a block of a chapter's page"),
             ("progress", None, "what is done, and what is next")):
         command = commands.add_parser(name, help=help_text)
+        if name == "milestone":
+            command.add_argument("letter")
+            command.add_argument("given", nargs="?", help="a run (B), or another file (C, E)")
         if wants is not None:
             command.add_argument("chapter", type=int)
+        if name == "block":
+            command.add_argument("place", type=int, nargs="?", default=1)
         if wants:
             command.add_argument("function", nargs="?" if wants == "[function]" else None)
     args = parser.parse_args(argv)
@@ -226,6 +276,12 @@ def main(argv=None):
             raise SystemExit(1)
     elif args.command in ("hint", "solution"):
         {"hint": hint, "solution": solution}[args.command](args.chapter, args.function)
+    elif args.command == "milestone":
+        if not milestone(args.letter, args.given):
+            raise SystemExit(1)
+    elif args.command == "block":
+        if not run_block(args.chapter, args.place):
+            raise SystemExit(1)
     elif args.command == "progress":
         progress()
     else:

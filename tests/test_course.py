@@ -181,18 +181,26 @@ def test_each_call_gives_the_next_hint_and_the_last_one_is_repeated(folder, caps
 
 
 def test_a_prediction_is_asked_for_once_and_then_compared(folder, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("0.1 0.2\nnonsense\n3 2\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("0.1 0.2\nnonsense\n3 2\n2 1\n"))
     exercise.main(["predict", "4"])
     assert "inside" not in capsys.readouterr().out
     exercise.main(["predict", "4"])
     said = capsys.readouterr().out
-    assert "you: 0.1 to 0.2; it is 0.1587" in said and said.count(": inside") == 1
-    assert exercise.count_inside() == (1, 2)
+    assert "you: 0.1 to 0.2; it is 0.1587" in said and said.count(": inside") == 2
+    assert exercise.count_inside() == (2, 3)
 
 
 def test_the_message_on_an_unknown_chapter_or_function_lists_the_known_ones(folder):
     for words, named in ((["start", "99"], "choose from 0"), (["hint", "4", "x"], "causal_mask")):
         with pytest.raises(UserError, match=named):
+            exercise.main(words)
+
+
+def test_a_block_of_the_page_runs_by_its_number(capfd):
+    exercise.main(["block", "4", "1"])
+    assert "attending to all alike: 0.159" in capfd.readouterr().out
+    for words, said in ((["block", "4", "3"], "2 blocks"), (["block", "99", "1"], "choose from 0")):
+        with pytest.raises(UserError, match=said):
             exercise.main(words)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from course.engine import milestones
+from course.engine import page as roadmap
 from course.engine.catalogue import chapter_numbers, load_chapter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,6 +133,102 @@ def test_each_chapter_lists_its_exercises_with_their_minutes():
         assert listed in build, f"chapter {number} lists other exercises than course/ has"
         minutes = sum(each.minutes for each in exercises)
         assert f"**Build** ({minutes} minutes)" in build and f"CHAPTER={number}`" in build
+
+
+# Predict first
+
+
+def test_the_command_asks_what_the_page_asks_in_its_words():
+    for number in chapter_numbers():
+        asked = [roadmap.plain_text(each.question) for each in load_chapter(number).PREDICTIONS]
+        assert asked == roadmap.questions(number), f"chapter {number} asks for something else"
+        assert len(asked) >= 1 and all(each.endswith("?") for each in asked), f"chapter {number}"
+
+
+def test_nothing_is_asked_beside_the_list_that_the_command_asks():
+    for asked in re.findall(r"^\*\*Predict first.*?(?=^1\. |\n\n)", PAGE, re.DOTALL | re.MULTILINE):
+        assert "?" not in asked, f"no command asks: {asked}"
+
+
+def test_a_prediction_s_truth_is_what_the_page_says(monkeypatch):
+    computed = []
+    for number in chapter_numbers():
+        for each in load_chapter(number).PREDICTIONS:
+            truth = each.truth()  # raises where the page no longer states it
+            if each.printed:
+                stated = roadmap.find_number(number, each.printed)
+                computed.append(each)
+                assert truth == pytest.approx(stated, rel=0.03), f"{each.question}: {stated}"
+
+    # The others read the page, and nothing else: without it they know nothing.
+    def page_is_lost(number, words):
+        raise LookupError
+
+    monkeypatch.setattr(roadmap, "find_numbers", page_is_lost)
+    for number in chapter_numbers():
+        for each in load_chapter(number).PREDICTIONS:
+            if each not in computed:
+                with pytest.raises(LookupError):
+                    each.truth()
+
+
+def test_a_number_is_found_by_the_words_around_it_and_never_guessed(monkeypatch):
+    text = ("x\n## 0 · One\nIt fell from 3.5 to 1,234 nats,\nand ended at -2e-05. "
+            "It fell to 7 nats.\n")
+    monkeypatch.setattr(roadmap, "read_page", lambda: text)
+    assert roadmap.find_number(0, "fell from … to {} nats") == 1234
+    assert roadmap.find_numbers(0, "from {} to {} nats, and ended at {}.") == [3.5, 1234, -2e-5]
+    for words in ("to {} nats", "rose to {} nats"):  # two numbers, none
+        with pytest.raises(ValueError, match="chapter 0 states"):
+            roadmap.find_number(0, words)
+
+
+# Milestones and misconceptions
+
+
+def test_each_milestone_stands_in_the_table_and_in_its_chapter():
+    for letter in milestones.LETTERS:
+        found = milestones.load_milestone(letter)
+        assert f"| **{letter}** · {found.title}" in PAGE, letter
+        row = PAGE.split(f"| **{letter}** · ")[1].split("\n")[0]
+        assert f"| {found.chapter} |" in row, row
+        chapter = roadmap.chapter_text(found.chapter)
+        assert f"**Milestone {letter}.**" in chapter and f"NAME={letter}`" in chapter, letter
+
+
+def misconception_faults(table):
+    """What is wrong with the table of misconceptions: a list of sentences."""
+    faults = []
+    rows = re.findall(r"^\| \*(.+?)\* \(([\d, ]+)\) \| (.+?) \| (.+?) \| (.+?) \|$", table,
+                      re.MULTILINE)
+    if len(rows) != table.count("\n| *"):
+        faults.append("a row has another form than the others")
+    for belief, chapters, _, command, prints in rows:
+        found = re.fullmatch(r"`make block CHAPTER=(\d+) NUMBER=(\d+)`", command)
+        if not found:
+            faults.append(f"{belief}: {command} is no command")
+            continue
+        number, place = map(int, found.groups())
+        if str(number) not in re.findall(r"\d+", chapters):
+            faults.append(f"{belief}: chapter {number} is not named")
+        _, output = roadmap.find_block(number, place)
+        printed = {abs(float(each)) for each in NUMBER.findall(output)}
+        faults += [f"{belief}: {each} is not printed" for each in NUMBER.findall(prints)
+                   if "." in each and abs(float(each)) not in printed]
+    return faults
+
+
+def test_each_misconception_is_refuted_by_a_number_that_a_block_prints():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "course/exercise.py block $(CHAPTER) $(NUMBER)" in makefile
+    table = PAGE.split("\n## Misconceptions\n")[1].split("\n## ")[0]
+    assert table.count("\n| *") >= 10
+    assert misconception_faults(table) == []
+    for old, new, said in (("15.99", "16.99", "16.99 is not printed"),
+                           ("CHAPTER=13 NUMBER=1` |", "CHAPTER=12 NUMBER=1` |", "is not named"),
+                           ("`make block CHAPTER=8 NUMBER=1`", "see above", "is no command")):
+        assert table.count(old) == 1, old
+        assert any(said in fault for fault in misconception_faults(table.replace(old, new))), said
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-import losses
+from course.engine import page
 from course.engine.catalogue import Exercise, Mistake, Prediction
 from course.engine.expect import expect, expect_close, random, random_ids
 from losses import IGNORED
@@ -363,17 +363,18 @@ EXERCISES = [
         )),
 ]
 
-PREDICTIONS = [
-    Prediction("What does a uniform guess among 65 tokens cost, in nats?", lambda: math.log(65),
-               "ln 65"),
-    Prediction("p is sharp (5 times normal logits), q nearly even (0.1 times the same logits), "
-               "over 65 tokens: KL(q || p) divided by KL(p || q)?",
-               lambda: kl_ratio(), "the chapter's block: 11.9272 / 3.8122"),
-]
-
-
 def kl_ratio():
-    """KL(q || p) / KL(p || q) of the chapter's block."""
-    logits = random(6, 65)[0]
-    p, q = 5 * logits, 0.1 * logits
-    return (losses.kl_divergence(q, p) / losses.kl_divergence(p, q)).item()
+    """KL(q || p) / KL(p || q), as the chapter's block prints them."""
+    forward, backward = page.find_numbers(1, "KL(p, q) = {}, KL(q, p) = {}")
+    return backward / forward
+
+
+
+PREDICTIONS = [
+    Prediction("What does a uniform guess among 65 tokens cost, in nats?",
+               lambda: math.log(65), "ln 65",
+               printed="a uniform guess costs {} nats"),
+    Prediction("p is sharp (5 times normal logits) and q nearly even (0.1 times the same logits), "
+               "over 65 tokens. How many times as large as KL(p || q) is KL(q || p)?",
+               kl_ratio, "the chapter's block: 11.9272 / 3.8122"),
+]

@@ -6,6 +6,7 @@ import torch
 
 from course.engine.catalogue import Exercise, Mistake, Prediction
 from course.engine.expect import Wrong, expect, expect_close, expect_equal
+from course.engine.page import stated
 from tokenizer import BPETokenizer
 
 IMPORTS = ["import itertools", "import math", "from collections import Counter", "import torch"]
@@ -426,9 +427,12 @@ EXERCISES = [
 ]
 
 PREDICTIONS = [
-    Prediction("How many nats does a syllable of a song cost, one out of eight?",
-               lambda: math.log(8), "ln 8"),
-    Prediction("And its repetition, after \"again\"?", lambda: 0.0, "it is known"),
-    Prediction("How many nats does a character of the little language cost, at best?",
-               lambda: 0.2319, "the floor that the chapter's block prints"),
+    Prediction("A song starts with a syllable drawn from eight. How many nats does this syllable "
+               "cost?",
+               lambda: math.log(8), "ln 8",
+               printed="cost $\\ln 8 = {}$ nats"),
+    Prediction("How many does its repetition cost, after \"again\"?",
+               stated(2, "again … syntax ri {} copying"), "the chapter's block"),
+    Prediction("And a whole sentence, on average?",
+               stated(2, "A sentence costs {} nats on average"), "Expected"),
 ]

@@ -7,6 +7,7 @@ import torch
 from config import ModelConfig
 from course.engine.catalogue import Exercise, Mistake, Prediction
 from course.engine.expect import expect, expect_close, random, random_ids
+from course.engine.page import stated
 from embeddings import TokenEmbedding, sinusoidal_positions
 
 IMPORTS = ["import math", "import torch", "import torch.nn.functional as F"]
@@ -315,8 +316,10 @@ EXERCISES = [
 ]
 
 PREDICTIONS = [
-    Prediction("A zero-layer model, trained to the end: how far from the table of bigram counts, "
-               "in nats of KL?", lambda: 0.0003, "the chapter's block"),
-    Prediction("And with a stream of 3 dimensions only?", lambda: 0.31,
-               "the chapter's negative control"),
+    Prediction("Train a zero-layer model to the end. How far is it from the table of bigram "
+               "counts, in nats of KL?",
+               stated(3, "KL(bigram table, model), trained: {} nats"), "the chapter's block"),
+    Prediction("And how far if its stream has 3 dimensions only?",
+               stated(3, "rank three can't equal the bigrams', and {} nats remain"),
+               "Negative control"),
 ]

@@ -8,6 +8,7 @@ from attention import Attention
 from config import ModelConfig
 from course.engine.catalogue import Exercise, Mistake, Prediction
 from course.engine.expect import Wrong, describe, expect, expect_close, random
+from course.engine.page import stated
 from metrics import prev_token_score
 
 IMPORTS = ["import math", "import torch", "import torch.nn.functional as F"]
@@ -553,9 +554,14 @@ EXERCISES = [
 
 
 PREDICTIONS = [
-    Prediction("In a text of 16 positions a head spreads its attention evenly over all that it may "
-               "see. Its previous-token score?",
-               lambda: prev_token_score(uniform_pattern(16)).item(), "the mean of 1/2, …, 1/16"),
-    Prediction("And the mean entropy of its attention, in nats?",
-               lambda: sum(math.log(n) for n in range(1, 17)) / 16, "the mean of ln 1, …, ln 16"),
+    Prediction("In a text of 16 positions, a head spreads its attention evenly over everything "
+               "that it may see. What is its previous-token score?",
+               lambda: prev_token_score(uniform_pattern(16)).item(), "the mean of 1/2, …, 1/16",
+               printed="attending to all alike: {}"),
+    Prediction("Four heads all look one position back. By how many nats does the loss rise "
+               "without L0H0, one of the three sharpest?",
+               stated(4, "writes 0.000 of the stream, loss without it +{} L0H1"),
+               "the second block"),
+    Prediction("And without L0H3, which looks a little less sharply than the others?",
+               stated(4, "writes 0.019 of the stream, loss without it +{}"), "the second block"),
 ]

@@ -1,13 +1,14 @@
 """Chapter 5, the whole model: the MLP, LayerNorm, the block, and every parameter counted."""
 
-import math
 
 import torch
 import torch.nn.functional as F
 
 from config import ModelConfig
+from course.engine import page
 from course.engine.catalogue import Exercise, Mistake, Prediction
 from course.engine.expect import expect, expect_close, expect_equal, random, random_ids
+from course.engine.page import stated
 from mlp import MLP
 from model import GPT
 from transformer_block import Block, LayerNorm
@@ -393,8 +394,11 @@ EXERCISES = [
 ]
 
 PREDICTIONS = [
-    Prediction("GPT-2 small: 12 layers, d_model 768, d_mlp 3072, 50,257 tokens, context 1024. How "
-               "many million parameters?", lambda: 124.439808, "124,439,808"),
-    Prediction("The loss of a fresh model of 65 tokens, in nats?", lambda: math.log(65),
-               "about ln 65"),
+    Prediction("GPT-2 small has 12 layers, d_model 768, d_mlp 3072, a vocabulary of 50,257 and a "
+               "context of 1024, and its unembedding is tied to the embedding. How many million "
+               "parameters are that, biases and LayerNorms included?",
+               lambda: page.find_number(5, "GPT-2 small: {} parameters") / 1e6,
+               "the chapter's block"),
+    Prediction("What is the loss of a fresh model of 65 tokens on random text, in nats?",
+               stated(5, "untrained: {} nats on noise"), "the chapter's block"),
 ]

@@ -7,6 +7,7 @@ from attention import GrowingPast
 from config import ModelConfig
 from course.engine.catalogue import Exercise, Mistake, Prediction
 from course.engine.expect import Wrong, expect, expect_close, expect_equal, random, random_ids
+from course.engine.page import stated
 from losses import cross_entropy
 from model import GPT
 from optim import AdamW
@@ -660,8 +661,10 @@ EXERCISES = [
 ]
 
 PREDICTIONS = [
-    Prediction("One batch of 128 tokens, repeated 120 times: the loss at the end, in nats?",
-               lambda: 0.002, "the chapter's block"),
-    Prediction("The validation loss of the default run of train.py, in nats a character, if a "
-               "uniform guess costs 4.17?", lambda: 1.5717, "the chapter's Expected"),
+    Prediction("One batch of 128 tokens is repeated 120 times. What is the loss on it at the end, "
+               "in nats?",
+               stated(6, "one batch, again and again: … nats, then {}"), "the chapter's block"),
+    Prediction("What is the validation loss of the default run of train.py, in nats a character, "
+               "if a uniform guess costs 4.17?",
+               stated(6, "ended at a validation loss of {} nats a character"), "Expected"),
 ]

@@ -409,7 +409,9 @@ def cache_megabytes():
 
 
 PREDICTIONS = [
-    Prediction("The cache keeps every activation of the default model (3 layers, d_model 80) for 2 "
-               "texts of 20 tokens, but for those that are kept only when named: how many "
-               "megabytes?", cache_megabytes, "cache.nbytes, counted now"),
+    Prediction("The default model has 3 layers and d_model 80. Its cache keeps every activation "
+               "for 2 texts of 20 tokens, except those that are kept only when named. How many "
+               "megabytes is that?",
+               cache_megabytes, "cache.nbytes, counted now",
+               printed="58 activations, {} MB)"),
 ]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from course.engine.catalogue import Exercise, Mistake, Prediction
 from course.engine.expect import expect, expect_close, random, random_ids
 from course.engine.models import busy_model
+from course.engine.page import stated
 
 IMPORTS = ["import math", "import torch"]
 TOKENS = random_ids(9, 2, 5)
@@ -374,15 +375,15 @@ EXERCISES = [
         )),
 ]
 
-def random_rank(n):
-    """The effective rank of a random square matrix of n rows."""
-    values = torch.linalg.svdvals(random(n, n))
-    return torch.special.entr(values / values.sum()).sum().exp().item()
-
-
 PREDICTIONS = [
-    Prediction("A head is ten times likelier to say Ola than Leo: the logit difference, in nats?",
-               lambda: math.log(10), "ln 10"),
-    Prediction("A random 80 x 80 matrix of normal numbers: its effective rank?",
-               lambda: random_rank(80), "one draw of it"),
+    Prediction("A model has learned \"When Ola and Leo went to the park, Leo gave a kite to "
+               "Ola\", and puts Ola 7 nats above Leo. How many of them does the last MLP add, "
+               "which can't look back?",
+               stated(8, "in our run it added {} of the … nats"), "Expected"),
+    Prediction("A lens stops the model just before this MLP. In what percentage of such texts "
+               "does the plain lens have the right name in front?",
+               stated(8, "The plain lens has it in front in only {} % of the gifts"), "Expected"),
+    Prediction("By how many nats does Ola lead if the heads of layer 0 are silenced, which write "
+               "little to the logits?",
+               stated(8, "Without the heads of layer 0 the lead is gone: {} nats"), "Expected"),
 ]

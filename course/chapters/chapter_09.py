@@ -5,6 +5,7 @@ import torch
 from course.engine.catalogue import Exercise, Mistake, Prediction
 from course.engine.expect import expect, expect_close, random, random_ids
 from course.engine.models import answer, busy_model, cache_of
+from course.engine.page import stated
 
 IMPORTS = ["import torch"]
 CLEAN = random_ids(9, 3, 5)
@@ -386,6 +387,15 @@ EXERCISES = [
 ]
 
 PREDICTIONS = [
-    Prediction("Scores that know nothing of 5 true heads among 100: their area under the ROC "
-               "curve, on average?", lambda: 0.5, "a half, whatever the shares"),
+    Prediction("The model of chapter 8 has two layers, and a prompt has 15 tokens. That makes 30 "
+               "places (2 layers × 15 positions) before a block. By denoising, in how many of "
+               "them does the answer lie?",
+               stated(9, "It lies nowhere else: {} of 30 places"), "Expected"),
+    Prediction("What share of the effect of the head that carries the answer goes straight to the "
+               "logits?",
+               stated(9, "to the logits, frozen all: about {}"), "the chapter's block"),
+    Prediction("Hardly any of the answer passes through the other heads. By how many nats can it "
+               "move the lead to set one of them to zero or to its mean?",
+               stated(9, "they move the lead by up to {} nats when they are set to zero"),
+               "the paragraph on ablation importance"),
 ]

@@ -2,9 +2,11 @@
 
 import torch
 
+from course.engine import page
 from course.engine.catalogue import Exercise, Mistake, Prediction
 from course.engine.expect import Wrong, expect_close, expect_equal, random, random_ids
 from course.engine.models import answer, busy_model, cache_of
+from course.engine.page import stated
 
 IMPORTS = ["import torch"]
 CLEAN = random_ids(9, 3, 5)
@@ -374,8 +376,10 @@ EXERCISES = [
 ]
 
 PREDICTIONS = [
-    Prediction("The metric is x^3, the run stands at x = 1, the other one at 2: the true change is "
-               "7. What does attribution patching say?", lambda: 3.0, "the slope at 1, times 1"),
-    Prediction("And integrated gradients, with one step in the middle?", lambda: 6.75,
-               "the slope at 1.5, times 1"),
+    Prediction("Chapter 9's head carries all of the answer: the lead falls by 13.8 nats if its "
+               "corrupted value is put in. By how many does one gradient say that it falls?",
+               lambda: -page.find_number(10, "in this run estimated {}, exactly …"),
+               "the chapter's block"),
+    Prediction("How many of the model's 110 edges are needed?",
+               stated(10, "leaves in this run {} edges"), "the chapter's block"),
 ]

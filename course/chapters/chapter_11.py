@@ -4,6 +4,7 @@ import torch
 
 from course.engine.catalogue import Exercise, Mistake, Prediction
 from course.engine.expect import Wrong, expect, expect_close, expect_equal, random
+from course.engine.page import stated
 from metrics import induction_score
 
 IMPORTS = ["import torch"]
@@ -400,8 +401,17 @@ EXERCISES = [
 ]
 
 PREDICTIONS = [
-    Prediction("How high is the induction score of a head that looks at the earlier occurrence "
-               "itself, one place too early?", lambda: 0.0, "one_too_early_scores_nothing"),
-    Prediction("Before training, what is the loss on a repeated token of 100, in nats?",
-               lambda: 4.60517, "about ln 100"),
+    Prediction("Before training, what is the loss on a repeated token out of 100, in nats?",
+               stated(11, "step 0: loss on repeats about {}, one back"), "the chapter's block"),
+    Prediction("A head looks one place too early, at the earlier occurrence itself. How high is "
+               "its induction score?",
+               stated(11, "a head that looks at the token itself: {}"), "the chapter's block"),
+    Prediction("Take the previous-token head away. What is the loss on repeats then, which was "
+               "0.03 nats?",
+               stated(11, "removed: previous-token head; loss on repeats about {}, induction"),
+               "the chapter's block"),
+    Prediction("And how high is the induction head's score then, which was 0.97?",
+               stated(11, "removed: previous-token head; loss on repeats about …, induction about "
+                          "{}"),
+               "the chapter's block"),
 ]

@@ -4,6 +4,7 @@ import torch
 
 from course.engine.catalogue import Exercise, Mistake, Prediction
 from course.engine.expect import expect, expect_close, expect_equal, random
+from course.engine.page import stated
 
 IMPORTS = ["import itertools", "import torch"]
 
@@ -233,7 +234,17 @@ EXERCISES = [
 ]
 
 PREDICTIONS = [
-    Prediction("A task that either of two heads does alone, and 5 heads: how many minimal "
-               "circuits?",
-               lambda: 2.0, "an_or_has_two"),
+    Prediction("In the trained model, how many even shares of the head's attention does a seen "
+               "token get that is predicted right now?",
+               stated(12, "never back: … above the floor; predicted keys get {} even shares"),
+               "the chapter's block"),
+    Prediction("Add a token's unembedding to what the heads' queries read, half as long as the "
+               "stream. How much of their attention moves to that token?",
+               stated(12, "Add an unembedding to the queries alone: {} of the team's attention"),
+               "The experiment"),
+    Prediction("And how much for a random direction of the same length?",
+               stated(12, "For a random direction of that length it is {}."), "The experiment"),
+    Prediction("One head has 32 dimensions. What percentage of the 32 tokens does its write lower "
+               "more than any other token, where they were seen?",
+               stated(12, "One head alone does it for {} % of the tokens"), "The experiment"),
 ]

@@ -1,12 +1,12 @@
 """Chapter 13, decodable is not used: an honest probe, its control, and erasure."""
 
-import math
 
 import torch
 import torch.nn.functional as F
 
 from course.engine.catalogue import Exercise, Mistake, Prediction
 from course.engine.expect import Wrong, expect, expect_close, random
+from course.engine.page import stated
 
 IMPORTS = ["import torch"]
 
@@ -280,8 +280,18 @@ EXERCISES = [
 ]
 
 PREDICTIONS = [
-    Prediction("100 labels of two classes, and predictions that know nothing: how many bits?",
-               lambda: 100.0, "a bit each"),
-    Prediction("And with predictions of 0.9 for what comes, each time?",
-               lambda: -100 * math.log2(0.9), "100 times -log2 0.9"),
+    Prediction("Take a model of the little language, and the stream between its two layers. A "
+               "probe is asked whether a word stands in the last quarter of its window; guessing "
+               "is right in 0.75 of cases. In which share is the probe right?",
+               stated(13, "in the last quarter: accuracy about {}, control"),
+               "the chapter's block"),
+    Prediction("By how many nats does the loss rise if this label is erased?",
+               stated(13, "a fresh probe about 0.75, the loss about +{} nats"),
+               "the chapter's block"),
+    Prediction("And if it is erased whether a word is a name?",
+               stated(13, "a fresh probe about 0.85, the loss about +{} nats"),
+               "the chapter's block"),
+    Prediction("And whether it is a syllable?",
+               stated(13, "a fresh probe about 0.77, the loss about +{} nats"),
+               "the chapter's block"),
 ]

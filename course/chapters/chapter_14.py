@@ -4,8 +4,10 @@ import math
 
 import torch
 
+from course.engine import page
 from course.engine.catalogue import Exercise, Mistake, Prediction
 from course.engine.expect import Wrong, expect, expect_close, random
+from course.engine.page import stated
 
 IMPORTS = ["import torch"]
 
@@ -323,10 +325,35 @@ EXERCISES = [
         )),
 ]
 
+def count_kept(which):
+    """How many of five features a toy of the chapter's block keeps: those with a dimensionality
+    that is not nearly 0."""
+    found = page.find_numbers(14, f"{which}: D {{}} {{}} {{}} {{}} {{}}, together")
+    return sum(share > 0.1 for share in found)
+
+
+
 PREDICTIONS = [
-    Prediction("Five features on a pentagon: what share of a dimension has each?", lambda: 0.4,
-               "2 / 5"),
-    Prediction("128 features in 32 dimensions, 2.6 of them at a time: how much of the variance "
-               "does a dictionary explain that has found nearly all of them?", lambda: 0.83,
-               "the chapter's Expected"),
+    Prediction("Take five features of importance 0.9^i in two dimensions. How many are kept at "
+               "density 1?",
+               lambda: count_kept("with the ReLU, density 1.00"), "the chapter's block"),
+    Prediction("How many at density 0.26?",
+               lambda: count_kept("with the ReLU, density 0.26"), "the chapter's block"),
+    Prediction("How many at density 0.05?",
+               lambda: count_kept("with the ReLU, density 0.05"), "the chapter's block"),
+    Prediction("And how many at density 0.05 without the ReLU?",
+               lambda: count_kept("without it, density 0.05"), "the chapter's block"),
+    Prediction("At density 0.3, two features have one dimension. Below which importance is the "
+               "second one left out?",
+               stated(14, "below $r = 0.6/2.5 = {}$"), "Expected"),
+    Prediction("There are 128 features in 32 dimensions, 2.6 of them at a time. A dictionary "
+               "explains 1.00 of the variance: which share of the features has it found?",
+               stated(14, "L1, hardly any: about … active, explains 1.00, recovers {}"),
+               "the block on dictionaries"),
+    Prediction("And one that explains 0.92?",
+               stated(14, "TopK, 20: about … active, explains 0.92, recovers {}"),
+               "the block on dictionaries"),
+    Prediction("And one that explains 0.83?",
+               stated(14, "TopK, 3: about … active, explains 0.83, recovers {}"),
+               "the block on dictionaries"),
 ]

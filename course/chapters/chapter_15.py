@@ -4,8 +4,10 @@ import math
 
 import torch
 
+from course.engine import page
 from course.engine.catalogue import Exercise, Mistake, Prediction
 from course.engine.expect import Wrong, expect, expect_close, random
+from course.engine.page import stated
 
 IMPORTS = ["import math", "import torch"]
 
@@ -241,7 +243,21 @@ EXERCISES = [
         )),
 ]
 
+def steps_ratio():
+    """The step of the other pairs over that of the trained ones, in the chapter's block."""
+    trained, = page.find_numbers(15, "trained on: 99 % are right from step about {}")
+    others, = page.find_numbers(15, "others: 99 % are right from step about {}")
+    return others / trained
+
+
+
 PREDICTIONS = [
-    Prediction("29 frequencies, and logits that are cos of a + b - c at 5 of them, of one size: "
-               "the logit of the answer, in units of one cosine?", lambda: 5.0, "5 cosines of 0"),
+    Prediction("The model of the block knows the trained pairs at some step. How many times as "
+               "many steps does it take until it knows the others?",
+               steps_ratio, "the chapter's block: 319 / 52"),
+    Prediction("How many of the 29 frequencies does it use?",
+               stated(15, "{} key frequencies of 29 have about"), "the chapter's block"),
+    Prediction("At the step where it just knows the trained pairs, it has a loss of 11 nats on "
+               "the others. What loss do its key waves alone have on them, if a guess costs 4.08?",
+               stated(15, "52: about … … {} … …"), "the chapter's block"),
 ]

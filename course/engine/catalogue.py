@@ -76,12 +76,18 @@ class Exercise:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A number to write down before it is seen. truth: a function without arguments that returns
-    it; source: where the learner finds it."""
+    """A number to write down before it is seen.
+
+    question: a point of the page's list under *Predict first*. truth: a function without arguments
+    that returns the number, read from the page (`page.stated`) or computed. source: where the
+    learner finds it. printed: for a computed one, the words in which the page states it, with {} in
+    its place.
+    """
 
     question: str
     truth: Callable
     source: str
+    printed: str = ""
 
 
 def chapter_numbers():

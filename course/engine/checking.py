@@ -426,17 +426,27 @@ def check_in_process(number, names):
     if not path.exists():
         raise UserError(f"{path.parent.name}/{path.name} does not exist; begin with: make exercise "
                         f"CHAPTER={number}")
+    with own_process(work, number, path, names) as connection:
+        for name in names:
+            yield name, receive_verdict(connection, name)
+
+
+@contextlib.contextmanager
+def own_process(target, *args):
+    """The connection to a process that runs target(connection, *args); it is ended on the way out.
+
+    target sends "ready" first. Raises UserError where that does not come in time.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(theirs, number, path, names), daemon=True)
+    process = context.Process(target=target, args=(theirs, *args), daemon=True)
     process.start()
     theirs.close()
     try:
         if not ours.poll(SECONDS_TO_BEGIN):
             raise UserError(f"the library did not load in {SECONDS_TO_BEGIN} s; try again")
         ours.recv()
-        for name in names:
-            yield name, receive_verdict(ours, name)
+        yield ours
     finally:
         process.kill()
         process.join()

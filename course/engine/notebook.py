@@ -1,6 +1,7 @@
 """The learner's results, hints and predictions, kept in exercises/ between two commands.
 
-    exercises/progress.json      {"results": {"4.attend": "right"}, "hints": {"4.attend": 2}}
+    exercises/progress.json      {"results": {"4.attend": "right"}, "hints": {"4.attend": 2},
+                                  "milestones": {"A": "right"}}
     exercises/predictions.json   {"4": [[low, high], …]}
 """
 
@@ -29,6 +30,13 @@ def note_result(number, name, status):
     """Writes down the result of a function's check."""
     notes = read_notes("progress.json")
     notes.setdefault("results", {})[f"{number}.{name}"] = status
+    write_notes("progress.json", notes)
+
+
+def note_milestone(letter, status):
+    """Keeps what came of a milestone's check."""
+    notes = read_notes("progress.json")
+    notes.setdefault("milestones", {})[letter] = status
     write_notes("progress.json", notes)
 
 
