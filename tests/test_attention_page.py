@@ -295,7 +295,7 @@ def test_each_way_of_colouring_has_a_legend_with_its_values_and_its_unit(opened,
     assert values == [f"{shares(part * full)} %" for part in (0, 0.25, 0.5, 0.75)]
     assert end == f"{shares(full)} % or more"
     words = text(opened, "#colours").replace("\xa0", " ")
-    assert "share of the stream" in words
+    assert "share of the residual stream" in words
     assert f"above {shares(full)} % (up to {shares(weighed.max())} %) are equally dark" in words
     assert f"{shares(full)}\xa0% or more" in text(opened, "#widths")
 
@@ -313,7 +313,7 @@ def test_the_lines_are_the_larger_weights_and_as_thick_as_they_weigh(opened, lar
     pattern = patterns[page["start"]]
     strong = {(i, j): w for (i, j), w in np.ndenumerate(pattern) if w >= 0.05}
     assert drawn_lines(opened) == pytest.approx({pair: 8 * w for pair, w in strong.items()})
-    assert f"left out: {20_100 - len(strong)} of 20100." in text(opened, "#left-out")
+    assert f"left out: {20_100 - len(strong):,} of 20,100." in text(opened, "#left-out")
     assert "under 5\xa0%" in text(opened, "#left-out")
 
     weighed = weigh(page, patterns)
@@ -332,12 +332,13 @@ def test_at_a_token_only_its_lines_are_drawn(by_hand, way, backwards):
     assert set(drawn_lines(by_hand)) == every
     side = by_hand.run("$('large').clientWidth")
     [_, room, cell] = by_hand.run("largeSizes()")
+    row = by_hand.run("ROW")
 
     def point(k):
         if way == "text":
             by_hand.mouse(token(k))
         elif way == "lines":
-            by_hand.mouse("#arcs", at=(120, 14 * k + 7))
+            by_hand.mouse("#arcs", at=(120, (k + 0.5) * row))
         else:
             across = [side - cell / 2, room + (k + 0.5) * cell]
             by_hand.mouse("#large", at=across[::-1] if backwards else across)
@@ -351,7 +352,7 @@ def test_at_a_token_only_its_lines_are_drawn(by_hand, way, backwards):
 
 
 def test_a_tap_or_a_click_holds_a_token_of_the_lines_until_escape(by_hand):
-    at = (120, 14 * 4 + 7)
+    at = (120, 4.5 * by_hand.run("ROW"))
     for hold in (by_hand.tap, lambda *place: by_hand.mouse(*place[:1], click=True, at=place[1])):
         hold("#arcs", at)
         by_hand.mouse("h1")
@@ -365,12 +366,13 @@ def test_a_line_leads_from_a_token_to_the_one_that_it_looks_at(by_hand):
     alpha = ("((x, y, width) => [...$('arcs').getContext('2d').getImageData(x, y, width, 1).data]"
              ".filter((_, k) => k % 4 == 3))")
     right = by_hand.run("$('arcs').width") - 95
+    row = by_hand.run("ROW")
     for query, key, weight in ((4, 1, 0.6), (2, 0, 1.0)):
         by_hand.run(f"look({query})")
         # half way between the two, the arc is upright: its pixels across are its thickness
-        across = sum(by_hand.run(f"{alpha}(95, {7 * (query + key + 1)}, {right})"))
+        across = sum(by_hand.run(f"{alpha}(95, {row * (query + key + 1) // 2}, {right})"))
         assert across / (0.75 * 255) == pytest.approx(8 * weight, abs=0.2)
-        begins = [by_hand.run(f"{alpha}(95, {14 * k + 7}, 1)")[0] > 100 for k in range(5)]
+        begins = [by_hand.run(f"{alpha}(95, {row * k + row // 2}, 1)")[0] > 100 for k in range(5)]
         assert begins == [k in (query, key) for k in range(5)]
 
 
