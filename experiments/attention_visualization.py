@@ -88,7 +88,7 @@ def run(cfg, folder):
     views = [view_subject(each, cfg.ablation, lambda: progress.show(next(done)))
              for each in subjects]
 
-    page = make_page(views[0], cfg.ablation)
+    page = make_page(views[0], cfg)
     write_page(folder / "attention.html", page)
 
     # Claims about training are judged only for models that were fully trained here.

@@ -641,12 +641,33 @@ PAGE_HEAD = """<!doctype html>
   --mark: light-dark(#b3470a, #ffb454); --on: light-dark(#fff, #10141a) }
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 96rem; padding: 1.2rem; background: var(--page);
-  color: var(--ink); font: 15px/1.45 system-ui, sans-serif }
+  color: var(--ink); font: 15px/1.45 system-ui, sans-serif; overflow-wrap: anywhere }
 h1 { font-size: 1.35rem; margin: 0 0 .2rem } h2 { font-size: 1.05rem; margin: 0 0 .3rem }
+h3 { font-size: .9rem; margin: .8rem 0 .2rem }
 p { margin: .2rem 0; max-width: 62rem } .faint { color: var(--faint); font-size: 13px }
 :focus-visible { outline: 3px solid var(--mark); outline-offset: 1px }
+button, select, input { font: inherit; font-size: 13px; color: var(--ink); background: var(--card);
+  border: 1px solid var(--line); border-radius: 6px; padding: .2rem .55rem; max-width: 100% }
+button, select { cursor: pointer }
 button[aria-pressed=true] { background: var(--look); border-color: var(--look); color: var(--on) }
 .controls { display: flex; flex-wrap: wrap; gap: .35rem 1.4rem; margin: .7rem 0 }
+.controls > div { display: flex; flex-wrap: wrap; gap: .25rem .4rem; align-items: center }
+.panel { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
+  padding: .9rem; min-width: 0 }
+table { border-collapse: collapse; width: 100%; font-size: 13px }
+th, td { font-weight: 400; text-align: left; vertical-align: top; padding: .12rem .5rem .12rem 0;
+  border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums }
+/* a legend: a bar of colours (or a bar as below), its values under it, and what they are */
+.legend { margin: .4rem 0; max-width: 30rem; font-size: 12px; line-height: 1.35 }
+.ramp { display: block; height: 12px; border: 1px solid var(--line); border-radius: 3px;
+  color: var(--look); background: linear-gradient(90deg, var(--card), var(--look)) }
+.ends { display: flex; justify-content: space-between; font-size: 12px; color: var(--faint) }
+/* an effect as a bar from 0, its interval as a line, and 0 */
+.effect { position: relative; display: block; height: 10px; margin: .2rem 0 }
+.effect var { position: absolute; top: -1px; bottom: -1px; border-left: 1px solid var(--faint) }
+.effect s { position: absolute; height: 6px; top: 2px; background: var(--mark); border-radius: 1px }
+.effect em { position: absolute; top: 4.3px; border-top: 1.5px solid var(--ink) }
+@media (max-width: 720px) { body { padding: .8rem } }
 </style>
 """
 

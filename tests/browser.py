@@ -101,16 +101,30 @@ class Browser:
                   features=[{"name": "prefers-color-scheme", "value": name}])
         self.run("new Promise(d => requestAnimationFrame(() => requestAnimationFrame(d)))")
 
-    def mouse(self, selector, click=False):
-        """Moves the mouse to the middle of an element."""
-        x, y = self.run(f"(() => {{ const box = document.querySelector({selector!r});"
-                        "box.scrollIntoView({block: 'nearest'}); const r = box."
-                        "getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2] "
-                        "})()")
+    def place(self, selector, at=None):
+        """[x, y] in the window of the middle of an element, or of the point `at` in it, in pixels;
+        the element is scrolled into sight."""
+        left, top, width, height = self.run(
+            f"(() => {{ const box = document.querySelector({selector!r});"
+            "box.scrollIntoView({block: 'nearest'}); const r = box.getBoundingClientRect();"
+            "return [r.x, r.y, r.width, r.height] })()")
+        x, y = at or (width / 2, height / 2)
+        return left + x, top + y
+
+    def mouse(self, selector, click=False, at=None):
+        """Moves the mouse to the middle of an element, or to the point `at` in it."""
+        x, y = self.place(selector, at)
         kinds = ("mouseMoved", "mousePressed", "mouseReleased")[: 3 if click else 1]
         for kind in kinds:
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, clickCount=1,
                       button="none" if kind == "mouseMoved" else "left")
+
+    def tap(self, selector, at=None):
+        """Taps an element with a finger, in its middle or at the point `at` in it."""
+        x, y = self.place(selector, at)
+        self.send("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        self.run("new Promise(d => requestAnimationFrame(() => requestAnimationFrame(d)))")
 
     def key(self, *names, shift=False):
         """Presses keys, one after another."""
@@ -140,6 +154,49 @@ class Browser:
               return [(Math.max(...pair) + .05) / (Math.min(...pair) + .05),
                 parseFloat(style.fontSize), box.getBoundingClientRect().right] })
           })()""")
+
+    def cut_texts(self):
+        """The texts that leave the window sideways, or a box around them that would cut them."""
+        return self.run("""(() => {
+          const cuts = box => { const style = getComputedStyle(box);
+            return style.overflowX != 'visible' || /content|paint|strict/.test(style.contain) };
+          const found = [];
+          const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+          while (walk.nextNode()) {
+            const text = walk.currentNode;
+            const range = document.createRange();
+            range.selectNodeContents(text);
+            const r = range.getBoundingClientRect();
+            if (!text.data.trim() || !r.width) continue;
+            let around = [0, innerWidth];
+            for (let box = text.parentElement; box; box = box.parentElement)
+              if (cuts(box)) {
+                const b = box.getBoundingClientRect();
+                around = [Math.max(around[0], b.left), Math.min(around[1], b.right)];
+              }
+            if (r.left < around[0] - 1 || r.right > around[1] + 1) found.push(text.data);
+          }
+          return found })()""")
+
+    def canvas_texts(self, redraw):
+        """[{id of the canvas, text, size of the font, the corners of its line, whether it is
+        squeezed}] of all that the JavaScript expression `redraw` writes on canvases; in pixels."""
+        return self.run("""(() => {
+          const context = CanvasRenderingContext2D.prototype;
+          const write = context.fillText;
+          const found = [];
+          context.fillText = function (text, x, y, ...room) {
+            const width = this.measureText(text).width;
+            const start = this.textAlign == 'right' ? x - width : x;
+            const at = x => { const p = this.getTransform().transformPoint({ x, y });
+              return [p.x, p.y] };
+            found.push({ id: this.canvas.id, text, size: parseFloat(this.font),
+              ends: [at(start), at(start + width)], squeezed: room.length > 0 });
+            write.call(this, text, x, y, ...room);
+          };
+          """ + redraw + """;
+          context.fillText = write;
+          return found })()""")
 
     def screenshot(self, path):
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))

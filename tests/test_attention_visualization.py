@@ -4,6 +4,7 @@ test_attention_page.py."""
 import json
 import math
 import re
+import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from test_bad_input import complaint
 
 from activation_cache import head_label
 from checkpoint import export_pretrained, load_model
-from config import ModelConfig
+from config import ModelConfig, config_from_dict, flag_parser
 from experiments.attention_page.measure import (
     correlate_looking_back,
     describe_heads,
@@ -30,7 +31,17 @@ from experiments.attention_page.measure import (
     view_subject,
 )
 from experiments.attention_page.model import STORY, AttentionSubject
-from experiments.attention_page.page import make_page, pack_patterns, unpack_patterns, write_page
+from experiments.attention_page.page import (
+    first_heads,
+    make_page,
+    own_text_command,
+    pack_patterns,
+    readable_texts,
+    unpack_patterns,
+    write_page,
+    written_scale,
+    written_shares,
+)
 from experiments.attention_page.report import (
     all_claims,
     compare_first_heads,
@@ -39,7 +50,7 @@ from experiments.attention_page.report import (
     summarise,
     wired_claims,
 )
-from experiments.attention_visualization import figures, main
+from experiments.attention_visualization import AttentionConfig, figures, main
 from losses import next_token_loss
 from metrics import Effects
 from model import GPT
@@ -226,7 +237,7 @@ def test_the_page_holds_its_data_whatever_the_tokens_are_and_nothing_from_elsewh
 
 
 def test_a_page_is_plain_values_and_the_figures_are_drawn_from_it(seen):
-    page = json.loads(json.dumps(make_page(seen, "mean"), allow_nan=False))
+    page = json.loads(json.dumps(make_page(seen, AttentionConfig()), allow_nan=False))
     drawn = figures({"page": page, "models": {"tiny": describe_heads(seen)}})
     assert list(drawn) == ["attention", "written", "importance"]
     large, *small = drawn["attention"].axes[:7]
@@ -244,8 +255,63 @@ def test_a_page_is_plain_values_and_the_figures_are_drawn_from_it(seen):
 
     # one cell that is far larger than the others does not make them look empty
     page["heads"][0]["written"][0] *= 1000
+    page["written"] = written_scale(written_shares(page))
     clipped = pattern_figure(page, weighed=True).axes[1].images[0]
     assert clipped.get_clim()[1] < 0.6 * clipped.get_array().max()
+
+
+def test_the_page_opens_at_the_head_that_is_needed_most_and_says_by_how_much(seen):
+    page = make_page(seen, AttentionConfig())
+    effects = seen.of_heads("effect").tolist()
+    assert effects[page["start"]] == max(effects)
+    name = page["heads"][page["start"]]["name"]
+    assert f"opens at {name}: without it the loss rises most, by {max(effects):.3f} nats" in (
+        page["first"])
+    sharpness = [round(x, 4) for x in seen.of_heads("sharpness").tolist()]
+    assert sharpness[page["sharpest"]] == max(sharpness)
+    assert set(page["meanings"]) == set(page["heads"][0]["scores"])
+
+    def text(*effects):  # of two heads, the second of which is the sharper one
+        return first_heads([{"name": f"L0H{k}", "effect": effect, "scores": {"sharpness": [0, k]}}
+                            for k, effect in enumerate(effects)])
+
+    assert text(0.5, -0.1)[:2] == (0, 1) and "L0H1: no pattern is sharper" in text(0.5, -0.1)[2]
+    assert "changes by -0.100" in text(0.5, -0.1)[2]
+    assert text(0.1, 0.5)[:2] == (1, 1) and "also the sharpest" in text(0.1, 0.5)[2]
+    assert "No head is needed here. The page opens at L0H1: without it the loss falls least, by " \
+           "0.200" in text(-0.5, -0.2)[2]
+
+
+def test_colours_end_at_the_99th_percentile_of_what_is_written(seen):
+    page = make_page(seen, AttentionConfig())
+    shares = seen.record.written_share[:, 0].flatten(0, 1)  # [head, query_pos, key_pos]
+    assert torch.allclose(torch.tensor(written_shares(page)).float(), shares, atol=0.01)
+    cells = sorted(written_shares(page)[written_shares(page) > 0])
+    place = 0.99 * (len(cells) - 1)
+    low, high = cells[math.floor(place)], cells[math.ceil(place)]
+    assert page["written"]["full"] == pytest.approx(low + (high - low) * (place % 1))
+    assert page["written"]["most"] == cells[-1]
+    assert written_scale(np.zeros((2, 3, 3))) == {"full": 1.0, "most": 0.0}
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"text": "Ola has a kite."}, {"model": "my models/two", "windows": 8, "quick": True},
+    {"seeds": (3, 4), "out_dir": "it's here", "ablation": "zero", "retrain": True}])
+def test_the_page_names_the_command_that_shows_ones_own_text(settings):
+    cfg = AttentionConfig(**settings)
+    python, program, *flags = shlex.split(own_text_command(cfg))
+    assert (python, program) == ("python", "experiments/attention_visualization.py")
+    parsed = vars(flag_parser(AttentionConfig, "").parse_args(flags))
+    again = config_from_dict(AttentionConfig, parsed)
+    assert replace(again, seeds=tuple(again.seeds)) == replace(
+        cfg, text="your words", retrain=False)
+
+
+def test_the_page_says_which_texts_can_be_read(seen):
+    assert "2 to 9 tokens" in readable_texts(seen.subject)
+    assert "only the characters" in readable_texts(seen.subject)
+    own = replace(seen.subject, tokenizer=BPETokenizer())
+    assert readable_texts(own).endswith("tokens of any text.")
 
 
 def test_the_title_says_which_head_comes_first():
@@ -298,8 +364,9 @@ def test_wrong_settings_are_refused_in_one_line(tmp_path, folder, capsys, flags,
 
 
 def test_a_pretrained_model_is_looked_at(tmp_path, folder, capsys):
+    two = folder / "two"
     with pytest.raises(SystemExit) as exit_:
-        main(["--out_dir", str(tmp_path), "--model", str(folder / "two"), "--windows", "4",
+        main(["--out_dir", str(tmp_path), "--model", str(two), "--windows", "4",
               "--text", "One two, one two."])
     assert exit_.value.code == 0
     folder, = tmp_path.glob("attention_visualization_*_two")  # the last two parts of its path
@@ -307,6 +374,8 @@ def test_a_pretrained_model_is_looked_at(tmp_path, folder, capsys):
     assert "".join(result["page"]["tokens"]) == "One two, one two."
     assert [head["name"] for head in result["page"]["heads"]] == [
         "L0H0", "L0H1", "L1H0", "L1H1"]
+    flags = shlex.split(result["page"]["command"])
+    assert flags[-2:] == ["--text", "your words"] and str(two) in flags
 
 
 @pytest.mark.slow

@@ -505,6 +505,25 @@ def test_the_colour_of_a_token_shows_how_strong_the_direction_is_there(opened, p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_and_bars_have_legends_with_their_values(opened, page, scheme):
+    opened.scheme(scheme)
+    opened.run("choose(1)")
+    for who in ("feature", "random"):
+        most = page["features"][1][who]["most"]
+        ends = opened.run(f"[...document.querySelectorAll('#{who} .legend .ends span')]"
+                          ".map(end => Number(end.textContent))")
+        assert ends == pytest.approx([0, most / 2, most], abs=0.005)
+        ramp = opened.run(f"getComputedStyle(document.querySelector('#{who} .ramp'))"
+                          ".backgroundImage.match(/\\d+/g).map(Number)")
+        assert ramp == [90, *opened.run("[...from, ...to]")]
+    low = min(0, *(each["feature"]["low"] for each in page["features"]))
+    high = max(each["feature"]["high"] for each in page["features"])
+    assert text(opened, "#low").replace("−", "-") == (in_nats(low) if low else "0")
+    assert text(opened, "#high") == f"{in_nats(high)} nats a token"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("button", "height"), [
     (1, lambda each: each["effect"]), (2, lambda each: each["frequency"]),
     (3, lambda each: each["variable"]["auroc"])])
@@ -564,7 +583,7 @@ def test_words_are_large_enough_stand_out_and_are_not_clipped(opened, scheme, wi
     found = opened.texts()
     contrast, size, right = map(list, zip(*found, strict=True))
     assert len(found) > 200 and min(contrast) >= 4.5 and min(size) >= 11  # WCAG 2, level AA
-    assert max(right) <= width
+    assert max(right) <= width and opened.cut_texts() == []
     below = opened.run("$('random').getBoundingClientRect().top >= "
                        "$('feature').getBoundingClientRect().bottom")
     assert below == (width == 420)

@@ -20,7 +20,7 @@ from experiments.attention_page.measure import (
     sharper_head_share,
     uniform_pattern,
 )
-from experiments.attention_page.page import unpack_patterns
+from experiments.attention_page.page import unpack_patterns, written_shares
 from experiments.common import claim
 from metrics import auroc, prev_token_score
 
@@ -172,7 +172,6 @@ def label_heads(views, heads):
 
 
 LARGE = 5.5  # inches, the side of the pattern that is shown with its tokens
-CLIPPED = 99  # percentile of what is written from which on cells are equally dark
 
 
 def pattern_figure(page, weighed=False):
@@ -184,13 +183,10 @@ def pattern_figure(page, weighed=False):
     unit = "attention"
     scale = {"cmap": "Blues", "vmin": 0, "vmax": 1}
     if weighed:
-        written = np.array([head["written"] for head in heads])  # [head, key_pos]
-        stream = np.array(page["stream"])[[head["layer"] for head in heads]]  # [head, query_pos]
-        patterns = patterns * written[:, None] / stream[:, :, None]
-        # a few cells are far larger than the others, which would all look white
-        most = np.percentile(patterns[patterns > 0], CLIPPED) if patterns.any() else 1.0
-        unit = f"{RANKERS['written']}; darkest from {most:.2g} on"
-        scale = {"cmap": "Blues", "vmin": 0, "vmax": most}
+        patterns = written_shares(page)
+        full = page["written"]["full"]
+        unit = f"{RANKERS['written']}; darkest from {full:.2g} on"
+        scale = {"cmap": "Blues", "vmin": 0, "vmax": full}
     future = np.triu(np.ones(patterns.shape[1:], dtype=bool), 1)
     patterns = np.ma.masked_array(patterns, np.broadcast_to(future, patterns.shape))
 
