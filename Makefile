@@ -1,6 +1,7 @@
 # make train       trains the default model (one to two minutes)
 # make test        runs the tests (about one minute)
 # make experiments runs every experiment, and writes outputs/index.html with all figures and tables
+# make labs        runs the course's labs: the same model with one part replaced
 # make benchmark   measures the speed
 # make exercise CHAPTER=4                   writes exercises/chapter_04.py: functions to fill in
 # make check CHAPTER=4 [FUNCTION=attend]    checks them, up to the first mistake
@@ -24,7 +25,7 @@ EXPERIMENTS = wired_circuits circuit_scoreboard attention_visualization inductio
 	head_importance copy_suppression indirect_object_identification \
 	feature_superposition_toy_model sparse_autoencoder grokking_experiment
 
-.PHONY: train test test-slow experiments benchmark lint exercise check hint solution predict progress
+.PHONY: train test test-slow experiments labs benchmark lint exercise check hint solution predict progress
 
 train: .venv/installed
 	.venv/bin/python train.py
@@ -38,6 +39,10 @@ test-slow: .venv/installed
 experiments: .venv/installed
 	for name in $(EXPERIMENTS); do echo "$$name"; \
 		.venv/bin/python experiments/$$name.py || failed="$$failed $$name"; done; \
+	test -z "$$failed" || { echo "not as claimed:$$failed"; exit 1; }
+
+labs: .venv/installed
+	for lab in course/labs/*.py; do echo "$$lab"; .venv/bin/python $$lab || failed="$$failed $$lab"; done; \
 	test -z "$$failed" || { echo "not as claimed:$$failed"; exit 1; }
 
 benchmark: .venv/installed
