@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 import torch
 from torch import nn
 
-from config import DataConfig, ModelConfig, TrainConfig, check_field, option
+from config import DataConfig, ModelConfig, TrainConfig, option
 from data import load_dataset, random_batch
 from experiments.common import LabConfig, Trainings, mean_text, perform, seed_claim
 from losses import cross_entropy, kl_divergence
@@ -96,11 +96,6 @@ class LayerNormConfig(LabConfig):
     lr: float = option(3e-3, "AdamW's highest learning rate")
     steps: int = option(160, "steps of training for each model")
     warmup_steps: int = option(60, "steps of the warm-up, where there is one")
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_field(self, "depth", lambda n: n >= 3, "3 or more")
-        check_field(self, "steps", lambda n: n >= 1, "1 or more")
 
 
 def subjects_of(cfg):
