@@ -267,15 +267,14 @@ def layernorm_seeds(excess=None, gradient=None, effect=None):
 
 def test_claims_on_layernorm_hold_where_they_should_and_fail_one_by_one():
     claims_of = layernorm_order.claims_of
-    assert verdicts(claims_of(layernorm_seeds())) == [True] * 8
+    assert verdicts(claims_of(layernorm_seeds())) == [True] * 7
     for place, case in enumerate((
-            {"excess": {"post": 1.6, "post, warm-up": 0.5}},
-            {"excess": {"post, 2 layers": 2.8}}, {"excess": {"post, warm-up": 2.8}},
+            {"excess": {"post": 1.6}}, {"excess": {"post, 2 layers": 2.8}},
             {"excess": {"post, small writes": 2.8}},
             {"gradient": {"post": 1.0}}, {"gradient": {"post, small writes": 1.0}},
             {"effect": {"post": 2.0}}, {"effect": {"post, small writes": 6.0}})):
         found = verdicts(claims_of(layernorm_seeds(**case)))
-        assert found[place] is False and sum(found) >= 6, case
+        assert found[place] is False and sum(found) >= 5, case
     assert not verdicts(claims_of(layernorm_seeds(), judged=False))
 
 
@@ -291,7 +290,7 @@ def test_claims_on_layernorm_fail_if_post_is_pre(dataset):
         seed[name] = layernorm_order.measure_model(
             ("pre", writes, 2, warmup_steps), how, 0, dataset, Trainings([2] * 6), name)
     found = verdicts(layernorm_order.claims_of([seed]))
-    assert [found[i] for i in (0, 2, 4, 6)] == [False] * 4
+    assert [found[i] for i in (0, 3, 5)] == [False] * 3
 
 
 @pytest.mark.slow
