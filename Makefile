@@ -3,6 +3,7 @@
 # make experiments runs every experiment, and writes outputs/index.html with all figures and tables
 # make verify      judges every claim with fresh seeds, and writes docs/verify.md (40 minutes)
 # make verify-quick   runs everything once, quickly, and judges what is exact (minutes)
+# make labs        runs the course's labs: the same model with one part replaced
 # make benchmark   measures the speed
 # make exercise CHAPTER=4                   writes exercises/chapter_04.py: functions to fill in
 # make check CHAPTER=4 [FUNCTION=attend]    checks them, up to the first mistake
@@ -50,6 +51,10 @@ verify: .venv/installed
 
 verify-quick: .venv/installed
 	.venv/bin/python experiments/verify.py --quick
+
+labs: .venv/installed
+	for lab in course/labs/*.py; do echo "$$lab"; .venv/bin/python $$lab || failed="$$failed $$lab"; done; \
+	test -z "$$failed" || { echo "not as claimed:$$failed"; exit 1; }
 
 benchmark: .venv/installed
 	.venv/bin/python experiments/benchmark.py

@@ -3,7 +3,7 @@
 An experiment is a `run(cfg, folder)` that measures, and a list of claims about what it measured.
 Everything else is the same for all experiments and is here: the flags, the folder, the progress of
 trainings, the trained models that a second run reads, the printed table, results.json and the page
-of all experiments.
+of all experiments. The labs in course/labs/ use it in the same way.
 
 Chapter: COURSE_ROADMAP.md, 6 (learn and sample); the form of a claim: chapter 0
 Prerequisites: config.py, checkpoint.py, train.py
@@ -18,6 +18,7 @@ import itertools
 import json
 import math
 import os
+import re
 import statistics
 import sys
 import textwrap
@@ -277,12 +278,11 @@ def exit_code(claims):
 
 
 @dataclass(frozen=True)
-class ExperimentConfig:
-    """The settings of every experiment that trains; each adds its own."""
+class LabConfig:
+    """The settings of every lab, which keeps no models; each adds its own."""
 
     seeds: tuple[int, ...] = option(
         (0, 1, 2), "such as 0 1 or 0,1; a model is trained with each")
-    retrain: bool = option(False, "train again, even if trained models are kept")
     threads: int = option(1, "CPU threads")
     quick: bool = option(False, "a small run, to check that the program works")
     out_dir: str = option("outputs", "the folder for all experiments' folders")
@@ -290,6 +290,16 @@ class ExperimentConfig:
     def __post_init__(self):
         check_seeds(self)
         check_field(self, "threads", lambda n: n >= 1, "1 or more")
+
+
+@dataclass(frozen=True)
+class ExperimentConfig(LabConfig):
+    """The settings of every experiment that trains; each adds its own."""
+
+    retrain: bool = option(False, "train again, even if trained models are kept")
+
+    def __post_init__(self):
+        super().__post_init__()
         run_name, model = self.other_model
         if run_name is not None and model is not None:
             raise UserError(f"run_name={run_name!r} and model={model!r} are both given; choose one")
@@ -534,7 +544,7 @@ def torch_threads(n):
 
 
 def perform(config_class, run, figures, about, *, argv=None):
-    """The program of an experiment: read the flags, run, write the results, and exit.
+    """The program of an experiment or a lab: read the flags, run, write the results, and exit.
 
     config_class: the settings, a dataclass with threads and out_dir. run(cfg, folder) -> {"found":
     two or three plain sentences that say what was found, "claims": list of Claim, plain values}.
@@ -580,8 +590,7 @@ def threshold_source(line, thresholds):
 
 def program_name(about):
     """The name of a program, taken from the command in its docstring."""
-    commands = [line for line in about.split("\n") if "python experiments/" in line]
-    return commands[0].split("/")[-1].split(".py")[0]
+    return re.search(r"python (?:experiments|course/labs)/(\w+)\.py", about)[1]
 
 
 def conclude(result, folder, figures=None, seconds=None):

@@ -52,12 +52,13 @@ def tiny_tokens(batch=2, pos=7, seed=2, d_vocab=TINY["d_vocab"]):
     return torch.randint(d_vocab, (batch, pos), generator=seeded_generator(seed))
 
 
-def quick_run(name, folder, n_trainings=None):
+def quick_run(name, folder, n_trainings=None, at="experiments"):
     """(what it printed, its results.json) of an experiment, run with --quick in a folder.
 
     n_trainings: how many models it must train, the last of them at the end of the planned steps.
+    at: where the program lies, "course/labs" for a lab.
     """
-    program = Path(__file__).resolve().parent.parent / "experiments" / f"{name}.py"
+    program = Path(__file__).resolve().parent.parent / at / f"{name}.py"
     run = subprocess.run([sys.executable, program, "--quick", "--out_dir", folder],
                          capture_output=True, text=True, cwd=folder, timeout=240)
     assert run.returncode == 0, run.stderr

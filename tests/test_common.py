@@ -21,6 +21,7 @@ from experiments.common import (
     WIDTH,
     Claim,
     ExperimentConfig,
+    LabConfig,
     Trainings,
     as_run,
     claim,
@@ -503,9 +504,11 @@ def test_names_and_claims_are_text_on_the_page_and_addresses_lead_to_their_files
         assert (tmp_path / unquote(parts.path)).exists(), address
 
 
-def test_a_program_runs_and_ends_with_what_came_out(tmp_path, capsys):
+@pytest.mark.parametrize(("kind", "place"), [
+    (ExperimentConfig, "experiments"), (LabConfig, "course/labs")])
+def test_a_program_runs_and_ends_with_what_came_out(tmp_path, capsys, kind, place):
     @dataclass(frozen=True)
-    class OneConfig(ExperimentConfig):
+    class OneConfig(kind):
         more: float = option(1.0, "of it")
 
     def run(cfg, folder):
@@ -513,7 +516,7 @@ def test_a_program_runs_and_ends_with_what_came_out(tmp_path, capsys):
         return {"claims": [Claim("it", cfg.more, math.nan, math.nan, True)]}
 
     with pytest.raises(SystemExit) as exit:
-        perform(OneConfig, run, lambda result: {}, ABOUT,
+        perform(OneConfig, run, lambda result: {}, ABOUT.replace("experiments", place),
                 argv=["--more", "2", "--out_dir", str(tmp_path)])
     assert exit.value.code == 0
     results = read_json(tmp_path / "one" / "results.json")

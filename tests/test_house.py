@@ -37,9 +37,11 @@ PROGRAMS = [path for path in sorted(ROOT.glob("experiments/*.py")) if path.stem 
 EXPERIMENTS = sorted(ROOT.glob("experiments/**/*.py"))
 COURSE = sorted(ROOT.glob("course/**/*.py"))
 COURSE_PROGRAMS = sorted(ROOT.glob("course/*.py"))
+LABS = sorted(ROOT.glob("course/labs/*.py"))
 TESTS = sorted(ROOT.glob("tests/*.py"))
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 ROOT_ON_PATH = "sys.path.insert(0, str(Path(__file__).resolve().parent.parent))"
+ROOT_ON_PATH_OF_LABS = ROOT_ON_PATH.replace("parent.parent", "parent.parent.parent")
 
 
 def name_of(path):
@@ -95,8 +97,12 @@ def test_the_course_stands_on_top_beside_the_experiments():
     for path in MODULES + EXPERIMENTS:
         assert "course" not in packages(path), f"{name_of(path)} imports the course"
     for path in COURSE:
-        assert "experiments" not in packages(path), f"{name_of(path)} imports an experiment"
-        if path not in COURSE_PROGRAMS:
+        from_experiments = {name for name in imported(path) if name.startswith("experiments")}
+        if path in LABS:  # claims, seeds, the program around a lab
+            from_experiments = {name for name in from_experiments
+                                if not name.startswith("experiments.common")}
+        assert not from_experiments, f"{name_of(path)} imports {from_experiments}"
+        if path not in COURSE_PROGRAMS + LABS:
             assert "sys.path" not in path.read_text(encoding="utf-8"), f"{name_of(path)}: sys.path"
 
 
@@ -116,6 +122,7 @@ def test_importing_a_module_runs_nothing():
             text = ast.unparse(node)
             is_program = isinstance(node, ast.If) and "__name__ == '__main__'" in text
             is_path = path in PROGRAMS + COURSE_PROGRAMS and text == ROOT_ON_PATH
+            is_path |= path in LABS and text == ROOT_ON_PATH_OF_LABS
             assert isinstance(node, quiet) or is_program or is_path, (
                 f"{name_of(path)}:{node.lineno} does something when it is imported")
 
@@ -135,6 +142,21 @@ def test_each_program_is_one_and_stands_alone():
         assert not imported(path) & programs, f"{name_of(path)} imports a program"
         if path not in PROGRAMS:
             assert "sys.path" not in path.read_text(encoding="utf-8"), f"{name_of(path)}: sys.path"
+
+
+# The labs: each a program in one file
+
+
+def test_each_lab_is_a_program_that_stands_alone_and_says_how_to_extend_it():
+    labs = {f"course.labs.{path.stem}" for path in LABS}
+    for path in LABS:
+        text = path.read_text(encoding="utf-8")
+        assert ROOT_ON_PATH_OF_LABS in text and '__name__ == "__main__"' in text, name_of(path)
+        for said in (f"python course/labs/{path.name}", "\nClaim: ", "\nExpected: "):
+            assert said in ast.get_docstring(parse(path)), f"{name_of(path)} leaves out {said!r}"
+        assert "Extend it:" in text.split('__name__ == "__main__"')[1], name_of(path)
+    for path in COURSE:
+        assert not imported(path) & labs, f"{name_of(path)} imports a lab"
 
 
 # Names
@@ -190,7 +212,7 @@ def chapter_of(path):
 
 
 def test_a_module_opens_with_its_chapter_its_neighbours_and_its_source():
-    for path in MODULES + EXPERIMENTS:
+    for path in MODULES + EXPERIMENTS + LABS:
         assert set(header(path)) == {"Chapter", "Prerequisites", "Next", "Source"}, name_of(path)
 
 
@@ -289,7 +311,7 @@ def faults_of_optional(file, needs, following, place, headers):
 
 
 def test_headers_and_the_roadmap_have_one_order():
-    headers = {name_of(path): header(path) for path in MODULES + EXPERIMENTS}
+    headers = {name_of(path): header(path) for path in MODULES + EXPERIMENTS + LABS}
     faults = order_faults(page("COURSE_ROADMAP.md"), headers)
     assert not faults, "\n".join(faults)
 

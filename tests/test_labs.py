@@ -1,0 +1,303 @@
+"""The labs: the part that replaces the library's is what its formula says, and claims can fail."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import TINY, quick_run, scramble_, tiny_model, tiny_tokens
+from torch.testing import assert_close
+
+from attention import GrowingPast
+from config import DataConfig, ModelConfig, TrainConfig
+from course.labs import layernorm_order, positions
+from data import load_dataset
+from experiments.common import Trainings
+from model import GPT
+from positions import pad_left
+from utils import seeded_generator
+
+
+def normal(*shape, seed=0):
+    """A random tensor."""
+    return torch.randn(*shape, generator=seeded_generator(seed), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    """The text that the labs train on."""
+    return load_dataset(DataConfig(dataset="builtin", tokenizer="word"), positions.READ)
+
+
+# positions
+
+
+def rotary_model(**changes):
+    """A tiny scrambled model with rotary positions."""
+    cfg = ModelConfig(**TINY | {"d_model": 12, "n_heads": 3} | changes)
+    return scramble_(positions.build_model("rotary", cfg, seed=0)).eval()
+
+
+def test_rotate_is_a_two_by_two_rotation_of_each_pair():
+    vectors = normal(2, 5, 3, 6)
+    turned = positions.rotate(vectors, torch.tensor([0, 1, 2, 7, 100]))
+    for i, pos in enumerate((0, 1, 2, 7, 100)):
+        for pair in range(3):
+            angle = pos / 10_000 ** (2 * pair / 6)
+            matrix = torch.tensor([[math.cos(angle), -math.sin(angle)],
+                                   [math.sin(angle), math.cos(angle)]], dtype=torch.float64)
+            part = slice(2 * pair, 2 * pair + 2)
+            expected = vectors[:, i, :, part] @ matrix.T
+            assert_close(turned[:, i, :, part], expected, rtol=0, atol=1e-5)
+
+
+def test_a_rotary_score_depends_on_the_distance_only():
+    q, k = normal(1, 1, 2, 8), normal(1, 1, 2, 8, seed=1)
+
+    def score(query_pos, key_pos):
+        turned = [positions.rotate(each, torch.tensor([pos]))
+                  for each, pos in ((q, query_pos), (k, key_pos))]
+        return (turned[0] * turned[1]).sum(-1)
+
+    assert_close(score(5, 2), score(105, 102), rtol=0, atol=1e-4)
+    assert_close(score(7, 7), (q * k).sum(-1), rtol=0, atol=1e-6)  # distance 0: not turned
+    assert (score(5, 2) - score(5, 3)).abs().max() > 0.01
+    assert (score(5, 2) - score(2, 5)).abs().max() > 0.01
+
+
+def test_rotary_scores_are_those_of_a_loop_and_the_fused_kernel_agrees():
+    model = rotary_model(n_layers=1)
+    tokens = tiny_tokens()
+    logits = model(tokens)
+    explicit, cache = model.run_with_cache(tokens)
+    assert_close(explicit, logits, rtol=0, atol=1e-5)
+
+    q, k = cache["q", 0], cache["k", 0]  # before they are turned
+    for query in range(tokens.shape[1]):
+        for key in range(query + 1):
+            scores = 0
+            for pair in range(2):
+                x, y = q[:, query, :, 2 * pair], q[:, query, :, 2 * pair + 1]
+                u, v = k[:, key, :, 2 * pair], k[:, key, :, 2 * pair + 1]
+                angle = (query - key) / 10_000 ** (2 * pair / 4)
+                scores = scores + (x * u + y * v) * math.cos(angle)
+                scores = scores + (x * v - y * u) * math.sin(angle)
+            found = cache["attn_scores", 0][:, :, query, key]
+            assert_close(found, scores / 2, rtol=0, atol=1e-5)
+
+
+def test_with_angles_of_zero_the_rotary_model_has_no_positions(monkeypatch):
+    rotary = rotary_model()
+    none = GPT(replace(rotary.cfg, positions="none"), seed=None)
+    none.load_state_dict(rotary.state_dict())
+    tokens = tiny_tokens()
+    assert (rotary(tokens) - none(tokens)).abs().max() > 0.01
+    monkeypatch.setattr(positions, "rotate", lambda vectors, pos: vectors)
+    assert torch.equal(rotary(tokens), none(tokens))
+
+
+def test_a_rotary_model_decodes_with_a_cache_and_reads_padded_prompts_as_alone():
+    model = rotary_model()
+    prompt = [1, 5, 2, 8]
+    alone = model(torch.tensor([prompt]))[0]
+    past = [GrowingPast(model.cfg.n_ctx) for _ in model.blocks]
+    with torch.no_grad():
+        for pos, token in enumerate(prompt):
+            resid = model.run_blocks(model.embed(torch.tensor([[token]])), past=past)
+            assert_close(model.unembed(resid)[0, 0], alone[pos], rtol=0, atol=1e-5)
+    tokens, key_mask = pad_left([[3, 1, 4, 1, 5, 9], prompt])
+    assert_close(model(tokens, key_mask)[1, -4:], alone, rtol=0, atol=1e-5)
+
+
+def test_every_kind_of_positions_begins_with_the_same_weights_elsewhere():
+    cfg = ModelConfig(**TINY)
+    none = positions.build_model("none", cfg, 3)
+    rotary = positions.build_model("rotary", cfg, 3)
+    for name, weight in none.state_dict().items():
+        assert torch.equal(weight, rotary.state_dict()[name]), name
+
+
+def test_far_keys_are_hidden_and_near_ones_are_not(monkeypatch):
+    monkeypatch.setattr(positions, "TRAINED", 3)
+    model = tiny_model(n_layers=1)
+    tokens = tiny_tokens()
+    hooks = [("blocks.0.attn.hook_attn_scores", positions.hide_far_keys)]
+    changed = tokens.clone()
+    changed[:, 1] = (changed[:, 1] + 1) % TINY["d_vocab"]
+    before, after = (model.run_with_hooks(each, hooks) for each in (tokens, changed))
+    same = (before - after).abs().amax((0, 2)) < 1e-6
+    assert same.tolist() == [True, False, False, False, True, True, True]
+    assert_close(before[:, :3], model(tokens)[:, :3], rtol=0, atol=1e-5)
+
+
+def test_the_best_possible_predictor_has_no_excess_loss(dataset):
+    tokens, log_probs = positions.unseen_windows(dataset)
+    assert len(tokens) > 100 and (tokens[:, 0] == dataset.tokenizer.ids["\n"]).all()
+
+    class Best:
+        """Gives each right token its true probability, and one other the rest."""
+
+        def run_with_hooks(self, inputs, hooks):
+            probs = torch.full((*inputs.shape, dataset.tokenizer.d_vocab), 1e-30)
+            true = log_probs[:, 1:].exp()[..., None]
+            other = (tokens[:, 1:, None] + 1) % dataset.tokenizer.d_vocab
+            return probs.scatter(-1, other, 1 - true + 1e-30).scatter(
+                -1, tokens[:, 1:, None], true).log()
+
+    excess = positions.excess_by_position(Best(), tokens, log_probs)
+    assert_close(excess, torch.zeros(positions.READ), rtol=0, atol=1e-5)
+
+
+def steps_of(early, late):
+    """Excess losses: one number within the trained length, another beyond it."""
+    return [early] * positions.TRAINED + [late] * (positions.READ - positions.TRAINED)
+
+
+def position_seeds(**late):
+    """What a seed measures as the lab expects it, except for some numbers beyond the length."""
+    numbers = {"learned": (1.5, 1.0), "sinusoidal": (1.2, 0.9), "rotary": (0.6, 0.3),
+               "none": (0.6, 0.5), "long": (0.3, 0.3)} | late
+    within = {"none": 0.4} | {name: 0.3 for name in numbers if name != "none"}
+    names = {name: positions.LONG if name == "long" else name for name in numbers}
+    return [{names[name]: {"all": steps_of(within[name], both[0]),
+                           "near": steps_of(within[name], both[1])}
+             for name, both in numbers.items()}]
+
+
+def verdicts(claims):
+    """The verdicts of the claims that are judged."""
+    return [line.holds for line in claims if line.verdict]
+
+
+def test_claims_on_positions_hold_where_they_should_and_fail_one_by_one():
+    assert verdicts(positions.claims_of(position_seeds())) == [True] * 7
+    as_rotary = position_seeds()[0]["rotary"]
+    for place, seeds in enumerate((
+            position_seeds(learned=(0.85, 1.0)), position_seeds(rotary=(0.35, 0.3)),
+            position_seeds(rotary=(1.3, 0.3)), position_seeds(rotary=(0.6, 0.6)),
+            position_seeds(learned=(1.5, 0.5)), position_seeds(long=(0.5, 0.3)),
+            [position_seeds()[0] | {"none": as_rotary}])):
+        found = verdicts(positions.claims_of(seeds))
+        assert found == [i != place for i in range(7)], f"case {place}"
+    assert not verdicts(positions.claims_of(position_seeds(), judged=False))
+
+
+def test_claims_on_positions_fail_for_untrained_models(dataset):
+    windows = positions.unseen_windows(dataset)
+    cfg = ModelConfig(n_layers=1, d_model=12, n_ctx=positions.READ,
+                      d_vocab=dataset.tokenizer.d_vocab)
+    seed = {}
+    for name in (*positions.KINDS, positions.LONG):
+        kind = name if name in positions.KINDS else "learned"
+        excess = positions.excess_by_position(positions.build_model(kind, cfg, 0), *windows)
+        seed[name] = {"all": excess.tolist(), "near": excess.tolist()}
+    found = verdicts(positions.claims_of([seed]))
+    # learned fails, rotary / learned, learned with near words, and the cost of no positions
+    assert [found[i] for i in (0, 2, 4, 6)] == [False] * 4
+
+
+# layernorm_order
+
+
+def layer_norm(x, norm):
+    """LayerNorm, written out."""
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * norm.w + norm.b
+
+
+def post_model(writes="small", **changes):
+    """A tiny scrambled post-LN model."""
+    cfg = ModelConfig(**TINY | changes)
+    return scramble_(layernorm_order.build_model("post", writes, cfg, seed=0)).eval()
+
+
+def test_a_post_block_is_its_formula_written_out():
+    model = post_model()
+    tokens = tiny_tokens()
+    resid = model.W_E[tokens] + model.W_pos[: tokens.shape[1]]
+    for block in model.blocks:
+        resid = layer_norm(resid + block.attn(resid, resid, resid), block.ln1)
+        resid = layer_norm(resid + block.mlp(resid), block.ln2)
+    assert_close(model(tokens), resid @ model.W_U, rtol=0, atol=1e-5)
+
+
+def test_the_stream_of_a_fresh_post_model_has_mean_zero_and_size_one():
+    model = layernorm_order.build_model("post", "plain", ModelConfig(**TINY), seed=0)
+    _, cache = model.run_with_cache(tiny_tokens())
+    for layer in range(model.cfg.n_layers):
+        for name in ("resid_mid", "resid_post"):
+            resid = cache[name, layer]
+            assert resid.mean(-1).abs().max() < 1e-5, name
+            assert_close(resid.std(-1, correction=0), torch.ones(2, 7), rtol=0, atol=0.05)
+
+
+def test_the_pre_model_with_small_writes_is_the_library_s():
+    cfg = ModelConfig(**TINY)
+    own, library = layernorm_order.build_model("pre", "small", cfg, 4), GPT(cfg, 4)
+    assert torch.equal(own(tiny_tokens()), library(tiny_tokens()))
+
+
+def test_plain_writes_are_as_large_as_the_other_matrices_at_any_depth():
+    for n_layers in (2, 8):
+        cfg = ModelConfig(n_layers=n_layers, n_heads=4, d_model=64, d_vocab=11)
+        for order in ("pre", "post"):
+            block = layernorm_order.build_model(order, "plain", cfg, 0).blocks[-1]
+            for write in (block.attn.W_heads_out, block.mlp.W_out):
+                assert_close(write.std(), block.mlp.W_in.std(), rtol=0.05, atol=0)
+
+
+def test_a_step_of_size_zero_has_no_effect_and_a_larger_one_has_more():
+    cfg = ModelConfig(**TINY)
+    batch = tiny_tokens(seed=5), tiny_tokens(seed=6)
+    effects = [layernorm_order.effect_of_a_step_(
+        layernorm_order.build_model("post", "plain", cfg, 0), batch,
+        TrainConfig(optimizer="adamw", lr=lr)) for lr in (1e-12, 1e-4, 1e-3)]
+    assert abs(effects[0]) < 1e-7 and 0 < 10 * effects[1] < effects[2]
+
+
+def layernorm_seeds(excess=None, gradient=None, effect=None):
+    """What a seed measures as the lab expects it, except for some numbers."""
+    excess = {"pre": 0.7, "post": 2.8, "post, warm-up": 1.0, "post, small writes": 0.6,
+              "pre, 2 layers": 0.7, "post, 2 layers": 0.6} | (excess or {})
+    gradient = {"post": 2.3, "post, small writes": 2.4} | (gradient or {})
+    effect = {"post": 6.0, "post, small writes": 0.6} | (effect or {})
+    return [{name: {"excess": value, "gradients": [5.0, gradient.get(name, 1.0)],
+                    "effect": effect.get(name, 1.0)} for name, value in excess.items()}]
+
+
+def test_claims_on_layernorm_hold_where_they_should_and_fail_one_by_one():
+    claims_of = layernorm_order.claims_of
+    assert verdicts(claims_of(layernorm_seeds())) == [True] * 7
+    for place, case in enumerate((
+            {"excess": {"post": 1.6}}, {"excess": {"post, 2 layers": 2.8}},
+            {"excess": {"post, small writes": 2.8}},
+            {"gradient": {"post": 1.0}}, {"gradient": {"post, small writes": 1.0}},
+            {"effect": {"post": 2.0}}, {"effect": {"post, small writes": 6.0}})):
+        found = verdicts(claims_of(layernorm_seeds(**case)))
+        assert found[place] is False and sum(found) >= 5, case
+    assert not verdicts(claims_of(layernorm_seeds(), judged=False))
+
+
+def test_claims_on_layernorm_fail_if_post_is_pre(dataset):
+    """With the library's block in the place of both, nothing tells them apart."""
+    cfg = layernorm_order.LayerNormConfig()
+    dataset = replace(dataset, val=dataset.val[:600], floor=replace(
+        dataset.floor, log_probs=dataset.floor.log_probs[:600],
+        categories=dataset.floor.categories[:600]))
+    how = TrainConfig(max_steps=2, batch_size=2, optimizer="adamw")
+    seed = {}
+    for name, (_, writes, _, warmup_steps) in layernorm_order.subjects_of(cfg).items():
+        seed[name] = layernorm_order.measure_model(
+            ("pre", writes, 2, warmup_steps), how, 0, dataset, Trainings([2] * 6), name)
+    found = verdicts(layernorm_order.claims_of([seed]))
+    assert [found[i] for i in (0, 3, 5)] == [False] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "n_trainings"), [("positions", 5), ("layernorm_order", 6)])
+def test_a_quick_run_of_a_lab_writes_everything_and_gives_the_same_again(
+        tmp_path, name, n_trainings):
+    printed, result = quick_run(name, tmp_path, n_trainings, at="course/labs")
+    assert all(line["verdict"] == "" for line in result["claims"])
+    assert (tmp_path / f"{name}_quick" / f"{name}.png").exists() and "nats" in printed
+    assert quick_run(name, tmp_path, at="course/labs")[1] == result
