@@ -334,19 +334,19 @@ def pruning_figure(text, known):
 
     text, known: as in `importance_figure`.
     """
-    figure = Figure(figsize=(10, 5.6), layout="constrained")
+    figure = Figure(figsize=(10, 6), layout="constrained")
     upper, lower = figure.subfigures(2, 1)
 
     half = len(text["heads"]) // 2
     most = max(text["pruning"]["curves"][method][half] for method in METHODS)
     chance = float(np.median([row[half] for row in text["pruning"]["random"]]))
     draw_pruning(upper, text, f"{text['name']}: without the {half} least important heads of "
-                 f"{len(text['heads'])} the loss rises by at most {most:.2f} nats, without {half} "
+                 f"{len(text['heads'])} the loss rises by\nat most {most:.2f} nats, without {half} "
                  f"random ones by {chance:.2f}")
 
     all_cost = known["pruning"]["curves"]["mean"][-1]
     draw_pruning(lower, known, f"{known['name']}: without the heads outside of the circuit it "
-                 f"rises by {known['outside_cost']:.2f} nats, without all heads by {all_cost:.1f}")
+                 f"rises by {known['outside_cost']:.2f} nats,\nwithout all heads by {all_cost:.1f}")
     figure.legend(*upper.axes[0].get_legend_handles_labels(), frameon=False, fontsize=9, ncols=3,
                   loc="outside lower center")
     return figure

@@ -427,10 +427,10 @@ def draw_interventions(axes, seeds):
         drawn = [(value(result), y) for y, value in enumerate(rows.values()) if value is not None]
         axes.plot(*zip(*drawn, strict=True), marker, color=colour, alpha=0.7,
                   label=name_circuit(result))
-    axes.legend(frameon=False, fontsize=8, loc="center right")
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
     axes.tick_params(axis="y", length=0)
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.8)
 
     carried = fmean(path_share(result, "previous-token head to K") for result in seeds)
     bare_axes(axes, f"{100 * carried:.0f} % of the previous-token head's effect is in the keys",
