@@ -345,8 +345,9 @@ def pruning_figure(text, known):
                  f"random ones by {chance:.2f}")
 
     all_cost = known["pruning"]["curves"]["mean"][-1]
-    draw_pruning(lower, known, f"{known['name']}: without the heads outside of the circuit it "
-                 f"rises by {known['outside_cost']:.2f} nats,\nwithout all heads by {all_cost:.1f}")
+    draw_pruning(lower, known, f"{known['name']}: without the heads outside of the circuit "
+                 f"the loss rises by {known['outside_cost']:.2f} nats,\nwithout all heads by "
+                 f"{all_cost:.1f}")
     figure.legend(*upper.axes[0].get_legend_handles_labels(), frameon=False, fontsize=9, ncols=3,
                   loc="outside lower center")
     return figure
