@@ -142,7 +142,8 @@ class TrainConfig:
     beta1: float = option(0.9, "AdamW's decay per step of the average gradient")
     beta2: float = option(0.98, "AdamW's decay per step of the average squared gradient")
     grad_clip: float = option(1.0, "the largest norm that the gradient may have (0: no limit)")
-    eval_interval: int = option(500, "steps between checkpoints and evaluations on the whole split")
+    eval_interval: int = option(
+        500, "steps between checkpoints and evaluations on the whole split; the first come early")
     log_interval: int = option(10, "steps between rows of metrics.jsonl")
     seed: int = option(0, "seed of the initial weights and of the batches")
     device: str = option("auto", "auto, cpu, cuda or mps")

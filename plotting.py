@@ -86,8 +86,10 @@ def draw_lines(axes, lines, levels):
     lowest = min((value for _, y in lines.values() for value in y), default=0.0)
     for name, level in levels.items():
         axes.axhline(level, color="0.55", linewidth=1, linestyle="--")
+        is_below = level < lowest
         axes.annotate(name, (0.99, level), xycoords=("axes fraction", "data"), ha="right",
-                      va="top" if level < lowest else "bottom", color="0.35", fontsize=9)
+                      xytext=(0, -2 if is_below else 2), textcoords="offset points",
+                      va="top" if is_below else "bottom", color="0.35", fontsize=9)
 
     if len(lines) > 1:
         axes.legend(frameon=False, fontsize=9)
@@ -146,22 +148,67 @@ def dot_rows(rows, *, title, xlabel):
 
     rows: {name: (value, low, high)}, such as ratios to a threshold. Returns a Figure.
     """
-    figure = PlainFigure(figsize=(9, 1.2 + 0.45 * len(rows)), layout="constrained")
+    figure = PlainFigure(figsize=(9, 1.2 + 0.36 * len(rows)), layout="constrained")
     axes = bare_axes(figure.subplots(), title, xlabel, "")
     axes.set_xscale("log")
     axes.axvline(1, color="0.55", linewidth=1, linestyle="--")
 
-    for y, (value, low, high) in enumerate(rows.values()):
-        axes.plot([low, high], [y, y], color=COLOURS[0], linewidth=2.5, alpha=0.5)
-        colour = COLOURS[1] if value < 1 else COLOURS[0]
-        axes.plot(value, y, "o", color=colour)
-
-    axes.set_yticks(range(len(rows)), [textwrap.fill(name, 52) for name in rows], fontsize=8)
-    axes.invert_yaxis()
+    draw_intervals(axes, {textwrap.fill(name, 60): row for name, row in rows.items()},
+                   [COLOURS[1] if value < 1 else COLOURS[0] for value, _, _ in rows.values()])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
     axes.xaxis.set_minor_formatter("{x:g}")
     return figure
+
+
+def draw_intervals(axes, rows, colours):
+    """Draws a dot with a bar for each row {name: (value, low, high)}, from top to bottom."""
+    for y, ((value, low, high), colour) in enumerate(zip(rows.values(), colours, strict=True)):
+        axes.plot([low, high], [y, y], color=colour, linewidth=4, alpha=0.4)
+        axes.plot(value, y, "o", color=colour, markersize=4)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+
+
+def ranking(values, labels, low, high, *, xlabel, level=0.95, most=20):
+    """Numbers with their intervals, the largest at the top.
+
+    The title names the first one only if its interval lies above all others.
+    values, low, high: one for each label, in any shape, such as [layer, head]. level: of the
+    intervals. most: the number of rows to show. Returns a Figure.
+    """
+    values, low, high = (np.asarray(each, dtype=float).ravel() for each in (values, low, high))
+    order = np.argsort(-values, kind="stable")
+    rows = {labels[row]: (values[row], low[row], high[row]) for row in order[:most]}
+    key = f"dot: mean; bar: {100 * level:g} % interval"
+    if len(order) > most:
+        key += f"; {len(order) - most} smaller not shown"
+
+    figure = PlainFigure(figsize=(5.5, 1.3 + 0.24 * len(rows)), layout="constrained")
+    axes = bare_axes(figure.subplots(), describe_first(values, labels, low, high),
+                     f"{xlabel}\n{key}", "")
+    axes.axvline(0, color="0.2", linewidth=0.8)
+    draw_intervals(axes, rows, [COLOURS[0]] * len(rows))
+    for y, row in enumerate(rows.values()):
+        value, lowest, highest = np.round(row, 2) + 0.0  # no minus before a zero
+        axes.annotate(f"{value:.2f}  ({lowest:.2f} to {highest:.2f})", (1.02, y), va="center",
+                      xycoords=("axes fraction", "data"), fontsize=8, color="0.35")
+    return figure
+
+
+def describe_first(values, labels, low, high):
+    """Which label has the largest value, in words; none, if another's interval reaches its own.
+
+    values, low, high: [row], one for each label.
+    """
+    first, *others = np.argsort(-values, kind="stable")
+    if not others:
+        return f"{labels[first]}: {values[first]:.2f}"
+    rival = max(others, key=lambda row: high[row])
+    if low[first] > high[rival]:
+        return (f"{labels[first]} stands out with {values[first]:.2f}; "
+                f"the next, {labels[others[0]]}, has {values[others[0]]:.2f}")
+    return f"None stands out: the intervals of {labels[first]} and {labels[rival]} overlap"
 
 
 def colour_scale(values):
@@ -228,15 +275,16 @@ def head_grid(values, *, title, unit):
 def dla_bar(values, labels, *, title, xlabel, low=None, high=None, most=20):
     """Bars from zero that show how much each part of a model adds, the largest at the top.
 
-    values, low, high: [row]; low and high are drawn as whiskers. labels: one for each row. most:
-    the number of rows to show. The rest is summed into one more bar, so that the bars still add up
-    to the total. A value of zero gets no bar, unless all are zero. Returns a Figure.
+    values, low, high: [row]; low and high are drawn as whiskers. labels: one for each row, such as
+    those of `attribution.direct_logit_attribution`, which are shown in words. most: the number of
+    rows to show. The rest is summed into one more bar, so that the bars still add up to the total.
+    A value of zero gets no bar, unless all are zero. Returns a Figure.
     """
     values = np.asarray(values, dtype=float)
     n_bars = max(1, np.count_nonzero(values))
     order = np.argsort(-np.abs(values), kind="stable")[:n_bars]  # by size, without zeros
     shown = sorted(order[:most], key=lambda row: -values[row])
-    names = [labels[row] for row in shown]
+    names = [describe_part(labels[row]) for row in shown]
     lengths = [values[row] for row in shown]
     if len(order) > most:
         names.append(f"{len(order) - most} others")
@@ -254,6 +302,17 @@ def dla_bar(values, labels, *, title, xlabel, low=None, high=None, most=20):
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
     return figure
+
+
+def describe_part(label):
+    """The name of a part of a model, such as 0_attn_out or ln_bias, in words; others stay."""
+    names = {"embed": "token embedding", "pos_embed": "position embedding",
+             "ln_bias": "bias of the last LayerNorm", "b_U": "bias of the unembedding",
+             "biases": "biases of the blocks"}
+    layer, _, part = label.partition("_")
+    if layer.isdecimal() and part in ("attn_out", "mlp_out"):
+        return f"{'attention' if part == 'attn_out' else 'MLP'} of block {layer}"
+    return names.get(label, label)
 
 
 def lens_table(probs, tokens, *, title, row_labels, column_labels):
@@ -276,7 +335,7 @@ def lens_table(probs, tokens, *, title, row_labels, column_labels):
     axes.set_xticks(range(n_pos), [show_spaces(token) for token in column_labels], fontsize=8)
     axes.set_yticks(range(n_rows), [describe_stream(label) for label in row_labels[::-1]],
                     fontsize=8)
-    figure.colorbar(image, ax=axes, label="probability of the token shown")
+    figure.colorbar(image, ax=axes, label="probability of the likeliest next token (shown)")
     return figure
 
 

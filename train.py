@@ -59,6 +59,7 @@ from utils import (
 )
 
 PATIENCE = 100  # stop after this many steps in a row with a loss above the untrained model's
+EARLY = (50, 100, 200)  # evaluate after these steps too, because the loss falls fastest in them
 
 
 # The loop
@@ -257,6 +258,12 @@ class TrainingRun:
         """Whether all steps have been taken."""
         return self.state.step == self.cfg.train.max_steps
 
+    def is_evaluation_due(self):
+        """Whether to evaluate after this step: at the end, at every eval_interval, and early."""
+        step = self.state.step
+        interval = self.cfg.train.eval_interval
+        return self.is_finished() or step % interval == 0 or (step < interval and step in EARLY)
+
     def next_batch(self):
         """(inputs, targets), each [batch, pos]: this rank's share of the next batch.
 
@@ -294,7 +301,7 @@ class TrainingRun:
                 self.recent.append(step)
                 self.count_lost_steps(step)
 
-                if state.step % cfg.eval_interval == 0 or self.is_finished():
+                if self.is_evaluation_due():
                     self.validate()
                 elif state.step % cfg.log_interval == 0:
                     self.log()

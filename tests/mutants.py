@@ -195,6 +195,16 @@ MUTANTS = [
     Mutant("plotting", "np.ma.masked_invalid(np.ma.asarray(values, dtype=float))",
            "np.ma.asarray(values, dtype=float)",
            "values that are not finite spoil the scale"),
+    Mutant("plotting", "if low[first] > high[rival]:",
+           "if values[first] > values[rival]:",
+           "a ranking names a first one that its interval does not set apart"),
+    Mutant("plotting", "rival = max(others, key=lambda row: high[row])",
+           "rival = others[0]",
+           "a ranking's first one is set apart from the second alone"),
+    Mutant("experiments/speed/report", "most_loss = nanogpt_loss if each",
+           "most_loss = times[-1] if each",
+           "the threshold of a contestant held against nanoGPT stands elsewhere",
+           tests=("race",)),
 
     # losses
     Mutant("losses", "losses = -log_probabilities",
@@ -857,6 +867,9 @@ MUTANTS = [
     Mutant("train", "        if stop.requested:\n            raise KeyboardInterrupt\n",
            "",
            "a second signal does not stop at once"),
+    Mutant("train", "(step < interval and step in EARLY)",
+           "step in EARLY",
+           "a run that is evaluated often is evaluated at odd steps too"),
 
     # activation_cache
     Mutant("activation_cache", "    __str__ = ValueError.__str__",

@@ -22,7 +22,7 @@ def test_contestants_take_turns_and_the_first_round_is_not_measured():
     assert [len(seconds[name]) for name in "ab"] == [3, 3]
 
 
-def test_a_line_holds_where_its_median_is_beyond_its_mark():
+def test_a_line_holds_where_its_median_is_beyond_its_threshold():
     values = torch.tensor([3.0, 1.0, 2.0])
     line = median_claim("time", values, below=2.1)
     assert (line.measured, line.low, line.high, line.holds) == (2.0, 1.0, 3.0, True)
@@ -90,14 +90,14 @@ def test_a_failed_claim_is_seen_in_the_table_and_in_the_exit_code():
 
 
 def some_lines(judged=True):
-    """Lines of which the summary tells, of which one misses its mark."""
+    """Lines of which the summary tells, of which one misses its threshold."""
     return [median_claim("training: share of the matmul rate", 0.7, above=0.66, judged=judged),
             median_claim("1 x 64: what hook points do, over forward", 0.0004, below=0.01,
                          judged=judged),
             median_claim("1 x 64: time of caching over forward", 1.1, below=1.05, judged=judged)]
 
 
-def test_the_summary_tells_what_was_measured_and_how_many_marks_were_met():
+def test_the_summary_tells_what_was_measured_and_how_many_thresholds_were_met():
     told = summarize_benchmark(some_lines())
     expected = ("0.70 of the rate", "0.04%", "1.10", "2 of 3 thresholds")
     assert all(words in told for words in expected)
@@ -108,6 +108,7 @@ def test_the_figure_shows_a_time_above_its_threshold_and_a_rate_below_it_as_bad(
     axes, = benchmark_figure(some_lines()).axes
     dots = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
     assert dots == pytest.approx([0.7 / 0.66, 0.01 / 0.0004, 1.05 / 1.1])
+    assert axes.get_title("left") == "2 of 3 thresholds are met (orange: missed)"
     assert benchmark_figure(some_lines(judged=False)) is None
 
 

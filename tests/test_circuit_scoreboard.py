@@ -142,6 +142,13 @@ def test_the_figure_shows_every_method(wired_rows):
     assert "0.10 from the model" in upper.get_title("left")
 
 
+def test_the_legend_of_the_figure_explains_what_is_grey_in_both_panels(wired_rows):
+    rows = wired_rows["previous token"] + as_trained(wired_rows["previous token"])
+    legend, = scoreboard_figure(rows).legends
+    told = [text.get_text() for text in legend.get_texts()]
+    assert set(told) == {*METHODS, "random rankings, 5 to 95 %", "random sets of edges"}
+
+
 def test_bad_settings_are_refused():
     for bad in ({"prompts": 1}, {"prompts": 21}, {"rankings": 19}, {"seeds": ()}):
         with pytest.raises(UserError):

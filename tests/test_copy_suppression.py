@@ -51,7 +51,11 @@ from experiments.suppression.measure import (
     written_when_predicted,
 )
 from experiments.suppression.model import SuppressionRecipe, Walks, batches, suppression_pairs
-from experiments.suppression.report import describe_findings, suppression_claims
+from experiments.suppression.report import (
+    describe_findings,
+    draw_overview,
+    suppression_claims,
+)
 from losses import IGNORED
 from model import GPT
 from tokenizer import BPETokenizer
@@ -578,6 +582,15 @@ def test_every_claim_on_the_head_holds_on_the_wired_one_and_the_control_does_not
     assert failed[0] == "the model above that floor (nats)"  # its odds are even
     assert ["go back" in text for text in failed[1:]] == [True]
     assert "L1H0" in describe_findings(result)
+
+    # the figure has the attention before and after each patch at the row of its name
+    patches = draw_overview(result).axes[2]
+    dots = {label.get_text(): line.get_xdata()[0] for label, line
+            in zip(patches.get_yticklabels(), patches.lines, strict=True)}
+    team = result[0]["trained"]["direction"]["team"]
+    assert dots["before adding"] == team["before"]
+    assert dots["a random direction added"] == team["random"]
+    assert dots["the token's unembedding added"] == team["after"]
 
 
 # Published models

@@ -305,7 +305,18 @@ def test_the_titles_state_the_findings(measured):
     titles = [axes.get_title(loc="left") for axes in drawn["importance"].axes]
     assert f"{measured[0]['agreement']['mean']:.2f}" in titles[0]
     assert "3 of 4 measures put the circuit (L0H0 and L1H1) above" in titles[1]
-    assert f"{measured[1]['outside_cost']:.2f} nats" in drawn["pruning"].axes[1].get_title("left")
+    below = drawn["pruning"].subfigs[1]
+    assert f"by {measured[1]['outside_cost']:.2f} nats" in below.get_suptitle()
+
+
+def test_each_ranking_has_a_panel_of_its_own_with_its_curve_and_the_random_orders(measured):
+    drawn = program.figures({"models": measured})["pruning"]
+    for part, one in zip(drawn.subfigs, measured, strict=True):
+        for axes, method in zip(part.axes, METHODS, strict=True):
+            assert method in axes.get_title("left")
+            curves = [list(line.get_ydata()) for line in axes.lines if line.get_marker() == "o"]
+            assert curves == [one["pruning"]["curves"][method]]
+            assert len(axes.collections) == 1, "the band of random orders"
 
 
 def test_the_summary_counts_the_models_in_which_the_circuit_is_on_top(measured):

@@ -34,6 +34,7 @@ from experiments.indirect_object.report import (
     chance_of_sets,
     direct_share,
     gift_claims,
+    heads_figure,
     shares_of_sets,
     without_strongest,
 )
@@ -296,6 +297,22 @@ def test_every_claim_fails_on_untrained_and_on_shuffled_models(measured):
 def test_the_share_of_a_role_is_the_part_of_the_difference_by_its_heads(measured):
     assert direct_share(passing(measured[0]), "suppressors") == 1
     assert direct_share(passing(measured[0]), "copiers") == 0
+
+
+# The figure
+
+
+def test_the_bars_are_direct_effects_and_heads_that_suppress_names_have_their_own_colour():
+    columns = dict.fromkeys(("END to IO", "END to S1", "END to S2", "S2 to S1", "copies",
+                             "suppresses"), 0.5)
+    heads = [columns | {"head": [0, head], "label": f"L0H{head}", "direct": -1.0 - head}
+             for head in range(3)]
+    roles = {"answer": [[0, 2]], "copiers": [], "suppressors": [[0, 0], [0, 2]]}
+    axes = heads_figure({"heads": heads, "roles": roles, "diff": 8.0}).axes[1]
+    bars = [(bar.get_width(), bar.get_facecolor()) for bar in axes.patches[:3]]
+    assert [width for width, _ in bars] == [1.0, 2.0, 3.0]
+    assert bars[0][1] == bars[2][1] != bars[1][1]
+    assert "50 % of the receiver's lead of 8.0 nats" in axes.get_title("left")
 
 
 # Published prompts

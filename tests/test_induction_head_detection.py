@@ -40,7 +40,13 @@ from experiments.induction.model import (
     training_batch,
     training_loss,
 )
-from experiments.induction.report import describe_findings, induction_claims, induction_figure
+from experiments.induction.report import (
+    ablation_rise,
+    describe_findings,
+    heads_of_seeds,
+    induction_claims,
+    induction_figure,
+)
 from experiments.induction.scan import (
     GPT2_SMALL_HEADS,
     GPT2_SMALL_SHAPE,
@@ -373,10 +379,34 @@ def test_one_seed_that_misses_fails_the_claim(seeds, where, value, claim):
     assert any(claim in text for text in failed)
 
 
+def test_heads_that_differ_are_named_by_seed():
+    seeds = [{"heads": {"induction": head, "previous": [0, 1]}} for head in ([1, 0], [1, 3])]
+    assert heads_of_seeds(seeds, "induction") == "L1H0, L1H3"
+    assert heads_of_seeds(seeds, "previous") == "L0H1"
+
+
+@pytest.mark.slow
+def test_the_dots_of_an_intervention_stand_at_its_row(seeds):
+    axes = induction_figure(seeds).axes[3]
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    first = next(line for line in axes.lines if line.get_marker() == "o")
+    dots = dict(zip(first.get_ydata(), first.get_xdata(), strict=True))
+    assert dots[rows.index("keys only")] == seeds[0]["paths"]["previous-token head to K"]
+    assert dots[rows.index("all induction heads")] == ablation_rise(seeds[0], "all induction heads")
+    assert len(dots) == len(rows) - 2  # but for the two headings
+
+
 @pytest.mark.slow
 def test_the_figure_says_what_was_found(seeds):
-    titles = [axes.get_title(loc="left") for axes in induction_figure(seeds).axes]
+    drawn = induction_figure(seeds).axes
+    titles = [axes.get_title(loc="left") for axes in drawn]
     assert any("100 % of the previous-token head's effect" in title for title in titles)
+
+    # the heads are named: over training once, as they are the same, and beside the dots by seed
+    names = [[text.get_text() for text in axes.get_legend().get_texts()]
+             for axes in (drawn[1], drawn[3])]
+    assert names[0][:2] == ["induction head: L1H2", "previous-token head: L0H1"]
+    assert names[1] == ["L0H1 → L1H2 (seed 0)", "L0H1 → L1H2 (seed 1)"]
     none = [found | {"phase": dict.fromkeys(found["phase"])} for found in seeds]
     assert induction_figure(none).axes
 

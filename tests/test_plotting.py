@@ -15,12 +15,14 @@ from plotting import (
     attention_grid,
     colour_scale,
     curve,
+    describe_part,
     describe_stream,
     dla_bar,
     dot_rows,
     head_grid,
     heatmap,
     lens_table,
+    ranking,
     save,
     training_curves,
 )
@@ -167,6 +169,27 @@ def test_rows_of_dots_show_all_values_and_highlight_those_below_one():
     assert colours[2.0] != colours[0.9]
 
 
+def test_a_ranking_names_its_first_only_if_its_interval_lies_above_all_others():
+    middle = [0.2, 1.0, 0.1]
+    far = ranking(middle, "abc", [0.1, 0.9, 0.0], [0.3, 1.1, 0.2], xlabel="nats").axes[0]
+    assert far.get_title("left") == "b stands out with 1.00; the next, a, has 0.20"
+
+    # the third is uncertain: its interval reaches that of the first, though not its value
+    near = ranking(middle, "abc", [0.1, 0.9, 0.0], [0.3, 1.1, 0.95], xlabel="nats").axes[0]
+    assert near.get_title("left") == "None stands out: the intervals of b and c overlap"
+    alone = ranking([0.5], ["a"], [0.4], [0.6], xlabel="nats").axes[0]
+    assert alone.get_title("left") == "a: 0.50"
+
+
+def test_a_ranking_has_the_largest_on_top_and_each_interval_at_its_own_row():
+    values = np.array([[0.2, 1.0], [0.1, 0.4]])  # [layer, head]
+    axes = ranking(values, "abcd", values - 0.05, values + 0.05, xlabel="nats", most=3).axes[0]
+    assert tick_labels(axes.yaxis) == ["b", "d", "a"] and axes.yaxis_inverted()
+    bars = [line.get_xdata() for line in axes.lines if line.get_alpha()]
+    assert np.array(bars) == pytest.approx(np.array([[0.95, 1.05], [0.35, 0.45], [0.15, 0.25]]))
+    assert "95 % interval" in axes.get_xlabel() and "1 smaller" in axes.get_xlabel()
+
+
 def test_the_bars_of_an_attribution_add_up_to_the_whole():
     values = [1.0, -2.0, 0.5, 0.25]
     for most in (1, 2, 3, 9):
@@ -199,6 +222,15 @@ def test_a_lens_table_has_the_last_row_on_top_and_shows_spaces_and_line_ends():
     assert tick_labels(axes.yaxis) == ["mine", "embedding"]
     assert axes.images[0].get_array().tolist() == [[0.9, 0.8], [0.1, 0.2]]
     assert axes.images[0].get_clim() == (0, 1)
+
+
+def test_parts_of_a_model_are_said_in_words():
+    words = {"embed": "token embedding", "3_attn_out": "attention of block 3",
+             "11_mlp_out": "MLP of block 11", "ln_bias": "bias of the last LayerNorm",
+             "L0H1": "L0H1", "x_mlp_out": "x_mlp_out"}
+    assert {label: describe_part(label) for label in words} == words
+    axes = dla_bar([1.0, -2.0], ["0_mlp_out", "mine"], title="", xlabel="").axes[0]
+    assert tick_labels(axes.yaxis) == ["MLP of block 0", "mine"]
 
 
 def test_places_of_the_stream_are_said_in_words():
@@ -250,6 +282,7 @@ def figures_with(names):
                        **words),
         "training_curves": training_curves(rows, name=title, unit=other, levels={third: 1.0}),
         "dot_rows": dot_rows({third: (1.0, 0.5, 2.0), last: (1.0, 0.5, 2.0)}, **words),
+        "ranking": ranking([1.0, 2.0], names[:2], [0.5, 1.5], [1.2, 2.2], xlabel=third),
         "heatmap": heatmap(values, ylabel=third, row_labels=[title, last],
                            column_labels=[other, third], **words),
         "head_grid": head_grid(values, title=title, unit=other),

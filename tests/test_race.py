@@ -1,5 +1,6 @@
 """The race: every contestant takes all its steps, in turns, and is judged by its own thresholds."""
 
+import dataclasses
 import types
 
 import pytest
@@ -16,7 +17,7 @@ from experiments.speed.contestants import (
     run_race,
     starting_model,
 )
-from experiments.speed.report import race_claims, summarize_race
+from experiments.speed.report import race_claims, race_figure, summarize_race
 
 
 def curves(nano, mine):
@@ -54,6 +55,23 @@ def test_the_summary_reports_mean_times_and_losses():
     told = summarize_race(race_claims(race_contestants(65, 0), races), races)
     assert all(words in told for words in ("In 1.00 of the time", "reaches 1.600", "at 1.800",
                                            "means of 2 seeds", " of 8 thresholds"))
+
+
+def test_the_figure_has_a_threshold_for_each_contestant_but_nanogpt_s_in_its_colour():
+    field = race_contestants(65, 0)
+    races = [curves((100.0, 1.9), (90.0, 1.5)), curves((100.0, 1.7), (110.0, 1.7))]
+    axes, = race_figure({name: dataclasses.asdict(each) for name, each in field.items()},
+                        races).axes
+    lines = {line.get_label(): line for line in axes.lines if line.get_marker() == "o"}
+    crosses = {line.get_color(): (*line.get_xdata(), *line.get_ydata()) for line in axes.lines
+               if line.get_marker() == "x" and len(line.get_xdata())}
+
+    # a third of nanoGPT's time has no loss of its own: it is held against nanoGPT's, 1.8
+    wanted = {"a third of nanoGPT's time": (0.35, 1.8), OUR_DEFAULT: (1.0, 1.58),
+              "twice nanoGPT's time": (2.0, 1.53), "five times nanoGPT's time": (5.0, 1.47)}
+    assert lines.keys() == {NANOGPT, *wanted}
+    assert crosses == {lines[name].get_color(): pytest.approx(at) for name, at in wanted.items()}
+    assert "threshold" in axes.get_legend().get_texts()[-1].get_text()
 
 
 def test_every_seed_has_weights_and_batches_of_its_own_and_nanogpt_its_exact_gelu():

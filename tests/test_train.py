@@ -579,6 +579,38 @@ def test_the_number_of_evaluations_does_not_change_the_weights(home, monkeypatch
     assert same(final(home, "seldom")["model"], final(home, "often")["model"])
 
 
+def test_a_run_is_evaluated_early_too_unless_that_is_often_anyway(home, monkeypatch):
+    quietly(monkeypatch)
+    cases = {"5 500": [0, 5], "50 500": [0, 50], "101 500": [0, 50, 100, 101],
+             "101 100": [0, 50, 100, 101], "60 20": [0, 20, 40, 60]}
+    for case, expected in cases.items():
+        steps, every = case.split()
+        main(argv(home, *named("early", "--overwrite"), "--train.max_steps", steps,
+                  "--train.eval_interval", every))
+        evaluated = [step for step, loss in curve(home, "early", "val_loss") if loss is not None]
+        assert evaluated == expected, f"{steps} steps, every {every}"
+
+
+def test_early_evaluations_change_nothing_that_is_trained_nor_where_a_stopped_run_ends(
+    tmp_path, monkeypatch
+):
+    quietly(monkeypatch)
+    flags = ["--train.eval_interval", "6", "--model.dropout", "0.2"]
+    for early in ((), (1, 3)):
+        monkeypatch.setattr(train, "EARLY", early)
+        main(argv(tmp_path, *named(f"early_{len(early)}"), *flags))
+    without, whole = (final(tmp_path, name) for name in ("early_0", "early_2"))
+    for part in ("model", "optimizer", "sampler", "rng"):
+        assert same(without[part], whole[part]), f"{part} differs"
+
+    for step in (1, 2, 3, 4):
+        stopped_at(step, tmp_path, *named("halves", "--overwrite"), *flags)
+        main(argv(tmp_path, *named("halves", "--resume"), *flags))
+        assert same(final(tmp_path, "halves"), whole), f"stopped after {step}: another end"
+        curves = [curve(tmp_path, name, "val_loss") for name in ("halves", "early_2")]
+        assert curves[0] == curves[1], f"stopped after {step}: another curve"
+
+
 # Names
 
 

@@ -337,39 +337,50 @@ def draw_importance(axes, one, title):
 
 
 def pruning_figure(text, known):
-    """The Figure of the rise of the loss over the number of heads removed, by each ranking and in
-    random orders.
+    """The Figure of the rise of the loss over the number of heads removed: a row for each model,
+    and in it a panel for each ranking, beside random orders.
 
     text, known: as in `importance_figure`.
     """
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    upper, lower = figure.subfigures(2, 1)
 
     half = len(text["heads"]) // 2
     most = max(text["pruning"]["curves"][method][half] for method in METHODS)
     chance = float(np.median([row[half] for row in text["pruning"]["random"]]))
-    draw_pruning(left, text, f"{text['name']}: the {half} least heads of {2 * half}\ncost at most "
-                 f"{most:.2f} nats, {half} at random {chance:.2f}")
+    draw_pruning(upper, text, f"{text['name']}: without the {half} least important heads of "
+                 f"{len(text['heads'])} the loss rises by\nat most {most:.2f} nats, without {half} "
+                 f"random ones by {chance:.2f}")
 
     all_cost = known["pruning"]["curves"]["mean"][-1]
-    draw_pruning(right, known, f"{known['name']}: what is outside of the circuit\ncosts "
-                 f"{known['outside_cost']:.2f} nats, all heads {all_cost:.1f}")
-    left.legend(frameon=False, fontsize=9)
+    draw_pruning(lower, known, f"{known['name']}: without the heads outside of the circuit "
+                 f"the loss rises by {known['outside_cost']:.2f} nats,\nwithout all heads by "
+                 f"{all_cost:.1f}")
+    figure.legend(*upper.axes[0].get_legend_handles_labels(), frameon=False, fontsize=9, ncols=3,
+                  loc="outside lower center")
     return figure
 
 
-def draw_pruning(axes, one, title):
-    """Draw a line for each method, and the band that holds nine in ten random orders."""
-    bare_axes(axes, title, "heads removed, least important first",
-              "rise of the loss (nats/token)")
+def draw_pruning(part, one, title):
+    """Draw a panel for each method: its line, and the band that holds nine in ten random orders.
+
+    part: a subfigure.
+    """
+    part.suptitle(title, x=0.01, ha="left", fontsize=11)
+    part.supxlabel("heads removed, least important first", fontsize=10)
     random = np.array(one["pruning"]["random"])
     low, median, high = np.quantile(random, [0.05, 0.5, 0.95], axis=0)
     n_removed = np.arange(random.shape[1])
-    axes.fill_between(n_removed, low, high, color="0.88",
-                      label=f"{len(random)} random orders, 5 to 95 %")
-    axes.plot(n_removed, median, color="0.5", linewidth=1, label="their median")
-    styles = ("-", "--", "-.", ":")
-    for method, colour, style in zip(METHODS, COLOURS, styles, strict=False):
-        axes.plot(n_removed, one["pruning"]["curves"][method], style, color=colour, marker="o",
-                  markersize=4, linewidth=1.2, label=f"by {method}")
-    axes.set_xticks(n_removed)
+
+    for axes, method in zip(part.subplots(1, len(METHODS), sharey=True), METHODS, strict=True):
+        kind = "gradient" if method == "gradient" else f"{method} ablation"
+        bare_axes(axes, f"ranked by {kind}", "", "")
+        axes.fill_between(n_removed, low, high, color="0.88",
+                          label=f"{len(random)} random orders, 5 to 95 %")
+        axes.plot(n_removed, median, color="0.5", linewidth=1, linestyle="--",
+                  label="their median")
+        axes.plot(n_removed, one["pruning"]["curves"][method], color=COLOURS[0], marker="o",
+                  markersize=4, linewidth=1.5, label="in the order of the ranking")
+        axes.title.set_fontsize(10)
+        axes.set_xticks(n_removed[::2] if len(n_removed) > 8 else n_removed)
+    part.axes[0].set_ylabel("rise of the loss\n(nats/token)")

@@ -288,7 +288,9 @@ def describe_findings(models):
 
 def heads_figure(one):
     """The Figure of each head's attention and direct effect in one model, from `measure_gifts`."""
-    columns = ("END to IO", "END to S1", "END to S2", "S2 to S1", "copies", "suppresses")
+    columns = {"END to IO": "last word\nto receiver", "END to S1": "last word\nto giver",
+               "END to S2": "last word to\ngiver again", "S2 to S1": "giver again\nto giver",
+               "copies": "copies\nnames", "suppresses": "suppresses\nnames"}
     labels = [each["label"] for each in one["heads"]]
     figure = Figure(figsize=(10, 5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -296,18 +298,23 @@ def heads_figure(one):
     looks, scale = colour_scale([[each[column] for column in columns] for each in one["heads"]])
     bare_axes(left, f"{name_heads(one, 'answer')} is the strongest;\n"
               f"{name_heads(one, 'copiers')} copy and raise both names",
-              "attention, or share of names", "head")
+              "where the head looks, and what it does to the names that it reads", "head")
     image = left.imshow(looks, **scale, aspect="auto")
     write_cells(left, looks, [[f"{value:.2f}" for value in row] for row in looks.filled()], scale)
-    left.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8)
+    left.set_xticks(range(len(columns)), columns.values(), fontsize=8)
     left.set_yticks(range(len(labels)), labels, fontsize=8)
-    figure.colorbar(image, ax=left, label="0 to 1")
+    figure.colorbar(image, ax=left, label="share of its attention, or share of the names")
 
-    values = np.array([-each["direct"] for each in one["heads"]])
-    bare_axes(right, f"{direct_share(one, 'suppressors'):.0%} of the difference of\n"
-              f"{one['diff']:.1f} nats is that of heads that suppress",
-              "worth straight at the logits (nats)", "head")
-    right.barh(range(len(values)), values, color=np.where(values > 0, COLOURS[0], COLOURS[1]))
+    share = 100 * direct_share(one, "suppressors")
+    bare_axes(right, f"Heads that suppress names account for\n{share:.0f} % of the receiver's lead "
+              f"of {one['diff']:.1f} nats", "direct effect on the lead (nats)", "")
+    suppressors = [tuple(head) for head in one["roles"]["suppressors"]]
+    for y, each in enumerate(one["heads"]):
+        suppresses = tuple(each["head"]) in suppressors
+        right.barh(y, -each["direct"], color=COLOURS[1] if suppresses else COLOURS[0])
+    for colour, label in ((COLOURS[1], "suppresses names"), (COLOURS[0], "does not")):
+        right.barh(0, 0, color=colour, label=label)
+    right.legend(frameon=False, fontsize=8, loc="best")
     right.axvline(0, color="0.5", linewidth=0.8)
     right.set_yticks(range(len(labels)), labels, fontsize=8)
     right.invert_yaxis()

@@ -6,8 +6,8 @@ Next: experiments/induction_head_detection.py
 Source: Elhage et al. 2021; Olsson et al. 2022
 """
 
+import itertools
 import math
-import textwrap
 from statistics import fmean
 
 from matplotlib.figure import Figure
@@ -299,18 +299,27 @@ def induction_figure(seeds):
     """Losses and scores over training, and what interventions do to the trained model."""
     figure = Figure(figsize=(11, 7.6), layout="constrained")
     (losses, scores), (context, interventions) = figure.subplots(2, 2)
-    draw_losses(losses, seeds)
-    draw_scores(scores, seeds)
-    draw_in_context(context, seeds)
-    draw_interventions(interventions, seeds)
 
     # The phase in which the loss falls, in grey.
     began = step_of_event(seeds, "loss at 90 %", min)
     ended = step_of_event(seeds, "loss at 10 %", max)
-    for axes in (losses, scores, context):
-        if began is not None and ended is not None:
-            axes.axvspan(began, ended, color="0.93", zorder=0)
+    if None not in (began, ended):
+        for axes in (losses, scores, context):
+            axes.axvspan(began, ended, color="0.93", zorder=0,
+                         label="the loss on repeats falls" if axes is losses else None)
+
+    draw_losses(losses, seeds)
+    draw_scores(scores, seeds)
+    draw_in_context(context, seeds)
+    draw_interventions(interventions, seeds)
     return figure
+
+
+def heads_of_seeds(seeds, role):
+    """The labels of the circuit's heads of a role, such as "L1H3", or "L1H3, L1H1, L1H3" by seed.
+    """
+    labels = [head_label(*result["heads"][role]) for result in seeds]
+    return labels[0] if len(set(labels)) == 1 else ", ".join(labels)
 
 
 def step_of_event(seeds, event, choose):
@@ -340,7 +349,7 @@ def draw_losses(axes, seeds):
 
     draw_over_steps(axes, seeds, {"on repeats": repeats, "on first occurrences": first})
     draw_over_steps(axes, seeds, {"on repeats, one layer": repeats}, "one_layer", linestyle="--")
-    draw_over_steps(axes, seeds, {"on repeats, trained with circles": repeats}, "circles",
+    draw_over_steps(axes, seeds, {"on repeats, trained on cyclic texts": repeats}, "circles",
                     linestyle="--")
     axes.axhline(UNIFORM, color="0.6", linewidth=0.8, linestyle=":", label="a uniform guess")
     axes.set_ylim(bottom=0)
@@ -366,13 +375,15 @@ def draw_scores(axes, seeds):
     def best(result, row):
         return best_score(row, "induction")
 
-    draw_over_steps(axes, seeds, {"induction head": induction, "previous-token head": previous})
-    draw_over_steps(axes, seeds, {"best induction score, one layer": best}, "one_layer",
+    draw_over_steps(axes, seeds, {
+        f"induction head: {heads_of_seeds(seeds, 'induction')}": induction,
+        f"previous-token head: {heads_of_seeds(seeds, 'previous')}": previous})
+    draw_over_steps(axes, seeds, {"best induction head of one layer": best}, "one_layer",
                     linestyle="--")
-    draw_over_steps(axes, seeds, {"best induction score, trained with circles": best}, "circles",
+    draw_over_steps(axes, seeds, {"best one, trained on cyclic texts": best}, "circles",
                     linestyle="--")
     axes.set_ylim(0, 1)
-    axes.legend(frameon=False, fontsize=8, loc=(0.4, 0.4))
+    axes.legend(frameon=False, fontsize=8, loc=(0.42, 0.3))
 
     def describe_step(kind):
         step = step_of_event(seeds, kind, max)
@@ -399,20 +410,28 @@ def draw_interventions(axes, seeds):
     def along(path):
         return lambda result: result["paths"][path]
 
-    rows = {"previous-token head removed": removed("previous-token head"),
-            "other head of its layer removed": largest_other_rise,
-            "best induction head removed": removed("induction head"),
-            "all induction heads removed": removed("all induction heads")}
-    for letter, name in (("K", "keys"), ("Q", "queries"), ("V", "values")):
-        rows[f"previous-token head of another text, in the {name} alone"] = along(
-            f"previous-token head to {letter}")
+    rows = {"removed:": None,
+            "previous-token head": removed("previous-token head"),
+            "other head of its layer": largest_other_rise,
+            "best induction head": removed("induction head"),
+            "all induction heads": removed("all induction heads"),
+            "previous-token head of\nanother text, read by": None,
+            "keys only": along("previous-token head to K"),
+            "queries only": along("previous-token head to Q"),
+            "values only": along("previous-token head to V")}
 
-    for y, value in enumerate(rows.values()):
-        axes.plot([value(result) for result in seeds], [y] * len(seeds), "o", color=COLOURS[0],
-                  alpha=0.6)
+    # a row for each, under its heading, and a marker for each seed
+    axes.axvline(0, color="0.2", linewidth=0.8)
+    for result, colour, marker in zip(seeds, itertools.cycle(COLOURS), itertools.cycle("os^Dv"),
+                                      strict=False):
+        drawn = [(value(result), y) for y, value in enumerate(rows.values()) if value is not None]
+        axes.plot(*zip(*drawn, strict=True), marker, color=colour, alpha=0.7,
+                  label=name_circuit(result))
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(rows) - 0.5, -0.8)
+
     carried = fmean(path_share(result, "previous-token head to K") for result in seeds)
     bare_axes(axes, f"{100 * carried:.0f} % of the previous-token head's effect is in the keys",
               "rise of the loss on repeats (nats/token)", "")
-    axes.set_yticks(range(len(rows)), [textwrap.fill(name, 26) for name in rows], fontsize=8)
-    axes.invert_yaxis()
-    axes.axvline(0, color="0.2", linewidth=0.8)

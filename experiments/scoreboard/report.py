@@ -177,14 +177,14 @@ def scoreboard_figure(rows):
     trained = [row for row in rows if row["wired"] is None]
     best, chance = (fmean(row["cmd"] for row in of_method(trained, name))
                     for name in ("EAP-IG gauss", "random"))
-    bare_axes(upper, f"By EAP-IG, circuits of trained models are {best:.2f} from the model over "
-              f"all sizes, in a random order {chance:.2f}", "",
-              "CMD (0: as the model\nat all sizes)")
+    bare_axes(upper, f"Circuits of trained models are {best:.2f} from the model if EAP-IG ranks "
+              f"the edges, {chance:.2f} in a random order", "",
+              "distance from the model,\nmean over circuit sizes (CMD)")
     kept, kept_wired = (fmean(row["stability"] for row in of_method(some, "EAP-IG gauss"))
                         for some in (trained, [row for row in rows if row["wired"] is not None]))
-    bare_axes(lower, f"Over draws of prompts its best edges share {kept:.2f} in trained models, "
-              f"{kept_wired:.2f} in wired ones", "",
-              "Jaccard over\ndraws of prompts")
+    bare_axes(lower, "EAP-IG's best edges for two draws of prompts overlap by "
+              f"{kept:.2f} in trained models, by {kept_wired:.2f} in wired ones", "model",
+              "overlap of the best edges\nfor two draws (Jaccard)")
 
     for x, model in enumerate(models):
         random = [row for row in of_method(rows, "random") if row["model"] == model]
@@ -193,7 +193,9 @@ def scoreboard_figure(rows):
                            label="random rankings, 5 to 95 %" if x == 0 else None)
         level = fmean(row["chance"] for row in random)
         lower.plot([x - 0.4, x + 0.4], [level, level], color="0.5",
-                   label="random sets" if x == 0 else None)
+                   label="random sets of edges" if x == 0 else None)
+
+    # a dot for each method and seed
     for i, name in enumerate(METHODS):
         own = of_method(rows, name)
         x = [models.index(row["model"]) + 0.13 * (i - 2.5) for row in own]
@@ -203,6 +205,7 @@ def scoreboard_figure(rows):
     lower.set_xticks(range(len(models)), models, rotation=30, ha="right", fontsize=8)
     upper.set_ylim(bottom=0)
     lower.set_ylim(0, 1.05)
-    figure.legend(*upper.get_legend_handles_labels(), frameon=False, fontsize=8, ncols=4,
+    above, below = upper.get_legend_handles_labels(), lower.get_legend_handles_labels()
+    figure.legend(above[0] + below[0], above[1] + below[1], frameon=False, fontsize=8, ncols=4,
                   loc="outside lower center")
     return figure

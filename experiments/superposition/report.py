@@ -183,14 +183,15 @@ def polytope_figure(plane):
         for i, (x, y) in reversed(list(enumerate(zip(*W, strict=True)))):
             axes.plot([0, x], [0, y], color=COLOURS[i], linewidth=2)
             axes.plot(x, y, "o", color=COLOURS[i], markersize=5, label=f"{0.9**i:.2f}")
-        axes.set_title(f"density {density:.2f}", fontsize=10)
+        axes.set_title(f"active {100 * density:.0f} % of the time", fontsize=9)
         axes.set(xlim=(-edge, edge), ylim=(-edge, edge), aspect="equal", xticks=[], yticks=[])
         axes.spines[:].set_color("0.85")
 
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], title="a line from the origin is a feature's "
-                  "direction W_i; its importance:", title_fontsize=9, fontsize=9, frameon=False,
-                  loc="outside lower center", ncols=5)
+    figure.legend(handles[::-1], labels[::-1], title_fontsize=9, fontsize=9, frameon=False,
+                  loc="outside lower center", ncols=5,
+                  title="a line from the origin is a feature's direction; its importance in the "
+                        "loss:")
     return figure
 
 

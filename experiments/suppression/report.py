@@ -254,40 +254,46 @@ def draw_overview(seeds):
     figure = Figure(figsize=(12, 6.4), layout="constrained")
     (losses, attention), (patches, costs) = figure.subplots(2, 2)
 
-    draw_dots(losses, seeds, {"best that ignores what was seen": fact("nulls", IGNORE),
-                              "best that suppresses all of it": fact("nulls", UNGATED),
+    draw_dots(losses, seeds, {"best predictor that\nignores what was seen": fact("nulls", IGNORE),
+                              "best predictor that\nsuppresses all of it": fact("nulls", UNGATED),
                               "the model": fact("trained", "above")})
     above = mean_text(seeds, fact("trained", "above"))
-    bare_axes(losses, f"The model is {above} nats above the floor", "above the floor (nats/token)",
-              "")
+    losses.set_xlim(left=0)
+    bare_axes(losses, f"The model's loss is {above} nats above the lowest possible one",
+              "loss above the lowest possible one (nats/token)", "")
 
     draw_dots(attention, seeds, {
         f"{words}: {kind}": fact(model, "suppressor", name)
-        for model, words in (("trained", "trained"), ("control", "texts that go back"),
+        for model, words in (("trained", "trained"), ("control", "texts without the rule"),
                              ("untrained", "untrained"))
         for name, kind in (("to predicted", "predicted"), ("to others", "not predicted"))})
     attention.axvline(1, color="0.55", linewidth=1, linestyle="--")
     to_predicted = mean_text(seeds, fact("trained", "suppressor", "to predicted"))
-    bare_axes(attention, f"What is predicted gets {to_predicted} even shares",
-              "attention to a key (1: an even share)", "")
+    attention.set_xlim(left=0)
+    bare_axes(attention, f"A predicted token gets {to_predicted} times an even share",
+              "attention to a token that was seen, in even shares", "")
 
     draw_dots(patches, seeds, {
-        **{f"unembedding added: {name}": fact("trained", "direction", "team", name)
-           for name in ("before", "random", "after")},
-        **{f"prediction swapped: {name}": fact("trained", "prediction", "team", "new", name)
-           for name in ("before", "random", "after")}})
+        "before adding": fact("trained", "direction", "team", "before"),
+        "a random direction added": fact("trained", "direction", "team", "random"),
+        "the token's unembedding added": fact("trained", "direction", "team", "after"),
+        "before swapping": fact("trained", "prediction", "team", "new", "before"),
+        "a random change of that size": fact("trained", "prediction", "team", "new", "random"),
+        "another text's prediction swapped in": fact("trained", "prediction", "team", "new",
+                                                     "after")})
     rise = mean_text(seeds, moved("direction", "team", "after"))
-    bare_axes(patches, f"Attention follows the prediction: +{rise}",
-              "attention to the token, summed over such heads", "")
+    patches.set_xlim(left=0)
+    bare_axes(patches, f"Attention follows the prediction: it rises by {rise}",
+              "attention to the token, summed over the suppressive heads", "")
 
     draw_dots(costs, seeds, {
         f"{words} removed,\n{place}": fact("trained", "ablation", who, name)
-        for who, words in (("team", "all such heads"), ("head", "the first"))
-        for name, place in (("naive copy", "likeliest successor seen"),
+        for who, words in (("team", "all suppressive heads"), ("head", "the strongest one"))
+        for name, place in (("naive copy", "likeliest successor already seen"),
                             ("free", "no successor seen"))})
     costs.axvline(0, color="0.2", linewidth=0.8)
     cost = mean_text(seeds, fact("trained", "ablation", "team", "naive copy"))
-    bare_axes(costs, f"Without them a naive copy costs {cost} nats",
+    bare_axes(costs, f"Without the heads the loss rises by {cost} nats",
               "rise of the loss (nats/token)", "")
     return figure
 
@@ -313,7 +319,7 @@ def draw_written(found):
     for axes, (label, values) in zip(figure.subplots(1, len(parts), squeeze=False)[0],
                                      parts.items(), strict=True):
         lowest = np.mean(values.argmin(1) == np.arange(len(values)))
-        bare_axes(axes, f"{label}: {100 * lowest:.0f} % lower themselves most",
+        bare_axes(axes, f"{label}: {100 * lowest:.0f} % of tokens lower themselves most",
                   "token whose logit changes", "token that is attended to")
         image = axes.imshow(values, **scale)
     figure.colorbar(image, ax=figure.axes, shrink=0.8, label="change of the logit (nats)")
