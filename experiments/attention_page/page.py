@@ -106,9 +106,9 @@ def own_text_command(cfg):
     words = ["python experiments/attention_visualization.py"]
     for field in dataclasses.fields(cfg):
         value = getattr(cfg, field.name)
-        if value == field.default or field.name in ("text", "retrain"):
+        values = tuple(value) if isinstance(value, (list, tuple)) else (value,)  # such as seeds
+        if field.default in (value, values) or field.name in ("text", "retrain"):
             continue
-        values = value if isinstance(value, tuple) else (value,)
         words += [f"--{field.name}", *(shlex.quote(str(each)) for each in values)]
     return " ".join([*words, '--text "your words"'])
 
