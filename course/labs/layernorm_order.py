@@ -231,7 +231,7 @@ def figures(result):
 
     figure = PlainFigure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    draw_lines(bare_axes(left, f"{len(deep['pre']['gradients'])} layers: which models learn", "step",
+    draw_lines(bare_axes(left, "The deep models: which of them learn", "step",
                          "training loss (nats/word)"), losses, {})
     draw_lines(bare_axes(right, "At the start: gradients do not tell which will learn", "layer",
                          "norm of the gradient in W_out"), gradients, {})
@@ -248,8 +248,8 @@ if __name__ == "__main__":
     run_program(main)
 
 # Extend it:
-# - DeepNorm (Wang et al. 2022): in PostBlock, multiply resid by (2 * n_layers) ** 0.25 before each
-#   sum, so that a part counts for less beside the stream. Does it learn without a warm-up, too?
+# - DeepNorm (Wang et al. 2022) multiplies the stream by (2 * n_layers) ** 0.25 before each sum, so
+#   that a part counts for less beside it. Give PostBlock a `forward` that does. Does it learn?
 # - A LayerNorm on both sides: let attention and the MLP read ln1(resid) and ln2(resid), and
 #   normalise what they write with two more LayerNorms. Is the stream still a sum?
 # - Find the depth at which post-LN stops learning: --depth 4, then 6. Does a smaller --lr move it?
