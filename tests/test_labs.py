@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 from attention import GrowingPast
 from config import DataConfig, ModelConfig, TrainConfig
-from course.labs import layernorm_order, positions
+from course.labs import layernorm_order
+from course.labs import rotary_positions as positions
 from data import load_dataset
 from experiments.common import Trainings
 from model import GPT
@@ -294,7 +295,7 @@ def test_claims_on_layernorm_fail_if_post_is_pre(dataset):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "n_trainings"), [("positions", 5), ("layernorm_order", 6)])
+@pytest.mark.parametrize(("name", "n_trainings"), [("rotary_positions", 5), ("layernorm_order", 6)])
 def test_a_quick_run_of_a_lab_writes_everything_and_gives_the_same_again(
         tmp_path, name, n_trainings):
     printed, result = quick_run(name, tmp_path, n_trainings, at="course/labs")

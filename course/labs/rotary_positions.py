@@ -1,7 +1,7 @@
 """Four kinds of positions, one of them rotary, in texts longer than the model was trained on.
 
-    python course/labs/positions.py            # 2 minutes, one thread
-    python course/labs/positions.py --quick    # seconds: one seed, few steps
+    python course/labs/rotary_positions.py            # 2 minutes, one thread
+    python course/labs/rotary_positions.py --quick    # seconds: one seed, few steps
 
 The library adds a vector for each position to the stream. Rotary positions add nothing: each query
 and key is turned by an angle that grows with its position, so their product depends on the distance
