@@ -1,6 +1,6 @@
 """Grokking: a transformer first memorises addition mod p, and learns the rule long afterwards.
 
-    python experiments/grokking_experiment.py              # 3 seeds, 2 controls: 2 to 4 minutes
+    python experiments/grokking_experiment.py              # 3 seeds, 2 controls: 3 to 5 minutes
     python experiments/grokking_experiment.py --canonical  # Nanda et al.'s p = 113: 2 minutes
 
 Claim: the model is right on test pairs only long after it is right on all training pairs. Its
@@ -13,7 +13,9 @@ The model is a GPT of one layer with ReLU and without LayerNorm. It is trained o
 in each step, with weight decay 1. By default p = 59, and (a, b) and (b, a) are in the same split,
 so that a + b = b + a does not help. With --canonical, p = 113, d_model is 128 and three tenths of
 all pairs are trained on, as in the paper, at seven times its learning rate; one seed, no controls.
-One thread; 25 s of CPU time for each model (p = 113: 108 s), and 15 MB (60 MB) on disk.
+A model that has learned to add is trained for as many steps again, so that what it learned by heart
+can go away; one that never does stops at step 5,000. One thread; 12 to 60 s of CPU time for each
+model, and 15 MB (p = 113: 60 MB) on disk.
 
 Thresholds: chosen on seeds 0 to 2.
 

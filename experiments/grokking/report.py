@@ -207,7 +207,7 @@ def draw_accuracies(axes, runs, p):
         if name in runs:
             axes.plot(runs[name]["steps"][1:], runs[name]["curves"]["test_accuracy"][1:], dash,
                       color="0.4", label=text)
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
 
 
 def draw_losses(axes, run, p):
