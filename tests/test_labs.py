@@ -8,12 +8,12 @@ import torch
 from helpers import TINY, quick_run, scramble_, tiny_model, tiny_tokens
 from torch.testing import assert_close
 
+from attention import GrowingPast
 import corpus
-from config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
+from config import DataConfig, ModelConfig, TrainConfig
 from course.labs import entropy, layernorm_order, positions, regularisation
 from data import load_dataset
 from experiments.common import Trainings
-from generate import generate
 from model import GPT
 from positions import pad_left
 from tokenizer import WordTokenizer
@@ -101,12 +101,13 @@ def test_with_angles_of_zero_the_rotary_model_has_no_positions(monkeypatch):
 def test_a_rotary_model_decodes_with_a_cache_and_reads_padded_prompts_as_alone():
     model = rotary_model()
     prompt = [1, 5, 2, 8]
-    how = SamplingConfig(max_new_tokens=4, greedy=True)
-    with_cache, without = (list(generate(model, [prompt], how, cached=cached))
-                           for cached in (True, False))
-    assert [token.tolist() for token in with_cache] == [token.tolist() for token in without]
-    tokens, key_mask = pad_left([[3, 1, 4, 1, 5, 9], prompt])
     alone = model(torch.tensor([prompt]))[0]
+    past = [GrowingPast(model.cfg.n_ctx) for _ in model.blocks]
+    with torch.no_grad():
+        for pos, token in enumerate(prompt):
+            resid = model.run_blocks(model.embed(torch.tensor([[token]])), past=past)
+            assert_close(model.unembed(resid)[0, 0], alone[pos], rtol=0, atol=1e-5)
+    tokens, key_mask = pad_left([[3, 1, 4, 1, 5, 9], prompt])
     assert_close(model(tokens, key_mask)[1, -4:], alone, rtol=0, atol=1e-5)
 
 
@@ -268,15 +269,14 @@ def layernorm_seeds(excess=None, gradient=None, effect=None):
 
 def test_claims_on_layernorm_hold_where_they_should_and_fail_one_by_one():
     claims_of = layernorm_order.claims_of
-    assert verdicts(claims_of(layernorm_seeds())) == [True] * 8
+    assert verdicts(claims_of(layernorm_seeds())) == [True] * 7
     for place, case in enumerate((
-            {"excess": {"post": 1.6, "post, warm-up": 0.5}},
-            {"excess": {"post, 2 layers": 2.8}}, {"excess": {"post, warm-up": 2.8}},
+            {"excess": {"post": 1.6}}, {"excess": {"post, 2 layers": 2.8}},
             {"excess": {"post, small writes": 2.8}},
             {"gradient": {"post": 1.0}}, {"gradient": {"post, small writes": 1.0}},
             {"effect": {"post": 2.0}}, {"effect": {"post, small writes": 6.0}})):
         found = verdicts(claims_of(layernorm_seeds(**case)))
-        assert found[place] is False and sum(found) >= 6, case
+        assert found[place] is False and sum(found) >= 5, case
     assert not verdicts(claims_of(layernorm_seeds(), judged=False))
 
 
@@ -292,7 +292,7 @@ def test_claims_on_layernorm_fail_if_post_is_pre(dataset):
         seed[name] = layernorm_order.measure_model(
             ("pre", writes, 2, warmup_steps), how, 0, dataset, Trainings([2] * 6), name)
     found = verdicts(layernorm_order.claims_of([seed]))
-    assert [found[i] for i in (0, 2, 4, 6)] == [False] * 4
+    assert [found[i] for i in (0, 3, 5)] == [False] * 3
 
 
 # entropy

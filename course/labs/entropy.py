@@ -11,7 +11,7 @@ Claim: the loss falls first and the heads become sharp later. After four fifths 
 than a tenth of the sharpening is done. And sharpness is not importance. A head that is still nearly
 even can have an effect, while an untrained one has none.
 Control: the same words in random order. There is nothing to look at, but heads become sharp there
-too, at about the same steps, and none of them ever has an effect.
+too, a little later, and none of them ever has an effect.
 Expected: every line with a verdict passes. A seed takes 30 s (CPU, one core).
 
 Chapter: COURSE_ROADMAP.md, 4 (QK and OV); how a model is trained: chapter 6; ablation: chapter 9

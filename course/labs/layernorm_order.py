@@ -7,12 +7,13 @@ The library normalises what a part reads; the stream itself is a plain sum. The 
 normalised the sum. Here both are trained in the same way. Their weights are initialised so that a
 matrix writes as much as it reads ("plain"), and not with GPT-2's small writes.
 
-Claim: with 8 layers and no warm-up of the learning rate, pre-LN learns and post-LN does not; with a
-warm-up, it does. At the start, post-LN's gradients are larger in the last layer, as Xiong et al.
-derive. But this is not what stops it: with small writes they are as large, and it learns. What the
-small writes do reduce is how far one small step moves the predictions (Liu et al.).
+Claim: with 8 layers and no warm-up of the learning rate, pre-LN learns and post-LN does not. At the
+start, post-LN's gradients are larger in the last layer, as Xiong et al. derive. But this is not
+what stops it: with small writes they are about as large, and it learns. What the small writes do
+reduce is how far one small step moves the predictions (Liu et al.). A warm-up of 60 steps is
+reported and not claimed: judged on seeds 10 to 12, it helped with two of the three.
 Control: with 2 layers, post-LN learns as well as pre-LN, and its first step moves no further.
-Expected: every line passes. A seed takes 35 s (CPU, one core).
+Expected: every line passes. A seed takes 25 s (CPU, one core).
 
 Chapter: COURSE_ROADMAP.md, 5 (the whole model)
 Prerequisites: transformer_block.py, model.py
@@ -31,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 import torch
 from torch import nn
 
-from config import DataConfig, ModelConfig, TrainConfig, check_field, option
+from config import DataConfig, ModelConfig, TrainConfig, option
 from data import load_dataset, random_batch
 from experiments.common import LabConfig, Trainings, mean_text, perform, seed_claim
 from losses import cross_entropy, kl_divergence
@@ -97,19 +98,14 @@ class LayerNormConfig(LabConfig):
     steps: int = option(160, "steps of training for each model")
     warmup_steps: int = option(60, "steps of the warm-up, where there is one")
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_field(self, "depth", lambda n: n >= 3, "3 or more")
-        check_field(self, "steps", lambda n: n >= 1, "1 or more")
-
 
 def subjects_of(cfg):
     """{name: (order, writes, layers, steps of the warm-up)} of the models that are compared."""
     return {
         "pre": ("pre", "plain", cfg.depth, 0),
         "post": ("post", "plain", cfg.depth, 0),
-        "post, warm-up": ("post", "plain", cfg.depth, cfg.warmup_steps),
         "post, small writes": ("post", "small", cfg.depth, 0),
+        "post, warm-up": ("post", "plain", cfg.depth, cfg.warmup_steps),
         "pre, 2 layers": ("pre", "plain", 2, 0),
         "post, 2 layers": ("post", "plain", 2, 0),
     }
@@ -199,8 +195,6 @@ def claims_of(seeds, judged=True):
                    excess("post", "pre"), above=1.0, judged=judged),
         seed_claim("… the control: with 2 layers", seeds,
                    excess("post, 2 layers", "pre, 2 layers"), below=0.2, judged=judged),
-        seed_claim("loss of post-LN with a warm-up − without", seeds,
-                   excess("post, warm-up", "post"), below=-1.0, judged=judged),
         seed_claim("loss of post-LN with small writes − pre-LN", seeds,
                    excess("post, small writes", "pre"), below=0.2, judged=judged),
         seed_claim("gradient in the last layer at the start, post-LN / pre-LN", seeds,
@@ -212,6 +206,8 @@ def claims_of(seeds, judged=True):
                    effect("post", "pre"), above=2.5, judged=judged, beside=beside(effect)),
         seed_claim("… with small writes / with plain ones", seeds,
                    effect("post, small writes", "post"), below=0.4, judged=judged),
+        seed_claim("loss of post-LN with a warm-up − without (nats/word)", seeds,
+                   excess("post, warm-up", "post")),
     ]
 
 
@@ -257,3 +253,4 @@ if __name__ == "__main__":
 # - A LayerNorm on both sides: let attention and the MLP read ln1(resid) and ln2(resid), and
 #   normalise what they write with two more LayerNorms. Is the stream still a sum?
 # - Find the depth at which post-LN stops learning: --depth 4, then 6. Does a smaller --lr move it?
+#   How long must a warm-up be to help every seed? (--warmup_steps 150 --steps 400)
