@@ -8,8 +8,8 @@ import torch
 from helpers import TINY, quick_run, scramble_, tiny_model, tiny_tokens
 from torch.testing import assert_close
 
-from attention import GrowingPast
 import corpus
+from attention import GrowingPast
 from config import DataConfig, ModelConfig, TrainConfig
 from course.labs import entropy, layernorm_order, positions, regularisation
 from data import load_dataset
