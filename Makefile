@@ -3,7 +3,7 @@
 # make experiments runs every experiment, and writes outputs/index.html with all figures and tables
 # make verify      judges every claim with fresh seeds, and writes docs/verify.md (40 minutes)
 # make verify-quick   runs everything once, quickly, and judges what is exact (minutes)
-# make labs        runs the course's labs: the same model with one part replaced
+# make labs        runs the course's labs: one part replaced, or a training watched
 # make benchmark   measures the speed
 # make exercise CHAPTER=4                   writes exercises/chapter_04.py: functions to fill in
 # make check CHAPTER=4 [FUNCTION=attend]    checks them, up to the first mistake

@@ -1,4 +1,5 @@
-"""The labs: the part that replaces the library's is what its formula says, and claims can fail."""
+"""The labs: what replaces the library's part, or measures it, is what its formula says; claims can
+fail."""
 
 import math
 from dataclasses import replace
@@ -8,14 +9,16 @@ import torch
 from helpers import TINY, quick_run, scramble_, tiny_model, tiny_tokens
 from torch.testing import assert_close
 
+import corpus
 from attention import GrowingPast
 from config import DataConfig, ModelConfig, TrainConfig
-from course.labs import layernorm_order
+from course.labs import entropy, layernorm_order, regularisation
 from course.labs import rotary_positions as positions
 from data import load_dataset
 from experiments.common import Trainings
 from model import GPT
 from positions import pad_left
+from tokenizer import WordTokenizer
 from utils import seeded_generator
 
 
@@ -294,8 +297,177 @@ def test_claims_on_layernorm_fail_if_post_is_pre(dataset):
     assert [found[i] for i in (0, 3, 5)] == [False] * 3
 
 
+# entropy
+
+
+def test_the_sharpness_of_a_head_is_that_of_a_loop_over_its_queries():
+    model, tokens = tiny_model(), tiny_tokens()
+    _, cache = model.run_with_cache(tokens)
+    expected = []
+    for layer in range(2):
+        for head in range(3):
+            found, even = 0, 0
+            for row in range(len(tokens)):
+                for query in range(tokens.shape[1]):
+                    for key in range(query + 1):
+                        p = cache["pattern", layer][row, head, query, key].item()
+                        found -= p * math.log(p)
+                    even += math.log(query + 1)
+            expected.append(1 - found / even)
+    look = entropy.look_at_heads(model, tokens)
+    assert look["sharpness"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_silenced_head_stays_as_sharp_and_an_even_one_has_sharpness_zero():
+    model, tokens = tiny_model(), tiny_tokens()
+    before = entropy.look_at_heads(model, tokens)
+    with torch.no_grad():
+        model.blocks[1].attn.W_O[2] = 0
+        model.blocks[1].attn.W_Q[0] = 0
+        model.blocks[1].attn.b_Q[0] = 0
+    after = entropy.look_at_heads(model, tokens)
+    assert after["effect"][5] == 0 and abs(before["effect"][5]) > 1e-3
+    assert after["sharpness"][5] == pytest.approx(before["sharpness"][5])
+    assert after["sharpness"][3] == pytest.approx(0, abs=1e-5) and before["sharpness"][3] > 0.01
+
+
+def test_words_in_random_order_are_the_same_words():
+    texts = entropy.make_texts(n_windows=4)
+    (tokens, held, n_words), (shuffled, shuffled_held, _) = texts.values()
+    for one, other in ((tokens, shuffled), (held.flatten(), shuffled_held.flatten())):
+        assert torch.equal(one.bincount(minlength=n_words), other.bincount(minlength=n_words))
+
+    def distinct_pairs(ids):
+        return len((ids[:-1] * n_words + ids[1:]).unique())
+
+    assert distinct_pairs(shuffled) > 3 * distinct_pairs(tokens)  # no grammar is left
+    windows = tokens.unfold(0, held.shape[1], 1)
+    assert not any((windows == row).all(1).any() for row in held)  # unseen in training
+
+
+def looks_of(late=(), shuffled=(), early=()):
+    """What the lab expects to see of one seed, {kind: [look]}, except for some numbers."""
+    start = {"step": 0, "loss": 4.0, "sharpness": [0.0, 0.0], "effect": [0.0, 0.0]}
+    middle = {"step": 50, "loss": 1.5, "sharpness": [0.01, 0.02], "effect": [0.08, 0.0]}
+    end = {"step": 500, "loss": 1.0, "sharpness": [0.4, 0.3], "effect": [0.1, 0.3]}
+    other = {"step": 500, "loss": 3.7, "sharpness": [0.25, 0.0], "effect": [0.001, 0.0]}
+    return {"text": [start, middle | dict(early), end | dict(late)],
+            "random order": [start, other | dict(shuffled)]}
+
+
+def test_claims_on_entropy_hold_where_they_should_and_fail_one_by_one():
+    assert verdicts(entropy.claims_of([looks_of()])) == [True] * 4
+    for place, seed in enumerate((
+            looks_of(early={"sharpness": [0.04, 0.04]}), looks_of(early={"effect": [0.02, 0.0]}),
+            looks_of(shuffled={"sharpness": [0.05, 0.0]}),
+            looks_of(shuffled={"effect": [-0.02, 0.0]}))):
+        found = verdicts(entropy.claims_of([looks_of(), seed]))
+        assert found == [i != place for i in range(4)], f"case {place}"
+    assert not verdicts(entropy.claims_of([looks_of()], judged=False))
+
+
+def test_claims_on_entropy_fail_for_untrained_models():
+    looks = [entropy.look_at_heads(GPT(ModelConfig(**TINY), seed=0), tiny_tokens()) | {"step": step}
+             for step in (0, 500)]
+    found = verdicts(entropy.claims_of([{"text": looks, "random order": looks}]))
+    assert found == [False, False, False, True]  # only "no effect on words in random order" holds
+
+
+def test_what_is_read_off_the_looks_of_a_training():
+    looks = looks_of()["text"]
+    assert entropy.sharpening_done(looks, 0.8) == pytest.approx(0.03 / 0.7)
+    assert entropy.sharpening_done(looks, 0.9) == pytest.approx(1)
+    assert entropy.largest_effect(looks, 0.05) == 0.08 and entropy.largest_effect(looks) == 0.3
+    assert entropy.largest_effect(looks[:0]) == 0
+    assert entropy.first_sharp(looks)["step"] == 500
+    assert entropy.rank_correlation(looks[-1]) == pytest.approx(-1)
+
+
+# regularisation
+
+
+def test_the_gap_of_a_uniform_guess_is_the_log_of_the_vocabulary_minus_the_entropy():
+    stories = regularisation.draw_stories(5, 0, WordTokenizer().fit(corpus.text(100_000)))
+    model = GPT(ModelConfig(**TINY | {"d_vocab": 60}), seed=0)
+    with torch.no_grad():
+        model.unembedding.W_U.zero_()
+    entropy_of_text = -stories.floor.log_probs[1:].mean().item()
+    assert stories.gap(model) == pytest.approx(math.log(60) - entropy_of_text, abs=1e-5)
+    more = regularisation.draw_stories(8, 0, WordTokenizer().fit(corpus.text(100_000)))
+    assert torch.equal(more.tokens[: len(stories.tokens)], stories.tokens)
+
+
+class Scripted:
+    """Stories whose gap was decided beforehand: one number a look."""
+
+    def __init__(self, gaps):
+        self.gaps = iter(gaps)
+        self.tokens = tiny_tokens(1, 60)[0]
+
+    def gap(self, model):
+        return next(self.gaps)
+
+
+def measure_scripted(stop, new, dropout=0.0):
+    """The measures of a tiny training with these gaps."""
+    texts = {"few": Scripted([-0.5]), "stop": Scripted(stop), "new": Scripted(new)}
+    how = TrainConfig(max_steps=regularisation.LOOKS, batch_size=2)
+    trainings = Trainings([how.max_steps])
+    trainings.begin("tiny")
+    model = GPT(ModelConfig(**TINY, dropout=dropout), seed=0)
+    return regularisation.measure_training(model, how, texts, "few", trainings), model
+
+
+def test_early_stopping_looks_at_its_own_stories_and_is_judged_on_others():
+    stop = [3, 2, 1, 2, 3, 4, 5, 6, 7, 8]
+    new = [9, 8, 7, 6, 5, 6, 7, 8, 9, 10]
+    found, _ = measure_scripted(stop, new)
+    assert found["stopped"] == 7  # not 5, the lowest on the new stories
+    assert found["last"] == 10 and found["own"] == -0.5
+    assert found["new"] == new and found["steps"] == list(range(1, 11))
+
+
+def test_a_training_with_dropout_is_the_same_again():
+    first, again = (measure_scripted([1] * 10, [1] * 10, dropout=0.5)[1] for _ in range(2))
+    assert torch.equal(first.W_E, again.W_E)
+    without = measure_scripted([1] * 10, [1] * 10)[1]
+    assert (first.W_E - without.W_E).abs().max() > 1e-3
+
+
+def regularisation_seed(few=None, many=None):
+    """What a seed measures as the lab expects it, except for some numbers."""
+    def measures(last, stopped, own, decay, dropout):
+        other = {"stopped": 0.5, "own": 0.5}
+        return {"nothing": {"last": last, "stopped": stopped, "own": own},
+                "weight decay": {"last": decay} | other, "dropout": {"last": dropout} | other}
+
+    return {"few": measures(**{"last": 1.5, "stopped": 0.7, "own": -0.4, "decay": 0.8,
+                               "dropout": 0.6} | (few or {})),
+            "many": measures(**{"last": 0.4, "stopped": 0.4, "own": 0.4, "decay": 0.5,
+                                "dropout": 0.55} | (many or {}))}
+
+
+def test_claims_on_regularisation_hold_where_they_should_and_fail_one_by_one():
+    claims_of, seed = regularisation.claims_of, regularisation_seed
+    assert verdicts(claims_of([seed()])) == [True] * 7
+    for place, case in enumerate((
+            {"few": {"own": -0.1}}, {"few": {"stopped": 1.1}}, {"few": {"decay": 1.1}},
+            {"few": {"dropout": 1.1}}, {"many": {"stopped": 0.38}}, {"many": {"decay": 0.39}},
+            {"many": {"dropout": 0.39}})):
+        found = verdicts(claims_of([seed(), seed(**case)]))
+        assert found == [i != place for i in range(7)], f"case {place}"
+    assert not verdicts(claims_of([seed()], judged=False))
+
+
+def test_claims_on_regularisation_fail_where_few_stories_are_as_good_as_many():
+    many = regularisation_seed()["many"]
+    found = verdicts(regularisation.claims_of([{"few": many, "many": many}]))
+    assert True not in found[:4], found
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "n_trainings"), [("rotary_positions", 5), ("layernorm_order", 6)])
+@pytest.mark.parametrize(("name", "n_trainings"), [
+    ("rotary_positions", 5), ("layernorm_order", 6), ("entropy", 2), ("regularisation", 6)])
 def test_a_quick_run_of_a_lab_writes_everything_and_gives_the_same_again(
         tmp_path, name, n_trainings):
     printed, result = quick_run(name, tmp_path, n_trainings, at="course/labs")
