@@ -17,7 +17,7 @@ A model that has learned to add is trained for as many steps again, so that what
 can go away; one that never does stops at step 5,000. One thread; 12 to 60 s of CPU time for each
 model, and 15 MB (p = 113: 60 MB) on disk.
 
-Thresholds: chosen on seeds 0 to 2.
+Thresholds: chosen on seeds 0 to 2 and 10 to 14.
 
 Chapter: COURSE_ROADMAP.md, 15 (grokking)
 Prerequisites: experiments/grokking/model.py, experiments/grokking/fourier.py
