@@ -19,7 +19,7 @@ Thresholds: chosen on seeds 0 to 2.
 
 Chapter: COURSE_ROADMAP.md, 15 (grokking)
 Prerequisites: experiments/grokking/model.py, experiments/grokking/fourier.py
-Next: nothing
+Next: experiments/verification/measure.py
 Source: Power et al. 2022; Nanda et al. 2023, *Progress measures for grokking*
 """
 

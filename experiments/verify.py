@@ -14,9 +14,9 @@ Claims about published models are judged only if their weights are there; they a
 otherwise, and a skipped line is not a passed one. The benchmark and the race are left out: their
 numbers depend on the machine.
 
-Chapter: COURSE_ROADMAP.md, 15 (grokking)
+Chapter: COURSE_ROADMAP.md, 16 (independent research)
 Prerequisites: experiments/common.py
-Next: nothing
+Next: experiments/cards/model.py
 Source: none
 """
 

@@ -9,6 +9,8 @@ import re
 import sys
 from pathlib import Path
 
+from helpers import REPLICATIONS
+
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [  # imports point to an earlier row, never up and never sideways
     "utils",
@@ -38,8 +40,10 @@ EXPERIMENTS = sorted(ROOT.glob("experiments/**/*.py"))
 COURSE = sorted(ROOT.glob("course/**/*.py"))
 COURSE_PROGRAMS = sorted(ROOT.glob("course/*.py"))
 TESTS = sorted(ROOT.glob("tests/*.py"))
+STUDIES = [ROOT / "research" / name / "study.py" for name in REPLICATIONS]
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 ROOT_ON_PATH = "sys.path.insert(0, str(Path(__file__).resolve().parent.parent))"
+ROOT_OF_STUDY = "sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))"
 
 
 def name_of(path):
@@ -86,13 +90,13 @@ def test_nothing_is_imported_but_the_five_packages_and_python():
     for path in MODULES:
         strange = packages(path) - (set(FLOOR) | PACKAGES - {"pytest"} | python)
         assert not strange, f"{name_of(path)} imports {strange}"
-    for path in EXPERIMENTS + COURSE + TESTS:
+    for path in EXPERIMENTS + COURSE + TESTS + STUDIES:
         strange = packages(path) - (own | PACKAGES | python)
         assert not strange, f"{name_of(path)} imports {strange}"
 
 
 def test_the_course_stands_on_top_beside_the_experiments():
-    for path in MODULES + EXPERIMENTS:
+    for path in MODULES + EXPERIMENTS + STUDIES:
         assert "course" not in packages(path), f"{name_of(path)} imports the course"
     for path in COURSE:
         assert "experiments" not in packages(path), f"{name_of(path)} imports an experiment"
@@ -101,7 +105,7 @@ def test_the_course_stands_on_top_beside_the_experiments():
 
 
 def test_imports_are_absolute_and_named():
-    for path in MODULES + EXPERIMENTS + COURSE + TESTS:
+    for path in MODULES + EXPERIMENTS + COURSE + TESTS + STUDIES:
         for node in ast.walk(parse(path)):
             if isinstance(node, ast.ImportFrom):
                 place = f"{name_of(path)}:{node.lineno}"
@@ -111,11 +115,12 @@ def test_imports_are_absolute_and_named():
 
 def test_importing_a_module_runs_nothing():
     quiet = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.ClassDef, *FUNCTION)
-    for path in MODULES + EXPERIMENTS + COURSE:
+    for path in MODULES + EXPERIMENTS + COURSE + STUDIES:
         for node in parse(path).body[1:]:
             text = ast.unparse(node)
             is_program = isinstance(node, ast.If) and "__name__ == '__main__'" in text
-            is_path = path in PROGRAMS + COURSE_PROGRAMS and text == ROOT_ON_PATH
+            is_path = ((path in PROGRAMS + COURSE_PROGRAMS and text == ROOT_ON_PATH)
+                       or (path in STUDIES and text == ROOT_OF_STUDY))
             assert isinstance(node, quiet) or is_program or is_path, (
                 f"{name_of(path)}:{node.lineno} does something when it is imported")
 
@@ -137,6 +142,18 @@ def test_each_program_is_one_and_stands_alone():
             assert "sys.path" not in path.read_text(encoding="utf-8"), f"{name_of(path)}: sys.path"
 
 
+def test_a_study_is_a_program_beside_its_card_and_imports_no_program():
+    programs = {f"experiments.{path.stem}" for path in PROGRAMS}
+    for path in STUDIES:
+        text = path.read_text(encoding="utf-8")
+        assert (path.parent / "card.md").exists(), f"{name_of(path)} has no card beside it"
+        assert text.count(ROOT_OF_STUDY) == 1 and '__name__ == "__main__"' in text, name_of(path)
+        how = f"python experiments/claim_card.py check {path.parent.name}\n"
+        assert how in text, f"{name_of(path)} does not say how to run"
+        assert not imported(path) & programs, f"{name_of(path)} imports a program"
+        assert not list(undocumented(parse(path).body)), f"{name_of(path)} has no docstrings"
+
+
 # Names
 
 
@@ -152,7 +169,7 @@ def test_no_public_name_is_defined_in_two_modules():
 
 def test_nothing_forbidden_is_written():
     unfinished = "TO" + "DO", "FIX" + "ME"
-    for path in MODULES + EXPERIMENTS + COURSE + TESTS:
+    for path in MODULES + EXPERIMENTS + COURSE + TESTS + STUDIES:
         found = [word for word in unfinished if word in path.read_text(encoding="utf-8")]
         assert not found, f"{name_of(path)}: {found}"
         for node in ast.walk(parse(path)):

@@ -1,6 +1,6 @@
 """Run the experiments as programs of their own, and keep what each one claimed.
 
-Chapter: COURSE_ROADMAP.md, 15 (grokking)
+Chapter: COURSE_ROADMAP.md, 16 (independent research)
 Prerequisites: experiments/common.py
 Next: experiments/verification/report.py
 Source: none
