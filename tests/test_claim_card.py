@@ -144,6 +144,9 @@ def test_the_verdict_is_what_the_numbers_say(tmp_path):
     said = describe_study(card, {"measured": [0.9, 0.8], "null": [0.1, 0.2], "more": [],
                                  "ways": {"by zero": [0.7, 0.7]}})
     assert "Predicted 0.8, measured 0.85 (0.8 to 0.9), by zero 0.7, null 0.15." in said
+    assert "holds for 2 of 2 seeds, the null for 0 of 2" in said
+    half = {"measured": [0.9, 0.8], "null": [0.6, 0.2], "more": [], "ways": {}}
+    assert "the null for 1 of 2" in describe_study(card, half)
 
 
 def test_a_card_is_made_run_and_filled_in(tmp_path, capsys):
@@ -258,6 +261,14 @@ def test_the_four_cards_are_finished_and_their_results_are_those_of_their_text()
         assert f"check {card.name}`" in result, card.name
         for heading in ("What the paper says", "What was done", "What it means", "What remains"):
             assert text.count(f"## {heading}\n") == 1, f"{card.name} has no {heading}"
+
+
+@pytest.mark.slow
+def test_the_scan_of_untrained_heads_comes_out_as_its_card_says(tmp_path):
+    study = load_study("dead_heads")
+    with pytest.raises(SystemExit) as ended:
+        study.main(["--out_dir", str(tmp_path)])
+    assert ended.value.code == 0  # the claim holds, and the null does not
 
 
 def test_the_verdicts_in_the_roadmap_are_those_on_the_cards():

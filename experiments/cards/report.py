@@ -17,9 +17,9 @@ from experiments.common import add_control, claim
 from plotting import COLOURS, bare_axes
 
 MEANINGS = {
-    "HOLDS": "The claim holds for every seed, and the null does not.",
-    "REFUTED": "The claim does not hold for every seed.",
-    "DEPENDS": "Whether the claim holds depends on how the number is measured.",
+    "HOLDS": "The claim holds for {measured} seeds, the null for {null}.",
+    "REFUTED": "The claim holds for {measured} seeds, not for all; the null for {null}.",
+    "DEPENDS": "Whether the claim holds for every seed depends on how the number is measured.",
     "UNDECIDED": "The null passes too, so the number does not show what was claimed.",
 }
 
@@ -62,7 +62,13 @@ def describe_study(card, found):
     parts = [f"Predicted {card.predicted:g}", f"measured {mean_and_range(found['measured'])}"]
     parts += [f"{name} {mean_and_range(values)}" for name, values in found["ways"].items()]
     parts.append(f"null {fmean(found['null']):.3g}")
-    return f"{', '.join(parts)}. {MEANINGS[verdict_of(card, found)]}"
+
+    def how_many(values):
+        return f"{sum(holds(card.threshold, value) for value in values)} of {len(values)}"
+
+    meaning = MEANINGS[verdict_of(card, found)].format(
+        measured=how_many(found["measured"]), null=how_many(found["null"]))
+    return f"{', '.join(parts)}. {meaning}"
 
 
 def mean_and_range(values):
