@@ -5,14 +5,19 @@
     python experiments/claim_card.py list                # all cards, and what came out
 
 A card has a hypothesis, an intervention, a number, a null, a threshold and a prediction. Beside it
-lies study.py, a program that measures. `check` refuses a card with an empty part (such as the null)
-and a claim that every possible value would fulfil. It judges only seeds on which the threshold was
-not chosen. The verdict is HOLDS, REFUTED, or UNDECIDED if the null passes too. All three are
-results, and exit with 0; a refused card exits with 2.
+lies study.py, a program that measures. Before the threshold is written down, numbers of other seeds
+may be looked at:
 
-Chapter: COURSE_ROADMAP.md, 15 (grokking)
+    python research/sharp_heads/study.py --pilot
+
+`check` refuses a card with an empty part (such as the null) and a claim that every possible value
+would fulfil. It judges only seeds on which the threshold was not chosen. The verdict is HOLDS;
+REFUTED; DEPENDS, if the number is measured in several ways that disagree; or UNDECIDED, if the null
+passes too. Each is a result, and exits with 0; a refused card exits with 2.
+
+Chapter: COURSE_ROADMAP.md, 16 (independent research)
 Prerequisites: experiments/cards/model.py, experiments/cards/report.py
-Next: nothing
+Next: experiments/verification/measure.py
 Source: none
 """
 
@@ -25,14 +30,14 @@ import argparse
 import re
 import subprocess
 
-from experiments.cards.model import RESULT, read_card, template
-from experiments.cards.report import fill_in
+from experiments.cards.model import claim_digest, read_card, template
+from experiments.cards.report import describe_card, fill_in
 from experiments.common import ROOT
 from utils import UserError, atomic_write, read_json, read_text, run_program
 
 SKELETON = '''"""{name}: say in one line what is measured.
 
-    python research/{name}/study.py
+    python experiments/claim_card.py check {name}
 
 The claim, its null and its threshold are on the card: card.md in this folder.
 """
@@ -42,26 +47,41 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from config import ModelConfig
-from experiments.cards.measure import perform_study
+import torch
+
+from experiments.cards.measure import kept_models, perform_study
+from experiments.induction.model import MEASURED_ON, Repeats, head_scores, trained_induction_model
 from model import GPT
-from utils import run_program
+from utils import run_program, seeded_generator
+
+# An example that runs: the highest previous-token score. Put your own number in its place.
+
+
+def number_of(model):
+    """The card's number, of one model."""
+    tokens, _ = Repeats(model.cfg.n_ctx).draw(64, seeded_generator(MEASURED_ON))
+    with torch.no_grad():
+        return head_scores(model, tokens)["previous-token"].mean(1).max()
+
+
+def trained_model(seed):
+    """The model of a seed: read if it was kept, trained if not."""
+    model, _ = trained_induction_model(kept_models("induction_head_detection"), seed)
+    return model
 
 
 def measure(seed):
-    """The card's number, of a model with this seed."""
-    model = GPT(ModelConfig(), seed)
-    raise NotImplementedError("measure: the card's number, of a trained model")
+    """The card's number, of a trained model."""
+    return number_of(trained_model(seed))
 
 
 def null(seed):
-    """The same number where the hypothesis predicts nothing, such as in an untrained model."""
-    model = GPT(ModelConfig(), seed)
-    raise NotImplementedError("null: the same number where nothing is predicted")
+    """The same number where the hypothesis predicts nothing: here, in an untrained model."""
+    return number_of(GPT(trained_model(seed).cfg, seed))
 
 
 def main(argv=None):
-    """Run the program: measure every seed, print the table, write outputs/research_{name}."""
+    """Run the program: measure every seed, print the table, write the results."""
     perform_study(__file__, __doc__, measure, null, argv=argv)
 
 
@@ -82,7 +102,7 @@ def new(name, research):
     for file, text in (("card.md", template(name)), ("study.py", SKELETON.format(name=name))):
         with atomic_write(folder / file, "w") as opened:
             opened.write(text)
-    print(f"fill in {folder / 'card.md'}, then {folder / 'study.py'}, and then run\n"
+    print(f"fill in {folder / 'study.py'} and {folder / 'card.md'}, and then run\n"
           f"python experiments/claim_card.py check {name}")
 
 
@@ -107,17 +127,21 @@ def check(name, research):
     result = read_json(results)
 
     path = folder / "card.md"
-    text = fill_in(read_text(path), card, result, f"python experiments/claim_card.py check {name}")
+    text = fill_in(read_text(path), card, result, digest=claim_digest(folder),
+                   command=f"python experiments/claim_card.py check {name}")
     with atomic_write(path, "w") as opened:
         opened.write(text)
     print(f"\nthe result is in {path}")
 
 
 def show_list(research):
-    """Print each card's name and the first line of its result."""
+    """Print each card's name and the first line of its result, or why the card is refused."""
     for path in sorted(research.glob("*/card.md")):
-        result = read_text(path).split(RESULT)[-1].strip().split("\n")[0]
-        print(f"{path.parent.name}: {result}")
+        try:
+            line = describe_card(read_text(path), claim_digest(path.parent))
+        except UserError as error:
+            line = f"not finished: {error}"
+        print(f"{path.parent.name}: {line}")
 
 
 def main(argv=None):

@@ -21,7 +21,7 @@ Thresholds: chosen on seeds 0 to 2 and 10 to 14.
 
 Chapter: COURSE_ROADMAP.md, 15 (grokking)
 Prerequisites: experiments/grokking/model.py, experiments/grokking/fourier.py
-Next: nothing
+Next: experiments/cards/model.py
 Source: Power et al. 2022; Nanda et al. 2023, *Progress measures for grokking*
 """
 

@@ -14,8 +14,8 @@ Claims about published models are judged only if their weights are there; they a
 otherwise, and a skipped line is not a passed one. The benchmark and the race are left out: their
 numbers depend on the machine.
 
-Chapter: COURSE_ROADMAP.md, 15 (grokking)
-Prerequisites: experiments/common.py
+Chapter: COURSE_ROADMAP.md, 16 (independent research)
+Prerequisites: experiments/verification/measure.py
 Next: nothing
 Source: none
 """

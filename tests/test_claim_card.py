@@ -1,14 +1,26 @@
 """Claim cards: one that could not be wrong is refused, and the verdict is what the numbers say."""
 
+import importlib.util
 import math
+import re
 
 import pytest
+import torch
+from helpers import REPLICATIONS, refusal, tiny_model, tiny_tokens
 
 from experiments import claim_card
-from experiments.cards.model import PARTS, RESULT, read_card, template
-from experiments.cards.report import describe_study, study_claims, verdict_of
+from experiments.cards.measure import perform_study
+from experiments.cards.model import PARTS, RESULT, claim_digest, read_card, result_in, template
+from experiments.cards.report import (
+    describe_card,
+    describe_study,
+    fill_in,
+    study_claims,
+    verdict_of,
+)
 from experiments.common import ROOT
-from utils import UserError
+from losses import next_token_loss
+from utils import seeded_generator
 
 FILLED = {
     "Question": "Is one more than nothing?",
@@ -53,10 +65,13 @@ def write_study(folder, measure="0.9", null="0.1 + 0 * seed"):
     (folder / "study.py").write_text(code)
 
 
-def refusal(call):
-    with pytest.raises(UserError) as found:
-        call()
-    return str(found.value)
+def write_result(folder):
+    """Fill in a result, as `check` does, without running the study."""
+    result = {"measured": [0.9] * 3, "null": [0.1] * 3, "ways": {}, "more": [], "torch": "2",
+              "settings": {"seeds": [10, 11, 12]}}
+    path = folder / "card.md"
+    path.write_text(fill_in(path.read_text(), read_card(folder), result, command="check one",
+                            digest=claim_digest(folder)))
 
 
 def test_a_filled_card_is_read_as_it_was_written(tmp_path):
@@ -114,36 +129,107 @@ def test_seeds_on_which_the_threshold_was_chosen_are_not_judged(tmp_path):
 
 def test_the_verdict_is_what_the_numbers_say(tmp_path):
     card = read_card(write_card(tmp_path / "one"))
-    for measured, null, verdict, holds in (
-            ([0.9, 0.8], [0.1, 0.2], "HOLDS", [True, True]),
-            ([0.9, 0.4], [0.1, 0.2], "REFUTED", [False, True]),
-            ([0.9, 0.8], [0.6, 0.7], "UNDECIDED", [True, False]),
-            ([0.9, 0.8], [0.6, 0.2], "HOLDS", [True, True]),
-            ([math.nan, 0.8], [0.1, 0.2], "REFUTED", [False, True])):
-        found = {"measured": measured, "null": null, "more": []}
+    for measured, other, null, verdict, holds in (
+            ([0.9, 0.8], [0.7, 0.7], [0.1, 0.2], "HOLDS", [True, True, True]),
+            ([0.9, 0.4], [0.7, 0.4], [0.1, 0.2], "REFUTED", [False, False, True]),
+            ([0.9, 0.8], [0.7, 0.7], [0.6, 0.7], "UNDECIDED", [True, True, False]),
+            ([0.9, 0.8], [0.7, 0.7], [0.6, 0.2], "HOLDS", [True, True, True]),
+            ([0.9, 0.8], [0.7, 0.4], [0.1, 0.2], "DEPENDS", [True, False, True]),
+            ([0.9, 0.4], [0.7, 0.7], [0.1, 0.2], "DEPENDS", [False, True, True]),
+            ([0.9, 0.4], [0.7, 0.7], [0.6, 0.7], "UNDECIDED", [False, True, False]),
+            ([math.nan, 0.8], [0.2, 0.2], [0.1, 0.2], "REFUTED", [False, False, True])):
+        found = {"measured": measured, "null": null, "ways": {"by zero": other}, "more": []}
         assert verdict_of(card, found) == verdict, found
         assert [line.holds for line in study_claims(card, found)] == holds, found
-    assert "Predicted 0.8, measured 0.85 (0.8 to 0.9), null 0.15." in describe_study(
-        card, {"measured": [0.9, 0.8], "null": [0.1, 0.2], "more": []})
+    said = describe_study(card, {"measured": [0.9, 0.8], "null": [0.1, 0.2], "more": [],
+                                 "ways": {"by zero": [0.7, 0.7]}})
+    assert "Predicted 0.8, measured 0.85 (0.8 to 0.9), by zero 0.7, null 0.15." in said
+    assert "holds for 2 of 2 seeds, the null for 0 of 2" in said
+    half = {"measured": [0.9, 0.8], "null": [0.6, 0.2], "more": [], "ways": {}}
+    assert "the null for 1 of 2" in describe_study(card, half)
 
 
 def test_a_card_is_made_run_and_filled_in(tmp_path, capsys):
     folder = write_card(tmp_path / "one")
-    for measure, verdict in (("0.9", "HOLDS"), ("0.5", "REFUTED")):
-        write_study(folder, measure)
-        claim_card.main(["--research", str(tmp_path), "check", "one"])
-        text = (folder / "card.md").read_text()
-        assert f"**{verdict}.**" in text and text.count(RESULT) == 1
-        assert f"| 11 | {measure} | 0.1 |" in text
-        assert read_card(folder).texts == FILLED  # the claim is as it was
+    write_study(folder, measure="0.5")
+    claim_card.main(["--research", str(tmp_path), "check", "one"])
+    text = (folder / "card.md").read_text()
+    assert "**REFUTED.**" in text and text.count(RESULT) == 1 and "| 11 | 0.5 | 0.1 |" in text
+    assert read_card(folder).texts == FILLED  # the claim is as it was
     claim_card.main(["--research", str(tmp_path), "list"])
     assert "one: **REFUTED.** Predicted 0.8" in capsys.readouterr().out
 
     write_study(folder, measure="1 / 0")
     message = refusal(lambda: claim_card.main(["--research", str(tmp_path), "check", "one"]))
     assert "broke off" in message and "REFUTED" in (folder / "card.md").read_text()
-    write_study(folder, measure="7.0")
-    assert "broke off" in refusal(lambda: claim_card.check("one", tmp_path))  # 7 is not possible
+
+
+def test_a_number_that_the_card_calls_impossible_is_refused(tmp_path):
+    folder = write_card(tmp_path / "one")
+    for number in (7.0, math.nan):
+        message = refusal(lambda number=number: perform_study(
+            folder / "study.py", "A study.", lambda seed: number, lambda seed: 0.1,
+            argv=["--out_dir", str(tmp_path)]))
+        assert "measured, seed 10" in message and "0 to 1" in message
+
+
+def test_sections_around_the_result_are_kept_and_are_no_part_of_the_claim(tmp_path):
+    folder = write_card(tmp_path / "one")
+    write_study(folder)
+    path = folder / "card.md"
+    before = "## What the paper says\n\nIn 2019, with 48 heads.\n\n"
+    after = "## What it means\n\nMuch.\n\n## What remains\n\nMore."
+    path.write_text(path.read_text().replace(RESULT, before + RESULT) + "\n" + after + "\n")
+    assert read_card(folder).texts == FILLED and read_card(folder).seeds == (10, 11, 12)
+
+    for _ in range(2):  # the second result replaces the first one
+        write_result(folder)
+        text = path.read_text()
+        assert text.count(before) == text.count(after) == text.count("**HOLDS.**") == 1
+        assert text.index(before) < text.index("**HOLDS.**") < text.index(after)
+        assert text.endswith("More.\n") and "Much" not in result_in(text)
+    assert read_card(folder).texts == FILLED
+
+
+def test_the_list_says_which_result_is_older_than_its_claim(tmp_path, capsys):
+    folder = write_card(tmp_path / "one")
+    write_study(folder)
+    write_card(tmp_path / "two", Null="")
+    write_study(tmp_path / "two")
+    write_result(folder)
+
+    def listed():
+        capsys.readouterr()
+        claim_card.show_list(tmp_path)
+        return capsys.readouterr().out
+
+    assert "one: **HOLDS.**" in listed() and "changed since" not in listed()
+    assert "two: not finished" in listed() and "**Null.** is empty" in listed()
+    path = folder / "card.md"
+    measured = path.read_text()
+    path.write_text(measured.replace("above 0.5", "above 0.4"))
+    assert "changed since" in listed()
+    path.write_text(measured + "\n## What it means\n\nMuch.\n")
+    assert "changed since" not in listed()
+    write_study(folder, measure="0.8")
+    assert "changed since" in listed()
+
+
+def test_a_pilot_needs_no_card_and_never_looks_at_judged_seeds(tmp_path, capsys):
+    def pilot(folder, *seeds):
+        perform_study(folder / "study.py", "A study.", lambda seed: seed / 10, lambda seed: 0.1,
+                      argv=["--pilot", "--seeds", *seeds])
+
+    claim_card.new("one", tmp_path)
+    compile((tmp_path / "one" / "study.py").read_text(), "study.py", "exec")
+    pilot(tmp_path / "one", "0", "2")
+    assert "measured 0 0.2\nnull 0.1 0.1\n" in capsys.readouterr().out
+    folder = write_card(tmp_path / "two")
+    pilot(folder, "0", "2")
+    assert "seeds 11 are judged" in refusal(lambda: pilot(folder, "0", "11"))
+    assert not (tmp_path / "outputs").exists() and not (folder / "outputs").exists()
+    perform_study(folder / "study.py", "A study.", float, float, argv=["--pilot"])
+    assert "seed 0 1 2\nmeasured 0 1 2\n" in capsys.readouterr().out
 
 
 def test_names_that_are_taken_or_lead_elsewhere_are_refused(tmp_path):
@@ -152,3 +238,96 @@ def test_names_that_are_taken_or_lead_elsewhere_are_refused(tmp_path):
     for name in ("../one", "", "One", "a b", "1a"):
         assert "not possible" in refusal(lambda name=name: claim_card.new(name, tmp_path)), name
     assert "has no card.md" in refusal(lambda: claim_card.check("two", tmp_path))
+
+
+# The cards of this project
+
+CARDS = [ROOT / "research" / name / "card.md" for name in REPLICATIONS]
+
+
+def test_the_four_cards_are_finished_and_their_results_are_those_of_their_text():
+    for path in CARDS:
+        card = read_card(path.parent)  # refuses nothing
+        text = path.read_text(encoding="utf-8")
+        result = result_in(text)
+        line = describe_card(text, claim_digest(path.parent))
+        assert "changed since" not in line, f"{card.name}: {line}"
+
+        # the result speaks of the claim that stands above it
+        assert re.match(r"\*\*(HOLDS|REFUTED|DEPENDS|UNDECIDED)\.\*\*", result), card.name
+        assert f"Predicted {card.predicted:g}," in result, card.name
+        rows = re.findall(r"^\| (\d+) \|", result, re.MULTILINE)
+        assert tuple(map(int, rows)) == card.seeds, card.name
+        assert f"check {card.name}`" in result, card.name
+        for heading in ("What the paper says", "What was done", "What it means", "What remains"):
+            assert text.count(f"## {heading}\n") == 1, f"{card.name} has no {heading}"
+
+
+@pytest.mark.slow
+def test_the_scan_of_untrained_heads_comes_out_as_its_card_says(tmp_path):
+    study = load_study("dead_heads")
+    with pytest.raises(SystemExit) as ended:
+        study.main(["--out_dir", str(tmp_path)])
+    assert ended.value.code == 0  # the claim holds, and the null does not
+
+
+def test_the_verdicts_in_the_roadmap_are_those_on_the_cards():
+    page = (ROOT / "COURSE_ROADMAP.md").read_text(encoding="utf-8")
+    for path in CARDS:
+        verdict = result_in(path.read_text(encoding="utf-8")).split(".")[0].strip("*")
+        said = re.search(rf"^\| `{path.parent.name}` \|.*", page, re.MULTILINE)
+        assert said and f"| {verdict} |" in said[0], f"{path.parent.name}: {verdict}"
+
+
+def load_study(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "research" / name / "study.py")
+    study = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(study)
+    return study
+
+
+def test_paths_through_all_heads_are_the_whole_model_and_through_none_the_embedding():
+    model = tiny_model(n_layers=3, attn_only=True)
+    tokens = tiny_tokens()
+    losses = load_study("virtual_heads").losses_by_order(
+        model, tokens, lambda logits: next_token_loss(logits, tokens))
+    assert losses[-1] == pytest.approx(next_token_loss(model(tokens), tokens).item(), abs=1e-5)
+    assert len(losses) == 4 and len({round(loss, 3) for loss in losses}) == 4
+
+    # without heads only the embedding is left, at the whole model's last scale
+    scale = model.run_with_cache(tokens)[1]["ln_final.hook_scale"]
+    with model.hooks([("ln_final.hook_scale", lambda value, hook: scale)]):
+        logits = model.unembed(model.embed(tokens))
+    assert losses[0] == pytest.approx(next_token_loss(logits, tokens).item(), abs=1e-5)
+
+
+def test_a_push_harms_a_toy_as_much_as_the_best_of_many_random_pushes_does_at_most():
+    study = load_study("fragile_toys")
+    generator = seeded_generator(0)
+    W = torch.randn(3, 2, 5, generator=generator)
+    toys = study.Toys(W, torch.zeros(3, 1, 5))
+    x = torch.rand(1, 4, 5, generator=generator)
+    pushes = torch.nn.functional.normalize(torch.randn(2000, 5, generator=generator), dim=-1)
+    before = ((toys(x) - x) ** 2).sum(-1)
+    rises = torch.stack([((toys(x + study.LENGTH * push) - x) ** 2).sum(-1) - before
+                         for push in pushes])  # [push, toy, batch]
+    best = rises.max(0).values.mean(-1)
+    found = study.harm(toys, x)
+    assert (found >= best - 1e-4).all() and (found < 1.3 * best).all()
+
+
+def test_the_p_value_of_a_head_that_looks_one_back_is_the_smallest_and_of_even_heads_is_not():
+    study = load_study("dead_heads")
+    back = torch.eye(16).roll(-1, 1)  # query i looks at key i - 1
+    even = torch.ones(16, 16).tril()
+    even = even / even.sum(-1, keepdim=True)
+    pattern = torch.stack([back, even])[:, None].expand(2, 3, 16, 16)
+    own, paid = study.p_values(pattern, seeded_generator(0))
+    assert own[0] == paid[0] == 1 / (1 + study.DRAWS) and own[1] == paid[1] == 1
+
+    # a drawn key is any of those that a query sees, each as often
+    first, last = torch.zeros(16, 16), torch.eye(16)
+    first[:, 0] = 1
+    null = study.scores_of_drawn_keys(torch.stack([first, last])[:, None], seeded_generator(0))
+    expected = (1 / torch.arange(2, 17)).mean().item()
+    assert null.mean(0).tolist() == pytest.approx([expected, expected], abs=0.01)

@@ -9,6 +9,8 @@ import re
 import sys
 from pathlib import Path
 
+from helpers import REPLICATIONS
+
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [  # imports point to an earlier row, never up and never sideways
     "utils",
@@ -39,9 +41,10 @@ COURSE = sorted(ROOT.glob("course/**/*.py"))
 COURSE_PROGRAMS = sorted(ROOT.glob("course/*.py"))
 LABS = sorted(ROOT.glob("course/labs/*.py"))
 TESTS = sorted(ROOT.glob("tests/*.py"))
+STUDIES = [ROOT / "research" / name / "study.py" for name in REPLICATIONS]
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 ROOT_ON_PATH = "sys.path.insert(0, str(Path(__file__).resolve().parent.parent))"
-ROOT_ON_PATH_OF_LABS = ROOT_ON_PATH.replace("parent.parent", "parent.parent.parent")
+ROOT_FROM_FURTHER_DOWN = ROOT_ON_PATH.replace("parent.parent", "parent.parent.parent")
 
 
 def name_of(path):
@@ -88,13 +91,13 @@ def test_nothing_is_imported_but_the_five_packages_and_python():
     for path in MODULES:
         strange = packages(path) - (set(FLOOR) | PACKAGES - {"pytest"} | python)
         assert not strange, f"{name_of(path)} imports {strange}"
-    for path in EXPERIMENTS + COURSE + TESTS:
+    for path in EXPERIMENTS + COURSE + TESTS + STUDIES:
         strange = packages(path) - (own | PACKAGES | python)
         assert not strange, f"{name_of(path)} imports {strange}"
 
 
 def test_the_course_stands_on_top_beside_the_experiments():
-    for path in MODULES + EXPERIMENTS:
+    for path in MODULES + EXPERIMENTS + STUDIES:
         assert "course" not in packages(path), f"{name_of(path)} imports the course"
     for path in COURSE:
         from_experiments = {name for name in imported(path) if name.startswith("experiments")}
@@ -107,7 +110,7 @@ def test_the_course_stands_on_top_beside_the_experiments():
 
 
 def test_imports_are_absolute_and_named():
-    for path in MODULES + EXPERIMENTS + COURSE + TESTS:
+    for path in MODULES + EXPERIMENTS + COURSE + TESTS + STUDIES:
         for node in ast.walk(parse(path)):
             if isinstance(node, ast.ImportFrom):
                 place = f"{name_of(path)}:{node.lineno}"
@@ -117,12 +120,12 @@ def test_imports_are_absolute_and_named():
 
 def test_importing_a_module_runs_nothing():
     quiet = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.ClassDef, *FUNCTION)
-    for path in MODULES + EXPERIMENTS + COURSE:
+    for path in MODULES + EXPERIMENTS + COURSE + STUDIES:
         for node in parse(path).body[1:]:
             text = ast.unparse(node)
             is_program = isinstance(node, ast.If) and "__name__ == '__main__'" in text
             is_path = path in PROGRAMS + COURSE_PROGRAMS and text == ROOT_ON_PATH
-            is_path |= path in LABS and text == ROOT_ON_PATH_OF_LABS
+            is_path |= path in LABS + STUDIES and text == ROOT_FROM_FURTHER_DOWN
             assert isinstance(node, quiet) or is_program or is_path, (
                 f"{name_of(path)}:{node.lineno} does something when it is imported")
 
@@ -151,12 +154,25 @@ def test_each_lab_is_a_program_that_stands_alone_and_says_how_to_extend_it():
     labs = {f"course.labs.{path.stem}" for path in LABS}
     for path in LABS:
         text = path.read_text(encoding="utf-8")
-        assert ROOT_ON_PATH_OF_LABS in text and '__name__ == "__main__"' in text, name_of(path)
+        assert ROOT_FROM_FURTHER_DOWN in text and '__name__ == "__main__"' in text, name_of(path)
         for said in (f"python course/labs/{path.name}", "\nClaim: ", "\nExpected: "):
             assert said in ast.get_docstring(parse(path)), f"{name_of(path)} leaves out {said!r}"
         assert "Extend it:" in text.split('__name__ == "__main__"')[1], name_of(path)
     for path in COURSE:
         assert not imported(path) & labs, f"{name_of(path)} imports a lab"
+
+
+def test_a_study_is_a_program_beside_its_card_and_imports_no_program():
+    programs = {f"experiments.{path.stem}" for path in PROGRAMS}
+    for path in STUDIES:
+        text = path.read_text(encoding="utf-8")
+        assert (path.parent / "card.md").exists(), f"{name_of(path)} has no card beside it"
+        assert text.count(ROOT_FROM_FURTHER_DOWN) == 1, name_of(path)
+        assert '__name__ == "__main__"' in text, name_of(path)
+        how = f"python experiments/claim_card.py check {path.parent.name}\n"
+        assert how in text, f"{name_of(path)} does not say how to run"
+        assert not imported(path) & programs, f"{name_of(path)} imports a program"
+        assert not list(undocumented(parse(path).body)), f"{name_of(path)} has no docstrings"
 
 
 # Names
@@ -174,7 +190,7 @@ def test_no_public_name_is_defined_in_two_modules():
 
 def test_nothing_forbidden_is_written():
     unfinished = "TO" + "DO", "FIX" + "ME"
-    for path in MODULES + EXPERIMENTS + COURSE + TESTS:
+    for path in MODULES + EXPERIMENTS + COURSE + TESTS + STUDIES:
         found = [word for word in unfinished if word in path.read_text(encoding="utf-8")]
         assert not found, f"{name_of(path)}: {found}"
         for node in ast.walk(parse(path)):
@@ -250,7 +266,9 @@ def order_faults(page, headers):
                if file not in headers]
 
     # the table at the top has some files of each list, in the list's order
-    for number, cell in re.findall(r"^\| (\d+) \| [^|]+ \| ([^|]+) \|", page, flags=re.MULTILINE):
+    first_page = page.split("\n## ")[0]
+    rows = re.findall(r"^\| (\d+) \| [^|]+ \| ([^|]+) \|", first_page, flags=re.MULTILINE)
+    for number, cell in rows:
         left = iter(lists[int(number)][2])
         cell = re.findall(r"[\w/]+\.py", cell)
         if not all(file in left for file in cell):  # goes through `left` once

@@ -438,5 +438,5 @@ def test_a_milestone_is_judged_in_its_own_process_and_noted(tmp_path, monkeypatc
 def test_every_milestone_is_whole():
     for letter in milestones.LETTERS:
         found = milestones.load_milestone(letter)
-        assert found.letter == letter and found.chapter in catalogue.chapter_numbers()
+        assert found.letter == letter
         assert all(check.__doc__ for check in found.checks), f"{letter}: a check says nothing"

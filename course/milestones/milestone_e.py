@@ -139,7 +139,7 @@ def it_could_have_failed(work):
 
 
 MILESTONE = Milestone(
-    letter="E", title="a claim of your own", chapter=15,
+    letter="E", title="a claim of your own", chapter=16,
     hand_in=f"exercises/{FILE}: hypothesis, intervention, null, number, what would refute it",
     gather=gather,
     checks=(no_part_is_empty, the_null_is_another_run, somebody_else_can_run_it,

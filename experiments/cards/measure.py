@@ -3,7 +3,7 @@
 A study is a program `research/NAME/study.py`. It has two functions of a seed that return the card's
 number: `measure`, and `null`, where the hypothesis predicts nothing.
 
-Chapter: COURSE_ROADMAP.md, 15 (grokking)
+Chapter: COURSE_ROADMAP.md, 16 (independent research)
 Prerequisites: experiments/cards/model.py
 Next: experiments/cards/report.py
 Source: none
@@ -18,8 +18,10 @@ import torch
 from config import check_field, config_from_dict, flag_parser, option
 from experiments.cards.model import read_card
 from experiments.cards.report import describe_study, study_claims, study_figure
-from experiments.common import check_seeds, conclude, experiment_folder, torch_threads
+from experiments.common import ROOT, check_seeds, conclude, experiment_folder, torch_threads
 from utils import Progress, UserError
+
+PILOT_SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class StudyConfig:
     """Settings of every study."""
 
     seeds: tuple[int, ...] = option((), "seeds to judge, instead of those on the card")
+    pilot: bool = option(False, "print the numbers of some seeds (0 1 2, or --seeds) and judge "
+                                "nothing; the card need not be finished")
     threads: int = option(1, "CPU threads")
     out_dir: str = option("outputs", "the folder that the study's folder is written to")
 
@@ -36,32 +40,34 @@ class StudyConfig:
         check_field(self, "threads", lambda n: n >= 1, "1 or more")
 
 
-def perform_study(file, about, measure, null, *, more=None, argv=None):
+def perform_study(file, about, measure, null, *, ways=None, more=None, argv=None):
     """The program of a study: measure, print the table, write the results, and exit, with 1 if the
     claim does not hold or the null passes too.
 
     file: the study's own `__file__`, beside its card. about: its docstring. measure, null:
-    functions of a seed that return the card's number. more(seed) -> {words: a number}: further
-    numbers, for information.
+    functions of a seed that return the card's number. ways: {name: function of a seed}, the same
+    number measured in other ways, each judged by the same threshold. more(seed) -> {words: a
+    number}: further numbers, for information.
     """
     began = time.monotonic()
     title = about.split("\n")[0]
     flags = flag_parser(StudyConfig, title).parse_args(argv)
     cfg = config_from_dict(StudyConfig, vars(flags))
+    functions = {"measured": measure, **(ways or {}), "null": null}
+    if cfg.pilot:
+        print_pilot(Path(file).resolve().parent, cfg, functions, more)
+        return
+
     card = read_card(Path(file).resolve().parent)
     seeds = cfg.seeds or card.seeds
     folder = experiment_folder(f"research_{card.name}", cfg.out_dir)
-
-    progress = Progress(2 * len(seeds), " measurements")
-    found = {"measured": [], "null": [], "more": []}
     with torch_threads(cfg.threads):
-        for seed in seeds:
-            for name, function in (("measured", measure), ("null", null)):
-                found[name].append(checked_number(function(seed), name, seed, card))
-                progress.show(len(found["measured"]) + len(found["null"]), f"{name}, seed {seed}")
-            if more is not None:
-                found["more"].append(more(seed))
-    progress.close()
+        numbers, further = measure_all(seeds, functions, more)
+    for name, values in numbers.items():
+        for seed, value in zip(seeds, values, strict=True):
+            check_possible(value, name, seed, card)
+    found = {"measured": numbers.pop("measured"), "null": numbers.pop("null"), "ways": numbers,
+             "more": further}
 
     result = {"about": title, "settings": asdict(cfg) | {"seeds": seeds},
               "torch": torch.__version__, "thresholds": card.texts["Threshold from"],
@@ -70,11 +76,50 @@ def perform_study(file, about, measure, null, *, more=None, argv=None):
              seconds=time.monotonic() - began)
 
 
-def checked_number(value, name, seed, card):
-    """The value as a float. Raises UserError if the card says that it is not possible."""
-    number = float(value)
+def measure_all(seeds, functions, more=None):
+    """({name: [seed]}, [what `more` returns]): every function of every seed, with its progress."""
+    numbers = {name: [] for name in functions}
+    further = []
+    progress = Progress(len(functions) * len(seeds), " measurements")
+    for seed in seeds:
+        for name, function in functions.items():
+            numbers[name].append(float(function(seed)))
+            progress.show(sum(map(len, numbers.values())), f"{name}, seed {seed}")
+        if more is not None:
+            further.append(more(seed))
+    progress.close()
+    return numbers, further
+
+
+def print_pilot(folder, cfg, functions, more):
+    """Print the numbers of some seeds, from which a threshold may be chosen. Raises UserError for
+    seeds that a finished card judges."""
+    seeds = cfg.seeds or PILOT_SEEDS
+    try:
+        judged = set(read_card(folder).seeds) & set(seeds)
+    except UserError:
+        judged = ()  # the card is not finished, which is what a pilot is for
+    if judged:
+        raise UserError(f"seeds {', '.join(map(str, sorted(judged)))} are judged by this "
+                        "card, so nothing may be chosen on them; take others")
+    with torch_threads(cfg.threads):
+        numbers, further = measure_all(seeds, functions, more)
+    print("seed", *seeds)
+    for name, values in numbers.items():
+        print(name, *(f"{value:.4g}" for value in values))
+    for words in further[0] if further else ():
+        print(words, *(f"{each[words]:.4g}" for each in further))
+
+
+def check_possible(number, name, seed, card):
+    """Raises UserError if the card says that a number is not possible."""
     low, high = card.possible
     if not low <= number <= high:
         raise UserError(f"{name}, seed {seed}: {number:g} is not among the card's possible values, "
                         f"{low:g} to {high:g}; correct the card or the study")
-    return number
+
+
+def kept_models(experiment):
+    """The folder in which an experiment keeps its trained models, so that a study reads them
+    instead of training them again. experiment: such as "induction_head_detection"."""
+    return ROOT / "outputs" / experiment

@@ -1,14 +1,16 @@
 """Read a claim card, and refuse one that could not be wrong.
 
 A card is a page, `research/NAME/card.md`, with the parts of PARTS. It is written before anything is
-measured. Beside it, `study.py` measures.
+measured. Beside it, `study.py` measures. Sections of its own, headed "## ", may stand before and
+after the result, for what a paper says and for what the result means.
 
-Chapter: COURSE_ROADMAP.md, 15 (grokking)
-Prerequisites: experiments/common.py
+Chapter: COURSE_ROADMAP.md, 16 (independent research)
+Prerequisites: utils.py
 Next: experiments/cards/measure.py
 Source: none
 """
 
+import hashlib
 import math
 import re
 from dataclasses import dataclass
@@ -87,14 +89,30 @@ def read_card(folder):
 
 
 def find_part(text, part, path):
-    """What was written for a part. Raises UserError if that is nothing."""
-    found = re.search(rf"\*\*{part}\.\*\*(.*?)(?=\n\*\*[A-Z][\w ]*\.\*\*|\Z)", text, re.DOTALL)
+    """What was written for a part, up to the next part or section. Raises UserError if that is
+    nothing."""
+    found = re.search(rf"^\*\*{part}\.\*\*(.*?)(?=^\*\*[A-Z][\w ]*\.\*\*|^## |\Z)", text,
+                      re.DOTALL | re.MULTILINE)
     if found is None:
         raise UserError(f"{path} has no part **{part}.**; add it: {PARTS[part]}")
     written = " ".join(found[1].split())
     if not written or written.startswith(HINT):
         raise UserError(f"{path}: **{part}.** is empty; fill it in: {PARTS[part]}")
     return written
+
+
+def claim_digest(folder):
+    """A checksum of a card's claim and of its study, as a short text: a result belongs to both."""
+    texts = read_card(folder).texts
+    claim = "\n".join(f"{part}: {text}" for part, text in texts.items())
+    study = read_text(Path(folder) / "study.py")
+    return hashlib.sha256(f"{claim}\n{study}".encode()).hexdigest()[:12]
+
+
+def result_in(text):
+    """What a card's text says under "## Result", up to the next section, without spaces around."""
+    after = text.split(RESULT, 1)[-1] if RESULT in text else ""
+    return re.split(r"^## ", after, maxsplit=1, flags=re.MULTILINE)[0].strip()
 
 
 def numbers_in(text, n, part, path):

@@ -1,89 +1,136 @@
 """Report a study: its claims, its figure, and the result that is written into its card.
 
-Chapter: COURSE_ROADMAP.md, 15 (grokking)
+Chapter: COURSE_ROADMAP.md, 16 (independent research)
 Prerequisites: experiments/cards/model.py
-Next: experiments/claim_card.py
+Next: experiments/verification/measure.py
 Source: none
 """
 
+import re
+import textwrap
 from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from experiments.cards.model import RESULT, holds
+from experiments.cards.model import RESULT, holds, result_in
 from experiments.common import add_control, claim
 from plotting import COLOURS, bare_axes
 
+MEANINGS = {
+    "HOLDS": "The claim holds for {measured} seeds, the null for {null}.",
+    "REFUTED": "The claim holds for {measured} seeds, not for all; the null for {null}.",
+    "DEPENDS": "Whether the claim holds for every seed depends on how the number is measured.",
+    "UNDECIDED": "The null passes too, so the number does not show what was claimed.",
+}
+
 
 def study_claims(card, found):
-    """[Claim]: the card's, that its null does not pass, and what else was measured."""
-    number, null = card.texts["Number"], found["null"]
+    """[Claim]: the card's, the same in other ways, that its null does not pass, and more numbers.
+
+    found: {"measured", "null": [seed], "ways": {name: [seed]}, "more": [{words: number}]}.
+    """
+    null = found["null"]
+    beside = f"predicted {card.predicted:g}; null {fmean(null):.3g}"
+    lines = [add_control(claim(card.texts["Number"], found["measured"], **card.threshold), beside)]
+    lines += [claim(f"the same, {name}", values, **card.threshold)
+              for name, values in found["ways"].items()]
+
     null_passes = all(holds(card.threshold, value) for value in null)
-    lines = [
-        add_control(claim(number, found["measured"], **card.threshold,
-                          reported=f"predicted {card.predicted:g}"),
-                    f"null {fmean(null):.3g}"),
-        claim("the same for the null, which must not hold for every seed", null,
-              holds=not null_passes, control=card.texts["Null"]),
-    ]
+    lines.append(claim("the same for the null, which must not hold for every seed", null,
+                       holds=not null_passes))
     for words in found["more"][0] if found["more"] else ():
         lines.append(claim(words, [each[words] for each in found["more"]]))
     return lines
 
 
 def verdict_of(card, found):
-    """HOLDS; REFUTED; or UNDECIDED, if the null passes too, so that the number shows nothing."""
-    if all(holds(card.threshold, value) for value in found["null"]):
+    """HOLDS; REFUTED; DEPENDS, if other ways of measuring give another verdict; or UNDECIDED, if
+    the null passes too, so that the number shows nothing."""
+    def all_hold(values):
+        return all(holds(card.threshold, value) for value in values)
+
+    if all_hold(found["null"]):
         return "UNDECIDED"
-    held = all(holds(card.threshold, value) for value in found["measured"])
-    return "HOLDS" if held else "REFUTED"
+    verdicts = {all_hold(values) for values in (found["measured"], *found["ways"].values())}
+    if len(verdicts) > 1:
+        return "DEPENDS"
+    return "HOLDS" if verdicts == {True} else "REFUTED"
 
 
 def describe_study(card, found):
     """Two sentences that say what came out."""
-    measured, null = fmean(found["measured"]), fmean(found["null"])
-    meaning = {
-        "HOLDS": "The claim holds for every seed, and the null does not.",
-        "REFUTED": "The claim does not hold for every seed.",
-        "UNDECIDED": "The null passes too, so the number does not show what was claimed.",
-    }[verdict_of(card, found)]
-    return (f"Predicted {card.predicted:g}, measured {measured:.3g} "
-            f"({min(found['measured']):.3g} to {max(found['measured']):.3g}), null {null:.3g}. "
-            f"{meaning}")
+    parts = [f"Predicted {card.predicted:g}", f"measured {mean_and_range(found['measured'])}"]
+    parts += [f"{name} {mean_and_range(values)}" for name, values in found["ways"].items()]
+    parts.append(f"null {fmean(found['null']):.3g}")
+
+    def how_many(values):
+        return f"{sum(holds(card.threshold, value) for value in values)} of {len(values)}"
+
+    meaning = MEANINGS[verdict_of(card, found)].format(
+        measured=how_many(found["measured"]), null=how_many(found["null"]))
+    return f"{', '.join(parts)}. {meaning}"
+
+
+def mean_and_range(values):
+    """Numbers as a text such as "0.85 (0.8 to 0.9)"; one number, if all are the same."""
+    mean, low, high = (f"{number:.3g}" for number in (fmean(values), min(values), max(values)))
+    return mean if low == mean == high else f"{mean} ({low} to {high})"
 
 
 def study_figure(card, found):
-    """The Figure of all seeds, measured and null, with the threshold and the prediction."""
-    figure = Figure(figsize=(8, 2.6), layout="constrained")
+    """The Figure of all seeds: measured, in other ways, and the null, with the threshold and the
+    prediction."""
+    rows = {"measured": found["measured"], **found["ways"], "null": found["null"]}
+    figure = Figure(figsize=(8, 2 + 0.3 * len(rows)), layout="constrained")
     axes = bare_axes(figure.subplots(), f"{card.name}: {verdict_of(card, found)}",
                      card.texts["Number"], "")
-    for y, (name, colour) in enumerate((("measured", COLOURS[0]), ("null", COLOURS[1]))):
-        axes.plot(found[name], [y] * len(found[name]), "o", color=colour, alpha=0.7)
+    for y, (name, values) in enumerate(rows.items()):
+        colour = COLOURS[1] if name == "null" else COLOURS[0]
+        axes.plot(values, [y] * len(values), "o", color=colour, alpha=0.7)
     limits = [limit for given in card.threshold.values()
               for limit in (given if isinstance(given, tuple) else (given,))]
     for number, limit in enumerate(limits):
         axes.axvline(limit, color="0.4", linewidth=1, label=None if number else "threshold")
     axes.axvline(card.predicted, color="0.4", linewidth=1, linestyle=":", label="predicted")
-    axes.set_yticks([0, 1], ["measured", "null"])
-    axes.set_ylim(1.5, -0.5)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     return figure
 
 
-def fill_in(text, card, result, command):
+def fill_in(text, card, result, *, command, digest):
     """The text of a card with its result, from a results.json of its study.
 
-    What stood there before is replaced. command: the one that measured.
+    What stood there before is replaced; sections after the result stay. command: the one that
+    measured. digest: of what was measured, as `claim_digest` returns it.
     """
-    found = {name: result[name] for name in ("measured", "null")}
-    seeds = result["settings"]["seeds"]
-    lines = [f"**{verdict_of(card, found)}.** {describe_study(card, found)}", "",
-             "| seed | measured | null |", "|---|---|---|"]
-    lines += [f"| {seed} | {measured:.4g} | {null:.4g} |" for seed, measured, null
-              in zip(seeds, found["measured"], found["null"], strict=True)]
-    if result["more"]:
-        lines += ["", "For information: " + "; ".join(
-            f"{words} {fmean(each[words] for each in result['more']):.3g}"
-            for words in result["more"][0]) + "."]
-    lines += ["", f"`{command}`, torch {result['torch']}.", ""]
-    return text.split(RESULT)[0] + RESULT + "\n\n" + "\n".join(lines)
+    found = {name: result[name] for name in ("measured", "null", "ways", "more")}
+    rows = {"measured": found["measured"], **found["ways"], "null": found["null"]}
+    lines = [fill_lines(f"**{verdict_of(card, found)}.** {describe_study(card, found)}"), "",
+             f"| seed | {' | '.join(rows)} |", "|---|" + "---|" * len(rows)]
+    for seed, *values in zip(result["settings"]["seeds"], *rows.values(), strict=True):
+        lines.append(f"| {seed} | {' | '.join(f'{value:.4g}' for value in values)} |")
+    if found["more"]:
+        said = (f"{words}: {mean_and_range([each[words] for each in found['more']])}"
+                for words in found["more"][0])
+        lines += ["", fill_lines(f"For information: {'; '.join(said)}.")]
+    lines += ["", f"`{command}`, torch {result['torch']}, card and study {digest}."]
+
+    before, _, after = text.partition(RESULT)
+    later = re.search(r"^## .*", after, re.MULTILINE | re.DOTALL)
+    sections = [before + RESULT, "\n".join(lines)] + ([later[0].strip()] if later else [])
+    return "\n\n".join(sections) + "\n"
+
+
+def fill_lines(text):
+    """A text in lines as long as those of the other pages."""
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def describe_card(text, digest):
+    """One line for the list of all cards. digest: what `claim_digest` returns now."""
+    result = result_in(text)
+    line = " ".join(result.split("\n\n")[0].split())
+    if line.startswith("**") and f"card and study {digest}." not in result:
+        line += " (The card or its study changed since: check it again.)"
+    return line

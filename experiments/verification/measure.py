@@ -1,7 +1,7 @@
 """Run the experiments as programs of their own, and keep what each one claimed.
 
-Chapter: COURSE_ROADMAP.md, 15 (grokking)
-Prerequisites: experiments/common.py
+Chapter: COURSE_ROADMAP.md, 16 (independent research)
+Prerequisites: pretrained.py
 Next: experiments/verification/report.py
 Source: none
 """

@@ -1,8 +1,8 @@
 """Write the page of all verified claims.
 
-Chapter: COURSE_ROADMAP.md, 15 (grokking)
+Chapter: COURSE_ROADMAP.md, 16 (independent research)
 Prerequisites: experiments/verification/measure.py
-Next: experiments/verify.py
+Next: nothing
 Source: none
 """
 
