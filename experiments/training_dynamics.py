@@ -94,8 +94,9 @@ def run(cfg, folder):
         held = hold_out(dataset, recipe.model.n_ctx)
         runs[recipe.name] = []
         for seed in seeds:
-            history = trained_states(folder / f"{recipe.name}_{seed}", recipe, dataset, seed,
-                                     retrain=cfg.retrain, trainings=trainings)
+            home = folder / f"{recipe.name}_{seed}".replace(" ", "_")
+            history = trained_states(home, recipe, dataset, seed, retrain=cfg.retrain,
+                                     trainings=trainings)
             is_shown = seed == seeds[0] and recipe.model.n_layers > 0
             measured = measure_training(recipe, history, held, is_shown)
             if is_shown:

@@ -99,13 +99,13 @@ def claims_of_dynamics(runs, judged=True):
 def table_claims(name, runs, no_layers, judged):
     """[Claim]: the model comes near to the table of bigrams, and leaves it again."""
     dips = {table: [dip(run, table) for run in runs] for table in runs[0]["states"][0]["distance"]}
+    nearest = {table: [each["step"] for each in some] for table, some in dips.items()}
     bigrams = dips["bigrams"]
     renamed = max(each["before"] for each in dips["renamed bigrams"])
     shuffled = fmean(each["value"] for each in dips["shuffled bigrams"])
     claims = [
-        claim(f"{name}: step at which the model is nearest to bigrams",
-              [each["step"] for each in bigrams],
-              control=f"bigrams of shuffled text: {steps_text(dips['shuffled bigrams'])}"),
+        claim(f"{name}: step at which the model is nearest to bigrams", nearest["bigrams"],
+              control=f"bigrams of shuffled text: step {list_steps(nearest['shuffled bigrams'])}"),
         claim("… its distance then, KL(model ‖ table) in nats per token",
               [each["value"] for each in bigrams],
               control=f"bigrams of shuffled text, at their nearest: {shuffled:.2f}"),
@@ -116,9 +116,9 @@ def table_claims(name, runs, no_layers, judged):
         claim("… distance to the nearest other table / to bigrams, then",
               [lead(run) for run in runs], above=1.5, judged=judged),
         claim("… that step / the step nearest to unigrams",
-              divide(bigrams, dips["unigrams"]), above=1, judged=judged),
+              divide(nearest["bigrams"], nearest["unigrams"]), above=1, judged=judged),
         claim("… the step nearest to trigrams / that step",
-              divide(dips["trigrams"], bigrams), above=1, judged=judged),
+              divide(nearest["trigrams"], nearest["bigrams"]), above=1, judged=judged),
     ]
     if name == "characters":
         claims.append(claim("without layers: distance to bigrams at the end / at the nearest",
@@ -127,35 +127,33 @@ def table_claims(name, runs, no_layers, judged):
     return claims
 
 
-def steps_text(dips):
-    """The steps of some dips, such as "step 16, 20, 16"."""
-    return "step " + ", ".join(f"{each['step']:,}" for each in dips)
+def list_steps(steps):
+    """Some steps in words, such as "16, 20, 16"."""
+    return ", ".join(f"{step:,}" for step in steps)
 
 
-def divide(dips, by):
-    """The steps of some dips divided by those of others; infinity where that step is 0."""
-    return [one["step"] / other["step"] if other["step"] else math.inf
-            for one, other in zip(dips, by, strict=True)]
+def divide(steps, by):
+    """Some steps divided by others, a list; step 0 counts as 1."""
+    return [max(one, 1) / max(other, 1) for one, other in zip(steps, by, strict=True)]
 
 
 def head_claims(runs, judged):
     """[Claim]: heads look at the token before only after the model has been nearest to bigrams."""
     claims = []
     for name in ("characters", "words"):
-        late = [half_step(run["steps"], best_scores(run)) / max(dip(run, "bigrams")["step"], 1)
-                for run in runs[name]]
+        half = [half_step(run["steps"], best_scores(run)) for run in runs[name]]
+        near = [dip(run, "bigrams")["step"] for run in runs[name]]
         scores, effects = zip(*map(watcher_steps, runs[name]), strict=True)
         untrained = fmean(best_scores(run)[0] for run in runs[name])
         claims += [
             claim(f"{name}: the best previous-token score at the end",
                   [best_scores(run)[-1] for run in runs[name]],
                   control=f"before training {untrained:.2f}"),
-            claim("… step at which it reaches half of that / step nearest to bigrams", late,
-                  above=1, judged=judged),
+            claim("… step at which it reaches half of that / step nearest to bigrams",
+                  divide(half, near), above=1, judged=judged),
             claim("… this head: step at which its score reaches half of its last value / the same "
                   "for the rise of the loss without it",
-                  [one / other for one, other in zip(scores, effects, strict=True)],
-                  control="1: together; below 1: the score comes first"),
+                  divide(scores, effects), control="1: together; below 1: the score comes first"),
         ]
     return claims
 
@@ -169,7 +167,7 @@ def ability_claims(runs, judged):
                             "floor as by trigrams", steps[name],
                             control=f"by trigrams {runs[0]['trigrams_above'][name]:.2f} nats"))
     for first, second in itertools.pairwise(ABILITIES):
-        later = [two / one for one, two in zip(steps[first], steps[second], strict=True)]
+        later = divide(steps[second], steps[first])
         claims.append(claim(f"… step of {second} / step of {first}", later, above=1,
                             holds=all(map(math.isfinite, later)), judged=judged))
     return claims
