@@ -111,10 +111,11 @@ def measure_training(recipe, history, held, show):
 def measure_state(model, held):
     """What one state of a model does, a dict of plain values.
 
-    distance: {table: mean KL(model ‖ table) in nats per token}. loss, quantiles: of the losses of
-    single tokens. by_position: [pos - 1], the mean loss of the second token, the third, … heads:
-    {measure: [head]}, the scores and the effect of each, in nats per token. above: {category: nats
-    above the floor}, where that is known.
+    distance: {table: mean KL(table ‖ model) in nats per token}, the extra loss of the model on a
+    text whose tokens are drawn from the table. loss, quantiles: of the losses of single tokens.
+    by_position: [pos - 1], the mean loss of the second token, the third, … heads: {measure:
+    [head]}, the scores and the effect of each, in nats per token. above: {category: nats above the
+    floor}, where that is known.
     """
     windows = held.windows
     has_heads = model.cfg.n_layers > 0
@@ -123,7 +124,7 @@ def measure_state(model, held):
         logits = model(windows)
 
     losses = per_token_loss(logits[:, :-1], windows[:, 1:])  # [batch, pos - 1]
-    found = {"distance": {name: kl_divergence(logits[:, 1:], table).mean().item()
+    found = {"distance": {name: kl_divergence(table, logits[:, 1:]).mean().item()
                           for name, table in held.tables.items()},
              "loss": losses.mean().item(),
              "quantiles": losses.flatten().quantile(torch.tensor(QUANTILES)).tolist(),

@@ -25,10 +25,10 @@ def make_page(subjects):
         "about": "Move the slider through a training. Early on the model predicts as a table of "
                  "single tokens would, then as one of pairs; then it leaves all tables and uses "
                  "what lies further back.",
-        "reading": "All numbers are of text that was held out from training. KL is the extra loss, "
-                   "in nats a token, if the table's predictions stood for the model's. A head is "
-                   "removed by writing its mean; its score is the attention that it pays. Curves "
-                   "end at the upper edge where they would leave the picture.",
+        "reading": "All numbers are of text that was held out from training. KL is what the model "
+                   "would lose, in nats a token, on a text drawn from the table. A head is removed "
+                   "by writing its mean; its score is the attention that it pays. Curves end at "
+                   "the upper edge where they would leave the picture.",
         "subjects": subjects,
     }
 

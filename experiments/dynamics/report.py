@@ -106,7 +106,7 @@ def table_claims(name, runs, no_layers, judged):
     claims = [
         claim(f"{name}: step at which the model is nearest to bigrams", nearest["bigrams"],
               control=f"bigrams of shuffled text: step {list_steps(nearest['shuffled bigrams'])}"),
-        claim("… its distance then, KL(model ‖ table) in nats per token",
+        claim("… its distance then, KL(table ‖ model) in nats per token",
               [each["value"] for each in bigrams],
               control=f"bigrams of shuffled text, at their nearest: {shuffled:.2f}"),
         claim("… distance before training / then", [each["before"] for each in bigrams], above=3,
@@ -229,7 +229,7 @@ def draw_distances(axes, name, runs, no_layers=None):
     near = dip(runs[0], "bigrams")
     bare_axes(axes, f"{name}: nearest to bigrams {at_step(near['step'])}, {near['value']:.2f} nats "
               f"away;\nthen it leaves them: {near['after'] * near['value']:.2f} at the end",
-              "step (log scale)", "KL(model ‖ table), nats per token")
+              "step (log scale)", "KL(table ‖ model), nats per token")
     for table, colour in zip(("unigrams", "bigrams", "trigrams"), COLOURS, strict=False):
         for number, run in enumerate(runs):
             axes.plot(run["steps"], distances(run, table), color=colour,
