@@ -13,7 +13,7 @@ predictions to that table has a minimum within the training; before and after it
 away. It is nearest to unigrams earlier and to trigrams later. A model without layers, which can't
 look back, comes to the bigrams too and stays. Heads that look at the token before form only after
 this minimum. On a text whose floor is known, abilities that need more than three words come one
-after another: copying, the indirect object, recall.
+after another: copying before the indirect object. When recall comes is only reported.
 Expected: every line with a verdict passes.
 
 --compare takes two models and says which tokens got better or worse from the first to the second,
@@ -23,7 +23,7 @@ that this program kept, such as outputs/training_dynamics/characters_10@128.
 Chapter: COURSE_ROADMAP.md, 15 (grokking and training dynamics)
 Prerequisites: experiments/dynamics/measure.py, experiments/dynamics/report.py
 Next: nothing
-Source: Olsson et al. 2022 (heads and losses over training); Chang et al. 2023 (n-grams first)
+Source: Olsson et al. 2022 (heads and losses over training); Chang & Bergen 2022 (n-grams first)
 """
 
 import sys

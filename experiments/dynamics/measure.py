@@ -7,7 +7,7 @@ of word lies above it. All texts are held out from training.
 Chapter: COURSE_ROADMAP.md, 15 (grokking and training dynamics)
 Prerequisites: experiments/dynamics/model.py, experiments/dynamics/tables.py
 Next: experiments/dynamics/report.py
-Source: Olsson et al. 2022 (heads and losses over training); Chang et al. 2023 (n-grams first)
+Source: Olsson et al. 2022 (heads and losses over training); Chang & Bergen 2022 (n-grams first)
 """
 
 import math
@@ -33,9 +33,9 @@ from metrics import duplicate_token_score, induction_score, prev_token_score
 from train import token_losses
 from utils import Progress
 
-WINDOWS = 64  # of held-out text
+WINDOWS = 48  # of held-out text
 ABLATED = 16  # of them, on which heads are removed
-FLOOR_TOKENS = 8000  # of held-out text whose floor is known
+FLOOR_TOKENS = 6000  # of held-out text whose floor is known
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)  # of the losses of single tokens
 BINS = 24  # of the histogram of these losses
 SHOWN = 2  # windows that the page shows

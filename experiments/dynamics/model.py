@@ -26,8 +26,8 @@ from utils import seeded_generator
 STATES_PER_DOUBLING = 3  # of the number of steps
 SHAPE = ModelConfig(n_layers=2, d_model=64, n_ctx=64)
 TRAINING = TrainConfig(muon_lr=0.014, lr=0.008, weight_decay=0.05)
-CHARACTER_STEPS = 1500
-WORD_STEPS = 4500
+CHARACTER_STEPS = 1000
+WORD_STEPS = 2500
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ with seeds 10 to 12.
 Chapter: COURSE_ROADMAP.md, 15 (grokking and training dynamics)
 Prerequisites: plotting.py, experiments/dynamics/measure.py
 Next: experiments/dynamics/page.py
-Source: Olsson et al. 2022 (heads and losses over training); Chang et al. 2023 (n-grams first)
+Source: Olsson et al. 2022 (heads and losses over training); Chang & Bergen 2022 (n-grams first)
 """
 
 import itertools
@@ -23,9 +23,9 @@ from experiments.common import claim
 from experiments.grokking.measure import first_step
 from plotting import COLOURS, PlainFigure, bare_axes, show_spaces
 
-ABILITIES = ("copying", "indirect object", "recall")  # in the order in which they should come
+ABILITIES = ("copying", "indirect object")  # in the order in which they should come
 N_SHOWN = 6  # tokens of a comparison that got better, and as many that got worse
-LOOKING_BACK = ("duplicate", *ABILITIES)  # what three words can't tell
+LOOKING_BACK = ("duplicate", *ABILITIES, "recall")  # what three words can't tell
 
 # What the claims are about
 
