@@ -32,9 +32,11 @@ from experiments.dynamics.report import (
     changed,
     claims_of_comparison,
     claims_of_dynamics,
+    comparison_figure,
     describe_comparison,
     describe_findings,
     dip,
+    figures_of_dynamics,
     lead,
     shown_tokens,
     watcher_steps,
@@ -368,6 +370,16 @@ def test_the_summary_says_at_which_steps():
     assert "recall at step 256" in said
 
 
+def test_the_titles_of_figures_say_what_was_found():
+    drawn = figures_of_dynamics(passing())
+    titles = [" ".join(axes.get_title(loc="left").split())
+              for figure in drawn.values() for axes in figure.axes]
+    assert "nearest to bigrams at step 16, 0.20 nats away; then it leaves them: 0.80" in titles[0]
+    assert "step, 16; the best score is half of its last value at step 64" in titles[2]
+    assert titles[3] == "words: copying comes at step 16, recall at step 256"
+    assert "cheapest tenth costs at most 0.1 nats, the dearest at least 3" in titles[4]
+
+
 # Two models
 
 
@@ -401,6 +413,10 @@ def test_a_model_does_not_differ_from_itself_and_from_its_beginning_it_does(trai
     total = sum(row["of_all"] for row in compare(first, last)["tokens"])
     assert total == pytest.approx(found["losses"][1] - found["losses"][0], rel=0.1)
     assert all(line.holds is None for line in claims_of_comparison(found))
+    left, right = comparison_figure(found).axes
+    n_changed = len(changed(found["tokens"]))
+    assert f"{n_changed} of {len(found['tokens'])} frequent tokens" in left.get_title("left")
+    assert right.get_title("left").startswith(f"{found['heads'][0]['name']} changes most")
     assert f"goes from {found['losses'][0]:.3f} to {found['losses'][1]:.3f}" in (
         describe_comparison(found))
 

@@ -238,7 +238,7 @@ def draw_distances(axes, name, runs, no_layers=None):
         axes.plot(no_layers[0]["steps"], distances(no_layers[0], "bigrams"), "--", color="0.4",
                   label="bigrams, a model without layers")
     axes.axvline(near["step"], color="0.8", linewidth=1, zorder=0)
-    axes.set_ylim(0, 2.5)
+    axes.set_ylim(0, 1.1 * distances(runs[0], "trigrams")[0])
     over_steps(axes)
     axes.legend(frameon=False, fontsize=9, loc="upper left")
 
