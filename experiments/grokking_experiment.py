@@ -17,7 +17,7 @@ One thread; 25 s of CPU time for each model (p = 113: 108 s), and 15 MB (60 MB) 
 
 Chapter: COURSE_ROADMAP.md, 15 (grokking)
 Prerequisites: experiments/grokking/model.py, experiments/grokking/fourier.py
-Next: nothing
+Next: experiments/dynamics/model.py
 Source: Power et al. 2022; Nanda et al. 2023, *Progress measures for grokking*
 """
 
