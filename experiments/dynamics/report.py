@@ -108,7 +108,7 @@ def table_claims(name, runs, no_layers, judged):
         claim("… its distance then, KL(table ‖ model) in nats per token",
               [each["value"] for each in bigrams]),
         claim("… distance before training / then", [each["before"] for each in bigrams], above=3,
-              judged=judged, control=f"above 3; to a renamed text's: {renamed:.2f} at most"),
+              judged=judged, control=f"above 3; bigrams of a renamed text: {renamed:.2f} at most"),
         claim("… distance at the end / then", [each["after"] for each in bigrams], above=1.5,
               judged=judged, control="above 1.5"),
         claim("… distance to the nearest other table / to bigrams, then",
@@ -389,7 +389,9 @@ def comparison_figure(comparison):
     figure = PlainFigure(figsize=(11.5, max(3.6, 1.4 + 0.3 * len(rows))), layout="constrained")
     left, right = figure.subplots(1, 2)
     n_changed, n_all = len(changed(comparison["tokens"])), len(comparison["tokens"])
-    bare_axes(left, f"{n_changed} of {n_all} frequent tokens changed from\n{first} to {second}",
+    before, after = comparison["losses"]
+    bare_axes(left, f"{n_changed} of {n_all} frequent tokens changed;\nthe mean loss goes from "
+              f"{before:.2f} to {after:.2f} nats",
               "change of the token's loss (nats; below 0: better)", "")
     for y, row in enumerate(rows):
         colour = COLOURS[0] if row["change"] < 0 else COLOURS[1]
