@@ -27,7 +27,7 @@ export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 
 EXPERIMENTS = wired_circuits circuit_scoreboard attention_visualization induction_head_detection \
 	head_importance copy_suppression indirect_object_identification \
-	feature_superposition_toy_model sparse_autoencoder grokking_experiment
+	feature_superposition_toy_model sparse_autoencoder grokking_experiment training_dynamics
 
 .PHONY: train test test-slow experiments labs benchmark verify verify-quick lint \
 	exercise check hint solution predict progress milestone block

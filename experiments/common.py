@@ -681,6 +681,17 @@ th, td { font-weight: 400; text-align: left; vertical-align: top; padding: .12re
 """
 
 
+def rounded(values):
+    """Plain values, also in nested lists and dicts, with floats rounded to four digits."""
+    if isinstance(values, dict):
+        return {name: rounded(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [rounded(value) for value in values]
+    if not isinstance(values, float):
+        return values
+    return float(f"{values:.4g}") or 0
+
+
 def write_page(path, template, values):
     """Write an experiment's own page: PAGE_HEAD and the template, with `values`, plain values, in
     the script that the template leaves as {}."""

@@ -19,9 +19,9 @@ model, and 15 MB (p = 113: 60 MB) on disk.
 
 Thresholds: chosen on seeds 0 to 2 and 10 to 14.
 
-Chapter: COURSE_ROADMAP.md, 15 (grokking)
+Chapter: COURSE_ROADMAP.md, 15 (grokking and training dynamics)
 Prerequisites: experiments/grokking/model.py, experiments/grokking/fourier.py
-Next: experiments/cards/model.py
+Next: experiments/dynamics/tables.py
 Source: Power et al. 2022; Nanda et al. 2023, *Progress measures for grokking*
 """
 

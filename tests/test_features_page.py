@@ -10,6 +10,7 @@ import torch
 from browser import browser
 from helpers import refusal, tiny_model, tiny_tokens
 
+from experiments.common import rounded
 from experiments.dictionaries.model import (
     DictionaryRecipe,
     ReluL1,
@@ -33,7 +34,6 @@ from experiments.dictionaries.trained.page import (
     middle_places,
     nearest_neurons,
     random_directions,
-    rounded,
     strongest_places,
     variable_aurocs,
     write_page,

@@ -7,7 +7,7 @@ p * p products with waves on the grid.
 
 Shapes: values [a, b, ...], both axes of length p. logits [a, b, c]: of the answer c to a + b.
 
-Chapter: COURSE_ROADMAP.md, 15 (grokking)
+Chapter: COURSE_ROADMAP.md, 15 (grokking and training dynamics)
 Prerequisites: losses.py
 Next: experiments/grokking/measure.py
 Source: Nanda et al. 2023, section 4 and appendix B (restricted and excluded loss)

@@ -3,7 +3,7 @@
 The losses are those of all logits, of some of their waves alone, and of the logits without these
 waves. The structure is measured for the first model, the memorising one and the last one.
 
-Chapter: COURSE_ROADMAP.md, 15 (grokking)
+Chapter: COURSE_ROADMAP.md, 15 (grokking and training dynamics)
 Prerequisites: experiments/grokking/model.py, experiments/grokking/fourier.py
 Next: experiments/grokking_experiment.py
 Source: Nanda et al. 2023, sections 4 and 5 (the algorithm, its progress measures)

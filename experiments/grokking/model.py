@@ -4,7 +4,7 @@ Every text is "a b =", and the answer at "=" is (a + b) mod p or, for a control,
 number. The weights of many steps are kept, so that whatever is found in the last state can be
 searched for in all earlier ones.
 
-Chapter: COURSE_ROADMAP.md, 15 (grokking)
+Chapter: COURSE_ROADMAP.md, 15 (grokking and training dynamics)
 Prerequisites: train.py
 Next: experiments/grokking/fourier.py
 Source: Power et al. 2022; Nanda et al. 2023, section 3 (the model and its training)

@@ -6,7 +6,7 @@ the main models, the others are controls.
 The thresholds leave room below the lowest of eight seeds, 0 to 2 and 10 to 14. Some were closer at
 first, when only seeds 0 to 2 were known: of the other five, one had 0.88 where 0.9 was asked for.
 
-Chapter: COURSE_ROADMAP.md, 15 (grokking)
+Chapter: COURSE_ROADMAP.md, 15 (grokking and training dynamics)
 Prerequisites: plotting.py, experiments/grokking/measure.py
 Next: experiments/grokking_experiment.py
 Source: Nanda et al. 2023, *Progress measures for grokking*

@@ -24,7 +24,8 @@ from utils import UserError, read_json, seeded_generator, write_json
 EXPERIMENTS = (  # in the order of the course; make experiments runs the same
     "wired_circuits", "circuit_scoreboard", "attention_visualization", "induction_head_detection",
     "head_importance", "copy_suppression", "indirect_object_identification",
-    "feature_superposition_toy_model", "sparse_autoencoder", "grokking_experiment")
+    "feature_superposition_toy_model", "sparse_autoencoder", "grokking_experiment",
+    "training_dynamics")
 OF_PUBLISHED = ("induction_head_detection", "copy_suppression", "indirect_object_identification")
 PUBLISHED = "gpt2"
 N_SEEDS = 3

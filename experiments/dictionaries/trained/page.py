@@ -399,24 +399,13 @@ def make_page(subject, dictionary, features):
                     "● needed, the interval lies above 0; ○ unclear, it includes 0; ▼ harmful, it "
                     "lies below. Features are chosen by their effect on these texts, random "
                     f"directions are not chosen. {direct}",
-        "features": rounded(features),
+        "features": common.rounded(features),
     }
 
 
 def count_needed(effects):
     """The number of effects, {"low", ...}, whose interval lies above 0."""
     return sum(each["low"] > 0 for each in effects)
-
-
-def rounded(values):
-    """Plain values, also in nested lists and dicts, with floats rounded to four digits."""
-    if isinstance(values, dict):
-        return {name: rounded(value) for name, value in values.items()}
-    if isinstance(values, list):
-        return [rounded(value) for value in values]
-    if not isinstance(values, float):
-        return values
-    return float(f"{values:.4g}") or 0
 
 
 def write_page(path, page):
