@@ -610,6 +610,8 @@ def conclude(result, folder, figures=None, seconds=None):
 
     if "board" in result:
         print("\n".join(result["board"]), end="\n\n")
+    if result.get("settings", {}).get("quick") is True:
+        print(textwrap.fill(QUICK_NOTE, WIDTH), end="\n\n")
     if "found" in result:
         print(textwrap.fill(result["found"], WIDTH), end="\n\n")
     print(claims_table(result["claims"]))
@@ -693,7 +695,8 @@ def write_page(path, template, values):
 
 # The page of all experiments
 
-STYLE = """body { max-width: 60rem; margin: 2rem auto; font: 15px/1.5 sans-serif; color: #222 }
+STYLE = """body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222;
+font: 15px/1.5 sans-serif }
 table { border-collapse: collapse } td, th { padding: .2rem .7rem; text-align: left;
 border-bottom: 1px solid #ddd; font-size: 13px } img { max-width: 100% }
 .PASS { color: #00714f } .FAIL { color: #b34700; font-weight: bold }"""
@@ -702,6 +705,7 @@ border-bottom: 1px solid #ddd; font-size: 13px } img { max-width: 100% }
 # The page runs no script and loads nothing from elsewhere, whatever a name or a claim contains.
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' file: data:"
 VERDICTS = ("PASS", "FAIL")  # the allowed classes of a cell
+VERDICT_NOTE = "A row that ends in PASS or FAIL has a threshold. All other rows are only numbers."
 QUICK_NOTE = ("A run with --quick shows that the program works; its numbers come from too little "
               "training to mean anything.")
 
@@ -786,4 +790,5 @@ def write_index(out_dir):
         file.write("<!doctype html><html lang=en><meta charset=utf-8>"
                    f'<meta http-equiv="Content-Security-Policy" content="{PAGE_POLICY}">'
                    f"<title>experiments</title><style>{STYLE}</style>\n<h1>Experiments</h1>\n"
+                   f"<p>{VERDICT_NOTE}\n"
                    + "\n".join(parts) + "\n")
