@@ -610,7 +610,7 @@ def conclude(result, folder, figures=None, seconds=None):
 
     if "board" in result:
         print("\n".join(result["board"]), end="\n\n")
-    if result.get("settings", {}).get("quick") is True:
+    if is_too_short(result, result["claims"]):
         print(textwrap.fill(QUICK_NOTE, WIDTH), end="\n\n")
     if "found" in result:
         print(textwrap.fill(result["found"], WIDTH), end="\n\n")
@@ -736,7 +736,7 @@ def index_section(file):
 
     lines = [f"<h2>{name}{' (quick run)' if is_quick else ''}</h2>"
              f"<p>{escape_text(result.get('about', ''))}"]
-    if is_quick:
+    if is_too_short(result, claims):
         lines.append(f"<p>{QUICK_NOTE}")
     lines.append(f"<p>{escape_text(result.get('found', ''))} {count_verdicts(claims)}")
     if claims:
@@ -749,6 +749,12 @@ def index_section(file):
         seen = titles.get(png.stem) or f"{folder.name}: {png.stem}"
         lines.append(f'<p><img src="{relative_address(png)}" alt="{escape_text(seen)}">')
     return lines
+
+
+def is_too_short(result, claims):
+    """Whether the numbers of a run mean nothing: one with --quick that leaves claims unjudged."""
+    is_quick = result.get("settings", {}).get("quick") is True
+    return is_quick and not all(claim.verdict for claim in claims)
 
 
 def count_verdicts(claims):
