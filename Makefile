@@ -39,7 +39,7 @@ test: .venv/installed
 	.venv/bin/python -m pytest
 
 test-slow: .venv/installed
-	.venv/bin/python -m pytest -m slow
+	.venv/bin/python -m pytest -m slow $(FLAGS)
 
 experiments: .venv/installed
 	for name in $(EXPERIMENTS); do echo "$$name"; \

@@ -326,12 +326,16 @@ class FlagParser(argparse.ArgumentParser):
         if not unknown[0].startswith("-"):
             self.refuse_words(list(itertools.takewhile(lambda w: not w.startswith("-"), unknown)))
         flag = unknown[0].split("=")[0]
-        closest = suggest_closest(flag, self._option_string_actions)
+        closest = suggest_closest(flag, self.settings())
         raise UserError(f"unknown flag {flag}{closest}; --help lists them all")
+
+    def settings(self):
+        """All flags but --help, which the errors name anyway and which `--lr` would resemble."""
+        return [flag for flag in self._option_string_actions if flag not in ("-h", "--help")]
 
     def refuse_words(self, words):
         """Raises UserError for words that belong to no flag; a prompt needs `--prompt`."""
-        flags = self._option_string_actions
+        flags = self.settings()
         text = " ".join(words)
         if "--prompt" in flags:
             raise UserError(f'{text} belongs to no flag; for a text to continue, use '

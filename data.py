@@ -185,6 +185,8 @@ def tiny_shakespeare(folder, mirrors=SHAKESPEARE_MIRRORS):
     path = folder / SHAKESPEARE_FILE
     if not path.exists():
         remedy = f"put the file at {path}, or use --data.path FILE or --data.dataset builtin"
+        print("downloading Tiny Shakespeare (1 MB); without a network this gives up in a minute or "
+              "two", file=sys.stderr)
         content = download_verified(mirrors, SHAKESPEARE_SHA256, remedy)
         with atomic_write(path) as file:
             file.write(content)

@@ -173,7 +173,8 @@ def suggest_closest(name, known):
     """
     known = list(known)
     name = str(name)
-    matches = difflib.get_close_matches(name, known)
+    same_end = [other for other in known if "." not in name and other.endswith(f".{name}")]
+    matches = same_end[:3] or difflib.get_close_matches(name, known)
     if not matches:
         last_parts = {other.split(".")[-1] for other in known}
         for last_part in difflib.get_close_matches(name.split(".")[-1], last_parts):

@@ -610,6 +610,8 @@ def conclude(result, folder, figures=None, seconds=None):
 
     if "board" in result:
         print("\n".join(result["board"]), end="\n\n")
+    if is_too_short(result, result["claims"]):
+        print(textwrap.fill(QUICK_NOTE, WIDTH), end="\n\n")
     if "found" in result:
         print(textwrap.fill(result["found"], WIDTH), end="\n\n")
     print(claims_table(result["claims"]))
@@ -704,7 +706,8 @@ def write_page(path, template, values):
 
 # The page of all experiments
 
-STYLE = """body { max-width: 60rem; margin: 2rem auto; font: 15px/1.5 sans-serif; color: #222 }
+STYLE = """body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222;
+font: 15px/1.5 sans-serif }
 table { border-collapse: collapse } td, th { padding: .2rem .7rem; text-align: left;
 border-bottom: 1px solid #ddd; font-size: 13px } img { max-width: 100% }
 .PASS { color: #00714f } .FAIL { color: #b34700; font-weight: bold }"""
@@ -713,6 +716,7 @@ border-bottom: 1px solid #ddd; font-size: 13px } img { max-width: 100% }
 # The page runs no script and loads nothing from elsewhere, whatever a name or a claim contains.
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' file: data:"
 VERDICTS = ("PASS", "FAIL")  # the allowed classes of a cell
+VERDICT_NOTE = "A row that ends in PASS or FAIL has a threshold. All other rows are only numbers."
 QUICK_NOTE = ("A run with --quick shows that the program works; its numbers come from too little "
               "training to mean anything.")
 
@@ -743,7 +747,7 @@ def index_section(file):
 
     lines = [f"<h2>{name}{' (quick run)' if is_quick else ''}</h2>"
              f"<p>{escape_text(result.get('about', ''))}"]
-    if is_quick:
+    if is_too_short(result, claims):
         lines.append(f"<p>{QUICK_NOTE}")
     lines.append(f"<p>{escape_text(result.get('found', ''))} {count_verdicts(claims)}")
     if claims:
@@ -756,6 +760,12 @@ def index_section(file):
         seen = titles.get(png.stem) or f"{folder.name}: {png.stem}"
         lines.append(f'<p><img src="{relative_address(png)}" alt="{escape_text(seen)}">')
     return lines
+
+
+def is_too_short(result, claims):
+    """Whether the numbers of a run mean nothing: one with --quick that leaves claims unjudged."""
+    is_quick = result.get("settings", {}).get("quick") is True
+    return is_quick and not all(claim.verdict for claim in claims)
 
 
 def count_verdicts(claims):
@@ -797,4 +807,5 @@ def write_index(out_dir):
         file.write("<!doctype html><html lang=en><meta charset=utf-8>"
                    f'<meta http-equiv="Content-Security-Policy" content="{PAGE_POLICY}">'
                    f"<title>experiments</title><style>{STYLE}</style>\n<h1>Experiments</h1>\n"
+                   f"<p>{VERDICT_NOTE}\n"
                    + "\n".join(parts) + "\n")

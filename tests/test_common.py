@@ -431,12 +431,16 @@ def test_the_page_shows_every_table_and_figure_and_loads_nothing_from_elsewhere(
     assert "a_run" not in page and "//" not in page.replace("<!doctype", "")
 
 
-def test_the_page_marks_quick_runs_counts_claims_and_leaves_empty_columns_out(tmp_path):
+def test_the_page_marks_quick_runs_counts_claims_and_leaves_empty_columns_out(tmp_path, capsys):
     for name, quick, claims in (("one", True, [claim("a", 1.0)]), ("two", False, [HELD, MISSED])):
         with pytest.raises(SystemExit):
             conclude({"claims": claims, "settings": {"quick": quick}}, tmp_path / name)
+        assert ("--quick" in capsys.readouterr().out) == quick, "the printed page says so, too"
     one, two = (tmp_path / "index.html").read_text().split("<h2>")[1:]
     assert one.startswith("one (quick run)") and "--quick" in one and "quick" not in two
+    with pytest.raises(SystemExit):
+        conclude({"claims": [HELD], "settings": {"quick": True}}, tmp_path / "exact")
+    assert "--quick" not in capsys.readouterr().out, "what is exact is judged in a quick run, too"
     assert "No claim was judged." in one and "1 of 2 claims hold." in two
     assert "published" not in one + two and "range" not in one and "range or 95 % CI" in two
     assert one.count("<td>") == 4  # two headings, two cells

@@ -122,6 +122,7 @@ def test_a_wrong_command_line_is_one_line_with_the_value_or_the_closest_flag():
         (["--model.n_layer", "2"], "--model.n_layer;", "--model.n_layers"),
         (["--n_layers=2"], "--n_layers;", "--model.n_layers"),
         (["--train.max_step", "3"], "--train.max_step;", "--train.max_steps"),
+        (["--steps", "3"], "--steps;", "the closest: --train.max_steps"),
         (["stray"], "unknown", "stray"),
         (["model.n_layers", "2"], "unknown", "the closest: --model.n_layers"),
         (["--model.n_layers", "two"], "--model.n_layers", "'two'"),

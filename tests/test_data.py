@@ -330,6 +330,7 @@ def test_auto_without_a_network_says_that_it_takes_the_built_in_corpus(
     assert text == corpus.text(5000) and "built-in" in name
     err = capsys.readouterr().err
     assert "WARNING: no network" in err and "built-in corpus instead" in err
+    assert err.startswith("downloading"), "nothing was said while the network was tried"
 
 
 def test_a_request_for_shakespeare_gets_no_other_text(server, tmp_path, monkeypatch):

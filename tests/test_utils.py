@@ -116,6 +116,9 @@ def test_a_misspelt_name_finds_its_neighbour_in_full_or_by_its_last_part():
         suggested = suggest_closest(name, HOOKS)
         assert suggested.startswith("; the closest: blocks.0.attn.hook_pattern"), name
 
+    # a last part that is right goes before a name that only looks alike
+    assert suggest_closest("hook_z", ["hook_embed", "blocks.0.attn.hook_z"]).endswith(".hook_z")
+
 
 def test_nothing_is_suggested_if_no_name_is_close():
     assert suggest_closest("zzzzzz", HOOKS) == "" == suggest_closest("hook_embed", [])

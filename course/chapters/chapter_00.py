@@ -358,10 +358,10 @@ def seed_range():
 
 PREDICTIONS = [
     Prediction("Three runs of `python train.py --data.dataset builtin --train.max_steps 600` have "
-               "the seeds 0, 1 and 2. How far apart are the highest and the lowest validation "
-               "loss, in nats a character?",
+               "the seeds 0, 1 and 2 (`--train.seed`). How far apart are the highest and the "
+               "lowest validation loss, in nats a character?",
                seed_range, "Expected: 0.3069, 0.3096 and 0.3109"),
-    Prediction("The block draws 200 normal numbers of standard deviation 1. What is the standard "
-               "error of their mean?",
+    Prediction("The block under Run draws 200 random numbers from a normal distribution of "
+               "standard deviation 1. What is the standard error of their mean?",
                stated(0, "mean of 200 seeds: … +- {}"), "the chapter's block"),
 ]
