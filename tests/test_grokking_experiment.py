@@ -397,7 +397,7 @@ def test_impossible_settings_are_refused(wrong):
 def test_a_small_run_of_the_program_writes_everything(tmp_path):
     printed, results = quick_run("grokking_experiment", tmp_path, n_trainings=3)
     assert any("key frequencies" in claim["claim"] for claim in results["claims"])
-    assert len(results["claims"]) == 15
+    assert len(results["claims"]) == 16
     folder = tmp_path / "grokking_experiment_quick"
     assert all((folder / f"{name}.png").stat().st_size > 10_000
                for name in ("grokking", "frequencies"))

@@ -233,7 +233,7 @@ def figures(result):
         axes.axvline(TRAINED, color="0.55", linewidth=1, linestyle="--")
         axes.annotate("trained up to here", (TRAINED + 1, 0), color="0.35", fontsize=9)
         axes.set_ylim(top=2.2)  # room for the legend
-    return {"positions": figure}
+    return {"rotary_positions": figure}
 
 
 def main(argv=None):
