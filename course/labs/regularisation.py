@@ -164,7 +164,7 @@ def measure_training(model, how, texts, amount, trainings):
 
 def claims_of(seeds, judged=True):
     """[Claim] about the measures of each seed. The thresholds were chosen on seeds 0 and 1
-    and judged on seeds 10 and 11."""
+    and judged on seeds 10 to 12."""
 
     def saved(name, amount="few"):
         """What a remedy saves: the last state's gap without it, minus that with it."""
