@@ -25,7 +25,7 @@ import argparse
 import re
 import subprocess
 
-from experiments.cards.model import RESULT, read_card, template
+from experiments.cards.model import read_card, split_result, template
 from experiments.cards.report import fill_in
 from experiments.common import ROOT
 from utils import UserError, atomic_write, read_json, read_text, run_program
@@ -116,7 +116,8 @@ def check(name, research):
 def show_list(research):
     """Print each card's name and the first line of its result."""
     for path in sorted(research.glob("*/card.md")):
-        result = read_text(path).split(RESULT)[-1].strip().split("\n")[0]
+        _, below = split_result(read_text(path))
+        result = below.strip().split("\n")[0]
         print(f"{path.parent.name}: {result}")
 
 

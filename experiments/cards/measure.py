@@ -9,6 +9,7 @@ Next: experiments/cards/report.py
 Source: none
 """
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 
 from config import check_field, config_from_dict, flag_parser, option
-from experiments.cards.model import read_card
+from experiments.cards.model import check_not_chosen_on, read_card
 from experiments.cards.report import describe_study, study_claims, study_figure
 from experiments.common import check_seeds, conclude, experiment_folder, torch_threads
 from utils import Progress, UserError
@@ -50,6 +51,7 @@ def perform_study(file, about, measure, null, *, more=None, argv=None):
     cfg = config_from_dict(StudyConfig, vars(flags))
     card = read_card(Path(file).resolve().parent)
     seeds = cfg.seeds or card.seeds
+    check_not_chosen_on(card, seeds)
     folder = experiment_folder(f"research_{card.name}", cfg.out_dir)
 
     progress = Progress(2 * len(seeds), " measurements")
@@ -71,9 +73,11 @@ def perform_study(file, about, measure, null, *, more=None, argv=None):
 
 
 def checked_number(value, name, seed, card):
-    """The value as a float. Raises UserError if the card says that it is not possible."""
+    """The value as a float. Raises UserError if it is not finite, or not possible by the card."""
     number = float(value)
     low, high = card.possible
+    if not math.isfinite(number):
+        raise UserError(f"{name}, seed {seed}: {number} is no number; correct the study")
     if not low <= number <= high:
         raise UserError(f"{name}, seed {seed}: {number:g} is not among the card's possible values, "
                         f"{low:g} to {high:g}; correct the card or the study")

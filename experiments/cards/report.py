@@ -10,7 +10,7 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from experiments.cards.model import RESULT, holds
+from experiments.cards.model import RESULT, holds, split_result
 from experiments.common import add_control, claim
 from plotting import COLOURS, bare_axes
 
@@ -32,11 +32,11 @@ def study_claims(card, found):
 
 
 def verdict_of(card, found):
-    """HOLDS; REFUTED; or UNDECIDED, if the null passes too, so that the number shows nothing."""
-    if all(holds(card.threshold, value) for value in found["null"]):
-        return "UNDECIDED"
-    held = all(holds(card.threshold, value) for value in found["measured"])
-    return "HOLDS" if held else "REFUTED"
+    """REFUTED; HOLDS; or UNDECIDED, if the null passes too, so that the number shows nothing."""
+    if not all(holds(card.threshold, value) for value in found["measured"]):
+        return "REFUTED"
+    null_passes = all(holds(card.threshold, value) for value in found["null"])
+    return "UNDECIDED" if null_passes else "HOLDS"
 
 
 def describe_study(card, found):
@@ -86,4 +86,5 @@ def fill_in(text, card, result, command):
             f"{words} {fmean(each[words] for each in result['more']):.3g}"
             for words in result["more"][0]) + "."]
     lines += ["", f"`{command}`, torch {result['torch']}.", ""]
-    return text.split(RESULT)[0] + RESULT + "\n\n" + "\n".join(lines)
+    before, _ = split_result(text)
+    return f"{before.rstrip()}\n\n{RESULT}\n\n" + "\n".join(lines)
