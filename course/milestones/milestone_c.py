@@ -95,6 +95,8 @@ def check_form(found, shown):
     """Raises UserError unless the file has the fields of the example."""
     if not isinstance(found, dict) or set(found) != set(EXAMPLE):
         raise UserError(f"{shown} needs the fields {', '.join(EXAMPLE)}, and no others")
+    if not isinstance(found["model"], str):
+        raise UserError(f"{shown}: model needs a name in quotes, such as \"gifts\"")
     for kind in ("heads", "prompts", "controls"):
         if not isinstance(found[kind], list):
             raise UserError(f"{shown}: {kind} needs a list in square brackets")
