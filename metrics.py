@@ -507,6 +507,8 @@ def as_numbers(values, what):
     """Real numbers, a tensor or lists, in float64. Raises UserError for anything else."""
     try:
         numbers = torch.as_tensor(values)
+        if isinstance(values, (list, tuple, float)) and numbers.is_floating_point():
+            numbers = torch.as_tensor(values, dtype=torch.float64)  # not by way of float32
     except (TypeError, ValueError, RuntimeError):
         numbers = None
     if numbers is None or numbers.is_complex():
@@ -660,9 +662,9 @@ def holm(p_values):
 def rounding_error(values):
     """How far a sum of numbers may be off, relative to its size, in the dtype in which they come.
 
-    It is a hundred times the last digit: 1.2e-5 in float32, which is also how torch takes lists. In
-    half precision it is the last digit, because torch sums in float32 and rounds once. It is 0 for
-    whole numbers.
+    It is a hundred times the last digit: 1.2e-5 in float32, from which lists may come, too. In half
+    precision it is the last digit, because torch sums in float32 and rounds once. It is 0 for whole
+    numbers.
     """
     dtype = torch.as_tensor(values).dtype
     if not dtype.is_floating_point:

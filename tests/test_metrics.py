@@ -406,6 +406,7 @@ def test_holm_gives_hand_computed_values_in_the_given_order():
     assert_close(holm([0.5, 0.9]).tolist(), [1.0, 1.0])
     assert_close(holm([0.2]).tolist(), [0.2])
     assert holm([]).tolist() == []
+    assert holm([0.01] * 5).tolist() == [0.05] * 5  # to the last digit: this is not below 0.05
     for wrong in ([1.5], [-0.1], [math.nan], [[0.1]]):
         assert "0 to 1" in refusal(lambda wrong=wrong: holm(wrong)), wrong
 
