@@ -131,9 +131,12 @@ def fault_of(milestone, work):
 def test_a_run_near_its_floor_is_enough_and_each_fault_of_a_run_is_told(run):
     assert fault_of(milestone_b.MILESTONE, run) is None
     other_text = dataclasses.replace(run.dataset, floor=None, name="my.txt", sha256="")
+    words = {"cfg": Config(data=DataConfig(tokenizer="word")), "dataset": dataclasses.replace(
+        run.dataset, floor=None, sha256=data.SHAKESPEARE_SHA256)}
     for change, name, said in (
             ({"step": 40}, "it_was_trained_to_its_end", "stopped after 40 of"),
             ({"dataset": other_text}, "its_text_is_one_that_is_known", "my.txt"),
+            (words, "its_text_is_one_that_is_known", "with word tokens"),
             ({"model": Seer(run.model)}, "the_future_is_hidden", "sees the answer"),
             ({"rows": [{"step": 1, "val_loss": run.loss - 0.5}]},
              "its_loss_is_the_one_that_it_reports", "of two runs"),
