@@ -259,6 +259,17 @@ def test_a_model_that_is_no_name_is_told(tmp_path, sound):
             traced(tmp_path, sound | {"model": model})
 
 
+def test_a_control_that_asks_for_other_words_is_none(tmp_path, sound):
+    asked = {pair[field] for pair in sound["prompts"] for field in ("answer", "wrong")}
+    other = next(word for word in (f"w{i:02}" for i in range(12)) if word not in asked)
+    for field in ("answer", "wrong"):
+        wrong = copy.deepcopy(sound)
+        wrong["controls"][1][field] = other
+        found = traced(tmp_path, wrong)
+        assert found.failed == milestones.statement(milestone_c.the_controls_show_nothing)
+        assert f"control 2: its {field} {other!r} is neither" in found.message, found
+
+
 def test_heads_that_do_not_carry_the_answer_are_told(tmp_path, sound):
     named = sound["heads"][0]
     other = next(f"L0H{head}" for head in range(4) if f"L0H{head}" != named)
