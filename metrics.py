@@ -491,14 +491,24 @@ def spearman(one, other):
 
 def pearson(one, other):
     """Pearson's correlation along the last axis, [..., n] -> [...]; NaN as in `spearman`."""
-    a, b = (each - each.mean(-1, keepdim=True) for each in as_pair(one, other))
-    return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+    one, other = as_pair(one, other)
+    a, b = (each - each.mean(-1, keepdim=True) for each in (one, other))
+    # a constant has no correlation, though its mean may differ from it in the last digit
+    is_constant = is_all_equal(one) | is_all_equal(other)
+    return ((a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))).masked_fill(is_constant, torch.nan)
+
+
+def is_all_equal(values):
+    """Whether the last axis holds one value only: [..., n] -> [...], bool."""
+    return (values == values[..., :1]).all(-1)
 
 
 def as_numbers(values, what):
     """Real numbers, a tensor or lists, in float64. Raises UserError for anything else."""
     try:
         numbers = torch.as_tensor(values)
+        if isinstance(values, (list, tuple, float)) and numbers.is_floating_point():
+            numbers = torch.as_tensor(values, dtype=torch.float64)  # not by way of float32
     except (TypeError, ValueError, RuntimeError):
         numbers = None
     if numbers is None or numbers.is_complex():
@@ -618,14 +628,17 @@ def permutation_pvalue(observed, null):
         raise UserError(f"the null is {list(null.shape)} and the observed value "
                         f"{list(observed.shape)}; pass [draw] or [draw, *that shape]")
     missing = int(observed.isnan().sum() + null.isnan().sum())
-    if not len(null) or missing:
-        raise UserError(f"the null has {len(null)} draws, {missing} values are NaN; give others")
+    n_draws = len(null) if null.numel() else 0
+    if not n_draws or missing:
+        raise UserError(f"the null has {n_draws} draws, {missing} values are NaN; give others")
 
+    # A draw reaches the observed value if it lies less than a rounding error below it, or not below
+    # it at all: an infinite value has no rounding error.
     largest = null.flatten(1).max(1).values if null.ndim > 1 else null  # [draw]
-    size = observed.abs().clamp(min=largest.abs().median().item())
-    least = observed - 100 * max(map(rounding_error, given)) * size
-    reached = (largest >= least[..., None]).sum(-1)
-    return (1 + reached).double() / (1 + len(largest))
+    typical = torch.where(largest.isfinite(), largest, 0.0).abs().median()
+    least = observed - max(map(rounding_error, given)) * torch.maximum(observed.abs(), typical)
+    reached = (largest >= least[..., None]) | (largest >= observed[..., None])
+    return (1 + reached.sum(-1)).double() / (1 + n_draws)
 
 
 def holm(p_values):
@@ -647,10 +660,17 @@ def holm(p_values):
 
 
 def rounding_error(values):
-    """The relative rounding error of numbers in the dtype in which they come: 1.2e-7 in float32,
-    which is also how torch takes lists, and 0 for whole numbers."""
+    """How far a sum of numbers may be off, relative to its size, in the dtype in which they come.
+
+    It is a hundred times the last digit: 1.2e-5 in float32, from which lists may come, too. In half
+    precision it is the last digit, because torch sums in float32 and rounds once. It is 0 for whole
+    numbers.
+    """
     dtype = torch.as_tensor(values).dtype
-    return torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
+    if not dtype.is_floating_point:
+        return 0.0
+    digits = 1 if dtype in (torch.float16, torch.bfloat16) else 100
+    return digits * torch.finfo(dtype).eps
 
 
 def shuffled_orders(n, n_draws=1000, *, seed=0):

@@ -1,15 +1,17 @@
 """Verify every claim: run all experiments with seeds that no threshold was chosen on.
 
-    python experiments/verify.py                  # three seeds drawn from the date: 40 minutes
-    python experiments/verify.py --seeds 4 5 6    # these seeds instead
-    python experiments/verify.py --quick          # minutes: that all run; only exact claims judged
+    python experiments/verify.py                        # three seeds of the date: 40 minutes
+    python experiments/verify.py --seeds 104 105 106    # these instead
+    python experiments/verify.py --quick                # minutes: all run; exact claims judged
 
 Claim: none of its own; every claim of every experiment is judged anew.
 Expected: a page without a FAIL. A line that fails stays on the page, and the page begins with it.
 
 Each experiment runs as a program of its own, in the order of the course. An interrupted run goes on
-where it stopped: what was measured with the same seeds and the same code is not measured again. The
-page is docs/verify.md; that of a quick run, or of fewer experiments, is in the folder of results.
+where it stopped: what was measured with the same seeds and the same code is not measured again. A
+model that another code trained is never read. Thresholds were chosen on small seeds, so seeds below
+100 are refused. The page is docs/verify.md; that of a quick run, or of fewer experiments, is in the
+folder of results.
 Claims about published models are judged only if their weights are there; they are skipped
 otherwise, and a skipped line is not a passed one. The benchmark and the race are left out: their
 numbers depend on the machine.
@@ -32,13 +34,14 @@ from config import check_field, config_from_dict, flag_parser, option
 from experiments.common import ROOT, check_seeds, experiment_folder
 from experiments.verification.measure import (
     EXPERIMENTS,
+    FIRST_SEED,
     all_commands,
     run_command,
     seeds_of_date,
     what_it_ran_on,
 )
 from experiments.verification.report import count_outcomes, verification_page
-from utils import Progress, UserError, atomic_write, run_program
+from utils import Progress, UserError, atomic_write, locked, run_program
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class VerifyConfig:
             check_seeds(self)
             check_field(self, "seeds", lambda seeds: self.quick or len(seeds) >= 3,
                         "three or more, since a claim is about all seeds")
+            check_field(self, "seeds", lambda seeds: self.quick or min(seeds) >= FIRST_SEED,
+                        f"{FIRST_SEED} or more each: thresholds were chosen on smaller ones")
         for name in self.only:
             if name not in EXPERIMENTS:
                 raise UserError(f"only={name!r} is not an experiment; choose from: "
@@ -78,6 +83,18 @@ class VerifyConfig:
         return "verify_quick" if self.quick else "verify"
 
 
+def run_all(commands, folder, ran_on):
+    """[Outcome] of all Commands, one after another, with a progress line."""
+    progress = Progress(len(commands), " experiments")
+    outcomes = []
+    for command in commands:
+        progress.show(len(outcomes), command.name)
+        outcomes.append(run_command(command, folder, ran_on))
+    progress.show(len(outcomes), "the page")
+    progress.close()
+    return outcomes
+
+
 def main(argv=None):
     """Run the program: every experiment, then the page; a failed claim exits with 1."""
     title = __doc__.split("\n")[0]
@@ -86,15 +103,14 @@ def main(argv=None):
     seeds = cfg.seeds or seeds_of_date(cfg.day())
     commands = all_commands(seeds, only=cfg.only, quick=cfg.quick, threads=cfg.threads)
 
-    progress = Progress(len(commands), " experiments")
-    outcomes = []
-    for command in commands:
-        progress.show(len(outcomes), command.name)
-        outcomes.append(run_command(command, folder))
-    progress.show(len(outcomes), "the page")
-    progress.close()
+    drawn = "given" if cfg.seeds else f"drawn from the date {cfg.day()}"
+    with locked(folder / "lock", f"another run writes to {folder}; wait for it, or choose another "
+                "--out_dir"):
+        ran_on = what_it_ran_on()
+        outcomes = run_all(commands, folder, ran_on)
 
-    ran_on = what_it_ran_on(seeds, cfg.threads, None if cfg.seeds else cfg.day())
+    ran_on = {"seeds": f"{', '.join(map(str, seeds))} ({drawn})", "threads": str(cfg.threads),
+              **ran_on, "code": ran_on["code"][:12]}
     is_whole = not (cfg.quick or cfg.only)
     path = ROOT / "docs" / "verify.md" if is_whole else folder / "verify.md"
     with atomic_write(path, "w") as file:

@@ -9,7 +9,7 @@ import torch
 from helpers import REPLICATIONS, refusal, tiny_model, tiny_tokens
 
 from experiments import claim_card
-from experiments.cards.measure import perform_study
+from experiments.cards.measure import check_possible, perform_study
 from experiments.cards.model import PARTS, RESULT, claim_digest, read_card, result_in, template
 from experiments.cards.report import (
     describe_card,
@@ -127,6 +127,63 @@ def test_seeds_on_which_the_threshold_was_chosen_are_not_judged(tmp_path):
     read_card(write_card(tmp_path / "one", **on_paper))
 
 
+def test_seeds_are_read_as_people_write_them(tmp_path):
+    for words, seeds in (("10 to 12", (10, 11, 12)), ("10-12, 14", (10, 11, 12, 14)),
+                         ("10, 11 and 13", (10, 11, 13))):
+        assert read_card(write_card(tmp_path / "one", Judged_on_seeds=words)).seeds == seeds, words
+    for words in ("Seeds 0 to 11", "seeds 9–10", "the smallest of 0.5 and what seed 10 gave"):
+        folder = write_card(tmp_path / "one", Threshold_from=words)
+        assert "seeds 10" in refusal(lambda folder=folder: read_card(folder)), words
+    read_card(write_card(tmp_path / "one", Threshold_from="half of 0.10, on seeds 0 to 2"))
+
+
+def test_a_study_that_is_run_by_itself_judges_no_seed_that_the_threshold_was_chosen_on(tmp_path):
+    folder = write_card(tmp_path / "one")
+    told = refusal(lambda: perform_study(folder / "study.py", "", float, float,
+                                         argv=["--seeds", "1", "20", "--out_dir", str(tmp_path)]))
+    assert "seeds 1 are judged" in told
+
+
+def test_a_number_that_could_be_read_in_two_ways_is_refused(tmp_path):
+    for holds_if in ("above 0,5", "above 50 %", "0.2-0.4", "0.2–0.4", "above 0.3 and below 0.8",
+                     "above 0.5 in 2 of 3 seeds", "above half"):
+        folder = write_card(tmp_path / "one", Holds_if=holds_if)
+        assert "Holds if" in refusal(lambda folder=folder: read_card(folder)), holds_if
+    for words in ("0.8 (0.7 to 0.9)", "1,000", "much information"):
+        folder = write_card(tmp_path / "one", Predicted=words)
+        assert "Predicted" in refusal(lambda folder=folder: read_card(folder)), words
+
+    def threshold(text):
+        return read_card(write_card(tmp_path / "one", Holds_if=text, Possible_values="-1 to 1",
+                                    Predicted="0.8 nats in L0H1")).threshold
+
+    assert threshold("below −0.25") == {"below": -0.25}
+    assert threshold("above 1E-3, in nats, for every seed") == {"above": 1e-3}
+    assert threshold("-.5 to -2e-1 of L1H0") == {"between": (-0.5, -0.2)}
+
+
+def test_bold_words_and_the_heading_of_the_result_inside_a_part_belong_to_it(tmp_path, capsys):
+    said = "One is more, unlike **Null.** says;\n**Important.** see the ## Result below"
+    folder = write_card(tmp_path / "one", Hypothesis=said, Refuted_by="x\n### Results\nless")
+    texts = read_card(folder).texts
+    assert texts["Hypothesis"] == " ".join(said.split()) and texts["Null"] == FILLED["Null"]
+
+    text = (folder / "card.md").read_text()
+    result = {"measured": [0.9], "null": [0.1], "ways": {}, "more": [], "settings": {"seeds": [10]},
+              "torch": "2"}
+    how = {"command": "the command", "digest": "0"}
+    filled = fill_in(text, read_card(folder), result, **how)
+    assert filled.startswith(text[:text.index("\n## Result")]) and filled.count("\n## Result") == 1
+    assert fill_in(filled, read_card(folder), result, **how) == filled
+
+
+def test_a_measurement_that_is_no_number_is_refused(tmp_path):
+    card = read_card(write_card(tmp_path / "one", Possible_values="0 to inf"))
+    check_possible(2.0, "measured", 1, card)
+    for value in (math.inf, math.nan, -1.0):
+        assert "seed 1" in refusal(lambda value=value: check_possible(value, "null", 1, card))
+
+
 def test_the_verdict_is_what_the_numbers_say(tmp_path):
     card = read_card(write_card(tmp_path / "one"))
     for measured, other, null, verdict, holds in (
@@ -137,6 +194,7 @@ def test_the_verdict_is_what_the_numbers_say(tmp_path):
             ([0.9, 0.8], [0.7, 0.4], [0.1, 0.2], "DEPENDS", [True, False, True]),
             ([0.9, 0.4], [0.7, 0.7], [0.1, 0.2], "DEPENDS", [False, True, True]),
             ([0.9, 0.4], [0.7, 0.7], [0.6, 0.7], "UNDECIDED", [False, True, False]),
+            ([0.9, 0.4], [0.7, 0.4], [0.6, 0.7], "REFUTED", [False, False, False]),
             ([math.nan, 0.8], [0.2, 0.2], [0.1, 0.2], "REFUTED", [False, False, True])):
         found = {"measured": measured, "null": null, "ways": {"by zero": other}, "more": []}
         assert verdict_of(card, found) == verdict, found

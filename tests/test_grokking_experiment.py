@@ -371,6 +371,14 @@ def test_a_control_that_generalises_fails():
     assert [line.holds for line in lines] == [False] * 4
 
 
+def test_a_control_that_learned_nothing_is_none():
+    for right, holds in ((0.017, False), (1.0, True)):
+        control = {"curves": {"train_accuracy": [0.0, right], "test_accuracy": [0.017, 0.017]},
+                   "final": {"share": 0.0}}
+        lines = control_claims({"no_decay": control, "random_answers": control}, judged=True)
+        assert [line.holds for line in lines] == [holds] * 4
+
+
 def test_the_recipes_are_one_a_seed_and_two_controls_and_one_alone_for_the_canonical_one():
     recipes = GrokkingConfig(seeds=(4, 5)).recipes()
     assert list(recipes) == ["seed_4", "seed_5", "no_decay", "random_answers"]

@@ -320,6 +320,13 @@ def test_constant_or_missing_values_have_no_correlation():
     assert_close(by_row[1], spearman(one, other))
 
 
+def test_a_constant_whose_mean_is_rounded_is_a_constant():
+    tenths = torch.full((3,), 0.1, dtype=torch.float64)
+    assert (tenths - tenths.mean()).abs().max() > 0, "no rounding to be seen"
+    for other in (tenths, torch.arange(3.0)):
+        assert pearson(tenths, other).isnan() and pearson(other, tenths).isnan()
+
+
 def test_an_interval_covers_the_true_mean_about_as_often_as_it_says():
     generator = seeded_generator(0)
     for n, least, most in ((40, 0.89, 0.98), (5, 0.79, 0.88)):  # 0.95 less what few values lose
@@ -365,6 +372,21 @@ def test_tiny_differences_are_not_rounding():
     assert_close(permutation_pvalue(95.0, with_outlier).item(), 5 / 100)
 
 
+def test_half_precision_does_not_make_a_smaller_draw_a_tie():
+    for dtype in (torch.float16, torch.bfloat16):
+        null = torch.full((99,), 0.95, dtype=dtype)
+        assert permutation_pvalue(torch.tensor(1.0, dtype=dtype), null).item() == 1 / 100, dtype
+        assert permutation_pvalue(null[0], null).item() == 1, dtype
+
+
+def test_infinite_values_are_reached_by_infinite_draws_only():
+    inf = math.inf
+    for observed, null, reached in ((inf, [inf, 0.0, -inf], 1), (inf, [0.0, 1.0, 2.0], 0),
+                                    (1.0, [-inf, -inf, -inf], 0), (-inf, [-inf, 0.0, inf], 3),
+                                    (1.0, [inf, inf, 0.0], 2)):
+        assert permutation_pvalue(observed, null).item() == (1 + reached) / 4, (observed, null)
+
+
 def test_few_orders_are_all_used_and_give_the_exact_pvalue():
     orders = shuffled_orders(4)
     assert sorted(map(tuple, orders.tolist())) == sorted(itertools.permutations(range(4)))[1:]
@@ -382,7 +404,9 @@ def test_few_orders_are_all_used_and_give_the_exact_pvalue():
 def test_holm_gives_hand_computed_values_in_the_given_order():
     assert_close(holm([0.01, 0.04, 0.03, 0.005]).tolist(), [0.03, 0.06, 0.06, 0.02])
     assert_close(holm([0.5, 0.9]).tolist(), [1.0, 1.0])
-    assert_close(holm([0.2]).tolist(), [0.2]) and holm([]).tolist() == []
+    assert_close(holm([0.2]).tolist(), [0.2])
+    assert holm([]).tolist() == []
+    assert holm([0.01] * 5).tolist() == [0.05] * 5  # to the last digit: this is not below 0.05
     for wrong in ([1.5], [-0.1], [math.nan], [[0.1]]):
         assert "0 to 1" in refusal(lambda wrong=wrong: holm(wrong)), wrong
 
@@ -410,7 +434,9 @@ def test_one_value_has_no_interval_and_no_draws_no_pvalue():
     for values, more, told in (([1.0], {}, "1 values"), ([1.0, 2.0], {"n_draws": 0}, "n_draws=0"),
                                ([1.0, 2.0], {"level": 2.0}, "level=2.0")):
         assert told in refusal(lambda values=values, more=more: bootstrap_ci(values, **more))
-    assert "0 draws" in refusal(lambda: permutation_pvalue(1.0, []))
+    for observed, null in ((1.0, []), (torch.zeros(0), torch.zeros(5, 0))):
+        told = refusal(lambda one=observed, null=null: permutation_pvalue(one, null))
+        assert "0 draws" in told, null
 
 
 def test_missing_values_have_no_pvalue():

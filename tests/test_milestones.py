@@ -131,9 +131,12 @@ def fault_of(milestone, work):
 def test_a_run_near_its_floor_is_enough_and_each_fault_of_a_run_is_told(run):
     assert fault_of(milestone_b.MILESTONE, run) is None
     other_text = dataclasses.replace(run.dataset, floor=None, name="my.txt", sha256="")
+    words = {"cfg": Config(data=DataConfig(tokenizer="word")), "dataset": dataclasses.replace(
+        run.dataset, floor=None, sha256=data.SHAKESPEARE_SHA256)}
     for change, name, said in (
             ({"step": 40}, "it_was_trained_to_its_end", "stopped after 40 of"),
             ({"dataset": other_text}, "its_text_is_one_that_is_known", "my.txt"),
+            (words, "its_text_is_one_that_is_known", "with word tokens"),
             ({"model": Seer(run.model)}, "the_future_is_hidden", "sees the answer"),
             ({"rows": [{"step": 1, "val_loss": run.loss - 0.5}]},
              "its_loss_is_the_one_that_it_reports", "of two runs"),
@@ -248,6 +251,23 @@ def test_a_control_in_which_the_answer_changes_is_none(tmp_path, sound):
     wrong = sound | {"controls": sound["prompts"]}
     found = traced(tmp_path, wrong)
     assert "leaves the answer as it is" in found.message, found
+
+
+def test_a_model_that_is_no_name_is_told(tmp_path, sound):
+    for model in (5, None, ["gifts"]):
+        with pytest.raises(UserError, match="model needs a name"):
+            traced(tmp_path, sound | {"model": model})
+
+
+def test_a_control_that_asks_for_other_words_is_none(tmp_path, sound):
+    asked = {pair[field] for pair in sound["prompts"] for field in ("answer", "wrong")}
+    other = next(word for word in (f"w{i:02}" for i in range(12)) if word not in asked)
+    for field in ("answer", "wrong"):
+        wrong = copy.deepcopy(sound)
+        wrong["controls"][1][field] = other
+        found = traced(tmp_path, wrong)
+        assert found.failed == milestones.statement(milestone_c.the_controls_show_nothing)
+        assert f"control 2: its {field} {other!r} is neither" in found.message, found
 
 
 def test_heads_that_do_not_carry_the_answer_are_told(tmp_path, sound):
@@ -399,11 +419,23 @@ def test_a_claim_that_could_fail_is_accepted_and_what_is_missing_is_asked_for(tm
             ("0.98 ± 0.01 over 5 prompts", "0.98 ± 0.01 over 2 seeds", "measured is over 2"),
             ("null: 0.02 (-0.05", "without: 0.02 (-0.05", "no line that begins with `null:`"),
             ("(-0.05 to 0.04)", "(-0.05 to 0.99)", "they overlap"),
+            ("0.98 ± 0.01", "0.98 ± -0.01", "0.98 is not within 0.99 to 0.97"),
+            ("0.98 ± 0.01", "0.98 (0.99 to 1)", "0.98 is not within 0.99 to 1"),
+            ("0.98 ± 0.01", "0,98 ± 0,01", "write 0.98 with a decimal point"),
+            ("(-0.05 to 0.04)", "(0.04 to -0.05)", "0.02 is not within"),
             ("A share below 0.7", "If it does not work", "names no number"),
             ("below 0.7", "below 0.01", "no number there lies between")):
         assert CLAIM.count(old) == 1, old
         found = read_claim(tmp_path, CLAIM.replace(old, new))
         assert found.status == "wrong" and said in found.message, f"{new}: {found}"
+
+
+def test_numbers_are_read_as_people_write_them(tmp_path):
+    for measured, null, limit in (("1E-3 ± 1E-4", "1e-5 ± 1e-6", "1E-4"),
+                                  ("−1,250.5 ± 3", "-1 ± 0.5", "-1,000")):
+        text = CLAIM.replace("0.98 ± 0.01", measured).replace("0.02 (-0.05 to 0.04)", null)
+        found = read_claim(tmp_path, text.replace("below 0.7", f"below {limit}"))
+        assert found.status == "right", f"{measured}: {found}"
 
 
 def test_the_page_that_is_written_for_the_learner_is_not_yet_a_claim(tmp_path):

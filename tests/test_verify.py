@@ -3,16 +3,20 @@ run goes on where it stopped."""
 
 import datetime
 import re
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from experiments import verify
-from experiments.common import ROOT, claim, threshold_source, thresholds_of
+from experiments.common import ROOT, as_dicts, claim, threshold_source, thresholds_of
 from experiments.verification import measure
 from experiments.verification.measure import (
     EXPERIMENTS,
     FIRST_SEED,
     Command,
+    Outcome,
     all_commands,
     run_command,
     seeds_of_date,
@@ -20,7 +24,7 @@ from experiments.verification.measure import (
     what_it_ran_on,
 )
 from experiments.verification.report import count_outcomes, verification_page
-from utils import UserError
+from utils import UserError, locked, write_json
 
 RAN_ON = {"seeds": "7, 8, 9"}
 PLANTED = '''"""A planted experiment.
@@ -37,7 +41,7 @@ from experiments.common import ExperimentConfig, claim, perform
 from utils import run_program
 
 def run(cfg, folder):
-    with open(folder.parent / "calls", "a") as calls:
+    with open(Path(__file__).parent / "calls", "a") as calls:
         calls.write("x")
     {more}
     return {{"claims": [claim("two is more than one", 2.0, above=1, judged=not cfg.quick),
@@ -51,6 +55,7 @@ run_program(lambda: perform(ExperimentConfig, run, lambda result: {{}}, __doc__)
 def planted(tmp_path, monkeypatch):
     """A function that plants an experiment, with more code in it, and returns its Outcome."""
     monkeypatch.setattr(measure, "ROOT", tmp_path)
+    monkeypatch.setattr(measure, "code_digest", lambda: "this code")
     (tmp_path / "experiments").mkdir()
     out = tmp_path / "out"
     out.mkdir()
@@ -58,9 +63,9 @@ def planted(tmp_path, monkeypatch):
     def run(more="pass", flags=("--seeds", "7", "8", "9")):
         code = PLANTED.format(root=str(ROOT), more=more)
         (tmp_path / "experiments" / "planted.py").write_text(code)
-        return run_command(Command("planted", flags), out)
+        return run_command(Command("planted", flags), out, what_it_ran_on())
 
-    run.calls = lambda: len((out / "calls").read_text())
+    run.calls = lambda: len((tmp_path / "experiments" / "calls").read_text())
     return run
 
 
@@ -111,12 +116,79 @@ def test_old_results_are_not_taken_for_those_of_a_program_that_breaks_off(plante
     assert broken.error and not broken.claims
 
 
+@pytest.fixture
+def pretended(tmp_path, monkeypatch):
+    """A function that runs a Command of which nothing is run: results with one claim that holds are
+    written, and the exit code is given. Returns the Outcome; .folders: where results were put."""
+    folders = []
+
+    def program(words, code, **how):
+        folders.append(Path(words[words.index("--out_dir") + 1]))
+        (folders[-1] / "planted").mkdir(parents=True, exist_ok=True)
+        write_json(folders[-1] / "planted" / "results.json", {
+            "claims": as_dicts([claim("two is more than one", 2.0, above=1)]), "thresholds": ""})
+        how["stdout"].write("progress\nZeroDivisionError: planted\n")
+        return SimpleNamespace(returncode=code)
+
+    def run(exit_code=0, flags=(), folder=tmp_path):
+        monkeypatch.setattr(measure.subprocess, "run", partial(program, code=exit_code))
+        return run_command(Command("planted", flags), folder, what_it_ran_on())
+
+    run.folders = folders
+    return run
+
+
+def test_a_program_that_breaks_off_after_its_results_are_written_fails(pretended):
+    broken = pretended(exit_code=1)  # though no claim fails
+    assert broken.error == "exit code 1: ZeroDivisionError: planted" and not broken.claims
+    assert not pretended().failed
+
+
+def test_models_of_another_code_are_in_another_folder(pretended, monkeypatch):
+    for code in ("one code", "other code"):
+        monkeypatch.setattr(measure, "code_digest", lambda code=code: code)
+        pretended(flags=("--seeds", "7"))
+        pretended(flags=("--seeds", "8"))
+    one, same, other, _ = pretended.folders
+    assert one == same != other
+
+
+def test_a_change_of_the_code_while_it_runs_is_told(pretended, monkeypatch, tmp_path):
+    codes = iter(("one code", "other code"))
+    monkeypatch.setattr(measure, "code_digest", lambda: next(codes))
+    with pytest.raises(UserError, match="the code was changed while planted ran"):
+        pretended()
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_folder_that_is_named_from_elsewhere_is_found(pretended, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert not pretended(folder=Path(".")).error
+    (folder,) = pretended.folders
+    assert folder.is_absolute() and folder.parent == tmp_path
+
+
+def test_two_runs_at_once_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(verify, "run_all", lambda *given: pytest.fail("it ran"))
+    folder = tmp_path / "verify_quick"
+    folder.mkdir()
+    with locked(folder / "lock", "busy"), pytest.raises(UserError, match="another run writes"):
+        verify.main(["--quick", "--out_dir", str(tmp_path)])
+
+
+def test_a_row_of_the_page_is_one_line_whatever_a_claim_says():
+    line = claim("a | b\nand c", 2.0, above=1, control="x\n\ny")
+    page = verification_page([Outcome(Command("planted", ()), (line,), "p")], RAN_ON)
+    (row,) = [each for each in page.split("\n") if "and c" in each]
+    assert row.startswith("| a \\| b and c | 2 |") and row.endswith("| PASS |") and "x y" in row
+
+
 def test_what_is_skipped_is_no_pass(monkeypatch, tmp_path):
     monkeypatch.setattr(measure, "CACHE", str(tmp_path))
     assert not weights_are_there("gpt2")
     command = all_commands((1, 2, 3), only=("copy_suppression",))[-1]
     assert command.weights == "gpt2" and "--model gpt2" in command.text
-    outcome = run_command(command, tmp_path)
+    outcome = run_command(command, tmp_path, what_it_ran_on())
     assert outcome.skipped and not outcome.failed and not list(tmp_path.iterdir())
     assert count_outcomes([outcome]) == "0 claims hold, none fail, 1 skipped"
     (row,) = rows_of(verification_page([outcome], RAN_ON), "copy_suppression_gpt2")
@@ -158,13 +230,13 @@ def test_a_threshold_says_where_it_comes_from():
 
 
 def test_bad_settings_are_refused():
-    for bad in ({"seeds": (1, 2)}, {"seeds": (1, 1, 2)}, {"only": ("race",)}, {"threads": 0},
-                {"date": "31.1.2026"}):
+    for bad in ({"seeds": (101, 102)}, {"seeds": (101, 101, 102)}, {"seeds": (2, 101, 102)},
+                {"only": ("race",)}, {"threads": 0}, {"date": "31.1.2026"}):
         with pytest.raises(UserError):
             verify.VerifyConfig(**bad)
     assert verify.VerifyConfig(date="2026-01-31").day() == datetime.date(2026, 1, 31)
-    assert "drawn from the date 2026-01-31" in what_it_ran_on(
-        (1, 2, 3), 1, datetime.date(2026, 1, 31))["seeds"]
+    assert verify.VerifyConfig(seeds=(100, 101, 102)).seeds == (100, 101, 102)
+    assert verify.VerifyConfig(seeds=(1,), quick=True).seeds == (1,)
 
 
 @pytest.mark.slow

@@ -95,6 +95,8 @@ def check_form(found, shown):
     """Raises UserError unless the file has the fields of the example."""
     if not isinstance(found, dict) or set(found) != set(EXAMPLE):
         raise UserError(f"{shown} needs the fields {', '.join(EXAMPLE)}, and no others")
+    if not isinstance(found["model"], str):
+        raise UserError(f"{shown}: model needs a name in quotes, such as \"gifts\"")
     for kind in ("heads", "prompts", "controls"):
         if not isinstance(found[kind], list):
             raise UserError(f"{shown}: {kind} needs a list in square brackets")
@@ -241,6 +243,14 @@ def the_heads_carry_the_answer(work):
 def the_controls_show_nothing(work):
     """in the controls the model gives the same answer twice, and the same heads move it by less
     than 0.2 of what they move in the prompts"""
+    # Whatever the heads do, they hardly move the lead of one unrelated word over another
+    asked = {ids[0] for pair in work.prompts for ids in (pair.answer, pair.wrong)}
+    for pair in work.controls:
+        for field, ids in (("answer", pair.answer), ("wrong", pair.wrong)):
+            expect(ids[0] in asked, f"{pair.label}: its {field} {pair.words[field]!r} is neither "
+                   "answer nor wrong in any prompt; a control asks for the words that the prompts "
+                   "ask for")
+
     moved = [effect(work.model, pair, work.heads, "denoising")[0] for pair in work.prompts]
     scale = abs(sum(moved)) / len(moved)
     for pair in work.controls:

@@ -23,7 +23,8 @@ PARTS = {
 }
 FEWEST_WORDS = 6
 LEAST_REPEATS = 3
-NUMBER = r"[-−]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?"
+NUMBER = r"[-−]?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE]-?\d+)?"
+DECIMAL_COMMA = r"\b(?:0,\d+|\d+,(?:\d{1,2}|\d{4,}))(?![\d,])"  # 0,92; but 1,000 is a thousand
 
 
 @dataclass
@@ -61,6 +62,9 @@ def result(work, label):
     "null: 0.1 (0.05 to 0.2) over 5 seeds". Raises Wrong where there is none."""
     line = re.search(rf"^\W*{label}:(.*)$", work.parts["Number"], re.MULTILINE | re.IGNORECASE)
     expect(line, f"Number has no line that begins with `{label}:`")
+    comma = re.search(DECIMAL_COMMA, line[1])
+    expect(not comma, f"`{label}:{line[1]}`: write {comma[0].replace(',', '.') if comma else ''} "
+           "with a decimal point")
     spread = re.search(rf"({NUMBER})\s*(?:(?:±|\+-|\+/-)\s*({NUMBER})|\(({NUMBER}) to ({NUMBER})\))"
                        rf".*?\bover ({NUMBER})", line[1])
     expect(spread, f"`{label}:{line[1]}` has no spread: write 0.92 ± 0.03 over 5 seeds, or 0.92 "
@@ -68,6 +72,8 @@ def result(work, label):
     value, error, low, high, n = (figures(each)[0] if each else None for each in spread.groups())
     if error is not None:
         low, high = value - error, value + error
+    expect(low <= value <= high, f"`{label}:{line[1]}`: {value:g} is not within {low:g} to "
+           f"{high:g}")
     return value, low, high, n
 
 

@@ -9,6 +9,7 @@ Next: experiments/cards/report.py
 Source: none
 """
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 
 from config import check_field, config_from_dict, flag_parser, option
-from experiments.cards.model import read_card
+from experiments.cards.model import check_not_chosen_on, read_card
 from experiments.cards.report import describe_study, study_claims, study_figure
 from experiments.common import ROOT, check_seeds, conclude, experiment_folder, torch_threads
 from utils import Progress, UserError
@@ -60,6 +61,7 @@ def perform_study(file, about, measure, null, *, ways=None, more=None, argv=None
 
     card = read_card(Path(file).resolve().parent)
     seeds = cfg.seeds or card.seeds
+    check_not_chosen_on(card, seeds)
     folder = experiment_folder(f"research_{card.name}", cfg.out_dir)
     with torch_threads(cfg.threads):
         numbers, further = measure_all(seeds, functions, more)
@@ -112,11 +114,11 @@ def print_pilot(folder, cfg, functions, more):
 
 
 def check_possible(number, name, seed, card):
-    """Raises UserError if the card says that a number is not possible."""
+    """Raises UserError if a number is not finite, or not possible by the card."""
     low, high = card.possible
-    if not low <= number <= high:
+    if not (math.isfinite(number) and low <= number <= high):
         raise UserError(f"{name}, seed {seed}: {number:g} is not among the card's possible values, "
-                        f"{low:g} to {high:g}; correct the card or the study")
+                        f"numbers from {low:g} to {high:g}; correct the card or the study")
 
 
 def kept_models(experiment):

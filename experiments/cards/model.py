@@ -33,7 +33,9 @@ PARTS = {  # each part of a card, and what it asks for
 }
 RESULT = "## Result"
 HINT = "…"  # how a part begins that nobody has filled in
-NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|[-+]?inf"
+# A number by itself: not a part of a name such as L0H1, and its - no dash between two numbers.
+NUMBER = (r"(?<![\w.])(?:(?<!\d)[-+])?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\binf)(?!\w)")
+MISREAD = r"\d,\d|%|\d[-–]\.?\d"  # 0,5 and 1,000 are read differently; so are 50 % and 0.2-0.4
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def read_card(folder):
     """The Card in a folder. Raises UserError for a part that is missing or empty, for a number
     that can't be read, and for a claim that could not be refuted, or could not hold."""
     path = Path(folder) / "card.md"
-    before = read_text(path).split(RESULT)[0]
+    before, _ = split_result(read_text(path))
     texts = {part: find_part(before, part, path) for part in PARTS}
 
     possible = numbers_in(texts["Possible values"], 2, "Possible values", path)
@@ -76,23 +78,44 @@ def read_card(folder):
     if not possible[0] <= predicted <= possible[1]:
         raise UserError(f"{path}: Predicted {predicted:g} is not among the possible values, "
                         f"{possible[0]:g} to {possible[1]:g}; correct one of them")
-    seeds = tuple(map(int, re.findall(r"\d+", texts["Judged on seeds"])))
+    seeds = seeds_in(texts["Judged on seeds"])
     if not seeds or len(set(seeds)) != len(seeds):
         raise UserError(f"{path}: Judged on seeds {texts['Judged on seeds']!r} has no seeds, or "
                         "one twice; write some, such as 10 11 12")
-    chosen_on = set(map(int, re.findall(r"\d+", texts["Threshold from"])))
-    if "seed" in texts["Threshold from"] and chosen_on & set(seeds):
-        both = ", ".join(map(str, sorted(chosen_on & set(seeds))))
-        raise UserError(f"{path}: seeds {both} are judged, and the threshold was chosen on them; "
-                        "judge others")
-    return Card(Path(folder).name, texts, threshold, possible, predicted, seeds)
+    card = Card(Path(folder).name, texts, threshold, possible, predicted, seeds)
+    check_not_chosen_on(card, seeds)
+    return card
+
+
+def split_result(text):
+    """(the card before its heading RESULT, what stands below it). Only a whole line is the heading.
+    """
+    before, *after = re.split(rf"^{RESULT}[ \t]*$", text, maxsplit=1, flags=re.MULTILINE)
+    return before, "".join(after)
+
+
+def seeds_in(text):
+    """The seeds that a text names, a tuple, such as "10 11 12" or "10 to 12"."""
+    seeds = []
+    for first, last in re.findall(r"(?<![\w.])(\d+)(?:\s*(?:to|-|–)\s*(\d+))?(?![\w.]*\d)", text):
+        seeds += range(int(first), int(last or first) + 1)
+    return tuple(seeds)
+
+
+def check_not_chosen_on(card, seeds):
+    """Raise UserError if the card's threshold was chosen on some of these seeds."""
+    said = card.texts["Threshold from"]
+    both = set(seeds_in(said)) & set(seeds) if "seed" in said.lower() else ()
+    if both:
+        raise UserError(f"{card.name}: seeds {', '.join(map(str, sorted(both)))} are judged, and "
+                        "the threshold was chosen on them; judge others")
 
 
 def find_part(text, part, path):
-    """What was written for a part, up to the next part or section. Raises UserError if that is
-    nothing."""
-    found = re.search(rf"^\*\*{part}\.\*\*(.*?)(?=^\*\*[A-Z][\w ]*\.\*\*|^## |\Z)", text,
-                      re.DOTALL | re.MULTILINE)
+    """What was written for a part, up to the next part or section; other bold words belong to it.
+    Raises UserError if that is nothing."""
+    end = rf"^\*\*(?:{'|'.join(PARTS)})\.\*\*|^## |\Z"
+    found = re.search(rf"^\*\*{part}\.\*\*(.*?)(?={end})", text, re.DOTALL | re.MULTILINE)
     if found is None:
         raise UserError(f"{path} has no part **{part}.**; add it: {PARTS[part]}")
     written = " ".join(found[1].split())
@@ -111,17 +134,23 @@ def claim_digest(folder):
 
 def result_in(text):
     """What a card's text says under "## Result", up to the next section, without spaces around."""
-    after = text.split(RESULT, 1)[-1] if RESULT in text else ""
+    _, after = split_result(text)
     return re.split(r"^## ", after, maxsplit=1, flags=re.MULTILINE)[0].strip()
 
 
 def numbers_in(text, n, part, path):
-    """The first n numbers in a text, a tuple. Raises UserError if there are fewer."""
+    """The n numbers in a text's first sentence, a tuple. Raises UserError if there are more or
+    fewer, or if one could be read in two ways."""
+    text = re.split(r"\.\s", text.replace("−", "-"))[0]
+    unclear = re.search(MISREAD, text)
+    if unclear:
+        raise UserError(f"{path}: **{part}.** {printable(text)!r} has {unclear[0]!r}, which can be "
+                        "read in two ways; write 0.5, 1000, 0.2 to 0.4")
     numbers = tuple(map(float, re.findall(NUMBER, text)))
-    if len(numbers) < n:
+    if len(numbers) != n:
         raise UserError(f"{path}: **{part}.** {printable(text)!r} has {len(numbers)} numbers; "
                         f"write {n}")
-    return numbers[:n]
+    return numbers
 
 
 def read_threshold(text, path):
@@ -129,8 +158,7 @@ def read_threshold(text, path):
     for word in ("above", "below"):
         if text.lower().startswith(word):
             return {word: numbers_in(text, 1, "Holds if", path)[0]}
-    low, high = numbers_in(text, 2, "Holds if", path)
-    return {"between": (low, high)}
+    return {"between": numbers_in(text, 2, "Holds if", path)}
 
 
 def holds(threshold, value):

@@ -12,7 +12,7 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from experiments.cards.model import RESULT, holds, result_in
+from experiments.cards.model import RESULT, holds, result_in, split_result
 from experiments.common import add_control, claim
 from plotting import COLOURS, bare_axes
 
@@ -44,17 +44,17 @@ def study_claims(card, found):
 
 
 def verdict_of(card, found):
-    """HOLDS; REFUTED; DEPENDS, if other ways of measuring give another verdict; or UNDECIDED, if
-    the null passes too, so that the number shows nothing."""
+    """REFUTED; UNDECIDED, if the null passes too, so that the number shows nothing; DEPENDS, if
+    other ways of measuring give another verdict; or HOLDS."""
     def all_hold(values):
         return all(holds(card.threshold, value) for value in values)
 
+    verdicts = {all_hold(values) for values in (found["measured"], *found["ways"].values())}
+    if verdicts == {False}:
+        return "REFUTED"
     if all_hold(found["null"]):
         return "UNDECIDED"
-    verdicts = {all_hold(values) for values in (found["measured"], *found["ways"].values())}
-    if len(verdicts) > 1:
-        return "DEPENDS"
-    return "HOLDS" if verdicts == {True} else "REFUTED"
+    return "DEPENDS" if len(verdicts) > 1 else "HOLDS"
 
 
 def describe_study(card, found):
@@ -116,7 +116,7 @@ def fill_in(text, card, result, *, command, digest):
         lines += ["", fill_lines(f"For information: {'; '.join(said)}.")]
     lines += ["", f"`{command}`, torch {result['torch']}, card and study {digest}."]
 
-    before, _, after = text.partition(RESULT)
+    before, after = split_result(text)
     later = re.search(r"^## .*", after, re.MULTILINE | re.DOTALL)
     sections = [before + RESULT, "\n".join(lines)] + ([later[0].strip()] if later else [])
     return "\n\n".join(sections) + "\n"

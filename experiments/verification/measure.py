@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from experiments.common import ROOT, Claim, code_digest
+from experiments.common import ROOT, Claim, code_digest, exit_code
 from pretrained import CACHE, PRETRAINED_FILES
-from utils import UserError, read_json, seeded_generator, write_json
+from utils import UserError, printable, read_json, seeded_generator, write_json
 
 EXPERIMENTS = (  # in the order of the course; make experiments runs the same
     "wired_circuits", "circuit_scoreboard", "attention_visualization", "induction_head_detection",
@@ -99,26 +99,35 @@ def weights_are_there(name):
     return all((folder / file).exists() for file in PRETRAINED_FILES)
 
 
-def run_command(command, folder):
-    """The Outcome of a Command: run, or read if it was run with the same code and flags.
+def run_command(command, folder, ran_on):
+    """The Outcome of a Command: run, or read if it was run with the same flags on the same.
 
-    Its results are in `folder`, and what it printed is in a .log beside them.
+    Its outcome is in `folder`, and what it printed is in a .log beside it. Its models and figures
+    are in a folder there that is named by the code, so that no model of another code is read.
+    ran_on: what `what_it_ran_on` returned before the first Command. Raises UserError if the code
+    was changed since then.
     """
     if command.weights is not None and not weights_are_there(command.weights):
         return Outcome(command, skipped=f"the weights of {command.weights} are not here; "
                        f"{command.text} downloads them")
 
     path = folder / f"{command.label}.json"
-    made_with = {"command": command.text, "code": code_digest(), "torch": torch.__version__,
-                 "numpy": np.__version__}
+    made_with = {"command": command.text} | ran_on
     kept = read_kept(path, made_with)
     if kept is None:
-        kept = made_with | run_program_of(command, folder)
+        kept = made_with | run_program_of(command, folder, ran_on["code"])
+        if code_digest() != ran_on["code"]:
+            raise UserError(f"the code was changed while {command.name} ran, so that nobody knows "
+                            "what was verified; start again")
         write_json(path, kept)
-    claims = [Claim(**{key: value for key, value in line.items() if key != "verdict"})
-              for line in kept["claims"]]
-    return Outcome(command, tuple(claims), kept["thresholds"], kept["seconds"],
+    return Outcome(command, tuple(claims_in(kept)), kept["thresholds"], kept["seconds"],
                    error=kept["error"])
+
+
+def claims_in(result):
+    """The claims of plain values that `as_dicts` made, [Claim]."""
+    return [Claim(**{key: value for key, value in line.items() if key != "verdict"})
+            for line in result["claims"]]
 
 
 def read_kept(path, made_with):
@@ -131,32 +140,32 @@ def read_kept(path, made_with):
     return kept if same and not kept["error"] else None
 
 
-def run_program_of(command, folder):
+def run_program_of(command, folder, code):
     """Run the program of a Command: {"claims", "thresholds", "seconds", "error"}, plain values."""
+    out_dir = folder.resolve() / code[:12]  # the program runs in the root, wherever we are
+    log_path = folder / f"{command.label}.log"
     words = [sys.executable, str(ROOT / "experiments" / f"{command.name}.py"), *command.flags,
-             "--out_dir", str(folder)]
+             "--out_dir", str(out_dir)]
     began = time.time()
-    with open(folder / f"{command.label}.log", "w") as log:
+    with open(log_path, "w") as log:
         ended = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, check=False)
     found = {"claims": [], "thresholds": "", "seconds": time.time() - began, "error": ""}
 
-    # A program that judged its claims ends with 0 or 1, and has just written its results.
-    results = sorted(folder.glob(f"{command.name}*/results.json"), key=lambda f: f.stat().st_mtime)
-    if ended.returncode in (0, 1) and results and results[-1].stat().st_mtime >= began:
+    # A program that judged its claims has just written its results, and ends with their exit code.
+    results = sorted(out_dir.glob(f"{command.name}*/results.json"), key=lambda f: f.stat().st_mtime)
+    if results and results[-1].stat().st_mtime >= began:
         result = read_json(results[-1])
-        return found | {"claims": result["claims"], "thresholds": result["thresholds"]}
-    last = (folder / f"{command.label}.log").read_text().strip().split("\n")[-1]
+        if ended.returncode == exit_code(claims_in(result)):
+            return found | {"claims": result["claims"], "thresholds": result["thresholds"]}
+    printed = log_path.read_text(encoding="utf-8", errors="replace").strip() or "it printed nothing"
+    last = printable(printed.splitlines()[-1], length=200)
     return found | {"error": f"exit code {ended.returncode}: {last}"}
 
 
-def what_it_ran_on(seeds, threads, drawn_from):
-    """{word: text} that says with what the claims were verified. drawn_from: the date that the
-    seeds were drawn from, or None if they were given."""
-    chosen = "given" if drawn_from is None else f"drawn from the date {drawn_from}"
-    return {"seeds": f"{', '.join(map(str, seeds))} ({chosen})", "threads": str(threads),
-            "Python": platform.python_version(), "torch": torch.__version__,
-            "numpy": np.__version__, "CPU": cpu_name(),
-            "code": code_digest()[:12]}
+def what_it_ran_on():
+    """{word: text} of everything besides its flags that a result depends on."""
+    return {"Python": platform.python_version(), "torch": torch.__version__,
+            "numpy": np.__version__, "CPU": cpu_name(), "code": code_digest()}
 
 
 def cpu_name():

@@ -38,10 +38,10 @@ def outcome_rows(outcome):
 
 
 def table(rows):
-    """Rows of cells as lines of a Markdown table."""
+    """Rows of cells as lines of a Markdown table; each cell is one line."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    return lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-                    for cells in rows]
+    return lines + ["| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells)
+                    + " |" for cells in rows]
 
 
 def count_verdicts(outcomes):
