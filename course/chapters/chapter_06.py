@@ -50,10 +50,11 @@ def it_rises_over_the_warmup(schedule):
 
 def a_cosine_is_at_a_half_halfway(schedule):
     """shape="cosine" has 1 at first, 1/2 halfway and about 0.15 after three quarters"""
-    shares = [schedule(step, 8, shape="cosine") for step in (0, 4, 6)]
-    expect_close(torch.tensor(shares), torch.tensor([1, 0.5, 0.146447]),
-                 "the share of 8 steps, of which numbers 0, 4 and 6 are looked at,", "number",
-                 ask="half a cosine, from 0 to pi, shifted up and halved")
+    steps = (0, 4, 6)
+    shares = [schedule(step, 8, shape="cosine") for step in steps]
+    for step, share, want in zip(steps, shares, (1.0, 0.5, 0.146447), strict=True):
+        expect_close(share, want, f'the share at step {step} of 8 with shape="cosine"',
+                     ask="half a cosine, from 0 to pi, shifted up and halved")
 
 
 def it_ends_near_the_final_fraction(schedule):
@@ -345,8 +346,8 @@ def each_row_has_its_own_order(token_probs):
     """tokens keep their places, in each row of the batch"""
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.3, 0.2, 0.4, 0.1]]).log()
     want = torch.tensor([[4, 3, 0, 0.0], [3, 0, 4, 0]]) / 7
-    for settings in ({"top_k": 2}, {"top_p": 0.6}):
-        expect_close(token_probs(logits, **settings), want, f"the chances with {settings}",
+    for name, value in (("top_k", 2), ("top_p", 0.6)):
+        expect_close(token_probs(logits, **{name: value}), want, f"the chances with {name}={value}",
                      "row token", ask="after sorting, each chance goes back to its token")
 
 
@@ -557,8 +558,8 @@ EXERCISES = [
         name="adamw_step", source="optim.AdamW.step", minutes=25, difficulty=2,
         needed_for="training", task="One tensor after another; no torch.optim.",
         checks=(the_first_step_is_the_learning_rate, the_gradient_s_size_does_not_matter,
-                the_share_scales_the_step, without_decay_it_is_adam, it_equals_torch_s,
-                the_share_scales_the_decay, eps_stands_beside_the_root),
+                the_share_scales_the_step, eps_stands_beside_the_root, without_decay_it_is_adam,
+                it_equals_torch_s, the_share_scales_the_decay),
         hints=("Four lines for each parameter: m, v, decay, step. All in place (mul_, add_, sub_).",
                "m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2; both divided by "
                "1 - beta^t before they are used.",
