@@ -144,6 +144,34 @@ def test_no_mistake_is_named_if_two_of_them_give_the_same_result():
     assert verdict.status == "wrong" and verdict.mistake == ""
 
 
+def test_a_result_of_nan_alone_names_no_mistake():
+    chapter = catalogue.load_chapter(6)
+    found = catalogue.find_exercise(chapter, "orthogonalise")
+    verdict = checking.judge(chapter, found, lambda matrix: matrix * torch.nan)
+    assert "not finite" in verdict.message
+    assert verdict.mistake == ""  # though undivided matrices become NaN in the rounds, too
+
+
+def test_a_function_that_writes_into_its_argument_is_told_so(folder):
+    exercise.main(["start", "5"])
+    write_solution(folder / "chapter_05.py", 5, "block_forward",
+                   "    x = self.ln1(resid)\n    resid += self.attn(x, x, x)\n"
+                   "    return resid + self.mlp(self.ln2(resid))\n")
+    message = verdict_on(folder, "block_forward", number=5).message
+    assert message.startswith("block_forward wrote into its argument resid")
+
+
+def test_what_torch_says_of_a_lost_graph_is_put_into_plain_words(folder):
+    exercise.main(["start", "7"])
+    write_solution(folder / "chapter_07.py", 7, "activation_gradient",
+                   "    kept = []\n    def keep(tensor, hook):\n"
+                   "        kept.append(tensor.clone())\n"
+                   "    with model.hooks([(name, keep)]):\n        value = metric(model(tokens))\n"
+                   "    return kept[0], torch.autograd.grad(value, kept[0])[0]\n")
+    message = verdict_on(folder, "activation_gradient", number=7).message
+    assert "is it a copy (clone, detach)" in message and "allow_unused" not in message
+
+
 def test_copies_of_arguments_keep_gradients_and_shared_objects():
     p = torch.nn.Parameter(torch.ones(2))
     p.grad = torch.full((2,), 3.0)

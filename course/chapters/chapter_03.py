@@ -6,7 +6,7 @@ import torch
 
 from config import ModelConfig
 from course.engine.catalogue import Exercise, Mistake, Prediction
-from course.engine.expect import expect, expect_close, random, random_ids
+from course.engine.expect import expect, expect_close, expect_shape, random, random_ids
 from course.engine.page import stated
 from embeddings import TokenEmbedding, sinusoidal_positions
 
@@ -84,7 +84,7 @@ def a_logit_is_a_dot_product(unembed_stream):
     """the logit of token 2 is the stream times column 2 of W_U, plus b_U[2]"""
     resid, W_U, b_U = random(2, 3, 4), random(4, 7, seed=1), random(7, seed=2)
     logits = unembed_stream(resid, W_U, b_U)
-    expect_close(torch.as_tensor(logits.shape), torch.tensor([2, 3, 7]), "the shape of the logits")
+    expect_shape(logits, (2, 3, 7), "the result")
     expect_close(logits[..., 2], (resid * W_U[:, 2]).sum(-1) + b_U[2], "the logit of token 2",
                  "batch pos")
 

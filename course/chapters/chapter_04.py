@@ -182,7 +182,7 @@ def readings(project, *inputs):
 
 
 def each_head_reads_with_its_own_matrix(project):
-    """k of head 1 at one position is resid @ W_K[1] + b_K[1]"""
+    """each head's q, k and v are resid @ W + b, with its own W and b"""
     attn = tiny_attention()
     resid = random(2, 5, 6, seed=9)
     results = readings(project, resid, resid, resid)
@@ -225,11 +225,20 @@ def the_output_is_a_sum_over_heads(write):
 # qk_matrix, ov_matrix
 
 
+def expect_one_matrix_a_head(M):
+    """Raises Wrong unless M is [head 2, d_model 6, d_model 6]."""
+    ask = "one matrix for each head"
+    if getattr(M, "shape", None) == (2, 3, 3):
+        ask = "which of the two products goes through d_head?"
+    expect(getattr(M, "shape", None) == (2, 6, 6), f"M is {describe(M)}, and should be [head 2, "
+           f"d_model 6, d_model 6]: {ask}")
+
+
 def the_matrix_gives_the_scores(qk_matrix):
     """query_resid @ M @ key_resid is q . k, for each head"""
     W_Q, W_K = random(2, 6, 3), random(2, 6, 3, seed=1)
     M = qk_matrix(W_Q, W_K)
-    expect_close(torch.as_tensor(M.shape).float(), torch.tensor([2.0, 6, 6]), "the shape of M")
+    expect_one_matrix_a_head(M)
     query, key = random(6, seed=2), random(6, seed=3)
     for head in range(2):
         expect_close(query @ M[head] @ key, (query @ W_Q[head]) @ (key @ W_K[head]),
@@ -247,8 +256,7 @@ def the_matrix_moves_a_vector(ov_matrix):
     """resid @ M is (resid @ W_V) @ W_O, for each head"""
     W_V, W_O = random(2, 6, 3), random(2, 3, 6, seed=1)
     M = ov_matrix(W_V, W_O)
-    expect(M.shape == (2, 6, 6), f"M is {list(M.shape)}, and should be [head 2, d_model 6, "
-           "d_model 6]: which of the two products goes through d_head?")
+    expect_one_matrix_a_head(M)
     resid = random(6, seed=2)
     for head in range(2):
         expect_close(resid @ M[head], resid @ W_V[head] @ W_O[head], f"resid @ M of head {head}",
@@ -275,7 +283,8 @@ def the_previous_position_matches(previous_token_weights):
     scores = wired_scores(previous_token_weights, 6)
     expect(scores.shape == (6, 6), f"q @ k.T is {list(scores.shape)}, and should be [6, 6]")
     for i in range(1, 6):
-        expect(abs(scores[i, i - 1] - 30) < 0.01, f"position {i} gives position {i - 1} a score of "
+        expect(abs(scores[i, i - 1] - 30) < 0.01, "with sharpness=30, position "
+               f"{i} gives position {i - 1} a score of "
                f"{scores[i, i - 1]:.3g}, and should give 30; it gives its highest, "
                f"{scores[i].max():.3g}, to position {int(scores[i].argmax())}")
 
@@ -379,6 +388,11 @@ EXERCISES = [
             Mistake("when the queries count as the first positions",
                     "torch.arange(n_keys - n_queries, n_keys, device=device)",
                     "torch.arange(n_queries, device=device)"),
+            Mistake("when True means hidden: it should mean that the query may look",
+                    "        return key <= query\n", "        return key > query\n"),
+            Mistake("when key_mask is not used",
+                    "    return (key <= query) & (key_mask[:, None, None, :] | (key == query))\n",
+                    "    return key <= query\n"),
             Mistake("when padding can't see itself either",
                     "(key_mask[:, None, None, :] | (key == query))", "key_mask[:, None, None, :]"),
         )),
@@ -396,6 +410,9 @@ EXERCISES = [
             Mistake("when the scores are divided by d_head instead of its square root",
                     "math.sqrt(d_head)", "d_head"),
             Mistake("with the mask the wrong way round", ".triu(1)", ".tril(-1)"),
+            Mistake("without a mask", "    scores = scores.masked_fill(later, -math.inf)\n", ""),
+            Mistake("when a position may not see itself: the first one then sees nothing",
+                    ".triu(1)", ".triu(0)"),
             Mistake("with the softmax over the queries", ".softmax(-1)", ".softmax(0)"),
             Mistake("when the mask comes after the softmax",
                     "    scores = scores.masked_fill(later, -math.inf)\n"
@@ -420,7 +437,11 @@ EXERCISES = [
             Mistake("without the division by sqrt(d_head)", " / math.sqrt(self.d_head)", ""),
             Mistake("with the mask the wrong way round", "masked_fill(~visible",
                     "masked_fill(~visible.mT"),
+            Mistake("when the `~` is missing: what a query may see is hidden",
+                    "masked_fill(~visible", "masked_fill(visible"),
             Mistake("without a mask", "    scores = scores.masked_fill(~visible, -math.inf)\n", ""),
+            Mistake("when `reshape` brings the axes back: it mixes heads and positions",
+                    "return z.transpose(1, 2)", "return z.reshape(z.transpose(1, 2).shape)"),
             Mistake("with the softmax over the queries", ".softmax(-1)", ".softmax(-2)"),
             Mistake("when the pattern is transposed before it multiplies the values", "pattern @ v",
                     "pattern.mT @ v"),
@@ -441,7 +462,20 @@ EXERCISES = [
                "All heads at once: an einsum over d_model that keeps batch, pos, head and d_head.",
                'torch.einsum("bpm,hmd->bphd", q_input, self.W_Q) + self.b_Q, and so on.'),
         mistakes=(
+            Mistake("without the biases", " + self.b_Q", "",
+                    also=((" + self.b_K", ""), (" + self.b_V", ""))),
             Mistake("without the queries' bias", " + self.b_Q", ""),
+            Mistake("when `reshape` joins the heads' matrices: W_Q is [head, d_model, d_head], and "
+                    "the heads' axis must move to the last two first",
+                    'torch.einsum("bpm,hmd->bphd", q_input, self.W_Q)',
+                    '(q_input @ self.W_Q.reshape(q_input.shape[-1], -1)).unflatten('
+                    '-1, self.b_Q.shape)',
+                    also=(('torch.einsum("bpm,hmd->bphd", k_input, self.W_K)',
+                           '(k_input @ self.W_K.reshape(k_input.shape[-1], -1)).unflatten('
+                           '-1, self.b_K.shape)'),
+                          ('torch.einsum("bpm,hmd->bphd", v_input, self.W_V)',
+                           '(v_input @ self.W_V.reshape(v_input.shape[-1], -1)).unflatten('
+                           '-1, self.b_V.shape)'))),
             Mistake("when keys and values are exchanged", "return q, k, v", "return q, v, k"),
             Mistake("when all three read q_input", "k_input, self.W_K", "q_input, self.W_K",
                     also=(("v_input, self.W_V", "q_input, self.W_V"),)),
@@ -480,6 +514,9 @@ EXERCISES = [
                     "W_Q @ W_K.transpose(-1, -2)", "W_K @ W_Q.transpose(-1, -2)"),
             Mistake("when the product is d_head by d_head, not d_model by d_model",
                     "W_Q @ W_K.transpose(-1, -2)", "W_Q.transpose(-1, -2) @ W_K"),
+            Mistake("when M is divided by sqrt(d_head), which comes later",
+                    "W_Q @ W_K.transpose(-1, -2)",
+                    "W_Q @ W_K.transpose(-1, -2) / W_Q.shape[-1]**0.5"),
         )),
     Exercise(
         name="ov_matrix", source=None, minutes=5, difficulty=1,
@@ -549,6 +586,8 @@ EXERCISES = [
             Mistake("without the minus", "-(pattern * logs)", "(pattern * logs)"),
             Mistake("with the sum over queries instead of the mean", "entropies.mean(-1)",
                     "entropies.sum(-1)"),
+            Mistake("with the mean over keys instead of the sum", "(pattern * logs).sum(-1)",
+                    "(pattern * logs).mean(-1)"),
         )),
 ]
 

@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from config import ModelConfig
 from course.engine import page
 from course.engine.catalogue import Exercise, Mistake, Prediction
-from course.engine.expect import expect, expect_close, expect_equal, random, random_ids
+from course.engine.expect import (
+    expect,
+    expect_close,
+    expect_equal,
+    expect_shape,
+    random,
+    random_ids,
+)
 from course.engine.page import stated
 from mlp import MLP
 from model import GPT
@@ -78,8 +85,10 @@ def each_position_has_variance_one(layer_norm):
 def a_tiny_vector_stays_finite(layer_norm):
     """a vector of zeros gives b, not NaN; a tiny one is not scaled up to variance 1"""
     norm = disturbed(LayerNorm(6))
-    expect_close(layer_norm(norm, torch.zeros(1, 1, 6)), norm.b.expand(1, 1, 6),
-                 "the output for zeros", "batch pos d_model", ask="is EPSILON there?")
+    zeros = layer_norm(norm, torch.zeros(1, 1, 6))
+    is_nan = isinstance(zeros, torch.Tensor) and bool(zeros.isnan().any())
+    expect_close(zeros, norm.b.expand(1, 1, 6), "the output for zeros", "batch pos d_model",
+                 ask="is EPSILON there?" if is_nan else "is b added at the end?")
     resid = 1e-3 * random(2, 5, 6)
     want = F.layer_norm(resid, (6,), norm.w, norm.b, 1e-5)
     expect_close(layer_norm(norm, resid), want, "the output for numbers near 0.001",
@@ -91,6 +100,14 @@ def weight_and_shift_come_last(layer_norm):
     norm, resid = disturbed(LayerNorm(6)), random(2, 5, 6)
     want = F.layer_norm(resid, (6,), norm.w, norm.b, 1e-5)
     expect_close(layer_norm(norm, resid), want, "the output", "batch pos d_model")
+
+
+def the_stream_is_left_as_it_was(layer_norm):
+    """the stream that it reads does not change: the block still needs it"""
+    resid = random(2, 5, 6)
+    layer_norm(plain_norm(), resid)
+    expect_close(resid, random(2, 5, 6), "the stream that went in", "batch pos d_model",
+                 ask="is there a -= or /= on it?")
 
 
 # block_forward
@@ -183,12 +200,12 @@ def the_past_does_not_see_the_future(gpt_forward):
 
 
 def the_model_of_one_layer(count_parameters):
-    """1 layer, d_model 6, d_mlp 10, 11 tokens, context 8: as many as in the library's model"""
+    """0, 1 and 3 layers, d_model 6, d_mlp 10, 11 tokens, context 8: as the library's models"""
     for n_layers in (0, 1, 3):
         cfg = ModelConfig(n_layers=n_layers, n_heads=2, d_model=6, d_mlp=10, n_ctx=8, d_vocab=11,
                           tie_embeddings=True)
         expect_equal(count_parameters(n_layers, 6, 10, 11, 8), GPT(cfg, seed=None).n_parameters,
-                     f"the number of parameters with {n_layers} layers",
+                     f"the number of parameters with n_layers={n_layers}",
                      ask="the biases, and two numbers a dimension for each LayerNorm?")
 
 
@@ -208,7 +225,7 @@ def the_folded_map_does_the_same(fold_norm_weights):
     folded = fold_norm_weights(w, b, W, bias)
     expect(isinstance(folded, (tuple, list)) and len(folded) == 2,
            "two tensors should be returned, (folded_W, folded_bias)")
-    expect_close(torch.as_tensor(folded[0].shape), torch.tensor([6, 4]), "the shape of folded_W")
+    expect_shape(folded[0], (6, 4), "folded_W")
     expect_close(torch.zeros(6) @ folded[0] + folded[1], b @ W + bias, "the output for zeros",
                  "d_out", ask="LayerNorm's shift b goes through W, too")
     expect_close(normalized @ folded[0] + folded[1], (normalized * w + b) @ W + bias,
@@ -253,6 +270,7 @@ EXERCISES = [
         mistakes=(
             Mistake("without the nonlinearity", "gelu(pre)", "pre"),
             Mistake("without b_in", " + self.b_in", ""),
+            Mistake("without b_out", " + self.b_out", ""),
             Mistake("when the stream is added here too", "+ self.b_out", "+ self.b_out + resid"),
             Mistake("with ReLU instead of GELU", "gelu(pre)", "pre.relu()"),
             Mistake("with the exact GELU instead of GPT-2's", "gelu(pre)",
@@ -262,7 +280,8 @@ EXERCISES = [
         name="layer_norm", source="transformer_block.LayerNorm.forward", minutes=15, difficulty=2,
         needed_for="the block", task="By hand, without F.layer_norm.",
         checks=(a_constant_is_taken_off, each_position_has_variance_one,
-                a_tiny_vector_stays_finite, weight_and_shift_come_last),
+                a_tiny_vector_stays_finite, weight_and_shift_come_last,
+                the_stream_is_left_as_it_was),
         hints=("Everything is over d_model, the last axis, with keepdim=True.",
                "The variance is the mean square of the centred vector.",
                "centred / (variance + EPSILON).sqrt() * self.w + self.b."),
@@ -278,6 +297,10 @@ EXERCISES = [
             Mistake("without EPSILON", "(variance + EPSILON).sqrt()", "variance.sqrt()"),
             Mistake("over positions instead of d_model", "resid.mean(-1,", "resid.mean(1,",
                     also=(("centred.pow(2).mean(-1,", "centred.pow(2).mean(1,"),)),
+            Mistake("without w and b", "return normalized * self.w + self.b", "return normalized"),
+            Mistake("with one mean and one variance for all positions",
+                    "resid.mean(-1, keepdim=True)", "resid.mean()",
+                    also=(("centred.pow(2).mean(-1, keepdim=True)", "centred.pow(2).mean()"),)),
             Mistake("when b is added before w multiplies", "normalized * self.w + self.b",
                     "(normalized + self.b) * self.w"),
         )),
@@ -310,6 +333,16 @@ EXERCISES = [
                     "    return self.ln2(resid + self.mlp(resid))\n"),
             Mistake("when attention is added to the normalised stream",
                     "resid = resid + self.attn(", "resid = normalized + self.attn("),
+            Mistake("when each part is added to the normalised copy, and not to the stream",
+                    "resid = resid + self.attn(", "resid = normalized + self.attn(",
+                    also=(("    return resid + self.mlp(self.ln2(resid))\n",
+                           "    resid = self.ln2(resid)\n    return resid + self.mlp(resid)\n"),)),
+            Mistake("when what attention wrote is lost: the MLP's output is added to the old "
+                    "stream",
+                    "    resid = resid + self.attn(normalized, normalized, normalized)\n"
+                    "    return resid + self.mlp(self.ln2(resid))\n",
+                    "    mid = resid + self.attn(normalized, normalized, normalized)\n"
+                    "    return resid + self.mlp(self.ln2(mid))\n"),
         )),
     Exercise(
         name="run_blocks", source="model.GPT.run_blocks", minutes=10, difficulty=1,
@@ -324,6 +357,13 @@ EXERCISES = [
                     "self.blocks[start : stop or len(self.blocks)]"),
             Mistake("when block `stop` runs too", "self.blocks[start:stop]",
                     "self.blocks[start : None if stop is None else stop + 1]"),
+            Mistake("without the last block", "self.blocks[start:stop]",
+                    "self.blocks[start : -1 if stop is None else stop]"),
+            Mistake("when every block reads the first stream, and not what the block before made",
+                    "resid = block(resid)", "after = block(resid)",
+                    also=(("return resid", "return after"),)),
+            Mistake("when a block's result is added to the stream, which it already contains",
+                    "resid = block(resid)", "resid = resid + block(resid)"),
             Mistake("from the last block to the first", "self.blocks[start:stop]",
                     "reversed(self.blocks[start:stop])"),
         )),
@@ -352,6 +392,18 @@ EXERCISES = [
                "The MLP: d_model x d_mlp twice, and biases d_mlp and d_model."),
         mistakes=(
             Mistake("without the biases of attention", " + 4 * d_model\n", "\n"),
+            Mistake("without any biases in the blocks", " + 4 * d_model\n", "\n",
+                    also=((" + d_mlp + d_model", ""),)),
+            Mistake("with three matrices for attention: the output has one, too",
+                    "4 * d_model * d_model + 4 * d_model", "3 * d_model * d_model + 3 * d_model"),
+            Mistake("when d_mlp counts as 4 d_model, which is GPT-2's habit and no law",
+                    "2 * d_model * d_mlp + d_mlp + d_model", "8 * d_model**2 + 5 * d_model"),
+            Mistake("when both biases of the MLP count as d_mlp: the second has d_model",
+                    " + d_mlp + d_model", " + 2 * d_mlp"),
+            Mistake("with one vector for each LayerNorm: it has two, w and b", "norm = 2 * d_model",
+                    "norm = d_model"),
+            Mistake("with a bias at the unembedding, which GPT-2 does not have",
+                    "n_layers * block + norm", "n_layers * block + norm + d_vocab"),
             Mistake("without the last LayerNorm", "n_layers * block + norm", "n_layers * block"),
             Mistake("with one LayerNorm a block", "2 * norm + attention", "norm + attention"),
             Mistake("without the MLP's biases", " + d_mlp + d_model", ""),
@@ -389,6 +441,10 @@ EXERCISES = [
             Mistake("without b_O itself", " + b_O", ""),
             Mistake("with the mean over heads instead of the sum", "written.sum((0, 1))",
                     "written.mean((0, 1))"),
+            Mistake("when every head's b_V goes through every head's W_O: b_V @ W_O pairs all",
+                    "b_V[:, None, :] @ W_O", "b_V @ W_O"),
+            Mistake("when each head adds b_O", "written.sum((0, 1)) + b_O",
+                    "(written + b_O).sum((0, 1))"),
             Mistake("of the first head alone", "written.sum((0, 1))", "written[0, 0]"),
         )),
 ]

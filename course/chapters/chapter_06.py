@@ -6,7 +6,15 @@ import torch
 from attention import GrowingPast
 from config import ModelConfig
 from course.engine.catalogue import Exercise, Mistake, Prediction
-from course.engine.expect import Wrong, expect, expect_close, expect_equal, random, random_ids
+from course.engine.expect import (
+    Wrong,
+    expect,
+    expect_close,
+    expect_equal,
+    expect_shape,
+    random,
+    random_ids,
+)
 from course.engine.page import stated
 from losses import cross_entropy
 from model import GPT
@@ -42,15 +50,21 @@ def it_rises_over_the_warmup(schedule):
 
 def a_cosine_is_at_a_half_halfway(schedule):
     """shape="cosine" has 1 at first, 1/2 halfway and about 0.15 after three quarters"""
-    shares = [schedule(step, 8, shape="cosine") for step in (0, 4, 6)]
-    expect_close(torch.tensor(shares), torch.tensor([1, 0.5, 0.146447]), "the share",
-                 "number", ask="half a cosine, from 0 to pi, shifted up and halved")
+    steps = (0, 4, 6)
+    shares = [schedule(step, 8, shape="cosine") for step in steps]
+    for step, share, want in zip(steps, shares, (1.0, 0.5, 0.146447), strict=True):
+        expect_close(share, want, f'the share at step {step} of 8 with shape="cosine"',
+                     ask="half a cosine, from 0 to pi, shifted up and halved")
 
 
 def it_ends_near_the_final_fraction(schedule):
-    """final_fraction=0.1: halfway it is 0.55, and with a warmup it still begins at 1/4"""
-    shares = [schedule(4, 8, final_fraction=0.1), schedule(0, 8, 4, final_fraction=0.1)]
-    expect_close(torch.tensor(shares), torch.tensor([0.55, 0.25]), "the share", "number")
+    """final_fraction=0.3: 0.65 halfway, 0.3875 at step 7 of 8; a warmup still begins at 1/4"""
+    shares = [schedule(step, 8, final_fraction=0.3) for step in (4, 7)]
+    first = schedule(0, 8, 4, final_fraction=0.3)
+    for step, share, want in zip((4, 7), shares, (0.65, 0.3875), strict=True):
+        expect_close(share, want, f"the share at step {step} of 8")
+    expect_close(first, 0.25, "the share at the first of 4 steps of warmup",
+                 ask="the warmup rises to 1, whatever final_fraction is")
 
 
 # clip_gradients_
@@ -108,6 +122,8 @@ def the_first_step_is_the_learning_rate(adamw_step):
     """the first step moves each weight by lr, against its gradient's sign"""
     before = random(3, 2)
     after = optimiser(1, adamw_step)[0]
+    expect(not torch.equal(after, before), "the weights did not move at all: `p = p - …` would "
+           "make a new tensor and leave the parameter; change it in place: p.sub_(…) or p -= …")
     expect_close(after - before, -0.1 * random(3, 2).sign(), "the first step of lr 0.1",
                  "row column", tolerance=1e-3, ask="m' / sqrt(v') is g / |g| at the first step, "
                                                    "if both averages are corrected for starting "
@@ -128,19 +144,52 @@ def the_share_scales_the_step(adamw_step):
                  "row column", tolerance=1e-3)
 
 
-def it_equals_torch_s(adamw_step):
-    """20 steps with decay equal torch's AdamW, where only matrices decay"""
+def the_share_scales_the_decay(adamw_step):
+    """with share=0.5 a step is one of half the learning rate, decay included"""
+    halved = optimiser(3, lambda adamw: adamw_step(adamw, 0.5), weight_decay=0.5)[0]
+    expect_close(halved, optimiser(3, adamw_step, lr=0.05, weight_decay=0.5)[0],
+                 "a weight after 3 steps with share=0.5", "row column",
+                 ask="the decay is share * lr * weight_decay * w")
+
+
+def eps_stands_beside_the_root(adamw_step):
+    """a first gradient as large as eps makes half a step: the two add up below the fraction"""
+    p = torch.nn.Parameter(torch.ones(2))
+    adamw = AdamW([p], 0.1, weight_decay=0.0)
+    p.grad = torch.full((2,), adamw.eps)
+    adamw_step(adamw)
+    expect_close(p, torch.full((2,), 0.95), "a weight of 1 after a step with a gradient of eps",
+                 "row", ask="eps is added to the root of v', and not under it")
+
+
+def torch_s(n_steps, weight_decay):
+    """What `optimiser` gives with torch's AdamW, where only the matrix decays."""
     weights = [torch.nn.Parameter(random(3, 2)), torch.nn.Parameter(random(3, seed=1))]
-    reference = torch.optim.AdamW([{"params": weights[:1], "weight_decay": 0.5},
+    reference = torch.optim.AdamW([{"params": weights[:1], "weight_decay": weight_decay},
                                    {"params": weights[1:], "weight_decay": 0.0}], lr=0.1)
-    for number in range(20):
+    for number in range(n_steps):
         for seed, p in enumerate(weights):
             p.grad = random(*p.shape, seed=10 * number + seed)
         reference.step()
+    return [p.detach() for p in weights]
+
+
+def without_decay_it_is_adam(adamw_step):
+    """20 steps without decay equal torch's Adam"""
+    for got, want in zip(optimiser(20, adamw_step), torch_s(20, 0.0), strict=True):
+        expect_close(got, want, "a weight after 20 steps without decay",
+                     "row column" if want.ndim == 2 else "row",
+                     ask="are m and v kept from step to step, uncorrected, and does step_count "
+                         "rise once a step?")
+
+
+def it_equals_torch_s(adamw_step):
+    """20 steps with decay equal torch's AdamW, where only matrices decay"""
     matrix, vector = optimiser(20, adamw_step, weight_decay=0.5)
-    expect_close(vector, weights[1], "a vector's entry after 20 steps", "row",
+    want_matrix, want_vector = torch_s(20, 0.5)
+    expect_close(vector, want_vector, "a vector's entry after 20 steps", "row",
                  ask="vectors do not decay")
-    expect_close(matrix, weights[0], "a matrix's entry after 20 steps", "row column",
+    expect_close(matrix, want_matrix, "a matrix's entry after 20 steps", "row column",
                  ask="the decay is lr * weight_decay * w, subtracted separately and not added to "
                      "the gradient")
 
@@ -154,6 +203,8 @@ def singular_values_come_near_to_one(orthogonalise):
         result = orthogonalise(random(*shape))
         expect(getattr(result, "shape", None) == shape, f"of a matrix {list(shape)} the result is "
                f"{list(getattr(result, 'shape', []))}")
+        expect(bool(result.isfinite().all()), f"of a {shape[0]} x {shape[1]} matrix the result is "
+               "not finite: was it divided by its norm first, and has each round its own a, b, c?")
         values = torch.linalg.svdvals(result)
         expect(bool((values > 0.7).all() and (values < 1.3).all()), f"the singular values of a "
                f"{shape[0]} x {shape[1]} matrix lie between {values.min():.3g} and "
@@ -194,8 +245,13 @@ class CountedSteps:
         self.lr = lr
         self.step_count = 0
 
+    def zero_grad(self):
+        raise Wrong("this library's optimisers have no zero_grad; call model.zero_grad()")
+
     def step(self):
         self.step_count += 1
+        expect(all(p.grad is not None for p in self.parameters), "optimizer.step() found no "
+               "gradients: it comes after loss.backward(), and nothing clears them in between")
         with torch.no_grad():
             for p in self.parameters:
                 p -= self.lr * p.grad
@@ -290,8 +346,9 @@ def each_row_has_its_own_order(token_probs):
     """tokens keep their places, in each row of the batch"""
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.3, 0.2, 0.4, 0.1]]).log()
     want = torch.tensor([[4, 3, 0, 0.0], [3, 0, 4, 0]]) / 7
-    expect_close(token_probs(logits, top_k=2), want, "the chances", "row token",
-                 ask="after sorting, each chance goes back to its token")
+    for name, value in (("top_k", 2), ("top_p", 0.6)):
+        expect_close(token_probs(logits, **{name: value}), want, f"the chances with {name}={value}",
+                     "row token", ask="after sorting, each chance goes back to its token")
 
 
 # penalise_repetition
@@ -332,10 +389,13 @@ def padded(pad_left, prompts):
 
 def prompts_end_together(pad_left):
     """[5, 2, 8] and [6] end in the same column"""
-    tokens, _ = padded(pad_left, [[5, 2, 8], [6]])
+    prompts = [[5, 2, 8], [6]]
+    tokens, _ = padded(pad_left, prompts)
     expect_close(tokens, torch.tensor([[5, 2, 8], [0, 0, 6]]), "tokens", "row pos",
                  ask="the padding stands on the left")
     expect(not tokens.is_floating_point(), f"tokens is {tokens.dtype}; ids are integers")
+    expect(prompts == [[5, 2, 8], [6]], f"the prompts that were passed in are now {prompts}: pad "
+           "copies of them")
 
 
 def the_mask_is_true_for_real_tokens(pad_left):
@@ -372,7 +432,7 @@ def later_calls_add_at_the_end(extend):
     """after 3, 1 and 2 positions, the keys are those of all 6, in order"""
     results, keys = steps_of(extend, 3, 1, 2)
     expect_close(results[1][0], keys[:, :4], "the keys after the second call",
-                 "batch pos head d_head")
+                 "batch pos head d_head", ask="the old ones, kept in self.k, and then the new ones")
     expect_close(results[2][0], keys, "the keys after the third call", "batch pos head d_head",
                  ask="old ones first")
     expect_close(results[2][1], keys + 1, "the values after the third call",
@@ -384,8 +444,8 @@ def the_mask_is_that_of_what_is_there(extend):
     key_mask = torch.tensor([[False, True, True, True, True, True, True, True], [True] * 8])
     results, _ = steps_of(extend, 3, 1, key_mask=key_mask)
     for result, n_keys in zip(results, (3, 4), strict=True):
-        expect(getattr(result[2], "shape", None) == (2, n_keys), f"with {n_keys} keys the mask "
-               f"should be [batch 2, key_pos {n_keys}]")
+        expect_shape(result[2], (2, n_keys), f"the mask for {n_keys} keys", ask="the beginning of "
+                     "self.key_mask, which itself stays as it is")
         expect(torch.equal(result[2], key_mask[:, :n_keys]), "the mask is not the beginning of "
                                                              "key_mask")
 
@@ -429,7 +489,10 @@ def beyond_the_context_the_window_slides(continue_greedily):
     want = tokens
     for _ in range(3):
         want = torch.cat([want, model(want[:, -4:])[:, -1].argmax(-1, keepdim=True)], 1)
-    expect_close(continue_greedily(model, tokens, 3), want, "the text", "batch pos",
+    longer = continue_greedily(model, tokens, 3)
+    expect_shape(longer, (2, 7), "the text", ask="all 4 tokens and 3 new ones, though the model "
+                 "reads the last 4 only")
+    expect_close(longer, want, "the text", "batch pos",
                  ask="which tokens does the model read once the context is full?")
 
 
@@ -450,8 +513,17 @@ EXERCISES = [
                     "(step - warmup_steps) / (max_steps - warmup_steps)", "step / max_steps"),
             Mistake("with a whole cosine instead of half a one", "math.pi * progress",
                     "2 * math.pi * progress"),
+            Mistake("with a quarter of a cosine: it should go from 0 to pi",
+                    "(1 + math.cos(math.pi * progress)) / 2", "math.cos(math.pi * progress / 2)"),
+            Mistake("when shape is not used: it always falls linearly", 'if shape == "cosine"',
+                    "if False"),
             Mistake("when final_fraction is added on top", "(1 - final_fraction) * remaining",
                     "remaining"),
+            Mistake("when final_fraction is not used",
+                    "final_fraction + (1 - final_fraction) * remaining", "remaining"),
+            Mistake("when it falls towards 0, and stops at final_fraction",
+                    "final_fraction + (1 - final_fraction) * remaining",
+                    "max(final_fraction, remaining)"),
             Mistake("when the last step has size 0", "/ (max_steps - warmup_steps)",
                     "/ (max_steps - warmup_steps - 1)"),
         )),
@@ -468,6 +540,11 @@ EXERCISES = [
                     "            grad.mul_(most / norm)\n",
                     "    for grad in grads:\n        if grad.norm() > most:\n"
                     "            grad.mul_(most / grad.norm())\n"),
+            Mistake("when `grad = grad * …` makes a new tensor, and `.grad` does not change",
+                    "grad.mul_(most / norm)", "grad = grad * most / norm"),
+            Mistake("with the sum of the norms instead of the joint norm",
+                    "sum(grad.pow(2).sum() for grad in grads).sqrt()",
+                    "sum(grad.norm() for grad in grads)"),
             Mistake("when small gradients are scaled up too", "    if norm > most:\n",
                     "    if True:\n"),
             Mistake("when each number is clamped", "grad.mul_(most / norm)",
@@ -481,7 +558,8 @@ EXERCISES = [
         name="adamw_step", source="optim.AdamW.step", minutes=25, difficulty=2,
         needed_for="training", task="One tensor after another; no torch.optim.",
         checks=(the_first_step_is_the_learning_rate, the_gradient_s_size_does_not_matter,
-                the_share_scales_the_step, it_equals_torch_s),
+                the_share_scales_the_step, eps_stands_beside_the_root, without_decay_it_is_adam,
+                it_equals_torch_s, the_share_scales_the_decay),
         hints=("Four lines for each parameter: m, v, decay, step. All in place (mul_, add_, sub_).",
                "m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2; both divided by "
                "1 - beta^t before they are used.",
@@ -495,9 +573,26 @@ EXERCISES = [
             Mistake("when the decay is added to the gradient (Adam with L2)",
                     "    for p, m, v in zip(self.parameters, self.m, self.v, strict=True):\n",
                     "    for p, m, v in zip(self.parameters, self.m, self.v, strict=True):\n"
-                    "        if p.ndim >= 2:\n"
-                    "            p.grad = p.grad + self.weight_decay * p\n",
-                    also=(("p.mul_(1 - lr * self.weight_decay)", "pass"),)),
+                    "        grad = p.grad + (p.ndim >= 2) * self.weight_decay * p\n",
+                    also=(("(1 - beta1) * p.grad", "(1 - beta1) * grad"),
+                          ("(1 - beta2) * p.grad**2", "(1 - beta2) * grad**2"),
+                          ("p.mul_(1 - lr * self.weight_decay)", "pass"))),
+            Mistake("when `m = …` and `v = …` make new tensors, and the averages are not kept",
+                    "m.mul_(beta1).add_(", "m = (beta1 * m).add_(",
+                    also=(("v.mul_(beta2).add_(", "v = (beta2 * v).add_("),)),
+            Mistake("when the corrected averages are kept: the correction is for one step alone",
+                    "m / (1 - beta1**self.step_count)", "m.div_(1 - beta1**self.step_count)",
+                    also=(("v / (1 - beta2**self.step_count)",
+                           "v.div_(1 - beta2**self.step_count)"),)),
+            Mistake("when eps stands under the root", "(v_corrected.sqrt() + self.eps)",
+                    "(v_corrected + self.eps).sqrt()"),
+            Mistake("without eps", "(v_corrected.sqrt() + self.eps)", "v_corrected.sqrt()"),
+            Mistake("when step_count does not rise: 1 - beta**0 is 0",
+                    "    self.step_count += 1\n", ""),
+            Mistake("when step_count rises once for each parameter", "    self.step_count += 1\n",
+                    "", also=(("        # The two averages\n", "        self.step_count += 1\n"),)),
+            Mistake("when share does not reach the decay", "1 - lr * self.weight_decay",
+                    "1 - self.lr * self.weight_decay"),
             Mistake("when vectors decay too", "if p.ndim >= 2:", "if p.ndim >= 1:"),
             Mistake("when the decay is not scaled by the learning rate",
                     "1 - lr * self.weight_decay", "1 - self.weight_decay"),
@@ -519,6 +614,15 @@ EXERCISES = [
         mistakes=(
             Mistake("without the division by the norm", "    X = X / (X.norm() + 1e-7)\n", ""),
             Mistake("without the fifth power", " + c * square @ square @ X", ""),
+            Mistake("when the square of X X^T squares each number: it should be a matrix product",
+                    "c * square @ square @ X", "c * square**2 @ X"),
+            Mistake("when X X^T is computed once, and not in each round",
+                    "    for a, b, c in POLAR_EXPRESS_ROUNDS:\n        square = X @ X.T\n",
+                    "    square = X @ X.T\n    for a, b, c in POLAR_EXPRESS_ROUNDS:\n"),
+            Mistake("when every round takes the first a, b, c", "in POLAR_EXPRESS_ROUNDS:",
+                    "in POLAR_EXPRESS_ROUNDS[:1] * 4:"),
+            Mistake("without the last round", "in POLAR_EXPRESS_ROUNDS:",
+                    "in POLAR_EXPRESS_ROUNDS[:-1]:"),
             Mistake("after the first round only", "in POLAR_EXPRESS_ROUNDS:",
                     "in POLAR_EXPRESS_ROUNDS[:1]:"),
             Mistake("when a tall matrix is not transposed back", "return X.T if is_tall else X",
@@ -541,6 +645,9 @@ EXERCISES = [
                     "    model.zero_grad()\n", "",
                     also=(("    loss.backward()\n", "    loss.backward()\n    for p in "
                            "model.parameters():\n        p.grad.zero_()\n"),)),
+            Mistake("when the targets are shifted once more: they are the next tokens already",
+                    "cross_entropy(model(inputs), targets)",
+                    "cross_entropy(model(inputs)[:, :-1], targets[:, 1:])"),
             Mistake("when the loss is returned with its whole graph", "loss.item()", "loss"),
             Mistake("with the loss after the step", "return loss.item()",
                     "return cross_entropy(model(inputs), targets).item()"),
@@ -560,6 +667,11 @@ EXERCISES = [
                     "logits * temperature"),
             Mistake("when top_p keeps too few: the token that crosses p is dropped",
                     "likelier >= top_p - 1e-6", "likelier + sorted_probs > top_p + 1e-6"),
+            Mistake("when top_p drops the token that crosses p",
+                    "likelier >= top_p - 1e-6",
+                    "(likelier + sorted_probs > top_p + 1e-6) & (likelier > 0)"),
+            Mistake("when top_p is not used", "if top_p is not None", "if False"),
+            Mistake("when top_k is not used", "if top_k is not None", "if False"),
             Mistake("when top_p keeps one too many", "likelier >= top_p - 1e-6",
                     "likelier - sorted_probs.roll(1, -1) >= top_p - 1e-6"),
             Mistake("when the chances that top_k keeps are not scaled before top_p",
@@ -593,6 +705,12 @@ EXERCISES = [
             Mistake("when negative logits are divided too: they get likelier",
                     "torch.where(logits > 0, logits / penalty, logits * penalty)",
                     "logits / penalty"),
+            Mistake("when a token is punished each time that it occurred",
+                    "    punished = torch.where(logits > 0, logits / penalty, logits * penalty)\n",
+                    "    times = torch.zeros_like(logits).scatter_add(\n"
+                    "        1, tokens, torch.ones_like(tokens).to(logits))\n"
+                    "    punished = torch.where(logits > 0, logits / penalty**times,\n"
+                    "                           logits * penalty**times)\n"),
             Mistake("when the penalty is subtracted",
                     "torch.where(logits > 0, logits / penalty, logits * penalty)",
                     "logits - penalty"),
@@ -633,6 +751,14 @@ EXERCISES = [
                     also=(("torch.cat([self.v, v], 1)", "torch.cat([v, self.v], 1)"),)),
             Mistake("when nothing is kept", "k if self.k is None else torch.cat([self.k, k], 1)",
                     "k", also=(("v if self.v is None else torch.cat([self.v, v], 1)", "v"),)),
+            Mistake("when the joined keys and values are returned, and not kept in self",
+                    "    self.k = k if self.k is None else torch.cat([self.k, k], 1)\n"
+                    "    self.v = v if self.v is None else torch.cat([self.v, v], 1)\n"
+                    "    n_keys = self.k.shape[1]\n",
+                    "    keys = k if self.k is None else torch.cat([self.k, k], 1)\n"
+                    "    values = v if self.v is None else torch.cat([self.v, v], 1)\n"
+                    "    n_keys = keys.shape[1]\n",
+                    also=(("return self.k, self.v, mask", "return keys, values, mask"),)),
             Mistake("when keys and values are exchanged", "return self.k, self.v, mask",
                     "return self.v, self.k, mask"),
             Mistake("when the mask covers the whole context", "self.key_mask[:, :n_keys]",

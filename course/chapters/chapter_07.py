@@ -6,7 +6,16 @@ import torch
 
 from config import ModelConfig
 from course.engine.catalogue import Exercise, Mistake, Prediction
-from course.engine.expect import Wrong, expect, expect_close, expect_equal, random, random_ids
+from course.engine.expect import (
+    Wrong,
+    describe,
+    expect,
+    expect_close,
+    expect_equal,
+    expect_shape,
+    random,
+    random_ids,
+)
 from model import GPT
 
 IMPORTS = ["import contextlib", "import torch"]
@@ -33,9 +42,15 @@ def nobody_listens(hook_point_call):
 def none_leaves_it(hook_point_call):
     """a listener that returns None leaves the activation"""
     seen = []
-    point = SimpleNamespace(listeners=[seen.append])
+
+    def listener(*args):
+        expect(len(args) == 1, f"a listener was called with {len(args)} arguments, and takes the "
+               "tensor alone: HookPoint.add has wrapped fn(tensor, hook) before")
+        seen.append(args[0])
+
+    point = SimpleNamespace(listeners=[listener])
     expect_close(hook_point_call(point, torch.ones(2)), torch.ones(2), "the activation", "number",
-                 ask="append returns None, which means: change nothing")
+                 ask="None means: change nothing")
     expect_equal(len(seen), 1, "how often the listener was called")
 
 
@@ -54,7 +69,9 @@ def it_is_there_inside_and_gone_after(listening):
     """inside the block fn is called; after the block the list is as before"""
     seen, listeners = [], [len]
     with listening(listeners, seen.append):
-        expect_equal(len(listeners), 2, "the number of listeners inside")
+        expect_equal(len(listeners), 2, "the number of listeners inside",
+                     ask="is fn added to this list, and not to a new one?")
+        expect(listeners[0] is len, "fn should be added at the end, after those that were there")
         listeners[-1](7)
     expect_equal(seen, [7], "the tensors that fn has seen")
     expect(listeners == [len], f"after the block the list has {len(listeners)} listeners, and "
@@ -109,7 +126,8 @@ def the_names_outside(act_name):
 def every_name_is_a_hook_of_the_model(act_name):
     """they are hooks of a real model"""
     points = tiny_model().hook_points()
-    for name in ("q", "k", "v", "z", "pattern", "pre", "post", "resid_mid", "mlp_out"):
+    for name in ("q", "k", "v", "z", "attn_scores", "pattern", "pre", "post", "resid_mid",
+                 "mlp_out"):
         expect(act_name(name, 1) in points, f"{act_name(name, 1)} is no hook of the model")
 
 
@@ -130,8 +148,17 @@ def it_gives_what_the_library_keeps(keep_activations):
     model = tiny_model()
     logits, kept = pair_of(keep_activations(model, TOKENS, NAMES))
     want, cache = model.run_with_cache(TOKENS)
-    expect_close(logits, want, "the logits", "batch pos d_vocab")
-    expect_equal(sorted(kept), sorted(NAMES), "the names that were kept")
+    expect_close(logits, want, "the logits", "batch pos d_vocab",
+                 ask="did a hook return something?")
+    expect(hasattr(kept, "keys"), f"what was kept is {describe(kept)}, and should be a dictionary "
+           "{name: tensor}")
+    expect(all(isinstance(name, str) for name in kept), "the keys of the dictionary should be "
+           "names: in a hook, hook.name")
+    missing = [name for name in NAMES if name not in kept]
+    expect(not missing, f"{', '.join(missing)} was not kept: does the model run inside the `with`, "
+           "and each hook keep its own?")
+    expect(len(kept) == len(NAMES), f"{len(kept)} activations were kept, and should be the "
+           f"{len(NAMES)} that were named")
     for name in NAMES:
         expect_close(kept[name], cache[name], name, "batch pos d_model")
 
@@ -242,8 +269,7 @@ def the_last_stream_s_gradient_is_finite_difference(activation_gradient):
     activation, gradient = pair_of(activation_gradient(model, TOKENS, logit_of, name))
     want = model.run_with_cache(TOKENS)[1][name]
     expect_close(activation, want, "the activation", "batch pos d_model")
-    expect_close(torch.as_tensor(gradient.shape), torch.as_tensor(want.shape),
-                 "the gradient's shape")
+    expect_shape(gradient, want.shape, "the gradient")
     for place in ((0, 4, 0), (1, 2, 3)):
         push = torch.zeros_like(want)
         push[place] = 1e-4
@@ -267,7 +293,8 @@ def weights_are_left_alone(activation_gradient):
 EXERCISES = [
     Exercise(
         name="hook_point_call", source="hooks.HookPoint.__call__", minutes=10, difficulty=1,
-        needed_for="everything that looks inside", task="Do what a hook point does.",
+        needed_for="everything that looks inside", task="Do what a hook point does. Listeners take "
+        "the tensor alone; HookPoint.add has wrapped fn(tensor, hook) into one.",
         checks=(nobody_listens, none_leaves_it, each_sees_what_the_one_before_made),
         hints=("A loop over self.listeners.", "Each listener sees what the one before it returned.",
                "changed = listener(tensor); if changed is not None: tensor = changed."),
@@ -275,6 +302,8 @@ EXERCISES = [
             Mistake("when every listener sees the first tensor", "changed = listener(tensor)",
                     "changed = listener(first)",
                     also=(("    for listener in", "    first = tensor\n    for listener in"),)),
+            Mistake("when the first tensor that a listener returns ends the loop",
+                    "            tensor = changed\n", "            return changed\n"),
             Mistake("when None replaces the activation",
                     "        if changed is not None:\n            tensor = changed\n",
                     "        tensor = changed\n"),
@@ -314,6 +343,9 @@ EXERCISES = [
                "layer 0 is a layer: ask `is None`.", 'f"blocks.{layer}.attn.hook_{name}".'),
         mistakes=(
             Mistake("when layer 0 counts as no layer", "if layer is None:", "if not layer:"),
+            Mistake("when attn_scores is forgotten among attention's names", '"attn_scores", ', ""),
+            Mistake("when resid_pre and resid_post are taken for the MLP's pre and post",
+                    'name in ("pre", "post")', '"pre" in name or "post" in name'),
             Mistake("when the MLP's hooks get the block's names",
                     '    if name in ("pre", "post"):\n        return f"blocks.{layer}.mlp.hook_'
                     '{name}"\n', ""),
@@ -330,6 +362,9 @@ EXERCISES = [
                     "    with model.hooks([(name, keep) for name in names]):\n"
                     "        logits = model(tokens)\n",
                     "    for name in names:\n        model.hook_points()[name].add(keep)\n"
+                    "    logits = model(tokens)\n"),
+            Mistake("when the model runs after the `with` block has ended",
+                    "        logits = model(tokens)\n", "        pass\n"
                     "    logits = model(tokens)\n"),
             Mistake("when only the last name's activation is kept", "kept[hook.name] = ",
                     "kept[names[-1]] = "),
@@ -348,6 +383,9 @@ EXERCISES = [
         mistakes=(
             Mistake("when every view is counted", "sum(storages.values())",
                     "sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())"),
+            Mistake("when the numbers are added up, whatever memory they lie in",
+                    "sum(storages.values())",
+                    "sum(each.numel() * each.element_size() for each in tensors.values())"),
             Mistake("when only a view's own numbers count", "= storage.nbytes()",
                     "= tensor.numel() * tensor.element_size()"),
             Mistake("of numbers instead of bytes", "= storage.nbytes()",
@@ -362,6 +400,8 @@ EXERCISES = [
         mistakes=(
             Mistake("when z is edited in place", "    z = z.clone()\n", ""),
             Mistake("when a position is zeroed instead of a head", "z[:, :, head]", "z[:, head]"),
+            Mistake("when a text of the batch is zeroed instead of a head", "z[:, :, head]",
+                    "z[head]"),
             Mistake("when a dimension of all heads is zeroed", "z[:, :, head]", "z[..., head]"),
             Mistake("when all other heads are zeroed", "    z[:, :, head] = 0.0\n    return z\n",
                     "    kept = torch.zeros_like(z)\n    kept[:, :, head] = z[:, :, head]\n"
@@ -376,6 +416,8 @@ EXERCISES = [
         mistakes=(
             Mistake("of away minus towards", "ends[0] - ends[1]", "ends[1] - ends[0]"),
             Mistake("at the first token", "[0, -1]", "[0, 0]"),
+            Mistake("of length 1: the difference should keep its length", "ends[0] - ends[1]",
+                    "(ends[0] - ends[1]) / (ends[0] - ends[1]).norm()"),
             Mistake("of the means over all tokens", "[0, -1]", "[0].mean(0)"),
         )),
     Exercise(

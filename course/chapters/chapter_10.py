@@ -4,7 +4,14 @@ import torch
 
 from course.engine import page
 from course.engine.catalogue import Exercise, Mistake, Prediction
-from course.engine.expect import Wrong, expect_close, expect_equal, random, random_ids
+from course.engine.expect import (
+    Wrong,
+    expect_close,
+    expect_equal,
+    expect_shape,
+    random,
+    random_ids,
+)
 from course.engine.models import answer, busy_model, cache_of
 from course.engine.page import stated
 
@@ -52,7 +59,7 @@ def it_is_the_slope_of_the_corrupted_run(estimate_patches):
     model = tiny_model()
     clean = cache_of(model, CLEAN)[STREAM]
     got = estimate_patches(model, CORRUPTED, cache_of(model, CLEAN), answer, STREAM)
-    expect_close(torch.as_tensor(got.shape), torch.tensor([3, 5]), "the shape of the estimates")
+    expect_shape(got, (3, 5), "the result")
     corrupted = cache_of(model, CORRUPTED)[STREAM]
     for pos in (2, 4):
         move = torch.zeros_like(clean)
@@ -113,7 +120,7 @@ def it_sums_to_the_whole_change(integrate_gradients):
     """it sums to metric(end) - metric(start)"""
     start, end = random(3, 4), random(3, 4, seed=1)
     got = integrate_gradients(curved, start, end, steps=64)
-    expect_close(torch.as_tensor(got.shape), torch.tensor([3, 4]), "the shape of the result")
+    expect_shape(got, (3, 4), "the result")
     expect_close(got.sum(), curved(end) - curved(start), "the sum", tolerance=1e-2,
                  ask="average the gradient along the path, then multiply by end - start")
 
@@ -141,7 +148,7 @@ SLOPES = random(5, 2, 4, 6, seed=2)
 def each_edge_is_a_product(score_edges):
     """an edge is (corrupted - clean) times its reader's gradient, summed over pos and d_model"""
     scores = score_edges(*WRITES, SLOPES)
-    expect_close(torch.as_tensor(scores.shape), torch.tensor([3, 5, 2]), "the shape of the scores")
+    expect_shape(scores, (3, 5, 2), "the result")
     want = ((WRITES[1][1] - WRITES[0][1]) * SLOPES[3]).sum((1, 2))
     expect_close(scores[1, 3], want, "the score of the edge from 1 to 3", "batch")
 

@@ -3,7 +3,7 @@
 import torch
 
 from course.engine.catalogue import Exercise, Mistake, Prediction
-from course.engine.expect import expect, expect_close, expect_equal, random
+from course.engine.expect import expect, expect_close, expect_equal, expect_shape, random
 from course.engine.page import stated
 
 IMPORTS = ["import itertools", "import torch"]
@@ -19,7 +19,7 @@ def a_row_is_what_is_said_of_a_token(full_ov_table):
     expect_close(table[3], (W_E[3] @ W_OV) @ W_U, "row 3", "token_said", ask="the token seen is "
                                                                              "the row, the token "
                                                                              "predicted the column")
-    expect_close(torch.as_tensor(table.shape), torch.tensor([5, 5]), "the table's shape")
+    expect_shape(table, (5, 5), "the table")
 
 
 def a_head_that_copies_has_its_diagonal(full_ov_table):
@@ -27,7 +27,7 @@ def a_head_that_copies_has_its_diagonal(full_ov_table):
     expect_close(full_ov_table(torch.eye(4), torch.eye(4), torch.eye(4)), torch.eye(4), "the table",
                  "token_seen token_said")
     wide = full_ov_table(random(7, 3), random(3, 3), random(3, 7))
-    expect_close(torch.as_tensor(wide.shape), torch.tensor([7, 7]), "the shape for 7 tokens")
+    expect_shape(wide, (7, 7), "the table for 7 tokens")
 
 
 # own_rank

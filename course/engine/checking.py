@@ -15,6 +15,7 @@ import copy
 import functools
 import importlib
 import importlib.util
+import inspect
 import multiprocessing
 import re
 import sys
@@ -37,6 +38,15 @@ from utils import UserError
 SECONDS = 15  # the most that the checks of one function may take
 SECONDS_TO_BEGIN = 60  # the most until the process has loaded the library
 MOST_CALLS = 50  # the most calls that are recorded
+REMEDIES = {  # what torch says, and what that means here
+    "Boolean value of Tensor with more than one value is ambiguous":
+        "`if`, `or` and `==` can't decide about a whole tensor; did you mean `is None`?",
+    "appears to not have been used in the graph":
+        "the value was not computed from this tensor; is it a copy (clone, detach) of the one with "
+        "which the model went on?",
+    "does not require grad":
+        "no graph leads to this tensor; was it detached, or made under no_grad?",
+}
 
 
 @dataclass
@@ -238,6 +248,8 @@ def name_mistake(chapter, exercise, function, calls):
             with contextlib.suppress(Exception, SystemExit):
                 check(recorded)
 
+    if not any(count_numbers(call.after[0]) for call in all_calls if call.after):
+        return ""  # nothing but NaN, as many mistakes give
     everywhere = matching(chapter, exercise, found, all_calls)
     if not everywhere and sum(count_numbers(call.after[0]) for call in calls if call.after) >= 4:
         everywhere = found
@@ -245,9 +257,9 @@ def name_mistake(chapter, exercise, function, calls):
 
 
 def count_numbers(value):
-    """The number of different numbers or words in a result."""
+    """The number of different finite numbers or words in a result."""
     if isinstance(value, torch.Tensor):
-        return len(value.detach().unique())
+        return len(value.detach()[value.isfinite()].unique())
     if isinstance(value, (list, tuple)):
         return sum(map(count_numbers, value))
     return 1
@@ -283,7 +295,8 @@ def judge(chapter, exercise, function, path=None, tell=lambda verdict: None):
             except (Exception, SystemExit) as error:
                 message = explain_error(error, exercise, path, calls)
             if message:
-                message = explain_result(chapter, exercise, calls) or message
+                message = (explain_result(chapter, exercise, calls)
+                           or explain_argument(chapter, exercise, calls) or message)
                 break
             held.append(statement(check))
         else:
@@ -307,6 +320,20 @@ def explain_result(chapter, exercise, calls):
     return f"{exercise.name} returned {describe(got)}, and should return {wanted}"
 
 
+def explain_argument(chapter, exercise, calls):
+    """A sentence if the last call wrote into a tensor that our solution leaves alone, or ""."""
+    if not calls or calls[-1].after is None:
+        return ""
+    ours = replayed(our_solution(chapter, exercise), calls[-1])
+    names = inspect.signature(our_solution(chapter, exercise)).parameters
+    for name, before, theirs, kept in zip(names, calls[-1].before[0], calls[-1].after[1],
+                                          ours[1] if ours else (), strict=False):
+        if isinstance(before, torch.Tensor) and alike(before, kept) and not alike(before, theirs):
+            return (f"{exercise.name} wrote into its argument {name}, which must stay as it was: "
+                    "is there a += on it, or another change in place? Make a new tensor")
+    return ""
+
+
 def kind_of(value):
     """The kind of a result; a tensor of one number counts as a number, a tuple as a list."""
     if isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.ndim == 0):
@@ -324,7 +351,10 @@ def statement(check):
 
 def explain_error(error, exercise, path, calls):
     """An error as a sentence: the learner's line, the exception, and the shapes in that line."""
-    raised = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    said = str(error).strip().splitlines()[0] if str(error) else ""
+    for torch_says, remedy in REMEDIES.items():
+        said = remedy if torch_says in said else said
+    raised = f"{type(error).__name__}: {said}"
     frames = [frame for frame in traceback.walk_tb(error.__traceback__)
               if path is not None and frame[0].f_code.co_filename == str(path)]
     if frames:

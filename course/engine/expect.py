@@ -38,7 +38,8 @@ def expect_close(got, want, what, axes="", *, tolerance=1e-4, ask=""):
         raise Wrong(f"{what} is {describe(got)}, and should be {wanted}{ask}")
     if got.shape != want.shape:
         named = f", [{', '.join(axes.split())}]" if axes else ""
-        raise Wrong(f"{what} is {list(got.shape)}, and should be {list(want.shape)}{named}{ask}")
+        raise Wrong(f"the shape of {what} is {list(got.shape)}, and should be {list(want.shape)}"
+                    f"{named}{ask}")
 
     got = got.detach().double()
     want = want.detach().double()
@@ -51,6 +52,13 @@ def expect_close(got, want, what, axes="", *, tolerance=1e-4, ask=""):
     count = f" ({n_off} of {same.numel()} numbers are off)" if same.numel() > 1 else ""
     raise Wrong(f"{what}{where} is {show(got[index].item())}, and should be "
                 f"{show(want[index].item())}{count}{ask}")
+
+
+def expect_shape(got, shape, what, *, ask=""):
+    """Raises Wrong unless got is a tensor of this shape. what, ask: as in `expect_close`."""
+    if not isinstance(got, torch.Tensor) or tuple(got.shape) != tuple(shape):
+        ask = f": {ask}" if ask else ""
+        raise Wrong(f"{what} is {describe(got)}, and should be a tensor {list(shape)}{ask}")
 
 
 def show(number):

@@ -157,7 +157,7 @@ class Together:
     def __init__(self, folder, wanted, places):
         self.parts = {}
         self.chapter_of = {}
-        missing = []
+        missing = {}  # {chapter: names}
         for number, names in wanted.items():
             chapter = catalogue.load_chapter(number)
             path = folder / f"chapter_{number:02}.py"
@@ -166,7 +166,7 @@ class Together:
                 exercise = catalogue.find_exercise(chapter, name)
                 theirs = getattr(module, name, None)
                 if theirs is None or is_stub(theirs, number):
-                    missing.append(f"{name} (make exercise CHAPTER={number})")
+                    missing.setdefault(number, []).append(name)
                     continue
                 source, adapt = places.get(name, (exercise.source, lambda function: function))
                 place = dataclasses.replace(exercise, source=source)
@@ -174,7 +174,9 @@ class Together:
                 self.parts[name] = Part(module, place, theirs, ours, adapt)
                 self.chapter_of[name] = number
         if missing:
-            raise NotYet(f"not written yet: {', '.join(missing)}")
+            lists = [f"{', '.join(names)} (make exercise CHAPTER={number})"
+                     for number, names in missing.items()]
+            raise NotYet(f"not written yet: {'; '.join(lists)}")
         self.ours = frozenset()  # the names of those that are replaced by ours
 
     def function(self, name):
@@ -202,7 +204,8 @@ class Together:
         if alone:
             name = alone[0]
             return (f"with ours in place of your {name} it holds; look at it: make check "
-                    f"CHAPTER={self.chapter_of[name]} FUNCTION={name}")
+                    f"CHAPTER={self.chapter_of[name]} FUNCTION={name} (if that finds nothing: does "
+                    "it change what it is given, remember an earlier call, or cut the gradient?)")
 
         # More than one is at fault: which of theirs, alone among ours, spoil it?
         spoil = [name for name in names if self.fails(check, work, set(names) - {name})]

@@ -35,6 +35,11 @@ def attention_pattern_as_loops(q, k):
     return pattern
 
 
+def attention_pattern_as_exponentials(q, k):
+    weights = torch.exp(q @ k.T / q.shape[-1] ** 0.5).tril()
+    return weights / weights.sum(-1, keepdim=True)
+
+
 def attention_pattern_as_large_negative(q, k):
     # a mask that is added, as many textbooks do
     scores = (q @ k.T) * q.shape[-1] ** -0.5

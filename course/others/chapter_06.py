@@ -46,6 +46,20 @@ def adamw_step_as_not_in_place(self, share=1.0):
         p -= decay + lr * m_hat / (torch.sqrt(v_hat) + self.eps)
 
 
+@torch.no_grad()
+def adamw_step_as_one_update(self, share=1.0):
+    self.step_count += 1
+    beta1, beta2 = self.betas
+    for p, m, v in zip(self.parameters, self.m, self.v, strict=True):
+        m.lerp_(p.grad, 1 - beta1)
+        v.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+        root = (v / (1 - beta2**self.step_count)).sqrt() + self.eps
+        update = m / (1 - beta1**self.step_count) / root
+        if p.ndim >= 2:
+            update = update + self.weight_decay * p
+        p -= share * self.lr * update
+
+
 def orthogonalise_as_decomposition(matrix):
     # the same polynomials, on the singular values themselves
     U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
@@ -83,6 +97,19 @@ def token_probs_as_masked_logits(logits, temperature=1.0, top_k=None, top_p=None
         before = descending.softmax(-1).cumsum(-1) - descending.softmax(-1)
         drop = (before >= top_p - 1e-6).scatter(-1, order, before >= top_p - 1e-6)
         logits = logits.masked_fill(drop, -math.inf)
+    return logits.softmax(-1)
+
+
+def token_probs_as_shifted(logits, temperature=1.0, top_k=None, top_p=None):
+    logits = logits / temperature
+    if top_k is not None:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -math.inf)
+    if top_p is not None:
+        descending, order = logits.sort(descending=True)
+        remove = descending.softmax(-1).cumsum(-1) > top_p
+        remove[:, 1:] = remove[:, :-1].clone()
+        remove[:, 0] = False
+        logits = logits.masked_fill(remove.scatter(-1, order, remove), -math.inf)
     return logits.softmax(-1)
 
 

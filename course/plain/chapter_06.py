@@ -41,11 +41,13 @@ def clip_gradients_(parameters, most):
 
 @torch.no_grad()
 def adamw_step(self, share=1.0):
-    """Makes one step of AdamW for every parameter, by `share` of the learning rate.
+    """Makes one step of AdamW for every parameter; share: multiplies the learning rate, for the
+    decay too.
 
     self.parameters: the tensors, each with a `.grad`; self.m, self.v: a tensor for each, of zeros
-    at first; self.step_count: 0 at first; self.lr, self.betas (beta1, beta2), self.eps,
-    self.weight_decay. Changes all but the last four in place. Only matrices decay (ndim >= 2).
+    at first; self.step_count: 0 at first, raised once a step. These four are changed in place.
+    self.lr, self.betas (beta1, beta2), self.eps, self.weight_decay: numbers. Only matrices decay
+    (ndim >= 2).
     """
     lr = share * self.lr
     beta1, beta2 = self.betas
@@ -68,10 +70,10 @@ def adamw_step(self, share=1.0):
 def orthogonalise(matrix):
     """Approximately U V^T for a matrix U S V^T, [rows, cols]: the nearest orthogonal matrix.
 
-    The matrix is divided by its norm, so that no singular value is above 1. Then each of the
-    POLAR_EXPRESS_ROUNDS (a, b, c) makes X into a X + b (X X^T) X + c (X X^T)^2 X, which moves every
-    singular value towards 1. A tall matrix is transposed first, and at the end again: X X^T is then
-    the smaller square.
+    The matrix is divided by its norm (the root of the sum of its squares), so that no singular
+    value is above 1. Then each of the POLAR_EXPRESS_ROUNDS (a, b, c) makes X into
+    a X + b (X X^T) X + c (X X^T)^2 X, which moves every singular value towards 1. A tall matrix is
+    transposed first, and at the end again: X X^T is then the smaller square.
     """
     is_tall = matrix.shape[0] > matrix.shape[1]
     X = matrix.T if is_tall else matrix

@@ -40,9 +40,9 @@ def listening(listeners, fn):
 def act_name(name, layer=None):
     """The full hook name of a short one: ("z", 0) gives "blocks.0.attn.hook_z".
 
-    Attention has q, k, v, z, attn_scores and pattern; the MLP has pre and post ("blocks.0.mlp.
-    hook_pre"); any other name with a layer belongs to the block itself ("blocks.0.hook_resid_pre").
-    Without a layer it is outside the blocks ("hook_embed").
+    Attention has q, k, v, z, attn_scores and pattern. The MLP has pre and post:
+    "blocks.0.mlp.hook_pre". Any other name with a layer belongs to the block itself:
+    "blocks.0.hook_resid_pre". Without a layer it is outside the blocks: "hook_embed".
     """
     if layer is None:
         return f"hook_{name}"
