@@ -100,7 +100,7 @@ def direct_effect(model, clean_tokens, corrupted_tokens, layer, head):
     Returns [batch, pos, d_vocab]: the clean run's logits if, of the last stream, only what this
     head writes were that of the corrupted run. run_with_cache(tokens)[1] has
     "blocks.{layer}.attn.hook_z" and, for the last layer l, "blocks.{l}.hook_resid_post".
-    model.blocks[layer].attn.W_O: [head, d_head, d_model].
+    model.blocks[layer].attn.W_O: [head, d_head, d_model]. model.unembed(resid) -> logits.
     """
     last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
     name = f"blocks.{layer}.attn.hook_z"
