@@ -146,7 +146,8 @@ def the_last_row_is_the_model(read_early):
     """the last row is the model's logits"""
     model, logits, cache = run()
     rows = read_early(model, cache)
-    expect(len(rows) == 3, f"a model of 2 layers has 3 rows, and there are {len(rows)}")
+    expect(len(rows) == 3, f"a model of 2 layers has 3 rows, one before each block and one after "
+           f"the last, and there are {len(rows)}")
     expect_close(rows[-1], logits, "the last row", "batch pos d_vocab")
 
 

@@ -174,7 +174,8 @@ def the_cache_is_left_alone(patch_position):
     cache = cache_of(model, CLEAN)
     before = cache[STREAM].clone()
     patch_position(model, CORRUPTED, cache, STREAM, 2)
-    expect(torch.equal(cache[STREAM], before), "the cache was written into")
+    expect(torch.equal(cache[STREAM], before), "the cache was written into: edit a "
+           "copy, .clone()")
 
 
 # denoise_stream

@@ -358,8 +358,8 @@ EXERCISES = [
     Exercise(
         name="kept_share", source=None, minutes=5, difficulty=1, needed_for="judging a circuit",
         task="Faithfulness.",
-        checks=(nothing_and_everything, it_may_be_above_one,
-                a_prompt_without_a_gap_does_not_make_it_wild),
+        checks=(nothing_and_everything, a_prompt_without_a_gap_does_not_make_it_wild,
+                it_may_be_above_one),
         hints=("Both are counted from the empty circuit.", "Means first, then the ratio.",
                "(circuit - empty).mean() / (full - empty).mean()."),
         mistakes=(

@@ -431,6 +431,11 @@ EXERCISES = [
                     also=(("losses[:, period - 1 :]", "losses[period - 1 :]"),)),
             Mistake("of the first repetition alone", "losses[:, period - 1 :]",
                     "losses[:, period - 1 : 2 * period - 1]"),
+            Mistake("without loss period - 1, which is about the first repeated token",
+                    "losses[:, period - 1 :]", "losses[:, period:]"),
+            Mistake("with sums instead of means", "losses[:, : period - 1].mean()",
+                    "losses[:, : period - 1].sum()",
+                    also=(("losses[:, period - 1 :].mean()", "losses[:, period - 1 :].sum()"),)),
         )),
     Exercise(
         name="k_composition", source=None, minutes=15, difficulty=3,
