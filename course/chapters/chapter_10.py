@@ -244,8 +244,8 @@ def the_same_order_is_one(spearman):
 
 
 def ties_count_by_their_mean_rank(spearman):
-    """of (3, 1, 2, 2) and (4, 1, 3, 2) it is about 0.949"""
-    got = spearman(torch.tensor([3.0, 1, 2, 2]), torch.tensor([4.0, 1, 3, 2]))
+    """of (2, 9, 1, 2) and (3, 4, 1, 2) it is about 0.949"""
+    got = spearman(torch.tensor([2.0, 9, 1, 2]), torch.tensor([3.0, 4, 1, 2]))
     expect_close(got, 0.9486833, "the correlation", ask="equal values share a rank, as in "
                  "mean_ranks, and Pearson's formula holds for such ranks too")
 
@@ -450,6 +450,11 @@ EXERCISES = [
             Mistake("when the covariance is divided by n, and the standard deviations by n - 1",
                     "(a * b).sum() / (a.norm() * b.norm())",
                     "(a * b).mean() / (a.std() * b.std())"),
+            Mistake("when equal values do not share a rank",
+                    "mean_ranks(one) - mean_ranks(one).mean()",
+                    "one.argsort(stable=True).argsort() - (len(one) - 1) / 2",
+                    also=(("mean_ranks(other) - mean_ranks(other).mean()",
+                           "other.argsort(stable=True).argsort() - (len(other) - 1) / 2"),)),
             Mistake("of argsort instead of ranks", "mean_ranks(one) - mean_ranks(one).mean()",
                     "one.argsort() - one.argsort().double().mean()",
                     also=(("mean_ranks(other) - mean_ranks(other).mean()",
