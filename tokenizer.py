@@ -70,7 +70,7 @@ class CharTokenizer:
         symbols = self.split(text)
         unknown = sorted(set(symbols) - set(self.ids))
         if unknown:
-            known = "".join(self.symbols) if self.d_vocab < 300 else "…"
+            known = self.join(self.symbols) if self.d_vocab < 300 else "…"
             raise UserError(f"unknown {self.unit}s {' '.join(map(repr, unknown[:10]))}; "
                             f"this tokenizer knows {self.d_vocab}: {known!r}")
         return [self.ids[symbol] for symbol in symbols]

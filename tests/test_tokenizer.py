@@ -66,6 +66,11 @@ def test_unknown_characters_are_named_and_known_ones_are_not():
     assert "'q' 'é'" in message and "2: 'ab'" in message and "'a'" not in message
 
 
+def test_the_words_that_a_tokenizer_knows_are_listed_apart():
+    message = refusal(lambda: WordTokenizer().fit("Ada naps").encode("Ben naps"))
+    assert "'Ben'" in message and "2: 'Ada naps'" in message
+
+
 def test_unknown_ids_are_named_and_negative_ones_do_not_count_from_the_end():
     tokenizer = CharTokenizer().fit("abc")
     for unknown in (3, 99, -1):

@@ -32,7 +32,7 @@ def it_reads_the_last_position(logit_difference):
     logits = random(2, 3, 9)
     want = torch.stack([logits[0, 2, 3] - logits[0, 2, 5], logits[1, 2, 7] - logits[1, 2, 0]])
     expect_close(logit_difference(logits, CORRECT, WRONG), want, "the difference", "batch",
-                 ask="each row has its own answers")
+                 ask="each row has its own answers, at the last position")
 
 
 def it_is_the_log_of_the_odds(logit_difference):
@@ -68,6 +68,9 @@ def it_counts_at_the_last_position(target_rank):
 def the_parts_sum_to_the_stream(decompose_stream):
     """the parts sum to the last stream"""
     model, _, cache = run()
+    shape = list(getattr(decompose_stream(model, cache), "shape", []))
+    expect(len(shape) == 4 and shape[1:] == [2, 5, 6], f"it is {shape}, and should be [component, "
+           "batch 2, pos 5, d_model 6]: a new axis in front counts the parts")
     expect_close(decompose_stream(model, cache).sum(0), cache["resid_post", 1], "the sum",
                  "batch pos d_model", ask="is a part missing, or counted twice?")
 
@@ -101,15 +104,15 @@ def each_part_is_divided_by_the_same(read_through_norm):
     doubled = stack.clone()
     doubled[1] *= 2
     expect_close(read_through_norm(doubled, scale, w)[1], 2 * read_through_norm(stack, scale, w)[1],
-                 "a part that was doubled", "batch pos d_model", ask="the scale is that of the "
-                                                                     "whole stream, not of a part")
+                 "a part that was doubled", "batch pos d_model", ask="`scale` divides, whatever "
+                 "the part; and a part loses its own mean, not that of the others")
 
 
 def a_constant_counts_for_nothing(read_through_norm):
     """a part that is the same in all dimensions is removed by centring"""
     read = read_through_norm(torch.ones(1, 1, 1, 6), torch.ones(1, 1, 1), torch.ones(6))
     expect_close(read, torch.zeros(1, 1, 1, 6), "the reading of a constant",
-                 "component batch pos d_model")
+                 "component batch pos d_model", ask="centred, it is 0, and `scale` divides that")
 
 
 # attribute_logits
@@ -143,7 +146,8 @@ def the_last_row_is_the_model(read_early):
     """the last row is the model's logits"""
     model, logits, cache = run()
     rows = read_early(model, cache)
-    expect(len(rows) == 3, f"a model of 2 layers has 3 rows, and there are {len(rows)}")
+    expect(len(rows) == 3, f"a model of 2 layers has 3 rows, one before each block and one after "
+           f"the last, and there are {len(rows)}")
     expect_close(rows[-1], logits, "the last row", "batch pos d_vocab")
 
 
@@ -187,7 +191,7 @@ def equal_values_count_one_each(effective_rank):
                  tolerance=1e-3)
     projector = torch.diag(torch.tensor([1.0, 1, 0, 0, 0]))
     expect_close(effective_rank(projector), 2.0, "that of a projector on 2 dimensions",
-                 tolerance=1e-3, ask="a singular value of 0 adds nothing, and gives no NaN")
+                 tolerance=1e-3, ask="a singular value of 0 adds nothing, and 0 ln 0 is 0, not NaN")
 
 
 def uneven_values_count_less(effective_rank):
@@ -244,6 +248,12 @@ EXERCISES = [
             Mistake("with the first row's answers for all",
                     "last[rows, correct] - last[rows, wrong]",
                     "last[:, correct[0]] - last[:, wrong[0]]"),
+            Mistake("of every row with the answers of every row",
+                    "last[rows, correct] - last[rows, wrong]",
+                    "last[:, correct] - last[:, wrong]"),
+            Mistake("at all positions instead of the last",
+                    "last[rows, correct] - last[rows, wrong]",
+                    "logits[rows, :, correct] - logits[rows, :, wrong]"),
         )),
     Exercise(
         name="target_rank", source=None, minutes=10, difficulty=1, needed_for="the lens",
@@ -255,6 +265,12 @@ EXERCISES = [
             Mistake("counted from 1", "last > own", "last >= own"),
             Mistake("counted from the bottom", "last > own", "last < own"),
             Mistake("at the first position", "logits[:, -1]", "logits[:, 0]"),
+            Mistake("when the logits are compared with the target's id, not with its logit",
+                    "last > own[:, None]", "last > target[:, None]"),
+            Mistake("of one argsort: which token has that rank, not which rank the token has",
+                    "return (last > own[:, None]).sum(-1)",
+                    "return last.argsort(-1, descending=True)"
+                    "[torch.arange(len(last)), target]"),
         )),
     Exercise(
         name="decompose_stream", source=None, minutes=10, difficulty=1,
@@ -269,6 +285,13 @@ EXERCISES = [
                     'writes = [cache["pos_embed"]]'),
             Mistake("without the last layer", "range(model.cfg.n_layers)",
                     "range(model.cfg.n_layers - 1)"),
+            Mistake("with all attention layers before all MLPs",
+                    '        writes.append(cache["mlp_out", layer])\n',
+                    '    for layer in range(model.cfg.n_layers):\n'
+                    '        writes.append(cache["mlp_out", layer])\n'),
+            Mistake("of streams, which hold all writes before them, instead of writes",
+                    'cache["attn_out", layer]', 'cache["resid_mid", layer]',
+                    also=(('cache["mlp_out", layer]', 'cache["resid_post", layer]'),)),
             Mistake("with the MLPs before attention",
                     '        writes.append(cache["attn_out", layer])\n'
                     '        writes.append(cache["mlp_out", layer])\n',
@@ -290,6 +313,12 @@ EXERCISES = [
                     "centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()"),
             Mistake("without LayerNorm's weight", " / scale * w", " / scale"),
             Mistake("without the division by the scale", " / scale", ""),
+            Mistake("times the scale, instead of divided by it", "centred / scale",
+                    "centred * scale"),
+            Mistake("when the weight comes before the centring",
+                    "    return centred / scale * w\n",
+                    "    read = stack / scale * w\n"
+                    "    return read - read.mean(-1, keepdim=True)\n"),
         )),
     Exercise(
         name="attribute_logits", source=None, minutes=25, difficulty=3,
@@ -312,6 +341,20 @@ EXERCISES = [
                     "(model.W_U[:, correct] - model.W_U[:, wrong]).T", "model.W_U[:, correct].T"),
             Mistake("when b's part is left at 0", "directions @ model.ln_final.b",
                     "0 * directions @ model.ln_final.b"),
+            Mistake("when the parts are not centred",
+                    'read_through_norm(stack, cache["scale", None][:, -1:], model.ln_final.w)',
+                    'stack / cache["scale", None][:, -1:] * model.ln_final.w'),
+            Mistake("without LayerNorm's weight",
+                    'read_through_norm(stack, cache["scale", None][:, -1:], model.ln_final.w)',
+                    'read_through_norm(stack, cache["scale", None][:, -1:], 1.0)'),
+            Mistake("when the parts are not read through LayerNorm",
+                    'read_through_norm(stack, cache["scale", None][:, -1:], model.ln_final.w)',
+                    'stack'),
+            Mistake("when each part has a LayerNorm of its own",
+                    'read_through_norm(stack, cache["scale", None][:, -1:], model.ln_final.w)',
+                    'model.ln_final(stack)'),
+            Mistake("when b is divided by the scale too", "directions @ model.ln_final.b",
+                    "directions @ model.ln_final.b / cache[\"scale\", None][:, -1, 0]"),
         )),
     Exercise(
         name="read_early", source=None, minutes=10, difficulty=1,
@@ -329,6 +372,11 @@ EXERCISES = [
                     'cache["resid_post", layer] for layer in range(model.cfg.n_layers)'),
             Mistake("of what each layer's MLP wrote, instead of the stream",
                     'rows = [cache["resid_pre", layer]', 'rows = [cache["mlp_out", layer]'),
+            Mistake("with the last LayerNorm twice: unembed has it", "model.unembed(resid) for",
+                    "model.unembed(model.ln_final(resid)) for"),
+            Mistake("after the softmax: probabilities", "torch.stack([model.unembed(resid) "
+                    "for resid in rows])", "torch.stack([model.unembed(resid) for resid in rows])"
+                    ".softmax(-1)"),
         )),
     Exercise(
         name="norm_shares", source=None, minutes=10, difficulty=1, needed_for="norm budgets",
@@ -343,6 +391,19 @@ EXERCISES = [
                     "/ (resid.norm(dim=-1) * stack.norm(dim=-1))"),
             Mistake("with the length instead of its square", "resid.pow(2).sum(-1)",
                     "resid.norm(dim=-1)"),
+            Mistake("of lengths over the stream's length, which do not add up",
+                    "(stack * resid).sum(-1) / resid.pow(2).sum(-1)",
+                    "stack.norm(dim=-1) / resid.norm(dim=-1)"),
+            Mistake("of lengths over the sum of all lengths: none can be negative",
+                    "(stack * resid).sum(-1) / resid.pow(2).sum(-1)",
+                    "stack.norm(dim=-1) / stack.norm(dim=-1).sum(0)"),
+            Mistake("of squares over the sum of all squares: none can be negative",
+                    "(stack * resid).sum(-1) / resid.pow(2).sum(-1)",
+                    "stack.pow(2).sum(-1) / stack.pow(2).sum((0, -1))"),
+            Mistake("of absolute numbers", "(stack * resid).sum(-1)",
+                    "(stack * resid).sum(-1).abs()"),
+            Mistake("with the mean of the parts instead of their sum", "stack.sum(0)",
+                    "stack.mean(0)"),
         )),
     Exercise(
         name="effective_rank", source=None, minutes=10, difficulty=2,
@@ -358,6 +419,10 @@ EXERCISES = [
             Mistake("when the values are not normalised", "values / values.sum()", "values"),
             Mistake("when they are divided by the largest", "values / values.sum()",
                     "values / values.max()"),
+            Mistake("when they are divided by their length, the root of the sum of squares",
+                    "values / values.sum()", "values / values.norm()"),
+            Mistake("without the minus sign of the entropy", "torch.special.entr(shares)",
+                    "(-torch.special.entr(shares))"),
         )),
     Exercise(
         name="composition_score", source=None, minutes=10, difficulty=2,
@@ -372,13 +437,19 @@ EXERCISES = [
             Mistake("without the division by both norms",
                     " / (written.norm() * read.norm())", ""),
             Mistake("with the second matrix transposed", "written @ read", "written @ read.T"),
+            Mistake("when one norm divides and the other multiplies: a / b * c is (a / b) * c",
+                    " / (written.norm() * read.norm())", " / written.norm() * read.norm()"),
+            Mistake("of spectral norms, the largest singular value, instead of Frobenius norms",
+                    "(written @ read).norm() / (written.norm() * read.norm())",
+                    "torch.linalg.norm(written @ read, 2) / (torch.linalg.norm(written, 2)"
+                    " * torch.linalg.norm(read, 2))"),
         )),
 ]
 
 PREDICTIONS = [
     Prediction("A model has learned \"When Ola and Leo went to the park, Leo gave a kite to "
-               "Ola\", and puts Ola 7 nats above Leo. How many of them does the last MLP add, "
-               "which can't look back?",
+               "Ola\", and puts Ola 7 nats above Leo. How many of these nats does the last "
+               "MLP add, which can't look back?",
                stated(8, "in our run it added {} of the … nats"), "Expected"),
     Prediction("A lens stops the model just before this MLP. In what percentage of such texts "
                "does the plain lens have the right name in front?",

@@ -1,9 +1,11 @@
 """Chapter 9, intervene: ablation, patching, paths, and whether a score finds the right heads."""
 
+from itertools import permutations
+
 import torch
 
 from course.engine.catalogue import Exercise, Mistake, Prediction
-from course.engine.expect import expect, expect_close, random, random_ids
+from course.engine.expect import Wrong, expect, expect_close, random, random_ids
 from course.engine.models import answer, busy_model, cache_of
 from course.engine.page import stated
 
@@ -34,8 +36,10 @@ def all_of_them_are_drawn(derangement):
     for _ in range(900):
         order = tuple(derangement(4, generator).tolist())
         counts[order] = counts.get(order, 0) + 1
-    expect(len(counts) == 9, f"of the 9 orders of 4 things only {len(counts)} came up in 900 "
-           "draws: a shift by one is one of them, not all")
+    missing = next((order for order in permutations(range(4)) if order not in counts
+                    and all(thing != place for place, thing in enumerate(order))), None)
+    expect(missing is None, f"of the 9 orders of 4 things only {len(counts)} came up in 900 draws; "
+           f"{list(missing or ())} never did, in which nothing stays either")
     expect(min(counts.values()) > 60, f"of 900 draws, one of the 9 orders came up "
            f"{min(counts.values())} times, and should about 100 times")
 
@@ -48,32 +52,42 @@ def the_generator_decides(derangement):
 
 # replacement_value
 
-Z = random(3, 5, 2, 4)
+Z = random(4, 5, 2, 3)
+
+
+def as_z(value, mode):
+    """A value of replacement_value, broadcast to z."""
+    try:
+        return torch.broadcast_to(value, Z.shape)
+    except RuntimeError:
+        raise Wrong(f"the value of mode {mode} is {list(value.shape)}, which does not broadcast to "
+                    f"z, [batch, pos, head, d_head] {list(Z.shape)}: an axis over which a mean was "
+                    "taken may stay, with length 1 (keepdim=True)") from None
 
 
 def zero_is_zero(replacement_value):
     """"zero" is 0"""
-    expect_close(replacement_value(Z, "zero").expand_as(Z), torch.zeros_like(Z), "the value",
+    expect_close(as_z(replacement_value(Z, "zero"), "zero"), torch.zeros_like(Z), "the value",
                  "batch pos head d_head")
 
 
 def mean_is_over_texts_and_positions(replacement_value):
     """"mean" is one vector a head, the same for all texts and positions"""
     want = Z.mean((0, 1)).expand_as(Z)
-    expect_close(replacement_value(Z, "mean").expand_as(Z), want, "the value of mode mean",
+    expect_close(as_z(replacement_value(Z, "mean"), "mean"), want, "the value of mode mean",
                  "batch pos head d_head", ask="over texts and positions, and not over heads")
 
 
 def mean_pos_keeps_the_positions(replacement_value):
     """"mean_pos" is a mean over texts, at each position its own"""
-    expect_close(replacement_value(Z, "mean_pos").expand_as(Z), Z.mean(0).expand_as(Z),
+    expect_close(as_z(replacement_value(Z, "mean_pos"), "mean_pos"), Z.mean(0).expand_as(Z),
                  "the value of mode mean_pos", "batch pos head d_head")
 
 
 def resample_takes_another_text(replacement_value):
     """"resample" is what text source[i] has, for text i"""
-    source = torch.tensor([2, 0, 1])
-    want = torch.stack([Z[2], Z[0], Z[1]])
+    source = torch.tensor([2, 3, 1, 0])
+    want = torch.stack([Z[2], Z[3], Z[1], Z[0]])
     expect_close(replacement_value(Z, "resample", source), want, "the value of mode resample",
                  "batch pos head d_head", ask="row i gets row source[i]")
 
@@ -96,6 +110,20 @@ def zero_is_zero_in_W_O(ablated_logits):
     zero = torch.zeros(1, 1, 2, 3)
     expect_close(ablated_logits(model, CLEAN, 0, 1, zero), other(CLEAN), "the logits",
                  "batch pos d_vocab", ask="one head, in one layer, at all positions")
+
+
+def a_mean_is_broadcast(ablated_logits):
+    """a mean over texts and positions, [head, d_head], is the value at each of them"""
+    model = busy_model()
+    mean = random(2, 3)
+    with torch.no_grad():
+        z = cache_of(model, CLEAN)["z", 1].clone()
+        change = (mean[0] - z[:, :, 0]) @ model.blocks[1].attn.W_O[0]
+        _, cache = model.run_with_cache(CLEAN)
+        mid = cache["resid_mid", 1] + change
+        want = model.unembed(mid + model.blocks[1].mlp(model.blocks[1].ln2(mid)))
+    expect_close(ablated_logits(model, CLEAN, 1, 0, mean), want, "the logits",
+                 "batch pos d_vocab", ask="a value that broadcasts to z is first expanded to it")
 
 
 def the_model_is_as_before(ablated_logits):
@@ -126,7 +154,8 @@ def before_the_position_nothing_moves(patch_position):
     moved = (logits - model(CORRUPTED)).abs().amax((0, 2))
     expect(bool((moved[:2] < 1e-5).all()), f"a patch at position 2 moves the logits of an earlier "
            f"one by {moved[:2].max():.3g}: which run is patched, and where?")
-    expect(bool(moved[2] > 1e-3), "a patch at position 2 does not move its own logits")
+    expect(bool(moved[2] > 1e-3), "a patch at position 2 does not move its own logits: does the "
+           "hook return the new activation, and is it the other run's?")
 
 
 def it_is_the_naive_edit(patch_position):
@@ -145,7 +174,8 @@ def the_cache_is_left_alone(patch_position):
     cache = cache_of(model, CLEAN)
     before = cache[STREAM].clone()
     patch_position(model, CORRUPTED, cache, STREAM, 2)
-    expect(torch.equal(cache[STREAM], before), "the cache was written into")
+    expect(torch.equal(cache[STREAM], before), "the cache was written into: edit a "
+           "copy, .clone()")
 
 
 # denoise_stream
@@ -162,7 +192,8 @@ def with_the_same_text_it_is_the_metric(denoise_stream):
     """clean into clean is the clean metric, everywhere"""
     model = busy_model()
     want = answer(model(CLEAN)).mean().expand(2, 5)
-    expect_close(denoise_stream(model, CLEAN, CLEAN, answer), want, "the metric", "layer pos")
+    expect_close(denoise_stream(model, CLEAN, CLEAN, answer), want, "the metric", "layer pos",
+                 ask="the patched run's metric itself, its mean over the batch")
 
 
 def the_corrupted_run_is_patched_from_the_clean_one(denoise_stream):
@@ -200,7 +231,7 @@ def from_the_same_text_nothing_moves(direct_effect):
     """with the same text twice the logits are the clean ones"""
     model = busy_model()
     expect_close(direct_effect(model, CLEAN, CLEAN, 0, 1), model(CLEAN), "the logits",
-                 "batch pos d_vocab")
+                 "batch pos d_vocab", ask="the whole last stream is read, LayerNorm included")
 
 
 def a_head_of_the_last_layer_has_no_other_way_but_the_mlp(direct_effect):
@@ -213,7 +244,8 @@ def a_head_of_the_last_layer_has_no_other_way_but_the_mlp(direct_effect):
         want = model.unembed(clean["resid_post", 1] + write)
         expect_close(direct_effect(model, CLEAN, CORRUPTED, layer, head), want,
                      f"the logits for head {head} of layer {layer}", "batch pos d_vocab",
-                     ask="everything else stays clean: later layers do not see the change")
+                     ask="corrupted less clean, of one head, in the clean stream; later layers do "
+                         "not see the change")
 
 
 # auroc
@@ -269,6 +301,10 @@ EXERCISES = [
                     "torch.zeros_like(z)"),
             Mistake("with the mean over heads too", "z.mean((0, 1), keepdim=True)",
                     "z.mean((0, 1, 2), keepdim=True)"),
+            Mistake("when the mean is over texts only, and each position keeps its own",
+                    "z.mean((0, 1), keepdim=True)", "z.mean((0,), keepdim=True)"),
+            Mistake("when the order is not used: each text gets the one before it",
+                    "return z[source]", "return z.roll(1, 0)"),
             Mistake("when mean_pos is over positions instead of texts", "z.mean(0, keepdim=True)",
                     "z.mean(1, keepdim=True)"),
             Mistake("when every text gets its own value back", "return z[source]", "return z"),
@@ -278,7 +314,8 @@ EXERCISES = [
     Exercise(
         name="ablated_logits", source=None, minutes=15, difficulty=2, needed_for="head importance",
         task="Edit one head with one hook.",
-        checks=(its_own_value_changes_nothing, zero_is_zero_in_W_O, the_model_is_as_before),
+        checks=(its_own_value_changes_nothing, zero_is_zero_in_W_O, a_mean_is_broadcast,
+                the_model_is_as_before),
         hints=("hook_z lies in blocks.{layer}.attn.", "Clone z, and write that head's part.",
                "z[:, :, head] = value.expand_as(z)[:, :, head]."),
         mistakes=(
@@ -290,6 +327,7 @@ EXERCISES = [
                     "z[:, head] = value.expand_as(z)[:, head]"),
             Mistake("when the hook returns nothing", "        return z\n", "        return None\n"),
             Mistake("when the value is added", "z[:, :, head] = value", "z[:, :, head] += value"),
+            Mistake("of the first layer, whatever the layer", "blocks.{layer}", "blocks.0"),
         )),
     Exercise(
         name="patch_position", source=None, minutes=10, difficulty=1, needed_for="denoise_stream",
@@ -312,6 +350,11 @@ EXERCISES = [
             Mistake("with all positions from this one on",
                     "tensor[:, pos] = source_cache[name][:, pos]",
                     "tensor[:, pos:] = source_cache[name][:, pos:]"),
+            Mistake("when a text is patched instead of a position: axis 0 is the batch",
+                    "tensor[:, pos] = source_cache[name][:, pos]",
+                    "tensor[pos] = source_cache[name][pos]"),
+            Mistake("when the hook returns nothing", "        return tensor\n",
+                    "        return None\n"),
         )),
     Exercise(
         name="denoise_stream", source=None, minutes=15, difficulty=2,
@@ -332,6 +375,14 @@ EXERCISES = [
             Mistake("with the stream after the block", "hook_resid_pre\"", "hook_resid_post\""),
             Mistake("with axes exchanged: [pos, layer]", "return torch.stack(rows)",
                     "return torch.stack(rows, 1)"),
+            Mistake("when the clean run is patched from itself",
+                    "patch_position(model, corrupted_tokens,",
+                    "patch_position(model, clean_tokens,"),
+            Mistake("less the corrupted run's metric: the change, not the metric",
+                    "return torch.stack(rows)",
+                    "return torch.stack(rows) - metric(model(corrupted_tokens)).mean()"),
+            Mistake("with the sum over the batch instead of the mean", "pos)).mean()",
+                    "pos)).sum()"),
         )),
     Exercise(
         name="normalise_effect", source=None, minutes=5, difficulty=1,
@@ -348,6 +399,11 @@ EXERCISES = [
                     "patched / clean"),
             Mistake("cut off at 0 and 1", "(patched - corrupted) / (clean - corrupted)",
                     "((patched - corrupted) / (clean - corrupted)).clamp(0, 1)"),
+            Mistake("when only the clean metric divides", "/ (clean - corrupted)", "/ clean"),
+            Mistake("without brackets: the division comes before the subtraction",
+                    "(patched - corrupted) / (clean - corrupted)",
+                    "patched - corrupted / clean - corrupted"),
+            Mistake("with the sign turned", "(clean - corrupted)", "(corrupted - clean)"),
         )),
     Exercise(
         name="direct_effect", source=None, minutes=20, difficulty=3, needed_for="circuits",
@@ -370,6 +426,18 @@ EXERCISES = [
                     " - clean_cache[name][:, :, head]", ""),
             Mistake("when the write is taken out only", "corrupted_cache[name][:, :, head] - clean",
                     "-clean"),
+            Mistake("when the clean write goes in and the corrupted one out",
+                    "clean_cache[last] + written", "clean_cache[last] - written"),
+            Mistake("without the last LayerNorm", "model.unembed(clean_cache[last] + written)",
+                    "(clean_cache[last] + written) @ model.W_U"),
+            Mistake("of the corrupted run's stream", "model.unembed(clean_cache[last] + written)",
+                    "model.unembed(corrupted_cache[last] + written)"),
+            Mistake("when the stream is that after the head's own layer",
+                    "blocks.{model.cfg.n_layers - 1}", "blocks.{layer}"),
+            Mistake("of all heads of the layer",
+                    "corrupted_cache[name][:, :, head] - clean_cache[name][:, :, head]",
+                    "(corrupted_cache[name] - clean_cache[name]).flatten(2)",
+                    also=(("attn.W_O[head]", "attn.W_O.flatten(0, 1)"),)),
         )),
     Exercise(
         name="auroc", source="metrics.auroc", minutes=15, difficulty=2,

@@ -6,6 +6,7 @@ from course.engine import page
 from course.engine.catalogue import Exercise, Mistake, Prediction
 from course.engine.expect import (
     Wrong,
+    expect,
     expect_close,
     expect_equal,
     expect_shape,
@@ -31,10 +32,11 @@ def tiny_model(**changes):
 
 def a_linear_metric_is_met_exactly(linear_estimate):
     """if the metric is linear, the estimate is the exact change"""
-    own, source, slope = random(2, 3, 4), random(2, 3, 4, seed=1), random(2, 3, 4, seed=2)
+    own, source, slope = random(2, 3, 4), random(2, 3, 4, seed=1), random(2, 3, 4, seed=3)
     want = (source * slope).sum(-1) - (own * slope).sum(-1)
     expect_close(linear_estimate(own, source, slope), want, "the estimate", "batch pos",
-                 ask="from the run's own activation to the other run's")
+                 ask="how far from the run's own activation to the other run's, times the slope, "
+                     "summed over d")
 
 
 def no_difference_no_effect(linear_estimate):
@@ -99,6 +101,8 @@ def the_points_of_each_rule(quadrature):
     """with 2 steps: left 0, 1/2; right 1/2, 1; trapezoid 0, 1/2, 1"""
     for rule, want in (("left", [0, 0.5]), ("right", [0.5, 1]), ("trapezoid", [0, 0.5, 1])):
         points, _ = rule_of(quadrature, rule, 2)
+        expect(len(points) == len(want), f"with 2 steps {rule!r} has {len(want)} points, not "
+               f"{len(points)}")
         expect_close(points, torch.tensor(want), f"the point of {rule!r}", "number")
 
 
@@ -148,7 +152,8 @@ SLOPES = random(5, 2, 4, 6, seed=2)
 def each_edge_is_a_product(score_edges):
     """an edge is (corrupted - clean) times its reader's gradient, summed over pos and d_model"""
     scores = score_edges(*WRITES, SLOPES)
-    expect_shape(scores, (3, 5, 2), "the result")
+    expect(list(scores.shape) == [3, 5, 2], f"of 3 writers, 5 readers and 2 texts it is "
+           f"{list(scores.shape)}, and should be [writer, reader, batch], [3, 5, 2]")
     want = ((WRITES[1][1] - WRITES[0][1]) * SLOPES[3]).sum((1, 2))
     expect_close(scores[1, 3], want, "the score of the edge from 1 to 3", "batch")
 
@@ -167,6 +172,13 @@ def nothing_and_everything(kept_share):
     empty, full = torch.tensor([0.0, 1]), torch.tensor([4.0, 3])
     expect_close(kept_share(empty, empty, full), 0.0, "the share of no edges")
     expect_close(kept_share(full, empty, full), 1.0, "the share of all edges")
+
+
+def it_may_be_above_one(kept_share):
+    """a circuit that does more than the model has more than 1"""
+    empty, full = torch.tensor([0.0, 1]), torch.tensor([4.0, 3])
+    expect_close(kept_share(2 * full, empty, full), 13 / 6, "the share of a circuit with twice the "
+                 "model's metric", ask="it is not cut off")
 
 
 def a_prompt_without_a_gap_does_not_make_it_wild(kept_share):
@@ -189,6 +201,8 @@ def small_damages_are_not_forgotten(prune_edges):
     """ten edges of damage 0.06 each: each is judged by what it adds, and all go at 0.1"""
     edges = list(range(10))
     got = prune_edges(edges, lambda kept: 0.06 * (10 - len(kept)), 0.1)
+    expect(edges == list(range(10)), "the list of edges that was handed in has changed: work on a "
+           "copy, list(edges)")
     expect_equal(got, [], "what stays", ask="compare with the damage of what is kept now")
     got = prune_edges(edges, lambda kept: 0.06 * (10 - len(kept)), 0.05)
     expect_equal(got, edges, "what stays at threshold 0.05")
@@ -201,6 +215,18 @@ def of_two_that_stand_in_for_each_other_one_stays(prune_edges):
                  "is tried")
 
 
+def what_helps_when_it_goes_is_dropped(prune_edges):
+    """an edge whose loss brings the run closer to the model is dropped"""
+    got = prune_edges(["a", "b"], lambda kept: float("a" in kept) + float("b" not in kept), 0.5)
+    expect_equal(got, ["b"], "what stays", ask="the damage falls if a goes; a fall is no rise")
+
+
+def each_edge_is_tried_once(prune_edges):
+    """a is needed while b is there; b goes later, and a is not tried again"""
+    got = prune_edges(["a", "b"], lambda kept: float(kept == ["b"]), 0.5)
+    expect_equal(got, ["a"], "what stays", ask="each edge is tried once, in the order of the list")
+
+
 # mean_ranks, spearman
 
 
@@ -211,9 +237,11 @@ def ranks_begin_at_zero(mean_ranks):
 
 
 def equal_values_share(mean_ranks):
-    """in (5, 1, 5, 5) the ranks are 2, 0, 2, 2"""
-    expect_close(mean_ranks(torch.tensor([5.0, 1, 5, 5])), torch.tensor([2.0, 0, 2, 2]), "the rank",
-                 "number", ask="the mean of 1, 2 and 3")
+    """in (5, 5, 1, 7, 5) the ranks are 2, 2, 0, 4, 2, and in (5, 1, 5) they are 1.5, 0, 1.5"""
+    expect_close(mean_ranks(torch.tensor([5.0, 5, 1, 7, 5])), torch.tensor([2.0, 2, 0, 4, 2]),
+                 "the rank", "number", ask="three values of 5 share the mean of 1, 2 and 3")
+    expect_close(mean_ranks(torch.tensor([5.0, 1, 5])), torch.tensor([1.5, 0, 1.5]), "the rank",
+                 "number", ask="two values share the mean of 1 and 2")
 
 
 def the_same_order_is_one(spearman):
@@ -225,9 +253,10 @@ def the_same_order_is_one(spearman):
 
 
 def ties_count_by_their_mean_rank(spearman):
-    """of (1, 2, 2, 3) and (1, 3, 2, 4) it is about 0.949"""
-    got = spearman(torch.tensor([1.0, 2, 2, 3]), torch.tensor([1.0, 3, 2, 4]))
-    expect_close(got, 0.9486833, "the correlation")
+    """of (2, 9, 1, 2) and (3, 4, 1, 2) it is about 0.949"""
+    got = spearman(torch.tensor([2.0, 9, 1, 2]), torch.tensor([3.0, 4, 1, 2]))
+    expect_close(got, 0.9486833, "the correlation", ask="equal values share a rank, as in "
+                 "mean_ranks, and Pearson's formula holds for such ranks too")
 
 
 EXERCISES = [
@@ -246,6 +275,8 @@ EXERCISES = [
                     ".sum((1, 2))[:, None].expand(-1, own.shape[1])"),
             Mistake("of absolute numbers", "((source - own) * gradient)",
                     "((source - own) * gradient).abs()"),
+            Mistake("without its sign", ".sum(-1)", ".sum(-1).abs()"),
+            Mistake("with the mean over d instead of the sum", ".sum(-1)", ".mean(-1)"),
         )),
     Exercise(
         name="estimate_patches", source=None, minutes=15, difficulty=2,
@@ -262,6 +293,9 @@ EXERCISES = [
                     "linear_estimate(torch.zeros_like(acts[name]),"),
             Mistake("of the run's own activation times gradient (zero ablation's slope)",
                     "acts[name], clean_cache[name]", "torch.zeros_like(acts[name]), acts[name]"),
+            Mistake("divided by the batch size: the metric's sum has each text's own slope",
+                    "grads[name])", "grads[name] / len(corrupted_tokens))"),
+            Mistake("times the batch size", "grads[name])", "len(corrupted_tokens) * grads[name])"),
         )),
     Exercise(
         name="quadrature", source="attribution.quadrature", minutes=10, difficulty=1,
@@ -282,6 +316,9 @@ EXERCISES = [
             Mistake("when the weights sum to the number of steps",
                     "return points[:-1], [1 / steps]",
                     "return points[:-1], [1.0]"),
+            Mistake("when the points of left run up to 1",
+                    "return points[:-1], [1 / steps]",
+                    "return [k / max(steps - 1, 1) for k in range(steps)], [1 / steps]"),
         )),
     Exercise(
         name="integrate_gradients", source=None, minutes=20, difficulty=2,
@@ -300,6 +337,12 @@ EXERCISES = [
             Mistake("without end - start: the mean gradient itself",
                     "(end - start) * total / steps", "total / steps"),
             Mistake("times the end, and not end - start", "(end - start) * total", "end * total"),
+            Mistake("with the right ends of the pieces", "(k + 0.5) / steps", "(k + 1) / steps"),
+            Mistake("times start - end: the sign is turned", "(end - start) * total",
+                    "(start - end) * total"),
+            Mistake("with one gradient, halfway, whatever the steps", "(k + 0.5) / steps", "0.5"),
+            Mistake("on the way from 0 instead of from start", "(start + share * (end - start))",
+                    "(share * end)"),
         )),
     Exercise(
         name="score_edges", source=None, minutes=10, difficulty=2, needed_for="circuits by EAP",
@@ -314,11 +357,18 @@ EXERCISES = [
             Mistake("with readers before writers", "->wrb", "->rwb"),
             Mistake("of the corrupted writes alone", "corrupted_writes - clean_writes",
                     "corrupted_writes"),
+            Mistake("with the mean over positions instead of the sum",
+                    "clean_writes, gradients)", "clean_writes, gradients) / gradients.shape[2]"),
+            Mistake("of the last position alone", "corrupted_writes - clean_writes, gradients",
+                    "(corrupted_writes - clean_writes)[:, :, -1:], gradients[:, :, -1:]"),
+            Mistake("without its sign", "clean_writes, gradients)",
+                    "clean_writes, gradients).abs()"),
         )),
     Exercise(
         name="kept_share", source=None, minutes=5, difficulty=1, needed_for="judging a circuit",
         task="Faithfulness.",
-        checks=(nothing_and_everything, a_prompt_without_a_gap_does_not_make_it_wild),
+        checks=(nothing_and_everything, a_prompt_without_a_gap_does_not_make_it_wild,
+                it_may_be_above_one),
         hints=("Both are counted from the empty circuit.", "Means first, then the ratio.",
                "(circuit - empty).mean() / (full - empty).mean()."),
         mistakes=(
@@ -328,12 +378,18 @@ EXERCISES = [
             Mistake("as a share of the full metric", "(circuit - empty).mean() / (full - empty)",
                     "circuit.mean() / full"),
             Mistake("of what is lost", "(circuit - empty)", "(full - circuit)"),
+            Mistake("when only the full metric divides, not its gain over the empty circuit",
+                    "/ (full - empty).mean()", "/ full.mean()"),
+            Mistake("cut off at 0 and 1", "/ (full - empty).mean()",
+                    "/ (full - empty).mean()).clamp(0, 1)",
+                    also=(("return (circuit", "return ((circuit"),)),
         )),
     Exercise(
         name="prune_edges", source=None, minutes=20, difficulty=2, needed_for="ACDC",
         task="Go through the edges in order, and drop each that does little damage.",
         checks=(what_is_not_missed_is_dropped, small_damages_are_not_forgotten,
-                of_two_that_stand_in_for_each_other_one_stays),
+                of_two_that_stand_in_for_each_other_one_stays, what_helps_when_it_goes_is_dropped,
+                each_edge_is_tried_once),
         hints=("Keep a list, and its present damage.",
                "Try without an edge; if the damage rises by less than the threshold, go on without "
                "it.", "After a drop, the new damage is what the next edge is compared with."),
@@ -347,6 +403,15 @@ EXERCISES = [
                     "            now = then\n", ""),
             Mistake("when the edges that are needed are dropped", "then - now < threshold",
                     "then - now >= threshold"),
+            Mistake("when the damage may not fall either", "then - now < threshold",
+                    "abs(then - now) < threshold"),
+            Mistake("when the last edge is tried first", "for edge in edges:",
+                    "for edge in reversed(edges):"),
+            Mistake("when an edge is compared with the last attempt, even a rejected one",
+                    "            now = then\n", "        now = then\n"),
+            Mistake("when edges are taken out of the list that the loop goes through: it skips the "
+                    "next one", "    kept = list(edges)\n", "    kept = edges\n",
+                    also=(("            kept = without\n", "            kept.remove(edge)\n"),)),
         )),
     Exercise(
         name="mean_ranks", source=None, minutes=10, difficulty=1, needed_for="spearman",
@@ -361,6 +426,15 @@ EXERCISES = [
                     "values[None, :] > values[:, None]"),
             Mistake("of argsort: which value comes at each place",
                     "return below + (equal - 1) / 2", "return values.argsort()"),
+            Mistake("when equal values get ranks one after another, in the order of the list",
+                    "return below + (equal - 1) / 2",
+                    "return values.argsort(stable=True).argsort()"),
+            Mistake("when equal values count as one: the next value has the next rank",
+                    "return below + (equal - 1) / 2",
+                    "return values.unique(return_inverse=True)[1]"),
+            Mistake("when equal values share the highest of their ranks", "(equal - 1) / 2",
+                    "(equal - 1)"),
+            Mistake("when the mean rank is rounded down", "(equal - 1) / 2", "(equal - 1) // 2"),
         )),
     Exercise(
         name="spearman", source=None, minutes=10, difficulty=1,
@@ -379,6 +453,21 @@ EXERCISES = [
                                               "mean_ranks(other)"),)),
             Mistake("as a covariance, not divided by the lengths", " / (a.norm() * b.norm())",
                     " / len(a)"),
+            Mistake("of 1 - 6 Σd² / (n (n² - 1)), which is right only without equal values",
+                    "(a * b).sum() / (a.norm() * b.norm())",
+                    "1 - 6 * ((a - b) ** 2).sum() / (len(a) * (len(a) ** 2 - 1))"),
+            Mistake("when the covariance is divided by n, and the standard deviations by n - 1",
+                    "(a * b).sum() / (a.norm() * b.norm())",
+                    "(a * b).mean() / (a.std() * b.std())"),
+            Mistake("when equal values do not share a rank",
+                    "mean_ranks(one) - mean_ranks(one).mean()",
+                    "one.argsort(stable=True).argsort() - (len(one) - 1) / 2",
+                    also=(("mean_ranks(other) - mean_ranks(other).mean()",
+                           "other.argsort(stable=True).argsort() - (len(other) - 1) / 2"),)),
+            Mistake("of argsort instead of ranks", "mean_ranks(one) - mean_ranks(one).mean()",
+                    "one.argsort() - one.argsort().double().mean()",
+                    also=(("mean_ranks(other) - mean_ranks(other).mean()",
+                           "other.argsort() - other.argsort().double().mean()"),)),
         )),
 ]
 

@@ -20,12 +20,14 @@ def pair_of(result):
 # repeated_batch
 
 
-def draw(repeated_batch, seed=0, rows=40):
+def draw(repeated_batch, seed=0, rows=40, n_ctx=16):
     generator = torch.Generator().manual_seed(seed)
-    inputs, targets = pair_of(repeated_batch(50, rows, 16, generator))
+    inputs, targets = pair_of(repeated_batch(50, rows, n_ctx, generator))
     for name, tokens in (("inputs", inputs), ("targets", targets)):
-        expect(tokens.shape == (rows, 16), f"{name} are {list(tokens.shape)}, and should be "
-               f"[batch {rows}, pos 16]")
+        expect(tokens.shape == (rows, n_ctx), f"{name} are {list(tokens.shape)}, and should be "
+               f"[batch {rows}, pos {n_ctx}]")
+        expect(not tokens.is_floating_point(), f"{name} are {tokens.dtype}, and should be whole "
+               "numbers: ids")
     return inputs, targets
 
 
@@ -50,6 +52,19 @@ def rows_have_periods_of_their_own(repeated_batch):
     found = sorted({period_of(row) for row in inputs})
     expect(found == [4, 5, 6, 7, 8], f"the periods of 100 rows are {found}; if all rows had the "
                                      "same, looking that far back would be enough")
+    inputs, _ = draw(repeated_batch, rows=100, n_ctx=15)
+    longest = max(period_of(row) for row in inputs)
+    expect(longest == 8, f"in 100 rows of n_ctx 15 the longest period is {longest}, and should be "
+           "8, (n_ctx + 1) // 2: inputs and targets together have n_ctx + 1 tokens")
+
+
+def any_token_may_come(repeated_batch):
+    """each id from 0 to d_vocab - 1 comes up, and within a period one may come twice"""
+    inputs, _ = draw(repeated_batch, rows=400)
+    expect(inputs.unique().tolist() == list(range(50)), f"the ids of 400 rows run from "
+           f"{inputs.min()} to {inputs.max()}, {len(inputs.unique())} of 50 ids")
+    twice = sum(len(row[:4].unique()) < 4 for row in inputs)
+    expect(twice > 0, "no token comes twice within a period: each should be drawn independently")
 
 
 def the_generator_decides(repeated_batch):
@@ -93,6 +108,7 @@ def looking(*keys):
 
 
 REPEAT = torch.tensor([[5, 2, 7, 5, 2, 7]])
+UNEVEN = torch.tensor([[5, 2, 7, 3, 2, 7], [1, 1, 3, 4, 3, 1]])  # two queries repeat, and three
 PATTERN = random(2, 3, 6, 6).masked_fill(torch.ones(6, 6).triu(1).bool(), -1e9).softmax(-1)
 
 
@@ -141,20 +157,23 @@ def induction_equals_a_loop(induction_score):
             paid = [sum(PATTERN[row, head, query, key].item() for key in found)
                     for query, found in keys.items() if found]
             want[row, head] = sum(paid) / len(paid)
-    expect_close(induction_score(PATTERN, TOKENS), want, "the score", "batch head")
+    expect_close(induction_score(PATTERN, TOKENS), want, "the score", "batch head",
+                 ask="every key after an earlier occurrence counts, be it the query itself; then "
+                     "the mean over the queries that have any")
 
 
 def duplicates_equal_a_loop(duplicate_token_score):
     """each text and each head has its own"""
     want = torch.zeros(2, 3)
     for row in range(2):
-        ids = TOKENS[row].tolist()
+        ids = UNEVEN[row].tolist()
         for head in range(3):
             paid = [sum(PATTERN[row, head, query, key].item() for key in range(query)
                         if ids[key] == ids[query])
                     for query in range(6) if ids[query] in ids[:query]]
             want[row, head] = sum(paid) / len(paid)
-    expect_close(duplicate_token_score(PATTERN, TOKENS), want, "the score", "batch head")
+    expect_close(duplicate_token_score(PATTERN, UNEVEN), want, "the score", "batch head",
+                 ask="the mean is over this text's queries that have an earlier occurrence")
 
 
 # wire_induction
@@ -163,9 +182,10 @@ def duplicates_equal_a_loop(duplicate_token_score):
 def each_query_looks_at_one_key(wire_induction):
     """rows sum to 1, and no query looks ahead"""
     pattern = wire_induction(TOKENS)
-    expect_close(pattern.sum(-1), torch.ones(2, 6), "the sum of a row", "batch query_pos")
-    ahead = pattern.triu(1).nonzero()
-    expect(len(ahead) == 0, f"[batch, query, key] {ahead[:1].tolist()} looks ahead")
+    expect_close(pattern.sum(-1), torch.ones(2, 6), "the sum of a row", "batch query_pos",
+                 ask="each query looks at one key, a new token's at position 0")
+    for row, query, key in pattern.triu(1).nonzero()[:1].tolist():
+        raise Wrong(f"in text {row}, query {query} looks at key {key}, which comes later")
 
 
 def its_induction_score_is_one(wire_induction):
@@ -193,9 +213,12 @@ def it_predicts_what_it_looks_at(copy_prediction):
 
 def keys_with_one_token_add_up(copy_prediction):
     """attention to two keys that hold one token adds up; rows sum to 1"""
-    chances = copy_prediction(torch.tensor([[[0.5, 0.2, 0.3]]]), torch.tensor([[4, 1, 4]]), 6)
-    expect_close(chances, torch.tensor([[[0, 0.2, 0, 0, 0.8, 0]]]), "the chances",
-                 "batch query_pos token")
+    pattern = torch.tensor([[1, 0, 0, 0], [0.4, 0.6, 0, 0], [0.3, 0.2, 0.5, 0], [0.5, 0.2, 0.3, 0]])
+    want = torch.zeros(1, 4, 6)
+    want[0, :, 4] = torch.tensor([1, 0.4, 0.8, 0.8])
+    want[0, :, 1] = torch.tensor([0, 0.6, 0.2, 0.2])
+    expect_close(copy_prediction(pattern[None], torch.tensor([[4, 1, 4, 2]]), 6), want,
+                 "the chances", "batch query_pos token", ask="keys 0 and 2 both hold a 4")
 
 
 # loss_by_repeat
@@ -215,7 +238,8 @@ def all_rows_count(loss_by_repeat):
     losses = random(3, 9).abs()
     first, repeated = pair_of(loss_by_repeat(losses, 4))
     expect_close(first, losses[:, :3].mean(), "the mean loss of the first time")
-    expect_close(repeated, losses[:, 3:].mean(), "the mean loss of the repeat")
+    expect_close(repeated, losses[:, 3:].mean(), "the mean loss of the repeat",
+                 ask="all repetitions count, to the end of the text")
 
 
 # k_composition
@@ -236,7 +260,8 @@ def sizes_do_not_matter(k_composition):
     """weights ten times as large have the same score"""
     W_OV, W_QK = random(4, 4), random(4, 4, seed=1)
     want = torch.einsum("qk,rk->qr", W_QK, W_OV).norm() / W_QK.norm() / W_OV.norm()
-    expect_close(k_composition(10 * W_OV, W_QK), want, "the score")
+    expect_close(k_composition(10 * W_OV, W_QK), want, "the score", ask="Frobenius norms, of the "
+                 "product and of both")
 
 
 # first_crossing
@@ -245,8 +270,10 @@ def sizes_do_not_matter(k_composition):
 def the_first_step_above(first_crossing):
     """a rising curve crosses at its first step above the level"""
     expect_equal(first_crossing([0, 10, 20, 30], [0.1, 0.4, 0.6, 0.9], 0.5), 20, "the crossing")
-    expect_equal(first_crossing([0, 10], [0.5, 0.6], 0.5), 0, "the crossing of a curve that begins "
-                 "at the level", ask="step 0 is a step")
+    expect_equal(first_crossing([0, 10], [0.7, 0.6], 0.5), 0, "the crossing of a curve that is "
+                 "above from the start", ask="step 0 is a step")
+    expect_equal(first_crossing([0, 10, 20], [0.1, 0.5, 0.6], 0.5), 10, "the crossing of a curve "
+                 "that is at the level at step 10", ask="at the level is not below it")
 
 
 def for_good(first_crossing):
@@ -267,7 +294,8 @@ EXERCISES = [
         name="repeated_batch", source="data.repeated_batch", minutes=15, difficulty=2,
         needed_for="training a model that has induction to learn",
         task="The only thing to predict is what followed before.",
-        checks=(each_row_repeats, rows_have_periods_of_their_own, the_generator_decides),
+        checks=(each_row_repeats, rows_have_periods_of_their_own, any_token_may_come,
+                the_generator_decides),
         hints=("One row at a time is fine: a period, a piece, repeated and cut off.",
                "torch.randint(4, longest + 1, …): its upper end is left out.",
                "n_ctx + 1 tokens hold inputs and targets: [:, :-1] and [:, 1:]."),
@@ -280,6 +308,12 @@ EXERCISES = [
             Mistake("when nothing repeats", "piece.repeat(times)[: n_ctx + 1]",
                     "torch.randint(d_vocab, (n_ctx + 1,), generator=generator)"),
             Mistake("when targets are the inputs", "windows[:, 1:]", "windows[:, :-1]"),
+            Mistake("when inputs and targets are exchanged", "windows[:, :-1], windows[:, 1:]",
+                    "windows[:, 1:], windows[:, :-1]"),
+            Mistake("when the last target is the first token: roll goes round",
+                    "windows[:, 1:]", "windows[:, :-1].roll(-1, 1)"),
+            Mistake("when the id 0 never comes", "torch.randint(d_vocab, (period,)",
+                    "torch.randint(1, d_vocab, (period,)"),
         )),
     Exercise(
         name="earlier_occurrences", source="metrics.earlier_occurrences", minutes=10, difficulty=1,
@@ -307,6 +341,10 @@ EXERCISES = [
                     "earlier.any(-1).sum(-1)", "torch.full((len(tokens),), tokens.shape[1])"),
             Mistake("with the mean over keys instead of their sum", "earlier.any(-1).sum(-1)",
                     "earlier.sum((-2, -1))"),
+            Mistake("divided by the queries of all texts together", "earlier.any(-1).sum(-1)",
+                    "earlier.any(-1).sum().expand(len(tokens))"),
+            Mistake("with the pattern's queries and keys exchanged", "(pattern * earlier",
+                    "(pattern.mT * earlier"),
             Mistake("without the mean over queries", " / n_queries[:, None]", ""),
         )),
     Exercise(
@@ -328,6 +366,12 @@ EXERCISES = [
                     "after.any(-1).sum(-1)", "torch.full((len(tokens),), tokens.shape[1])"),
             Mistake("with the pattern's queries and keys exchanged", "(pattern * after",
                     "(pattern.mT * after"),
+            Mistake("for the latest earlier occurrence alone",
+                    "    after = torch.zeros_like(earlier)\n",
+                    "    earlier = earlier & (earlier.flip(-1).cumsum(-1).flip(-1) == 1)\n"
+                    "    after = torch.zeros_like(earlier)\n"),
+            Mistake("with the mean over keys instead of their sum", "after.any(-1).sum(-1)",
+                    "after.sum((-2, -1))"),
         )),
     Exercise(
         name="wire_induction", source=None, minutes=15, difficulty=2,
@@ -357,6 +401,14 @@ EXERCISES = [
             Mistake("with the pattern transposed", "pattern @ hot", "pattern.mT @ hot"),
             Mistake("of the query's own token", "pattern @ hot",
                     "torch.eye(pattern.shape[-1])[-pattern.shape[1]:] @ hot"),
+            Mistake("of the one key with most attention", "pattern @ hot",
+                    "torch.eye(pattern.shape[-1])[pattern.argmax(-1)] @ hot"),
+            Mistake("when of several keys with one token only the last counts",
+                    "return pattern @ hot",
+                    "return torch.zeros(*pattern.shape[:2], d_vocab).scatter("
+                    "2, tokens[:, None].expand_as(pattern), pattern)"),
+            Mistake("after a softmax, which the pattern has had already", "pattern @ hot",
+                    "(pattern @ hot).softmax(-1)"),
         )),
     Exercise(
         name="loss_by_repeat", source=None, minutes=10, difficulty=1,
@@ -371,6 +423,19 @@ EXERCISES = [
                     also=(("losses[:, period - 1 :]", "losses[:, period:]"),)),
             Mistake("when first and repeated are exchanged", "return first, repeated",
                     "return repeated, first"),
+            Mistake("with one loss too many in the first part: off by one the other way",
+                    "losses[:, : period - 1]", "losses[:, : period + 1]",
+                    also=(("losses[:, period - 1 :]", "losses[:, period + 1 :]"),)),
+            Mistake("when axis 0, the batch, is cut instead of the positions",
+                    "losses[:, : period - 1]", "losses[: period - 1]",
+                    also=(("losses[:, period - 1 :]", "losses[period - 1 :]"),)),
+            Mistake("of the first repetition alone", "losses[:, period - 1 :]",
+                    "losses[:, period - 1 : 2 * period - 1]"),
+            Mistake("without loss period - 1, which is about the first repeated token",
+                    "losses[:, period - 1 :]", "losses[:, period:]"),
+            Mistake("with sums instead of means", "losses[:, : period - 1].mean()",
+                    "losses[:, : period - 1].sum()",
+                    also=(("losses[:, period - 1 :].mean()", "losses[:, period - 1 :].sum()"),)),
         )),
     Exercise(
         name="k_composition", source=None, minutes=15, difficulty=3,
@@ -383,6 +448,10 @@ EXERCISES = [
             Mistake("of the queries: Q-composition", "W_QK @ W_OV.T", "W_OV @ W_QK"),
             Mistake("without the transposition", "W_QK @ W_OV.T", "W_QK @ W_OV"),
             Mistake("without the division by the norms", " / (W_QK.norm() * W_OV.norm())", ""),
+            Mistake("when one norm divides and the other multiplies: a / b * c is (a / b) * c",
+                    " / (W_QK.norm() * W_OV.norm())", " / W_QK.norm() * W_OV.norm()"),
+            Mistake("of what the earlier head reads, instead of what it writes", "W_QK @ W_OV.T",
+                    "W_OV.T @ W_QK"),
         )),
     Exercise(
         name="first_crossing", source=None, minutes=10, difficulty=1,
@@ -397,6 +466,10 @@ EXERCISES = [
             Mistake("when step 0 counts as no step", "elif crossing is None:",
                     "elif not crossing:"),
             Mistake("with the last step instead of the first", "elif crossing is None:", "else:"),
+            Mistake("when a value at the level counts as below", "value < level",
+                    "value <= level"),
+            Mistake("with the place in the list instead of the step",
+                    "zip(steps, values, strict=True)", "enumerate(values)"),
         )),
 ]
 

@@ -316,7 +316,7 @@ def explain_result(chapter, exercise, calls):
     ours = replayed(our_solution(chapter, exercise), calls[-1])
     if ours is None or kind_of(got) == kind_of(ours[0]):
         return ""
-    wanted = "a number" if kind_of(ours[0]) == "number" else describe(ours[0])
+    wanted = {"number": "a number", type(None): "None"}.get(kind_of(ours[0]), describe(ours[0]))
     return f"{exercise.name} returned {describe(got)}, and should return {wanted}"
 
 

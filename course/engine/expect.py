@@ -36,6 +36,8 @@ def expect_close(got, want, what, axes="", *, tolerance=1e-4, ask=""):
     if not isinstance(got, torch.Tensor):
         wanted = f"a tensor [{', '.join(axes.split())}]" if want.ndim else "a number"
         raise Wrong(f"{what} is {describe(got)}, and should be {wanted}{ask}")
+    if want.ndim == 0 and got.ndim:
+        raise Wrong(f"{what} is a tensor {list(got.shape)}, and should be one number{ask}")
     if got.shape != want.shape:
         named = f", [{', '.join(axes.split())}]" if axes else ""
         raise Wrong(f"the shape of {what} is {list(got.shape)}, and should be {list(want.shape)}"

@@ -55,7 +55,8 @@ def attribute_logits(model, cache, correct, wrong):
     model.W_U: [d_model, d_vocab]; model.ln_final.w and .b: [d_model]. cache["scale", None]: the
     scale of the last LayerNorm, [batch, pos, 1]. correct, wrong: [batch], ids. decompose_stream and
     read_through_norm may be called. Returns [component + 1, batch]: the parts in the order of
-    decompose_stream, then that of LayerNorm's b; they sum to the logit difference.
+    decompose_stream, then that of LayerNorm's b (the unembedding has no bias here); they sum to the
+    logit difference.
     """
     directions = (model.W_U[:, correct] - model.W_U[:, wrong]).T  # [batch, d_model]
     stack = decompose_stream(model, cache)[:, :, -1:]  # [component, batch, 1, d_model]

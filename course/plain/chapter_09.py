@@ -100,7 +100,7 @@ def direct_effect(model, clean_tokens, corrupted_tokens, layer, head):
     Returns [batch, pos, d_vocab]: the clean run's logits if, of the last stream, only what this
     head writes were that of the corrupted run. run_with_cache(tokens)[1] has
     "blocks.{layer}.attn.hook_z" and, for the last layer l, "blocks.{l}.hook_resid_post".
-    model.blocks[layer].attn.W_O: [head, d_head, d_model].
+    model.blocks[layer].attn.W_O: [head, d_head, d_model]. model.unembed(resid) -> logits.
     """
     last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
     name = f"blocks.{layer}.attn.hook_z"
@@ -112,11 +112,11 @@ def direct_effect(model, clean_tokens, corrupted_tokens, layer, head):
 
 
 def auroc(scores, truth):
-    """The AUROC: the chance that a true one has a higher score than another one.
+    """The AUROC: the chance that a true item has a higher score than a false one.
 
-    scores: [n]; truth: [n], booleans. Of all pairs of a true one and another, the share in which
-    the true one scores higher; a tie counts half. Returns a float: 1 if all true ones are on top,
-    0.5 for chance.
+    scores: [n]; truth: [n], booleans. Of all pairs of a true item and a false one, the share in
+    which the true item is higher; a tie counts half. Returns a float: 1 if all true items are on
+    top, 0.5 for chance.
     """
     true = scores[truth][:, None]  # [true, 1]
     others = scores[~truth]
