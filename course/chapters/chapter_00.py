@@ -47,11 +47,11 @@ def what_the_seeds_share_drops_out(paired_difference):
 
 
 def a_paired_difference_by_hand(paired_difference):
-    """differences of 1, 2 and 3 are 2 on average, with a standard error of 1/sqrt(3)"""
+    """differences of -1, 2 and 5 are 2 on average, with a standard error of sqrt(3)"""
     other = torch.tensor([4.0, 1, 7])
-    difference, error = pair_of(paired_difference(other + torch.tensor([1.0, 2, 3]), other))
+    difference, error = pair_of(paired_difference(other + torch.tensor([-1.0, 2, 5]), other))
     expect_close(difference, 2.0, "the difference", ask="one - other")
-    expect_close(error, 3**-0.5, "its standard error")
+    expect_close(error, 3**0.5, "its standard error")
 
 
 def pair_of(result):
@@ -144,8 +144,8 @@ def it_can_be_repeated(bootstrap_ci):
 def far_apart_is_rare_but_never_zero(permutation_test):
     """groups that are far apart: no draw reaches them, and p is 1/100 with 99 draws"""
     p = permutation_test(torch.arange(12.0), 100 + torch.arange(12.0), n_draws=99)
-    expect_close(p, 0.01, "p", ask="the observed grouping counts as a draw: (1 + reached) / (1 + "
-                                   "draws)")
+    expect_close(p, 0.01, "p", ask="no draw reaches the observed difference of 100, and the "
+                                   "observed grouping counts as one draw: (1 + 0) / (1 + 99)")
 
 
 def equal_groups_are_no_news(permutation_test):
@@ -159,6 +159,13 @@ def it_is_near_the_exact_share(permutation_test):
     p = permutation_test(torch.tensor([1.0, 2, 3]), torch.tensor([4.0, 5, 9]), n_draws=2000)
     expect(abs(p - 0.1) < 0.03, f"p is {p:.3f}, and should be near 0.1 (2 of 20 ways; only one of "
            "them has the smaller values in the first group)")
+
+
+def each_group_keeps_its_size(permutation_test):
+    """9 against 1, 2, 3, 4: in 1 of 5 groupings the 9 is alone, and no other is as far apart"""
+    p = permutation_test(torch.tensor([9.0]), torch.tensor([1.0, 2, 3, 4]), n_draws=2000)
+    expect(abs(p - 0.2) < 0.04, f"p is {p:.3f}, and should be near 0.2: each draw is a new order "
+           "of all five values, of which one goes to the first group and four to the other")
 
 
 def it_does_not_matter_which_group_comes_first(permutation_test):
@@ -188,8 +195,8 @@ def as_good_counts_too(permutation_pvalue):
 
 def whoever_looks_at_many_pays_for_it(permutation_pvalue):
     """with two heads, a draw counts by the larger of its two scores"""
-    null = torch.tensor([[0.09, 0.9], [0.2, 0.1], [0.8, 0.1]])
-    expect_close(permutation_pvalue(torch.tensor([0.5, 0.85]), null), torch.tensor([0.75, 0.5]),
+    null = torch.tensor([[-0.9, 0.2], [0.6, 0.1], [0.31, 0.7], [0.1, 0.16]])
+    expect_close(permutation_pvalue(torch.tensor([0.5, 0.15]), null), torch.tensor([0.6, 1.0]),
                  "p", "head", ask="you chose the best head, so compare it with the best head of "
                                   "each draw")
 
@@ -234,6 +241,7 @@ EXERCISES = [
             Mistake("when the spread is divided by n instead of sqrt(n)", "len(values) ** 0.5",
                     "len(values)"),
             Mistake("when the mean is not subtracted", "values - values.mean()", "values"),
+            Mistake("when the root of the variance is not taken", "variance.sqrt()", "variance"),
         )),
     Exercise(
         name="paired_difference", source=None, minutes=10, difficulty=1,
@@ -248,6 +256,8 @@ EXERCISES = [
                     "standard_error(differences)",
                     "(standard_error(one) ** 2 + standard_error(other) ** 2) ** 0.5"),
             Mistake("of other - one", "differences = one - other", "differences = other - one"),
+            Mistake("when the differences lose their signs", "differences = one - other",
+                    "differences = (one - other).abs()"),
         )),
     Exercise(
         name="seeded_generator", source="utils.seeded_generator", minutes=5, difficulty=1,
@@ -290,7 +300,8 @@ EXERCISES = [
         needed_for="nulls and controls everywhere",
         task="Shuffle the labels, and see how often chance does as well. Use seeded_generator.",
         checks=(far_apart_is_rare_but_never_zero, equal_groups_are_no_news,
-                it_is_near_the_exact_share, it_does_not_matter_which_group_comes_first),
+                it_is_near_the_exact_share, each_group_keeps_its_size,
+                it_does_not_matter_which_group_comes_first),
         hints=("Put all values into one tensor; a random order makes two new groups.",
                "values[torch.randperm(len(values), generator=…)]: the first len(one) are one "
                "group.",
@@ -305,6 +316,21 @@ EXERCISES = [
                            "shuffled[len(one) :].mean()).abs()",
                            "difference = shuffled[len(one) :].mean() - "
                            "shuffled[: len(one)].mean()"),)),
+            Mistake("in one direction only: draws count if one - other is as large",
+                    "observed = (one.mean() - other.mean()).abs()",
+                    "observed = one.mean() - other.mean()",
+                    also=(("difference = (shuffled[: len(one)].mean() - "
+                           "shuffled[len(one) :].mean()).abs()",
+                           "difference = shuffled[: len(one)].mean() - "
+                           "shuffled[len(one) :].mean()"),)),
+            Mistake("when the generator is made anew for each draw: all draws are the same",
+                    "generator=generator", "generator=seeded_generator(seed)"),
+            Mistake("when the values are cut into halves, whatever size the groups have",
+                    "shuffled[: len(one)].mean() - shuffled[len(one) :].mean()",
+                    "shuffled[: len(values) // 2].mean() - shuffled[len(values) // 2 :].mean()"),
+            Mistake("when values are drawn with repetition, as for the bootstrap",
+                    "torch.randperm(len(values), generator=generator)",
+                    "torch.randint(len(values), (len(values),), generator=generator)"),
             Mistake("when a draw that is just as far apart does not count",
                     ">= observed - 1e-6", "> observed + 1e-6"),
             Mistake("when the values are not shuffled",
@@ -327,6 +353,10 @@ EXERCISES = [
                     "(1 + reached) / (1 + len(null))", "reached / len(null)"),
             Mistake("when a draw that is just as good does not count", ">= observed",
                     "> observed"),
+            Mistake("with each head's largest score over the draws, not each draw's over heads",
+                    "null.max(1).values", "null.max(0).values"),
+            Mistake("when a score far below zero counts as a large one", "null.max(1).values",
+                    "null.abs().max(1).values"),
             Mistake("with the mean over heads instead of the largest", "null.max(1).values",
                     "null.mean(1)"),
         )),
