@@ -37,6 +37,13 @@ def large_logits_do_not_overflow(log_probabilities):
                      "you subtract from all logits without changing the result?")
 
 
+def each_row_is_on_its_own(log_probabilities):
+    """a row of small logits beside a row of large ones"""
+    logs = log_probabilities(torch.tensor([[1000.0, 1000.0], [0.0, 0.0]]))
+    expect_close(logs, torch.full((2, 2), 0.5).log(), "log p", "row token",
+                 ask="which number do you subtract from the second row?")
+
+
 # entropy
 
 
@@ -226,7 +233,7 @@ EXERCISES = [
         needed_for="every loss",
         task="Compute softmax and logarithm together, without log_softmax.",
         checks=(they_are_a_distribution, odds_are_differences_of_logits,
-                large_logits_do_not_overflow),
+                large_logits_do_not_overflow, each_row_is_on_its_own),
         hints=("log softmax is logits - log(sum(exp(logits))).",
                "A constant added to all logits changes no probability: subtract the largest first.",
                "logits - logits.max(-1, keepdim=True).values, then minus its exp().sum(-1, "
@@ -235,6 +242,8 @@ EXERCISES = [
             Mistake("when the largest logit is not subtracted first: exp overflows",
                     "    logits = logits - logits.max(-1, keepdim=True).values  # the largest is "
                     "0: exp can't overflow\n", ""),
+            Mistake("when the largest logit of all rows is subtracted from each of them",
+                    "logits.max(-1, keepdim=True).values", "logits.max()"),
             Mistake("without the logarithm of the sum", ".sum(-1, keepdim=True).log()",
                     ".sum(-1, keepdim=True)"),
             Mistake("with the mean instead of the sum", "logits.exp().sum(", "logits.exp().mean("),

@@ -166,6 +166,12 @@ def ties_are_broken_by_order(learn_merges):
                  ask="the result must not depend on the order of the words")
 
 
+def letters_outside_of_ascii_are_two_bytes(learn_merges):
+    """é is two bytes, c3 and a9, and they are merged like any pair"""
+    expect_equal(merges_of(learn_merges, {"é": 2}, 1), [(b"\xc3", b"\xa9")], "the merges",
+                 ask="a word begins as its bytes in UTF-8")
+
+
 def it_ends_where_no_pair_occurs_twice(learn_merges):
     """a pair that occurs only once is not merged"""
     expect_equal(merges_of(learn_merges, {"ab": 2, "xyz": 1}, 9), [(b"a", b"b")], "the merges")
@@ -254,6 +260,13 @@ def no_window_is_longer_than_the_context(window_bounds):
     """a window reads at most n_ctx positions"""
     longest = max(end - begin for begin, end in window_bounds(10, 4))
     expect(longest <= 4, f"a window reads {longest} positions, and n_ctx is 4")
+
+
+def no_window_is_empty(window_bounds):
+    """every window predicts something"""
+    for last in (8, 10):
+        empty = [bounds for bounds in window_bounds(last, 4) if bounds[0] >= bounds[1]]
+        expect(not empty, f"in a text whose last position is {last}, {empty} predicts nothing")
 
 
 EXERCISES = [
@@ -351,12 +364,15 @@ EXERCISES = [
         task="Count, merge the best pair, repeat. Call count_pairs and merge_pair; the check uses "
              "our versions of them. It may be slow.",
         checks=(the_most_frequent_pair_comes_first, merged_pieces_can_be_merged_again,
-                ties_are_broken_by_order, it_ends_where_no_pair_occurs_twice),
+                ties_are_broken_by_order, letters_outside_of_ascii_are_two_bytes,
+                it_ends_where_no_pair_occurs_twice),
         hints=("Begin with [bytes([byte]) for byte in word.encode()] for each word.",
                "Each round: counts = count_pairs(words); the best pair; words with it merged.",
                "min(counts, key=lambda pair: (-counts[pair], pair)) is the most frequent one, and "
                "the first of them."),
         mistakes=(
+            Mistake("when a word begins as its letters in Latin-1, not as its bytes in UTF-8",
+                    "word.encode()]", "word.encode('latin-1')]"),
             Mistake("when the words are not merged before the next count",
                     "        words = [(merge_pair(pieces, best), n) for pieces, n in words]\n",
                     "        words = [(pieces, n) for pieces, n in words\n"
@@ -411,12 +427,15 @@ EXERCISES = [
         name="window_bounds", source="data.window_bounds", minutes=10, difficulty=1,
         needed_for="the validation loss (chapter 6)",
         task="A whole text, each token predicted once; `starts` of the library is left out.",
-        checks=(each_token_is_predicted_once, no_window_is_longer_than_the_context),
+        checks=(each_token_is_predicted_once, no_window_is_longer_than_the_context,
+                no_window_is_empty),
         hints=("The end of a window is the beginning of the next: it is predicted in the one and "
                "read in the other.",
                "begin = 0, n_ctx, 2 n_ctx, … below last.",
                "[(begin, min(begin + n_ctx, last)) for begin in range(0, last, n_ctx)]."),
         mistakes=(
+            Mistake("when an empty window follows the last one", "range(0, last, n_ctx)",
+                    "range(0, last + 1, n_ctx)"),
             Mistake("when the rest at the end is dropped", "range(0, last, n_ctx)",
                     "range(0, last - n_ctx + 1, n_ctx)"),
             Mistake("when windows do not touch: one token between them is never predicted",
