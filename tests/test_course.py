@@ -1,8 +1,10 @@
 """The course's engine: stubs, checks, and messages to the learner."""
 
 import ast
+import builtins
 import dataclasses
 import io
+import symtable
 import sys
 
 import pytest
@@ -75,6 +77,26 @@ def test_a_stub_has_the_signature_and_docstring_of_the_library_and_no_solution()
     assert ast.unparse(node.args) == ast.unparse(library.args)
     assert ast.get_docstring(node) == ast.get_docstring(library)
     assert [type(each) for each in node.body[1:]] == [ast.Raise]
+
+
+def test_a_printed_solution_runs_in_the_learner_s_file():
+    """It uses names of Python, of the file's imports and of its functions, and no others."""
+    for number in catalogue.chapter_numbers():
+        chapter = catalogue.load_chapter(number)
+        there = {}
+        exec("\n".join(chapter.IMPORTS), there)
+        known = set(there) | set(dir(builtins)) | {each.name for each in chapter.EXERCISES}
+        for each in chapter.EXERCISES:
+            text = stubs.solution_text(chapter, each)
+            table = symtable.symtable(text, each.name, "exec").get_children()[0]
+            unknown = global_names(table) - known
+            assert not unknown, f"chapter {number}, {each.name}: {unknown} is not in the file"
+
+
+def global_names(table):
+    """The names that a function takes from its module, inside its inner functions too."""
+    names = {name.get_name() for name in table.get_symbols() if name.is_global()}
+    return names.union(*map(global_names, table.get_children()))
 
 
 def test_nothing_that_a_learner_wrote_is_overwritten(folder, capsys):

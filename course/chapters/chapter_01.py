@@ -367,7 +367,7 @@ EXERCISES = [
             Mistake("without the second half of the product rule",
                     " + 0.5 * x * (1 - t**2) * slope", ""),
             Mistake("without the derivative of u", " * slope", ""),
-            Mistake("without the 3 that comes down from the cube", "3 * CUBIC", "CUBIC"),
+            Mistake("without the 3 that comes down from the cube", "3 * 0.044715", "0.044715"),
             Mistake("with 1 - t instead of 1 - t^2", "(1 - t**2)", "(1 - t)"),
         )),
 ]

@@ -5,7 +5,6 @@ import math
 import torch
 
 from losses import IGNORED
-from mlp import CUBIC
 
 
 def log_probabilities(logits):
@@ -84,6 +83,6 @@ def gelu_gradient(x):
     gelu(x) = x/2 (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3).
     """
     root = math.sqrt(2 / math.pi)
-    t = torch.tanh(root * (x + CUBIC * x**3))
-    slope = root * (1 + 3 * CUBIC * x**2)  # du/dx
+    t = torch.tanh(root * (x + 0.044715 * x**3))
+    slope = root * (1 + 3 * 0.044715 * x**2)  # du/dx
     return 0.5 * (1 + t) + 0.5 * x * (1 - t**2) * slope
