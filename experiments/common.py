@@ -706,9 +706,11 @@ def write_page(path, template, values):
 
 # The page of all experiments
 
+# A table that is wider than the window scrolls in its own box, and its columns stay readable.
 STYLE = """body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222;
 font: 15px/1.5 sans-serif }
-table { border-collapse: collapse } td, th { padding: .2rem .7rem; text-align: left;
+table { border-collapse: collapse; display: block; overflow-x: auto } td { min-width: 5rem }
+td:first-child { min-width: 14rem } td, th { padding: .2rem .7rem; text-align: left;
 border-bottom: 1px solid #ddd; font-size: 13px } img { max-width: 100% }
 .PASS { color: #00714f } .FAIL { color: #b34700; font-weight: bold }"""
 
@@ -805,6 +807,7 @@ def write_index(out_dir):
                   file=sys.stderr)
     with atomic_write(Path(out_dir) / "index.html", "w") as file:
         file.write("<!doctype html><html lang=en><meta charset=utf-8>"
+                   '<meta name="viewport" content="width=device-width, initial-scale=1">'
                    f'<meta http-equiv="Content-Security-Policy" content="{PAGE_POLICY}">'
                    f"<title>experiments</title><style>{STYLE}</style>\n<h1>Experiments</h1>\n"
                    f"<p>{VERDICT_NOTE}\n"

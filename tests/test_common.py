@@ -495,7 +495,7 @@ def test_names_and_claims_are_text_on_the_page_and_addresses_lead_to_their_files
     tags = {tag for tag, _ in page.found}
     assert tags == {"html", "meta", "title", "style", "h1", "h2", "p", "table", "tr", "td", "a",
                     "img"}
-    allowed = {"class", "href", "src", "alt", "lang", "charset", "http-equiv", "content"}
+    allowed = {"class", "href", "src", "alt", "lang", "charset", "name", "http-equiv", "content"}
     assert {name for _, attributes in page.found for name in attributes} == allowed
     assert {a["class"] for _, a in page.found if "class" in a} <= {"PASS", "FAIL"}
     policy = [a["content"] for _, a in page.found if "http-equiv" in a]

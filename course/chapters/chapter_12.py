@@ -244,7 +244,7 @@ PREDICTIONS = [
                "The experiment"),
     Prediction("And how much for a random direction of the same length?",
                stated(12, "For a random direction of that length it is {}."), "The experiment"),
-    Prediction("One head has 32 dimensions. What percentage of the 32 tokens does its write lower "
-               "more than any other token, where they were seen?",
+    Prediction("One head has 32 dimensions. Look at what it writes because a token was seen. For "
+               "what percentage of the 32 tokens is that token itself lowered most?",
                stated(12, "One head alone does it for {} % of the tokens"), "The experiment"),
 ]
