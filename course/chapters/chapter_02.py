@@ -239,19 +239,19 @@ def it_goes_on_until_nothing_is_left(bpe_merge):
 
 def targets_are_one_later(random_batch):
     """each target is the token after its input"""
-    inputs, targets = random_batch(torch.arange(100, 600), 4, 6, torch.Generator().manual_seed(0))
+    inputs, targets = random_batch(torch.arange(1000, 1500), 4, 6, torch.Generator().manual_seed(0))
     expect(inputs.shape == (4, 6) and targets.shape == (4, 6), f"inputs are {list(inputs.shape)} "
            f"and targets {list(targets.shape)}; both should be [batch 4, pos 6]")
-    expect(inputs.min() >= 100, f"the text is 100, 101, …, 599, and {inputs.min()} is not in it: "
-           "are these positions instead of the tokens there?")
+    expect(inputs.min() >= 1000, "the text is 1000, 1001, …, 1499, and "
+           f"{inputs.min()} is not in it: are these positions instead of the tokens there?")
     for of, target in zip(inputs.flatten().tolist(), targets.flatten().tolist(), strict=True):
-        expect(target == of + 1, f"in the text 100, 101, …, 599 the target of {of} is {target}, "
+        expect(target == of + 1, f"in the text 1000, 1001, …, 1499 the target of {of} is {target}, "
                f"and should be {of + 1}")
     expect(bool((inputs[:, 1:] == inputs[:, :-1] + 1).all()), "a window is not a piece of the text")
 
 
 def every_window_can_be_drawn(random_batch):
-    """the first and the last window are drawn too, and none whose last target lies beyond the end"""
+    """the first and the last window are drawn too, and none whose last target is beyond the end"""
     inputs, _ = random_batch(torch.arange(8), 500, 5, torch.Generator().manual_seed(0))
     expect(len(inputs) == 500, f"of 500 windows {len(inputs)} came: a window may be drawn again")
     starts = sorted(set(inputs[:, 0].tolist()))
@@ -344,8 +344,8 @@ EXERCISES = [
                     "range(1)"),
             Mistake("of the shares alone, as if symbols were independent",
                     "(shares * entropies).sum()", "torch.special.entr(shares).sum()"),
-            Mistake("in bits instead of nats", "(shares * entropies).sum()",
-                    "(shares * entropies).sum() / math.log(2)"),
+            Mistake("in bits instead of nats", "(shares * entropies)",
+                    "(shares * entropies / math.log(2))"),
             Mistake("with the sum over states, without the time spent there",
                     "(shares * entropies).sum()", "entropies.sum()"),
         )),
