@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from course.engine import page
 from course.engine.catalogue import Exercise, Mistake, Prediction
-from course.engine.expect import expect, expect_close, random, random_ids
+from course.engine.expect import expect, expect_close, expect_equal, random, random_ids
 from losses import IGNORED
 from mlp import gelu_by_definition
 
@@ -44,13 +44,21 @@ def each_row_is_on_its_own(log_probabilities):
                  ask="which number do you subtract from the second row?")
 
 
+def log_probabilities_leave_the_logits_alone(log_probabilities):
+    """the logits that are passed in do not change"""
+    logits = random(3, 5)
+    log_probabilities(logits)
+    expect_close(logits, random(3, 5), "after the call a logit", "row token",
+                 ask="did you write into the argument, with -= for example?")
+
+
 # entropy
 
 
 def even_is_ln_of_the_number(entropy):
     """four equally likely tokens have entropy ln 4"""
     expect_close(entropy(torch.zeros(4)), math.log(4), "the entropy",
-                 ask="in nats, the natural logarithm")
+                 ask="the sum of all surprises, each weighted by its probability, in nats")
 
 
 def certain_is_zero(entropy):
@@ -87,6 +95,8 @@ def ignored_targets_cost_nothing(per_token_loss):
     logits, targets = random(4, 7), torch.tensor([3, IGNORED, 0, IGNORED])
     want = F.cross_entropy(logits, targets, reduction="none")
     expect_close(per_token_loss(logits, targets), want, "the loss", "row")
+    expect_equal(targets.tolist(), [3, IGNORED, 0, IGNORED], "the tensor of targets after the call",
+                 ask="did you write into the argument?")
 
 
 # cross_entropy
@@ -112,12 +122,28 @@ def ignored_targets_are_not_counted(cross_entropy):
                  "the loss with 2 of 4 targets ignored", ask="divide by the number that count")
 
 
+def each_target_counts_as_much_as_any_other(cross_entropy):
+    """one text with 3 targets and one with 1: each target counts for a quarter"""
+    logits = random(2, 3, 7)
+    targets = torch.tensor([[3, 1, 0], [IGNORED, 2, IGNORED]])
+    want = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    expect_close(cross_entropy(logits, targets), want, "the loss of 3 targets and 1",
+                 ask="one mean over all targets, not a mean of the texts' means")
+
+
+def a_target_that_costs_nothing_counts(cross_entropy):
+    """of a certain target and an even guess between two, the mean is ln 2 / 2"""
+    loss = cross_entropy(torch.tensor([[200.0, 0], [0, 0]]), torch.tensor([0, 1]))
+    expect_close(loss, math.log(2) / 2, "the loss", ask="a cost of 0 does not mean that the target "
+                                                        "is ignored")
+
+
 def it_can_be_differentiated(cross_entropy):
     """its gradient reaches the logits"""
     logits = random(3, 5).requires_grad_()
     loss = cross_entropy(logits, torch.tensor([0, 1, 2]))
-    expect(loss.requires_grad, "the loss has no gradient: was a number taken out of its tensor "
-           "(.item(), float) on the way?")
+    expect(isinstance(loss, torch.Tensor) and loss.requires_grad, "the loss has no gradient: was a "
+           "number taken out of its tensor (.item(), float) on the way?")
 
 
 # next_token_loss
@@ -161,8 +187,8 @@ def it_is_the_excess_over_the_entropy(kl_divergence):
     """p = (1/2, 1/2), q = (1/4, 3/4): KL(p || q) = ln 2 - ln 3 / 2"""
     p, q = torch.zeros(2), torch.tensor([0.0, math.log(3)])
     want = math.log(2) - 0.5 * math.log(3)
-    expect_close(kl_divergence(p, q), want, "KL(p || q)", ask="which of the two is the weight in "
-                                                              "the sum?")
+    expect_close(kl_divergence(p, q), want, "KL(p || q)", ask="in nats; which of the two is the "
+                                                              "weight in the sum?")
 
 
 def each_row_has_its_own_kl(kl_divergence):
@@ -211,20 +237,20 @@ def the_logits_are_left_alone(cross_entropy_gradient):
 def far_right_it_is_one(gelu_gradient):
     """far to the right GELU is x, and its slope 1; far to the left it is 0"""
     expect_close(gelu_gradient(torch.tensor([8.0, -8.0])), torch.tensor([1.0, 0.0]),
-                 "the slope at 8 and -8", "x")
+                 "the slope at 8 and -8", "entry")
 
 
 def at_zero_it_is_a_half(gelu_gradient):
     """at 0 the slope is 1/2"""
-    expect_close(gelu_gradient(torch.tensor([0.0])), torch.tensor([0.5]), "the slope at 0", "x")
+    expect_close(gelu_gradient(torch.tensor([0.0])), torch.tensor([0.5]), "the slope at 0", "entry")
 
 
 def it_equals_finite_differences(gelu_gradient):
     """it equals the difference quotient of gelu"""
     x = torch.linspace(-3, 3, 13, dtype=torch.float64)
     want = (gelu_by_definition(x + 1e-6) - gelu_by_definition(x - 1e-6)) / 2e-6
-    expect_close(gelu_gradient(x), want, "the slope", "x", ask="the product rule, and the chain "
-                 "rule for u")
+    expect_close(gelu_gradient(x), want, "the slope at -3, -2.5, …, 3", "entry",
+                 ask="the product rule, and the chain rule for u")
 
 
 EXERCISES = [
@@ -233,7 +259,8 @@ EXERCISES = [
         needed_for="every loss",
         task="Compute softmax and logarithm together, without log_softmax.",
         checks=(they_are_a_distribution, odds_are_differences_of_logits,
-                large_logits_do_not_overflow, each_row_is_on_its_own),
+                large_logits_do_not_overflow, each_row_is_on_its_own,
+                log_probabilities_leave_the_logits_alone),
         hints=("log softmax is logits - log(sum(exp(logits))).",
                "A constant added to all logits changes no probability: subtract the largest first.",
                "logits - logits.max(-1, keepdim=True).values, then minus its exp().sum(-1, "
@@ -249,6 +276,16 @@ EXERCISES = [
             Mistake("with the mean instead of the sum", "logits.exp().sum(", "logits.exp().mean("),
             Mistake("with the sum over rows instead of tokens", "logits.exp().sum(-1,",
                     "logits.exp().sum(0,"),
+            Mistake("with one sum over all rows", "logits.exp().sum(-1, keepdim=True)",
+                    "logits.exp().sum()"),
+            Mistake("with probabilities instead of their logarithms",
+                    "return logits - logits.exp().sum(-1, keepdim=True).log()",
+                    "return logits.softmax(-1)"),
+            Mistake("when the largest logit is subtracted in the sum only",
+                    "    logits = logits - logits.max(-1, keepdim=True).values  # the largest is "
+                    "0: exp can't overflow\n",
+                    "    largest = logits.max(-1, keepdim=True).values\n",
+                    also=(("logits.exp().sum(", "(logits - largest).exp().sum("),)),
         )),
     Exercise(
         name="entropy", source=None, minutes=10, difficulty=1, needed_for="the floor (chapter 2)",
@@ -263,6 +300,10 @@ EXERCISES = [
                     "(logs.exp() * logs / math.log(2))"),
             Mistake("with the mean over tokens instead of the expectation",
                     "(logs.exp() * logs).sum(-1)", "logs.mean(-1)"),
+            Mistake("with the mean over tokens instead of the sum", "(logs.exp() * logs).sum(-1)",
+                    "(logs.exp() * logs).mean(-1)"),
+            Mistake("when the surprises are not weighted by their probabilities",
+                    "(logs.exp() * logs)", "logs"),
             Mistake("when the logits are taken for log probabilities",
                     "logs = log_probabilities(logits)", "logs = logits"),
         )),
@@ -276,6 +317,8 @@ EXERCISES = [
         mistakes=(
             Mistake("without the minus", "return -chosen", "return chosen"),
             Mistake("with the probability instead of its logarithm",
+                    "log_probabilities(logits).gather", "logits.softmax(-1).gather"),
+            Mistake("with 1 - p instead of -log p",
                     "log_probabilities(logits).gather", "logits.softmax(-1).gather",
                     also=(("return -chosen", "return 1 - chosen"),)),
             Mistake("with the logit itself, not normalised", "log_probabilities(logits).gather",
@@ -286,7 +329,8 @@ EXERCISES = [
         name="cross_entropy", source="losses.cross_entropy", minutes=10, difficulty=1,
         needed_for="training (chapter 6)", task="The mean of per_token_loss, over what counts.",
         checks=(a_uniform_guess_costs_ln_of_the_vocabulary, it_is_the_mean,
-                ignored_targets_are_not_counted, it_can_be_differentiated),
+                ignored_targets_are_not_counted, each_target_counts_as_much_as_any_other,
+                a_target_that_costs_nothing_counts, it_can_be_differentiated),
         hints=("per_token_loss gives 0 for ignored targets, so the sum is right already.",
                "Divide by the number of targets that are not IGNORED.",
                "per_token_loss(logits, targets).sum() / (targets != IGNORED).sum()."),
@@ -294,6 +338,16 @@ EXERCISES = [
             Mistake("when ignored targets are counted in the mean", "(targets != IGNORED).sum()",
                     "targets.numel()"),
             Mistake("with the sum instead of the mean", " / (targets != IGNORED).sum()", ""),
+            Mistake("when it is divided by the number of texts, not of targets",
+                    "(targets != IGNORED).sum()", "len(targets)"),
+            Mistake("when ignored targets count as token 0", "per_token_loss(logits, targets)",
+                    "per_token_loss(logits, targets.clamp(min=0))",
+                    also=(("(targets != IGNORED).sum()", "targets.numel()"),)),
+            Mistake("with the mean of the texts' means",
+                    "losses.sum() / (targets != IGNORED).sum()",
+                    "(losses.sum(-1) / (targets != IGNORED).sum(-1)).mean()"),
+            Mistake("when targets that cost 0 are not counted", "(targets != IGNORED).sum()",
+                    "(losses != 0).sum()"),
             Mistake("when the loss is taken out of its tensor",
                     "losses.sum() / (targets != IGNORED).sum()",
                     "torch.tensor((losses.sum() / (targets != IGNORED).sum()).item())"),
@@ -313,6 +367,15 @@ EXERCISES = [
                     "logits[:, :-1], tokens[:, 1:]", "logits[:, 1:], tokens[:, :-1]"),
             Mistake("when the last position is scored on the first token (roll)",
                     "logits[:, :-1], tokens[:, 1:]", "logits, tokens.roll(-1, 1)"),
+            Mistake("when the last position is dropped from both, and nothing is shifted",
+                    "logits[:, :-1], tokens[:, 1:]", "logits[:, :-1], tokens[:, :-1]"),
+            Mistake("when the texts are shifted, not the positions",
+                    "logits[:, :-1], tokens[:, 1:]", "logits[:-1], tokens[1:]"),
+            Mistake("with the sum instead of the mean", "losses.mean()", "losses.sum()"),
+            Mistake("when it is divided by the number of tokens, not of predictions",
+                    "losses.mean()", "losses.sum() / tokens.numel()"),
+            Mistake("with the sum over each text, and the mean over texts", "losses.mean()",
+                    "losses.sum(1).mean()"),
             Mistake("with a shift of two", "logits[:, :-1], tokens[:, 1:]",
                     "logits[:, :-2], tokens[:, 2:]"),
         )),
@@ -334,6 +397,13 @@ EXERCISES = [
                     "    p_log = p_logits\n    q_log = q_logits\n"),
             Mistake("with the mean over tokens instead of the sum", ".sum(-1)", ".mean(-1)"),
             Mistake("with the opposite sign", "(p_log - q_log)", "(q_log - p_log)"),
+            Mistake("when q is the weight in the sum, not p", "p_log.exp() *", "q_log.exp() *"),
+            Mistake("when the sum has no weights", "(p_log.exp() * (p_log - q_log))",
+                    "(p_log - q_log)"),
+            Mistake("in bits instead of nats", "(p_log.exp() * (p_log - q_log))",
+                    "(p_log.exp() * (p_log - q_log) / math.log(2))"),
+            Mistake("with the differences' absolute values", "(p_log - q_log)",
+                    "(p_log - q_log).abs()"),
         )),
     Exercise(
         name="cross_entropy_gradient", source=None, minutes=20, difficulty=2,
@@ -350,6 +420,17 @@ EXERCISES = [
             Mistake("when it is divided by all entries", "gradient / len(targets)",
                     "gradient / gradient.numel()"),
             Mistake("with the opposite sign", "return gradient /", "return -gradient /"),
+            Mistake("when 1 is subtracted in every row at the targets of all rows",
+                    "gradient[torch.arange(len(targets)), targets]", "gradient[:, targets]"),
+            Mistake("when the target's entry is set to -1, not lowered by 1", "targets] -= 1",
+                    "targets] = -1"),
+            Mistake("with softmax over rows instead of tokens", "logits.softmax(-1)",
+                    "logits.softmax(0)"),
+            Mistake("when it is divided by the size of the vocabulary", "gradient / len(targets)",
+                    "gradient / logits.shape[-1]"),
+            Mistake("when only the softmax is divided by the number of rows, not the 1",
+                    "gradient = logits.softmax(-1)", "gradient = logits.softmax(-1) / len(targets)",
+                    also=(("return gradient / len(targets)", "return gradient"),)),
             Mistake("when 1 is not subtracted at the target",
                     "    gradient[torch.arange(len(targets)), targets] -= 1  # p - "
                     "one_hot(target)\n",
@@ -369,14 +450,30 @@ EXERCISES = [
             Mistake("without the derivative of u", " * slope", ""),
             Mistake("without the 3 that comes down from the cube", "3 * 0.044715", "0.044715"),
             Mistake("with 1 - t instead of 1 - t^2", "(1 - t**2)", "(1 - t)"),
+            Mistake("of gelu itself, not of its derivative",
+                    "return 0.5 * (1 + t) + 0.5 * x * (1 - t**2) * slope",
+                    "return 0.5 * x * (1 + t)"),
+            Mistake("of the exact GELU (with erf), not of GPT-2's",
+                    "return 0.5 * (1 + t) + 0.5 * x * (1 - t**2) * slope",
+                    "return 0.5 * (1 + torch.erf(x / 2**0.5)) "
+                    "+ x * torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)"),
+            Mistake("without x in the second half of the product rule", "0.5 * x * (1 - t**2)",
+                    "0.5 * (1 - t**2)"),
+            Mistake("without the 1/2 in the second half of the product rule",
+                    "0.5 * x * (1 - t**2)", "x * (1 - t**2)"),
+            Mistake("with u' instead of (2u)'", "0.5 * x * (1 - t**2)", "0.25 * x * (1 - t**2)"),
+            Mistake("without sqrt(2/pi) in the derivative of u", "slope = root * (", "slope = ("),
+            Mistake("with sigma(u) instead of sigma(2u)", "torch.tanh(root *",
+                    "torch.tanh(0.5 * root *",
+                    also=(("slope = root * (", "slope = 0.5 * root * ("),)),
         )),
 ]
+
 
 def kl_ratio():
     """KL(q || p) / KL(p || q), as the chapter's block prints them."""
     forward, backward = page.find_numbers(1, "KL(p, q) = {}, KL(q, p) = {}")
     return backward / forward
-
 
 
 PREDICTIONS = [

@@ -18,7 +18,7 @@ IMPORTS = ["import itertools", "import math", "from collections import Counter",
 def eight_equal_words_cost_ln_eight(entropy_of):
     """eight equally likely syllables cost ln 8 = 2.08 nats"""
     expect_close(entropy_of(dict.fromkeys("abcdefgh", 1 / 8)), math.log(8), "the entropy",
-                 ask="nats, the natural logarithm")
+                 ask="the sum of p times -ln p")
 
 
 def the_certain_costs_nothing(entropy_of):
@@ -38,7 +38,8 @@ def uneven_words_cost_less(entropy_of):
 def independent_symbols_have_their_entropy(entropy_rate):
     """if all rows are the same, it is the entropy of a row"""
     rate = entropy_rate(torch.tensor([[0.5, 0.5], [0.5, 0.5]]))
-    expect_close(rate, math.log(2), "the rate")
+    expect_close(rate, math.log(2), "the rate", ask="the shares sum to 1, and the entropy is in "
+                                                    "nats")
 
 
 def a_cycle_costs_nothing(entropy_rate):
@@ -64,10 +65,16 @@ def a_character_costs_what_it_rules_out(character_costs):
     """of lake 1/2, lamp 1/4 and park 1/4, the l of lake costs ln 4/3"""
     costs = costs_of(character_costs, "lake")
     expect_close(costs[0], math.log(4 / 3), "the cost of l", ask="lake and lamp begin with it")
+    costs = costs_of(character_costs, "park")
+    expect_close(costs[0], math.log(4), "the cost of the p of park",
+                 ask="only park begins with it; lamp has its p elsewhere")
 
 
 def costs_of(character_costs, word):
-    costs = character_costs(word, dict(WORDS))
+    options = dict(WORDS)
+    costs = character_costs(word, options)
+    expect(options == WORDS, "the words that were passed in are changed after the call: make a new "
+           "dict instead of deleting from options")
     if not isinstance(costs, list) or len(costs) != len(word):
         raise Wrong(f"a list of {len(word)} numbers should be returned, one for each character of "
                     f"{word!r}")
@@ -111,7 +118,10 @@ def pairs_do_not_span_words(count_pairs):
 
 def each_neighbourhood_counts(count_pairs):
     """in a a a there are two pairs"""
-    expect_equal(count_pairs(HUG[2:])[b"a", b"a"], 4, "the count of (b'a', b'a') in two aaa")
+    twice, counts = count_pairs(HUG[2:]), count_pairs([([b"a", b"b", b"c", b"d"], 1)])
+    expect_equal(twice[b"a", b"a"], 4, "the count of (b'a', b'a') in two aaa")
+    expect_equal(dict(counts), {(b"a", b"b"): 1, (b"b", b"c"): 1, (b"c", b"d"): 1},
+                 "the dict of the counts of one abcd")
 
 
 # merge_pair
@@ -119,18 +129,28 @@ def each_neighbourhood_counts(count_pairs):
 
 def a_pair_becomes_one_piece(merge_pair):
     """h u g with (u, g) merged is h ug"""
-    expect_equal(merge_pair([b"h", b"u", b"g"], (b"u", b"g")), [b"h", b"ug"], "the pieces")
+    expect_equal(merge_pair([b"h", b"u", b"g"], (b"u", b"g")), [b"h", b"ug"], "the result")
 
 
 def every_occurrence_is_merged(merge_pair):
     """all of them; the pieces between them stay"""
     expect_equal(merge_pair([b"a", b"b", b"c", b"a", b"b"], (b"a", b"b")), [b"ab", b"c", b"ab"],
-                 "the pieces")
+                 "the result")
+
+
+def only_the_pair_itself_is_merged(merge_pair):
+    """not b a, not what only ends as the pair begins, not other pieces with the same letters"""
+    expect_equal(merge_pair([b"b", b"a"], (b"a", b"b")), [b"b", b"a"], "b a with (a, b) merged",
+                 ask="the order matters")
+    expect_equal(merge_pair([b"ca", b"b"], (b"a", b"b")), [b"ca", b"b"], "ca b with (a, b) merged",
+                 ask="ca is another piece than a")
+    expect_equal(merge_pair([b"a", b"bc"], (b"ab", b"c")), [b"a", b"bc"],
+                 "a bc with (ab, c) merged", ask="compare the pieces, not what they are together")
 
 
 def from_the_left_and_none_twice(merge_pair):
     """a a a with (a, a) merged is aa a: a piece is used once"""
-    expect_equal(merge_pair([b"a", b"a", b"a"], (b"a", b"a")), [b"aa", b"a"], "the pieces",
+    expect_equal(merge_pair([b"a", b"a", b"a"], (b"a", b"a")), [b"aa", b"a"], "the result",
                  ask="go from the left; each piece is in one pair at most")
 
 
@@ -146,35 +166,39 @@ def the_old_list_is_left_alone(merge_pair):
 
 def the_most_frequent_pair_comes_first(learn_merges):
     """of hug 10 times and pug 5 times, u g is merged first"""
-    expect_equal(merges_of(learn_merges, {"hug": 10, "pug": 5}, 1), [(b"u", b"g")], "the merges")
+    expect_equal(merges_of(learn_merges, {"hug": 10, "pug": 5}, 1), [(b"u", b"g")], "the list")
 
 
 def merges_of(learn_merges, word_counts, n_merges):
     merges = learn_merges(word_counts, n_merges)
-    return [tuple(pair) for pair in merges] if isinstance(merges, list) else merges
+    if not isinstance(merges, list):
+        return merges
+    return [tuple(pair) if isinstance(pair, list) else pair for pair in merges]
 
 
 def merged_pieces_can_be_merged_again(learn_merges):
     """then h and ug are merged"""
     expect_equal(merges_of(learn_merges, {"hug": 10, "pug": 5}, 2), [(b"u", b"g"), (b"h", b"ug")],
-                 "the merges", ask="the words must be merged before pairs are counted again")
+                 "the list", ask="the words must be merged before pairs are counted again")
 
 
 def ties_are_broken_by_order(learn_merges):
     """of equally frequent pairs, the one that sorts first"""
-    expect_equal(merges_of(learn_merges, {"zy": 3, "ab": 3}, 1), [(b"a", b"b")], "the merges",
-                 ask="the result must not depend on the order of the words")
+    for merges in [merges_of(learn_merges, {"zy": 3, "ab": 3}, 1),
+                   merges_of(learn_merges, {"ab": 3, "zy": 3}, 1)]:
+        expect_equal(merges, [(b"a", b"b")], "the list",
+                     ask="the result must not depend on the order of the words")
 
 
 def letters_outside_of_ascii_are_two_bytes(learn_merges):
     """é is two bytes, c3 and a9, and they are merged like any pair"""
-    expect_equal(merges_of(learn_merges, {"é": 2}, 1), [(b"\xc3", b"\xa9")], "the merges",
+    expect_equal(merges_of(learn_merges, {"é": 3}, 1), [(b"\xc3", b"\xa9")], "the list",
                  ask="a word begins as its bytes in UTF-8")
 
 
 def it_ends_where_no_pair_occurs_twice(learn_merges):
-    """a pair that occurs only once is not merged"""
-    expect_equal(merges_of(learn_merges, {"ab": 2, "xyz": 1}, 9), [(b"a", b"b")], "the merges")
+    """a pair that occurs only once is not merged, one that occurs twice is"""
+    expect_equal(merges_of(learn_merges, {"ab": 2, "xyz": 1}, 9), [(b"a", b"b")], "the list")
 
 
 # bpe_merge
@@ -191,7 +215,7 @@ def tokenizer_of(*merges):
 def an_unknown_word_stays_bytes(bpe_merge):
     """a word without a known pair stays bytes: é is two of them"""
     pieces = bpe_merge(tokenizer_of(), "né")
-    expect_equal(pieces, [b"n", b"\xc3", b"\xa9"], "the pieces of né")
+    expect_equal(pieces, [b"n", b"\xc3", b"\xa9"], "né")
 
 
 def the_pair_learned_first_is_merged_first(bpe_merge):
@@ -207,7 +231,7 @@ def the_pair_learned_first_is_merged_first(bpe_merge):
 def it_goes_on_until_nothing_is_left(bpe_merge):
     """a merge can make another merge possible"""
     pieces = bpe_merge(tokenizer_of((b"u", b"g"), (b"h", b"ug")), "hughug")
-    expect_equal(pieces, [b"hug", b"hug"], "the pieces of hughug")
+    expect_equal(pieces, [b"hug", b"hug"], "hughug")
 
 
 # random_batch
@@ -215,18 +239,21 @@ def it_goes_on_until_nothing_is_left(bpe_merge):
 
 def targets_are_one_later(random_batch):
     """each target is the token after its input"""
-    inputs, targets = random_batch(torch.arange(50), 4, 6, torch.Generator().manual_seed(0))
+    inputs, targets = random_batch(torch.arange(1000, 1500), 4, 6, torch.Generator().manual_seed(0))
     expect(inputs.shape == (4, 6) and targets.shape == (4, 6), f"inputs are {list(inputs.shape)} "
            f"and targets {list(targets.shape)}; both should be [batch 4, pos 6]")
-    shift = int((targets - inputs)[0, 0])
-    expect(bool((targets == inputs + 1).all()), f"in the text 0, 1, 2, … the first target is "
-           f"{shift} later than its input, and should be 1")
+    expect(inputs.min() >= 1000, "the text is 1000, 1001, …, 1499, and "
+           f"{inputs.min()} is not in it: are these positions instead of the tokens there?")
+    for of, target in zip(inputs.flatten().tolist(), targets.flatten().tolist(), strict=True):
+        expect(target == of + 1, f"in the text 1000, 1001, …, 1499 the target of {of} is {target}, "
+               f"and should be {of + 1}")
     expect(bool((inputs[:, 1:] == inputs[:, :-1] + 1).all()), "a window is not a piece of the text")
 
 
 def every_window_can_be_drawn(random_batch):
-    """the first and the last window are drawn too, and none beyond the end"""
+    """the first and the last window are drawn too, and none whose last target is beyond the end"""
     inputs, _ = random_batch(torch.arange(8), 500, 5, torch.Generator().manual_seed(0))
+    expect(len(inputs) == 500, f"of 500 windows {len(inputs)} came: a window may be drawn again")
     starts = sorted(set(inputs[:, 0].tolist()))
     expect(starts == [0, 1, 2], f"windows of 5 inputs in 8 tokens begin at {starts}; they should "
            "begin at 0, 1 and 2: the last target is the last token")
@@ -235,7 +262,11 @@ def every_window_can_be_drawn(random_batch):
 def the_generator_decides(random_batch):
     """the same generator gives the same batch, and torch's global one is not used"""
     tokens = torch.arange(1000)
-    first = random_batch(tokens, 4, 6, torch.Generator().manual_seed(1))[0]
+    generator = torch.Generator().manual_seed(1)
+    first = random_batch(tokens, 4, 6, generator)[0]
+    second = random_batch(tokens, 4, 6, generator)[0]
+    expect(not torch.equal(first, second), "two calls with one generator gave the same batch: draw "
+           "from the generator that is passed, and don't seed it again")
     torch.manual_seed(99)
     again = random_batch(tokens, 4, 6, torch.Generator().manual_seed(1))[0]
     expect(torch.equal(first, again), "the same generator gave two different batches: is it used?")
@@ -269,6 +300,14 @@ def no_window_is_empty(window_bounds):
         expect(not empty, f"in a text whose last position is {last}, {empty} predicts nothing")
 
 
+def windows_are_as_long_as_they_can_be(window_bounds):
+    """every window but the last reads n_ctx positions"""
+    bounds = list(window_bounds(10, 4))
+    lengths = [end - begin for begin, end in bounds]
+    expect(lengths == [4, 4, 2], "in a text whose last position is 10, windows of 4 read "
+           f"{lengths} positions, and should read [4, 4, 2]")
+
+
 EXERCISES = [
     Exercise(
         name="entropy_of", source=None, minutes=5, difficulty=1, needed_for="the floor",
@@ -282,6 +321,10 @@ EXERCISES = [
             Mistake("without the minus", "return -sum", "return sum"),
             Mistake("when all surprises have the same weight", "p * math.log(p)",
                     "math.log(p) / len(options)"),
+            Mistake("when the surprises are not weighted by their probabilities",
+                    "p * math.log(p)", "math.log(p)"),
+            Mistake("with the mean over words instead of the sum", "p * math.log(p)",
+                    "p * math.log(p) / len(options)"),
         )),
     Exercise(
         name="entropy_rate", source=None, minutes=20, difficulty=2,
@@ -301,6 +344,10 @@ EXERCISES = [
                     "range(1)"),
             Mistake("of the shares alone, as if symbols were independent",
                     "(shares * entropies).sum()", "torch.special.entr(shares).sum()"),
+            Mistake("in bits instead of nats", "(shares * entropies)",
+                    "(shares * entropies / math.log(2))"),
+            Mistake("with the sum over states, without the time spent there",
+                    "(shares * entropies).sum()", "entropies.sum()"),
         )),
     Exercise(
         name="character_costs", source=None, minutes=20, difficulty=3,
@@ -320,6 +367,10 @@ EXERCISES = [
                     "other.startswith(word[:end])", "other[end - 1 : end] == word[end - 1]",
                     also=(("for other, p in possible.items()",
                            "for other, p in options.items()"),)),
+            Mistake("when words count that have these letters anywhere, not at their beginning",
+                    "other.startswith(word[:end])", "word[:end] in other"),
+            Mistake("without the minus", "-math.log(sum", "math.log(sum"),
+            Mistake("in bits instead of nats", "math.log(sum", "math.log2(sum"),
             Mistake("when all remaining words count equally",
                     "sum(possible.values()) / before", "len(possible) / n_before",
                     also=(("before = sum(possible.values())", "n_before = len(possible)"),)),
@@ -339,6 +390,11 @@ EXERCISES = [
                     "    row = [(piece, count) for pieces, count in words for piece in pieces]\n"
                     "    for (left, count), (right, _) in zip(row, row[1:], strict=False):\n"
                     "        counts[left, right] += count\n"),
+            Mistake("without the last pair of a word", "itertools.pairwise(pieces)",
+                    "itertools.pairwise(pieces[:-1])"),
+            Mistake("when a pair counts once a word, however often it is there",
+                    "itertools.pairwise(pieces)", "set(itertools.pairwise(pieces))"),
+            Mistake("when the last word's count replaces those before", "+= count", "= count"),
             Mistake("with each piece in one pair only", "itertools.pairwise(pieces)",
                     "zip(pieces[::2], pieces[1::2], strict=False)"),
         )),
@@ -346,7 +402,8 @@ EXERCISES = [
         name="merge_pair", source="tokenizer.merge_pair", minutes=10, difficulty=1,
         needed_for="learn_merges, bpe_merge", task="From the left to the right, once.",
         checks=(a_pair_becomes_one_piece, every_occurrence_is_merged,
-                from_the_left_and_none_twice, the_old_list_is_left_alone),
+                only_the_pair_itself_is_merged, from_the_left_and_none_twice,
+                the_old_list_is_left_alone),
         hints=("A while loop with an index: a pair moves it by two, anything else by one.",
                "Mind the last piece: it has no right neighbour.",
                "bytes are joined by +: pieces[i] + pieces[i + 1]."),
@@ -371,7 +428,7 @@ EXERCISES = [
                "min(counts, key=lambda pair: (-counts[pair], pair)) is the most frequent one, and "
                "the first of them."),
         mistakes=(
-            Mistake("when a word begins as its letters in Latin-1, not as its bytes in UTF-8",
+            Mistake("when a word begins as its letters, not as its bytes in UTF-8",
                     "word.encode()]", "word.encode('latin-1')]"),
             Mistake("when the words are not merged before the next count",
                     "        words = [(merge_pair(pieces, best), n) for pieces, n in words]\n",
@@ -380,6 +437,11 @@ EXERCISES = [
             Mistake("when ties go to the pair that was seen first",
                     "min(counts, key=lambda pair: (-counts[pair], pair))",
                     "max(counts, key=counts.get)"),
+            Mistake("when ties go to the pair that sorts last",
+                    "min(counts, key=lambda pair: (-counts[pair], pair))",
+                    "max(counts, key=lambda pair: (counts[pair], pair))"),
+            Mistake("when a pair that occurs twice is not merged", "max(counts.values()) < 2",
+                    "max(counts.values()) <= 2"),
             Mistake("when pairs that occur once are merged too", "max(counts.values()) < 2",
                     "max(counts.values()) < 1"),
             Mistake("when every word counts once, however often it occurs",
@@ -419,6 +481,16 @@ EXERCISES = [
             Mistake("when the last window can't be drawn", "len(tokens) - n_ctx,",
                     "len(tokens) - n_ctx - 1,"),
             Mistake("when the generator is not used", ", generator=generator)", ")"),
+            Mistake("when a new generator is made in each call", "generator=generator",
+                    "generator=torch.Generator().manual_seed(0)"),
+            Mistake("when the first window can't be drawn", "torch.randint(len(tokens)",
+                    "torch.randint(1, len(tokens)"),
+            Mistake("with positions instead of the tokens there",
+                    "tokens[starts + torch.arange(n_ctx + 1)]", "starts + torch.arange(n_ctx + 1)"),
+            Mistake("when only every n_ctx-th window can be drawn",
+                    "torch.randint(len(tokens) - n_ctx, (batch_size, 1), generator=generator)",
+                    "n_ctx * torch.randint((len(tokens) - 1) // n_ctx, (batch_size, 1), "
+                    "generator=generator)"),
             Mistake("when all rows begin at one place", "(batch_size, 1)", "(1, 1)",
                     also=(("    return windows",
                            "    windows = windows.expand(batch_size, -1)\n    return windows"),)),
@@ -428,12 +500,23 @@ EXERCISES = [
         needed_for="the validation loss (chapter 6)",
         task="A whole text, each token predicted once; `starts` of the library is left out.",
         checks=(each_token_is_predicted_once, no_window_is_longer_than_the_context,
-                no_window_is_empty),
+                no_window_is_empty, windows_are_as_long_as_they_can_be),
         hints=("The end of a window is the beginning of the next: it is predicted in the one and "
                "read in the other.",
                "begin = 0, n_ctx, 2 n_ctx, … below last.",
                "[(begin, min(begin + n_ctx, last)) for begin in range(0, last, n_ctx)]."),
         mistakes=(
+            Mistake("when the last window reads beyond the text", "min(begin + n_ctx, last)",
+                    "begin + n_ctx"),
+            Mistake("when each window ends one too early", "min(begin + n_ctx, last)",
+                    "min(begin + n_ctx - 1, last)"),
+            Mistake("when the last token is not predicted", "min(begin + n_ctx, last)",
+                    "min(begin + n_ctx, last - 1)"),
+            Mistake("when the first window begins at 1", "range(0, last, n_ctx)",
+                    "range(1, last, n_ctx)"),
+            Mistake("with windows one shorter than n_ctx", "min(begin + n_ctx, last)",
+                    "min(begin + n_ctx - 1, last)",
+                    also=(("range(0, last, n_ctx)", "range(0, last, n_ctx - 1)"),)),
             Mistake("when an empty window follows the last one", "range(0, last, n_ctx)",
                     "range(0, last + 1, n_ctx)"),
             Mistake("when the rest at the end is dropped", "range(0, last, n_ctx)",

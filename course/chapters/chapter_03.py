@@ -27,7 +27,7 @@ def of_any_shape(one_hot):
     tokens = random_ids(5, 2, 3)
     vectors = one_hot(tokens, 5)
     expect_close(vectors, torch.eye(5)[tokens], "the vectors", "batch pos id")
-    expect(vectors.is_floating_point(), f"the vectors are {vectors.dtype}: integers can't be "
+    expect(vectors.is_floating_point(), f"the vectors are {vectors.dtype}: only floats can be "
            "multiplied with W_E")
 
 
@@ -71,8 +71,7 @@ def it_is_a_sum(embed_text):
 
 def a_short_text_uses_the_first_rows(embed_text):
     """a text of 3 positions uses W_pos[0], W_pos[1] and W_pos[2]"""
-    resid = embed_text(torch.zeros(1, 3, dtype=torch.long), torch.zeros(7, 4),
-                       random(6, 4, seed=1))
+    resid = embed_text(torch.tensor([[2, 0, 1]]), torch.zeros(7, 4), random(6, 4, seed=1))
     expect_close(resid[0], random(6, 4, seed=1)[:3], "the stream of a text of 3 positions",
                  "pos d_model")
 
@@ -124,7 +123,7 @@ def pairs_are_counted_in_order(bigram_table):
     """in 0 1 1 the pairs are 0 1 and 1 1"""
     chances = bigram_table(torch.tensor([0, 1, 1]), 2, alpha=1e-6)
     expect_close(chances, torch.tensor([[0.0, 1], [0, 1]]), "the chances", "token next_token",
-                 tolerance=1e-3, ask="the row is the earlier token")
+                 tolerance=1e-3, ask="the row is the earlier token, and alpha is 1e-6 here")
 
 
 def alpha_is_added_to_every_count(bigram_table):
@@ -146,19 +145,20 @@ def the_chances_of_a_row_sum_to_one(bigram_table):
 def position_zero_is_zeros_and_ones(sinusoidal_positions):
     """at position 0 sines are 0 and cosines 1, one after another"""
     expect_close(sinusoidal_positions(5, 4)[0], torch.tensor([0.0, 1, 0, 1]), "position 0",
-                 "d_model", ask="sin and cos take turns")
+                 "d_model", ask="the angle is 0 there; sin and cos take turns")
 
 
 def the_first_pair_turns_once_in_two_pi(sinusoidal_positions):
     """dimensions 0 and 1 of position 1 are sin 1 and cos 1"""
     expect_close(sinusoidal_positions(5, 4)[1, :2], torch.tensor([math.sin(1), math.cos(1)]),
-                 "position 1", "d_model")
+                 "position 1", "d_model", ask="the angle of the first pair is the position itself, "
+                                              "in radians, for sin and cos")
 
 
 def later_pairs_turn_more_slowly(sinusoidal_positions):
     """of 4 dimensions the second pair turns 100 times more slowly"""
     expect_close(sinusoidal_positions(5, 4)[4, 2:], torch.tensor([math.sin(0.04), math.cos(0.04)]),
-                 "position 4, the second pair,", "d_model",
+                 "position 4, the second pair,", "entry",
                  ask="the angle is pos / 10,000^(2i / d_model), with 2i / d_model = 2/4")
 
 
@@ -213,17 +213,23 @@ EXERCISES = [
             Mistake("when W_E is detached: it can't learn", "self.W_E[tokens]",
                     "self.W_E.detach()[tokens]"),
             Mistake("when the ids are counted from 1", "self.W_E[tokens]", "self.W_E[tokens - 1]"),
+            Mistake("with the factor sqrt(d_model)", "self.W_E[tokens]",
+                    "self.W_E[tokens] * self.W_E.shape[1] ** 0.5"),
         )),
     Exercise(
         name="embed_text", source=None, minutes=5, difficulty=1, needed_for="the model (chapter 5)",
         task="Add token and position.",
-        checks=(it_is_a_sum, a_short_text_uses_the_first_rows),
+        checks=(a_short_text_uses_the_first_rows, it_is_a_sum),
         hints=("Tokens look up W_E, positions W_pos.", "Position p uses row p, in every text.",
                "W_E[tokens] + W_pos[: tokens.shape[1]] broadcasts over the batch."),
         mistakes=(
             Mistake("without positions", " + W_pos[:n_pos]", ""),
             Mistake("when positions are looked up by token", "W_pos[:n_pos]",
                     "W_pos[tokens % len(W_pos)]"),
+            Mistake("when positions are counted from 1", "W_pos[:n_pos]", "W_pos[1 : n_pos + 1]"),
+            Mistake("when the row of the batch is taken for the position", "W_pos[:n_pos]",
+                    "W_pos[: len(tokens)].unsqueeze(1)"),
+            Mistake("when all positions get row 0", "W_pos[:n_pos]", "W_pos[0]"),
             Mistake("with the last rows of W_pos for a short text", "W_pos[:n_pos]",
                     "W_pos[-n_pos:]"),
             Mistake("with the product of both instead of the sum", "W_E[tokens] + W_pos",
@@ -237,6 +243,7 @@ EXERCISES = [
                "resid @ W_U + b_U."),
         mistakes=(
             Mistake("without b_U", " + b_U", ""),
+            Mistake("when b_U is subtracted", " + b_U", " - b_U"),
             Mistake("with probabilities instead of logits", "resid @ W_U + b_U",
                     "(resid @ W_U + b_U).softmax(-1)"),
             Mistake("with log probabilities instead of logits", "resid @ W_U + b_U",
@@ -257,6 +264,11 @@ EXERCISES = [
                     "return logits.log_softmax(-1).T"),
             Mistake("with logits instead of log probabilities", "return logits.log_softmax(-1)",
                     "return logits"),
+            Mistake("with probabilities instead of log probabilities", "log_softmax(-1)",
+                    "softmax(-1)"),
+            Mistake("with one softmax over the whole table", "return logits.log_softmax(-1)",
+                    "return logits - logits.exp().sum().log()"),
+            Mistake("with the product transposed", "W_E @ W_U", "(W_E @ W_U).T"),
         )),
     Exercise(
         name="bigram_table", source=None, minutes=15, difficulty=1,
@@ -274,6 +286,21 @@ EXERCISES = [
                     "counts.sum(0, keepdim=True)"),
             Mistake("when the whole table sums to 1", "counts.sum(1, keepdim=True)",
                     "counts.sum()"),
+            Mistake("without alpha", "torch.full((d_vocab, d_vocab), alpha)",
+                    "torch.zeros(d_vocab, d_vocab)"),
+            Mistake("when 1 is added, whatever alpha is", "torch.full((d_vocab, d_vocab), alpha)",
+                    "torch.ones(d_vocab, d_vocab)"),
+            Mistake("when alpha is added to the counts only, not to what they are divided by",
+                    "counts.sum(1, keepdim=True)",
+                    "(counts.sum(1, keepdim=True) - alpha * d_vocab)"),
+            Mistake("when alpha is added to the divisor only once",
+                    "counts.sum(1, keepdim=True)",
+                    "(counts.sum(1, keepdim=True) - alpha * (d_vocab - 1))"),
+            Mistake("without keepdim: each column is divided by the sum of a row",
+                    "counts.sum(1, keepdim=True)", "counts.sum(1)"),
+            Mistake("with counts that are not divided", " / counts.sum(1, keepdim=True)", ""),
+            Mistake("without the last pair", "zip(tokens[:-1].tolist(), tokens[1:].tolist(),",
+                    "zip(tokens[:-2].tolist(), tokens[1:-1].tolist(),"),
             Mistake("when a pair that comes again is not counted again", "+= 1", "= alpha + 1"),
         )),
     Exercise(
@@ -294,6 +321,17 @@ EXERCISES = [
                     "too little",
                     "10_000 ** (i / d_model)", "10_000 ** (i / 2 / d_model)"),
             Mistake("when later hands turn faster", "pos / 10_000", "pos * 10_000"),
+            Mistake("when positions are counted from 1", "torch.arange(n_ctx)",
+                    "torch.arange(1, n_ctx + 1)"),
+            Mistake("when the dimension is doubled, though it is twice the pair's number already",
+                    "(i / d_model)", "(2 * i / d_model)"),
+            Mistake("when the exponent ends at 1: the division is by d_model - 2",
+                    "(i / d_model)", "(i / (d_model - 2))"),
+            Mistake("when sin and cos of a pair have different angles",
+                    "waves[:, i + 1] = angle.cos()",
+                    "waves[:, i + 1] = (pos / 10_000 ** ((i + 1) / d_model)).cos()"),
+            Mistake("when all hands turn equally fast", "pos / 10_000 ** (i / d_model)",
+                    "pos * 1.0"),
             Mistake("with sin and cos exchanged", "angle.sin()",
                     "angle.cos()", also=(("waves[:, i + 1] = angle.cos()",
                                           "waves[:, i + 1] = angle.sin()"),)),
@@ -311,6 +349,11 @@ EXERCISES = [
             Mistake("when it shifts the wrong way: R is transposed", "R[i + 1, i] = sin",
                     "R[i + 1, i] = -sin", also=(("R[i, i + 1] = -sin", "R[i, i + 1] = sin"),)),
             Mistake("when all hands turn equally fast", "shift / 10_000 ** (i / d_model)", "shift"),
+            Mistake("when the dimension is doubled, though it is twice the pair's number already",
+                    "(i / d_model)", "(2 * i / d_model)"),
+            Mistake("when the number of the pair is used as the dimension", "(i / d_model)",
+                    "(i / 2 / d_model)"),
+            Mistake("with both sines negative", "R[i + 1, i] = sin", "R[i + 1, i] = -sin"),
             Mistake("without the minus of cos(a + s)", "R[i, i + 1] = -sin", "R[i, i + 1] = sin"),
         )),
 ]

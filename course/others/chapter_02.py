@@ -84,6 +84,14 @@ def bpe_merge_as_one_at_a_time(self, word):
     return pieces
 
 
+def bpe_merge_as_every_merge_in_order(self, word):
+    # a merge makes only pairs that were learned later, so one pass in order is enough
+    pieces = [bytes([byte]) for byte in word.encode()]
+    for pair in sorted(self.ranks, key=self.ranks.get):
+        pieces = merge_pair_as_stack(pieces, pair)
+    return pieces
+
+
 def random_batch_as_slices(tokens, batch_size, n_ctx, generator):
     starts = torch.randint(0, len(tokens) - n_ctx, (batch_size,), generator=generator).tolist()
     inputs = torch.stack([tokens[i : i + n_ctx] for i in starts])

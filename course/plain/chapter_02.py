@@ -109,6 +109,7 @@ def window_bounds(last, n_ctx):
     """Consecutive windows in which every token but the first is predicted exactly once.
 
     last: the position of the last token. A window (begin, end) reads positions begin, …, end - 1
-    and predicts begin + 1, …, end, at most n_ctx of them. Returns a list of (begin, end).
+    and predicts begin + 1, …, end: n_ctx of them, the last window perhaps fewer. Returns a list of
+    (begin, end).
     """
     return [(begin, min(begin + n_ctx, last)) for begin in range(0, last, n_ctx)]
