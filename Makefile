@@ -1,5 +1,5 @@
 # make train       trains the default model (one to two minutes)
-# make test        runs the tests (about one minute)
+# make test        runs the tests (two minutes)
 # make experiments runs every experiment, and writes outputs/index.html with all figures and tables
 # make verify      judges every claim with fresh seeds, and writes docs/verify.md (40 minutes)
 # make verify-quick   runs everything once, quickly, and judges what is exact (minutes)
