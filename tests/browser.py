@@ -228,3 +228,21 @@ def browser(profile):
         process.wait()
         os.close(to)
         os.close(back)
+
+
+def open_page(chromium, path):
+    """The Browser with a page open, as a fixture's generator. Afterwards the page must have asked
+    for nothing but itself, and its script must have had no problem."""
+    chromium.asked.clear()
+    chromium.problems.clear()
+    chromium.size(1400, 1000)
+    chromium.scheme("light")
+    chromium.open(path)
+    yield chromium
+    assert chromium.problems == []
+    assert chromium.asked == [path.as_uri()]
+
+
+def text(chromium, selector):
+    """The text of the first element of a page that a selector finds."""
+    return chromium.run(f"document.querySelector({selector!r}).textContent")

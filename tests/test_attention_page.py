@@ -7,7 +7,7 @@ import statistics
 import numpy as np
 import pytest
 import torch
-from browser import browser
+from browser import open_page, text
 
 from experiments.attention_page.page import (
     pack_patterns,
@@ -59,16 +59,10 @@ def large():
     return page, unpack_patterns(page)
 
 
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    with browser(tmp_path_factory.mktemp("profile")) as chromium:
-        yield chromium
-
-
 @pytest.fixture
 def opened(chromium, large, tmp_path):
     """The browser, with the large page open."""
-    yield from open_page(chromium, large[0], tmp_path)
+    yield from open_drawn(chromium, large[0], tmp_path)
 
 
 @pytest.fixture
@@ -78,22 +72,14 @@ def by_hand(chromium, tmp_path):
     pattern = torch.eye(5)
     pattern[2] = torch.tensor([1.0, 0, 0, 0, 0])
     pattern[4] = torch.tensor([0, 0.6, 0, 0.04, 0.36])
-    yield from open_page(chromium, page_of(pattern[None, None], list("abcde")), tmp_path)
+    yield from open_drawn(chromium, page_of(pattern[None, None], list("abcde")), tmp_path)
 
 
-def open_page(chromium, page, folder):
-    """The browser with a page open, as a fixture's generator. Afterwards it must have asked for
-    nothing else, and its script must have had no problem."""
+def open_drawn(chromium, page, folder):
+    """The browser with a page open, as a fixture's generator."""
     path = folder / "attention.html"
     write_page(path, page)
-    chromium.asked.clear()
-    chromium.problems.clear()
-    chromium.size(1400, 1000)
-    chromium.scheme("light")
-    chromium.open(path)
-    yield chromium
-    assert chromium.problems == []
-    assert chromium.asked == [path.as_uri()]
+    yield from open_page(chromium, path)
 
 
 def token(k):
@@ -102,10 +88,6 @@ def token(k):
 
 def card(k):
     return f"#heads > :nth-child({k + 1})"
-
-
-def text(chromium, selector):
-    return chromium.run(f"document.querySelector({selector!r}).textContent")
 
 
 def seen(chromium):
@@ -406,7 +388,7 @@ def test_no_word_is_small_or_cut_and_the_page_does_not_scroll_sideways(opened, w
 @pytest.mark.parametrize("width", [420, 1400])
 @pytest.mark.parametrize("n_pos", [5, 36, 200])
 def test_tokens_beside_the_pictures_are_large_whole_and_apart(chromium, tmp_path, width, n_pos):
-    for opened in open_page(chromium, drawn_page(1, 2, n_pos), tmp_path):
+    for opened in open_drawn(chromium, drawn_page(1, 2, n_pos), tmp_path):
         opened.size(width, 900)
         opened.run("look(3)")
         words = opened.canvas_texts("showAll()")

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from browser import browser
+from browser import open_page, text
 
 from experiments.dynamics.measure import BINS
 from experiments.dynamics.page import make_page, write_page
@@ -47,29 +47,12 @@ def page():
     return make_page([drawn_subject("one", 0, []), drawn_subject("two", 1, ["copying", "recall"])])
 
 
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    with browser(tmp_path_factory.mktemp("profile")) as chromium:
-        yield chromium
-
-
 @pytest.fixture
 def opened(chromium, page, tmp_path):
     """The browser, with the page open."""
     path = tmp_path / "dynamics.html"
     write_page(path, page)
-    chromium.asked.clear()
-    chromium.problems.clear()
-    chromium.size(1400, 1000)
-    chromium.scheme("light")
-    chromium.open(path)
-    yield chromium
-    assert chromium.problems == []
-    assert chromium.asked == [path.as_uri()]
-
-
-def text(chromium, selector):
-    return chromium.run(f"document.querySelector({selector!r}).textContent")
+    yield from open_page(chromium, path)
 
 
 def texts_of(chromium, selector):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from browser import browser
+from browser import open_page, text
 from helpers import refusal, tiny_model, tiny_tokens
 
 from experiments.common import rounded
@@ -262,11 +262,11 @@ def test_a_context_has_the_tokens_and_activations_around_its_place():
     feature = each["feature"]
     places = strongest_places(z, 8)
     assert len(feature["strongest"]) == len(places) > 3
-    for (text, pos), found in zip(places, feature["strongest"], strict=True):
+    for (row, pos), found in zip(places, feature["strongest"], strict=True):
         window = range(max(0, pos - 10), min(7, pos + 5))
-        assert found["tokens"] == [HOSTILE[subject.held_out[text, p]] for p in window]
-        assert found["z"] == pytest.approx([z[text, p].item() for p in window])
-        assert found["z"][found["at"]] == z[text].max()
+        assert found["tokens"] == [HOSTILE[subject.held_out[row, p]] for p in window]
+        assert found["z"] == pytest.approx([z[row, p].item() for p in window])
+        assert found["z"][found["at"]] == z[row].max()
     assert feature["frequency"] == pytest.approx((z > 0).double().mean().item())
     assert feature["mean"] == pytest.approx(z[z > 0].mean().item())
     assert feature["most"] == z.max().item()
@@ -396,29 +396,12 @@ def test_a_hundred_features_of_long_tokens_fit_into_two_megabytes(tmp_path):
 # In a browser
 
 
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    with browser(tmp_path_factory.mktemp("profile")) as chromium:
-        yield chromium
-
-
 @pytest.fixture
 def opened(chromium, page, tmp_path):
     """The browser, with the page open."""
     path = tmp_path / "features.html"
     write_page(path, page)
-    chromium.asked.clear()
-    chromium.problems.clear()
-    chromium.size(1400, 1000)
-    chromium.scheme("light")
-    chromium.open(path)
-    yield chromium
-    assert chromium.problems == []
-    assert chromium.asked == [path.as_uri()]  # no request leaves the page
-
-
-def text(chromium, selector):
-    return chromium.run(f"document.querySelector({selector!r}).textContent")
+    yield from open_page(chromium, path)
 
 
 def listed(chromium):

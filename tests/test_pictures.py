@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-from browser import browser
 
 from config import ModelConfig
 from course import pictures
@@ -103,12 +102,6 @@ COLLISIONS = """(() => {
     found.push(...met.map(m => [text.shape.textContent, m.shape.outerHTML]));
   }
   return found })()"""
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    with browser(tmp_path_factory.mktemp("profile")) as started:
-        yield started
 
 
 @pytest.mark.slow
