@@ -102,6 +102,7 @@ def table_claims(name, runs, no_layers, judged):
     nearest = {table: [each["step"] for each in some] for table, some in dips.items()}
     bigrams = dips["bigrams"]
     renamed = max(each["before"] for each in dips["renamed bigrams"])
+
     claims = [
         claim(f"{name}: step at which the model is nearest to bigrams", nearest["bigrams"],
               control=f"bigrams of shuffled text: step {list_steps(nearest['shuffled bigrams'])}"),

@@ -13,11 +13,10 @@ Source: Nanda et al. 2023, *Progress measures for grokking*
 """
 
 import math
-from dataclasses import replace
 
 from matplotlib.figure import Figure
 
-from experiments.common import claim
+from experiments.common import add_control, claim
 from experiments.grokking.measure import FITTED_SHARE, KNOWN_ACCURACY, N_BEST
 from plotting import COLOURS, bare_axes
 
@@ -40,7 +39,7 @@ def seed_runs(runs):
 def claim_beside(text, values, beside, **more):
     """A Claim, as from `common.claim`, with another number beside its threshold."""
     line = claim(text, values, **more)
-    return replace(line, control="; ".join(filter(None, (line.control, beside))))
+    return add_control(line, beside) if beside else line
 
 
 def timing_claims(seeds, p, symmetric, *, judged):
