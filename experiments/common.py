@@ -117,7 +117,7 @@ def claim(text, values, *, above=None, below=None, between=None, holds=None, jud
     their range, or instead of the range the given interval (low, high).
     above, below: every value must be strictly above, or below, this number; between: (low, high),
     both included. A threshold is written here and nowhere else; it becomes the line's mark and, if
-    no control is given, its control. median: judge the median alone, as for timings.
+    no control is given, its control. median: judge the median alone, not every value.
     holds: the verdict of a test that is not a threshold on the values (such as another model's
     value); p: a p-value, which must be below LEVEL. If several tests are given, all must hold.
     judged: False leaves the line open (a quick run, a user's own model). reported, control, mark,
@@ -153,6 +153,8 @@ def claim(text, values, *, above=None, below=None, between=None, holds=None, jud
         is_one_number = between[0] == between[1]
         words.append(f"{between[0]:g}" if is_one_number else f"{between[0]:g} to {between[1]:g}")
         marks.append(between[1])
+    if median and words:
+        words[-1] += " (median)"
     if control is None:
         control = " and ".join(words)
     if mark is None and marks:

@@ -124,7 +124,7 @@ def test_each_trained_claim_fails_where_it_is_false(wired_rows):
     for name in ("exact", "EAP-IG gauss"):
         bad = copy.deepcopy(trained)
         next(row for row in bad if row["method"] == name)["stability"] = 0.1
-        assert failed(wired + bad) == [f"{name}: Jaccard over draws of prompts, trained models"]
+        assert failed(wired + bad) == [f"{name}: Jaccard over draws of prompts, median of trained models"]
     trained[-1]["took"] = 121
     assert len(failed(wired + trained)) == 1
 
@@ -132,7 +132,7 @@ def test_each_trained_claim_fails_where_it_is_false(wired_rows):
 def test_an_untrained_model_fails(wired_rows, untrained_rows):
     wired = [row | {"took": 1.0} for row in wired_rows["previous token"]]
     names = failed(wired + untrained_rows)
-    assert "exact: Jaccard over draws of prompts, trained models" in names
+    assert "exact: Jaccard over draws of prompts, median of trained models" in names
 
 
 def test_the_figure_shows_every_method(wired_rows):

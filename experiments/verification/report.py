@@ -14,9 +14,9 @@ INTRO = """# Every claim, verified
 
 `make verify` wrote this page. It ran each experiment as a program, and judged each of its claims
 anew. The seeds are not those on which thresholds were chosen. **PASS**: the claim held for every
-seed. **FAIL**: it did not; such lines stay here, and stand first. **SKIP**: it could not be judged,
-which is not a pass. Lines without a verdict are for information, and are left out here; the
-experiments print them.
+seed or, where the line says so, for their median. **FAIL**: it did not; such lines stay here, and
+stand first. **SKIP**: it could not be judged, which is not a pass. Lines without a verdict are for
+information, and are left out here; the experiments print them.
 """
 COLUMNS = ("claim", "measured", "range or 95 % CI", "control", "threshold from", "published", "")
 
