@@ -22,11 +22,11 @@ one model in sixteen works differently, and the lines about how the models work 
 of the seeds now. (Claims chosen on seeds 0 to 2 alone, about where heads look, had failed on 10 to
 14 in seven lines of ten.) These vary by seed and have no verdict: the chance that as many heads
 drawn from all twelve reach the share of the suppressing heads (0.01 to 0.46 in one model, because
-the strongest head among them is often enough); the layer of the strongest head; its share of the answer (0.35 to 1.02); whether it looks
-at the giver (0.00 to 1.00) or at a later word to which an earlier head has moved the name; what
-patterns add; and whether later heads read it, so that removing it costs more than its direct effect
-(seeds 14 and 24). The circuits of 39 edges pass the test of sufficiency in all 13 models, and those
-of minimality and necessity in none.
+the strongest head among them is often enough); the layer of the strongest head; its share of the
+answer (0.35 to 1.02); whether it looks at the giver (0.00 to 1.00) or at a later word to which an
+earlier head has moved the name; what patterns add; and whether later heads read it, so that
+removing it costs more than its direct effect (seeds 14 and 24). The circuits of 39 edges pass the
+test of sufficiency in all 13 models, and those of minimality and necessity in none.
 With `--model`, a model in Hugging Face's layout is measured on prompts of the published form,
 beside the numbers that Wang et al. report for GPT-2 small; nothing is judged.
 

@@ -124,7 +124,8 @@ def test_each_trained_claim_fails_where_it_is_false(wired_rows):
     for name in ("exact", "EAP-IG gauss"):
         bad = copy.deepcopy(trained)
         next(row for row in bad if row["method"] == name)["stability"] = 0.1
-        assert failed(wired + bad) == [f"{name}: Jaccard over draws of prompts, median of trained models"]
+        wanted = f"{name}: Jaccard over draws of prompts, median of trained models"
+        assert failed(wired + bad) == [wanted]
     trained[-1]["took"] = 121
     assert len(failed(wired + trained)) == 1
 

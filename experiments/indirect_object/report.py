@@ -175,7 +175,8 @@ def reading_claims(models, learned, judged):
         add_control(
             claim("all patterns from prompts with three unrelated names: logit difference kept",
                   [1 + one["patterns"]["unrelated"] / one["diff"] for one in models],
-                  above=0.5, median=True, holds=learned, judged=judged), "0 if the patterns carried it"),
+                  above=0.5, median=True, holds=learned, judged=judged),
+            "0 if the patterns carried it"),
         claim("… all patterns from prompts where the other person gives (varies by seed)",
               [1 + one["patterns"]["other giver"] / one["diff"] for one in models],
               control="-1 if the patterns carried it"),
