@@ -36,6 +36,7 @@ from experiments.verification.measure import (
     EXPERIMENTS,
     FIRST_SEED,
     all_commands,
+    name_of_text,
     run_command,
     seeds_of_date,
     what_it_ran_on,
@@ -107,6 +108,8 @@ def main(argv=None):
     with locked(folder / "lock", f"another run writes to {folder}; wait for it, or choose another "
                 "--out_dir"):
         ran_on = what_it_ran_on()
+        if not cfg.quick:
+            ran_on["text"] = name_of_text()
         outcomes = run_all(commands, folder, ran_on)
 
     ran_on = {"seeds": f"{', '.join(map(str, seeds))} ({drawn})", "threads": str(cfg.threads),

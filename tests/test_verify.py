@@ -18,6 +18,7 @@ from experiments.verification.measure import (
     Command,
     Outcome,
     all_commands,
+    read_kept,
     run_command,
     seeds_of_date,
     weights_are_there,
@@ -166,6 +167,21 @@ def test_a_folder_that_is_named_from_elsewhere_is_found(pretended, monkeypatch, 
     assert not pretended(folder=Path(".")).error
     (folder,) = pretended.folders
     assert folder.is_absolute() and folder.parent == tmp_path
+
+
+def test_a_result_on_another_text_is_not_read(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(verify, "run_all",
+                        lambda commands, folder, ran_on: given.append(ran_on) or [])
+    for text in ("Tiny Shakespeare", "built-in corpus"):
+        monkeypatch.setattr(measure, "load_text", lambda cfg, text=text: ("", text, None))
+        with pytest.raises(SystemExit):
+            verify.main(["--only", "wired_circuits", "--out_dir", str(tmp_path)])
+    assert [ran_on["text"] for ran_on in given] == ["Tiny Shakespeare", "built-in corpus"]
+
+    write_json(tmp_path / "kept.json", given[0] | {"error": ""})
+    assert read_kept(tmp_path / "kept.json", given[0]) is not None
+    assert read_kept(tmp_path / "kept.json", given[1]) is None
 
 
 def test_two_runs_at_once_are_refused(tmp_path, monkeypatch):

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from config import DataConfig
+from data import load_text
 from experiments.common import ROOT, Claim, code_digest, exit_code
 from pretrained import CACHE, PRETRAINED_FILES
 from utils import UserError, printable, read_json, seeded_generator, write_json
@@ -166,6 +168,12 @@ def what_it_ran_on():
     """{word: text} of everything besides its flags that a result depends on."""
     return {"Python": platform.python_version(), "torch": torch.__version__,
             "numpy": np.__version__, "CPU": cpu_name(), "code": code_digest()}
+
+
+def name_of_text():
+    """The text that the experiments will find: Tiny Shakespeare, downloaded now if it must be, or,
+    without a network, the built-in corpus."""
+    return load_text(DataConfig(folder=str(ROOT / "data")))[1]
 
 
 def cpu_name():
