@@ -685,6 +685,32 @@ th, td { font-weight: 400; text-align: left; vertical-align: top; padding: .12re
 """
 
 
+# What the pages' scripts have in common.
+PAGE_SCRIPT = r"""<script>
+"use strict";
+const $ = id => document.getElementById(id);
+const data = JSON.parse($("data").textContent);
+const make = (tag, into, more) =>
+  into.appendChild(Object.assign(document.createElement(tag), more));
+const minus = text => text.replace("-", "−");
+
+// A token as it can be seen: what would be invisible, or end a line, has a sign.
+const signs = { "\n": "↵", "\r": "␍", "\t": "⇥", " ": "·" };
+const seen = token => token.replace(/[\n\r\t ]/g, c => signs[c]) || "∅";
+
+// Colours: [red, green, blue] of a style's colour, and a share of the way from one to another
+const rgb = text => text.match(/[\d.]+/g).slice(0, 3).map(Number);
+const mix = (from, to, share) =>
+  from.map((low, part) => Math.round(low + (to[part] - low) * share));
+function ink(colour) {  // black or white, whichever stands out more (WCAG's relative luminance)
+  const [r, g, b] = colour.map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000" : "#fff";
+}
+</script>
+"""
+
+
 def rounded(values):
     """Plain values, also in nested lists and dicts, with floats rounded to four digits."""
     if isinstance(values, dict):
@@ -698,12 +724,12 @@ def rounded(values):
 
 def write_page(path, template, values):
     """Write an experiment's own page: PAGE_HEAD and the template, with `values`, plain values, in
-    the script that the template leaves as {}."""
+    the script that the template leaves as {}, and PAGE_SCRIPT after it."""
     # No text in the values may end the script or begin a tag.
     data = json.dumps(values, allow_nan=False).replace("<", "\\u003c")
-    before, after = template.read_text(encoding="utf-8").split("{}</script>")
+    before, after = template.read_text(encoding="utf-8").split("{}</script>\n")
     with atomic_write(path, "w") as file:
-        file.write(f"{PAGE_HEAD}{before}{data}</script>{after}")
+        file.write(f"{PAGE_HEAD}{before}{data}</script>\n{PAGE_SCRIPT}{after}")
 
 
 # The page of all experiments
