@@ -1,6 +1,6 @@
 """From text to batches: find or download a text, tokenise it, split it, and cut windows from it.
 
-    python data.py prepare FILE… --tokenizer bpe --out data/mine     # texts larger than memory
+    python data.py prepare texts/ --tokenizer bpe --out data/mine    # texts larger than memory
     python train.py --data.path data/mine
 
 Chapter: COURSE_ROADMAP.md, 2 (text with a known entropy)
@@ -13,43 +13,29 @@ import bisect
 import hashlib
 import io
 import itertools
-import json
-import os
 import re
 import shlex
 import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Literal
 
-import numpy as np
 import requests
 import torch
 
 import corpus
-from config import DataConfig, config_from_dict, flag_parser, option
-from tokenizer import (
-    ENDOFTEXT,
-    TOKENIZERS,
-    BPETokenizer,
-    CharTokenizer,
-    WordTokenizer,
-    length_of_overlap,
-    load_tokenizer,
-    split_words,
+from config import DataConfig, config_from_dict, flag_parser
+from token_files import (
+    STDIN,
+    TOKENS_FILE,
+    PrepareConfig,
+    TokenFile,
+    count_characters,
+    prepare,
+    read_token_file,
 )
-from utils import (
-    NoNetwork,
-    UserError,
-    atomic_write,
-    fetch_into,
-    open_regular,
-    printable,
-    read_text,
-    run_program,
-    text_pieces,
-)
+from tokenizer import TOKENIZERS, BPETokenizer, CharTokenizer, WordTokenizer
+from utils import NoNetwork, UserError, atomic_write, fetch_into, read_text, run_program
 
 SHAKESPEARE_FILE = "tiny_shakespeare.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -59,10 +45,6 @@ SHAKESPEARE_MIRRORS = (
 )
 BUILTIN_CHARACTERS = 1_000_000
 LARGEST_DOWNLOAD = 1 << 24  # bytes; Tiny Shakespeare has 1.1 million
-TOKENS_FILE = "tokens.bin"  # a line of JSON, followed by the ids
-TOKEN_DTYPES = {"uint16": "<u2", "uint32": "<u4"}  # numpy's names, little-endian
-PIECE_SIZE = 1 << 18  # the number of bytes or ids read at once
-BPE_SAMPLE_SIZE = 1 << 21  # the number of bytes of a text from which bpe learns
 # For each kind of tokenizer, a pattern for the places where cutting a text changes no token
 TOKEN_BOUNDARIES = {"char": "", "word": r"(?<!\w)|(?!\w)", "bpe": r"(?<=\S)(?=[ \n])"}
 
@@ -292,36 +274,7 @@ def window_bounds(last, n_ctx, starts):
         begin = end
 
 
-# Texts of any size, with ids in a file
-
-
-@dataclass(frozen=True)
-class TokenFile:
-    """Token ids on disk, [n]: only indexed parts are read, as int64.
-
-    file: kept open, so that replacing the file on disk changes nothing. dtype: numpy's name for
-    it. offset: the place of the first id in the file, in bytes.
-    """
-
-    file: BinaryIO
-    dtype: str
-    offset: int
-    n_tokens: int
-
-    def __len__(self):
-        return self.n_tokens
-
-    def __getitem__(self, where):
-        # Mapped again each time: pages that were read count as our memory until the map is closed.
-        ids = np.memmap(self.file, self.dtype, "r", self.offset, (self.n_tokens,))
-        return torch.from_numpy(ids[where].astype(np.int64))
-
-    def split(self, n_first):
-        """Two TokenFiles: the first n_first ids, and the rest."""
-        split_offset = self.offset + n_first * np.dtype(self.dtype).itemsize
-        first = TokenFile(self.file, self.dtype, self.offset, n_first)
-        others = TokenFile(self.file, self.dtype, split_offset, self.n_tokens - n_first)
-        return first, others
+# Texts of any size
 
 
 def prepared_dataset(cfg, tokenizer=None):
@@ -342,171 +295,34 @@ def prepared_dataset(cfg, tokenizer=None):
     return Dataset(train, val, found, path.parent.name, sha256, n_characters)
 
 
-def count_characters(ids, tokenizer):
-    """The number of characters in the text of ids [n]; a TokenFile is read piece by piece."""
-    if tokenizer.kind != "bpe":
-        return len(ids)
-
-    n_characters = 0
-    for start in range(0, len(ids), PIECE_SIZE):
-        piece = ids[start : start + PIECE_SIZE].tolist()
-        text = np.frombuffer(tokenizer.to_bytes(piece), np.uint8)
-        n_characters += int((text & 0xC0 != 0x80).sum())  # the bytes that begin a character
-    return n_characters
-
-
-def read_token_file(path):
-    """(TokenFile, tokenizer, SHA-256 of both) from a file that `prepare` wrote.
-
-    The file is read once, piece by piece. Raises UserError if it is cut off, changed, or of another
-    kind.
-    """
-    remedy = "make it again with: python data.py prepare"
-    highest = 0
-    try:
-        file = open_regular(path)
-        line = file.readline(1 << 26)
-        header = json.loads(line)
-        tokenizer = load_tokenizer(header["tokenizer"])
-        checksum = str(header["sha256"])
-        n_tokens = int(str(header["n_tokens"])[:20])
-        ids = TokenFile(file, TOKEN_DTYPES[header["dtype"]], len(line), n_tokens)
-
-        sha256 = hashlib.sha256(json.dumps(header["tokenizer"]).encode())
-        piece = np.fromfile(file, ids.dtype, PIECE_SIZE)
-        while len(piece):
-            highest = max(highest, piece.max().item())
-            sha256.update(piece)
-            piece = np.fromfile(file, ids.dtype, PIECE_SIZE)
-        n_found = (file.seek(0, 2) - len(line)) / np.dtype(ids.dtype).itemsize
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is cut off or not a token file ({printable(error)}); {remedy}"
-                        ) from None
-
-    if n_found != n_tokens:
-        raise UserError(f"{path} has {n_found:,.0f} ids instead of {n_tokens:,}; {remedy}")
-    if highest >= tokenizer.d_vocab:
-        raise UserError(f"{path} has the id {highest}, and its tokenizer knows 0 to "
-                        f"{tokenizer.d_vocab - 1}; {remedy}")
-    if sha256.hexdigest() != checksum:
-        raise UserError(f"{path} has changed since it was made; {remedy}")
-    return ids, tokenizer, checksum
-
-
-@dataclass(frozen=True)
-class PrepareConfig:
-    """How texts of any size become a token file."""
-
-    tokenizer: Literal["char", "bpe"] = option(
-        "char", "one id for each character or frequent piece")
-    vocab_size: int = option(1024, "the number of tokens that bpe learns, including 256 bytes")
-    gpt2: str | None = option(None, "use bpe from this folder with GPT-2's two files instead")
-    out: str = option("data/prepared", f"the folder that {TOKENS_FILE} is written to")
-
-
-def prepare(paths, cfg, size=PIECE_SIZE):
-    """Writes the ids of texts, joined, into the folder of a PrepareConfig.
-
-    If the tokenizer has `<|endoftext|>`, it is one token in texts, and is put between two files.
-    size: the number of bytes of text read at once. Returns (number of ids, their tokenizer).
-    """
-    tokenizer = fit_tokenizer(paths, cfg)
-    state = tokenizer.state_dict()
-    dtype = "uint16" if tokenizer.d_vocab <= 1 << 16 else "uint32"
-    sha256 = hashlib.sha256(json.dumps(state).encode())
-    n_tokens = 0
-
-    def header():
-        # The count is padded, so the final header is as long as the first one.
-        known = {"dtype": dtype, "n_tokens": f"{n_tokens:20}", "sha256": sha256.hexdigest()}
-        return json.dumps(known | {"tokenizer": state}).encode() + b"\n"
-
-    with atomic_write(Path(cfg.out) / TOKENS_FILE) as file:
-        file.write(header())
-        between = ENDOFTEXT if tokenizer.has_endoftext else ""
-        pieces = text_pieces(paths, size, "made tokens", between=between)
-        for ids in encode_pieces(pieces, tokenizer):
-            piece = np.array(ids, TOKEN_DTYPES[dtype]).tobytes()
-            file.write(piece)
-            sha256.update(piece)
-            n_tokens += len(ids)
-        if not n_tokens:
-            raise UserError(f"{', '.join(paths)}: no text found; give files with text in them")
-        file.seek(0)
-        file.write(header())
-    return n_tokens, tokenizer
-
-
-def fit_tokenizer(paths, cfg):
-    """The tokenizer that a PrepareConfig asks for; bpe learns from the beginning of the text."""
-    if cfg.gpt2 is not None:
-        folder = Path(cfg.gpt2)
-        if (folder / "vocab.json").exists():  # Hugging Face's names for the two files
-            return BPETokenizer.from_files(folder / "vocab.json", folder / "merges.txt")
-        return BPETokenizer.from_files(folder / "encoder.json", folder / "vocab.bpe")
-
-    if cfg.tokenizer == "bpe":
-        pieces = itertools.islice(text_pieces(paths), BPE_SAMPLE_SIZE // PIECE_SIZE)
-        content = "".join(pieces).encode()
-        half = sum(map(os.path.getsize, paths)) // 2  # in bytes: the end is for validation
-        return BPETokenizer().train(content[:half].decode(errors="ignore"), cfg.vocab_size)
-
-    characters = set()
-    for piece in text_pieces(paths, what="read for their characters"):
-        characters |= set(piece)
-    return CharTokenizer().fit(characters)
-
-
-def encode_pieces(pieces, tokenizer):
-    """Yields the ids of a document that arrives in pieces; they do not depend on where it is cut.
-
-    The last two words of a piece are kept back until more arrives, because what follows may change
-    them ("'l" is two words, "'ll" is one). The blanks before these words are kept too, because the
-    last blank belongs to the next word, and so is a possible beginning of `<|endoftext|>`.
-    """
-    kept = ""
-    new = ""
-    for piece in pieces:
-        new += piece
-        if len(new) < len(kept):
-            continue  # a long word: splitting it again for every piece would take quadratic time
-        text = kept + new
-        new = ""
-
-        # Keep back the end, which the next piece may change
-        words = []
-        unsure = ""
-        if tokenizer.kind == "bpe":
-            last_document = text
-            if tokenizer.has_endoftext:
-                # Text before this token cannot be changed by text after it
-                last_document = text.rpartition(ENDOFTEXT)[2]
-                n_unsure = length_of_overlap(last_document, ENDOFTEXT)
-                unsure = last_document[len(last_document) - n_unsure :]
-            words = split_words(last_document.removesuffix(unsure))
-
-        end = max(0, len(words) - 2)
-        while end and words[end - 1].isspace():
-            end -= 1
-        kept = "".join(words[end:]) + unsure
-        yield tokenizer.encode_document(text[: len(text) - len(kept)])
-    yield tokenizer.encode_document(kept + new)
-
-
 def main(argv=None):
     """The program: makes a token file from texts."""
     parser = flag_parser(PrepareConfig, "Turn texts of any size into ids that train.py reads.")
-    parser.usage = "%(prog)s prepare FILE… [flags]"
+    parser.usage = "%(prog)s prepare PATH… [flags]"
     parser.add_argument("command", choices=["prepare"], help="the only command")
-    parser.add_argument("files", nargs="+", metavar="FILE",
-                        help="UTF-8 texts, joined, by <|endoftext|> if the tokenizer has it")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help=(
+        "a UTF-8 text, which is one document; a .jsonl file with a document in each line; either "
+        "packed as .gz; a folder, for the .txt, .md and .jsonl files in it (.gz too) at any depth, "
+        "sorted by path, without hidden ones and without following links to folders; or - for "
+        "stdin, one document, which is first copied into the folder --out"))
+    parser.epilog = (
+        "Documents are joined by <|endoftext|> as one token if the tokenizer has it: GPT-2's does, "
+        "and bpe learns it unless there is only one document. Otherwise they are joined by a blank "
+        "line. Empty documents are left out. If the program is stopped or killed, the same command "
+        "goes on where it stopped; with other flags or changed files it starts again, and always "
+        "with stdin.")
 
     flags = vars(parser.parse_args(argv))
     del flags["command"]
-    files = flags.pop("files")
+    paths = flags.pop("paths")
     cfg = config_from_dict(PrepareConfig, flags)
 
-    n_tokens, tokenizer = prepare(files, cfg)
+    try:
+        n_tokens, tokenizer = prepare(paths, cfg)
+    except KeyboardInterrupt:
+        if STDIN not in paths:
+            print("\nthe same command goes on from here", file=sys.stderr)
+        raise
     print(f"{n_tokens:,} {tokenizer.unit}s of a vocabulary of {tokenizer.d_vocab:,}; to train on "
           f"them: python train.py --data.path {shlex.quote(cfg.out)}")
 

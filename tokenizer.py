@@ -170,17 +170,22 @@ class BPETokenizer(CharTokenizer):
             raise UserError(f"this tokenizer has no {ENDOFTEXT}; leave it out")
         return self.ids[ENDOFTEXT.encode()]
 
-    def train(self, text, vocab_size):
+    def train(self, text, vocab_size, endoftext=False):
         """Learns merges from `text` until there are vocab_size tokens or no pair occurs twice.
 
         Among equally frequent pairs, the one that sorts first is merged. Returns itself.
+        endoftext: `<|endoftext|>` separates documents in the text, and becomes one more token.
         Raises UserError for fewer than 256 tokens.
         """
         if vocab_size < 256:
             raise UserError(f"vocab_size={vocab_size} is less than the 256 bytes; choose more")
-        merges = learn_merges(Counter(split_words(text)), vocab_size - 256)
+        documents = text.split(ENDOFTEXT) if endoftext else [text]
+        word_counts = Counter(word for document in documents for word in split_words(document))
+        merges = learn_merges(word_counts, vocab_size - 256)
         tokens = [bytes([byte]) for byte in byte_characters()]
         tokens += [left + right for left, right in merges]
+        if endoftext:
+            tokens.append(ENDOFTEXT.encode())
         self.set_vocabulary_(tokens, merges)
         return self
 
@@ -191,8 +196,8 @@ class BPETokenizer(CharTokenizer):
         Raises UserError if one is missing or has other content.
         """
         try:
-            ids = json.loads("".join(text_pieces([vocab])))
-            lines = "".join(text_pieces([merges])).splitlines()
+            ids = json.loads("".join(text_pieces(vocab)))
+            lines = "".join(text_pieces(merges)).splitlines()
             pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
             if sorted(ids.values()) != list(range(len(ids))):
                 raise ValueError("the ids are not 0, 1, 2, …")

@@ -9,7 +9,7 @@ Writes outputs/<run>/: config.json, checkpoint.pt, best.pt, metrics.jsonl, loss.
 
 Chapter: COURSE_ROADMAP.md, 6 (learn and sample)
 Prerequisites: data.py, model.py, optim.py, generate.py
-Next: activation_cache.py
+Next: documents.py
 Source: Radford et al. 2019; Jordan et al. 2024 (the optimiser)
 """
 

@@ -411,56 +411,56 @@ def read_json(path):
 
 def read_text(path):
     """A UTF-8 file's text. Raises UserError if the file is missing, empty, or not UTF-8."""
-    text = "".join(text_pieces([path]))
+    text = "".join(text_pieces(path))
     if not text:
         raise UserError(f"{path} is empty; give a file with text in it")
     return text
 
 
-def text_pieces(paths, size=1 << 18, what=None, between=""):
-    """Yields the text of UTF-8 files, one after another, `size` bytes at a time.
+def text_pieces(path, size=1 << 18):
+    """Yields the text of a UTF-8 file, without a byte-order mark, `size` bytes at a time.
 
-    A byte-order mark at the start of a file is left out. what: the purpose of reading, for a
-    progress line; None for no line. between: what to put between two files that have text.
-    Raises UserError if a file cannot be read or is not UTF-8.
+    Raises UserError if the file cannot be read or is not UTF-8.
     """
-    bytes_read = 0
-    any_text = False
-    separator = ""  # what comes before the next text
     try:
-        for path in paths:
-            open_regular(path).close()  # before the first of them is read
-        progress = Progress(sum(map(os.path.getsize, paths)), " bytes")
-        for path in paths:
-            file_start = bytes_read
-            file_begins = True
-            decoder = codecs.getincrementaldecoder("utf-8")()
-            with open_regular(path) as file:
-                while piece := file.read(size):
-                    bytes_read += len(piece)
-                    text = decoder.decode(piece)
-                    if text and file_begins:
-                        text = text.removeprefix(BYTE_ORDER_MARK)
-                        file_begins = False
-                    if text and separator:
-                        yield separator
-                        separator = ""
-                    any_text = any_text or bool(text)
-                    yield text
-                    if what:
-                        progress.show(bytes_read, what)
-                decoder.decode(b"", final=True)  # raises if the last character is incomplete
-            if any_text:
-                separator = between
-        progress.close()
+        with open_regular(path) as file:
+            for text, _ in decoded_pieces(file, path, size):
+                yield text
     except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}; check the path") from None
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
+
+
+def decoded_pieces(file, name, size, offset=0):
+    """Yields (text, the number of the file's bytes up to its end) of UTF-8, `size` bytes at a time.
+
+    file: open for reading bytes. offset: where to begin, between two characters. A byte-order mark
+    at the start of the file is left out. name: the file's, for the UserError if it is not UTF-8.
+    """
+    file.seek(offset)
+    n_read = offset
+    file_begins = offset == 0
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        while piece := file.read(size):
+            n_read += len(piece)
+            text = decoder.decode(piece)
+            if text and file_begins:
+                text = text.removeprefix(BYTE_ORDER_MARK)
+                file_begins = False
+            half_character, _ = decoder.getstate()
+            yield text, n_read - len(half_character)
+        decoder.decode(b"", final=True)  # raises if the last character is incomplete
     except UnicodeDecodeError as error:
         # The decoder counts from the start of its buffer: the last piece, preceded by the bytes of
         # a character that was split between two pieces.
-        position = bytes_read - file_start - len(error.object) + error.start
-        raise UserError(f"{path} is not UTF-8 (byte {position} is "
-                        f"{error.object[error.start]:#04x}); save it as UTF-8 first") from None
+        position = n_read - len(error.object) + error.start
+        raise not_utf8(name, position, error.object[error.start]) from None
+
+
+def not_utf8(name, position, byte):
+    """The UserError for a byte that is not UTF-8, at this position in the file of this name."""
+    return UserError(f"{name} is not UTF-8 (byte {position} is {byte:#04x}); save it as UTF-8 "
+                     "first")
 
 
 def read_torch_file(path, what, remedy, mmap=False):
@@ -578,8 +578,7 @@ class Progress:
 
         line = f"{done:,}{self.unit}  {text}"
         if self.total:
-            seconds_each = (now - self.start) / max(done - self.done_at_start, 1)
-            seconds_left = seconds_each * (self.total - done)
+            seconds_left = self.seconds_each(done) * (self.total - done)
             line = f"{done:,}/{self.total:,}{self.unit}  {text}  {seconds_left:.0f} s left"
 
         if on_terminal:
@@ -588,6 +587,10 @@ class Progress:
             self.width = len(line)
         else:
             print(line, file=sys.stderr, flush=True)
+
+    def seconds_each(self, done):
+        """The mean time that a unit took since the start, if `done` are done now."""
+        return (time.monotonic() - self.start) / max(done - self.done_at_start, 1)
 
     def close(self):
         """Ends the line, so that later output starts on a new one."""
