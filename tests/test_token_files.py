@@ -21,6 +21,7 @@ from helpers import refusal
 
 import corpus
 import data
+import documents
 import token_files
 from config import DataConfig
 from data import load_dataset, random_batch, windows_in_order
@@ -33,7 +34,7 @@ from token_files import (
     read_token_file,
 )
 from tokenizer import BPETokenizer, CharTokenizer, split_words
-from utils import run_program, seeded_generator
+from utils import locked, run_program, seeded_generator
 
 ROOT = Path(__file__).resolve().parent.parent
 AWKWARD = "I'll say: we've  seen\n\n  thé 日本語'll   🙂🙂 at 1234 'x'' don't\t\r\n" * 4
@@ -275,6 +276,330 @@ def test_an_interrupted_preparation_leaves_the_old_file(tmp_path, monkeypatch):
         prepared(tmp_path, "cd" * 50)
     monkeypatch.undo()
     assert all_ids(Path(cfg.path)) == before
+
+
+# The same documents, stored otherwise
+
+
+def content_of(paths, out, size=1 << 18, **how):
+    """The bytes of the token file that is made of these paths; nothing else may be left there."""
+    prepare(paths, PrepareConfig(out=str(out), **how), size)
+    assert [path.name for path in out.iterdir()] == [TOKENS_FILE]
+    return (out / TOKENS_FILE).read_bytes()
+
+
+def tokenizers(folder):
+    """Settings for each kind of tokenizer."""
+    return [{"tokenizer": "char"}, {"tokenizer": "bpe", "vocab_size": 280},
+            {"gpt2": endoftext_files(folder / "gpt2")}]
+
+
+def test_the_ids_do_not_depend_on_how_documents_are_stored(tmp_path):
+    contents = [AWKWARD, "ab<|endoftext|>ab", "", "ab\n", "日本'll"]
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    paths = texts(folder, *contents)
+    lines = "\n".join(json.dumps({"body": text}) for text in contents).encode()
+    (tmp_path / "lines.jsonl").write_bytes(lines)
+    (tmp_path / "lines.jsonl.gz").write_bytes(gzip.compress(lines))
+    packed = [str(tmp_path / f"{number}.txt.gz") for number in range(len(contents))]
+    for path, text in zip(packed, contents, strict=True):
+        Path(path).write_bytes(gzip.compress(text.encode()))
+
+    for how in tokenizers(tmp_path):
+        wanted = content_of(paths, tmp_path / "out", **how)
+        _, tokenizer, _ = read_token_file(tmp_path / "out" / TOKENS_FILE)
+        between = "<|endoftext|>" if tokenizer.has_endoftext else "\n\n"
+        text = between.join(filter(None, contents))
+        assert all_ids(tmp_path / "out") == tokenizer.encode_document(text), how
+        for other in ([str(folder)], packed, [str(tmp_path / "lines.jsonl")],
+                      [str(tmp_path / "lines.jsonl.gz")]):
+            found = content_of(other, tmp_path / "out", field="body", **how)
+            assert found == wanted, f"{other} with {how}"
+
+
+def test_stdin_has_the_ids_of_a_file(tmp_path, monkeypatch):
+    path, other = texts(tmp_path, AWKWARD, "ab")
+    for how in tokenizers(tmp_path):
+        for around in ([], [other]):
+            monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(AWKWARD.encode())))
+            found = content_of([*around, "-", *around], tmp_path / "out", **how)
+            assert found == content_of([*around, path, *around], tmp_path / "out", **how), how
+
+
+def test_bytes_of_stdin_that_are_not_text_are_named_and_no_copy_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"ab\xff")))
+    message = refusal(lambda: prepare(["-"], PrepareConfig(out=str(tmp_path))))
+    assert "stdin is not UTF-8 (byte 2 is 0xff)" in message and not list(tmp_path.iterdir())
+
+
+def test_a_word_too_long_for_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(token_files, "LONGEST_WORD", 50)
+    paths = texts(tmp_path, "a " * 100 + "b" * 200)
+    assert content_of(paths, tmp_path / "out", size=8)
+    message = refusal(lambda: content_of(paths, tmp_path / "out", 8, tokenizer="bpe"))
+    assert "more than 50 characters" in message and "--tokenizer char" in message
+
+
+# Work that is stopped, and goes on
+
+
+class Killed(BaseException):
+    """Ends `prepare` where a kill would."""
+
+
+class Steps:
+    """Counts what `prepare` does, and raises at one of the steps.
+
+    A step is each end of a call that changes something on the disk or in memory.
+    """
+
+    def __init__(self, patch, last=None):
+        self.last = last
+        self.n_steps = 0
+        self.n_pieces = 0  # of text that were read
+        patch.setattr(token_files, "SECONDS_BETWEEN_NOTES", 0)
+        patch.setattr(os, "fsync", self.around(lambda descriptor: None))  # tests need no disk
+        patch.setattr(os, "replace", self.around(os.replace))
+        patch.setattr(token_files, "write_json", self.around(token_files.write_json))
+        patch.setattr(token_files.TokenWriter, "append",
+                      self.around(token_files.TokenWriter.append))
+        patch.setattr(token_files.TokenWriter, "write_header",
+                      self.around(token_files.TokenWriter.write_header))
+        patch.setattr(token_files, "document_pieces", self.pieces)
+        self.original = documents.document_pieces
+
+    def step(self):
+        self.n_steps += 1
+        if self.n_steps == self.last:
+            raise Killed
+
+    def around(self, function):
+        def call(*args, **more):
+            self.step()
+            result = function(*args, **more)
+            self.step()
+            return result
+        return call
+
+    def pieces(self, *args, **more):
+        for piece in self.original(*args, **more):
+            self.step()
+            self.n_pieces += 1
+            yield piece
+
+
+def mixed_files(folder):
+    """Paths of texts of all kinds, two of which have most of the text."""
+    lines = "\n".join(json.dumps({"text": text}) for text in ("a", "", "'ll  b", "é" * 9)).encode()
+    (folder / "lines.jsonl").write_bytes(lines)
+    (folder / "packed.jsonl.gz").write_bytes(gzip.compress(lines))
+    (folder / "packed.txt.gz").write_bytes(gzip.compress("日本 <|endoftext|> x'l".encode()))
+    names = ("lines.jsonl", "packed.jsonl.gz", "packed.txt.gz")
+    return [*texts(folder, "\ufeffab cd'l"), *(str(folder / name) for name in names)]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2], ids=["char", "bpe", "gpt2"])
+@pytest.mark.parametrize("every", [19, pytest.param(1, marks=pytest.mark.slow)])
+def test_work_killed_at_any_step_goes_on_to_the_same_bytes(tmp_path, monkeypatch, number, every):
+    paths = mixed_files(tmp_path)
+    how = tokenizers(tmp_path)[number]
+    with monkeypatch.context() as patch:
+        steps = Steps(patch)
+        wanted = content_of(paths, tmp_path / "out", 5, **how)
+
+    for last in range(every // 2 + 1, steps.n_steps + 1, every):
+        out = tmp_path / f"out-{last}"
+        with monkeypatch.context() as patch:
+            first = Steps(patch, last)
+            with pytest.raises(Killed):
+                content_of(paths, out, 5, **how)
+        with monkeypatch.context() as patch:
+            second = Steps(patch)
+            assert content_of(paths, out, 5, **how) == wanted, f"killed at step {last}"
+
+        # What was noted is not done again: of the pieces, two at most
+        if last < steps.n_steps - 4:  # from there on the token file is in its place
+            assert first.n_pieces + second.n_pieces <= steps.n_pieces + 2, f"killed at step {last}"
+
+
+def test_work_killed_again_and_again_comes_to_an_end(tmp_path, monkeypatch, capsys):
+    paths = mixed_files(tmp_path)
+    wanted = content_of(paths, tmp_path / "whole")
+    for _ in range(100):
+        with monkeypatch.context() as patch:
+            Steps(patch, last=40)
+            try:
+                found = content_of(paths, tmp_path / "out", 5)
+                break
+            except Killed:
+                continue
+    assert found == wanted
+    assert capsys.readouterr().err.count("going on where the last run stopped") > 2
+
+
+def unfinished(folder, monkeypatch, paths, last=120, **how):
+    """Kills `prepare` in the middle; returns the folder's note, a dict."""
+    with monkeypatch.context() as patch:
+        Steps(patch, last)
+        with pytest.raises(Killed):
+            content_of(paths, folder, 5, **how)
+    return json.loads((folder / f".{TOKENS_FILE}.note").read_text())
+
+
+def test_unfinished_work_of_other_files_or_settings_is_not_gone_on_with(
+        tmp_path, monkeypatch, capsys):
+    for case, changed in {
+        "another setting": "other vocab_size:",
+        "another field": "other field and files:",
+        "another tokenizer": "other tokenizer:",
+        "other files": "other files:",
+        "a longer file": "other files:",
+        "a newer file": "other files:",
+        "stdin": "other stdin:",
+        "ids changed": "is damaged (its ids have changed)",
+        "ids missing": "is damaged (its ids have changed)",
+        "no ids": "is damaged",
+        "no note": "is damaged",
+        "another note": "is damaged",
+    }.items():
+        folder = tmp_path / case
+        folder.mkdir()
+        paths = mixed_files(folder)
+        out = folder / "out"
+        how = {"tokenizer": "bpe", "vocab_size": 260}
+        assert unfinished(out, monkeypatch, paths, **how)["n_tokens"] > 5
+        partial_file = out / f".{TOKENS_FILE}.partial"
+        note = out / f".{TOKENS_FILE}.note"
+        capsys.readouterr()
+
+        if case == "another setting":
+            how["vocab_size"] = 261
+        elif case == "another field":
+            how["field"] = "text2"
+            paths = paths[:1]
+        elif case == "another tokenizer":
+            how["tokenizer"] = "char"
+        elif case == "other files":
+            paths = paths[::-1]
+        elif case == "a longer file":
+            edit(Path(paths[-1]), lambda content: content + gzip.compress(b"more"))
+        elif case == "a newer file":
+            os.utime(paths[0], ns=(1, 1))
+        elif case == "stdin":
+            monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"ab")))
+            paths[0] = "-"
+        elif case == "ids changed":
+            edit(partial_file, lambda content: content.replace(b"}\n", b"}\n\1", 1))
+        elif case == "ids missing":
+            edit(partial_file, lambda content: content[: content.index(b"\n") + 4])
+        elif case == "no ids":
+            partial_file.unlink()
+        elif case == "no note":
+            note.write_text("{")
+        elif case == "another note":
+            note.write_text("{}")
+
+        found = content_of(paths, out, 5, **how)
+        err = capsys.readouterr().err
+        assert changed in err and "starting again" in err, (case, err)
+        if case == "stdin":
+            monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"ab")))
+        assert found == content_of(paths, folder / "fresh", **how), case
+
+
+def test_a_full_disk_keeps_what_is_done_and_a_bad_text_does_not(tmp_path, monkeypatch, capsys):
+    paths = mixed_files(tmp_path)
+    wanted = content_of(paths, tmp_path / "whole")
+    n_appended = 0
+    append = token_files.TokenWriter.append
+
+    def fail(writer, ids):
+        nonlocal n_appended
+        n_appended += 1
+        if n_appended == 4:
+            raise OSError(28, "No space left on device")
+        append(writer, ids)
+
+    with monkeypatch.context() as patch:
+        Steps(patch)
+        patch.setattr(token_files.TokenWriter, "append", fail)
+        message = refusal(lambda: content_of(paths, tmp_path / "out", 5))
+    assert "No space left" in message and "make room" in message
+    assert content_of(paths, tmp_path / "out") == wanted
+    assert "going on" in capsys.readouterr().err
+
+    Path(paths[-1]).write_bytes(gzip.compress(b"ab")[:-4])
+    with monkeypatch.context() as patch:
+        Steps(patch)
+        assert paths[-1] in refusal(lambda: content_of(paths, tmp_path / "out", 5))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [TOKENS_FILE]
+    assert (tmp_path / "out" / TOKENS_FILE).read_bytes() == wanted
+
+
+def test_a_folder_is_prepared_by_one_process_at_a_time(tmp_path):
+    paths = texts(tmp_path, "ab")
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out" / f".{TOKENS_FILE}.lock", "busy"):
+        message = refusal(lambda: content_of(paths, tmp_path / "out"))
+    assert "another process" in message and "--out" in message
+    assert content_of(paths, tmp_path / "out")
+
+
+def test_ctrl_c_says_that_the_command_goes_on(tmp_path, monkeypatch, capsys):
+    flags = ["prepare", *texts(tmp_path, "ab" * 50), "--out", str(tmp_path / "out")]
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PieceEncoder, "finish", stop)
+    with pytest.raises(SystemExit):
+        run_program(partial(data.main, flags))
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+KILLED = """
+import sys
+import data, token_files
+
+token_files.SECONDS_BETWEEN_NOTES = 0.02
+print("ready", flush=True)
+data.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_a_process_killed_again_and_again_makes_the_bytes_of_one_that_was_not(tmp_path, kind):
+    text = corpus.text(3_000_000 if kind == "char" else 1_500_000) * 4
+    lines = "\n".join(json.dumps({"text": line}) for line in text[:2_000_000].split("\n"))
+    paths = texts(tmp_path, text)
+    (tmp_path / "lines.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    paths.append(str(tmp_path / "lines.jsonl.gz"))
+    wanted = content_of(paths, tmp_path / "whole", tokenizer=kind)
+
+    chance = random.Random(0)
+    command = [sys.executable, "-c", KILLED, "prepare", *paths, "--tokenizer", kind, "--out", "out"]
+    n_killed = 0
+    while True:
+        process = subprocess.Popen(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(chance.uniform(0.1, 0.6) * (1 + n_killed / 4))
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.communicate()
+        n_killed += 1
+    _, err = process.communicate()
+    assert process.returncode == 0 and n_killed >= 2, (n_killed, err)
+    assert "going on where the last run stopped" in err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [TOKENS_FILE]
+    assert (tmp_path / "out" / TOKENS_FILE).read_bytes() == wanted
+
+
+# Damaged token files
 
 
 def edit(path, change):
