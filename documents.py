@@ -99,8 +99,8 @@ def document_pieces(files, field="text", *, between="", size=PIECE_SIZE, place=S
     """Yields (text, the Place after it): the documents of files, joined, in pieces.
 
     field: where a JSON line has its text. between: what is put between two documents; an empty one
-    does not count. size: the least number of characters in a piece, except in the last. place: an
-    earlier Place, to go on from there. what: the purpose, for a progress line.
+    does not count. size: the number of bytes read at once; a piece has half as many characters or
+    more. place: an earlier Place, to go on from there. what: the purpose, for a progress line.
     Raises UserError for a file that cannot be read, is not UTF-8, or has a broken line.
     """
     total = sum(map(os.path.getsize, files))
@@ -111,7 +111,7 @@ def document_pieces(files, field="text", *, between="", size=PIECE_SIZE, place=S
     for text, after in joined_parts(files, field, between, size, place):
         texts.append(text)
         n_waiting += len(text)
-        if n_waiting >= size:
+        if 2 * n_waiting >= size:
             yield "".join(texts), after
             texts = []
             n_waiting = 0

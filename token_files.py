@@ -34,7 +34,7 @@ from tokenizer import (
     load_tokenizer,
     split_words,
 )
-from utils import UserError, locked, open_regular, printable, read_json, write_json
+from utils import UserError, list_names, locked, open_regular, printable, read_json, write_json
 
 TOKENS_FILE = "tokens.bin"  # a line of JSON, followed by the ids
 TOKEN_DTYPES = {"uint16": "<u2", "uint32": "<u4"}  # numpy's names, little-endian
@@ -247,14 +247,14 @@ def prepare_files(files, cfg, size, work):
         tokenizer = fit_tokenizer(files, cfg, size, work, noted)
         writer = TokenWriter(open(work.partial, "wb+"), tokenizer)
         noted = {"place": START, "waiting": ""}
-        work.save(writer, **noted)
 
     # The ids of the text from there on
     with writer.file:
+        work.save(writer, **noted)
         between = ENDOFTEXT if writer.tokenizer.has_endoftext else BLANK_LINE
         encoder = PieceEncoder(writer.tokenizer, noted["waiting"])
         pieces = document_pieces(files, cfg.field, between=between, size=size,
-                                 place=Place(*noted["place"]), what="made tokens")
+                                 place=noted["place"], what="made tokens")
         for text, place in pieces:
             writer.append(encoder.add(text))
             if work.is_due():
@@ -262,7 +262,7 @@ def prepare_files(files, cfg, size, work):
         writer.append(encoder.finish())
 
         if not writer.n_tokens:
-            raise UserError(f"{', '.join(files)}: no text found; give files with text in them")
+            raise UserError(f"{list_names(files)}: no text found; give files with text in them")
         writer.write_header()
         flush_to_disk(writer.file)
     work.finish()
@@ -281,8 +281,7 @@ def fit_tokenizer(files, cfg, size, work, noted):
 
     characters = set(noted.get("characters", ""))
     pieces = document_pieces(files, cfg.field, between=BLANK_LINE, size=size,
-                             place=Place(*noted.get("place", START)),
-                             what="read for their characters")
+                             place=noted.get("place", START), what="read for their characters")
     for text, place in pieces:
         characters |= set(text)
         if work.is_due():
@@ -410,13 +409,14 @@ class UnfinishedWork:
                 print(f"{self.folder} has unfinished work with other {changed}: starting again",
                       file=sys.stderr)
                 return {}, None
+            noted["place"] = Place(*noted["place"])
             writer = self.reopen(noted) if "n_tokens" in noted else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             print(f"the unfinished work in {self.folder} is damaged ({printable(error)}): starting "
                   "again", file=sys.stderr)
             return {}, None
-        print(f"going on where the last run stopped, after {Place(*noted['place']).n_bytes:,} "
-              "bytes", file=sys.stderr)
+        print(f"going on where the last run stopped, after {noted['place'].n_bytes:,} bytes",
+              file=sys.stderr)
         return noted, writer
 
     def reopen(self, noted):

@@ -508,6 +508,13 @@ def test_unfinished_work_of_other_files_or_settings_is_not_gone_on_with(
         assert found == content_of(paths, folder / "fresh", **how), case
 
 
+def test_what_was_written_after_the_note_is_written_again(tmp_path, monkeypatch):
+    paths = mixed_files(tmp_path)
+    unfinished(tmp_path / "out", monkeypatch, paths)
+    edit(tmp_path / "out" / f".{TOKENS_FILE}.partial", lambda content: content + b"\1" * 999)
+    assert content_of(paths, tmp_path / "out") == content_of(paths, tmp_path / "whole")
+
+
 def test_a_full_disk_keeps_what_is_done_and_a_bad_text_does_not(tmp_path, monkeypatch, capsys):
     paths = mixed_files(tmp_path)
     wanted = content_of(paths, tmp_path / "whole")
