@@ -4,9 +4,9 @@ import dataclasses
 import gzip
 import io
 import json
+import multiprocessing
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -565,45 +565,34 @@ def test_ctrl_c_says_that_the_command_goes_on(tmp_path, monkeypatch, capsys):
     assert "the same command goes on" in capsys.readouterr().err
 
 
-KILLED = """
-import sys
-import data, token_files
-
-token_files.SECONDS_BETWEEN_NOTES = 0.02
-print("ready", flush=True)
-data.main(sys.argv[1:])
-"""
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize("kind", ["char", "bpe"])
-def test_a_process_killed_again_and_again_makes_the_bytes_of_one_that_was_not(tmp_path, kind):
-    text = corpus.text(3_000_000 if kind == "char" else 1_500_000) * 4
-    lines = "\n".join(json.dumps({"text": line}) for line in text[:2_000_000].split("\n"))
+def test_a_process_killed_again_and_again_makes_the_bytes_of_one_that_was_not(
+        tmp_path, monkeypatch, kind):
+    text = corpus.text(200_000) * (40 if kind == "char" else 8)
+    lines = "\n".join(json.dumps({"text": line}) for line in text[:300_000].split("\n"))
     paths = texts(tmp_path, text)
     (tmp_path / "lines.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     paths.append(str(tmp_path / "lines.jsonl.gz"))
-    wanted = content_of(paths, tmp_path / "whole", tokenizer=kind)
+    monkeypatch.setattr(token_files, "SECONDS_BETWEEN_NOTES", 0.02)
+    start = time.monotonic()
+    wanted = content_of(paths, tmp_path / "whole", 4096, tokenizer=kind)
+    seconds = time.monotonic() - start
 
-    chance = random.Random(0)
-    command = [sys.executable, "-c", KILLED, "prepare", *paths, "--tokenizer", kind, "--out", "out"]
-    n_killed = 0
-    while True:
-        process = subprocess.Popen(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(chance.uniform(0.1, 0.6) * (1 + n_killed / 4))
-        if process.poll() is not None:
-            break
+    # Each process has longer than the one before
+    out = tmp_path / "out"
+    n_resumed = 0
+    for share in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 100):
+        n_resumed += (out / f".{TOKENS_FILE}.note").exists()
+        process = multiprocessing.get_context("fork").Process(
+            target=content_of, args=(paths, out, 4096), kwargs={"tokenizer": kind})
+        process.start()
+        process.join(share * seconds)
         process.kill()
-        process.communicate()
-        n_killed += 1
-    _, err = process.communicate()
-    assert process.returncode == 0 and n_killed >= 2, (n_killed, err)
-    assert "going on where the last run stopped" in err
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [TOKENS_FILE]
-    assert (tmp_path / "out" / TOKENS_FILE).read_bytes() == wanted
+        process.join()
+    assert process.exitcode == 0 and n_resumed > 1
+    assert (out / TOKENS_FILE).read_bytes() == wanted
 
 
 # Damaged token files
