@@ -334,6 +334,16 @@ def test_without_a_file_an_example_is_written_once(tmp_path):
     assert set(json.loads(written)) == set(milestone_c.EXAMPLE)
 
 
+def test_a_file_of_the_learner_s_that_is_no_json_is_never_to_be_downloaded(tmp_path, monkeypatch):
+    (tmp_path / "tracing.json").write_text('{"model": "gifts",}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"not JSON.*; correct it, or delete it"):
+        verdict_on("C", tmp_path)
+    monkeypatch.setattr(catalogue, "EXERCISES_FOLDER", tmp_path)
+    (tmp_path / "progress.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(UserError, match="not a JSON object; delete it to start again"):
+        exercise.main(["progress"])
+
+
 # D
 
 
