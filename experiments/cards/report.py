@@ -44,8 +44,14 @@ def study_claims(card, found):
 
 
 def verdict_of(card, found):
-    """REFUTED; UNDECIDED, if the null passes too, so that the number shows nothing; DEPENDS, if
-    other ways of measuring give another verdict; or HOLDS."""
+    """The verdict on a card's claim, one of four words.
+
+    card: a Card. found: {"measured", "null": [seed], "ways": {name: [seed]}}, the number for each
+    seed, measured as the card says and in other ways, and of the null. Such a list holds if every
+    value in it is as card.threshold says. REFUTED: no way of measuring holds. UNDECIDED, if one
+    does: the null holds too, so that the number shows nothing. DEPENDS, if the null does not: the
+    ways disagree. HOLDS: every way does.
+    """
     def all_hold(values):
         return all(holds(card.threshold, value) for value in values)
 
