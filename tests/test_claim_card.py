@@ -6,11 +6,19 @@ import re
 
 import pytest
 import torch
-from helpers import REPLICATIONS, refusal, tiny_model, tiny_tokens
+from helpers import refusal, tiny_model, tiny_tokens
 
 from experiments import claim_card
 from experiments.cards.measure import check_possible, perform_study
-from experiments.cards.model import PARTS, RESULT, claim_digest, read_card, result_in, template
+from experiments.cards.model import (
+    PARTS,
+    REPLICATIONS,
+    RESULT,
+    claim_digest,
+    read_card,
+    result_in,
+    template,
+)
 from experiments.cards.report import (
     describe_card,
     describe_study,
