@@ -339,7 +339,7 @@ def few_words(words):
                                         floor=beginning_of(held.floor, 1000))
 
 
-def test_every_claim_about_heads_tables_and_abilities_fails_for_a_model_that_never_learns(few_words):
+def test_every_claim_about_training_fails_for_a_model_that_never_learns(few_words):
     dataset, held = few_words
     runs = {}
     for n_layers in (0, 1):
