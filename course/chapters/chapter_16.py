@@ -8,6 +8,7 @@ import torch
 from course.engine.catalogue import Exercise, Mistake, Prediction
 from course.engine.expect import Wrong, expect, expect_close, expect_equal
 from course.engine.page import stated
+from course.plain.chapter_16 import can_go_either_way
 from experiments.cards.model import Card
 
 IMPORTS = ["import itertools", "import torch", "from experiments.cards.model import holds"]
@@ -336,7 +337,6 @@ EXERCISES = [
 
 def count_refused():
     """How many of the three thresholds of the chapter's block can't go either way."""
-    from course.plain.chapter_16 import can_go_either_way
     return sum(not can_go_either_way({"above": limit}, (0.0, 1.0)) for limit in (-0.1, 0.5, 1.0))
 
 
