@@ -280,7 +280,7 @@ def read_pretrained(folder):
 
 def read_config(path):
     """The ModelConfig of a config.json. Raises UserError naming what this project cannot build."""
-    values = read_json(path)
+    values = read_json(path, "download it again")
     if values.get("model_type") != "gpt2":
         found = printable(repr(values.get("model_type")))
         raise UserError(f"{path}: model_type={found} is not supported; "
@@ -369,7 +369,7 @@ def read_shards(index, read):
 
     index: a JSON file that says which file holds each tensor. read: reads one of these files.
     """
-    file_of = read_json(index).get("weight_map")
+    file_of = read_json(index, "download it again").get("weight_map")
     if not isinstance(file_of, dict) or not all(
         isinstance(file, str) and Path(file).name == file for file in file_of.values()
     ):

@@ -390,8 +390,11 @@ def locked(path, busy):
         file.close()
 
 
-def read_json(path):
-    """The object in a JSON file. Raises UserError if the file does not hold one."""
+def read_json(path, remedy="correct it"):
+    """The object in a JSON file. Raises UserError if the file does not hold one.
+
+    remedy: what to do then, for the message.
+    """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > JSON_SIZE:
@@ -402,10 +405,9 @@ def read_json(path):
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is not JSON ({printable(error)}); fix it or download it "
-                            "again") from None
+            raise UserError(f"{path} is not JSON ({printable(error)}); {remedy}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object; fix it or download it again")
+        raise UserError(f"{path} is not a JSON object; {remedy}")
     return values
 
 

@@ -262,7 +262,7 @@ def main(argv=None):
         command = commands.add_parser(name, help=help_text)
         if name == "milestone":
             command.add_argument("letter")
-            command.add_argument("given", nargs="?", help="a run (B), or another file (C, E)")
+            command.add_argument("given", nargs="?", help="a run (B), another file (C), a card (E)")
         if wants is not None:
             command.add_argument("chapter", type=int)
         if name == "block":

@@ -30,10 +30,10 @@ import argparse
 import re
 import subprocess
 
-from experiments.cards.model import claim_digest, read_card, template
-from experiments.cards.report import describe_card, fill_in
+from experiments.cards.model import EXAMPLE, claim_digest, read_card, results_path, template
+from experiments.cards.report import describe_card, filled_card
 from experiments.common import ROOT
-from utils import UserError, atomic_write, read_json, read_text, run_program
+from utils import UserError, atomic_write, read_text, run_program
 
 SKELETON = '''"""{name}: say in one line what is measured.
 
@@ -54,7 +54,7 @@ from experiments.induction.model import MEASURED_ON, Repeats, head_scores, train
 from model import GPT
 from utils import run_program, seeded_generator
 
-# An example that runs: the highest previous-token score. Put your own number in its place.
+{example}
 
 
 def number_of(model):
@@ -99,7 +99,8 @@ def new(name, research):
     folder = research / name
     if folder.exists():
         raise UserError(f"{folder} is there already; choose another name")
-    for file, text in (("card.md", template(name)), ("study.py", SKELETON.format(name=name))):
+    study = SKELETON.format(name=name, example=EXAMPLE)
+    for file, text in (("card.md", template(name)), ("study.py", study)):
         with atomic_write(folder / file, "w") as opened:
             opened.write(text)
     print(f"fill in {folder / 'study.py'} and {folder / 'card.md'}, and then run\n"
@@ -113,22 +114,20 @@ def check(name, research):
     if not (folder / "card.md").exists():
         raise UserError(f"{folder} has no card.md; make one: "
                         f"python experiments/claim_card.py new {name}")
-    card = read_card(folder)
+    read_card(folder)  # refuses it, if it must
 
     # An old result must not stand in for that of a study that breaks off.
-    out_dir = folder / "outputs"
-    results = out_dir / f"research_{card.name}" / "results.json"
+    results = results_path(folder)
     results.unlink(missing_ok=True)
     study = folder / "study.py"
-    ended = subprocess.run([sys.executable, str(study), "--out_dir", str(out_dir)], check=False)
+    ended = subprocess.run([sys.executable, str(study), "--out_dir", str(folder / "outputs")],
+                           check=False)
     if not results.exists():
         raise UserError(f"{study} broke off with exit code {ended.returncode}; its last lines are "
                         "above")
-    result = read_json(results)
 
     path = folder / "card.md"
-    text = fill_in(read_text(path), card, result, digest=claim_digest(folder),
-                   command=f"python experiments/claim_card.py check {name}")
+    text = filled_card(folder)
     with atomic_write(path, "w") as opened:
         opened.write(text)
     print(f"\nthe result is in {path}")

@@ -12,7 +12,6 @@ from config import ModelConfig
 from model import GPT
 from utils import UserError, seeded_generator
 
-REPLICATIONS = ("fragile_toys", "virtual_heads", "needed_heads", "dead_heads")  # in research/
 TINY = {"n_layers": 2, "n_heads": 3, "d_model": 12, "n_ctx": 9, "d_vocab": 11}
 
 

@@ -9,13 +9,19 @@ import torch
 from helpers import quick_run
 
 from circuit_evaluation import curve_sizes
-from circuits import CircuitRun
+from circuits import CircuitRun, EdgeScores
 from config import ModelConfig
 from experiments import circuit_scoreboard as program
 from experiments.induction.model import WORDS, InductionRecipe
 from experiments.scoreboard.measure import METHODS, RunOnce, score_model, series_cmd
 from experiments.scoreboard.model import ScoredModel, as_pairs, induction_pair
-from experiments.scoreboard.report import scoreboard_claims, scoreboard_figure, wired_claims
+from experiments.scoreboard.report import (
+    BEATS_CHANCE,
+    STABLE,
+    scoreboard_claims,
+    scoreboard_figure,
+    wired_claims,
+)
 from experiments.wired.model import all_circuits
 from model import GPT
 from utils import UserError, seeded_generator
@@ -134,6 +140,26 @@ def test_an_untrained_model_fails(wired_rows, untrained_rows):
     wired = [row | {"took": 1.0} for row in wired_rows["previous token"]]
     names = failed(wired + untrained_rows)
     assert "exact: Jaccard over draws of prompts, median of trained models" in names
+
+
+def test_random_scores_in_place_of_a_methods_fail_its_claims(wired_rows, monkeypatch):
+    generator = seeded_generator(0)
+
+    def draw(scored, run):
+        return EdgeScores(torch.rand(len(run.full), 4, generator=generator), ("edge",), run.full)
+
+    for name in BEATS_CHANCE:
+        monkeypatch.setitem(METHODS, name, dataclasses.replace(METHODS[name], score=draw))
+    wired = all_circuits(0)[0]
+    pairs = wired.draw_pairs(4, seeded_generator(0))
+    rows = [row | {"took": 1.0} for row in wired_rows["previous token"]]
+    drawn = [row | {"took": 1.0} for row in
+             score_model(ScoredModel("drawn", wired.model, pairs), 0, 20)]
+    wanted = [f"{name}: p of its CMD among random rankings, trained models"
+              for name in BEATS_CHANCE]
+    wanted += [f"{name}: Jaccard over draws of prompts, median of trained models"
+               for name in STABLE]
+    assert failed(rows + drawn) == wanted
 
 
 def test_the_figure_shows_every_method(wired_rows):

@@ -6,11 +6,19 @@ import re
 
 import pytest
 import torch
-from helpers import REPLICATIONS, refusal, tiny_model, tiny_tokens
+from helpers import refusal, tiny_model, tiny_tokens
 
 from experiments import claim_card
-from experiments.cards.measure import check_possible, perform_study
-from experiments.cards.model import PARTS, RESULT, claim_digest, read_card, result_in, template
+from experiments.cards.measure import check_possible, measure_all, perform_study
+from experiments.cards.model import (
+    PARTS,
+    REPLICATIONS,
+    RESULT,
+    claim_digest,
+    read_card,
+    result_in,
+    template,
+)
 from experiments.cards.report import (
     describe_card,
     describe_study,
@@ -19,7 +27,10 @@ from experiments.cards.report import (
     verdict_of,
 )
 from experiments.common import ROOT
+from experiments.wired.model import previous_token
 from losses import next_token_loss
+from metrics import prev_token_score
+from model import GPT
 from utils import seeded_generator
 
 FILLED = {
@@ -205,6 +216,31 @@ def test_the_verdict_is_what_the_numbers_say(tmp_path):
     assert "holds for 2 of 2 seeds, the null for 0 of 2" in said
     half = {"measured": [0.9, 0.8], "null": [0.6, 0.2], "more": [], "ways": {}}
     assert "the null for 1 of 2" in describe_study(card, half)
+
+
+def test_a_claim_about_wired_heads_is_refuted_by_untrained_ones_and_undecided_without_a_null(
+        tmp_path):
+    def score(model, seed):
+        shape = (4, model.cfg.n_ctx)
+        tokens = torch.randint(model.cfg.d_vocab, shape, generator=seeded_generator(seed))
+        pattern = model.run_with_cache(tokens)[1].stack("pattern")
+        return prev_token_score(pattern).mean(1).max()
+
+    def wired(seed):
+        return score(previous_token(seed).model, seed)
+
+    def untrained(seed):
+        return score(GPT(previous_token(seed).model.cfg, seed), seed)
+
+    card = read_card(write_card(tmp_path / "one"))
+    for measured, null, verdict, holds in (
+            (wired, untrained, "HOLDS", [True, True]),
+            (untrained, untrained, "REFUTED", [False, True]),
+            (wired, wired, "UNDECIDED", [True, False])):
+        numbers, _ = measure_all(card.seeds, {"measured": measured, "null": null})
+        found = numbers | {"ways": {}, "more": []}
+        assert verdict_of(card, found) == verdict
+        assert [line.holds for line in study_claims(card, found)] == holds, verdict
 
 
 def test_a_card_is_made_run_and_filled_in(tmp_path, capsys):

@@ -507,6 +507,14 @@ def test_each_claim_fails_where_its_control_takes_the_dictionarys_place():
         assert all(line.holds is None for line in trained_claims([true, result], judged=False))
 
 
+def test_every_claim_fails_for_a_dictionary_and_a_model_that_learned_nothing(monkeypatch):
+    monkeypatch.setattr(measure, "FEWEST_PAIRS", 60)  # so that few texts are enough
+    untrained = DictionaryRecipe("TopK", 4, 64, steps=0)
+    result, _ = measure.measure_subject(word_subject(), untrained, 0)
+    verdicts = [line.holds for line in trained_claims([result])]
+    assert verdicts.count(False) == 4 and True not in verdicts
+
+
 @pytest.mark.slow
 def test_a_small_run_measures_words_and_text_and_a_second_run_gives_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "N_RANDOM", 3)

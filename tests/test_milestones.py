@@ -13,10 +13,13 @@ from config import Config, DataConfig, ModelConfig
 from course import exercise
 from course.engine import catalogue, milestones, stubs
 from course.milestones import milestone_b, milestone_c, milestone_d, milestone_e
+from experiments import claim_card
+from experiments.cards.model import EXAMPLE, REPLICATIONS, RESULT, results_path
+from experiments.cards.report import filled_card
 from experiments.wired.model import copying, logic_gate, previous_token
 from model import GPT
 from tokenizer import WordTokenizer
-from utils import UserError, seeded_generator
+from utils import UserError, seeded_generator, write_json
 
 
 def write_solutions(folder, numbers, **changed):
@@ -334,6 +337,16 @@ def test_without_a_file_an_example_is_written_once(tmp_path):
     assert set(json.loads(written)) == set(milestone_c.EXAMPLE)
 
 
+def test_a_file_of_the_learner_s_that_is_no_json_is_never_to_be_downloaded(tmp_path, monkeypatch):
+    (tmp_path / "tracing.json").write_text('{"model": "gifts",}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"not JSON.*; correct it, or delete it"):
+        verdict_on("C", tmp_path)
+    monkeypatch.setattr(catalogue, "EXERCISES_FOLDER", tmp_path)
+    (tmp_path / "progress.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(UserError, match="not a JSON object; delete it to start again"):
+        exercise.main(["progress"])
+
+
 # D
 
 
@@ -374,77 +387,128 @@ def test_the_dense_control_can_fail(tmp_path):
 # E
 
 
-CLAIM = """# A claim
-
-## Hypothesis
-
-L0H1 of the gifts model carries who gave, and nothing of where they went.
-
-## Intervention
-
-Patch its z from the prompt with the other giver: `python course/exercise.py milestone C`.
-
-## Null
-
-The same patch between two prompts that differ in the place alone.
-
-## Number
-
-measured: 0.98 ± 0.01 over 5 prompts
-null: 0.02 (-0.05 to 0.04) over 5 prompts
-
-## What would refute it
-
-A share below 0.7, written down before the first run.
-"""
+def write_card(research, **changes):
+    """The folder of a card that was checked, as `claim_card.py check` leaves it, with some of its
+    parts changed before."""
+    claim_card.new("mine", research)
+    folder = research / "mine"
+    study = (folder / "study.py").read_text(encoding="utf-8").replace(EXAMPLE, "# one")
+    (folder / "study.py").write_text(study, encoding="utf-8")
+    parts = {
+        "Question": "Does one head look one back?", "Number": "the highest score, a share",
+        "Hypothesis": "Some head of a trained model looks one back.",
+        "Intervention": "None: patterns are read.", "Possible values": "0 to 1",
+        "Holds if": "above 0.5, for every seed", "Threshold from": "seeds 0 1 2",
+        "Predicted": "0.9", "Null": "The same number of an untrained model.",
+        "Refuted by": "A seed with 0.5 or less.", "Judged on seeds": "10 11 12",
+    } | {name.replace("_", " "): text for name, text in changes.items()}
+    means = "\n\n".join(f"## {heading}\n\nA head of every one of these models does it."
+                        for heading in milestone_e.SECTIONS)
+    lines = [f"**{part}.** {text}\n" for part, text in parts.items()]
+    text = "\n".join(["# mine\n", *lines, RESULT, "", "Nothing yet.", "", means])
+    (folder / "card.md").write_text(text, encoding="utf-8")
+    return folder
 
 
-def read_claim(folder, text):
-    """The verdict on a page."""
-    path = folder / "claim.md"
+def measured_card(research, measured=(0.9, 0.8, 0.7), null=(0.1, 0.2, 0.3), ways=None, **changes):
+    """The same card, with a result that its study would have measured."""
+    folder = write_card(research, **changes)
+    write_result(folder, measured, null, ways)
+    (folder / "card.md").write_text(filled_card(folder), encoding="utf-8")
+    return folder
+
+
+def write_result(folder, measured, null, ways=None):
+    """What `check` writes before it fills in the card."""
+    seeds = list(range(10, 10 + len(measured)))
+    results_path(folder).parent.mkdir(parents=True, exist_ok=True)
+    write_json(results_path(folder), {
+        "measured": list(measured), "null": list(null), "ways": ways or {}, "more": [],
+        "torch": "2", "settings": {"seeds": seeds}})
+
+
+def fault_of_card(folder):
+    """(name of the check that fails, its message), or None."""
+    return fault_of(milestone_e.MILESTONE, milestone_e.gather(None, str(folder)))
+
+
+@pytest.mark.parametrize("measured, ways, threshold, verdict", [
+    ((0.9, 0.8, 0.7), {}, "above 0.5", "HOLDS"), ((0.9, 0.8, 0.4), {}, "above 0.5", "REFUTED"),
+    ((0.9, 0.8, 0.7), {"by zero": [0.4] * 3}, "above 0.5", "DEPENDS")])
+def test_each_answer_reaches_the_milestone(tmp_path, measured, ways, threshold, verdict):
+    folder = measured_card(tmp_path, measured, ways=ways, Holds_if=threshold)
+    assert f"**{verdict}.**" in (folder / "card.md").read_text(encoding="utf-8")
+    assert fault_of_card(folder) is None
+
+
+def test_a_null_that_passes_or_is_the_same_measurement_does_not_reach_it(tmp_path):
+    one_passes = measured_card(tmp_path / "one", null=(0.1, 0.2, 0.6))
+    assert "**HOLDS.**" in (one_passes / "card.md").read_text(encoding="utf-8")
+    name, message = fault_of_card(one_passes)
+    assert name == "the_null_passes_for_no_seed" and "the null gives 0.6" in message
+
+    # the same numbers claimed in the other direction: the null passes, the measured ones do not
+    turned = measured_card(tmp_path / "two", Holds_if="below 0.5", Predicted="0.1")
+    name, message = fault_of_card(turned)
+    assert name == "the_null_passes_for_no_seed" and "0.1, 0.2, 0.3" in message
+
+    same = measured_card(tmp_path / "three", measured=(0.1, 0.2, 0.3))
+    assert "the same numbers" in fault_of_card(same)[1]
+
+
+def test_what_a_card_lacks_is_asked_for(tmp_path):
+    for place, (changes, said) in enumerate((
+            ({"Null": "None needed."}, "Null is 2 words"),
+            ({"Null": "Patterns are read, and nothing else.",
+              "Intervention": "Patterns are read, and nothing else."}, "word for word"),
+            ({"Hypothesis": "Heads look."}, "Hypothesis is 2 words"),
+            ({"Judged_on_seeds": "10 11"}, "fewer than 3"))):
+        assert said in fault_of_card(measured_card(tmp_path / f"{place}", **changes))[1], changes
+    for place, (changes, said) in enumerate((
+            ({"Null": ""}, "**Null.** is empty"), ({"Holds_if": "above 1"}, "no value"),
+            ({"Threshold_from": "seeds 11"}, "seeds 11 are judged"))):
+        found = verdict_on("E", None, str(write_card(tmp_path / f"card{place}", **changes)))
+        assert found.status == "wrong" and said in found.message, found
+
+    folder = measured_card(tmp_path / "silent")
+    path = folder / "card.md"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("## What remains", "## What else"), encoding="utf-8")
+    assert "What remains has 0 words" in fault_of_card(folder)[1]
+
+
+def test_a_result_of_another_card_or_study_or_by_hand_is_told(tmp_path):
+    assert "nothing was measured yet" in fault_of_card(write_card(tmp_path / "none"))[1]
+
+    folder = measured_card(tmp_path / "hand")
+    path = folder / "card.md"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("| 12 | 0.7 |", "| 12 | 0.9 |"), encoding="utf-8")
+    assert "is not what" in fault_of_card(folder)[1]
+    path.write_text(text.replace("above 0.5", "above 0.6"), encoding="utf-8")
+    assert "changed since" in fault_of_card(folder)[1]
     path.write_text(text, encoding="utf-8")
-    return verdict_on("E", folder, str(path))
+    assert fault_of_card(folder) is None
+    with (folder / "study.py").open("a", encoding="utf-8") as file:
+        file.write("# another study\n")
+    assert "changed since" in fault_of_card(folder)[1]
+    with (folder / "study.py").open("a", encoding="utf-8") as file:
+        file.write(f"{EXAMPLE}\n")
+    assert fault_of_card(folder)[0] == "it_is_your_own"
 
 
-def test_a_claim_that_could_fail_is_accepted_and_what_is_missing_is_asked_for(tmp_path):
-    found = read_claim(tmp_path, CLAIM)
-    assert found.status == "right", found
-    place = "The same patch between two prompts that differ in the place alone."
-    for old, new, said in (
-            (place, "", "Null is empty"),
-            (place, "None was needed.", "Null is 3 words"),
-            (place, CLAIM.split("## ")[2].partition("\n\n")[2].strip(), "word for word"),
-            ("`python course/exercise.py milestone C`", "as above", "no command"),
-            ("course/exercise.py", "mine.py", "there is no mine.py"),
-            ("0.98 ± 0.01 over 5 prompts", "0.98", "has no spread"),
-            ("0.98 ± 0.01 over 5 prompts", "0.98 ± 0.01 over 2 seeds", "measured is over 2"),
-            ("null: 0.02 (-0.05", "without: 0.02 (-0.05", "no line that begins with `null:`"),
-            ("(-0.05 to 0.04)", "(-0.05 to 0.99)", "they overlap"),
-            ("0.98 ± 0.01", "0.98 ± -0.01", "0.98 is not within 0.99 to 0.97"),
-            ("0.98 ± 0.01", "0.98 (0.99 to 1)", "0.98 is not within 0.99 to 1"),
-            ("0.98 ± 0.01", "0,98 ± 0,01", "write 0.98 with a decimal point"),
-            ("(-0.05 to 0.04)", "(0.04 to -0.05)", "0.02 is not within"),
-            ("A share below 0.7", "If it does not work", "names no number"),
-            ("below 0.7", "below 0.01", "no number there lies between")):
-        assert CLAIM.count(old) == 1, old
-        found = read_claim(tmp_path, CLAIM.replace(old, new))
-        assert found.status == "wrong" and said in found.message, f"{new}: {found}"
-
-
-def test_numbers_are_read_as_people_write_them(tmp_path):
-    for measured, null, limit in (("1E-3 ± 1E-4", "1e-5 ± 1e-6", "1E-4"),
-                                  ("−1,250.5 ± 3", "-1 ± 0.5", "-1,000")):
-        text = CLAIM.replace("0.98 ± 0.01", measured).replace("0.02 (-0.05 to 0.04)", null)
-        found = read_claim(tmp_path, text.replace("below 0.7", f"below {limit}"))
-        assert found.status == "right", f"{measured}: {found}"
-
-
-def test_the_page_that_is_written_for_the_learner_is_not_yet_a_claim(tmp_path):
-    assert verdict_on("E", tmp_path).status == "missing"
-    found = verdict_on("E", tmp_path)
-    assert found.status == "wrong" and "Hypothesis still says" in found.message, found
-    assert set(milestone_e.PARTS) == {"Hypothesis", "Intervention", "Null", "Number",
-                                      "What would refute it"}
+def test_the_cards_of_the_course_are_nobody_s_own(tmp_path, monkeypatch):
+    for name in REPLICATIONS:
+        assert fault_of(milestone_e.MILESTONE, milestone_e.gather(None, name))[0] == (
+            "it_is_your_own"), name
+    monkeypatch.setattr(milestone_e, "RESEARCH", tmp_path)
+    measured_card(tmp_path).rename(tmp_path / "dead_heads")
+    assert "no card of yours" in verdict_on("E", None).message
+    measured_card(tmp_path)
+    assert verdict_on("E", None).status == "right"
+    claim_card.new("other", tmp_path)
+    assert "there are 2 cards of yours, mine, other" in verdict_on("E", None).message
+    assert "has no card.md" in verdict_on("E", None, "gone").message
 
 
 # The program
@@ -452,11 +516,8 @@ def test_the_page_that_is_written_for_the_learner_is_not_yet_a_claim(tmp_path):
 
 @pytest.mark.slow
 def test_a_milestone_is_judged_in_its_own_process_and_noted(tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "exercises"
-    monkeypatch.setattr(catalogue, "EXERCISES_FOLDER", folder)
-    folder.mkdir()
-    (folder / "claim.md").write_text(CLAIM, encoding="utf-8")
-    exercise.main(["milestone", "E"])  # exits with 0: raises nothing
+    monkeypatch.setattr(catalogue, "EXERCISES_FOLDER", tmp_path / "exercises")
+    exercise.main(["milestone", "E", str(measured_card(tmp_path))])  # exits with 0: raises nothing
     assert "milestone E is reached" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         exercise.main(["milestone", "A"])

@@ -543,7 +543,7 @@ def test_an_index_that_names_missing_tensors_is_refused(tmp_path):
     below.mkdir()
     (below / "x").write_bytes(safetensors(published()))
     for index, told in [
-        ("{", "not JSON"), ("[]", "not a JSON object"), ("{}", "weight_map"),
+        ("{", "download it again"), ("[]", "not a JSON object"), ("{}", "weight_map"),
         ({"weight_map": None}, "weight_map"), ({"weight_map": ["part-1"]}, "weight_map"),
         ({"weight_map": {"wte.weight": "../x"}}, "weight_map"),
         ({"weight_map": {"wte.weight": str(tmp_path / "x")}}, "weight_map"),

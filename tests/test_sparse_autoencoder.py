@@ -1,6 +1,7 @@
 """The program sparse_autoencoder.py: wrong settings, false claims, and a quick run."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -9,7 +10,8 @@ from helpers import quick_run, refusal
 
 import train
 from experiments import sparse_autoencoder as program
-from experiments.dictionaries.features import dictionary_jobs
+from experiments.dictionaries import measure
+from experiments.dictionaries.features import dictionary_jobs, trained_dictionaries
 from experiments.dictionaries.report import known_claims, recovery_figure, worlds_figure
 from experiments.dictionaries.trained.model import Subject
 
@@ -108,6 +110,18 @@ def test_each_claim_on_known_features_fails_where_it_is_false():
     for number, bad in falsified.items():
         assert verdicts(good, bad)[number] is False, f"line {number} holds where it is false"
         assert set(verdicts(good, bad, judged=False)) == {None}
+
+
+def test_every_claim_on_what_is_learned_fails_for_dictionaries_that_learned_nothing(
+        tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "N_HELD_OUT", 500)
+    jobs = {name: dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, steps=0))
+            for name, job in dictionary_jobs().items()}
+    untrained = trained_dictionaries(jobs, 0, tmp_path, n_texts=500)
+    claims = known_claims([measure.measure_known(jobs, untrained, 0)])
+    # what holds is that they explain little, and that controls recover nothing
+    assert [number for number, line in enumerate(claims) if line.holds] == [2, 5, 6]
+    assert sum(line.holds is False for line in claims) == 9
 
 
 def test_a_nested_dictionary_that_finds_no_children_fails():

@@ -2,6 +2,7 @@
 verdicts that can fail."""
 
 import copy
+import dataclasses
 import itertools
 import math
 from collections import Counter
@@ -15,6 +16,7 @@ import corpus
 from checkpoint import load_model, save_checkpoint
 from config import DataConfig, ModelConfig, TrainConfig
 from data import load_dataset
+from experiments import training_dynamics as program
 from experiments.common import as_run, train_on_text_, validation_tokens
 from experiments.dynamics.compare import Compared, compare, compare_tokens, load_compared
 from experiments.dynamics.measure import (
@@ -23,6 +25,7 @@ from experiments.dynamics.measure import (
     effects_of_heads,
     hold_out,
     measure_state,
+    measure_training,
     show_state,
 )
 from experiments.dynamics.model import DynamicsRecipe, kept_steps, states_of, trained_states
@@ -261,12 +264,17 @@ def test_the_beginning_of_a_floor_is_that_of_the_first_tokens():
     assert floor.starts == [5, 60]
 
 
-def test_a_floor_is_known_for_the_words_of_the_corpus_and_for_no_other_text(trained):
-    words = load_dataset(DataConfig(dataset="builtin", tokenizer="word"), 16)
-    held = hold_out(words, 16)
+def test_a_floor_is_known_for_the_words_of_the_corpus_and_for_no_other_text(trained, words):
+    _, held = words
     assert held.trigrams_above["indirect object"] == pytest.approx(math.log(8), abs=0.1)
     assert held.trigrams_above["duplicate"] == pytest.approx(math.log(8 / 2), abs=0.1)
     assert hold_out(trained[2], 8).floor is None
+
+
+def test_windows_are_of_the_text_that_was_held_out(trained):
+    windows = hold_out(trained[2], 8).windows
+    assert torch.equal(windows.flatten(), trained[2].val[: windows.numel()])
+    assert not torch.equal(windows.flatten(), trained[2].train[: windows.numel()])
 
 
 # What is claimed
@@ -282,7 +290,7 @@ def passing_run(seed=0):
               "shuffled bigrams": [1, 0.8, 0.4, 0.8, 1, 1.5], "renamed bigrams": [5, 5, 6, 7, 8, 9]}
     score = [0.1, 0.1, 0.1, 0.1, 0.6, 0.8]
     effect = [0, 0, 0, 0.1, 0.3, 0.5]
-    above = {"copying": [2, 2, 2, 0.1, 0, 0], "indirect object": [2, 2, 2, 2, 0.1, 0],
+    above = {"copying": [2, 2, 1.5, 0.1, 0, 0], "indirect object": [2, 2, 2, 2, 0.1, 0],
              "duplicate": [2, 2, 2, 2, 0.1, 0], "recall": [2, 2, 2, 2, 2, 0.1]}
     states = [{"distance": {name: values[i] for name, values in curves.items()},
                "loss": 3 - i / 3, "quantiles": [0.1, 0.2, 1, 2, 3],
@@ -314,6 +322,38 @@ def test_every_claim_holds_where_it_is_true_and_most_fail_in_an_untrained_model(
     untrained["states"] = [untrained["states"][0]] * len(STEPS)
     runs |= {"characters": [untrained], "words": [untrained]}
     assert len(failed(runs)) >= 12
+
+
+@pytest.fixture(scope="module")
+def words():
+    """(the dataset of words of the built-in corpus, what is held out of it for 16 tokens)."""
+    dataset = load_dataset(DataConfig(dataset="builtin", tokenizer="word"), 16)
+    return dataset, hold_out(dataset, 16)
+
+
+@pytest.fixture(scope="module")
+def few_words(words):
+    """The same with fewer tokens whose floor is known, for many models."""
+    dataset, held = words
+    return dataset, dataclasses.replace(held, tokens=held.tokens[:1000],
+                                        floor=beginning_of(held.floor, 1000))
+
+
+def test_every_claim_about_training_fails_for_a_model_that_never_learns(few_words):
+    dataset, held = few_words
+    runs = {}
+    for n_layers in (0, 1):
+        shape = ModelConfig(n_layers=n_layers, n_heads=2, d_model=8, n_ctx=16)
+        recipe = DynamicsRecipe("untrained", shape, DataConfig(), TrainConfig())
+        weights = GPT(dataclasses.replace(shape, d_vocab=dataset.tokenizer.d_vocab), 0).state_dict()
+        history = {"steps": [0, 4, 16], "weights": {
+            name: torch.stack([weight] * 3) for name, weight in weights.items()}}
+        runs[n_layers] = measure_training(recipe, history, held, show=False)
+    claims = claims_of_dynamics({"characters": [runs[1]], "words": [runs[1]],
+                                 "no layers": [runs[0]]})
+    # what holds is that the control, which has no layers, stays where it is
+    assert [line.claim.split(":")[0] for line in claims if line.holds] == ["without layers"]
+    assert sum(line.holds is False for line in claims) == 13
 
 
 def test_no_claim_is_judged_in_a_quick_run():
@@ -458,6 +498,39 @@ def test_what_cannot_be_compared_is_refused(trained, tmp_path):
     assert "train.py" in refusal(lambda: compare(other, other))
     for wrong in (("one",), ("one", "two", "three")):
         assert "compare" in refusal(lambda wrong=wrong: DynamicsConfig(compare=wrong))
+
+
+def test_a_comparison_has_a_folder_of_its_own(trained, tmp_path, capsys):
+    folder, *_ = trained
+    with pytest.raises(SystemExit) as ended:
+        program.main(["--compare", f"{folder}@0", str(folder), "--out_dir", str(tmp_path)])
+    assert ended.value.code == 0 and "mean loss of" in capsys.readouterr().out
+    assert [path.parent.name for path in tmp_path.glob("*/results.json")] == [
+        "training_dynamics_compare"]
+
+
+# The program
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_seed_is_judged_and_the_page_shows_the_first_and_a_quick_run_judges_nothing(
+        few_words, quick, tmp_path, monkeypatch):
+    dataset, held = few_words
+    shape = ModelConfig(n_layers=1, n_heads=2, d_model=8, n_ctx=16)
+    how = TrainConfig(max_steps=1, batch_size=4, warmup_steps=1)
+    recipes = [DynamicsRecipe(name, dataclasses.replace(shape, n_layers=int(name != "no layers")),
+                              DataConfig(), how) for name in ("characters", "no layers", "words")]
+    pages = []
+    monkeypatch.setattr(program, "make_recipes", lambda *given: recipes)
+    monkeypatch.setattr(program, "load_dataset", lambda *given: dataset)
+    monkeypatch.setattr(program, "hold_out", lambda *given: held)
+    monkeypatch.setattr(program, "make_page", pages.append)
+    monkeypatch.setattr(program, "write_page", lambda *given: None)
+    result = program.run(DynamicsConfig(seeds=(3, 4), quick=quick), tmp_path)
+    seeds = [len(runs) for runs in result["runs"].values()]
+    judged = [line.holds for line in result["claims"] if line.holds is not None]
+    assert len(pages[0]) == 2, "the page shows more than the first seed's two models with layers"
+    assert (seeds, len(judged)) == (([1] * 3, 0) if quick else ([2] * 3, 14))
 
 
 @pytest.mark.slow

@@ -184,6 +184,19 @@ def test_a_result_on_another_text_is_not_read(tmp_path, monkeypatch):
     assert read_kept(tmp_path / "kept.json", given[1]) is None
 
 
+def test_only_a_whole_run_writes_the_page_in_docs(tmp_path, monkeypatch):
+    monkeypatch.setattr(verify, "ROOT", tmp_path)
+    monkeypatch.setattr(verify, "run_all", lambda *given: [])
+    monkeypatch.setattr(verify, "name_of_text", lambda: "built-in corpus")
+    (tmp_path / "docs").mkdir()
+    for flags, page in ((["--only", "wired_circuits"], "out/verify/verify.md"),
+                        (["--quick"], "out/verify_quick/verify.md"), ([], "docs/verify.md")):
+        with pytest.raises(SystemExit):
+            verify.main([*flags, "--out_dir", str(tmp_path / "out")])
+        assert (tmp_path / page).exists(), flags
+        assert (tmp_path / "docs" / "verify.md").exists() == (not flags), flags
+
+
 def test_two_runs_at_once_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(verify, "run_all", lambda *given: pytest.fail("it ran"))
     folder = tmp_path / "verify_quick"

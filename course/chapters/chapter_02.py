@@ -219,13 +219,15 @@ def an_unknown_word_stays_bytes(bpe_merge):
 
 
 def the_pair_learned_first_is_merged_first(bpe_merge):
-    """b c was learned before a b and c d: abc is a bc, and bcd is bc d"""
+    """b c was learned before a b and c d: abc is a bc, and bcd is bc d; and wherever the pair
+    stands in the word or in the alphabet, it is merged first"""
     tokenizer = tokenizer_of((b"b", b"c"), (b"a", b"b"), (b"c", b"d"))
-    first, second = bpe_merge(tokenizer, "abc"), bpe_merge(tokenizer, "bcd")
-    expect_equal(first, [b"a", b"bc"], "abc", ask="merge the pair of lowest rank first, not the "
-                                                  "leftmost")
-    expect_equal(second, [b"bc", b"d"], "bcd", ask="merge the pair of lowest rank first, not the "
-                                                   "leftmost")
+    other = tokenizer_of((b"b", b"a"), (b"a", b"c"))  # its first pair sorts last
+    found = (bpe_merge(tokenizer, "abc"), bpe_merge(tokenizer, "bcd"), bpe_merge(other, "bac"))
+    wanted = ([b"a", b"bc"], [b"bc", b"d"], [b"ba", b"c"])
+    for word, pieces, want in zip(("abc", "bcd", "bac"), found, wanted, strict=True):
+        expect_equal(pieces, want, word,
+                     ask="of the pairs that it has, is the one of lowest rank merged first?")
 
 
 def it_goes_on_until_nothing_is_left(bpe_merge):
@@ -460,6 +462,8 @@ EXERCISES = [
         mistakes=(
             Mistake("when the leftmost known pair is merged first",
                     "min(pairs, key=self.ranks.get)", "pairs[0]"),
+            Mistake("when the known pair that sorts first is merged first",
+                    "min(pairs, key=self.ranks.get)", "min(pairs)"),
             Mistake("when the pair learned last is merged first",
                     "min(pairs, key=self.ranks.get)", "max(pairs, key=self.ranks.get)"),
             Mistake("after one merge only", "        pieces = merge_pair(",

@@ -1,8 +1,9 @@
-"""Chapter 15, grokking: the waves with which a network adds, and the structure before the fall."""
+"""Chapter 15, grokking and training dynamics: waves that add, and what a model resembles."""
 
 import math
 
 import torch
+import torch.nn.functional as F
 
 from course.engine import page
 from course.engine.catalogue import Exercise, Mistake, Prediction
@@ -150,6 +151,58 @@ def never_is_infinite(delay_of):
     expect(got == math.inf, f"it is {got}, and should be infinity")
 
 
+# distance_to_bigrams
+
+TABLE = torch.tensor([[0.75, 0.25, 0], [0.1, 0.2, 0.7], [0.5, 0.25, 0.25]]).clamp(min=1e-6).log()
+
+
+def a_model_that_is_the_table_is_not_away(distance_to_bigrams):
+    """logits that are the table's, with any constant added, are 0 nats away"""
+    tokens = torch.tensor([[0, 1, 2, 1]])
+    for constant in (0.0, 3.0):
+        got = distance_to_bigrams(TABLE[tokens] + constant, tokens, TABLE)
+        expect_close(got, 0.0, f"the distance of the table itself (plus {constant:g})",
+                     ask="log-softmax the logits; the row of the table is the token that was read")
+
+
+def it_is_kl_from_the_table(distance_to_bigrams):
+    """a uniform guess after 0 is ln 3 minus the entropy of 3/4 and 1/4 away"""
+    got = distance_to_bigrams(torch.zeros(1, 1, 3), torch.tensor([[0]]), TABLE)
+    want = math.log(3) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25)
+    expect_close(got, want, "the distance of a uniform guess after token 0",
+                 ask="the expectation is over the table's probabilities")
+
+
+def it_is_the_mean_over_all_positions(distance_to_bigrams):
+    """two texts of three tokens: the mean of six divergences"""
+    tokens = torch.tensor([[0, 2, 1], [1, 1, 0]])
+    logits = random(2, 3, 3)
+    each = [F.kl_div(logits[i, j].log_softmax(0), TABLE[tokens[i, j]], log_target=True,
+                     reduction="sum") for i in range(2) for j in range(3)]
+    expect_close(distance_to_bigrams(logits, tokens, TABLE), sum(each) / 6, "the distance")
+
+
+# ability_step
+
+STEPS = [0, 10, 20, 40]
+
+
+def the_first_step_below_half(ability_step):
+    """trigrams pay 2 nats: it has come at the first step below 1"""
+    cases = (([4.5, 2.5, 0.9, 0.1], 20), ([5.0, 1.0, 1.0, 0.5], 40),
+             ([0.5, 0.4, 0.3, 0.2], 0), ([3.0, 0.8, 1.2, 0.1], 10))
+    found = [ability_step(STEPS, above, 2.0) for above, _ in cases]
+    for (above, want), got in zip(cases, found, strict=True):
+        expect(got == want, f"above its floor by {above} at steps {STEPS}, and trigrams by 2: the "
+               f"step is {got}, and should be {want}")
+
+
+def what_never_comes_is_infinite(ability_step):
+    """if it never falls below half, it is infinity"""
+    got = ability_step(STEPS, [4.0, 2.0, 1.9, 1.5], 2.0)
+    expect(got == math.inf, f"it is {got}, and should be infinity")
+
+
 EXERCISES = [
     Exercise(
         name="addition_table", source=None, minutes=5, difficulty=1, needed_for="everything here",
@@ -241,6 +294,42 @@ EXERCISES = [
             Mistake("with the last step if it is never reached", "return math.inf",
                     "return step / train_step"),
         )),
+    Exercise(
+        name="distance_to_bigrams", source=None, minutes=15, difficulty=2,
+        needed_for="seeing what a model resembles (second half)",
+        task="Measure how far a model is from a table.",
+        checks=(a_model_that_is_the_table_is_not_away, it_is_kl_from_the_table,
+                it_is_the_mean_over_all_positions),
+        hints=("table[tokens] is what the table predicts after each token.",
+               "KL(p || q) is the sum of p (log p - log q), over the last axis.",
+               "Sum over the vocabulary, then the mean over batch and pos."),
+        mistakes=(
+            Mistake("of the divergence the other way round, KL(model || table)",
+                    "(wanted.exp() * (wanted - log_probs))",
+                    "(log_probs.exp() * (log_probs - wanted))"),
+            Mistake("when logits are taken for log-probabilities", "logits.log_softmax(-1)",
+                    "logits"),
+            Mistake("when the table is read by columns", "table[tokens]", "table.T[tokens]"),
+            Mistake("with the mean over the vocabulary", ".sum(-1)", ".mean(-1)"),
+            Mistake("with the sum over positions", "divergence.mean()", "divergence.sum()"),
+            Mistake("without the table's entropy: the cross-entropy", "(wanted - log_probs)",
+                    "-log_probs"),
+        )),
+    Exercise(
+        name="ability_step", source=None, minutes=5, difficulty=1,
+        needed_for="saying what comes first (second half)", task="Find when an ability has come.",
+        checks=(the_first_step_below_half, what_never_comes_is_infinite),
+        hints=("Go through steps and nats together.", "Compare with half of what trigrams pay.",
+               "math.inf where the loop ends without an answer."),
+        mistakes=(
+            Mistake("when it only has to be below trigrams", "by_trigrams / 2", "by_trigrams"),
+            Mistake("when exactly half is enough", "nats < by_trigrams / 2",
+                    "nats <= by_trigrams / 2"),
+            Mistake("with the half of its own first value", "by_trigrams / 2", "above[0] / 2"),
+            Mistake("with the last step if it never comes", "return math.inf", "return step"),
+            Mistake("with its place instead of the step", "return step", "return "
+                    "list(steps).index(step)"),
+        )),
 ]
 
 
@@ -260,4 +349,11 @@ PREDICTIONS = [
     Prediction("At the step where it just knows the trained pairs, it has a loss of 12 nats on "
                "the others. What loss do its key waves alone have on them, if a guess costs 4.08?",
                stated(15, "55: about … … {} … …"), "the chapter's block"),
+    Prediction("A model of words is trained for 400 steps, from a uniform guess. At which step is "
+               "it nearest to a table of bigrams?",
+               stated(15, "to bigrams at step {} (0.18)"), "the block of the second half"),
+    Prediction("How many nats per token is it away from the table then?",
+               stated(15, "40: about … … {} …; …; … …"), "the block of the second half"),
+    Prediction("And at step 400?",
+               stated(15, "400: about … … {} …; …; … …"), "the block of the second half"),
 ]

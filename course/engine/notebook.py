@@ -6,7 +6,7 @@
 """
 
 from course.engine import catalogue
-from utils import UserError, read_json, write_json
+from utils import read_json, write_json
 
 
 def read_notes(name):
@@ -14,10 +14,7 @@ def read_notes(name):
     path = catalogue.EXERCISES_FOLDER / name
     if not path.exists():
         return {}
-    notes = read_json(path)
-    if not isinstance(notes, dict):
-        raise UserError(f"{path} is not in this program's format; delete it to start again")
-    return notes
+    return read_json(path, "delete it to start again")
 
 
 def write_notes(name, notes):

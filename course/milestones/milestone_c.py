@@ -78,7 +78,7 @@ def gather(folder, given):
             raise NotYet(f"{shown} was not there and holds an example now; write your own prompts "
                          "and controls into it, and the heads that carry the answer")
         raise UserError(f"{shown} is not there")
-    found = read_json(path)
+    found = read_json(path, "correct it, or delete it and be given the example again")
     check_form(found, shown)
 
     try:

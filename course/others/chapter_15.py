@@ -51,3 +51,23 @@ def delay_of_as_lists(steps, train, test, level):
     known = [step for step, value in zip(steps, test, strict=True) if value >= level]
     fitted = [step for step, value in zip(steps, train, strict=True) if value >= level]
     return known[0] / fitted[0] if known else float("inf")
+
+
+def distance_to_bigrams_as_kl_div(logits, tokens, table):
+    found = torch.nn.functional.kl_div(logits.log_softmax(-1), table[tokens], log_target=True,
+                                       reduction="none")
+    return found.sum(-1).mean()
+
+
+def distance_to_bigrams_as_cross_entropies(logits, tokens, table):
+    total = 0.0
+    for row, text in zip(logits, tokens, strict=True):
+        for scores, token in zip(row, text, strict=True):
+            p = table[token].exp()
+            total += (p @ table[token] - p @ scores.log_softmax(0)).item()
+    return total / tokens.numel()
+
+
+def ability_step_as_a_list(steps, above, by_trigrams):
+    known = [step for step, nats in zip(steps, above, strict=True) if 2 * nats < by_trigrams]
+    return min(known, default=float("inf"))

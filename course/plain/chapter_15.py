@@ -86,3 +86,31 @@ def delay_of(steps, train, test, level):
         if value >= level:
             return step / train_step
     return math.inf
+
+
+def distance_to_bigrams(logits, tokens, table):
+    """How far a model's predictions are from those of a table of bigrams, in nats per token.
+
+    logits: [batch, pos, d_vocab], the model's, for the token after each position. tokens: [batch,
+    pos], what it read. table: [d_vocab, d_vocab], the log-probabilities of the next token (last
+    axis) after each token. Returns the mean of KL(table || model) over all positions, a number:
+    what the model would lose on a text whose tokens are drawn from the table.
+    """
+    wanted = table[tokens]  # [batch, pos, d_vocab]
+    log_probs = logits.log_softmax(-1)
+    divergence = (wanted.exp() * (wanted - log_probs)).sum(-1)  # [batch, pos]
+    return divergence.mean()
+
+
+def ability_step(steps, above, by_trigrams):
+    """The step at which an ability has come.
+
+    steps: [n], those at which a training was kept. above: [n], at each of them, by how many nats
+    the words that need the ability lie above their floor. by_trigrams: how far trigrams are above
+    it. Returns the first step at which `above` is less than half of that; infinity if there is
+    none.
+    """
+    for step, nats in zip(steps, above, strict=True):
+        if nats < by_trigrams / 2:
+            return step
+    return math.inf

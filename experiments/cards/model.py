@@ -32,6 +32,8 @@ PARTS = {  # each part of a card, and what it asks for
     "Judged on seeds": "Seeds on which nothing was chosen, such as: 10 11 12",
 }
 RESULT = "## Result"
+REPLICATIONS = ("fragile_toys", "virtual_heads", "needed_heads", "dead_heads")  # the course's cards
+EXAMPLE = "# An example that runs: the highest previous-token score. Put your own in its place."
 HINT = "…"  # how a part begins that nobody has filled in
 # A number by itself: not a part of a name such as L0H1, and its - no dash between two numbers.
 NUMBER = (r"(?<![\w.])(?:(?<!\d)[-+])?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\binf)(?!\w)")
@@ -132,10 +134,21 @@ def claim_digest(folder):
     return hashlib.sha256(f"{claim}\n{study}".encode()).hexdigest()[:12]
 
 
+def results_path(folder):
+    """Where the numbers that a study measured for its card are kept. folder: of card and study."""
+    return Path(folder) / "outputs" / f"research_{Path(folder).name}" / "results.json"
+
+
 def result_in(text):
     """What a card's text says under "## Result", up to the next section, without spaces around."""
-    _, after = split_result(text)
-    return re.split(r"^## ", after, maxsplit=1, flags=re.MULTILINE)[0].strip()
+    return section_in(text, RESULT.removeprefix("## "))
+
+
+def section_in(text, heading):
+    """What a card's text says in a section, without spaces around; nothing if it has no such one.
+    """
+    found = re.search(rf"^## {heading}[ \t]*$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    return found[1].strip() if found else ""
 
 
 def numbers_in(text, n, part, path):

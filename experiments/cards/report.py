@@ -12,9 +12,18 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from experiments.cards.model import RESULT, holds, result_in, split_result
+from experiments.cards.model import (
+    RESULT,
+    claim_digest,
+    holds,
+    read_card,
+    result_in,
+    results_path,
+    split_result,
+)
 from experiments.common import add_control, claim
 from plotting import COLOURS, bare_axes
+from utils import read_json, read_text
 
 MEANINGS = {
     "HOLDS": "The claim holds for {measured} seeds, the null for {null}.",
@@ -44,8 +53,14 @@ def study_claims(card, found):
 
 
 def verdict_of(card, found):
-    """REFUTED; UNDECIDED, if the null passes too, so that the number shows nothing; DEPENDS, if
-    other ways of measuring give another verdict; or HOLDS."""
+    """The verdict on a card's claim, one of four words.
+
+    card: a Card. found: {"measured", "null": [seed], "ways": {name: [seed]}}, the number for each
+    seed, measured as the card says and in other ways, and of the null. Such a list holds if every
+    value in it is as card.threshold says. REFUTED: no way of measuring holds. UNDECIDED, if one
+    does: the null holds too, so that the number shows nothing. DEPENDS, if the null does not: the
+    ways disagree. HOLDS: every way does.
+    """
     def all_hold(values):
         return all(holds(card.threshold, value) for value in values)
 
@@ -96,6 +111,13 @@ def study_figure(card, found):
     axes.set_ylim(len(rows) - 0.5, -0.5)
     figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     return figure
+
+
+def filled_card(folder):
+    """The text of the card in a folder, with the result that its study measured last."""
+    return fill_in(read_text(folder / "card.md"), read_card(folder),
+                   read_json(results_path(folder)), digest=claim_digest(folder),
+                   command=f"python experiments/claim_card.py check {folder.name}")
 
 
 def fill_in(text, card, result, *, command, digest):
