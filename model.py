@@ -180,7 +180,7 @@ class GPT(HookedModule):
                 tokens = as_integers(tokens, "tokens")
             return self.unembedding(normalized, self.W_E, tokens)
         except IndexError:  # checked only on failure: reading ids would wait for the GPU
-            raise UserError(f"tokens or positions are outside the {self.cfg.d_vocab} ids and "
+            raise UserError(f"tokens or positions are outside the {self.cfg.d_vocab_out} ids and "
                             f"{resid.shape[-2]} positions; count from 0") from None
 
     def check_resid(self, resid):
@@ -229,14 +229,14 @@ class GPT(HookedModule):
 
     @property
     def W_U(self):
-        """[d_model, d_vocab]: the weight itself (with tied embeddings, W_E transposed)."""
+        """[d_model, d_vocab_out]: the weight itself (with tied embeddings, W_E transposed)."""
         return self.unembedding.weight(self.W_E)
 
     @property
     def b_U(self):
-        """[d_vocab]: the weight itself; zeros if the model has no such bias."""
+        """[d_vocab_out]: the weight itself; zeros if the model has no such bias."""
         bias = self.unembedding.b_U
-        return self.W_E.new_zeros(self.cfg.d_vocab) if bias is None else bias
+        return self.W_E.new_zeros(self.cfg.d_vocab_out) if bias is None else bias
 
     def stack_weights(self, part, name):
         """[layer, ...]: the same weight of every block, stacked into a new tensor at each call."""

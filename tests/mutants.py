@@ -476,9 +476,10 @@ MUTANTS = [
            "hook_post sees what is before the nonlinearity"),
 
     # transformer_block
-    Mutant("transformer_block", "EPSILON = 1e-5", "EPSILON = 1e-6", "epsilon is not GPT-2's"),
-    Mutant("transformer_block", "(centred.pow(2).mean(-1, keepdim=True) + EPSILON).sqrt()",
-           "centred.pow(2).mean(-1, keepdim=True).sqrt() + EPSILON",
+    Mutant("config", "norm_epsilon: float = option(1e-5", "norm_epsilon: float = option(1e-6",
+           "epsilon is not GPT-2's"),
+    Mutant("transformer_block", "(centred.pow(2).mean(-1, keepdim=True) + self.epsilon).sqrt()",
+           "centred.pow(2).mean(-1, keepdim=True).sqrt() + self.epsilon",
            "epsilon is added to the root"),
     Mutant("transformer_block", "centred = exact - exact.mean(-1, keepdim=True)",
            "centred = exact - exact.mean(1, keepdim=True)",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import typing
 from dataclasses import asdict, is_dataclass
 from functools import partial
@@ -84,8 +85,11 @@ def test_every_flag_sets_its_own_field_and_no_other(kind):
         wanted = asdict(kind())
         section, _, leaf = name.rpartition(".")
         (wanted[section] if section else wanted)[leaf] = value
-        if name == "model.d_model":
-            wanted["model"]["d_mlp"] = 4 * value
+        if section == "model":  # the sizes that follow from it
+            n_heads, d_model = wanted["model"]["n_heads"], wanted["model"]["d_model"]
+            follow = {"n_heads": {"d_head": d_model // n_heads}, "d_vocab": {"d_vocab_out": value},
+                      "d_model": {"d_mlp": 4 * d_model, "d_head": d_model // n_heads}}
+            wanted["model"].update(follow.get(leaf, {}))
         for flags in ([f"--{name}", str(value)], [f"--{name}={value}"]):
             assert asdict(parse(kind, *flags)) == wanted, flags
 
@@ -214,7 +218,7 @@ def test_values_at_the_limits_are_allowed():
 def test_heads_that_do_not_divide_the_width_are_refused_with_divisors_that_do():
     message = refusal(lambda: ModelConfig(n_heads=5, d_model=128))
     assert "n_heads=5" in message and "d_model=128" in message
-    proposed = [int(n) for n in message.split("such as ")[1].split(",")]
+    proposed = [int(n) for n in re.findall(r"\d+", message.split("such as ")[1])]
     assert 4 in proposed and 8 in proposed and all(128 % n == 0 for n in proposed)
 
 

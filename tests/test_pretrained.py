@@ -616,13 +616,14 @@ def test_a_config_of_another_architecture_is_refused(tmp_path):
     for changes, *told in [
         ({"model_type": "llama"}, "model_type='llama'"),
         ({"model_type": None}, "model_type=None"),
-        ({"activation_function": "gelu"}, "activation_function='gelu'"),
-        ({"activation_function": "silu"}, "'silu'", "gelu_new, gelu_pytorch_tanh, relu"),
+        ({"activation_function": "silu"}, "'silu'", "gelu_new, gelu_pytorch_tanh, gelu, relu"),
         ({"activation_function": None}, "activation_function=None"),
         ({"activation_function": []}, "activation_function=[]"),
-        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon=1e-06", "1e-05"),
-        ({"scale_attn_weights": False}, "scale_attn_weights=False"),
-        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
+        *[({"layer_norm_epsilon": value}, f"layer_norm_epsilon={value!r}", "number")
+          for value in (-1e-6, 2.0, "1e-5", None, True, float("nan"), 10**400)],
+        *[({name: value}, f"{name}={value!r}", "true or false")
+          for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx")
+          for value in (1, None, "false")],
         ({"add_cross_attention": True}, "add_cross_attention=True"),
         ({"n_layer": None, "n_embd": "12", "vocab_size": 11.0}, "n_layer, n_embd, vocab_size"),
         ({"n_head": 5}, "n_heads=5", "d_model=12"),
