@@ -89,7 +89,7 @@ class ModelConfig:
         for name in ("d_head", "d_mlp", "d_vocab", "d_vocab_out"):
             check_field(self, name, lambda n: n is None or n >= 1, "1 or more")
         check_field(self, "dropout", lambda p: 0 <= p < 1, "at least 0 and less than 1")
-        check_field(self, "norm_epsilon", lambda e: 0 <= e < INFINITY, "0 or more, and finite")
+        check_field(self, "norm_epsilon", lambda epsilon: 0 <= epsilon <= 1, "from 0 to 1")
         check_field(self, "init_scale", lambda std: 0 < std < INFINITY, "more than 0, and finite")
 
         self.derive_sizes_()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import refusal, tiny_model, tiny_tokens
+from helpers import WIDE, refusal, tiny_model, tiny_tokens
 
 import checkpoint
 import corpus
@@ -69,6 +69,7 @@ def same_logits(model, other):
 @pytest.mark.parametrize("changes", [
     {}, {"attn_only": True}, {"norm": "none"}, {"tie_embeddings": True}, {"n_layers": 0},
     {"positions": "sinusoidal"}, {"unembed_bias": True, "attn_bias": False}, {"dropout": 0.5},
+    {**WIDE, "d_vocab_out": 13},
 ])
 def test_a_model_comes_back_with_its_logits_its_config_and_its_tokenizer(tmp_path, changes):
     saved, _ = save_run(tmp_path / "mine", **changes)

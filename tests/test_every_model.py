@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import refusal, tiny_model
+from helpers import WIDE, refusal, tiny_model
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
@@ -58,6 +58,10 @@ MODELS = {
     "one prompt": ({}, torch.float32, (1, 6)), "one token": ({}, torch.float32, (2, 1)),
     "no MLP": ({"attn_only": True}, torch.float32, (2, 6)),
     "no LayerNorm": ({"norm": "none"}, torch.float32, (2, 6)),
+    "wide heads": (WIDE, torch.float32, (2, 6)),
+    "wide heads, half": (WIDE, torch.bfloat16, (2, 6)),
+    "classifier": ({"d_vocab_out": 4}, torch.float32, (2, 6)),
+    "more logits than tokens": ({"d_vocab_out": 13}, torch.float32, (2, 6)),
 }
 
 
@@ -165,7 +169,8 @@ def test_every_analysis_works_on_every_kind_of_model_or_says_in_one_line_why_not
             continue
         if not (kind == "one token" and name == "copying"):
             assert found.isfinite().all(), f"{name} is not finite"
-    most = {"no layers": 24, "no MLP": 2, "no LayerNorm": 2, "one token": 1, "one prompt": 3}
+    most = {"no layers": 24, "no MLP": 2, "no LayerNorm": 2, "one token": 1, "one prompt": 3,
+            "classifier": 2, "more logits than tokens": 1}
     assert len(refused) <= most.get(kind, 0), refused
 
 

@@ -620,7 +620,7 @@ def test_a_config_of_another_architecture_is_refused(tmp_path):
         ({"activation_function": None}, "activation_function=None"),
         ({"activation_function": []}, "activation_function=[]"),
         *[({"layer_norm_epsilon": value}, f"layer_norm_epsilon={value!r}", "number")
-          for value in (-1e-6, 2.0, "1e-5", None, True, float("nan"), 10**400)],
+          for value in (-1e-6, 2.0, "1e-5", None, True, float("nan"), 10**20)],
         *[({name: value}, f"{name}={value!r}", "true or false")
           for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx")
           for value in (1, None, "false")],
