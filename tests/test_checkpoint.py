@@ -80,6 +80,16 @@ def test_a_model_comes_back_with_its_logits_its_config_and_its_tokenizer(tmp_pat
     assert tokenizer.decode(range(11)) == "\n abcdefghi"
 
 
+def test_a_run_from_before_a_setting_came_has_its_default(tmp_path):
+    saved, _ = save_run(tmp_path / "mine", n_heads=2, activation="relu")
+    state = state_of(saved)
+    for name in ("d_head", "d_vocab_out", "norm_epsilon"):
+        del state["config"]["model"][name]
+    save_checkpoint(tmp_path / "mine" / "checkpoint.pt", state)
+    model, _ = load_model("mine", tmp_path)
+    assert model.cfg == saved.cfg and same_logits(model, saved)
+
+
 def test_a_run_is_found_by_its_name_by_its_folder_and_as_the_newest(tmp_path):
     old, _ = save_run(tmp_path / "zz", seed=1)
     new, _ = save_run(tmp_path / "aa", seed=2)
@@ -149,6 +159,16 @@ def test_a_truncated_file_and_another_kind_of_file_are_refused(tmp_path):
         path.write_bytes(content)
         case = f"{len(content)} bytes: {content[:20]}"
         assert f"{path} is truncated" in refusal(lambda: load_checkpoint(path), case), case
+
+
+def test_a_record_that_is_marked_as_a_folder_is_refused(tmp_path):
+    path = tmp_path / "mine/checkpoint.pt"
+    save_run(tmp_path / "mine")
+    raw = bytearray(path.read_bytes())
+    entry = raw.rindex(b"PK\x01\x02")  # the last record, in the list at the end
+    raw[entry + 38] |= 0x10
+    path.write_bytes(raw)
+    assert "torch's format" in refusal(lambda: load_model("mine", tmp_path))
 
 
 def test_no_bit_of_a_checkpoint_can_flip_and_give_other_weights(tmp_path):

@@ -161,10 +161,12 @@ NONSENSE = [
     (DataConfig, "repeats", -0.1, 1.0, NAN),
     (DataConfig, "vocab_size", 255),
     (DataConfig, "dataset", "wikipedia"),
-    *[(ModelConfig, name, 0, -1) for name in ("n_heads", "d_model", "d_mlp", "n_ctx", "d_vocab")],
+    *[(ModelConfig, name, 0, -1) for name in ("n_heads", "d_model", "d_head", "d_mlp", "n_ctx",
+                                              "d_vocab", "d_vocab_out")],
     *[(ModelConfig, name, "unknown") for name in ("norm", "activation", "positions")],
     (ModelConfig, "n_layers", -1),
     (ModelConfig, "dropout", 1.0, -0.1, NAN),
+    (ModelConfig, "norm_epsilon", -1e-5, 1.1, NAN, INF),
     (ModelConfig, "init_scale", 0.0, -0.02, NAN, INF),
     *[(TrainConfig, name, 0) for name in ("max_steps", "batch_size", "eval_interval",
                                           "log_interval", "threads", "accumulate")],
@@ -199,7 +201,9 @@ def test_values_at_the_limits_are_allowed():
     for kind, name, value in [
         (DataConfig, "repeats", 0.0), (DataConfig, "vocab_size", 256),
         (ModelConfig, "n_layers", 0), (ModelConfig, "dropout", 0.0),
-        *[(ModelConfig, name, 1) for name in ("n_heads", "d_mlp", "n_ctx", "d_vocab")],
+        (ModelConfig, "norm_epsilon", 0.0),
+        *[(ModelConfig, name, 1) for name in ("n_heads", "d_head", "d_mlp", "n_ctx", "d_vocab",
+                                              "d_vocab_out")],
         *[(TrainConfig, name, 1) for name in ("max_steps", "batch_size", "eval_interval",
                                               "log_interval", "threads")],
         *[(TrainConfig, name, 0) for name in ("grad_clip", "warmup_steps", "weight_decay", "beta1",
@@ -227,8 +231,18 @@ def test_an_mlp_is_four_times_as_wide_as_the_stream_by_default():
     assert ModelConfig(d_model=48, d_mlp=7).d_mlp == 7
 
 
-def test_the_heads_share_the_width():
+def test_the_heads_share_the_width_unless_they_have_one_of_their_own():
     assert ModelConfig(d_model=48, n_heads=4).d_head == 12
+    assert ModelConfig(d_model=48, n_heads=5, d_head=64).d_head == 64
+
+
+def test_there_is_a_logit_for_each_token_unless_another_number_is_given():
+    assert ModelConfig(d_vocab=65).d_vocab_out == 65
+    assert ModelConfig(d_vocab=65, d_vocab_out=2).d_vocab_out == 2
+    tied = {"tie_embeddings": True, "d_vocab": 65}
+    assert ModelConfig(**tied, d_vocab_out=65).d_vocab_out == 65
+    message = refusal(lambda: ModelConfig(**tied, d_vocab_out=2))
+    assert "d_vocab_out=2" in message and "d_vocab=65" in message
 
 
 @pytest.mark.parametrize("kind", [Config, ModelConfig, TrainConfig, GenerateConfig])
