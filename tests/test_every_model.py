@@ -210,8 +210,9 @@ def test_ids_of_outputs_are_counted_in_d_vocab_out():
         assert torch.equal(lens.top_tokens.sort().values[0, 0, 0], torch.arange(d_vocab_out))
 
 
-def test_what_needs_the_logits_of_tokens_refuses_a_classifier_and_says_why(tmp_path):
-    model, tokenizer = tiny_model(d_vocab_out=4), CharTokenizer().fit("abcdefghijk")
+@pytest.mark.parametrize("d_vocab_out", [4, 13])
+def test_what_needs_the_logits_of_tokens_refuses_other_logits_and_says_why(tmp_path, d_vocab_out):
+    model, tokenizer = tiny_model(d_vocab_out=d_vocab_out), CharTokenizer().fit("abcdefghijk")
     tokens = prompts((2, 6))[0]
     cache = model.run_with_cache(tokens)[1]
     save_checkpoint(tmp_path / "mine" / "checkpoint.pt", as_run(model, tokenizer))
