@@ -259,7 +259,8 @@ def test_a_config_of_a_larger_model_than_its_weights_takes_neither_time_nor_memo
     resource.setrlimit(resource.RLIMIT_AS, (6 << 30, before[1]))
     try:
         for positions in ("learned", "sinusoidal"):
-            for name in ("n_layers", "d_model", "d_mlp", "n_ctx", "d_vocab", "n_heads"):
+            for name in ("n_layers", "d_model", "d_mlp", "n_ctx", "d_vocab", "n_heads", "d_head",
+                         "d_vocab_out"):
                 for size in (10**6, 10**9, 10**12, 10**30, 2.0, True, "12", [12]):
                     config = state["config"]
                     shape = config["model"] | {"positions": positions, name: size}
