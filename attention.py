@@ -29,9 +29,9 @@ from utils import UserError
 class Attention(nn.Module):
     """All attention heads of one block.
 
-    W_Q, W_K and W_V lie side by side in a single W_QKV [d_model, 3 * d_model], because one large
-    matrix product is faster than three. W_Q, W_K, W_V and W_O are views of the weights by head, so
-    writing into them changes the model.
+    W_Q, W_K and W_V lie side by side in a single W_QKV [d_model, 3 * n_heads * d_head], because one
+    large matrix product is faster than three. W_Q, W_K, W_V and W_O are views of the weights by
+    head, so writing into them changes the model.
     """
 
     def __init__(self, cfg):
@@ -40,9 +40,10 @@ class Attention(nn.Module):
         self.d_head = cfg.d_head
         self.dropout = cfg.dropout
         d_model = cfg.d_model
-        self.W_QKV = nn.Parameter(torch.empty(d_model, 3 * d_model))
-        self.W_heads_out = nn.Parameter(torch.empty(d_model, d_model))
-        self.b_QKV = nn.Parameter(torch.empty(3 * d_model)) if cfg.attn_bias else None
+        d_heads = cfg.n_heads * cfg.d_head  # all heads side by side; often, but not always, d_model
+        self.W_QKV = nn.Parameter(torch.empty(d_model, 3 * d_heads))
+        self.W_heads_out = nn.Parameter(torch.empty(d_heads, d_model))
+        self.b_QKV = nn.Parameter(torch.empty(3 * d_heads)) if cfg.attn_bias else None
         self.b_heads_out = nn.Parameter(torch.empty(d_model)) if cfg.attn_bias else None
         self.hook_q = HookPoint("batch pos head d_head")
         self.hook_k = HookPoint("batch pos head d_head")
@@ -77,7 +78,7 @@ class Attention(nn.Module):
     def project(self, q_input, k_input, v_input):
         """Queries, keys and values: each [batch, pos, head, d_head]."""
         if q_input is k_input is v_input:
-            qkv = q_input @ self.W_QKV  # [batch, pos, 3 d_model]
+            qkv = q_input @ self.W_QKV  # [batch, pos, 3 n_heads d_head]
             if self.b_QKV is not None:
                 qkv = qkv.add_(self.b_QKV)  # in place: cheaper on a CPU than F.linear
             return qkv.unflatten(-1, (3, self.n_heads, self.d_head)).unbind(2)

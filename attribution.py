@@ -72,8 +72,10 @@ def direct_logit_attribution(model, cache, correct, wrong=None, *, unit="compone
     Raises UserError for activations missing from the cache, and for unknown positions and tokens.
     """
     check_cache(cache)
+    if tokenizer is not None:
+        model.check_predicts_tokens("give ids, and no tokenizer")
     n_rows, n_pos = cache["embed"].shape[:2]
-    d_vocab = model.cfg.d_vocab
+    d_vocab = model.cfg.d_vocab_out
     check_one_position(pos, choose_positions(pos, n_pos, n_rows).shape[-1])
 
     # the direction in the vocabulary

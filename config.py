@@ -59,14 +59,21 @@ class ModelConfig:
     """The shape of the model: a pre-LayerNorm GPT-2."""
 
     n_layers: int = option(3, "blocks; 0 leaves only embedding and unembedding")
-    n_heads: int = option(4, "attention heads per block; must divide d_model")
+    n_heads: int = option(4, "attention heads per block; must divide d_model, unless d_head is set")
     d_model: int = option(80, "width of the residual stream")
+    d_head: int | None = option(None, "width of a head's queries, keys and values (none: d_model / "
+                                      "n_heads)")
     d_mlp: int | None = option(None, "hidden neurons of an MLP (none: 4 x d_model)")
     n_ctx: int = option(96, "the largest number of tokens that the model reads at once")
     d_vocab: int | None = option(None, "size of the vocabulary (none: the tokenizer's)")
+    d_vocab_out: int | None = option(None, "number of logits (none: d_vocab; another number makes "
+                                           "a classifier)")
     attn_only: bool = option(False, "leave the MLPs out")
     norm: Literal["layernorm", "none"] = option("layernorm", "normalise the input of each part")
-    activation: Literal["gelu", "relu"] = option("gelu", "nonlinearity of the MLP")
+    norm_epsilon: float = option(1e-5, "what LayerNorm adds to the variance")
+    activation: Literal["gelu", "gelu_exact", "relu"] = option(
+        "gelu", "nonlinearity of the MLP; gelu: GPT-2's, by tanh; gelu_exact: by erf"
+    )
     positions: Literal["learned", "sinusoidal", "none"] = option("learned", "position embedding")
     tie_embeddings: bool = option(False, "use the transposed token embedding as the unembedding")
     attn_bias: bool = option(True, "biases on queries, keys, values and the attention output")
@@ -75,30 +82,45 @@ class ModelConfig:
     init_scale: float = option(0.02, "standard deviation of the initial weights")
 
     def __post_init__(self):
-        # Set once: `dataclasses.replace` with a new d_model needs d_mlp=None as well.
-        if self.d_mlp is None:
-            object.__setattr__(self, "d_mlp", 4 * self.d_model)
-
         check_choices(self)
         check_field(self, "n_layers", lambda n: n >= 0, "0 or more")
-        for name in ("n_heads", "d_model", "d_mlp", "n_ctx"):
+        for name in ("n_heads", "d_model", "n_ctx"):
             check_field(self, name, lambda n: n >= 1, "1 or more")
-        check_field(self, "d_vocab", lambda n: n is None or n >= 1, "1 or more")
+        for name in ("d_head", "d_mlp", "d_vocab", "d_vocab_out"):
+            check_field(self, name, lambda n: n is None or n >= 1, "1 or more")
         check_field(self, "dropout", lambda p: 0 <= p < 1, "at least 0 and less than 1")
+        check_field(self, "norm_epsilon", lambda epsilon: 0 <= epsilon <= 1, "from 0 to 1")
         check_field(self, "init_scale", lambda std: 0 < std < INFINITY, "more than 0, and finite")
 
+        self.derive_sizes_()
+        if self.tie_embeddings and self.d_vocab_out not in (None, self.d_vocab):
+            raise UserError(f"tie_embeddings=True needs as many logits as tokens, and d_vocab_out="
+                            f"{self.d_vocab_out} is not d_vocab={self.d_vocab}; leave one of them "
+                            "out")
+
+    def derive_sizes_(self):
+        """Computes the sizes that are not given from the others.
+
+        It happens once: `dataclasses.replace` with another n_heads, d_model or d_vocab keeps them,
+        so it needs d_head=None, d_mlp=None or d_vocab_out=None as well.
+        """
+        if self.d_head is None:
+            self.check_divisor()
+            object.__setattr__(self, "d_head", self.d_model // self.n_heads)
+        if self.d_mlp is None:
+            object.__setattr__(self, "d_mlp", 4 * self.d_model)
+        if self.d_vocab_out is None:
+            object.__setattr__(self, "d_vocab_out", self.d_vocab)
+
+    def check_divisor(self):
+        """Raises UserError, with the nearest divisors, unless n_heads divides d_model."""
         if self.d_model % self.n_heads:
             most = min(self.d_model, 100_000)  # enough to suggest a few
             divisors = [n for n in range(1, most + 1) if self.d_model % n == 0]
             nearest = sorted(divisors, key=lambda n: abs(n - self.n_heads))[:3]
             suggested = ", ".join(map(str, sorted(nearest)))
             raise UserError(f"n_heads={self.n_heads} does not divide d_model={self.d_model}; "
-                            f"choose a divisor, such as {suggested}")
-
-    @property
-    def d_head(self):
-        """The width of one head: the heads divide the stream's width among them."""
-        return self.d_model // self.n_heads
+                            f"choose a divisor, such as {suggested}, or give d_head")
 
     @property
     def activation_bytes(self):
@@ -113,11 +135,12 @@ class ModelConfig:
 
         mlp = 0
         if not self.attn_only:
-            copies_of_neurons = 3 if self.activation == "gelu" else 1
+            copies_of_neurons = {"gelu": 3, "gelu_exact": 2, "relu": 1}[self.activation]
             mlp = norm + self.d_model + copies_of_neurons * self.d_mlp
 
-        attention = norm + 5 * self.d_model + self.n_heads  # the stream, q, k, v and z
-        unembedding = norm + self.d_model + self.d_vocab + 2
+        # The stream, q, k, v and z
+        attention = norm + self.d_model + self.n_heads * (4 * self.d_head + 1)
+        unembedding = norm + self.d_model + self.d_vocab_out + 2
         numbers = self.n_layers * (attention + mlp) + unembedding
         targets = 10  # bytes: the target ids, and which of them count
         return 4 * numbers + targets

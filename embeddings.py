@@ -97,16 +97,16 @@ class Unembedding(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         tied = cfg.tie_embeddings
-        self.W_U = None if tied else nn.Parameter(torch.empty(cfg.d_model, cfg.d_vocab))
-        self.b_U = nn.Parameter(torch.empty(cfg.d_vocab)) if cfg.unembed_bias else None
+        self.W_U = None if tied else nn.Parameter(torch.empty(cfg.d_model, cfg.d_vocab_out))
+        self.b_U = nn.Parameter(torch.empty(cfg.d_vocab_out)) if cfg.unembed_bias else None
 
     def weight(self, W_E):
-        """W_U [d_model, d_vocab]. W_E [d_vocab, d_model] is used if the two are tied."""
+        """W_U [d_model, d_vocab_out]. W_E [d_vocab, d_model] is used if the two are tied."""
         return W_E.T if self.W_U is None else self.W_U
 
     def forward(self, resid, W_E, tokens=None):
-        """resid [..., d_model] -> logits [..., d_vocab], or `tokens` only (GPT.unembed)."""
-        rows = self.weight(W_E).T  # [d_vocab, d_model]
+        """resid [..., d_model] -> logits [..., d_vocab_out], or `tokens` only (GPT.unembed)."""
+        rows = self.weight(W_E).T  # [d_vocab_out, d_model]
         if tokens is None:
             return F.linear(resid, rows, self.b_U)  # resid @ W_U + b_U in one kernel
         tokens = torch.as_tensor(tokens, device=resid.device)

@@ -112,8 +112,10 @@ def generate(model, prompts, cfg, *, stop_ids=(), cached=None, hooks_see_chunks=
     position 0, so None uses it only if no hooks are open, and True refuses open hooks.
     hooks_see_chunks: use the cache anyway, for hooks that do the same at every position.
     Raises UserError for an empty prompt, if the text does not fit into the context, for stop_ids
-    that are not ids, and if the model's logits are not finite.
+    that are not ids, for a model whose logits are not those of its tokens, and if they are not
+    finite.
     """
+    model.check_predicts_tokens("only a model of text can generate")
     if not isinstance(cfg, SamplingConfig):
         raise UserError(f"cfg is a {type(cfg).__name__}; pass a SamplingConfig")
     if n_ids is not None:

@@ -395,13 +395,14 @@ def self_repair(model, tokens, head, metric, *, mode="zero", key_mask=None, **ho
 
 def metric_or_loss(model, tokens, metric, key_mask=None):
     """The metric, by default each row's loss in nats per token. Raises UserError for a model
-    without heads, for dropout, whose noise would swamp effects, and for texts without a loss."""
+    without heads, for dropout, whose noise would swamp effects, and where there is no loss."""
     if not model.cfg.n_layers:
         raise UserError("n_layers=0: this model has no heads to measure; take one with layers")
     model.check_no_dropout()
     check_tensor("tokens", tokens, "batch pos")
     if metric is not None:
         return as_metric(metric)
+    model.check_predicts_tokens("pass a metric, since there is no loss on the text")
     check_key_mask(key_mask, tokens)
     if tokens.shape[1] < 2 or (key_mask is not None and not key_mask[:, -2:].all()):
         raise UserError("a text of one token predicts nothing; pass longer ones, or a metric")

@@ -49,7 +49,7 @@ class LensResult:
     labels: the names of the rows. entropy: of the row's prediction, in nats. kl: KL(final || row),
     in nats. logits: [..., d_vocab], if no top_k was given; otherwise top_tokens and top_probs,
     [..., k], most likely first. rank: the number of tokens more likely than the target, if one was
-    given.
+    given. of_tokens: whether the logits are those of the model's tokens (a classifier's are not).
     """
 
     labels: list
@@ -59,13 +59,18 @@ class LensResult:
     top_tokens: torch.Tensor | None = None
     top_probs: torch.Tensor | None = None
     rank: torch.Tensor | None = None
+    of_tokens: bool = True
 
     def likeliest_words(self, tokenizer, batch=0):
         """The most likely token of each row at each position, as text: lists [row][pos] of str.
 
         batch: the index of the text. `plotting.lens_table` takes the result. If the model's
-        vocabulary is padded, an id that the tokenizer lacks is shown as `<id 50300>`.
+        vocabulary is padded, an id that the tokenizer lacks is shown as `<id 50300>`. Raises
+        UserError for a classifier, whose logits have no words.
         """
+        if not self.of_tokens:
+            raise UserError("the model's d_vocab_out is not its d_vocab, so its logits have no "
+                            "words; read top_tokens, or logits")
         best = self.logits.argmax(-1) if self.top_tokens is None else self.top_tokens[..., 0]
         return [tokenizer.to_str_tokens(row, show_unknown=True) for row in best[:, batch].tolist()]
 
@@ -83,8 +88,10 @@ def logit_lens(model, cache, incl_mid=False, pos=None, *, lens=None, top_k=None,
     all. Raises UserError for an impossible top_k or position, for a lens of another model, and for
     targets of another text.
     """
-    d_vocab = model.cfg.d_vocab
+    d_vocab = model.cfg.d_vocab_out
     check_cache(cache)
+    if tokenizer is not None:
+        model.check_predicts_tokens("give ids as targets, and no tokenizer")
     if top_k is not None:
         top_k = check_count("top_k", top_k, most=d_vocab)
     if lens is not None and not isinstance(lens, TunedLens):
@@ -116,7 +123,7 @@ def logit_lens(model, cache, incl_mid=False, pos=None, *, lens=None, top_k=None,
 
     columns = {name: torch.cat([each[name] for each in found], 1).unflatten(1, (n_batch, n_pos))
                for name in found[0]}
-    return LensResult(labels, **columns)
+    return LensResult(labels, **columns, of_tokens=d_vocab == model.cfg.d_vocab)
 
 
 def targets_at(targets, shape, pos, *, n_all, d_vocab):

@@ -137,7 +137,7 @@ class Metric:
                             "[n], or [batch, n] with one row for each")
         if ids.min() < 0 or ids.max() >= d_vocab:
             raise UserError(f"the metric's tokens run from {int(ids.min())} to {int(ids.max())}; "
-                            f"the vocabulary has 0 to {d_vocab - 1}")
+                            f"the logits are of 0 to {d_vocab - 1}")
         return ids
 
     def of_needed(self, logits):
@@ -174,7 +174,7 @@ class Metric:
         resid: [batch, pos, d_model]. Other positions and tokens are not unembedded.
         """
         positions = self.positions(resid.shape[1], len(resid)).to(resid.device)
-        ids = self.ids(len(resid), model.cfg.d_vocab, resid.device)
+        ids = self.ids(len(resid), model.cfg.d_vocab_out, resid.device)
         return model.unembed(resid, ids, positions)
 
     def of_stream(self, model, resid):

@@ -96,7 +96,7 @@ def gelu(x):
     return torch.addcmul(a, x, x, value=c).mul_(x).sigmoid_().mul_(x)
 
 
-ACTIVATIONS = {"gelu": gelu, "relu": F.relu}
+ACTIVATIONS = {"gelu": gelu, "gelu_exact": F.gelu, "relu": F.relu}
 
 
 class MLP(nn.Module):

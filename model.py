@@ -2,7 +2,7 @@
 
     resid  = model.embed(tokens)                 # [batch, pos, d_model]
     resid  = model.run_blocks(resid)             # all blocks, or some of them: start=, stop=
-    logits = model.unembed(resid)                # [batch, pos, d_vocab]
+    logits = model.unembed(resid)                # [batch, pos, d_vocab_out], usually d_vocab
     logits = model(tokens)                       # the three in a row
 
 The three steps can be called separately, so a run can restart in the middle, from a residual stream
@@ -96,7 +96,8 @@ class GPT(HookedModule):
     def to_hf_state_dict(self):
         """The weights as {Hugging Face's name: tensor}, ready for its GPT2LMHeadModel.
 
-        Raises UserError for a model that GPT-2's format cannot hold (attn_only, no norm, b_U).
+        Raises UserError for a model that GPT-2's format cannot hold (attn_only, no norm, b_U, a
+        d_head or d_vocab_out of its own).
         """
         tensors = self.state_dict()
         if self.position_embedding is not None:
@@ -108,7 +109,7 @@ class GPT(HookedModule):
         pretrained.write_pretrained(folder, self.cfg, self.to_hf_state_dict())
 
     def forward(self, tokens, key_mask=None):
-        """tokens [batch, pos] -> logits [batch, pos, d_vocab].
+        """tokens [batch, pos] -> logits [batch, pos, d_vocab_out].
 
         key_mask: [batch, pos], True for real tokens, for prompts that are padded on the left
         (`positions.pad_left`). Each row then gets the same logits as when it runs alone. Raises
@@ -163,7 +164,7 @@ class GPT(HookedModule):
 
     @elsewhere(W_U="model.W_U", b_U="model.b_U")
     def unembed(self, resid, tokens=None, positions=None):
-        """resid [..., pos, d_model] after the last block -> logits [..., pos, d_vocab].
+        """resid [..., pos, d_model] after the last block -> logits [..., pos, d_vocab_out].
 
         tokens: compute the logits of these ids only, [n], or [batch, n] for ids that differ by row;
         with them, resid [..., batch, pos, d_model] -> [..., batch, pos, n]. positions: compute the
@@ -180,7 +181,7 @@ class GPT(HookedModule):
                 tokens = as_integers(tokens, "tokens")
             return self.unembedding(normalized, self.W_E, tokens)
         except IndexError:  # checked only on failure: reading ids would wait for the GPU
-            raise UserError(f"tokens or positions are outside the {self.cfg.d_vocab} ids and "
+            raise UserError(f"tokens or positions are outside the {self.cfg.d_vocab_out} ids and "
                             f"{resid.shape[-2]} positions; count from 0") from None
 
     def check_resid(self, resid):
@@ -210,6 +211,12 @@ class GPT(HookedModule):
         if self.training and self.cfg.dropout:
             raise UserError("dropout is on, so activations are random; call model.eval() first")
 
+    def check_predicts_tokens(self, remedy):
+        """Raises UserError, ending with the remedy, if the logits are not one for each token."""
+        if self.cfg.d_vocab_out != self.cfg.d_vocab:
+            raise UserError(f"d_vocab_out={self.cfg.d_vocab_out} is not d_vocab="
+                            f"{self.cfg.d_vocab}, so the logits are not those of tokens; {remedy}")
+
     @property
     def n_parameters(self):
         """The number of learned parameters; tied weights count once."""
@@ -229,14 +236,14 @@ class GPT(HookedModule):
 
     @property
     def W_U(self):
-        """[d_model, d_vocab]: the weight itself (with tied embeddings, W_E transposed)."""
+        """[d_model, d_vocab_out]: the weight itself (with tied embeddings, W_E transposed)."""
         return self.unembedding.weight(self.W_E)
 
     @property
     def b_U(self):
-        """[d_vocab]: the weight itself; zeros if the model has no such bias."""
+        """[d_vocab_out]: the weight itself; zeros if the model has no such bias."""
         bias = self.unembedding.b_U
-        return self.W_E.new_zeros(self.cfg.d_vocab) if bias is None else bias
+        return self.W_E.new_zeros(self.cfg.d_vocab_out) if bias is None else bias
 
     def stack_weights(self, part, name):
         """[layer, ...]: the same weight of every block, stacked into a new tensor at each call."""

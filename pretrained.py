@@ -25,6 +25,7 @@ from utils import (
     BadAnswer,
     NoNetwork,
     UserError,
+    at_least_float32,
     atomic_write,
     fetch_into,
     list_names,
@@ -60,8 +61,8 @@ PUBLISHED_SHA256 = {
 # The largest size that a model may have, under our names and config.json's. The memory that a size
 # needs is compared with the weights' own size; these limits keep the arithmetic before that short.
 LARGEST_SIZES = {
-    "n_layers": 10**4, "n_heads": 10**5, "d_model": 10**6, "d_mlp": 10**8, "n_ctx": 10**9,
-    "d_vocab": 10**9,
+    "n_layers": 10**4, "n_heads": 10**5, "d_model": 10**6, "d_head": 10**6, "d_mlp": 10**8,
+    "n_ctx": 10**9, "d_vocab": 10**9, "d_vocab_out": 10**9,
 }
 HF_SIZES = {"n_layer": "n_layers", "n_head": "n_heads", "n_embd": "d_model", "n_inner": "d_mlp",
             "n_positions": "n_ctx", "vocab_size": "d_vocab"}
@@ -92,13 +93,14 @@ OUTER_NAMES = {
 HF_UNEMBEDDING = "lm_head.weight"  # [d_vocab, d_model]: the transpose of ours
 OUR_UNEMBEDDING = "unembedding.W_U"
 MASK_ENDINGS = (".attn.bias", ".attn.masked_bias")  # names of constants in old files
-HF_ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}
-# Settings of config.json that have one value in GPT-2, and are fixed in this project
-FIXED_SETTINGS = {
-    "layer_norm_epsilon": 1e-5,
+HF_ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact",
+                  "relu": "relu"}
+# Switches of config.json, and their values in GPT-2. Cross-attention is not supported; the others
+# change the attention scores by a factor, which is folded into the weights.
+HF_SWITCHES = {
     "scale_attn_weights": True,
-    "add_cross_attention": False,
     "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
 }
 
 
@@ -233,12 +235,13 @@ def content_matches(path, response):
 def read_pretrained(folder):
     """(ModelConfig, {our name: tensor}) from a folder in Hugging Face's layout.
 
+    Attention scores that are scaled in another way than here get their factor in the weights.
     The tensors may be views of a memory-mapped file: copy them. Raises UserError for another
     architecture, for broken files, and for missing or unknown tensors, naming as many as fit into a
     message.
     """
     folder = Path(folder)
-    cfg = read_config(folder / "config.json")
+    cfg, divisors = read_config(folder / "config.json")
 
     # All tensors except masks, under Hugging Face's names without the prefix that some files have
     found = {}
@@ -275,11 +278,14 @@ def read_pretrained(folder):
     tensors = {ours: found[theirs] for theirs, ours in table.items()}
     if not cfg.tie_embeddings:
         tensors[OUR_UNEMBEDDING] = tensors[OUR_UNEMBEDDING].T
-    return cfg, tensors
+    return cfg, fold_attention_scale(cfg, tensors, divisors)
 
 
 def read_config(path):
-    """The ModelConfig of a config.json. Raises UserError naming what this project cannot build."""
+    """The ModelConfig of a config.json, and what its attention scores are divided by in each layer.
+
+    Raises UserError naming what this project cannot build.
+    """
     values = read_json(path, "download it again")
     if values.get("model_type") != "gpt2":
         found = printable(repr(values.get("model_type")))
@@ -300,22 +306,56 @@ def read_config(path):
                         f"{printable(repr(values['tie_word_embeddings']))} is not true or false")
 
     # The rest of the architecture
-    for name, value in FIXED_SETTINGS.items():
-        if values.get(name, value) != value:
-            raise UserError(f"{path}: {name}={printable(values[name])} is not supported; GPT-2 has "
-                            f"{value}")
+    switches = {name: values.get(name, usual) for name, usual in HF_SWITCHES.items()}
+    for name, value in switches.items():
+        if type(value) is not bool:
+            raise UserError(f"{path}: {name}={printable(repr(value))} is not true or false")
+    if switches["add_cross_attention"]:
+        raise UserError(f"{path}: add_cross_attention=True is not supported; GPT-2 reads one text")
+    epsilon = values.get("layer_norm_epsilon", 1e-5)
+    if type(epsilon) not in (int, float) or not 0 <= epsilon <= 1:
+        raise UserError(f"{path}: layer_norm_epsilon={printable(repr(epsilon))} is not a number "
+                        "from 0 to 1")
     activation = values.get("activation_function", "gelu_new")
     if activation not in list(HF_ACTIVATIONS):
         raise UserError(f"{path}: activation_function={printable(repr(activation))} is not "
                         "supported; "
                         f"choose from: {', '.join(HF_ACTIVATIONS)}")
 
-    return ModelConfig(
+    cfg = ModelConfig(
         n_layers=values["n_layer"], n_heads=values["n_head"], d_model=values["n_embd"],
         d_mlp=values.get("n_inner"), n_ctx=values["n_positions"], d_vocab=values["vocab_size"],
-        activation=HF_ACTIVATIONS[activation],
+        norm_epsilon=epsilon, activation=HF_ACTIVATIONS[activation],
         tie_embeddings=values.get("tie_word_embeddings", True),
     )
+    divisors = [1.0] * cfg.n_layers
+    if switches["scale_attn_weights"]:
+        divisors = [math.sqrt(cfg.d_head)] * cfg.n_layers
+    if switches["scale_attn_by_inverse_layer_idx"]:
+        divisors = [divisor * (layer + 1) for layer, divisor in enumerate(divisors)]
+    return cfg, divisors
+
+
+def fold_attention_scale(cfg, tensors, divisors):
+    """The weights with queries that make up for another scale of the attention scores.
+
+    Attention here divides the scores by sqrt(d_head). For a model that divides them by another
+    number, W_Q and b_Q are multiplied by sqrt(d_head) / that number, which gives its scores.
+
+    tensors: {our name: tensor}. divisors: what that model divides the scores by, one number for
+    each layer. Returns a new dict; the given tensors stay as they are.
+    """
+    d_queries = cfg.n_heads * cfg.d_head
+    folded = dict(tensors)
+    for layer, divisor in enumerate(divisors):
+        if divisor == math.sqrt(cfg.d_head):
+            continue
+        for name in (f"blocks.{layer}.attn.W_QKV", f"blocks.{layer}.attn.b_QKV"):
+            # A tensor of another shape is refused by the model that it is meant for
+            if name in tensors and tensors[name].shape[-1:] == (3 * d_queries,):
+                folded[name] = at_least_float32(tensors[name]).clone()
+                folded[name][..., :d_queries] *= math.sqrt(cfg.d_head) / divisor
+    return folded
 
 
 def check_sizes(sizes, path):
@@ -337,20 +377,24 @@ def check_weights_fit(cfg, tensors, origin):
     tensors: {name: tensor}, the weights. origin: where both come from, for the message.
     """
     d_model = cfg.d_model
-    numbers_a_layer = 4 * d_model**2 + 9 * d_model
+    d_heads = cfg.n_heads * cfg.d_head
+    numbers_a_layer = 4 * d_model * d_heads + 3 * d_heads + 6 * d_model
     if not cfg.attn_only:
         numbers_a_layer += 2 * d_model * cfg.d_mlp + cfg.d_mlp
-    n_tables = 1 if cfg.tie_embeddings else 2
-    n_rows = n_tables * (cfg.d_vocab or 0)
+    n_rows = cfg.d_vocab or 0
+    if not cfg.tie_embeddings:
+        n_rows += cfg.d_vocab_out or 0
     if cfg.positions != "none":
         n_rows += cfg.n_ctx
     expected = cfg.n_layers * numbers_a_layer + n_rows * d_model
 
     found = sum(tensor.numel() for tensor in tensors.values())
     if expected > 2 * found + SPARE_NUMBERS or cfg.n_layers > len(tensors) + MOST_MISSING_LAYERS:
-        raise UserError(f"{origin}: n_layers={cfg.n_layers}, d_model={d_model}, d_mlp={cfg.d_mlp}, "
-                        f"n_ctx={cfg.n_ctx}, d_vocab={cfg.d_vocab} make {expected:,} numbers, and "
-                        f"the weights have {found:,}; the config is of another model")
+        raise UserError(f"{origin}: n_layers={cfg.n_layers}, d_model={d_model}, n_heads="
+                        f"{cfg.n_heads}, d_head={cfg.d_head}, d_mlp={cfg.d_mlp}, "
+                        f"n_ctx={cfg.n_ctx}, d_vocab={cfg.d_vocab}, d_vocab_out="
+                        f"{cfg.d_vocab_out} make {expected:,} numbers, and the weights have "
+                        f"{found:,}; the config is of another model")
 
 
 def read_weights(folder):
@@ -404,6 +448,12 @@ def to_hugging_face(cfg, tensors):
     if cfg.attn_only or cfg.norm == "none" or cfg.unembed_bias:
         raise UserError(f"attn_only={cfg.attn_only}, norm={cfg.norm!r}, unembed_bias="
                         f"{cfg.unembed_bias}: GPT-2's format has MLPs, LayerNorms and no b_U")
+    if cfg.n_heads * cfg.d_head != cfg.d_model:
+        raise UserError(f"d_head={cfg.d_head}: in GPT-2's format the heads divide d_model="
+                        f"{cfg.d_model} among them, and n_heads={cfg.n_heads}")
+    if cfg.d_vocab_out != cfg.d_vocab:
+        raise UserError(f"d_vocab_out={cfg.d_vocab_out}: GPT-2's format has one logit for each of "
+                        f"the d_vocab={cfg.d_vocab} tokens")
 
     W_E = tensors[OUTER_NAMES["wte.weight"]]
     shapes = {"b_QKV": (3 * cfg.d_model,), "b_heads_out": (cfg.d_model,),
@@ -424,11 +474,11 @@ def write_pretrained(folder, cfg, named):
     # If two names mean one activation, use the first one in the table
     hf_activation = next(theirs for theirs, ours in HF_ACTIVATIONS.items()
                          if ours == cfg.activation)
-    write_json(Path(folder) / "config.json", FIXED_SETTINGS | {
+    write_json(Path(folder) / "config.json", HF_SWITCHES | {
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": cfg.n_layers,
         "n_head": cfg.n_heads, "n_embd": cfg.d_model, "n_inner": cfg.d_mlp,
         "n_positions": cfg.n_ctx, "vocab_size": cfg.d_vocab, "activation_function": hf_activation,
-        "tie_word_embeddings": cfg.tie_embeddings,
+        "layer_norm_epsilon": cfg.norm_epsilon, "tie_word_embeddings": cfg.tie_embeddings,
     })
 
     if cfg.tie_embeddings:  # stored only once, as wte.weight

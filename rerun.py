@@ -70,7 +70,7 @@ class Rerun:
                 and (self.looked_at & ~key_mask).any():
             raise UserError(f"the metric's pos={self.metric.pos} is padding in some prompts; "
                             "choose real tokens")
-        self.ids = self.metric.ids(len(tokens), model.cfg.d_vocab, tokens.device)
+        self.ids = self.metric.ids(len(tokens), model.cfg.d_vocab_out, tokens.device)
 
         self.logits = self.metric.needed_logits(model, last_stream(model, self.cache))
         self.baseline = self.metric.of_needed(self.logits)
@@ -85,7 +85,8 @@ class Rerun:
         position changes."""
         cfg = self.model.cfg
         n_prompts, n_pos = self.tokens.shape
-        per_token = 12 * cfg.d_model + 3 * cfg.d_mlp + cfg.n_heads * n_pos  # in memory, roughly
+        # Numbers in memory, roughly
+        per_token = 8 * cfg.d_model + 3 * cfg.d_mlp + cfg.n_heads * (4 * cfg.d_head + n_pos)
         per_prompt = n_pos * per_token + 3 * self.logits[0].numel()
         n_bytes = self.logits.element_size() * n_prompts * per_prompt
         return max(1, MEMORY // (n_bytes * n_edits))

@@ -313,13 +313,16 @@ def resolve_layer(model, cache, layer, mlp_input=False):
     """The layer, with -1 replaced by n_layers. Raises UserError for other unknown layers, for an
     MLP's input if there is no MLP, and for a cache whose shapes are not the model's."""
     check_cache(cache)
-    n_layers, d_model, n_heads = model.cfg.n_layers, model.cfg.d_model, model.cfg.n_heads
+    n_layers, d_model = model.cfg.n_layers, model.cfg.d_model
+    heads = (model.cfg.n_heads, model.cfg.d_head)
     found = cache["embed"].shape[-1] if "hook_embed" in cache else d_model
-    heads = cache["z", 0].shape[-2] if "blocks.0.attn.hook_z" in cache else n_heads
-    if (cache.n_layers, found, heads) != (n_layers, d_model, n_heads):
-        raise UserError(f"the cache is of {cache.n_layers} layers of {found} with {heads} heads, "
-                        f"the model has {n_layers} of {d_model} with {n_heads}; take the cache "
-                        "from this model")
+    its_heads = heads
+    if "blocks.0.attn.hook_z" in cache:
+        its_heads = tuple(cache["z", 0].shape[-2:])
+    if (cache.n_layers, found, its_heads) != (n_layers, d_model, heads):
+        raise UserError(f"the cache is of {cache.n_layers} layers of {found} with {its_heads[0]} "
+                        f"heads of {its_heads[1]}, the model has {n_layers} of {d_model} with "
+                        f"{heads[0]} of {heads[1]}; take the cache from this model")
     if as_index(layer) is None or not -1 <= layer <= n_layers:
         raise UserError(f"layer={layer} does not exist; choose 0 to {n_layers}, or -1 for all")
     layer = n_layers if layer == -1 else layer

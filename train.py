@@ -453,6 +453,9 @@ def start_run(cfg, device, *, overwrite=False, unless_used=False, saved_run=None
     if cfg.model.d_vocab not in (None, d_vocab):
         raise UserError(f"d_vocab={cfg.model.d_vocab} is not the tokenizer's {d_vocab}; leave "
                         "--model.d_vocab out")
+    if cfg.model.d_vocab_out not in (None, d_vocab):
+        raise UserError(f"d_vocab_out={cfg.model.d_vocab_out} is not the tokenizer's {d_vocab}, "
+                        "and training predicts tokens; leave --model.d_vocab_out out")
     shape = dataclasses.replace(cfg.model, d_vocab=d_vocab)
     if saved_run is not None:
         folder, saved = saved_run

@@ -20,14 +20,13 @@ from hooks import HookPoint
 from mlp import MLP
 from utils import at_least_float32
 
-EPSILON = 1e-5  # GPT-2's
-
 
 class LayerNorm(nn.Module):
     """LayerNorm: centre each position's vector, scale it to unit variance, then apply w and b."""
 
-    def __init__(self, d_model):
+    def __init__(self, d_model, epsilon):
         super().__init__()
+        self.epsilon = epsilon
         self.w = nn.Parameter(torch.empty(d_model))
         self.b = nn.Parameter(torch.empty(d_model))
         self.hook_scale = HookPoint("batch pos 1")
@@ -39,13 +38,13 @@ class LayerNorm(nn.Module):
             return self.fused(resid)
         exact = at_least_float32(resid)  # as the kernel does; the scale keeps this dtype
         centred = exact - exact.mean(-1, keepdim=True)
-        scale = self.hook_scale((centred.pow(2).mean(-1, keepdim=True) + EPSILON).sqrt())
+        scale = self.hook_scale((centred.pow(2).mean(-1, keepdim=True) + self.epsilon).sqrt())
         normalized = self.hook_normalized((centred / scale).to(resid.dtype))
         return normalized * self.w + self.b
 
     def fused(self, resid):
         """The same numbers from one kernel, skipping the hooks; [..., d_model]."""
-        return F.layer_norm(resid, self.w.shape, self.w, self.b, EPSILON)
+        return F.layer_norm(resid, self.w.shape, self.w, self.b, self.epsilon)
 
 
 class NoNorm(nn.Module):
@@ -60,7 +59,7 @@ class NoNorm(nn.Module):
 
 def make_norm(cfg):
     """The normalisation that the config asks for."""
-    return LayerNorm(cfg.d_model) if cfg.norm == "layernorm" else NoNorm()
+    return LayerNorm(cfg.d_model, cfg.norm_epsilon) if cfg.norm == "layernorm" else NoNorm()
 
 
 class Block(nn.Module):

@@ -35,6 +35,7 @@ SLOWEST_DOWNLOAD = 1000  # bytes per second, on average since the start
 MOST_REDIRECTS = 10  # from one address to another
 SLOW_SECONDS = 60  # a download is not called too slow before this many seconds
 JSON_SIZE = 1 << 27  # the most bytes in a JSON file
+FOLDER_BIT = 0x10  # marks a folder in the attributes of an entry of a zip file
 
 BYTE_ORDER_MARK = "\ufeff"  # Windows programs put it at the start of a file to say it is UTF-8
 
@@ -505,7 +506,9 @@ def check_zip(file):
         records = archive.infolist()
         names = {record.filename for record in records}
         total = sum(record.file_size for record in records)
-        is_stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
+        # Where the bit for a folder is set, torch leaves the tensor's memory as it was
+        is_stored = all(record.compress_type == zipfile.ZIP_STORED
+                        and not record.external_attr & FOLDER_BIT for record in records)
         if len(names) < len(records) or not is_stored or total > file.seek(0, os.SEEK_END):
             raise BadFile("its records are not in torch's format")
         damaged = archive.testzip()

@@ -97,7 +97,7 @@ def centre_writing_weights(model):
 
 
 def centre_unembed(model):
-    """(model, Drift): W_U and b_U centred, to sum to zero along d_vocab.
+    """(model, Drift): W_U and b_U centred, to sum to zero along d_vocab_out.
 
     All logits of a position move by one constant, and no probability changes. A logit then compares
     its token with the average token. The result is untied.
@@ -305,7 +305,9 @@ def block_of(model, layer):
 @torch.no_grad()
 def ov_eigenvalue_score(model):
     """How much each head copies, [layer, head], from -1 to 1: `copying_score` of the eigenvalues of
-    W_E OV W_U. Positive eigenvalues belong to vocabulary directions that raise themselves."""
+    W_E OV W_U. Positive eigenvalues belong to vocabulary directions that raise themselves. Raises
+    UserError for a model whose logits are not those of its tokens."""
+    model.check_predicts_tokens("a head of such a model copies no token; see ov_circuit")
     W_E = at_least_float32(model.W_E)
     W_U = read_through(model.ln_final, model.W_U)
     scores = W_E.new_zeros(model.cfg.n_layers, model.cfg.n_heads)
@@ -384,8 +386,10 @@ def svd_vocab(model, layer, head, tokenizer, *, n_directions=4, top_k=8):
 
     strength: the singular value of OV. read: the tokens whose embeddings have most of the input
     direction. written: the tokens whose logits rise most. The sign of a direction is arbitrary; it
-    is chosen so that the largest change of a logit is a rise.
+    is chosen so that the largest change of a logit is a rise. Raises UserError for a model whose
+    logits are not those of its tokens.
     """
+    model.check_predicts_tokens("see ov_circuit(...).svd(), whose directions need no words")
     if not hasattr(tokenizer, "to_str_tokens"):
         raise UserError(f"tokenizer is a {type(tokenizer).__name__}; pass the one that load_model "
                         "returns")

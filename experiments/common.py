@@ -39,7 +39,7 @@ from checkpoint import (
     reload_dataset,
     save_checkpoint,
 )
-from config import SEEDS, Config, check_field, config_from_dict, flag_parser, option
+from config import SEEDS, Config, ModelConfig, check_field, config_from_dict, flag_parser, option
 from data import last_token_boundary, random_batch
 from losses import cross_entropy
 from metrics import holm
@@ -454,12 +454,23 @@ def trained_gpt(path, cfg, seed, train, *, tokenizer, settings, retrain=False, t
         more = train(model) or {}  # it may return nothing
         return as_run(model, tokenizer, **more)
 
-    state = load_or_make(path, settings | {"shape": asdict(cfg), "seed": seed}, make, retrain)
+    settings = settings | {"shape": shape_settings(cfg), "seed": seed}
+    state = load_or_make(path, settings, make, retrain)
     if trainings is not None:
         trainings.count()
     model = GPT(cfg, seed=None)
     model.load_weights_(state["model"], path)
     return model.eval(), state
+
+
+def shape_settings(cfg):
+    """A ModelConfig as a dict, for the settings of a kept model. The fields that it has had from
+    the beginning are always there, the later ones only where they are not at their defaults: models
+    that were kept before these fields came stay valid."""
+    later = {"d_head": cfg.d_model // cfg.n_heads, "d_vocab_out": cfg.d_vocab,
+             "norm_epsilon": ModelConfig.norm_epsilon}
+    return {name: value for name, value in asdict(cfg).items()
+            if name not in later or value != later[name]}
 
 
 def fit_with_progress(model, next_batch, how, label, *, loss_fn=cross_entropy, trainings=None):

@@ -13,6 +13,8 @@ from model import GPT
 from utils import UserError, seeded_generator
 
 TINY = {"n_layers": 2, "n_heads": 3, "d_model": 12, "n_ctx": 9, "d_vocab": 11}
+# Sizes that differ from those that the rest implies, and an epsilon that no rounding hides
+WIDE = {"d_head": 5, "norm_epsilon": 0.1, "activation": "gelu_exact"}
 
 
 def scramble_(model, seed=1):

@@ -58,6 +58,10 @@ class Mutant:
 
 MUTANTS = [
     # utils
+    Mutant("utils", "FOLDER_BIT = 0x10",
+           "FOLDER_BIT = 0",
+           "a tensor whose record is marked as a folder is not read, and is whatever memory held",
+           tests=("checkpoint",)),
     Mutant("utils", "    os.replace(temporary, path)\n",
            "    os.replace(temporary, str(path) + '.new')\n",
            "an atomic write never replaces the file"),
@@ -140,13 +144,13 @@ MUTANTS = [
 
     # config
     Mutant("config", "self.d_model % self.n_heads:",
-           "self.d_head % self.n_heads:",
+           "self.d_model % 1:",
            "heads that do not divide the width are let through"),
     Mutant("config", "parts = n_ranks * self.accumulate",
            "parts = n_ranks + self.accumulate",
            "the parts of a batch are ranks plus parts, not times"),
-    Mutant("config", "copies_of_neurons = 3 if",
-           "copies_of_neurons = 2 if",
+    Mutant("config", '"gelu": 3, "gelu_exact": 2',
+           '"gelu": 2, "gelu_exact": 2',
            "GELU keeps two copies of its neurons",
            tests=("train",)),
     Mutant("config", "round(self.data.repeats * self.train.batch_size)",
@@ -164,6 +168,16 @@ MUTANTS = [
     Mutant("config", "lambda p: 0 <= p < 1, ",
            "lambda p: 0 <= p <= 1, ",
            "dropout may zero everything"),
+    Mutant("config", "norm_epsilon: float = option(1e-5",
+           "norm_epsilon: float = option(1e-6",
+           "epsilon is not GPT-2's", tests=("transformer_block",)),
+    Mutant("config", "self.d_vocab_out not in (None, self.d_vocab)",
+           "False",
+           "a tied model may have another number of logits"),
+    Mutant("config", "self.n_heads * (4 * self.d_head + 1)",
+           "4 * self.d_model + self.n_heads",
+           "queries, keys and values are counted as wide as the stream",
+           tests=("train",)),
 
     # plotting
     Mutant("plotting", 'return values, {"cmap": "RdBu_r", "vmin": -most, "vmax": most}',
@@ -503,9 +517,8 @@ MUTANTS = [
            "hook_post sees what is before the nonlinearity"),
 
     # transformer_block
-    Mutant("transformer_block", "EPSILON = 1e-5", "EPSILON = 1e-6", "epsilon is not GPT-2's"),
-    Mutant("transformer_block", "(centred.pow(2).mean(-1, keepdim=True) + EPSILON).sqrt()",
-           "centred.pow(2).mean(-1, keepdim=True).sqrt() + EPSILON",
+    Mutant("transformer_block", "(centred.pow(2).mean(-1, keepdim=True) + self.epsilon).sqrt()",
+           "centred.pow(2).mean(-1, keepdim=True).sqrt() + self.epsilon",
            "epsilon is added to the root"),
     Mutant("transformer_block", "centred = exact - exact.mean(-1, keepdim=True)",
            "centred = exact - exact.mean(1, keepdim=True)",
@@ -585,9 +598,13 @@ MUTANTS = [
     Mutant("model", "normal_(0.0, scale, generator=generator)",
            "normal_(0.0, scale)",
            "initial weights come from the global generator"),
-    Mutant("model", "self.W_E.new_zeros(self.cfg.d_vocab) if bias is None else bias",
-           "self.W_E.new_zeros(self.cfg.d_vocab)",
+    Mutant("model", "self.W_E.new_zeros(self.cfg.d_vocab_out) if bias is None else bias",
+           "self.W_E.new_zeros(self.cfg.d_vocab_out)",
            "b_U reads as zeros"),
+    Mutant("model", "self.cfg.d_vocab_out != self.cfg.d_vocab",
+           "self.cfg.d_vocab_out < self.cfg.d_vocab",
+           "a model with more logits than tokens counts as a model of text",
+           tests=("every_model",)),
     Mutant("model", "torch.stack(weights)[: len(self.blocks)]",
            "torch.stack(weights)",
            "a model without layers has the weights of one"),
@@ -609,6 +626,15 @@ MUTANTS = [
            tests=("positions",)),
 
     # pretrained
+    Mutant("pretrained", "math.sqrt(cfg.d_head) / divisor",
+           "divisor / math.sqrt(cfg.d_head)",
+           "the scale of the scores is folded the wrong way round"),
+    Mutant("pretrained", "divisor * (layer + 1) for layer",
+           "divisor * max(layer, 1) for layer",
+           "layers are counted from 0 in the scale of the scores"),
+    Mutant("pretrained", "folded[name][..., :d_queries] *=",
+           "folded[name][...] *=",
+           "keys and values are scaled with the queries"),
     Mutant("pretrained", "tensors[OUR_UNEMBEDDING] = tensors[OUR_UNEMBEDDING].T",
            "tensors[OUR_UNEMBEDDING] = tensors[OUR_UNEMBEDDING]",
            "the unembedding is not transposed"),
@@ -1005,6 +1031,10 @@ MUTANTS = [
            tests=("every_model",)),
 
     # metrics
+    Mutant("metrics", "model.cfg.d_vocab_out, resid.device",
+           "model.cfg.d_vocab, resid.device",
+           "a metric's ids are counted in the tokens, not in the logits",
+           tests=("every_model",)),
     Mutant("metrics", "ids.max() >= d_vocab:\n        outside =",
            "ids.max() > d_vocab:\n        outside =",
            "the token behind the last one is let through"),
@@ -1175,6 +1205,10 @@ MUTANTS = [
            "the last stream is that before the last block"),
 
     # logit_lens
+    Mutant("logit_lens", "d_vocab = model.cfg.d_vocab_out",
+           "d_vocab = model.cfg.d_vocab",
+           "targets are counted in the tokens, not in the logits",
+           tests=("every_model",)),
     Mutant("logit_lens", "kl_divergence(logits[-1:], logits)}",
            "kl_divergence(logits, logits[-1:])}",
            "the lens's KL runs the other way round"),
@@ -1222,6 +1256,10 @@ MUTANTS = [
     Mutant("logit_lens", "weight_decay=0.0", "weight_decay=0.1", "the lens's weights decay"),
 
     # attribution
+    Mutant("attribution", "d_vocab = model.cfg.d_vocab_out",
+           "d_vocab = model.cfg.d_vocab",
+           "ids are counted in the tokens, not in the logits",
+           tests=("every_model",)),
     Mutant("attribution", "bias - b_U[wrong_ids]",
            "bias",
            "the wrong token's bias is not subtracted"),
@@ -1277,6 +1315,10 @@ MUTANTS = [
            "the ends of a trapezoid weigh as much as the rest"),
 
     # rerun
+    Mutant("rerun", "model.cfg.d_vocab_out, tokens.device",
+           "model.cfg.d_vocab, tokens.device",
+           "a sweep counts its metric's ids in the tokens, not in the logits",
+           tests=("every_model",)),
     Mutant("rerun", "self.looked_at.scatter_(1, self.positions, True)",
            "self.looked_at[:, -1] = True",
            "only the last position is read, whatever the metric names",

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import tiny_model, tiny_tokens
+from helpers import WIDE, tiny_model, tiny_tokens
 from torch.testing import assert_close
 
 from attribution import FIXES, attribution_patching, direct_logit_attribution, integrated_gradients
@@ -17,7 +17,8 @@ from tokenizer import CharTokenizer
 from utils import UserError
 
 SHAPES = [{}, {"tie_embeddings": True}, {"attn_only": True}, {"unembed_bias": True},
-          {"norm": "none", "unembed_bias": True}, {"positions": "none"}, {"n_layers": 0}]
+          {"norm": "none", "unembed_bias": True}, {"positions": "none"}, {"n_layers": 0},
+          {**WIDE, "d_vocab_out": 13}]
 CORRECT, WRONG = torch.tensor([3, 4]), torch.tensor([5, 0])
 
 

@@ -92,6 +92,8 @@ def test_an_impossible_setting_is_named_with_its_value(tmp_path, capsys):
         # What the tokenizer, the machine and the other flags do not allow
         ("--model.d_vocab 5", "d_vocab=5"),
         ("--model.d_vocab 500", "d_vocab=500"),
+        ("--model.d_vocab_out 5", "d_vocab_out=5"),
+        ("--model.d_vocab_out 5 --model.tie_embeddings", "d_vocab_out=5"),
         ("--data.tokenizer bpe --data.vocab_size 300 --model.d_vocab 65", "d_vocab=65"),
         ("--train.device cuda:99", "device=cuda:99"),
         ("--resume --overwrite", "choose one"),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import refusal, tiny_model, tiny_tokens
+from helpers import WIDE, refusal, tiny_model, tiny_tokens
 
 import checkpoint
 import corpus
@@ -69,6 +69,7 @@ def same_logits(model, other):
 @pytest.mark.parametrize("changes", [
     {}, {"attn_only": True}, {"norm": "none"}, {"tie_embeddings": True}, {"n_layers": 0},
     {"positions": "sinusoidal"}, {"unembed_bias": True, "attn_bias": False}, {"dropout": 0.5},
+    {**WIDE, "d_vocab_out": 13},
 ])
 def test_a_model_comes_back_with_its_logits_its_config_and_its_tokenizer(tmp_path, changes):
     saved, _ = save_run(tmp_path / "mine", **changes)
@@ -77,6 +78,16 @@ def test_a_model_comes_back_with_its_logits_its_config_and_its_tokenizer(tmp_pat
     assert same_logits(model, saved)
     assert tokenizer.encode("bad cab") == TOKENIZER.encode("bad cab")
     assert tokenizer.decode(range(11)) == "\n abcdefghi"
+
+
+def test_a_run_from_before_a_setting_came_has_its_default(tmp_path):
+    saved, _ = save_run(tmp_path / "mine", n_heads=2, activation="relu")
+    state = state_of(saved)
+    for name in ("d_head", "d_vocab_out", "norm_epsilon"):
+        del state["config"]["model"][name]
+    save_checkpoint(tmp_path / "mine" / "checkpoint.pt", state)
+    model, _ = load_model("mine", tmp_path)
+    assert model.cfg == saved.cfg and same_logits(model, saved)
 
 
 def test_a_run_is_found_by_its_name_by_its_folder_and_as_the_newest(tmp_path):
@@ -148,6 +159,16 @@ def test_a_truncated_file_and_another_kind_of_file_are_refused(tmp_path):
         path.write_bytes(content)
         case = f"{len(content)} bytes: {content[:20]}"
         assert f"{path} is truncated" in refusal(lambda: load_checkpoint(path), case), case
+
+
+def test_a_record_that_is_marked_as_a_folder_is_refused(tmp_path):
+    path = tmp_path / "mine/checkpoint.pt"
+    save_run(tmp_path / "mine")
+    raw = bytearray(path.read_bytes())
+    entry = raw.rindex(b"PK\x01\x02")  # the last record, in the list at the end
+    raw[entry + 38] |= 0x10
+    path.write_bytes(raw)
+    assert "torch's format" in refusal(lambda: load_model("mine", tmp_path))
 
 
 def test_no_bit_of_a_checkpoint_can_flip_and_give_other_weights(tmp_path):
@@ -238,7 +259,8 @@ def test_a_config_of_a_larger_model_than_its_weights_takes_neither_time_nor_memo
     resource.setrlimit(resource.RLIMIT_AS, (6 << 30, before[1]))
     try:
         for positions in ("learned", "sinusoidal"):
-            for name in ("n_layers", "d_model", "d_mlp", "n_ctx", "d_vocab", "n_heads"):
+            for name in ("n_layers", "d_model", "d_mlp", "n_ctx", "d_vocab", "n_heads", "d_head",
+                         "d_vocab_out"):
                 for size in (10**6, 10**9, 10**12, 10**30, 2.0, True, "12", [12]):
                     config = state["config"]
                     shape = config["model"] | {"positions": positions, name: size}

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import TINY, one_number_model, tiny_model, tiny_tokens
+from helpers import TINY, WIDE, one_number_model, tiny_model, tiny_tokens
 from torch.testing import assert_close
 
 from circuits import (
@@ -28,7 +28,8 @@ from utils import UserError, seeded_generator
 SHAPES = [{}, {"tie_embeddings": True, "unembed_bias": True}, {"attn_only": True},
           {"norm": "none", "positions": "sinusoidal"}, {"n_layers": 0},
           {"positions": "none", "attn_bias": False, "n_layers": 1, "activation": "relu"},
-          {"attn_only": True, "norm": "none", "positions": "none", "n_layers": 3}]
+          {"attn_only": True, "norm": "none", "positions": "none", "n_layers": 3},
+          {**WIDE, "d_vocab_out": 13}]
 CASES = [*(({}, mode) for mode in MODES), *zip(SHAPES[1:], 2 * MODES, strict=False)]
 CLEAN = tiny_tokens(batch=3)
 CORRUPT = (CLEAN + 1 + tiny_tokens(batch=3, seed=9, d_vocab=10)) % 11  # another token everywhere
@@ -72,7 +73,8 @@ def naive_writes(model, tokens, edges=None, other=None):
         if cfg.norm == "none":
             return resid
         centred = resid - resid.mean(-1, keepdim=True)
-        return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * norm.w + norm.b
+        variance = centred.pow(2).mean(-1, keepdim=True)
+        return centred / (variance + cfg.norm_epsilon).sqrt() * norm.w + norm.b
 
     for layer, block in enumerate(model.blocks):
         attn, n_written = block.attn, len(writes)

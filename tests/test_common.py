@@ -33,6 +33,7 @@ from experiments.common import (
     fit_with_progress,
     load_or_make,
     perform,
+    shape_settings,
     torch_threads,
     trained_gpt,
     validation_tokens,
@@ -189,6 +190,15 @@ def test_a_kept_model_is_trained_again_if_it_must_be(tmp_path, change):
     settings = {"seed": 1 if change == "settings" else 0}
     assert load_or_make(path, settings, counted(made), retrain=change == "retrain")["n"] == 2
     assert load_or_make(path, settings, counted(made))["n"] == 2
+
+
+def test_the_settings_of_a_kept_model_name_a_later_field_only_where_it_is_not_at_its_default():
+    later = {"d_head", "d_vocab_out", "norm_epsilon"}
+    plain = shape_settings(ModelConfig(d_vocab=65))
+    assert not later & plain.keys() and plain["d_model"] == 80
+    for name, value in (("d_head", 5), ("d_vocab_out", 3), ("norm_epsilon", 0.1)):
+        changed = shape_settings(ModelConfig(d_vocab=65, **{name: value}))
+        assert changed == plain | {name: value}
 
 
 def test_the_digest_changes_with_any_module_and_with_nothing_else(tmp_path):

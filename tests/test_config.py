@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import typing
 from dataclasses import asdict, is_dataclass
 from functools import partial
@@ -84,8 +85,11 @@ def test_every_flag_sets_its_own_field_and_no_other(kind):
         wanted = asdict(kind())
         section, _, leaf = name.rpartition(".")
         (wanted[section] if section else wanted)[leaf] = value
-        if name == "model.d_model":
-            wanted["model"]["d_mlp"] = 4 * value
+        if section == "model":  # the sizes that follow from it
+            n_heads, d_model = wanted["model"]["n_heads"], wanted["model"]["d_model"]
+            follow = {"n_heads": {"d_head": d_model // n_heads}, "d_vocab": {"d_vocab_out": value},
+                      "d_model": {"d_mlp": 4 * d_model, "d_head": d_model // n_heads}}
+            wanted["model"].update(follow.get(leaf, {}))
         for flags in ([f"--{name}", str(value)], [f"--{name}={value}"]):
             assert asdict(parse(kind, *flags)) == wanted, flags
 
@@ -157,10 +161,12 @@ NONSENSE = [
     (DataConfig, "repeats", -0.1, 1.0, NAN),
     (DataConfig, "vocab_size", 255),
     (DataConfig, "dataset", "wikipedia"),
-    *[(ModelConfig, name, 0, -1) for name in ("n_heads", "d_model", "d_mlp", "n_ctx", "d_vocab")],
+    *[(ModelConfig, name, 0, -1) for name in ("n_heads", "d_model", "d_head", "d_mlp", "n_ctx",
+                                              "d_vocab", "d_vocab_out")],
     *[(ModelConfig, name, "unknown") for name in ("norm", "activation", "positions")],
     (ModelConfig, "n_layers", -1),
     (ModelConfig, "dropout", 1.0, -0.1, NAN),
+    (ModelConfig, "norm_epsilon", -1e-5, 1.1, NAN, INF),
     (ModelConfig, "init_scale", 0.0, -0.02, NAN, INF),
     *[(TrainConfig, name, 0) for name in ("max_steps", "batch_size", "eval_interval",
                                           "log_interval", "threads", "accumulate")],
@@ -195,7 +201,9 @@ def test_values_at_the_limits_are_allowed():
     for kind, name, value in [
         (DataConfig, "repeats", 0.0), (DataConfig, "vocab_size", 256),
         (ModelConfig, "n_layers", 0), (ModelConfig, "dropout", 0.0),
-        *[(ModelConfig, name, 1) for name in ("n_heads", "d_mlp", "n_ctx", "d_vocab")],
+        (ModelConfig, "norm_epsilon", 0.0),
+        *[(ModelConfig, name, 1) for name in ("n_heads", "d_head", "d_mlp", "n_ctx", "d_vocab",
+                                              "d_vocab_out")],
         *[(TrainConfig, name, 1) for name in ("max_steps", "batch_size", "eval_interval",
                                               "log_interval", "threads")],
         *[(TrainConfig, name, 0) for name in ("grad_clip", "warmup_steps", "weight_decay", "beta1",
@@ -214,7 +222,7 @@ def test_values_at_the_limits_are_allowed():
 def test_heads_that_do_not_divide_the_width_are_refused_with_divisors_that_do():
     message = refusal(lambda: ModelConfig(n_heads=5, d_model=128))
     assert "n_heads=5" in message and "d_model=128" in message
-    proposed = [int(n) for n in message.split("such as ")[1].split(",")]
+    proposed = [int(n) for n in re.findall(r"\d+", message.split("such as ")[1])]
     assert 4 in proposed and 8 in proposed and all(128 % n == 0 for n in proposed)
 
 
@@ -223,8 +231,18 @@ def test_an_mlp_is_four_times_as_wide_as_the_stream_by_default():
     assert ModelConfig(d_model=48, d_mlp=7).d_mlp == 7
 
 
-def test_the_heads_share_the_width():
+def test_the_heads_share_the_width_unless_they_have_one_of_their_own():
     assert ModelConfig(d_model=48, n_heads=4).d_head == 12
+    assert ModelConfig(d_model=48, n_heads=5, d_head=64).d_head == 64
+
+
+def test_there_is_a_logit_for_each_token_unless_another_number_is_given():
+    assert ModelConfig(d_vocab=65).d_vocab_out == 65
+    assert ModelConfig(d_vocab=65, d_vocab_out=2).d_vocab_out == 2
+    tied = {"tie_embeddings": True, "d_vocab": 65}
+    assert ModelConfig(**tied, d_vocab_out=65).d_vocab_out == 65
+    message = refusal(lambda: ModelConfig(**tied, d_vocab_out=2))
+    assert "d_vocab_out=2" in message and "d_vocab=65" in message
 
 
 @pytest.mark.parametrize("kind", [Config, ModelConfig, TrainConfig, GenerateConfig])

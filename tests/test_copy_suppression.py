@@ -77,7 +77,7 @@ def wired(gate=True, sign=-1.0, follows="prediction"):
     token, before, said = (slice(i * V, (i + 1) * V) for i in range(3))
     where = slice(3 * V, 3 * V + N_CTX)
     cfg = dataclasses.replace(SuppressionRecipe().model_config(), d_model=3 * V + N_CTX,
-                              norm="none", tie_embeddings=False)
+                              d_head=None, norm="none", tie_embeddings=False)
     model, one = GPT(cfg), torch.eye(V)
     predicts = (WALKS.tables[0] > 0).float()
     with torch.no_grad():

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import refusal, tiny_model
+from helpers import WIDE, refusal, tiny_model
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
@@ -15,6 +15,17 @@ import circuit_evaluation as evaluation
 import circuits
 from activation_cache import ActivationCache
 from attribution import attribution_patching, direct_logit_attribution, integrated_gradients
+from checkpoint import save_checkpoint
+from config import SamplingConfig
+from experiments.attention_page.model import choose_subjects
+from experiments.attention_visualization import AttentionConfig
+from experiments.common import as_run
+from experiments.dictionaries.trained.model import run_subjects
+from experiments.dynamics.compare import load_compared
+from experiments.head_importance import ImportanceConfig
+from experiments.importance.model import subject_of_run
+from experiments.induction.scan import report_scan
+from generate import generate
 from head_ablation import (
     ablate_heads,
     head_importance,
@@ -37,6 +48,7 @@ from residual_stream_analysis import (
     resid_norms,
     stack_neuron_results,
 )
+from tokenizer import CharTokenizer
 from utils import UserError, seeded_generator
 from weight_circuits import (
     centre_unembed,
@@ -47,6 +59,7 @@ from weight_circuits import (
     ov_circuit,
     ov_eigenvalue_score,
     qk_circuit,
+    svd_vocab,
 )
 
 DIFFERENCE = Metric.logit_diff(1, 2)
@@ -58,6 +71,10 @@ MODELS = {
     "one prompt": ({}, torch.float32, (1, 6)), "one token": ({}, torch.float32, (2, 1)),
     "no MLP": ({"attn_only": True}, torch.float32, (2, 6)),
     "no LayerNorm": ({"norm": "none"}, torch.float32, (2, 6)),
+    "wide heads": (WIDE, torch.float32, (2, 6)),
+    "wide heads, half": (WIDE, torch.bfloat16, (2, 6)),
+    "classifier": ({"d_vocab_out": 4}, torch.float32, (2, 6)),
+    "more logits than tokens": ({"d_vocab_out": 13}, torch.float32, (2, 6)),
 }
 
 
@@ -165,8 +182,56 @@ def test_every_analysis_works_on_every_kind_of_model_or_says_in_one_line_why_not
             continue
         if not (kind == "one token" and name == "copying"):
             assert found.isfinite().all(), f"{name} is not finite"
-    most = {"no layers": 24, "no MLP": 2, "no LayerNorm": 2, "one token": 1, "one prompt": 3}
+    most = {"no layers": 24, "no MLP": 2, "no LayerNorm": 2, "one token": 1, "one prompt": 3,
+            "classifier": 2, "more logits than tokens": 1}
     assert len(refused) <= most.get(kind, 0), refused
+
+
+def test_ids_of_outputs_are_counted_in_d_vocab_out():
+    clean, corrupted = prompts((2, 6))
+    for d_vocab_out in (4, 13):  # fewer and more than the 11 tokens
+        model = tiny_model(d_vocab_out=d_vocab_out)
+        cache = model.run_with_cache(clean)[1]
+        takers = {
+            "sweep": lambda id, model=model, cache=cache: get_act_patch_resid_pre(
+                model, corrupted, cache, Metric.logit_diff(id, 0)).values,
+            "importance": lambda id, model=model: head_importance(
+                model, clean, Metric.logit_diff(id, 0)).values,
+            "direct": lambda id, model=model, cache=cache: direct_logit_attribution(
+                model, cache, id, 0)[0],
+            "lens": lambda id, model=model, cache=cache: logit_lens(model, cache, targets=id).kl,
+            "chosen logits": lambda id, model=model, cache=cache: model.unembed(
+                cache["resid_post", -1], [id]),
+        }
+        for name, take in takers.items():
+            assert take(d_vocab_out - 1).isfinite().all(), name
+            assert str(d_vocab_out) in refusal(partial(take, d_vocab_out), name), name
+        lens = logit_lens(model, cache, top_k=d_vocab_out)
+        assert torch.equal(lens.top_tokens.sort().values[0, 0, 0], torch.arange(d_vocab_out))
+
+
+@pytest.mark.parametrize("d_vocab_out", [4, 13])
+def test_what_needs_the_logits_of_tokens_refuses_other_logits_and_says_why(tmp_path, d_vocab_out):
+    model, tokenizer = tiny_model(d_vocab_out=d_vocab_out), CharTokenizer().fit("abcdefghijk")
+    tokens = prompts((2, 6))[0]
+    cache = model.run_with_cache(tokens)[1]
+    save_checkpoint(tmp_path / "mine" / "checkpoint.pt", as_run(model, tokenizer))
+    run = {"run_name": "mine", "out_dir": str(tmp_path)}
+    for name, call in {
+        "generation": lambda: list(generate(model, tokens, SamplingConfig())),
+        "the loss of a text": lambda: head_importance(model, tokens),
+        "copying": lambda: ov_eigenvalue_score(model),
+        "words of directions": lambda: svd_vocab(model, 0, 0, tokenizer),
+        "a word's logit": lambda: direct_logit_attribution(model, cache, "a", tokenizer=tokenizer),
+        "a word as target": lambda: logit_lens(model, cache, targets="a", tokenizer=tokenizer),
+        "likely words": lambda: logit_lens(model, cache).likeliest_words(tokenizer),
+        "a scan": lambda: report_scan(model),
+        "a page": lambda: choose_subjects(AttentionConfig(**run), tmp_path),
+        "a comparison": lambda: load_compared("mine", str(tmp_path)),
+        "dictionaries": lambda: run_subjects("mine", None, str(tmp_path)),
+        "rankings": lambda: subject_of_run(ImportanceConfig(**run)),
+    }.items():
+        assert "d_vocab_out" in refusal(call, name), name
 
 
 def test_in_half_precision_every_number_is_near_that_of_float32():

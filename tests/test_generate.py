@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from helpers import TINY, tiny_model, tiny_tokens
+from helpers import TINY, WIDE, tiny_model, tiny_tokens
 from test_checkpoint import TOKENIZER, save_run
 
 from config import GenerateConfig, SamplingConfig
@@ -27,7 +27,7 @@ from utils import UserError, seeded_generator
 N_CTX = TINY["n_ctx"]
 KINDS = [{}, {"n_layers": 0}, {"n_layers": 1}, {"attn_bias": False}, {"attn_only": True},
          {"positions": "none"}, {"positions": "sinusoidal"},
-         {"tie_embeddings": True, "unembed_bias": True}]
+         {"tie_embeddings": True, "unembed_bias": True}, WIDE]
 
 
 def some_logits(batch=20, d_vocab=11, seed=3):

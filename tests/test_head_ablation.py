@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import tiny_model, tiny_tokens
+from helpers import WIDE, tiny_model, tiny_tokens
 from torch.testing import assert_close
 
 from activation_cache import get_act_name
@@ -28,10 +28,12 @@ from metrics import Metric
 from utils import UserError, seeded_generator
 
 SHAPES = [{}, {"tie_embeddings": True}, {"attn_only": True}, {"attn_bias": False},
-          {"norm": "none", "unembed_bias": True}, {"positions": "sinusoidal", "n_layers": 3}]
+          {"norm": "none", "unembed_bias": True}, {"positions": "sinusoidal", "n_layers": 3},
+          WIDE]
 CASES = [*(({}, mode) for mode in MODES), ({"attn_only": True}, "mean"),
          ({"attn_bias": False}, "resample"), ({"norm": "none", "unembed_bias": True}, "mean_pos"),
-         ({"positions": "sinusoidal", "n_layers": 3}, "mean")]  # every mode, and every shape
+         ({"positions": "sinusoidal", "n_layers": 3}, "mean"),
+         (WIDE, "mean")]  # every mode, and every shape
 LINEAR = {"norm": "none", "attn_only": True}
 DIFF = Metric.logit_diff([3, 4], [5, 0])
 HEADS = [(0, 1), (1, 0), (1, 2)]

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import refusal, tiny_model, tiny_tokens
+from helpers import WIDE, refusal, tiny_model, tiny_tokens
 from torch import nn
 
 from activation_cache import UnknownName
@@ -340,6 +340,7 @@ MODELS = [
     {},
     {"attn_only": True, "norm": "none"},
     {"positions": "none", "tie_embeddings": True, "n_layers": 1},
+    {**WIDE, "d_vocab_out": 13},
 ]
 
 

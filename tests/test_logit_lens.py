@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import refusal, tiny_model, tiny_tokens
+from helpers import WIDE, refusal, tiny_model, tiny_tokens
 from torch.testing import assert_close
 
 import logit_lens as module
@@ -13,7 +13,8 @@ from tokenizer import CharTokenizer
 from utils import UserError, seeded_generator
 
 SHAPES = [{}, {"tie_embeddings": True}, {"attn_only": True}, {"norm": "none"},
-          {"positions": "none"}, {"unembed_bias": True}, {"n_layers": 0}]
+          {"positions": "none"}, {"unembed_bias": True}, {"n_layers": 0},
+          {**WIDE, "d_vocab_out": 13}]
 
 
 def cached(**changes):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from helpers import tiny_model, tiny_tokens
 
-from mlp import gelu, gelu_by_definition
+from mlp import ACTIVATIONS, gelu, gelu_by_definition
 from utils import seeded_generator
 
 
@@ -35,6 +35,16 @@ def test_gelus_first_and_second_derivatives_pass_finite_differences():
     x = torch.linspace(-4, 4, 25, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(gelu, x)
     assert torch.autograd.gradgradcheck(gelu, x)
+
+
+def test_the_exact_gelu_and_its_first_and_second_derivatives_are_those_of_its_definition():
+    x = torch.linspace(-6, 6, 50, dtype=torch.float64, requires_grad=True)
+    ours, theirs = ACTIVATIONS["gelu_exact"](x), exact_gelu(x)
+    for order in range(3):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12, msg=f"derivative {order}")
+        ours, theirs = (torch.autograd.grad(y.sum(), x, create_graph=True)[0]
+                        for y in (ours, theirs))
+    assert (ACTIVATIONS["gelu_exact"](x) - gelu(x)).abs().max() > 1e-4  # another function
 
 
 def test_gelu_does_not_change_its_input_or_the_incoming_gradient():
@@ -73,7 +83,12 @@ def test_the_neurons_writes_and_b_out_sum_to_mlp_out():
         torch.testing.assert_close(total, cache["mlp_out", layer], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("activation, function", [("gelu", gelu_by_definition), ("relu", F.relu)])
+def exact_gelu(x):
+    return x * torch.special.ndtr(x)
+
+
+@pytest.mark.parametrize("activation, function", [
+    ("gelu", gelu_by_definition), ("gelu_exact", exact_gelu), ("relu", F.relu)])
 def test_each_neuron_reads_its_direction_and_applies_the_nonlinearity(activation, function):
     model = tiny_model(activation=activation)
     _, cache = model.run_with_cache(tiny_tokens())

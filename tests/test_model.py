@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import refusal, tiny_model, tiny_tokens
+from helpers import WIDE, refusal, tiny_model, tiny_tokens
 
 from attention import GrowingPast
 from config import ModelConfig
@@ -25,6 +25,8 @@ SHAPES = [
     {"n_layers": 0},
     {"n_layers": 0, "attn_only": True, "norm": "none"},
     {"n_heads": 1, "n_layers": 3},
+    {**WIDE, "d_vocab_out": 13, "unembed_bias": True},
+    {"d_head": 2, "d_vocab_out": 4, "n_heads": 5, "norm_epsilon": 0.0},
 ]
 ATTENTION_WEIGHTS = ["W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O"]
 MLP_WEIGHTS = ["W_in", "b_in", "W_out", "b_out"]
@@ -49,7 +51,8 @@ def norm_by_hand(resid, norm, cfg):
     if cfg.norm == "none":
         return resid
     centred = resid - resid.mean(-1, keepdim=True)
-    return centred / ((centred**2).mean(-1, keepdim=True) + 1e-5).sqrt() * norm.w + norm.b
+    variance = (centred**2).mean(-1, keepdim=True)
+    return centred / (variance + cfg.norm_epsilon).sqrt() * norm.w + norm.b
 
 
 def attention_by_hand(model, layer, resid):
@@ -68,6 +71,8 @@ def mlp_by_hand(model, layer, resid):
     pre = resid @ model.W_in[layer] + model.b_in[layer]
     if model.cfg.activation == "relu":
         post = pre.clamp(min=0)
+    elif model.cfg.activation == "gelu_exact":
+        post = pre * torch.special.ndtr(pre)
     else:
         post = pre / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (pre + 0.044715 * pre**3)))
     return post @ model.W_out[layer] + model.b_out[layer]

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_model, tiny_tokens
+from helpers import WIDE, tiny_model, tiny_tokens
 from torch.testing import assert_close
 
 import patching
@@ -42,6 +42,7 @@ SWEEPS = [
 SHAPES = [({"attn_only": True}, ["resid_pre", "attn_out", "pattern", "result"]),
           ({"norm": "none"}, ["resid_mid", "mlp_out", "k", "mlp_in"]),
           ({"tie_embeddings": True, "unembed_bias": True}, ["resid_post", "v", "pre", "embed"]),
+          (WIDE, ["resid_mid", "z", "q", "result", "pattern", "pre"]),
           ({"n_layers": 3, "positions": "none", "attn_bias": False},
            ["resid_pre", "mlp_out", "z", "q", "v", "mlp_in"])]
 

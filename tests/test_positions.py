@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import refusal, tiny_model
+from helpers import WIDE, refusal, tiny_model
 from torch.testing import assert_close
 
 import circuits
@@ -44,7 +44,7 @@ CORRUPTED, _ = pad_left(CORRUPTED_PROMPTS)
 N_PADDED = [4, 2, 0]
 CORRECT, WRONG = torch.tensor([1, 4, 0]), torch.tensor([2, 2, 5])
 SHAPES = [{}, {"attn_only": True}, {"norm": "none"}, {"positions": "sinusoidal"},
-          {"n_layers": 1, "n_heads": 1, "positions": "none"}]
+          {"n_layers": 1, "n_heads": 1, "positions": "none"}, WIDE]
 
 
 def difference(row=None):

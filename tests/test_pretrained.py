@@ -81,21 +81,27 @@ def masks(n_ctx=N_CTX):
             for name, value in (("bias", ones), ("masked_bias", torch.tensor(-1e4)))}
 
 
-def gpt2_logits(named, tokens, relu=False):
-    """GPT-2 from Hugging Face's names, in float64; tied unless there is an lm_head.weight."""
+def gpt2_logits(named, tokens, **changes):
+    """GPT-2 from Hugging Face's names, in float64; tied unless there is an lm_head.weight. changes:
+    entries of config.json that are not GPT-2's."""
+    config = CONFIG | changes
     w = {name.removeprefix("transformer."): tensor.double() for name, tensor in named.items()}
 
     def norm(x, at):
         mean = x.mean(-1, keepdim=True)
         variance = ((x - mean) ** 2).mean(-1, keepdim=True)
-        return (x - mean) / (variance + 1e-5).sqrt() * w[f"{at}.weight"] + w[f"{at}.bias"]
+        scale = (variance + config["layer_norm_epsilon"]).sqrt()
+        return (x - mean) / scale * w[f"{at}.weight"] + w[f"{at}.bias"]
 
     def linear(x, at):
         return x @ w[f"{at}.weight"] + w[f"{at}.bias"]
 
     def act(x):
-        cubic = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
-        return x.clamp(min=0) if relu else 0.5 * x * (1 + cubic.tanh())
+        if config["activation_function"] == "relu":
+            return x.clamp(min=0)
+        if config["activation_function"] == "gelu":
+            return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+        return 0.5 * x * (1 + (math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)).tanh())
 
     n = tokens.shape[1]
     d_head = D_MODEL // N_HEADS
@@ -106,7 +112,12 @@ def gpt2_logits(named, tokens, relu=False):
         for head in range(N_HEADS):
             q, k, v = (part[..., head * d_head : (head + 1) * d_head]
                        for part in qkv.split(D_MODEL, -1))
-            scores = (q @ k.transpose(1, 2) / math.sqrt(d_head)).exp().tril()
+            scores = q @ k.transpose(1, 2)
+            if config.get("scale_attn_weights", True):
+                scores = scores / math.sqrt(d_head)
+            if config.get("scale_attn_by_inverse_layer_idx", False):
+                scores = scores / (h + 1)
+            scores = scores.exp().tril()
             z.append(scores / scores.sum(-1, keepdim=True) @ v)
         x = x + linear(torch.cat(z, -1), f"h.{h}.attn.c_proj")
         hidden = act(linear(norm(x, f"h.{h}.ln_2"), f"h.{h}.mlp.c_fc"))
@@ -228,16 +239,31 @@ def test_logits_are_gpt_2_s_for_every_format_of_weights(tmp_path, form):
             assert {weight.dtype for weight in model.state_dict().values()} == {torch.float32}
 
 
-def test_the_config_s_activation_and_width_are_built(tmp_path):
+def test_the_config_s_activation_width_epsilon_and_scale_of_scores_are_built(tmp_path):
+    unscaled = {"scale_attn_weights": False}
+    by_layer = {"scale_attn_by_inverse_layer_idx": True}
     for changes in (
-        {"activation_function": "relu"}, {"activation_function": "gelu_pytorch_tanh"},
-        {"n_inner": 20}, {"n_inner": 20, "activation_function": "relu"},
+        {}, {"activation_function": "relu"}, {"activation_function": "gelu_pytorch_tanh"},
+        {"activation_function": "gelu"}, {"n_inner": 20}, {"layer_norm_epsilon": 0.1},
+        {"n_inner": 20, "activation_function": "relu"}, unscaled, by_layer, unscaled | by_layer,
     ):
         named = published(d_mlp=changes.get("n_inner") or 4 * D_MODEL)
         model = GPT.from_pretrained(write_folder(tmp_path, named, **changes))
-        relu = changes.get("activation_function") == "relu"
-        assert close(model(tiny_tokens()), gpt2_logits(named, tiny_tokens(), relu)), changes
-        assert not close(model(tiny_tokens()), gpt2_logits(named, tiny_tokens(), not relu)), changes
+        assert close(model(tiny_tokens()), gpt2_logits(named, tiny_tokens(), **changes)), changes
+        others = {"activation_function": "relu", "layer_norm_epsilon": 0.2, **unscaled, **by_layer}
+        for other, value in others.items():
+            if changes.get(other) != value:
+                expected = gpt2_logits(named, tiny_tokens(), **changes | {other: value})
+                assert not close(model(tiny_tokens()), expected), (changes, other)
+
+
+def test_scores_that_are_scaled_in_another_way_survive_half_precision_and_leave_the_file(tmp_path):
+    named = {name: tensor.half() for name, tensor in published().items()}
+    folder = write_folder(tmp_path, named, "pytorch_model.bin", scale_attn_weights=False)
+    before = (folder / "pytorch_model.bin").read_bytes()
+    expected = gpt2_logits(named, tiny_tokens(), scale_attn_weights=False)
+    assert close(GPT.from_pretrained(folder)(tiny_tokens()), expected)
+    assert (folder / "pytorch_model.bin").read_bytes() == before
 
 
 def test_settings_that_a_config_lacks_are_those_of_gpt_2(tmp_path):
@@ -355,7 +381,8 @@ def test_a_bin_file_in_pytorch_s_old_format_is_read(tmp_path):
 
 def test_a_model_comes_back_bit_for_bit(tmp_path):
     for changes in ({}, {"tie_embeddings": True}, {"activation": "relu", "d_mlp": 20},
-                    {"n_layers": 0}, {"dropout": 0.3}):
+                    {"n_layers": 0}, {"dropout": 0.3},
+                    {"activation": "gelu_exact", "norm_epsilon": 0.1}):
         model = tiny_model(**changes)
         model.save_pretrained(tmp_path)
         again = GPT.from_pretrained(tmp_path)
@@ -416,7 +443,8 @@ def test_any_tensors_come_back_from_a_file_of_ours(tmp_path, dtype):
 def test_a_model_that_gpt_2_s_format_cannot_hold_is_refused(tmp_path):
     for changes, told in [
         ({"attn_only": True}, "attn_only=True"), ({"norm": "none"}, "norm='none'"),
-        ({"unembed_bias": True}, "unembed_bias=True"),
+        ({"unembed_bias": True}, "unembed_bias=True"), ({"d_head": 5}, "d_head=5"),
+        ({"d_vocab_out": 4}, "d_vocab_out=4"),
     ]:
         model = tiny_model(**changes)
         check_refusal(model.to_hf_state_dict, told, case=told)
@@ -616,13 +644,14 @@ def test_a_config_of_another_architecture_is_refused(tmp_path):
     for changes, *told in [
         ({"model_type": "llama"}, "model_type='llama'"),
         ({"model_type": None}, "model_type=None"),
-        ({"activation_function": "gelu"}, "activation_function='gelu'"),
-        ({"activation_function": "silu"}, "'silu'", "gelu_new, gelu_pytorch_tanh, relu"),
+        ({"activation_function": "silu"}, "'silu'", "gelu_new, gelu_pytorch_tanh, gelu, relu"),
         ({"activation_function": None}, "activation_function=None"),
         ({"activation_function": []}, "activation_function=[]"),
-        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon=1e-06", "1e-05"),
-        ({"scale_attn_weights": False}, "scale_attn_weights=False"),
-        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
+        *[({"layer_norm_epsilon": value}, f"layer_norm_epsilon={value!r}", "number")
+          for value in (-1e-6, 2.0, "1e-5", None, True, float("nan"), 10**20)],
+        *[({name: value}, f"{name}={value!r}", "true or false")
+          for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx")
+          for value in (1, None, "false")],
         ({"add_cross_attention": True}, "add_cross_attention=True"),
         ({"n_layer": None, "n_embd": "12", "vocab_size": 11.0}, "n_layer, n_embd, vocab_size"),
         ({"n_head": 5}, "n_heads=5", "d_model=12"),

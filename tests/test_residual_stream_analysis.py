@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import refusal, tiny_model, tiny_tokens
+from helpers import WIDE, refusal, tiny_model, tiny_tokens
 from torch.testing import assert_close
 
 from residual_stream_analysis import (
@@ -28,7 +28,8 @@ from utils import seeded_generator
 from weight_circuits import centre_writing_weights
 
 SHAPES = [{}, {"tie_embeddings": True}, {"attn_only": True}, {"norm": "none"},
-          {"positions": "none"}, {"attn_bias": False}, {"n_layers": 0}]
+          {"positions": "none"}, {"attn_bias": False}, {"n_layers": 0},
+          {**WIDE, "d_vocab_out": 13}]
 
 
 def cached(**changes):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY, tiny_model, tiny_tokens
+from helpers import TINY, WIDE, tiny_model, tiny_tokens
 
 import checkpoint
 import corpus
@@ -307,7 +307,7 @@ def test_activation_bytes_are_what_training_keeps_for_its_backward_pass():
     tokens = tiny_tokens(batch=4, pos=N_CTX + 1)
     positions = 8 * N_CTX  # the table's indices, which are there once
     for changes in ({}, {"attn_only": True}, {"norm": "none"}, {"activation": "relu"},
-                    {"n_layers": 0}, {"tie_embeddings": True}, {"d_mlp": 20, "n_heads": 2}):
+                    {"n_layers": 0}, {"tie_embeddings": True}, {"d_mlp": 20, "n_heads": 2}, WIDE):
         model = tiny_model(**changes)
         found = bytes_kept(model, tokens) - positions
         told = 4 * N_CTX * model.cfg.activation_bytes

@@ -5,7 +5,8 @@ import torch
 from helpers import tiny_model, tiny_tokens
 from torch import nn
 
-from transformer_block import LayerNorm
+from config import ModelConfig
+from transformer_block import make_norm
 from utils import seeded_generator
 
 READERS = ["q", "k", "v"]
@@ -36,8 +37,8 @@ def double_model(**changes):
 # LayerNorm
 
 
-def tiny_norm():
-    norm = LayerNorm(12).double()
+def tiny_norm(**changes):
+    norm = make_norm(ModelConfig(d_model=12, **changes)).double()
     nn.init.normal_(norm.w, 1, 0.5, generator=seeded_generator(4))
     nn.init.normal_(norm.b, generator=seeded_generator(5))
     return norm.requires_grad_(False)
@@ -47,9 +48,12 @@ def inert(tensor, hook):
     return None
 
 
+@pytest.mark.parametrize("changes", [{}, {"norm_epsilon": 0.1}], ids=str)
 @pytest.mark.parametrize("point", ["none", "hook_scale", "hook_normalized"])
-def test_layernorm_equals_torchs_with_and_without_listeners(point):
-    norm, theirs = tiny_norm(), nn.LayerNorm(12).double()
+def test_layernorm_equals_torchs_with_and_without_listeners(point, changes):
+    norm = tiny_norm(**changes)
+    how = {"eps": changes["norm_epsilon"]} if changes else {}  # torch's own is GPT-2's
+    theirs = nn.LayerNorm(12, **how).double()
     theirs.load_state_dict({"weight": norm.w, "bias": norm.b})
     if point != "none":
         getattr(norm, point).add(inert)

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import TINY, refusal, tiny_model, tiny_tokens
+from helpers import TINY, WIDE, refusal, tiny_model, tiny_tokens
 from torch.testing import assert_close
 
 from config import ModelConfig
@@ -34,6 +34,7 @@ KINDS = [
     {"positions": "sinusoidal", "unembed_bias": True}, {"positions": "none", "n_layers": 1},
     {"tie_embeddings": True, "unembed_bias": True, "attn_bias": False, "activation": "relu"},
     {"attn_only": True, "attn_bias": False, "positions": "none", "tie_embeddings": True},
+    {**WIDE, "d_vocab_out": 13},
 ]
 each_way = pytest.mark.parametrize("change", ALL, ids=lambda change: change.__name__)
 

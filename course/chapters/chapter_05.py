@@ -20,8 +20,7 @@ from mlp import MLP
 from model import GPT
 from transformer_block import Block, LayerNorm
 
-IMPORTS = ["import math", "import torch", "from mlp import gelu",
-           "from transformer_block import EPSILON"]
+IMPORTS = ["import math", "import torch", "from mlp import gelu"]
 CFG = ModelConfig(n_layers=3, n_heads=2, d_model=6, d_mlp=10, n_ctx=8, d_vocab=11)
 
 
@@ -57,7 +56,7 @@ def each_neuron_reads_and_writes(mlp_forward):
 
 def plain_norm():
     """A LayerNorm with weight 1 and shift 0."""
-    norm = LayerNorm(6)
+    norm = LayerNorm(6, epsilon=1e-5)
     with torch.no_grad():
         norm.w.fill_(1)
         norm.b.zero_()
@@ -84,20 +83,20 @@ def each_position_has_variance_one(layer_norm):
 
 def a_tiny_vector_stays_finite(layer_norm):
     """a vector of zeros gives b, not NaN; a tiny one is not scaled up to variance 1"""
-    norm = disturbed(LayerNorm(6))
+    norm = disturbed(LayerNorm(6, epsilon=1e-5))
     zeros = layer_norm(norm, torch.zeros(1, 1, 6))
     is_nan = isinstance(zeros, torch.Tensor) and bool(zeros.isnan().any())
     expect_close(zeros, norm.b.expand(1, 1, 6), "the output for zeros", "batch pos d_model",
-                 ask="is EPSILON there?" if is_nan else "is b added at the end?")
+                 ask="is self.epsilon there?" if is_nan else "is b added at the end?")
     resid = 1e-3 * random(2, 5, 6)
     want = F.layer_norm(resid, (6,), norm.w, norm.b, 1e-5)
     expect_close(layer_norm(norm, resid), want, "the output for numbers near 0.001",
-                 "batch pos d_model", ask="EPSILON is added to the variance, under the root")
+                 "batch pos d_model", ask="self.epsilon is added to the variance, under the root")
 
 
 def weight_and_shift_come_last(layer_norm):
     """the normalised vector is multiplied by w, then b is added"""
-    norm, resid = disturbed(LayerNorm(6)), random(2, 5, 6)
+    norm, resid = disturbed(LayerNorm(6, epsilon=1e-5)), random(2, 5, 6)
     want = F.layer_norm(resid, (6,), norm.w, norm.b, 1e-5)
     expect_close(layer_norm(norm, resid), want, "the output", "batch pos d_model")
 
@@ -284,17 +283,18 @@ EXERCISES = [
                 the_stream_is_left_as_it_was),
         hints=("Everything is over d_model, the last axis, with keepdim=True.",
                "The variance is the mean square of the centred vector.",
-               "centred / (variance + EPSILON).sqrt() * self.w + self.b."),
+               "centred / (variance + self.epsilon).sqrt() * self.w + self.b."),
         mistakes=(
             Mistake("with the unbiased variance, divided by d_model - 1",
                     "centred.pow(2).mean(-1, keepdim=True)",
                     "centred.pow(2).sum(-1, keepdim=True) / (resid.shape[-1] - 1)"),
             Mistake("when the vector is not centred (RMSNorm)",
                     "resid - resid.mean(-1, keepdim=True)", "resid"),
-            Mistake("without the root", "(variance + EPSILON).sqrt()", "(variance + EPSILON)"),
-            Mistake("when EPSILON is added after the root", "(variance + EPSILON).sqrt()",
-                    "(variance.sqrt() + EPSILON)"),
-            Mistake("without EPSILON", "(variance + EPSILON).sqrt()", "variance.sqrt()"),
+            Mistake("without the root", "(variance + self.epsilon).sqrt()",
+                    "(variance + self.epsilon)"),
+            Mistake("when epsilon is added after the root", "(variance + self.epsilon).sqrt()",
+                    "(variance.sqrt() + self.epsilon)"),
+            Mistake("without epsilon", "(variance + self.epsilon).sqrt()", "variance.sqrt()"),
             Mistake("over positions instead of d_model", "resid.mean(-1,", "resid.mean(1,",
                     also=(("centred.pow(2).mean(-1,", "centred.pow(2).mean(1,"),)),
             Mistake("without w and b", "return normalized * self.w + self.b", "return normalized"),

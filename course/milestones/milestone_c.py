@@ -85,6 +85,7 @@ def gather(folder, given):
         model, tokenizer = load_model(found["model"])
     except UserError as problem:
         raise NotYet(f"{problem} (chapter 8's block keeps gifts: make block CHAPTER=8)") from None
+    model.check_predicts_tokens("the answers are words: name a model of text")
     pairs = {kind: [read_pair(tokenizer, words, f"{kind[:-1]} {place}")
                     for place, words in enumerate(found[kind], 1)]
              for kind in ("prompts", "controls")}

@@ -26,7 +26,8 @@ def layer_norm_as_torch(self, resid):
 
 def layer_norm_as_var(self, resid):
     variance = resid.var(-1, keepdim=True, unbiased=False)
-    return (resid - resid.mean(-1, keepdim=True)) * torch.rsqrt(variance + 1e-5) * self.w + self.b
+    centred = resid - resid.mean(-1, keepdim=True)
+    return centred * torch.rsqrt(variance + self.epsilon) * self.w + self.b
 
 
 def block_forward_as_steps(self, resid):

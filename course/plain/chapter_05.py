@@ -1,7 +1,6 @@
 """Chapter 5 as a learner would write it: the block and the model without hooks and padding."""
 
 from mlp import gelu
-from transformer_block import EPSILON
 
 
 def mlp_forward(self, resid):
@@ -18,12 +17,12 @@ def mlp_forward(self, resid):
 def layer_norm(self, resid):
     """Each position's vector, centred, scaled to unit variance, then weighted and shifted.
 
-    resid: [batch, pos, d_model]. self.w, self.b: [d_model]. EPSILON is added to the variance under
-    the root. Returns the same shape.
+    resid: [batch, pos, d_model]. self.w, self.b: [d_model]. self.epsilon, a small number, is added
+    to the variance under the root. Returns the same shape.
     """
     centred = resid - resid.mean(-1, keepdim=True)
     variance = centred.pow(2).mean(-1, keepdim=True)  # [batch, pos, 1]
-    normalized = centred / (variance + EPSILON).sqrt()
+    normalized = centred / (variance + self.epsilon).sqrt()
     return normalized * self.w + self.b
 
 

@@ -66,6 +66,7 @@ def choose_subjects(cfg, folder):
         run = find_run(cfg.run_name, cfg.out_dir)
         name = run.name
         model, tokenizer = load_model(run)
+        model.check_predicts_tokens("this page shows a model of text")
         needed = cfg.held_out is None or cfg.text is None
         story = unseen = validation_text(run) if needed else None
     tokens, held_out = choose_texts(cfg, name, model.cfg, tokenizer, story=story, unseen=unseen)

@@ -50,6 +50,7 @@ def load_compared(text, out_dir):
         run = str(Path(run).parent)
     folder = find_run(run, out_dir)
     model, tokenizer = load_model(folder, file=file)
+    model.check_predicts_tokens("compare models of text")
     if step:
         model.load_weights_(kept_weights(folder, step), folder)
     return Compared(text, model, tokenizer, folder)

@@ -87,6 +87,7 @@ def subject_of_run(cfg):
     """The ImportanceSubject of a run of train.py, with the text that it was validated on."""
     run = find_run(cfg.run_name, cfg.out_dir)
     model, _ = load_model(run)
+    model.check_predicts_tokens("the heads of a model of text are ranked")
     if model.cfg.n_layers * model.cfg.n_heads < 3 or model.cfg.n_heads < 2:
         raise UserError(f"{run.name} has {model.cfg.n_layers} layers of {model.cfg.n_heads} "
                         "heads; rankings need 3 heads or more, 2 of them in a layer; choose "

@@ -180,8 +180,8 @@ def gift_text(recipe):
 def gift_shape(recipe, tokenizer):
     """The ModelConfig of a recipe."""
     return replace(ModelConfig(), n_layers=recipe.n_layers, n_heads=recipe.n_heads,
-                   d_model=recipe.d_model, n_ctx=recipe.n_ctx, d_vocab=tokenizer.d_vocab,
-                   attn_only=True)
+                   d_model=recipe.d_model, d_head=None, n_ctx=recipe.n_ctx,
+                   d_vocab=tokenizer.d_vocab, attn_only=True)
 
 
 def trained_gift_model(folder, seed, recipe, text, *, retrain=False, trainings=None):

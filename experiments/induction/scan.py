@@ -47,7 +47,8 @@ CLEAR = 0.3  # the least score for a head to count as one of a kind
 
 def report_scan(model):
     """The experiment's result for a model that it did not train: {"found", "claims", "scan",
-    "removed"}."""
+    "removed"}. Raises UserError for a model whose logits are not those of its tokens."""
+    model.check_predicts_tokens("this scan needs a model of text")
     scan = scan_heads(model)
     removed = scan_ablation(model, rank_heads(scan, "induction")[0])
     return {"found": describe_scan(scan, removed), "claims": scan_claims(model.cfg, scan, removed),

@@ -13,8 +13,6 @@ import dataclasses
 from dataclasses import dataclass
 from functools import partial
 
-import torch.nn.functional as F
-
 from config import ModelConfig, TrainConfig
 from data import random_batch
 from model import GPT
@@ -45,15 +43,15 @@ def race_contestants(d_vocab, seed):
     """{name: Contestant}; the first is the CPU recipe in nanoGPT's README."""
     nanogpt = Contestant(
         ModelConfig(n_layers=4, n_heads=4, d_model=128, n_ctx=64, d_vocab=d_vocab,
-                    tie_embeddings=True, attn_bias=False),
+                    activation="gelu_exact", tie_embeddings=True, attn_bias=False),
         TrainConfig(max_steps=2000, batch_size=12, optimizer="adamw", lr=1e-3, beta2=0.99,
                     weight_decay=0.1, warmup_steps=100, schedule="cosine", final_lr_fraction=0.1,
                     seed=seed),
     )
 
     shape = ModelConfig(d_vocab=d_vocab)
-    larger = dataclasses.replace(shape, d_model=96, d_mlp=None, n_heads=3, n_ctx=128)
-    largest = dataclasses.replace(shape, n_layers=4, d_model=96, d_mlp=None, n_ctx=192)
+    larger = ModelConfig(n_heads=3, d_model=96, n_ctx=128, d_vocab=d_vocab)
+    largest = ModelConfig(n_layers=4, d_model=96, n_ctx=192, d_vocab=d_vocab)
     how = TrainConfig(seed=seed)
     shorter = dataclasses.replace(how, max_steps=880)
     longer = dataclasses.replace(how, max_steps=3800, batch_size=10, muon_lr=0.012)
@@ -70,19 +68,10 @@ def race_contestants(d_vocab, seed):
 
 def shrink(contestant):
     """The Contestant with a tiny model and few steps, for a quick run."""
-    shape = dataclasses.replace(contestant.model, n_layers=1, n_heads=2, d_model=8, d_mlp=None,
-                                n_ctx=16)
+    shape = dataclasses.replace(contestant.model, n_layers=1, n_heads=2, d_model=8, d_head=None,
+                                d_mlp=None, n_ctx=16)
     how = dataclasses.replace(contestant.train, max_steps=N_TURNS)
     return dataclasses.replace(contestant, model=shape, train=how)
-
-
-def starting_model(contestant, name):
-    """An untrained GPT; for nanoGPT's recipe with torch's exact GELU, as in nanoGPT."""
-    model = GPT(contestant.model, contestant.train.seed)
-    if name == NANOGPT:
-        for block in model.blocks:
-            block.mlp.activation = F.gelu
-    return model
 
 
 def run_race(dataset, contestants, progress):
@@ -95,7 +84,7 @@ def run_race(dataset, contestants, progress):
     models = {}
     trainings = {}
     for name, each in contestants.items():
-        models[name] = starting_model(each, name)
+        models[name] = GPT(each.model, each.train.seed)
         next_batch = partial(random_batch, dataset.train, each.train.batch_size, each.model.n_ctx,
                              seeded_generator(each.train.seed))
         trainings[name] = fit(models[name], next_batch, each.train)

@@ -89,9 +89,10 @@ SWEEPS = {
 def matmul_flops(cfg, batch):
     """The operations in the matrix products of a forward pass at full context: two for each weight
     and token, plus the two products of attention over the whole square."""
-    weights = cfg.n_layers * (4 * cfg.d_model**2 + 2 * cfg.d_model * cfg.d_mlp)
-    weights += cfg.d_model * cfg.d_vocab
-    attention = cfg.n_layers * 2 * cfg.n_ctx * cfg.d_model
+    d_heads = cfg.n_heads * cfg.d_head
+    weights = cfg.n_layers * (4 * cfg.d_model * d_heads + 2 * cfg.d_model * cfg.d_mlp)
+    weights += cfg.d_model * cfg.d_vocab_out
+    attention = cfg.n_layers * 2 * cfg.n_ctx * d_heads
     return 2 * batch * cfg.n_ctx * (weights + attention)
 
 

@@ -258,6 +258,7 @@ def run_subjects(run_name, at, out_dir, *, text=None, windows=TextRecipe.windows
     """
     run = find_run(run_name, out_dir)
     model, tokenizer = load_model(run)
+    model.check_predicts_tokens("dictionaries are judged by the loss on a text")
     points = choose_points(model, at)
     if text is not None:
         ids = encode_start(text, tokenizer, windows * model.cfg.n_ctx, HELD_OUT_TEXT)
@@ -313,7 +314,7 @@ def find_default_run(out_dir):
         path = run / "checkpoint.pt"
         state = load_checkpoint(path)
         cfg = config_of(state, path)
-        if replace(cfg.model, d_vocab=None) != ModelConfig() or cfg.data != DataConfig():
+        if cfg.model != ModelConfig(d_vocab=cfg.model.d_vocab) or cfg.data != DataConfig():
             continue
         try:
             validation_tokens(run)
