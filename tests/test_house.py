@@ -18,7 +18,7 @@ FLOORS = [  # imports point to an earlier row, never up and never sideways
     "losses config plotting activation_cache",
     "metrics",
     "tokenizer corpus pretrained optim hooks",
-    "data",
+    "data formats",
     "embeddings attention mlp",
     "transformer_block",
     "model",
