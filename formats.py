@@ -1,11 +1,11 @@
 """Other projects' models: find out the format of a folder or a file, read it, write it.
 
     found = find_format("their_model.pt")   # what lies there
-    foreign = read_foreign(found)           # a config, tensors under our names, a tokenizer or None
+    foreign = read_foreign(found)           # a config, tensors under our names, a tokenizer
 
-`checkpoint.load_model` does both and builds the model. This module does not import GPT. It reads only
-numbers and texts: nothing in a file is executed, and a size is compared with the file before memory
-is taken. Hugging Face's format has a module of its own, pretrained.py.
+`checkpoint.load_model` does both and builds the model. This module does not import GPT. It reads
+only numbers and texts: nothing in a file is executed, and a size is compared with the file before
+memory is taken. Hugging Face's format has a module of its own, pretrained.py.
 
     TransformerLens   a state dict, alone or in a folder with a config.json of its config's fields
     Tracr             the compiled weights, an .npz of arrays under Haiku's parameter names
@@ -34,12 +34,12 @@ from pretrained import (
     HUB,
     check_weights_fit,
     download_file,
+    fold_attention_scale,
     read_safetensors,
     write_safetensors,
 )
 from utils import (
     UserError,
-    at_least_float32,
     check_choice,
     check_count,
     check_number,
@@ -54,8 +54,8 @@ from utils import (
 HUGGING_FACE = "Hugging Face"
 TRANSFORMER_LENS = "TransformerLens"
 TRACR = "Tracr"
-# A pattern of one name that every file of the format has. What some tools put before all names, such
-# as "module.", ends where the pattern begins, and is removed.
+# A pattern of one name that every file of the format has. What some tools put before all names,
+# such as "module.", ends where the pattern begins, and is removed.
 SIGNS = {TRANSFORMER_LENS: r"\bembed\.W_E$", TRACR: r"\btoken_embed[./_]embeddings$"}
 WEIGHT_ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".npz")
 # Where the tensors and the config are in a file that holds more than tensors
@@ -203,8 +203,9 @@ def config_in(content):
 def read_foreign(found, **told):
     """The Foreign of a Found in any format but Hugging Face's.
 
-    told: what the caller knows and the file may not say: activation, norm, n_heads. Raises UserError
-    for what the file lacks, for what it says itself, and for a model that this project cannot build.
+    told: what the caller knows and the file may not say: activation, norm, n_heads. Raises
+    UserError for what the file lacks, for what it says itself, and for a model that this project
+    cannot build.
     """
     told = {name: value for name, value in told.items() if value is not None}
     foreign = READERS[found.format](found, told)
@@ -222,8 +223,8 @@ def take_told(told, name, choices, path, meaning):
     """
     if name not in told:
         listed = ", ".join(f'"{value}" ({words})' for value, words in choices.items())
-        raise UserError(f"{path} does not say {meaning}; tell it with load_model(path, {name}=...): "
-                        f"{listed}")
+        raise UserError(f"{path} does not say {meaning}; tell it with load_model(path, "
+                        f"{name}=...): {listed}")
     return check_choice(name, told.pop(name), choices)
 
 
@@ -386,9 +387,9 @@ def toy_folder(repository, cache_dir=None):
 def read_transformer_lens(found, told):
     """The Foreign of a TransformerLens state dict; see `read_foreign`.
 
-    The sizes are those of the tensors; a config must agree with them. Without a config, the model is
-    taken as a causal one whose positions are added to the stream. A scale of the scores other than
-    1 / sqrt(d_head) is folded into W_Q and b_Q: q' = q * sqrt(d_head) / their scale.
+    The sizes are those of the tensors; a config must agree with them. Without a config, the model
+    is taken as a causal one whose positions are added to the stream. Another scale of the scores
+    than ours is folded into the queries.
     """
     path, config = found.path, found.config
     check_tl_fields(config, path)
@@ -411,9 +412,10 @@ def read_transformer_lens(found, told):
         norm_epsilon=config.get("eps", config.get("ln_eps", 1e-5)),
         attn_bias=any(is_bias(name) and ".attn." in name for name in tensors),
         unembed_bias=b_U is not None and bool(b_U.any()))
-    scales = [tl_query_scale(config, cfg.d_head, layer, path) for layer in range(cfg.n_layers)]
+    divisors = [tl_divisor(config, cfg.d_head, layer, path) for layer in range(cfg.n_layers)]
+    tensors = fold_attention_scale(cfg, from_tl_names(tensors, cfg), divisors)
     assumed = "" if config else "without a config: causal, positions added to the stream"
-    return Foreign(TRANSFORMER_LENS, cfg, from_tl_names(tensors, cfg, scales), assumed=assumed)
+    return Foreign(TRANSFORMER_LENS, cfg, tensors, assumed=assumed)
 
 
 def is_bias(name):
@@ -439,12 +441,12 @@ def tl_weights(named, path):
     tensors = {}
     for name, tensor in named.items():
         if not isinstance(tensor, torch.Tensor):
-            raise UserError(f"{path}: {printable(name)} is a {type(tensor).__name__}, not a tensor; "
-                            "save a state dict")
+            raise UserError(f"{path}: {printable(name)} is a {type(tensor).__name__}, not a "
+                            "tensor; save a state dict")
         for part, needed in TL_STRANGE.items():
             if part in name:
-                raise UserError(f"{path}: {printable(name)} belongs to {needed}, which this project "
-                                "does not have; choose another model")
+                raise UserError(f"{path}: {printable(name)} belongs to {needed}, which this "
+                                "project does not have; choose another model")
         if name.endswith(".attn.mask") and not is_causal_mask(tensor):
             raise UserError(f"{path}: {printable(name)} is not a causal mask, as of local "
                             "attention, which this project does not have; choose another model")
@@ -527,8 +529,8 @@ def tl_activation(has_mlp, config, told, path):
     return TL_ACTIVATIONS[act_fn]
 
 
-def tl_query_scale(config, d_head, layer, path):
-    """The factor of q that turns our division of the scores, by sqrt(d_head), into theirs."""
+def tl_divisor(config, d_head, layer, path):
+    """What a layer divides its attention scores by."""
     divisor = 1.0
     if config.get("use_attn_scale", True):
         divisor = config.get("attn_scale")
@@ -538,7 +540,7 @@ def tl_query_scale(config, d_head, layer, path):
                                "more than 0, and finite")
     if config.get("scale_attn_by_inverse_layer_idx"):
         divisor *= layer + 1
-    return math.sqrt(d_head) / divisor
+    return divisor
 
 
 def tl_shapes(n_layers, has_mlp, has_norms):
@@ -553,55 +555,46 @@ def tl_shapes(n_layers, has_mlp, has_norms):
     for layer in range(n_layers):
         shapes |= {f"blocks.{layer}.{name}": axes for name, axes in block.items()}
         if has_norms:
-            shapes |= {f"blocks.{layer}.{norm}.{leaf}": "d_model" for norm in norms for leaf in "wb"}
+            names = [f"blocks.{layer}.{norm}" for norm in norms]
+            shapes |= {f"{name}.{leaf}": "d_model" for name in names for leaf in "wb"}
     if has_norms:
         shapes |= {"ln_final.w": "d_model", "ln_final.b": "d_model"}
     return shapes
 
 
-def from_tl_names(tensors, cfg, scales):
-    """{our name: tensor}, given {TransformerLens's name: tensor}.
-
-    A missing bias becomes zeros, a norm without weights has weight 1. scales: a factor of the
-    queries for each layer.
-    """
+def from_tl_names(tensors, cfg):
+    """{our name: tensor}, given {TransformerLens's name: tensor}. A missing bias becomes zeros; a
+    norm without weights has weight 1."""
     ours = {"token_embedding.W_E": tensors["embed.W_E"],
             "position_embedding.W_pos": tensors["pos_embed.W_pos"],
             "unembedding.W_U": tensors["unembed.W_U"]}
     if cfg.unembed_bias:
         ours["unembedding.b_U"] = tensors["unembed.b_U"]
 
-    norms = ["ln_final"]
-    for layer, scale in enumerate(scales):
+    shapes = tl_shapes(cfg.n_layers, not cfg.attn_only, cfg.norm == "layernorm")
+    for layer in range(cfg.n_layers):
         block = f"blocks.{layer}"
-        attn = {name: tensors.get(f"{block}.attn.{name}") for name in
-                ("W_Q", "b_Q", "W_K", "b_K", "W_V", "b_V", "W_O", "b_O")}
-        if scale != 1:
-            for name in ("W_Q", "b_Q"):
-                attn[name] = None if attn[name] is None else at_least_float32(attn[name]) * scale
-
-        matrices = [side_by_side(attn[name]) for name in ("W_Q", "W_K", "W_V")]
-        ours[f"{block}.attn.W_QKV"] = torch.cat(matrices, 1)
-        ours[f"{block}.attn.W_heads_out"] = attn["W_O"].flatten(0, 1)
+        W_Q, W_K, W_V, W_O = (tensors[f"{block}.attn.W_{letter}"] for letter in "QKVO")
+        ours[f"{block}.attn.W_QKV"] = torch.cat([side_by_side(W) for W in (W_Q, W_K, W_V)], 1)
+        ours[f"{block}.attn.W_heads_out"] = W_O.flatten(0, 1)
         if cfg.attn_bias:
-            zeros = torch.zeros(cfg.n_heads, cfg.d_head)
-            biases = [zeros if attn[name] is None else attn[name] for name in ("b_Q", "b_K", "b_V")]
+            no_bias = torch.zeros(cfg.n_heads * cfg.d_head)
+            biases = [tensors.get(f"{block}.attn.b_{letter}", no_bias) for letter in "QKV"]
             ours[f"{block}.attn.b_QKV"] = torch.cat([bias.flatten() for bias in biases])
-            b_O = attn["b_O"]
-            ours[f"{block}.attn.b_heads_out"] = torch.zeros(cfg.d_model) if b_O is None else b_O
-        if not cfg.attn_only:
-            for name, size in (("b_in", cfg.d_mlp), ("b_out", cfg.d_model)):
-                bias = tensors.get(f"{block}.mlp.{name}")
-                ours[f"{block}.mlp.{name}"] = torch.zeros(size) if bias is None else bias
-            for name in ("W_in", "W_out"):
-                ours[f"{block}.mlp.{name}"] = tensors[f"{block}.mlp.{name}"]
-        norms += [f"{block}.ln1"] if cfg.attn_only else [f"{block}.ln1", f"{block}.ln2"]
+            b_O = tensors.get(f"{block}.attn.b_O", torch.zeros(cfg.d_model))
+            ours[f"{block}.attn.b_heads_out"] = b_O
 
-    if cfg.norm == "layernorm":
-        for norm in norms:
-            ours[f"{norm}.w"] = tensors.get(f"{norm}.w", torch.ones(cfg.d_model))
-            ours[f"{norm}.b"] = tensors.get(f"{norm}.b", torch.zeros(cfg.d_model))
+    # MLPs and norms have the same names here
+    for name, axes in shapes.items():
+        if ".mlp." in name or ".ln" in f".{name}":
+            size = [getattr(cfg, axis) for axis in axes.split()]
+            ours[name] = tensors[name] if name in tensors else default_of(name, size)
     return ours
+
+
+def default_of(name, size):
+    """What a missing bias or norm computes as: zeros, or ones for a norm's weight."""
+    return torch.ones(size) if name.endswith(".w") else torch.zeros(size)
 
 
 def to_transformer_lens(cfg, tensors):
@@ -619,7 +612,8 @@ def to_transformer_lens(cfg, tensors):
     for layer in range(cfg.n_layers):
         block = f"blocks.{layer}"
         b_QKV = tensors.get(f"{block}.attn.b_QKV")
-        W_QKV = tensors[f"{block}.attn.W_QKV"].unflatten(1, (3, *shape))  # [d_model, 3, head, d_head]
+        W_QKV = tensors[f"{block}.attn.W_QKV"]
+        W_QKV = W_QKV.unflatten(1, (3, *shape))  # [d_model, 3, head, d_head]
         for which, letter in enumerate("QKV"):
             named[f"{block}.attn.W_{letter}"] = W_QKV[:, which].transpose(0, 1)
             bias = None if b_QKV is None else b_QKV.unflatten(0, (3, *shape))[which]
@@ -633,8 +627,8 @@ def to_transformer_lens(cfg, tensors):
     shapes = tl_shapes(cfg.n_layers, not cfg.attn_only, cfg.norm == "layernorm")
     for name, axes in shapes.items():
         if named.get(name) is None:
-            sizes = [getattr(cfg, axis) for axis in axes.split()]
-            named[name] = tensors[name] if name in tensors else W_E.new_zeros(sizes)
+            size = [getattr(cfg, axis) for axis in axes.split()]
+            named[name] = tensors[name] if name in tensors else W_E.new_zeros(size)
     return {name: tensor.contiguous() for name, tensor in named.items()}
 
 
@@ -683,8 +677,8 @@ def read_tracr(found, told):
     path = found.path
     settings, tensors = tracr_arrays(found.tensors, path)
     if settings.get("causal", True) != 1:
-        raise UserError(f"{path}: causal is false: attention in both directions, which this project "
-                        "does not have; compile the program with causal=True")
+        raise UserError(f"{path}: causal is false: attention in both directions, which this "
+                        "project does not have; compile the program with causal=True")
     if settings.get("layer_norm", False) != 0 or any("layer_norm" in name for name in tensors):
         raise UserError(f"{path} has LayerNorms as Haiku makes them; compile the program without")
 
@@ -747,7 +741,8 @@ def tracr_arrays(arrays, path):
         elif kind in "fiub" and name not in TRACR_IGNORED:
             tensors[name] = torch.from_numpy(array.astype(np.float32))
         elif kind not in "US" and name not in TRACR_IGNORED:
-            raise UserError(f"{path}: {printable(name)} is {array.dtype}, not numbers; save it again")
+            raise UserError(f"{path}: {printable(name)} is {array.dtype}, not numbers; save it "
+                            "again")
     return settings, tensors
 
 
