@@ -42,7 +42,6 @@ from utils import (
     UserError,
     check_choice,
     check_count,
-    check_number,
     list_names,
     open_regular,
     printable,
@@ -57,6 +56,8 @@ TRACR = "Tracr"
 # A pattern of one name that every file of the format has. What some tools put before all names,
 # such as "module.", ends where the pattern begins, and is removed.
 SIGNS = {TRANSFORMER_LENS: r"\bembed\.W_E$", TRACR: r"\btoken_embed[./_]embeddings$"}
+# Fields by which a config.json differs from Hugging Face's: TransformerLens's and Tracr's
+OTHER_CONFIGS = ({"n_layers", "d_model"}, {"num_layers", "key_size"})
 WEIGHT_ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".npz")
 # Where the tensors and the config are in a file that holds more than tensors
 TENSOR_FIELDS = ("state_dict", "model_state_dict", "model")
@@ -127,7 +128,7 @@ def find_format(path):
     if path.is_dir():
         if (path / "config.json").exists():
             config = read_json(path / "config.json")
-            if not {"n_layers", "d_model"} <= set(config):
+            if not any(fields <= set(config) for fields in OTHER_CONFIGS):
                 return Found(HUGGING_FACE, path, config)
         path = only_weights(path)
 
@@ -192,8 +193,9 @@ def without_prefix(tensors, prefix, path):
 def config_in(content):
     """The config that a file of weights brings along; an empty dict if it brings none."""
     for name in CONFIG_FIELDS:
-        if isinstance(content.get(name), dict):
-            return content[name]
+        config = content.get(name)
+        if isinstance(config, dict) and any(fields <= set(config) for fields in OTHER_CONFIGS):
+            return config
     return {}
 
 
@@ -309,6 +311,7 @@ TL_BUFFERS = (".attn.mask", ".attn.IGNORE")  # endings of constants that a state
 TL_SIZES = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "n_ctx", "d_vocab", "d_vocab_out")
 TL_ACTIVATIONS = {"gelu": "gelu_exact", "gelu_new": "gelu", "gelu_fast": "gelu",
                   "gelu_pytorch_tanh": "gelu", "relu": "relu"}
+LARGEST_SCALE = 10**9
 TL_NORMS = {"LN": "layernorm", "LNPre": "layernorm", None: "none"}
 TOLD_ACTIVATIONS = {"gelu": "by tanh: its gelu_new", "gelu_exact": "by erf: its gelu",
                     "relu": "its relu"}
@@ -409,7 +412,7 @@ def read_transformer_lens(found, told):
     b_U = tensors.get("unembed.b_U")
     cfg = make_config(
         path, **sizes, attn_only="d_mlp" not in sizes, norm=TL_NORMS[norm], activation=activation,
-        norm_epsilon=config.get("eps", config.get("ln_eps", 1e-5)),
+        norm_epsilon=check_fraction("eps", config.get("eps", config.get("ln_eps", 1e-5)), path),
         attn_bias=any(is_bias(name) and ".attn." in name for name in tensors),
         unembed_bias=b_U is not None and bool(b_U.any()))
     divisors = [tl_divisor(config, cfg.d_head, layer, path) for layer in range(cfg.n_layers)]
@@ -529,6 +532,14 @@ def tl_activation(has_mlp, config, told, path):
     return TL_ACTIVATIONS[act_fn]
 
 
+def check_fraction(name, value, path):
+    """The value, if it is a number from 0 to 1. Raises UserError otherwise."""
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise UserError(f"{path}: {name}={printable(repr(value))} is not possible; it must be a "
+                        "number from 0 to 1")
+    return value
+
+
 def tl_divisor(config, d_head, layer, path):
     """What a layer divides its attention scores by."""
     divisor = 1.0
@@ -536,8 +547,9 @@ def tl_divisor(config, d_head, layer, path):
         divisor = config.get("attn_scale")
         if divisor in (None, -1):
             divisor = math.sqrt(d_head)
-        divisor = check_number(f"{path}: attn_scale", divisor, lambda x: 0 < x < math.inf,
-                               "more than 0, and finite")
+        if type(divisor) not in (int, float) or not 0 < divisor < LARGEST_SCALE:
+            raise UserError(f"{path}: attn_scale={printable(repr(divisor))} is not possible; it "
+                            f"must be more than 0 and less than {LARGEST_SCALE:,}")
     if config.get("scale_attn_by_inverse_layer_idx"):
         divisor *= layer + 1
     return divisor
@@ -660,7 +672,8 @@ TRACR_LAYER = {
     "mlp/linear_1/w": "d_model d_mlp", "mlp/linear_1/b": "d_mlp",
     "mlp/linear_2/w": "d_mlp d_model", "mlp/linear_2/b": "d_model",
 }
-TRACR_UNEMBEDDINGS = ("unembed", "unembed/w")  # [d_model, d_vocab_out]; Haiku has no name for it
+# The readout [d_model, d_vocab_out]; it is no parameter there, so people name it themselves
+TRACR_UNEMBEDDINGS = ("unembed", "unembed/w", "unembed/embeddings", "unembedding", "unembedding/w")
 TRACR_SETTINGS = ("n_heads", "num_heads", "key_size", "d_head", "causal", "layer_norm")
 # Arrays that repeat what the shapes say, or what does not matter without training
 TRACR_IGNORED = ("n_layers", "num_layers", "d_mlp", "mlp_hidden_size", "d_model", "d_vocab",
@@ -670,12 +683,14 @@ TRACR_IGNORED = ("n_layers", "num_layers", "d_mlp", "mlp_hidden_size", "d_model"
 def read_tracr(found, told):
     """The Foreign of a compiled program: arrays named MODULE/w, MODULE/b and MODULE/embeddings.
 
-    The number of heads must be there, as an array `n_heads` or `key_size`, or be told. Without an
-    array `unembed` [d_model, d_vocab_out], the logits are the final stream itself, whose axes are
-    the program's variables. Tracr's scores are divided by sqrt(key_size), as ours are.
+    The number of heads must be there, as an array `n_heads` or `key_size`, in a config.json, or be
+    told. Without an array `unembed` [d_model, d_vocab_out], the logits are the final stream itself,
+    whose axes are the program's variables. Tracr's scores are divided by sqrt(key_size), as ours.
     """
     path = found.path
-    settings, tensors = tracr_arrays(found.tensors, path)
+    said = {name: np.asarray(value) for name, value in found.config.items()
+            if name in TRACR_SETTINGS}
+    settings, tensors = tracr_arrays(said | found.tensors, path)
     if settings.get("causal", True) != 1:
         raise UserError(f"{path}: causal is false: attention in both directions, which this "
                         "project does not have; compile the program with causal=True")
