@@ -9,6 +9,7 @@ import json
 import math
 import os
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ import pretrained
 from checkpoint import load_model, load_pretrained
 from config import ModelConfig
 from model import GPT
-from utils import UserError, seeded_generator
+from utils import seeded_generator
 
 # TransformerLens: its state dict, its config, and its logits, all by hand
 
@@ -227,7 +228,7 @@ def test_models_of_another_kind_are_refused_by_their_names(tmp_path):
     }
     for field, (value, told) in fields.items():
         folder = write_lens(tmp_path, LENS | {field: value}, named)
-        message = refusal(lambda: load_model(folder), field)
+        message = refusal(partial(load_model, folder), field)
         assert field in message and told in message and len(message.split("\n")) == 1, message
 
     local = torch.ones(9, 9, dtype=torch.bool).tril().triu(-2)
@@ -238,7 +239,7 @@ def test_models_of_another_kind_are_refused_by_their_names(tmp_path):
     }
     for name, told in strange.items():
         folder = write_lens(tmp_path, LENS, named | {name: local})
-        message = refusal(lambda: load_model(folder), name)
+        message = refusal(partial(load_model, folder), name)
         assert name in message and told in message, message
     without = {name: tensor for name, tensor in named.items() if name != "ln_final.b"}
     assert "RMS" in refusal(lambda: load_model(write_lens(tmp_path, LENS, without)))
@@ -249,7 +250,7 @@ def test_what_a_file_does_not_say_is_asked_for_and_what_it_says_is_not_taken(tmp
     torch.save(lens_weights(lens_config(normalization_type=None)), path)
     for told in ({}, {"activation": "gelu"}, {"norm": "none"}):
         missing = "activation" if "activation" not in told and told else "norm"
-        assert f"{missing}=..." in refusal(lambda: load_model(path, **told), told)
+        assert f"{missing}=..." in refusal(partial(load_model, path, **told), told)
     assert "by erf: its gelu" in refusal(lambda: load_model(path, norm="none"))
     assert "silu" in refusal(lambda: load_model(path, norm="none", activation="silu"))
     told = {"activation": "relu", "norm": "none", "n_heads": 3}
@@ -279,7 +280,7 @@ def test_tensors_that_do_not_make_the_model_are_named(tmp_path):
         changed = named | {name: value}
         if value is None:
             del changed[name]
-        message = refusal(lambda: load_model(write_lens(tmp_path, LENS, changed)), name)
+        message = refusal(partial(load_model, write_lens(tmp_path, LENS, changed)), name)
         part = name if "layers" not in told else ""
         assert part in message and told in message and "\n" not in message, message
 
@@ -353,7 +354,7 @@ def test_toy_models_of_another_kind_are_refused_by_name(tmp_path, monkeypatch):
     for name, told in (("solu-2l", "SoLU"), ("NeelNanda/SoLU_1L512W_C4_Code", "SoLU"),
                        ("attn-only-2l-demo", "shortformer"), ("redwood_attn_2l", "shortformer"),
                        ("attn-only-2l-shortformer-6b-big-lr", "shortformer")):
-        message = refusal(lambda: load_model(name), name)
+        message = refusal(partial(load_model, name), name)
         assert told in message and name in message and "gelu-1l" in message
     assert "attn-only-2l" in refusal(lambda: load_model("atn-only-2l"))
 
@@ -509,7 +510,7 @@ def test_programs_of_another_kind_and_wrong_arrays_are_refused(tmp_path):
         assert told in message and "\n" not in message, message
     np.savez(path, **arrays)
     for n_heads in (3.0, 0, 4, "3"):
-        assert "n_heads" in refusal(lambda: load_model(path, n_heads=n_heads), n_heads)
+        assert "n_heads" in refusal(partial(load_model, path, n_heads=n_heads), n_heads)
 
 
 def test_an_npz_that_lies_or_runs_code_is_refused_before_it_takes_memory(tmp_path,
@@ -550,5 +551,4 @@ def test_load_pretrained_still_reads_hugging_faces_format(tmp_path):
     model.save_pretrained(tmp_path)
     assert formats.find_format(tmp_path).format == "Hugging Face"
     assert checkpoint.find_other_format(tmp_path) is None
-    with pytest.raises(UserError, match="vocab.json"):
-        load_pretrained(tmp_path)
+    assert "vocab.json" in refusal(partial(load_pretrained, tmp_path))
