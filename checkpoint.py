@@ -265,6 +265,15 @@ def load_foreign(found, device="cpu", told=None):
     return model.to(device).eval(), tokenizer
 
 
+def load_alone(name_or_path, *, cache_dir=None):
+    """Loads a model from elsewhere, in evaluation mode, whether it brings a tokenizer or not; what
+    it may be, see `load_model`."""
+    found = find_other_format(name_or_path, cache_dir)
+    if found is None:
+        return GPT.from_pretrained(name_or_path, cache_dir)
+    return load_foreign(found)[0]
+
+
 def load_pretrained(name_or_folder, device="cpu", *, cache_dir=None):
     """Loads (model, tokenizer) of a published GPT-2, or of another project's files if they bring a
     tokenizer; see `GPT.from_pretrained` and `load_model`. Programs that need texts use it.
