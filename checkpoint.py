@@ -30,6 +30,7 @@ from data import SHAKESPEARE_SHA256, load_dataset
 from formats import (
     HUGGING_FACE,
     TOY_MODELS,
+    check_told,
     find_format,
     is_foreign,
     read_foreign,
@@ -218,24 +219,18 @@ def load_model(run=None, out_dir="outputs", device="cpu", *, file="checkpoint.pt
         found = find_other_format(run, cache_dir)
         if found is not None:
             return load_foreign(found, device, told)
-        check_nothing_told(told, run)
-        return load_pretrained(run, device, cache_dir=cache_dir)
+        model, tokenizer = load_pretrained(run, device, cache_dir=cache_dir)
+        check_told(told, model.cfg, run)
+        return model, tokenizer
 
     path = find_run(run, out_dir) / file
-    check_nothing_told(told, path)
     state = load_checkpoint(path)
     cfg = config_of(state, path).model
+    check_told(told, cfg, path)
     check_weights_fit(cfg, state["model"], path)
     model = GPT(cfg, seed=None)
     model.load_weights_(state["model"], path)
     return model.to(device).eval(), load_tokenizer(state["tokenizer"])
-
-
-def check_nothing_told(told, path):
-    """Raises UserError if the caller told what the config at a path says itself."""
-    given = ", ".join(f"{name}={value!r}" for name, value in told.items() if value is not None)
-    if given:
-        raise UserError(f"{path} says this itself; leave out {given}")
 
 
 def find_other_format(name_or_path, cache_dir=None):

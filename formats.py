@@ -206,16 +206,23 @@ def read_foreign(found, **told):
     """The Foreign of a Found in any format but Hugging Face's.
 
     told: what the caller knows and the file may not say: activation, norm, n_heads. Raises
-    UserError for what the file lacks, for what it says itself, and for a model that this project
+    UserError for what the file lacks, for what it says otherwise, and for a model that this project
     cannot build.
     """
     told = {name: value for name, value in told.items() if value is not None}
     foreign = READERS[found.format](found, told)
-    if told:
-        given = ", ".join(f"{name}={printable(repr(value))}" for name, value in told.items())
-        raise UserError(f"{found.path} says this itself, or has no use for it; leave out {given}")
+    check_told(told, foreign.cfg, found.path)
     check_weights_fit(foreign.cfg, foreign.tensors, found.path)
     return foreign
+
+
+def check_told(told, cfg, path):
+    """Raises UserError if the caller told something that the config of a file contradicts."""
+    for name, value in told.items():
+        own = getattr(cfg, name)
+        if value is not None and value != own:
+            raise UserError(f"{path} is a model of {name}={own!r}, and "
+                            f"{name}={printable(repr(value))} is told; leave it out")
 
 
 def take_told(told, name, choices, path, meaning):
