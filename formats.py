@@ -318,7 +318,7 @@ TL_BUFFERS = (".attn.mask", ".attn.IGNORE")  # endings of constants that a state
 TL_SIZES = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "n_ctx", "d_vocab", "d_vocab_out")
 TL_ACTIVATIONS = {"gelu": "gelu_exact", "gelu_new": "gelu", "gelu_fast": "gelu",
                   "gelu_pytorch_tanh": "gelu", "relu": "relu"}
-LARGEST_SCALE = 10**9
+LARGEST_SCALE = 10**9  # the scores are divided by less than this
 TL_NORMS = {"LN": "layernorm", "LNPre": "layernorm", None: "none"}
 TOLD_ACTIVATIONS = {"gelu": "by tanh: its gelu_new", "gelu_exact": "by erf: its gelu",
                     "relu": "its relu"}
@@ -351,6 +351,8 @@ TL_STRANGE = {
     "ln1_post": "norms behind the parts (post-LN)", "embed.ln.": "a norm behind the embedding",
     ".norm": "names from before TransformerLens (its *_old models, with SoLU)",
 }
+# Published toy models and their repositories. They are read by the layout that TransformerLens
+# reads; the weights themselves were not at hand when this was written.
 TOY_MODELS = {
     name: repository for n in (1, 2, 3, 4) for name, repository in (
         (f"attn-only-{n}l", f"NeelNanda/Attn_Only_{n}L512W_C4_Code"),
@@ -364,8 +366,8 @@ STRANGE_TOYS = {
     "attn-only-2l-induction": "shortformer positions",
     "attn-only-2l-shortformer": "shortformer positions",
     "NeelNanda/Attn-Only-2L512W-Shortformer": "shortformer positions",
-    "redwood_attn_2l": "shortformer positions", "ArthurConmy/redwood_attn_2l":
-    "shortformer positions",
+    "redwood_attn_2l": "shortformer positions",
+    "ArthurConmy/redwood_attn_2l": "shortformer positions",
 }
 
 
@@ -458,8 +460,9 @@ def tl_weights(named, path):
                 raise UserError(f"{path}: {printable(name)} belongs to {needed}, which this "
                                 "project does not have; choose another model")
         if name.endswith(".attn.mask") and not is_causal_mask(tensor):
-            raise UserError(f"{path}: {printable(name)} is not a causal mask, as of local "
-                            "attention, which this project does not have; choose another model")
+            raise UserError(f"{path}: {printable(name)} is not a causal mask: local or "
+                            "other attention, which this project does not have; choose another "
+                            "model")
         if not name.endswith(TL_BUFFERS):
             tensors[name] = tensor.detach()
 
@@ -769,18 +772,19 @@ def tracr_arrays(arrays, path):
 
 
 def tracr_heads(settings, d_heads, told, path):
-    """The number of heads: from an array, or as told. Raises UserError if it is not known, or does
+    """The number of heads: as told, or from a setting. Raises UserError if it is not known, or does
     not divide the width of all heads."""
+    n_heads = settings.get("n_heads", settings.get("num_heads"))
+    d_head = settings.get("key_size", settings.get("d_head"))
     if "n_heads" in told:
         n_heads = check_count("n_heads", told.pop("n_heads"))
-    elif "n_heads" in settings or "num_heads" in settings:
-        n_heads = settings.get("n_heads", settings.get("num_heads"))
-    elif settings.get("key_size", settings.get("d_head")):
-        n_heads = d_heads // settings.get("key_size", settings.get("d_head"))
-    else:
+    if n_heads is None and not d_head:
         raise UserError(f"{path} does not say the number of heads; tell it with load_model(path, "
                         "n_heads=...), or save it as an array n_heads")
-    d_head = settings.get("key_size", settings.get("d_head", d_heads // max(n_heads, 1)))
+
+    # Either follows from the other, and both together must fill the columns
+    n_heads = d_heads // d_head if n_heads is None else n_heads
+    d_head = d_heads // max(n_heads, 1) if d_head is None else d_head
     if n_heads < 1 or n_heads * d_head != d_heads:
         raise UserError(f"{path}: {n_heads} heads of {d_head} do not make the {d_heads} columns of "
                         "query/w; tell the right n_heads")
