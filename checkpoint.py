@@ -5,7 +5,7 @@
     model, tokenizer = load_model("mine")
 
 Chapter: COURSE_ROADMAP.md, 6 (learn and sample)
-Prerequisites: data.py, model.py, pretrained.py
+Prerequisites: data.py, model.py, formats.py
 Next: generate.py
 Source: PyTorch's notes on serialisation (weights_only: a checkpoint holds data, never code)
 """
@@ -27,6 +27,16 @@ import torch
 
 from config import Config, LoggingConfig, config_from_dict
 from data import SHAKESPEARE_SHA256, load_dataset
+from formats import (
+    HUGGING_FACE,
+    TOY_MODELS,
+    check_told,
+    find_format,
+    is_foreign,
+    read_foreign,
+    toy_folder,
+    toy_repository,
+)
 from model import GPT
 from pretrained import PRETRAINED_NAMES, check_sizes, check_weights_fit, pretrained_folder
 from tokenizer import BPETokenizer, load_tokenizer
@@ -187,33 +197,94 @@ def check_same_structure(found, wanted, where):
         check_same_structure(*pair, where)
 
 
-def load_model(run=None, out_dir="outputs", device="cpu", *, file="checkpoint.pt", cache_dir=None):
-    """Loads (model, tokenizer) from a run or a pretrained model, the model in evaluation mode.
+def load_model(run=None, out_dir="outputs", device="cpu", *, file="checkpoint.pt", cache_dir=None,
+               **told):
+    """Loads (model, tokenizer) from a run, a published model or another project's files, the model
+    in evaluation mode.
 
     run: a run's name in out_dir, its folder, or None for the newest run in out_dir; or any argument
-    of `GPT.from_pretrained`. file: "checkpoint.pt", the last state of a run, or "best.pt", the
-    state with its lowest validation loss. cache_dir: where downloads are kept.
-    Raises UserError for a run that does not exist, and for weights that do not fit their config.
+    of `GPT.from_pretrained`; or a folder or file in a format of formats.py, whose name is then
+    printed to stderr, or a TransformerLens toy model ("attn-only-2l"), downloaded once. The
+    tokenizer is None if these bring none.
+    file: "checkpoint.pt", the last state of a run, or "best.pt", the state with its lowest
+    validation loss. cache_dir: where downloads are kept. told: what another project's file does not
+    say: activation, norm ("layernorm", "none") or n_heads.
+    Raises UserError for a run that does not exist, for weights that do not fit their config, and
+    for a model of another kind.
     """
+    unknown = set(told) - {"activation", "norm", "n_heads"}
+    if unknown:
+        raise TypeError(f"load_model() got unexpected arguments {sorted(unknown)}")
     if run is not None and existing_run_folder(run, out_dir) is None and is_pretrained(run):
-        return load_pretrained(run, device, cache_dir=cache_dir)
+        found = find_other_format(run, cache_dir)
+        if found is not None:
+            return load_foreign(found, device, told)
+        model, tokenizer = load_pretrained(run, device, cache_dir=cache_dir)
+        check_told(told, model.cfg, run)
+        return model, tokenizer
 
     path = find_run(run, out_dir) / file
     state = load_checkpoint(path)
     cfg = config_of(state, path).model
+    check_told(told, cfg, path)
     check_weights_fit(cfg, state["model"], path)
     model = GPT(cfg, seed=None)
     model.load_weights_(state["model"], path)
     return model.to(device).eval(), load_tokenizer(state["tokenizer"])
 
 
+def find_other_format(name_or_path, cache_dir=None):
+    """The `formats.Found` at a path, or of a toy model, which is downloaded once; None for Hugging
+    Face's format and its names."""
+    path = name_or_path
+    if not is_foreign(path):
+        repository = toy_repository(name_or_path)
+        if repository is None:
+            return None
+        path = toy_folder(repository, cache_dir)
+    found = find_format(path)
+    return None if found.format == HUGGING_FACE else found
+
+
+def load_foreign(found, device="cpu", told=None):
+    """Builds (model, tokenizer or None) from a `formats.Found`; a line on stderr names the format.
+
+    told: a dict of what the file does not say; see `formats.read_foreign`.
+    """
+    foreign = read_foreign(found, **(told or {}))
+    assumed = f" ({foreign.assumed})" if foreign.assumed else ""
+    print(f"{found.path}: read as {foreign.format}{assumed}", file=sys.stderr)
+    model = GPT(foreign.cfg, seed=None)
+    model.load_weights_(foreign.tensors, found.path)
+    tokenizer = None if foreign.tokenizer is None else load_tokenizer(foreign.tokenizer)
+    return model.to(device).eval(), tokenizer
+
+
+def load_alone(name_or_path, *, cache_dir=None):
+    """Loads a model from elsewhere, in evaluation mode, whether it brings a tokenizer or not; what
+    it may be, see `load_model`."""
+    found = find_other_format(name_or_path, cache_dir)
+    if found is None:
+        return GPT.from_pretrained(name_or_path, cache_dir)
+    return load_foreign(found)[0]
+
+
 def load_pretrained(name_or_folder, device="cpu", *, cache_dir=None):
-    """Loads (model, tokenizer) of a published GPT-2; see `GPT.from_pretrained`.
+    """Loads (model, tokenizer) of a published GPT-2, or of another project's files if they bring a
+    tokenizer; see `GPT.from_pretrained` and `load_model`. Programs that need texts use it.
 
     The tokenizer's two files are read from the same folder as the weights. If they are missing, a
     model with GPT-2's 50,257 tokens uses those in data/gpt2_bpe, and a line on stderr says so.
     Raises UserError if there are none at all, or if they hold more tokens than the model.
     """
+    found = find_other_format(name_or_folder, cache_dir)
+    if found is not None:
+        model, tokenizer = load_foreign(found, device)
+        if tokenizer is None:
+            raise UserError(f"{found.path} brings no tokenizer, which this needs; load the model "
+                            "alone with checkpoint.load_model, and give it tokens")
+        return model, tokenizer
+
     folder = pretrained_folder(name_or_folder, cache_dir)
     if (folder / "metrics.jsonl").exists():  # a run also has a config.json, of another kind
         raise UserError(f"{folder} is a run, not a model in Hugging Face's layout; load it as one, "
@@ -268,8 +339,10 @@ def export_pretrained(folder, model, tokenizer):
 
 
 def is_pretrained(name_or_folder):
-    """Whether `GPT.from_pretrained` accepts it: a known name, or a folder with a config."""
-    return name_or_folder in PRETRAINED_NAMES or (Path(name_or_folder) / "config.json").exists()
+    """Whether it is a model from elsewhere: a known name, or a folder or file of a model. Raises
+    UserError for a published model of another kind."""
+    return (name_or_folder in PRETRAINED_NAMES or is_foreign(name_or_folder)
+            or toy_repository(name_or_folder) is not None)
 
 
 def config_of(state, path):
@@ -350,7 +423,7 @@ def find_run(run, out_dir):
     if folder is None:
         names = [folder.name for folder in runs]
         there = ", ".join(names[-8:]) or "none"
-        closest = suggest_closest(str(run), [*names, *PRETRAINED_NAMES])
+        closest = suggest_closest(str(run), [*names, *PRETRAINED_NAMES, *TOY_MODELS])
         raise UserError(f"no run {run!r} in {out_dir}; there: {there}{closest}")
     return folder
 

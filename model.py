@@ -19,6 +19,7 @@ import math
 import torch
 from torch import nn
 
+import formats
 import pretrained
 from embeddings import PositionEmbedding, TokenEmbedding, Unembedding, check_tokens
 from hooks import HookedModule, HookPoint, elsewhere
@@ -107,6 +108,19 @@ class GPT(HookedModule):
     def save_pretrained(self, folder):
         """Writes config.json and model.safetensors into a folder, in Hugging Face's format."""
         pretrained.write_pretrained(folder, self.cfg, self.to_hf_state_dict())
+
+    def to_transformer_lens_state_dict(self):
+        """The weights as {TransformerLens's name: tensor}, ready for a HookedTransformer's
+        `load_state_dict`; what the model lacks there (biases, positions) is zero."""
+        tensors = self.state_dict()
+        if self.position_embedding is not None:
+            tensors["position_embedding.W_pos"] = self.W_pos  # a fixed table is not a parameter
+        return formats.to_transformer_lens(self.cfg, tensors)
+
+    def save_transformer_lens(self, folder):
+        """Writes config.json, the fields of a HookedTransformerConfig, and model.safetensors into a
+        folder."""
+        formats.write_transformer_lens(folder, self.cfg, self.to_transformer_lens_state_dict())
 
     def forward(self, tokens, key_mask=None):
         """tokens [batch, pos] -> logits [batch, pos, d_vocab_out].

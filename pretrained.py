@@ -6,7 +6,7 @@ index, or pytorch_model.bin), and the tokenizer's two files.
 
 Chapter: COURSE_ROADMAP.md, 5 (the whole model)
 Prerequisites: tokenizer.py, model.py
-Next: weight_circuits.py
+Next: formats.py
 Source: Radford et al. 2019 (GPT-2); the safetensors file format
 """
 
@@ -49,7 +49,7 @@ PRETRAINED_NAMES = {
 CACHE = "~/.cache/gpt2-from-scratch"
 PRETRAINED_FILES = ("config.json", "vocab.json", "merges.txt", "model.safetensors")
 # The largest download accepted, in bytes, by file ending; GPT-2 XL's weights are 6.4 * 10^9 bytes
-LARGEST_FILES = {".json": 1 << 24, ".txt": 1 << 24, ".safetensors": 1 << 34}
+LARGEST_FILES = {".json": 1 << 24, ".txt": 1 << 24, ".safetensors": 1 << 34, ".pth": 1 << 30}
 # SHA-256 of the published file at an address, if known
 PUBLISHED_SHA256 = {
     f"{HUB}/openai-community/gpt2/resolve/main/{file}": sha256 for file, sha256 in {
@@ -199,6 +199,8 @@ def what_is_wrong(path, address, response):
             read_json(path)
         elif kind == "safetensors":
             read_safetensors(path)
+        elif kind == "pth":
+            read_bin(path)
         elif not read_text(path).startswith("#version"):
             return "is not a list of merges"
     except UserError as error:

@@ -18,7 +18,7 @@ FLOORS = [  # imports point to an earlier row, never up and never sideways
     "losses config plotting activation_cache",
     "metrics",
     "tokenizer corpus documents pretrained optim hooks",
-    "token_files",
+    "token_files formats",
     "data",
     "embeddings attention mlp",
     "transformer_block",
