@@ -38,7 +38,13 @@ from formats import (
     toy_repository,
 )
 from model import GPT
-from pretrained import PRETRAINED_NAMES, check_sizes, check_weights_fit, pretrained_folder
+from pretrained import (
+    PRETRAINED_NAMES,
+    check_sizes,
+    check_weights_fit,
+    is_hub_id,
+    pretrained_folder,
+)
 from tokenizer import BPETokenizer, load_tokenizer
 from utils import (
     UserError,
@@ -57,6 +63,7 @@ from utils import (
 
 GPT2_BPE = Path("data/gpt2_bpe")  # a folder with the two files of GPT-2's tokenizer
 GPT2_TOKENS = 50257
+GPT2_TOKENS_PADDED = 50304  # to a multiple of 64, as nanoGPT does
 VERSION_LINE = "#version: 0.2"  # the first line of a file of merges
 # Settings that may change when a run is resumed
 FREE_TO_CHANGE = {"device", "threads", "folder", "path", "compile", "accumulate"}
@@ -219,7 +226,7 @@ def load_model(run=None, out_dir="outputs", device="cpu", *, file="checkpoint.pt
         found = find_other_format(run, cache_dir)
         if found is not None:
             return load_foreign(found, device, told)
-        model, tokenizer = load_pretrained(run, device, cache_dir=cache_dir)
+        model, tokenizer = load_hugging_face(run, device, cache_dir)
         check_told(told, model.cfg, run)
         return model, tokenizer
 
@@ -256,7 +263,10 @@ def load_foreign(found, device="cpu", told=None):
     print(f"{found.path}: read as {foreign.format}{assumed}", file=sys.stderr)
     model = GPT(foreign.cfg, seed=None)
     model.load_weights_(foreign.tensors, found.path)
-    tokenizer = None if foreign.tokenizer is None else load_tokenizer(foreign.tokenizer)
+    if foreign.tokenizer is None:
+        tokenizer = gpt2_tokenizer(foreign.cfg.d_vocab, found.path)
+    else:
+        tokenizer = load_tokenizer(foreign.tokenizer)
     return model.to(device).eval(), tokenizer
 
 
@@ -270,42 +280,75 @@ def load_alone(name_or_path, *, cache_dir=None):
 
 
 def load_pretrained(name_or_folder, device="cpu", *, cache_dir=None):
-    """Loads (model, tokenizer) of a published GPT-2, or of another project's files if they bring a
-    tokenizer; see `GPT.from_pretrained` and `load_model`. Programs that need texts use it.
+    """Loads (model, tokenizer) of a published GPT-2, or of another project's files; see
+    `GPT.from_pretrained` and `load_model`. Programs that need texts use it.
 
-    The tokenizer's two files are read from the same folder as the weights. If they are missing, a
-    model with GPT-2's 50,257 tokens uses those in data/gpt2_bpe, and a line on stderr says so.
-    Raises UserError if there are none at all, or if they hold more tokens than the model.
+    Raises UserError if there is no tokenizer, or if it has more tokens than the model.
     """
     found = find_other_format(name_or_folder, cache_dir)
     if found is not None:
         model, tokenizer = load_foreign(found, device)
-        if tokenizer is None:
-            raise UserError(f"{found.path} brings no tokenizer, which this needs; load the model "
-                            "alone with checkpoint.load_model, and give it tokens")
-        return model, tokenizer
+    else:
+        model, tokenizer = load_hugging_face(name_or_folder, device, cache_dir)
+    if tokenizer is None:
+        raise UserError(f"{name_or_folder} brings no tokenizer (vocab.json and merges.txt, or "
+                        "tokenizer.json, or meta.pkl), which this needs; put it there, or load the "
+                        "model alone with checkpoint.load_model, and give it tokens")
+    return model, tokenizer
 
+
+def load_hugging_face(name_or_folder, device="cpu", cache_dir=None):
+    """Loads (model, tokenizer or None) of a GPT-2 in Hugging Face's format.
+
+    The tokenizer's files are read from the same folder as the weights. Raises UserError if they
+    hold more tokens than the model.
+    """
     folder = pretrained_folder(name_or_folder, cache_dir)
     if (folder / "metrics.jsonl").exists():  # a run also has a config.json, of another kind
         raise UserError(f"{folder} is a run, not a model in Hugging Face's layout; load it as one, "
                         "with --run_name in generate.py")
     model = GPT.from_pretrained(folder)
     d_vocab = model.cfg.d_vocab
+    tokenizer = read_tokenizer(folder) or gpt2_tokenizer(d_vocab, folder)
+    if tokenizer is not None and tokenizer.d_vocab > d_vocab:
+        raise UserError(f"the tokenizer in {folder} has {tokenizer.d_vocab:,} tokens and the model "
+                        f"{d_vocab:,}; put the model's own there")
+    return model.to(device), tokenizer
+
+
+def gpt2_tokenizer(d_vocab, origin):
+    """GPT-2's tokenizer from data/gpt2_bpe, for a model with its number of tokens that brings none;
+    a line on stderr says so. None for another number of tokens, or without these files.
+
+    origin: where the model comes from, for that line.
+    """
+    if d_vocab not in (GPT2_TOKENS, GPT2_TOKENS_PADDED):
+        return None
+    tokenizer = read_tokenizer(GPT2_BPE)
+    if tokenizer is not None:
+        print(f"{origin} has no tokenizer; using GPT-2's from {GPT2_BPE}", file=sys.stderr)
+    return tokenizer
+
+
+def read_tokenizer(folder):
+    """The BPETokenizer of the files in a folder, in Hugging Face's format or OpenAI's; None if
+    there are none.
+
+    Raises UserError for files that are damaged, and for settings that give other ids than GPT-2's.
+    """
+    settings = folder / "tokenizer_config.json"
+    for name in ("add_prefix_space", "add_bos_token"):
+        if settings.exists() and read_json(settings).get(name):
+            raise UserError(f"{settings}: {name}=true is not supported; make it false, and write "
+                            "what it adds into your texts")
 
     files = tokenizer_files(folder)
-    if files is None and d_vocab == GPT2_TOKENS:
-        files = tokenizer_files(GPT2_BPE)
-        if files is not None:
-            print(f"{folder} has no tokenizer; using GPT-2's from {GPT2_BPE}", file=sys.stderr)
-    if files is None:
-        raise UserError(f"{folder} has no vocab.json and merges.txt; put them there, or load the "
-                        "model alone with GPT.from_pretrained")
-
-    tokenizer = BPETokenizer.from_files(*files)
-    if tokenizer.d_vocab > d_vocab:
-        raise UserError(f"{files[0]} has {tokenizer.d_vocab:,} tokens and the model {d_vocab:,}; "
-                        "put the model's own there")
-    return model.to(device), tokenizer
+    if files is not None:
+        more = folder / "added_tokens.json"
+        return BPETokenizer.from_files(*files, more if more.exists() else None)
+    if (folder / "tokenizer.json").exists():
+        return BPETokenizer.from_json(folder / "tokenizer.json")
+    return None
 
 
 def tokenizer_files(folder):
@@ -331,7 +374,11 @@ def export_pretrained(folder, model, tokenizer):
     model.save_pretrained(folder)
 
     state = tokenizer.state_dict()
-    write_json(folder / "vocab.json", {token: i for i, token in enumerate(state["tokens"])})
+    added = {text: tokenizer.ids[text.encode()] for text in tokenizer.added}
+    write_json(folder / "vocab.json", {token: i for i, token in enumerate(state["tokens"])
+                                       if i not in added.values()})
+    if added:
+        write_json(folder / "added_tokens.json", added)
     with atomic_write(folder / "merges.txt", "w") as file:
         file.write(f"{VERSION_LINE}\n")
         for left, right in state["merges"]:
@@ -339,10 +386,10 @@ def export_pretrained(folder, model, tokenizer):
 
 
 def is_pretrained(name_or_folder):
-    """Whether it is a model from elsewhere: a known name, or a folder or file of a model. Raises
-    UserError for a published model of another kind."""
+    """Whether it is a model from elsewhere: a known name, what reads as a name on the hub, or a
+    folder or file of a model. Raises UserError for a published model of another kind."""
     return (name_or_folder in PRETRAINED_NAMES or is_foreign(name_or_folder)
-            or toy_repository(name_or_folder) is not None)
+            or toy_repository(name_or_folder) is not None or is_hub_id(name_or_folder))
 
 
 def config_of(state, path):

@@ -2,7 +2,7 @@
 
 This module returns a config and tensors; it does not import GPT. A checkpoint in Hugging Face's
 layout is a folder with config.json, the weights in model.safetensors (or several such files with an
-index, or pytorch_model.bin), and the tokenizer's two files.
+index, or pytorch_model.bin), and the tokenizer in vocab.json and merges.txt, or in tokenizer.json.
 
 Chapter: COURSE_ROADMAP.md, 5 (the whole model)
 Prerequisites: tokenizer.py, model.py
@@ -10,11 +10,13 @@ Next: formats.py
 Source: Radford et al. 2019 (GPT-2); the safetensors file format
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import mmap
 import os
+import re
 from pathlib import Path
 
 import requests
@@ -46,10 +48,13 @@ PRETRAINED_NAMES = {
     "gpt2-xl": "openai-community/gpt2-xl",
     "distilgpt2": "distilbert/distilgpt2",
 }
+HUB_ID = r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}"  # owner/name
 CACHE = "~/.cache/gpt2-from-scratch"
-PRETRAINED_FILES = ("config.json", "vocab.json", "merges.txt", "model.safetensors")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first one that is there is read
 # The largest download accepted, in bytes, by file ending; GPT-2 XL's weights are 6.4 * 10^9 bytes
-LARGEST_FILES = {".json": 1 << 24, ".txt": 1 << 24, ".safetensors": 1 << 34, ".pth": 1 << 30}
+LARGEST_FILES = {".json": 1 << 24, ".txt": 1 << 24, ".safetensors": 1 << 34, ".bin": 1 << 34,
+                 ".pth": 1 << 30}
+NOT_THERE = (401, 403, 404)  # a server's answers for a file that it lacks, or does not show us
 # SHA-256 of the published file at an address, if known
 PUBLISHED_SHA256 = {
     f"{HUB}/openai-community/gpt2/resolve/main/{file}": sha256 for file, sha256 in {
@@ -71,10 +76,11 @@ HEADER_SIZE = 1 << 23  # the largest safetensors header, in bytes: GPT-2 XL's ha
 MOST_MISSING_LAYERS = 100  # up to this many more layers than tensors, missing names are listed
 MOST_AXES = 8
 CHECKSUM_NAME = "content_sha256"  # in the metadata of safetensors files written here
-# The safetensors format's codes; the last two are those of masks, which are ignored
+# The safetensors format's codes; after the first line those of masks, which are ignored
 SAFETENSORS_DTYPES = {
-    "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64,
     "U8": torch.uint8, "BOOL": torch.bool,
+    "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
 }
 
 # Hugging Face's name of each tensor in a block, and ours; both store matrices as [in, out].
@@ -93,6 +99,8 @@ OUTER_NAMES = {
 HF_UNEMBEDDING = "lm_head.weight"  # [d_vocab, d_model]: the transpose of ours
 OUR_UNEMBEDDING = "unembedding.W_U"
 MASK_ENDINGS = (".attn.bias", ".attn.masked_bias")  # names of constants in old files
+# What torch.compile, data-parallel training and GPT2LMHeadModel put before a tensor's name
+PREFIXES = r"^(?:(?:_orig_mod|module|transformer)\.)*"
 HF_ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact",
                   "relu": "relu"}
 # Switches of config.json, and their values in GPT-2. Cross-attention is not supported; the others
@@ -116,33 +124,107 @@ def name_table(n_layers):
 # Download
 
 
+class NotThere(UserError):
+    """A server does not have the file, or does not give it to us."""
+
+
+def is_hub_id(name):
+    """Whether a value reads as a model's name on the hub, `owner/name`, and not as a path: no
+    folder of the owner's name is here."""
+    if not isinstance(name, str) or not re.fullmatch(HUB_ID, name, re.ASCII):
+        return False
+    return not Path(name.split("/")[0]).is_dir()
+
+
 def pretrained_folder(name_or_folder, cache_dir=None):
     """The folder of a model in Hugging Face's layout: the given one, or a download.
 
+    name_or_folder: a folder, a name in PRETRAINED_NAMES, or any GPT-2's `owner/name` on the hub.
     cache_dir: where downloads are kept; None for a folder below ~/.cache.
     Raises UserError if there is neither such a folder nor such a name, NoNetwork if the download
     stops (the next call continues it).
     """
     if (Path(name_or_folder) / "config.json").exists():
         return Path(name_or_folder)
-    if name_or_folder not in PRETRAINED_NAMES:
-        raise UserError(f"{name_or_folder!r} is neither a folder with a config.json nor one of: "
-                        f"{', '.join(PRETRAINED_NAMES)}")
+    if name_or_folder not in PRETRAINED_NAMES and not is_hub_id(name_or_folder):
+        raise UserError(f"{name_or_folder!r} is neither a folder with a config.json, nor a model's "
+                        f"owner/name on {HUB}, nor one of: {', '.join(PRETRAINED_NAMES)}")
 
     folder = Path(cache_dir or os.path.expanduser(CACHE)) / name_or_folder
-    repository = f"{HUB}/{PRETRAINED_NAMES[name_or_folder]}"
-    for file in PRETRAINED_FILES:
-        if not (folder / file).exists():
-            download_file(f"{repository}/resolve/main/{file}", folder / file)
+    if not has_weights(folder):
+        download_model(name_or_folder, folder)
     return folder
+
+
+def has_weights(folder):
+    """Whether a folder has a config and all files of its weights, which are downloaded last."""
+    if not (folder / "config.json").exists():
+        return False
+    for name in WEIGHT_FILES:
+        index = folder / f"{name}.index.json"
+        if (folder / name).exists():
+            return True
+        if index.exists():
+            return all((folder / file).exists() for file in shard_of_each(index).values())
+    return False
+
+
+def download_model(name, folder):
+    """Downloads what a model's repository has of the files that are read here.
+
+    name: as in `pretrained_folder`. Raises UserError for another architecture, before its weights
+    are downloaded.
+    """
+    address = f"{HUB}/{PRETRAINED_NAMES.get(name, name)}/resolve/main"
+    try:
+        download_missing(address, folder, "config.json")
+    except (NotThere, NoNetwork) as error:
+        raise type(error)(f"{name} is not a folder with a config.json here; {error}") from None
+    cfg, _ = read_config(folder / "config.json")
+
+    # The tokenizer: two files, and a third if tokens were added; or one file; or none
+    try:
+        download_missing(address, folder, "vocab.json")
+        download_missing(address, folder, "merges.txt")
+        if len(read_json(folder / "vocab.json")) < cfg.d_vocab:
+            with contextlib.suppress(NotThere):
+                download_missing(address, folder, "added_tokens.json")
+    except NotThere:
+        with contextlib.suppress(NotThere):
+            download_missing(address, folder, "tokenizer.json")
+
+    # The weights: one file, or several with an index
+    for name in WEIGHT_FILES:
+        with contextlib.suppress(NotThere):
+            return download_missing(address, folder, name)
+        with contextlib.suppress(NotThere):
+            return download_shards(address, folder, name)
+    raise UserError(f"{address} has neither {' nor '.join(WEIGHT_FILES)}")
+
+
+def download_shards(address, folder, name):
+    """Downloads weights in several files. name: of the single file in whose place they are."""
+    index = f"{name}.index.json"
+    download_missing(address, folder, index)
+    for file in sorted(set(shard_of_each(folder / index).values())):
+        if Path(file).suffix != Path(name).suffix:
+            raise UserError(f"{address}/{index} names the file {printable(repr(file))}, which is "
+                            f"not a {Path(name).suffix} file")
+        download_missing(address, folder, file)
+
+
+def download_missing(address, folder, file):
+    """Downloads a file of a repository, unless it is in the folder. Raises as `download_file`."""
+    if not (folder / file).exists():
+        download_file(f"{address}/{file}", folder / file)
 
 
 def download_file(address, path, attempts=3):
     """Downloads a file to `path`, continuing an earlier attempt that stopped.
 
     The file gets its name only when it is complete, matches the server's checksum and the published
-    one (if known), and can be read as its kind of file. Raises NoNetwork, or UserError if the
-    content is wrong, if another process is downloading it, or if the disk is full.
+    one (if known), and can be read as its kind of file. Raises NoNetwork, NotThere, or UserError if
+    the content is wrong, if another process is downloading it, or if the disk is full.
     """
     part = path.with_name(path.name + ".part")
     lock = path.with_name(path.name + ".lock")
@@ -158,6 +240,10 @@ def download_file(address, path, attempts=3):
             os.replace(part, path)
 
     except requests.RequestException as error:
+        if is_not_there(error):
+            if not part.stat().st_size:
+                part.unlink()
+            raise NotThere(f"{address} is not there, or not public") from None
         reason = error if isinstance(error, BadAnswer) else type(error).__name__
         raise NoNetwork(f"no network: {address} did not answer ({printable(reason)}); the part "
                         "received is kept; try again to continue, or put the file at "
@@ -165,6 +251,13 @@ def download_file(address, path, attempts=3):
     except OSError as error:
         raise UserError(f"cannot write {part}: {error.strerror}; make room or choose another "
                         "--cache_dir") from None
+
+
+def is_not_there(error):
+    """Whether an error of requests is the server's answer that it has no such file for us; not that
+    of another machine, to which it redirects for the content of a file that it has."""
+    response = error.response
+    return response is not None and response.status_code in NOT_THERE and not response.history
 
 
 def fetch_with_patience(part, address, attempts):
@@ -175,8 +268,8 @@ def fetch_with_patience(part, address, attempts):
         try:
             with open(part, "ab") as file:
                 return fetch_into(file, address, largest)
-        except requests.RequestException:
-            if attempts == 0:
+        except requests.RequestException as error:
+            if attempts == 0 or is_not_there(error):
                 raise
 
 
@@ -188,10 +281,8 @@ def what_is_wrong(path, address, response):
     if not content_matches(path, response):
         return "does not match its checksum"
     published = PUBLISHED_SHA256.get(address)
-    if published is not None:
-        with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != published:
-                return f"is not the published one, whose SHA-256 is {published}"
+    if published is not None and file_digest(path, hashlib.sha256()) != published:
+        return f"is not the published one, whose SHA-256 is {published}"
 
     kind = path.name.removesuffix(".part").rpartition(".")[2]
     try:
@@ -199,7 +290,7 @@ def what_is_wrong(path, address, response):
             read_json(path)
         elif kind == "safetensors":
             read_safetensors(path)
-        elif kind == "pth":
+        elif kind in ("bin", "pth"):
             read_bin(path)
         elif not read_text(path).startswith("#version"):
             return "is not a list of merges"
@@ -225,10 +316,15 @@ def content_matches(path, response):
     digest = hashlib.new(algorithm)
     if algorithm == "sha1":
         digest.update(b"blob %d\0" % path.stat().st_size)
+    return file_digest(path, digest) == checksum
+
+
+def file_digest(path, digest):
+    """A file's content added to a digest of hashlib, as hexadecimal digits."""
     with open(path, "rb") as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
-    return digest.hexdigest() == checksum
+    return digest.hexdigest()
 
 
 # Read
@@ -245,15 +341,7 @@ def read_pretrained(folder):
     folder = Path(folder)
     cfg, divisors = read_config(folder / "config.json")
 
-    # All tensors except masks, under Hugging Face's names without the prefix that some files have
-    found = {}
-    for their_name, tensor in read_weights(folder).items():
-        name = their_name.removeprefix("transformer.")
-        if name in found:
-            raise UserError(f"{folder} has {printable(name)} twice, with and without "
-                            '"transformer." before it; remove one of them')
-        if not name.endswith(MASK_ENDINGS):
-            found[name] = tensor
+    found = without_prefixes_and_masks(read_weights(folder), folder)
     check_weights_fit(cfg, found, folder)
 
     # A tied unembedding may be stored a second time; both copies must then be the same
@@ -281,6 +369,28 @@ def read_pretrained(folder):
     if not cfg.tie_embeddings:
         tensors[OUR_UNEMBEDDING] = tensors[OUR_UNEMBEDDING].T
     return cfg, fold_attention_scale(cfg, tensors, divisors)
+
+
+def without_prefixes_and_masks(tensors, origin):
+    """{name: tensor} without the constants of old files, each name without the prefixes that the
+    training or the class of the model put before it.
+
+    Raises UserError, naming `origin`, for a name that occurs with two prefixes, and for a tensor
+    that is not of floating-point numbers.
+    """
+    found = {}
+    for full_name, tensor in tensors.items():
+        name = re.sub(PREFIXES, "", full_name)
+        if name.endswith(MASK_ENDINGS):
+            continue
+        if name in found:
+            raise UserError(f"{origin} has {printable(name)} twice, with and without a prefix; "
+                            "remove one of them")
+        if not tensor.is_floating_point():
+            raise UserError(f"{origin}: {printable(name)} has numbers of {tensor.dtype}, which are "
+                            "not weights; convert them to float32")
+        found[name] = tensor
+    return found
 
 
 def read_config(path):
@@ -401,13 +511,13 @@ def check_weights_fit(cfg, tensors, origin):
 
 def read_weights(folder):
     """{Hugging Face's name: tensor} from a folder, whichever kind of file holds the weights."""
-    for name, read in (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_bin)):
+    for name, read in zip(WEIGHT_FILES, (read_safetensors, read_bin), strict=True):
         if (folder / name).exists():
             return read(folder / name)
         if (folder / f"{name}.index.json").exists():
             return read_shards(folder / f"{name}.index.json", read)
-    raise UserError(f"{folder} has neither model.safetensors nor pytorch_model.bin; "
-                    "download the weights into it")
+    raise UserError(f"{folder} has neither {' nor '.join(WEIGHT_FILES)}; download the weights into "
+                    "it")
 
 
 def read_shards(index, read):
@@ -415,17 +525,22 @@ def read_shards(index, read):
 
     index: a JSON file that says which file holds each tensor. read: reads one of these files.
     """
-    file_of = read_json(index, "download it again").get("weight_map")
-    if not isinstance(file_of, dict) or not all(
-        isinstance(file, str) and Path(file).name == file for file in file_of.values()
-    ):
-        raise UserError(f"{index} has no weight_map of names to file names; download it again")
-
+    file_of = shard_of_each(index)
     shards = {file: read(index.parent / file) for file in sorted(set(file_of.values()))}
     missing = [name for name, file in file_of.items() if name not in shards[file]]
     if missing:
         raise UserError(f"{index} promises tensors that its files lack: {list_names(missing)}")
     return {name: shards[file][name] for name, file in file_of.items()}
+
+
+def shard_of_each(index):
+    """{tensor's name: name of its file} from the index of weights in several files."""
+    file_of = read_json(index, "download it again").get("weight_map")
+    if not isinstance(file_of, dict) or not all(
+        isinstance(file, str) and Path(file).name == file for file in file_of.values()
+    ):
+        raise UserError(f"{index} has no weight_map of names to file names; download it again")
+    return file_of
 
 
 def read_bin(path):
@@ -617,7 +732,7 @@ def tensor_at(content, entry, start):
 
 def write_safetensors(path, tensors):
     """Writes {name: tensor of float32, float16 or bfloat16} in the safetensors format."""
-    codes = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
+    codes = {SAFETENSORS_DTYPES[code]: code for code in ("F32", "F16", "BF16")}
     other_dtypes = {tensor.dtype for tensor in tensors.values()} - set(codes)
     if other_dtypes:
         listed = ", ".join(map(str, other_dtypes))

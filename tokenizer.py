@@ -25,10 +25,24 @@ import sys
 import unicodedata
 from collections import Counter, defaultdict
 
-from utils import UserError, check_choice, text_pieces
+from utils import UserError, check_choice, printable, read_json, text_pieces
 
 ENDOFTEXT = "<|endoftext|>"
 MOST_CACHED_WORDS = 1 << 18
+# What a tokenizer.json must say to mean GPT-2's rules; None: it may be left out
+TOKENIZER_JSON = {
+    "model.type": ("BPE", None),
+    "model.dropout": (None, 0),
+    "model.continuing_subword_prefix": (None, ""),
+    "model.end_of_word_suffix": (None, ""),
+    "model.ignore_merges": (None, False),
+    "normalizer.type": (None,),
+    "pre_tokenizer.type": ("ByteLevel",),
+    "pre_tokenizer.add_prefix_space": (False,),
+    "pre_tokenizer.use_regex": (True, None),
+    "post_processor.type": ("ByteLevel", "TemplateProcessing", None),
+    "decoder.type": ("ByteLevel", None),
+}
 # Unicode's White_Space, spelled out, because Python's \s also has U+001C to U+001F.
 SPACES = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 
@@ -142,21 +156,24 @@ class BPETokenizer(CharTokenizer):
     def __init__(self):
         self.set_vocabulary_([bytes([byte]) for byte in byte_characters()], [])
 
-    def set_vocabulary_(self, tokens, merges):
+    def set_vocabulary_(self, tokens, merges, added=()):
         """Sets the vocabulary: tokens (bytes, by id) and merges (pairs of bytes, in order learned).
 
-        Raises UserError if a byte, or the result of a merge, has no id.
+        added: texts that are one token each in a document, as `<|endoftext|>` is. Raises UserError
+        if one of them, a byte, or the result of a merge, has no id.
         """
         self.symbols = tokens
+        self.added = list(added)
         self.ids = {token: i for i, token in enumerate(tokens)}
         self.ranks = {pair: rank for rank, pair in enumerate(merges)}
         self.known_words = {}  # {word: its ids}, so that each word is merged only once
 
         needed = [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
+        needed += [text.encode() for text in added]
         missing = [token for token in needed if token not in self.ids]
         if missing:
-            raise UserError(f"the vocabulary lacks {missing[0]!r}, which its merges make; use two "
-                            "files of one tokenizer")
+            raise UserError(f"the vocabulary lacks {missing[0]!r}, which its merges make; use "
+                            "the files of one tokenizer")
 
     @property
     def has_endoftext(self):
@@ -190,26 +207,44 @@ class BPETokenizer(CharTokenizer):
         return self
 
     @classmethod
-    def from_files(cls, vocab, merges):
+    def from_files(cls, vocab, merges, added=None):
         """Loads GPT-2's tokenizer files: encoder.json and vocab.bpe, or vocab.json and merges.txt.
 
-        Raises UserError if one is missing or has other content.
+        added: a file with the ids of further tokens, such as added_tokens.json; None if there are
+        none. Raises UserError if a file is missing or has other content.
         """
+        more = {} if added is None else read_json(added)
         try:
             ids = json.loads("".join(text_pieces(vocab)))
             lines = "".join(text_pieces(merges)).splitlines()
             pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-            if sorted(ids.values()) != list(range(len(ids))):
-                raise ValueError("the ids are not 0, 1, 2, …")
+            state = vocabulary_state(ids, pairs, more)
         except OSError as error:
             raise UserError(f"cannot read {error.filename}: {error.strerror}; GPT-2's tokenizer "
                             "needs a vocabulary and a file of merges") from None
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{vocab} and {merges} are not a tokenizer's files ({error}); download "
                             "them again") from None
+        return cls().load_state_dict(state)
 
-        tokens = sorted(ids, key=ids.get)
-        return cls().load_state_dict({"kind": cls.kind, "tokens": tokens, "merges": pairs})
+    @classmethod
+    def from_json(cls, path):
+        """Loads a tokenizer.json, in which Hugging Face's libraries keep a whole tokenizer.
+
+        Raises UserError naming a setting that is not GPT-2's, because it would give other ids.
+        """
+        values = read_json(path)
+        try:
+            check_tokenizer_json(values, path)
+            model = values["model"]
+            pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+            added = {token["content"]: token["id"] for token in values.get("added_tokens") or []}
+            return cls().load_state_dict(vocabulary_state(model["vocab"], pairs, added))
+        except UserError:
+            raise
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is not a tokenizer's file ({printable(repr(error))}); "
+                            "download it again") from None
 
     def encode(self, text, endoftext=False):
         """The ids of a text, a list of int. Raises UserError on half a surrogate pair.
@@ -217,11 +252,7 @@ class BPETokenizer(CharTokenizer):
         endoftext: read `<|endoftext|>` as its single token; by default it is plain characters.
         """
         if endoftext:
-            first, *others = text.split(ENDOFTEXT)
-            ids = self.encode(first)
-            for part in others:
-                ids += [self.endoftext_id, *self.encode(part)]
-            return ids
+            return self.encode_around([ENDOFTEXT], text)
 
         ids = []
         for word in split_words(text):
@@ -233,8 +264,26 @@ class BPETokenizer(CharTokenizer):
         return ids
 
     def encode_document(self, text):
-        """The ids of a text in which `<|endoftext|>` is one token, if the tokenizer has it."""
-        return self.encode(text, endoftext=self.has_endoftext)
+        """The ids of a text in which `<|endoftext|>`, if the tokenizer has it, and every other
+        added token is one token."""
+        single = [*self.added, ENDOFTEXT] if self.has_endoftext else self.added
+        return self.encode_around(single, text)
+
+    def encode_around(self, single, text):
+        """The ids of a text in which each of the texts in the list `single` is one token. Where
+        several of them begin, the longest counts."""
+        if not single:
+            return self.encode(text)
+        pattern = "|".join(map(re.escape, sorted(single, key=len, reverse=True)))
+        ids = []
+        for part in re.split(f"({pattern})", text):
+            if part == ENDOFTEXT and part in single:
+                ids.append(self.endoftext_id)
+            elif part in single:
+                ids.append(self.ids[part.encode()])
+            else:
+                ids += self.encode(part)
+        return ids
 
     def merge(self, word):
         """The pieces of one word, a list of bytes.
@@ -291,7 +340,8 @@ class BPETokenizer(CharTokenizer):
     def state_dict(self):
         """Everything that `load_state_dict` needs, in plain types; bytes as visible characters."""
         merges = [[show_bytes(piece) for piece in pair] for pair in self.ranks]
-        return {"kind": self.kind, "tokens": [*map(show_bytes, self.symbols)], "merges": merges}
+        state = {"kind": self.kind, "tokens": [*map(show_bytes, self.symbols)], "merges": merges}
+        return state | {"added": self.added} if self.added else state
 
     def load_state_dict(self, state):
         """Restores the tokenizer that `state_dict` came from; returns itself."""
@@ -300,7 +350,7 @@ class BPETokenizer(CharTokenizer):
         if any(len(pair) != 2 for pair in pairs):
             raise UserError("a line of the merges is not a pair; use the two files of a tokenizer")
         tokens = [parse_shown_bytes(token) for token in state["tokens"]]
-        self.set_vocabulary_(tokens, pairs)
+        self.set_vocabulary_(tokens, pairs, state.get("added", []))
         return self
 
 
@@ -320,6 +370,49 @@ def check_kind(state, kind):
     """Raises UserError for a state of another kind."""
     if state.get("kind") != kind:
         raise UserError(f"a {state.get('kind')!r} tokenizer cannot be loaded as {kind!r}")
+
+
+def vocabulary_state(ids, merges, added):
+    """The state of a BPETokenizer, given what its files say.
+
+    ids: {token in GPT-2's visible bytes: id}. merges: pairs of such tokens, in the order learned.
+    added: {text: id} of tokens that no merge makes; they may stand in ids too, as plain text.
+    Raises ValueError if a token has two ids, or if the ids are not 0, 1, 2, …
+    """
+    shown = {show_bytes(text.encode()): i for text, i in added.items()}
+    pieces = {token: i for token, i in ids.items() if token not in added}
+    twice = [text for text, i in added.items() if ids.get(text, i) != i] + [*pieces.keys() & shown]
+    if twice:
+        raise ValueError(f"the added token {twice[0]!r} has two ids")
+    pieces |= shown
+    if sorted(pieces.values()) != list(range(len(pieces))):
+        raise ValueError("the ids are not 0, 1, 2, …")
+
+    state = {"kind": BPETokenizer.kind, "tokens": sorted(pieces, key=pieces.get), "merges": merges}
+    more = [text for text in added if text != ENDOFTEXT]
+    return state | {"added": more} if more else state
+
+
+def check_tokenizer_json(values, path):
+    """Raises UserError if a tokenizer.json's values say that text becomes tokens by other rules
+    than GPT-2's."""
+    for setting, accepted in TOKENIZER_JSON.items():
+        section, _, name = setting.partition(".")
+        part = values.get(section) or {}
+        found = part.get(name) if isinstance(part, dict) else part
+        if not isinstance(part, dict) or found not in accepted:
+            raise UserError(f"{path}: {setting}={printable(repr(found))} is not supported; GPT-2's "
+                            f"tokenizer has {' or '.join(map(repr, accepted))}")
+
+    template = (values.get("post_processor") or {}).get("single") or []
+    if any("SpecialToken" in piece for piece in template):
+        raise UserError(f"{path}: its post_processor puts tokens around each text; take it out of "
+                        "the file, and write these tokens into your texts")
+    for token in values.get("added_tokens") or []:
+        for flag in ("lstrip", "rstrip", "single_word"):
+            if token.get(flag):
+                raise UserError(f"{path}: the added token {printable(repr(token['content']))} "
+                                f"has {flag}=true, which is not supported; make it false")
 
 
 def as_ints(ids):

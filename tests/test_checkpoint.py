@@ -571,7 +571,8 @@ def test_gpt2s_tokenizer_is_used_only_if_there_is_none_and_a_message_says_so(
     bpe_model(tmp_path / "own", vocab_size=280)
     assert load_model(str(tmp_path / "own"))[1].d_vocab == 280
     tiny_model(d_vocab=299).save_pretrained(tmp_path / "other")
-    assert "vocab.json" in refusal(lambda: load_model(str(tmp_path / "other")))
+    assert load_model(str(tmp_path / "other"))[1] is None
+    assert "vocab.json" in refusal(lambda: checkpoint.load_pretrained(tmp_path / "other"))
 
 
 def test_a_run_does_not_count_as_published_weights(tmp_path):

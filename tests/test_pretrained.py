@@ -469,7 +469,7 @@ BAD_HEADERS = {  # text of the header, bytes after it, what is told
     "nested without end": ("[" * 100_000, 8, "not a whole"),
     "an entry that is a number": ('{"a": 3}', 8, "a has dtype 3"),
     "no dtype": ('{"a": {"shape": [2], "data_offsets": [0, 8]}}', 8, "a has dtype None"),
-    "unknown dtype": (A.replace("F32", "I64"), 8, "'I64', not one of F32, F16, BF16"),
+    "unknown dtype": (A.replace("F32", "F8_E4M3"), 8, "'F8_E4M3', not one of F32, F16, BF16"),
     "dtype in lower case": (A.replace("F32", "f32"), 8, "'f32'"),
     "dtype that is a list": (A.replace('"F32"', "[1]"), 8, "a has dtype [1]"),
     "no shape": ('{"a": {"dtype": "F32", "data_offsets": [0, 8]}}', 8, "a has shape None"),
@@ -751,7 +751,7 @@ def test_a_file_that_is_not_a_config_is_refused(tmp_path):
 
 
 def test_a_folder_without_config_or_weights_and_an_unknown_name_are_refused(tmp_path):
-    for name in (tmp_path, tmp_path / "nowhere", "gpt3", "", "openai-community/gpt2"):
+    for name in (tmp_path, tmp_path / "nowhere", "gpt3", "", "a/b/c", "../gpt2", "tests/gpt2"):
         check_refusal(partial(GPT.from_pretrained, name), repr(name),
                       "gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2", case=name)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
@@ -765,6 +765,30 @@ def test_a_folder_without_config_or_weights_and_an_unknown_name_are_refused(tmp_
 VOCABULARY = [*BPETokenizer().state_dict()["tokens"], "he", "<|endoftext|>"]
 VOCAB_JSON = json.dumps({token: i for i, token in enumerate(VOCABULARY)}).encode()
 MERGES_TXT = b"#version: 0.2\nh e\n"
+
+
+def tokenizer_json(**changes):
+    """The same tokenizer as one object, with the fields that Hugging Face's libraries write."""
+    vocab = {token: i for i, token in enumerate(VOCABULARY)}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+                  "use_regex": True}
+    template = [{"Sequence": {"id": "A", "type_id": 0}}]
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "normalizer": None,
+        "added_tokens": [added_token("<|endoftext|>", 257)], "pre_tokenizer": byte_level,
+        "post_processor": {"type": "TemplateProcessing", "single": template, "pair": template,
+                           "special_tokens": {}},
+        "decoder": byte_level | {"add_prefix_space": True},
+        "model": {"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False,
+                  "continuing_subword_prefix": "", "end_of_word_suffix": "",
+                  "byte_fallback": False, "ignore_merges": False, "vocab": vocab,
+                  "merges": [["h", "e"]]},
+    } | changes
+
+
+def added_token(content, i, **changes):
+    return {"id": i, "content": content, "single_word": False, "lstrip": False, "rstrip": False,
+            "normalized": False, "special": True} | changes
 
 
 @pytest.mark.parametrize("names", [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")])
@@ -781,10 +805,11 @@ def test_a_folder_gives_its_model_and_its_tokenizer(tmp_path, names):
 def test_a_folder_without_a_tokenizer_or_with_one_of_more_tokens_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "GPT2_BPE", tmp_path / "gpt2_bpe")
     folder = write_folder(tmp_path / "mine", published())
-    told = (folder, "vocab.json", "merges.txt", "GPT.from_pretrained")
+    told = (folder, "vocab.json", "merges.txt", "tokenizer.json", "load_model")
     check_refusal(lambda: load_pretrained(folder), *told)
     (folder / "vocab.json").write_bytes(VOCAB_JSON)
     check_refusal(lambda: load_pretrained(folder), *told)
+    assert load_model(folder)[1] is None
     (folder / "merges.txt").write_bytes(MERGES_TXT)
     check_refusal(lambda: load_model(folder), "258 tokens", "11")
     write_folder(folder, published(d_vocab=258), vocab_size=258)
@@ -804,18 +829,23 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         hub = self.server.hub
         asked = self.headers.get("Range")
-        hub.requested.append((self.path.removeprefix(PREFIX), asked))
+        name, _, file = self.path.removeprefix("/").partition("/resolve/main/")
+        hub.requested.append((file or self.path, asked))
         status = hub.statuses.pop(0) if hub.statuses and self.path == WEIGHTS else None
         if status:
             self.answer(status, b"no", {})
-        elif self.path == PREFIX + "model.safetensors":
+        elif file and name != hub.name:
+            self.answer(401, b"Repository not found", {})
+        elif file and file not in hub.files:
+            self.answer(404, b"Entry not found", {})
+        elif file == "model.safetensors":
             tag = hub.tag or hashlib.sha256(hub.files["model.safetensors"]).hexdigest()
             place = {"Location": WEIGHTS, "X-Linked-ETag": f'"{tag}"', "ETag": '"' + "0" * 40 + '"'}
             self.answer(302, b"moved to another place", place)
         elif self.path == WEIGHTS:  # its own tag is no checksum of the file
             self.send_file(hub.files["model.safetensors"], {"ETag": '"' + "1" * 64 + '"'}, asked)
         else:
-            content = hub.files[self.path.removeprefix(PREFIX)]
+            content = hub.files[file]
             tag = hashlib.sha1(b"blob %d\0%s" % (len(content), content)).hexdigest()
             self.send_file(content, {"ETag": f'{hub.weak}"{hub.small_tag or tag}"'}, asked)
 
@@ -856,7 +886,8 @@ def hub(monkeypatch, tmp_path):
     config = json.dumps(CONFIG | {"vocab_size": 258}).encode()
     weights = safetensors(prefixed(published(d_vocab=258)) | masks(256))  # several pieces
     server.hub = SimpleNamespace(
-        requested=[], cuts=[], statuses=[], ranges=True, tag=None, small_tag=None, weak="",
+        name="openai-community/gpt2", requested=[], cuts=[], statuses=[], ranges=True, tag=None,
+        small_tag=None, weak="",
         files={"config.json": config, "vocab.json": VOCAB_JSON, "merges.txt": MERGES_TXT,
                "model.safetensors": weights})
     threading.Thread(target=server.serve_forever, args=(0.005,), daemon=True).start()
@@ -913,14 +944,74 @@ def test_the_program_downloads_to_its_cache_dir(hub, tmp_path, monkeypatch, caps
     assert all_there(hub, tmp_path / "mine") and capsys.readouterr().out.startswith("he")
 
 
-def test_each_name_asks_for_its_own_repository(hub, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(pretrained, "download_file", lambda address, path: asked.append(address))
-    for name in ("gpt2-xl", "distilgpt2"):
+def test_each_name_asks_for_its_own_repository(hub, tmp_path):
+    for name, repository in pretrained.PRETRAINED_NAMES.items():
+        hub.name = repository
         assert pretrained_folder(name, tmp_path) == tmp_path / name
-    places = [address.removeprefix(pretrained.HUB) for address in asked]
-    assert places[3] == "/openai-community/gpt2-xl/resolve/main/model.safetensors"
-    assert places[4] == "/distilbert/distilgpt2/resolve/main/config.json" and len(places) == 8
+        assert len(list((tmp_path / name).iterdir())) == 4
+    assert repository == "distilbert/distilgpt2"
+
+
+def test_every_gpt_2_of_the_hub_is_fetched_by_its_name_with_the_files_that_it_has(hub, tmp_path):
+    hub.name = "some-one/my.gpt_2"
+    named = published(d_vocab=258)
+    torch.save(named, tmp_path / "weights")
+    both = halves(named)
+    shards = {f"{part}.safetensors": safetensors({name: named[name] for name in both[part]})
+              for part in both}
+    index = {name: f"{part}.safetensors" for part in both for name in both[part]}
+    tokenizer = {"tokenizer.json": json.dumps(tokenizer_json()).encode()}
+    two_files = {"vocab.json": VOCAB_JSON, "merges.txt": MERGES_TXT}
+    for case, files in {
+        "bin": two_files | {"pytorch_model.bin": (tmp_path / "weights").read_bytes()},
+        "shards": tokenizer | shards | {
+            "model.safetensors.index.json": json.dumps({"weight_map": index}).encode()},
+        "no tokenizer": {"model.safetensors": safetensors(named)},
+    }.items():
+        hub.files = {"config.json": hub.files["config.json"]} | files
+        model = GPT.from_pretrained(hub.name, tmp_path / case)
+        assert close(model(tiny_tokens()), gpt2_logits(named, tiny_tokens())), case
+        found = {path.name: path.read_bytes() for path in (tmp_path / case / hub.name).iterdir()}
+        assert found == hub.files, case
+
+        # A second time, nothing is asked
+        hub.requested.clear()
+        if case == "no tokenizer":
+            GPT.from_pretrained(hub.name, tmp_path / case)
+        else:
+            assert load_model(hub.name, cache_dir=tmp_path / case)[1].encode("he") == [256], case
+        assert not hub.requested, case
+
+
+def test_tokens_that_were_added_on_the_hub_are_fetched(hub, tmp_path):
+    hub.name = "a/b"
+    hub.files |= {"config.json": json.dumps(CONFIG | {"vocab_size": 259}).encode(),
+                  "model.safetensors": safetensors(published(d_vocab=259)),
+                  "added_tokens.json": b'{"<pad>": 258}'}
+    _, tokenizer = load_model("a/b", cache_dir=tmp_path)
+    assert tokenizer.encode_document("he<pad>") == [256, 258]
+
+
+def test_a_name_that_the_hub_lacks_and_another_architecture_are_refused_early(hub, tmp_path):
+    check_refusal(lambda: load_model("a/b", cache_dir=tmp_path), "a/b is not a folder",
+                  "not there, or not public")
+    hub.name = "a/b"
+    weights = hub.files.pop("model.safetensors")
+    check_refusal(lambda: load_model("a/b", cache_dir=tmp_path), "a/b", "pytorch_model.bin")
+    hub.files["model.safetensors.index.json"] = b'{"weight_map": {"wte.weight": "config.json"}}'
+    check_refusal(lambda: load_model("a/b", cache_dir=tmp_path), "'config.json'", "a .safetensors")
+    hub.files = {"config.json": b'{"model_type": "llama"}', "model.safetensors": weights}
+    hub.requested.clear()
+    check_refusal(lambda: load_model("a/b", cache_dir=tmp_path / "new"), "'llama'")
+    assert [file for file, _ in hub.requested] == ["config.json"]
+
+
+def test_a_path_below_a_folder_here_is_not_asked_for_on_the_hub(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    check_refusal(lambda: load_model("outputs/run-9"), "outputs/run-9")
+    check_refusal(lambda: GPT.from_pretrained("outputs/run-9"), "outputs/run-9")
+    assert not hub.requested
 
 
 def test_an_interrupted_download_continues_where_it_stopped(hub, tmp_path):

@@ -20,7 +20,7 @@ import torch
 from config import DataConfig
 from data import load_text
 from experiments.common import ROOT, Claim, code_digest, exit_code
-from pretrained import CACHE, PRETRAINED_FILES
+from pretrained import CACHE
 from utils import UserError, printable, read_json, seeded_generator, write_json
 
 EXPERIMENTS = (  # in the order of the course; make experiments runs the same
@@ -30,6 +30,7 @@ EXPERIMENTS = (  # in the order of the course; make experiments runs the same
     "training_dynamics")
 OF_PUBLISHED = ("induction_head_detection", "copy_suppression", "indirect_object_identification")
 PUBLISHED = "gpt2"
+PRETRAINED_FILES = ("config.json", "vocab.json", "merges.txt", "model.safetensors")
 N_SEEDS = 3
 FIRST_SEED = 100  # thresholds were chosen on smaller ones
 
