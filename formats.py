@@ -8,6 +8,7 @@ only numbers and texts: nothing in a file is executed, and a size is compared wi
 memory is taken. Hugging Face's format has a module of its own, pretrained.py.
 
     TransformerLens   a state dict, alone or in a folder with a config.json of its config's fields
+    nanoGPT           its ckpt.pt, and the characters in its meta.pkl
     Tracr             the compiled weights, an .npz of arrays under Haiku's parameter names
 
 The models must be decoder-only and pre-LayerNorm, as ours are; another kind is refused by its name.
@@ -20,6 +21,7 @@ Source: Nanda & Bloom 2022 (TransformerLens); Lindner et al. 2023 (Tracr)
 
 import io
 import math
+import pickletools
 import re
 import zipfile
 from dataclasses import dataclass, field
@@ -31,11 +33,16 @@ import torch
 from config import ModelConfig
 from pretrained import (
     CACHE,
+    HF_UNEMBEDDING,
     HUB,
+    OUR_UNEMBEDDING,
+    check_sizes,
     check_weights_fit,
     download_file,
     fold_attention_scale,
+    name_table,
     read_safetensors,
+    without_prefixes_and_masks,
     write_safetensors,
 )
 from utils import (
@@ -52,10 +59,12 @@ from utils import (
 
 HUGGING_FACE = "Hugging Face"
 TRANSFORMER_LENS = "TransformerLens"
+NANOGPT = "nanoGPT"
 TRACR = "Tracr"
 # A pattern of one name that every file of the format has. What some tools put before all names,
 # such as "module.", ends where the pattern begins, and is removed.
-SIGNS = {TRANSFORMER_LENS: r"\bembed\.W_E$", TRACR: r"\btoken_embed[./_]embeddings$"}
+SIGNS = {TRANSFORMER_LENS: r"\bembed\.W_E$", NANOGPT: r"\btransformer\.wte\.weight$",
+         TRACR: r"\btoken_embed[./_]embeddings$"}
 # Fields by which a config.json differs from Hugging Face's: TransformerLens's and Tracr's
 OTHER_CONFIGS = ({"n_layers", "d_model"}, {"num_layers", "key_size"})
 WEIGHT_ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".npz")
@@ -671,6 +680,192 @@ def write_transformer_lens(folder, cfg, named):
     write_safetensors(Path(folder) / "model.safetensors", named)
 
 
+# nanoGPT
+
+NANOGPT_SIZES = {"n_layer": "n_layers", "n_head": "n_heads", "n_embd": "d_model",
+                 "block_size": "n_ctx", "vocab_size": "d_vocab"}
+NANOGPT_OTHERS = ("bias", "dropout")  # the other fields of its model_args
+# The matrices that torch's Linear stores as [out, in]; ours, and Hugging Face's, are [in, out]
+NANOGPT_LINEARS = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
+META_SIZE = 1 << 22  # the most bytes in a meta.pkl; 150,000 characters take 4 * 10^6
+# The instructions of a pickle that put a number or a text, which stands in the file, on the stack
+PICKLED_VALUES = ("BININT", "BININT1", "BININT2", "BINUNICODE", "SHORT_BINUNICODE")
+
+
+def read_nanogpt(found, told):
+    """The Foreign of nanoGPT's ckpt.pt; see `read_foreign`.
+
+    Its names are Hugging Face's, but its matrices are [out, in]. Its GELU is the exact one since
+    June 2023; what is older can be told by activation="gelu", and is known to be if it has no field
+    for biases. A model without biases gets zeros where ours has no switch for them. The tokenizer
+    is that of meta.pkl (`find_meta`).
+    """
+    path = found.path
+    model_args = found.content.get("model_args")
+    sizes = nanogpt_sizes(model_args, path)
+    for name, tensor in found.tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise UserError(f"{path}: {printable(name)} is a {type(tensor).__name__}, not a tensor")
+    tensors = without_prefixes_and_masks(found.tensors, path)
+
+    # The head is W_E itself, unless somebody has changed the model
+    head = tensors.get(HF_UNEMBEDDING)
+    tied = head is None or torch.equal(head, tensors["wte.weight"])
+    if tied:
+        tensors.pop(HF_UNEMBEDDING, None)
+
+    # Every tensor, and no other
+    has_biases = model_args.get("bias", True)
+    table = name_table(sizes["n_layers"])
+    if not tied:
+        table[HF_UNEMBEDDING] = OUR_UNEMBEDDING
+    biases = [] if has_biases else [name for name in table if name.endswith(".bias")]
+    check_names(tensors, table, biases, path, NANOGPT)
+
+    wide = tensors.get("h.0.mlp.c_fc.weight")  # [d_mlp, d_model]
+    d_mlp = None if wide is None or wide.ndim == 0 else wide.shape[0]
+    usual = "gelu_exact" if "bias" in model_args else "gelu"
+    activation = check_choice("activation", told.pop("activation", usual),
+                              ("gelu_exact", "gelu", "relu"))
+    cfg = make_config(path, **sizes, d_mlp=d_mlp, activation=activation, tie_embeddings=tied,
+                      attn_bias=has_biases)
+    check_weights_fit(cfg, tensors, path)
+    meta = find_meta(found)
+    tokenizer = None if meta is None else read_meta(meta, cfg.d_vocab)
+    return Foreign(NANOGPT, cfg, from_nanogpt_names(tensors, table, cfg), tokenizer,
+                   nanogpt_assumptions(activation, meta))
+
+
+def nanogpt_sizes(model_args, path):
+    """{our name: size} from a checkpoint's model_args. Raises UserError if they are not nanoGPT's,
+    naming a field of a model that was made from it."""
+    if not isinstance(model_args, dict):
+        raise UserError(f"{path} has no model_args, as nanoGPT's checkpoints have; weights in "
+                        "Hugging Face's format need their config.json beside them")
+    if not isinstance(model_args.get("bias", True), bool):
+        raise UserError(f"{path}: model_args: bias={printable(repr(model_args['bias']))} is not "
+                        "True or False")
+    sizes = {
+        ours: check_count(f"{path}: model_args: {theirs}", model_args.get(theirs),
+                          least=int(theirs != "n_layer"))
+        for theirs, ours in NANOGPT_SIZES.items()
+    }
+    check_sizes(sizes, path)
+    for name, value in model_args.items():
+        is_off = value is None or (isinstance(value, (bool, int, float)) and not value)
+        if name not in (*NANOGPT_SIZES, *NANOGPT_OTHERS) and not is_off:
+            raise UserError(f"{path}: model_args has {printable(name)}={printable(repr(value))}, "
+                            "which nanoGPT does not have; choose a model that has not been changed")
+    return sizes
+
+
+def from_nanogpt_names(tensors, table, cfg):
+    """{our name: tensor}. tensors, table: by nanoGPT's names, and {its name: ours}."""
+    zeros = {"ln1.b": cfg.d_model, "ln2.b": cfg.d_model, "ln_final.b": cfg.d_model,
+             "mlp.b_in": cfg.d_mlp, "mlp.b_out": cfg.d_model}
+    named = {}
+    for theirs, ours in table.items():
+        if theirs in tensors:
+            is_turned = theirs.endswith(NANOGPT_LINEARS) or theirs == HF_UNEMBEDDING
+            tensor = tensors[theirs]
+            named[ours] = tensor.T if is_turned and tensor.ndim == 2 else tensor
+        elif not ours.endswith((".b_QKV", ".b_heads_out")):  # these are left out with attn_bias
+            size = next(n for name, n in zeros.items() if ours.endswith(name))
+            named[ours] = torch.zeros(size)
+    return named
+
+
+def nanogpt_assumptions(activation, meta):
+    """What a ckpt.pt does not say, in words. meta: the path of its meta.pkl, or None."""
+    assumed = []
+    if activation == "gelu_exact":
+        assumed.append('the GELU by erf; before June 2023 it was by tanh: activation="gelu"')
+    if meta is None:
+        assumed.append("without characters; for them, put nanoGPT's meta.pkl beside it")
+    else:
+        assumed.append(f"characters from {meta}")
+    return "; ".join(assumed)
+
+
+def find_meta(found):
+    """The path of the meta.pkl with a checkpoint's characters; None if there is none.
+
+    It lies beside the checkpoint, or where nanoGPT has it: in data/DATASET, beside the folder of
+    the checkpoint.
+    """
+    folder = found.path.absolute().parent
+    places = [folder / "meta.pkl"]
+    config = found.content.get("config")
+    dataset = config.get("dataset") if isinstance(config, dict) else None
+    if isinstance(dataset, str) and dataset.isprintable() and Path(dataset).name == dataset:
+        places.append(folder.parent / "data" / dataset / "meta.pkl")
+    return next((place for place in places if place.is_file()), None)
+
+
+def read_meta(path, d_vocab):
+    """The state of a CharTokenizer from nanoGPT's meta.pkl. Raises UserError if the file holds
+    anything but one character for each id, or more of them than d_vocab."""
+    meta = read_plain_pickle(path)
+    symbols = meta.get("itos") if isinstance(meta, dict) else None
+    if not isinstance(symbols, dict) or set(symbols) != set(range(len(symbols))):
+        raise UserError(f"{path} has no itos with a character for each of the ids 0, 1, 2, …; make "
+                        "it again, or move it away to load the model alone")
+    symbols = [symbols[i] for i in range(len(symbols))]
+    wrong = [symbol for symbol in symbols if not isinstance(symbol, str) or len(symbol) != 1]
+    if wrong or meta.get("stoi") != {symbol: i for i, symbol in enumerate(symbols)}:
+        found = f"itos has {printable(repr(wrong[0]))}" if wrong else "stoi is not itos turned round"
+        raise UserError(f"{path}: {found}; only tokenizers by single characters are read; move the "
+                        "file away to load the model alone")
+    if len(symbols) > d_vocab:
+        raise UserError(f"{path} has {len(symbols):,} characters and the model {d_vocab:,} tokens; "
+                        "put the model's own there")
+    return {"kind": "char", "symbols": symbols}
+
+
+def read_plain_pickle(path):
+    """The dict of texts and whole numbers in a pickle, without unpickling it.
+
+    A pickle is a program for a machine with a stack, and may call any function. Here a few of its
+    instructions, which only build such a dict, are carried out; any other is refused by its name.
+    """
+    with open_regular(path) as file:
+        content = file.read(META_SIZE + 1)
+    if len(content) > META_SIZE:
+        raise UserError(f"{path} has more than {META_SIZE:,} bytes; give nanoGPT's meta.pkl")
+
+    stack = []
+    marks = []  # lengths that the stack had
+    memo = {}
+    try:
+        for instruction, argument, _ in pickletools.genops(content):
+            name = instruction.name
+            if name in PICKLED_VALUES:
+                stack.append(argument)
+            elif name == "EMPTY_DICT":
+                stack.append({})
+            elif name == "MARK":
+                marks.append(len(stack))
+            elif name in ("SETITEM", "SETITEMS"):  # keys and values go into the dict below them
+                start = marks.pop() if name == "SETITEMS" else len(stack) - 2
+                items = stack[start:]
+                del stack[start:]
+                stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            elif name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
+                memo[len(memo) if argument is None else argument] = stack[-1]
+            elif name in ("BINGET", "LONG_BINGET"):
+                stack.append(memo[argument])
+            elif name not in ("PROTO", "FRAME", "STOP"):
+                raise UserError(f"{path} has the instruction {name}, which no plain dict of texts "
+                                "and numbers needs; it is not carried out: give nanoGPT's meta.pkl")
+        (value,) = stack
+    except UserError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a whole pickle ({printable(error)}); make it again"
+                        ) from None
+    return value
+
+
 # Tracr
 
 TRACR_OUTER = {"token_embed/embeddings": "d_vocab d_model", "pos_embed/embeddings": "n_ctx d_model"}
@@ -859,4 +1054,4 @@ def array_of(content):
     return array.astype(dtype.newbyteorder("="))  # a copy, writable and in this machine's order
 
 
-READERS = {TRANSFORMER_LENS: read_transformer_lens, TRACR: read_tracr}
+READERS = {TRANSFORMER_LENS: read_transformer_lens, NANOGPT: read_nanogpt, TRACR: read_tracr}
