@@ -719,8 +719,8 @@ def read_nanogpt(found, told):
     table = name_table(sizes["n_layers"])
     if not tied:
         table[HF_UNEMBEDDING] = OUR_UNEMBEDDING
-    biases = [] if has_biases else [name for name in table if name.endswith(".bias")]
-    check_names(tensors, table, biases, path, NANOGPT)
+    wanted = [name for name in table if has_biases or not name.endswith(".bias")]
+    check_names(tensors, wanted, [], path, NANOGPT)
 
     wide = tensors.get("h.0.mlp.c_fc.weight")  # [d_mlp, d_model]
     d_mlp = None if wide is None or wide.ndim == 0 else wide.shape[0]
@@ -813,7 +813,7 @@ def read_meta(path, d_vocab):
     symbols = [symbols[i] for i in range(len(symbols))]
     wrong = [symbol for symbol in symbols if not isinstance(symbol, str) or len(symbol) != 1]
     if wrong or meta.get("stoi") != {symbol: i for i, symbol in enumerate(symbols)}:
-        found = f"itos has {printable(repr(wrong[0]))}" if wrong else "stoi is not itos turned round"
+        found = f"itos has {printable(repr(wrong[0]))}" if wrong else "stoi is not itos reversed"
         raise UserError(f"{path}: {found}; only tokenizers by single characters are read; move the "
                         "file away to load the model alone")
     if len(symbols) > d_vocab:

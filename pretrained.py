@@ -11,6 +11,7 @@ Source: Radford et al. 2019 (GPT-2); the safetensors file format
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -97,6 +98,7 @@ OUTER_NAMES = {
     "ln_f.weight": "ln_final.w", "ln_f.bias": "ln_final.b",
 }
 HF_UNEMBEDDING = "lm_head.weight"  # [d_vocab, d_model]: the transpose of ours
+HF_SCORES = "score.weight"  # [d_vocab_out, d_model], in GPT2ForSequenceClassification
 OUR_UNEMBEDDING = "unembedding.W_U"
 MASK_ENDINGS = (".attn.bias", ".attn.masked_bias")  # names of constants in old files
 # What torch.compile, data-parallel training and GPT2LMHeadModel put before a tensor's name
@@ -344,9 +346,13 @@ def read_pretrained(folder):
     found = without_prefixes_and_masks(read_weights(folder), folder)
     check_weights_fit(cfg, found, folder)
 
-    # A tied unembedding may be stored a second time; both copies must then be the same
+    # The unembedding. A classifier's is meant for a text's last token. A tied one may be stored
+    # a second time; both copies must then be the same
     table = name_table(cfg.n_layers)
-    if not cfg.tie_embeddings:
+    if HF_SCORES in found and found[HF_SCORES].ndim == 2:
+        cfg = dataclasses.replace(cfg, tie_embeddings=False, d_vocab_out=len(found[HF_SCORES]))
+        table[HF_SCORES] = OUR_UNEMBEDDING
+    elif not cfg.tie_embeddings:
         table[HF_UNEMBEDDING] = OUR_UNEMBEDDING
     elif HF_UNEMBEDDING in found:
         unembedding = found.pop(HF_UNEMBEDDING)

@@ -30,7 +30,7 @@ import utils
 from checkpoint import load_model, load_pretrained
 from model import GPT
 from pretrained import pretrained_folder, read_pretrained, read_safetensors, write_safetensors
-from tokenizer import BPETokenizer
+from tokenizer import BPETokenizer, load_tokenizer
 from utils import NoNetwork, UserError, seeded_generator
 
 N_LAYERS, N_HEADS, D_MODEL, N_CTX, D_VOCAB = 2, 3, 12, 9, 11
@@ -149,6 +149,17 @@ def safetensors(named, dtype="F32"):
         body += numbers
     text = json.dumps(header).encode()
     return header_and(body, text + b" " * (-len(text) % 8))
+
+
+def safetensors_of(arrays):
+    """A safetensors file of {name: (the format's code, numpy array)}."""
+    header = {}
+    body = b""
+    for name, (code, array) in arrays.items():
+        header[name] = {"dtype": code, "shape": list(array.shape),
+                        "data_offsets": [len(body), len(body) + array.nbytes]}
+        body += array.tobytes()
+    return header_and(body, header)
 
 
 def parsed(content):
@@ -272,6 +283,45 @@ def test_settings_that_a_config_lacks_are_those_of_gpt_2(tmp_path):
     kept = ("model_type", "n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
     (tmp_path / "config.json").write_text(json.dumps({name: CONFIG[name] for name in kept}))
     assert close(GPT.from_pretrained(tmp_path)(tiny_tokens()), gpt2_logits(named, tiny_tokens()))
+
+
+def test_a_classifier_s_scores_are_the_logits_at_every_position(tmp_path):
+    named = published() | {"score.weight": head_of(published())[:3]}
+    model = GPT.from_pretrained(write_folder(tmp_path, prefixed(named)))
+    expected = gpt2_logits(named | {"lm_head.weight": named["score.weight"]}, tiny_tokens())
+    assert model.cfg.d_vocab == D_VOCAB and model.cfg.d_vocab_out == 3
+    assert expected.shape[-1] == 3 and close(model(tiny_tokens()), expected)
+    write_folder(tmp_path, named | {"lm_head.weight": head_of(named)})
+    check_refusal(lambda: GPT.from_pretrained(tmp_path), "lm_head.weight")
+
+
+def test_names_of_compiled_and_of_parallel_models_are_read(tmp_path):
+    expected = gpt2_logits(published(), tiny_tokens())
+    for prefix in ("module.", "module.transformer.", "_orig_mod.transformer.",
+                   "module._orig_mod.transformer."):
+        named = {prefix + name: tensor for name, tensor in (published() | masks()).items()}
+        model = GPT.from_pretrained(write_folder(tmp_path, named, "pytorch_model.bin"))
+        assert close(model(tiny_tokens()), expected), prefix
+
+
+def test_doubles_and_masks_of_any_type_are_read_and_whole_numbers_are_no_weights(tmp_path):
+    exact = {name: tensor.double() + 1e-9 for name, tensor in published().items()}
+    for code, kind in (("I64", "<i8"), ("I32", "<i4"), ("I16", "<i2"), ("I8", "i1"), ("U8", "u1"),
+                       ("BOOL", "u1")):
+        arrays = {name: ("F64", tensor.numpy().astype("<f8")) for name, tensor in exact.items()}
+        mask = np.tril(np.ones((1, 1, N_CTX, N_CTX))).astype(kind)
+        arrays |= {f"h.{h}.attn.bias": (code, mask) for h in range(N_LAYERS)}
+        write_folder(tmp_path, {})
+        (tmp_path / "model.safetensors").write_bytes(safetensors_of(arrays))
+        model = GPT.from_pretrained(tmp_path)
+        assert model.W_E.dtype == torch.float32, code
+        assert close(model(tiny_tokens()), gpt2_logits(exact, tiny_tokens())), code
+        assert torch.equal(read_safetensors(tmp_path / "model.safetensors")["wte.weight"],
+                           exact["wte.weight"]), code
+
+        arrays["wte.weight"] = (code, np.ones((D_VOCAB, D_MODEL)).astype(kind))
+        (tmp_path / "model.safetensors").write_bytes(safetensors_of(arrays))
+        check_refusal(lambda: GPT.from_pretrained(tmp_path), "wte.weight", case=code)
 
 
 def test_each_weight_is_found_under_our_name(tmp_path):
@@ -800,6 +850,107 @@ def test_a_folder_gives_its_model_and_its_tokenizer(tmp_path, names):
         model, tokenizer = load(tmp_path)
         assert isinstance(tokenizer, BPETokenizer) and model.cfg.d_vocab == tokenizer.d_vocab == 258
         assert tokenizer.encode("he") == [256] and not model.training
+
+
+def test_a_tokenizer_json_is_the_same_tokenizer_as_its_two_files(tmp_path):
+    write_folder(tmp_path, published(d_vocab=260), vocab_size=260)
+    (tmp_path / "vocab.json").write_bytes(VOCAB_JSON)
+    (tmp_path / "merges.txt").write_bytes(MERGES_TXT)
+    expected = load_model(tmp_path)[1].state_dict()
+    for file in ("vocab.json", "merges.txt"):
+        (tmp_path / file).unlink()
+    model = tokenizer_json()["model"]
+    older = {name: model[name] for name in ("vocab", "merges")}  # of libraries of before 2021
+    for changes in ({}, {"model": model | {"merges": ["h e"]}}, {"model": older},
+                    {"post_processor": {"type": "ByteLevel", "trim_offsets": False}},
+                    {"added_tokens": None}, {"decoder": None, "post_processor": None},
+                    {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(**changes)))
+        assert load_model(tmp_path)[1].state_dict() == expected, changes
+
+
+def test_added_tokens_are_one_token_each_in_a_document_and_in_a_state(tmp_path):
+    write_folder(tmp_path, published(d_vocab=270), vocab_size=270)
+    added = {"<pad>": 258, "<pad>ding": 259, "é ": 260, "he": 256}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(added_tokens=[
+        added_token(text, i) for text, i in ({"<|endoftext|>": 257} | added).items()])))
+    _, of_json = load_model(tmp_path)
+    del added["he"]
+    (tmp_path / "vocab.json").write_bytes(VOCAB_JSON)
+    (tmp_path / "merges.txt").write_bytes(MERGES_TXT)
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    _, of_files = load_model(tmp_path)
+    checkpoint.export_pretrained(tmp_path / "again", tiny_model(d_vocab=270), of_json)
+    _, of_export = load_model(tmp_path / "again")
+    again = load_tokenizer(json.loads(json.dumps(of_json.state_dict())))
+    assert checkpoint.is_tokenizer_state(of_json.state_dict())
+    for tokenizer in (of_json, of_files, of_export, again):
+        text = "he<pad><pad>ding<|endoftext|>é "
+        assert tokenizer.encode_document(text) == [256, 258, 259, 257, 260]
+        assert tokenizer.decode([256, 258, 260]) == "he<pad>é " and tokenizer.d_vocab == 261
+        assert tokenizer.encode(text) == BPETokenizer().load_state_dict(
+            {"kind": "bpe", "tokens": VOCABULARY, "merges": [["h", "e"]]}).encode(text)
+
+
+def test_a_tokenizer_json_by_other_rules_is_refused_by_what_differs(tmp_path):
+    write_folder(tmp_path, published(d_vocab=258), vocab_size=258)
+    good = tokenizer_json()
+    model, byte_level = good["model"], good["pre_tokenizer"]
+    end = added_token("<|endoftext|>", 257)
+    template = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, *good["post_processor"]["single"]]
+    for changes, told in [
+        ({"model": model | {"type": "WordPiece"}}, "model.type='WordPiece'"),
+        ({"model": model | {"dropout": 0.1}}, "model.dropout=0.1"),
+        ({"model": model | {"continuing_subword_prefix": "##"}}, "continuing_subword_prefix='##'"),
+        ({"model": model | {"end_of_word_suffix": "</w>"}}, "end_of_word_suffix='</w>'"),
+        ({"model": model | {"ignore_merges": True}}, "ignore_merges=True"),
+        ({"normalizer": {"type": "NFC"}}, "normalizer.type='NFC'"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "pre_tokenizer.type='Whitespace'"),
+        ({"pre_tokenizer": None}, "pre_tokenizer.type=None"),
+        ({"pre_tokenizer": byte_level | {"add_prefix_space": True}}, "add_prefix_space=True"),
+        ({"pre_tokenizer": byte_level | {"use_regex": False}}, "use_regex=False"),
+        ({"pre_tokenizer": "ByteLevel"}, "pre_tokenizer"), ({"decoder": [1]}, "decoder"),
+        ({"decoder": {"type": "Metaspace"}}, "decoder.type='Metaspace'"),
+        ({"post_processor": {"type": "BertProcessing"}}, "'BertProcessing'"),
+        ({"post_processor": good["post_processor"] | {"single": template}}, "post_processor puts"),
+        ({"post_processor": {"type": "TemplateProcessing", "single": 3}}, "not a tokenizer's"),
+        ({"added_tokens": [end | {"lstrip": True}]}, "lstrip=true"),
+        ({"added_tokens": [end | {"single_word": True}]}, "single_word=true"),
+        ({"added_tokens": [end, added_token("<pad>", 257)]}, "not 0, 1, 2"),
+        ({"added_tokens": [added_token("<|endoftext|>", 256)]}, "two ids"),
+        ({"added_tokens": [end, added_token(" ", 258)]}, "two ids"),
+        ({"added_tokens": [end, added_token("<pad>", 300)]}, "not 0, 1, 2"),
+        ({"added_tokens": [end, added_token("<pad>", "258")]}, "not a tokenizer's"),
+        ({"added_tokens": [end, added_token(3, 258)]}, "not a tokenizer's"),
+        ({"added_tokens": [end, added_token("\ud800", 258)]}, "not a tokenizer's"),
+        ({"added_tokens": 3}, "not a tokenizer's"), ({"added_tokens": [3]}, "not a tokenizer's"),
+        ({"added_tokens": [{}]}, "not a tokenizer's"), ({"model": None}, "not a tokenizer's"),
+        ({"model": model | {"merges": 3}}, "not a tokenizer's"),
+        ({"model": model | {"merges": [["h", 3]]}}, "not a tokenizer's"),
+        ({"model": model | {"merges": [["h"]]}}, "not a pair"),
+        ({"model": model | {"merges": ["h e e"]}}, "not a pair"),
+        ({"model": model | {"merges": [["e", "h"]]}}, "b'eh'"),
+        ({"model": model | {"vocab": ["a"]}}, "not a tokenizer's"),
+        ({"model": model | {"vocab": {"a": 0}}}, ""),
+        ({"model": model | {"vocab": model["vocab"] | {"a b": 258}}}, "'a b'"),
+    ]:
+        (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(**changes)))
+        check_refusal(lambda: load_model(tmp_path), told, case=changes)
+    for text in ("", "[]", "{", "{}", '{"model": '):
+        (tmp_path / "tokenizer.json").write_text(text)
+        check_refusal(lambda: load_model(tmp_path), "tokenizer.json", case=text)
+
+
+def test_settings_beside_the_two_files_that_give_other_ids_are_refused(tmp_path):
+    write_folder(tmp_path, published(d_vocab=258), vocab_size=258)
+    (tmp_path / "vocab.json").write_bytes(VOCAB_JSON)
+    (tmp_path / "merges.txt").write_bytes(MERGES_TXT)
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text('{"add_prefix_space": false, "add_bos_token": false}')
+    assert load_model(tmp_path)[1].encode("he") == [256]
+    for name in ("add_prefix_space", "add_bos_token"):
+        settings.write_text(json.dumps({name: True}))
+        check_refusal(lambda: load_model(tmp_path), f"{name}=true", settings, case=name)
 
 
 def test_a_folder_without_a_tokenizer_or_with_one_of_more_tokens_is_refused(tmp_path, monkeypatch):
