@@ -248,7 +248,8 @@ class GenerateConfig(SamplingConfig):
 
     run_name: str | None = option(None, "a run in out_dir, or a run's folder (none: the newest)")
     model: str | None = option(None, "instead of a run: gpt2, gpt2-medium, gpt2-large, gpt2-xl, "
-                               "distilgpt2, or a folder in Hugging Face's layout")
+                               "distilgpt2, owner/name of a GPT-2 on the hub, or a folder or file "
+                               "of another project's model")
     out_dir: str = option("outputs", "the folder of all runs")
     cache_dir: str | None = option(None, "where downloads are kept (none: below ~/.cache)")
     device: str = option("cpu", "auto, cpu, cuda or mps")

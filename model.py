@@ -67,8 +67,9 @@ class GPT(HookedModule):
     def from_pretrained(cls, name_or_folder, cache_dir=None):
         """Loads a published GPT-2, on the CPU, in float32 and evaluation mode, with dropout 0.
 
-        name_or_folder: gpt2, gpt2-medium, gpt2-large, gpt2-xl or distilgpt2 (downloaded once, to
-        cache_dir), or a folder with config.json and the weights in Hugging Face's layout.
+        name_or_folder: gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, or owner/name of any
+        GPT-2 on the hub (downloaded once, to cache_dir), or a folder with config.json and the
+        weights in Hugging Face's layout.
         Raises UserError for another name or architecture and for broken files, NoNetwork if a
         download cannot be finished.
         """

@@ -197,21 +197,24 @@ def download_model(name, folder):
 
     # The weights: one file, or several with an index
     for name in WEIGHT_FILES:
+        index = f"{name}.index.json"
         with contextlib.suppress(NotThere):
             return download_missing(address, folder, name)
-        with contextlib.suppress(NotThere):
-            return download_shards(address, folder, name)
+        try:
+            download_missing(address, folder, index)
+        except NotThere:
+            continue
+        return download_shards(address, folder, index)
     raise UserError(f"{address} has neither {' nor '.join(WEIGHT_FILES)}")
 
 
-def download_shards(address, folder, name):
-    """Downloads weights in several files. name: of the single file in whose place they are."""
-    index = f"{name}.index.json"
-    download_missing(address, folder, index)
+def download_shards(address, folder, index):
+    """Downloads weights in several files, which their index names."""
+    ending = Path(index.removesuffix(".index.json")).suffix
     for file in sorted(set(shard_of_each(folder / index).values())):
-        if Path(file).suffix != Path(name).suffix:
+        if Path(file).suffix != ending:
             raise UserError(f"{address}/{index} names the file {printable(repr(file))}, which is "
-                            f"not a {Path(name).suffix} file")
+                            f"not a {ending} file")
         download_missing(address, folder, file)
 
 

@@ -246,6 +246,8 @@ def test_characters_are_read_from_beside_the_checkpoint_or_from_nanogpt_s_folder
 
 def test_a_dataset_s_name_never_leads_out_of_the_data_folder(tmp_path):
     write_meta(tmp_path / "elsewhere")
+    write_meta(tmp_path)
+    (tmp_path / "data").mkdir()
     for name in ("../elsewhere", str(tmp_path / "elsewhere"), "", "..", "a\x00b", 3, None):
         content = ckpt(TheirGPT())
         content["config"]["dataset"] = name

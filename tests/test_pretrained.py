@@ -1134,6 +1134,20 @@ def test_every_gpt_2_of_the_hub_is_fetched_by_its_name_with_the_files_that_it_ha
         assert not hub.requested, case
 
 
+def test_a_download_of_shards_that_stopped_is_continued(hub, tmp_path):
+    hub.name = "a/b"
+    named = published(d_vocab=258)
+    del hub.files["model.safetensors"]
+    index = {name: f"{part}.safetensors" for part, names in halves(named).items() for name in names}
+    hub.files["model.safetensors.index.json"] = json.dumps({"weight_map": index}).encode()
+    for part, names in halves(named).items():
+        assert not (tmp_path / "a/b" / f"{part}.safetensors").exists()
+        check_refusal(lambda: GPT.from_pretrained("a/b", tmp_path), f"{part}.safetensors")
+        hub.files[f"{part}.safetensors"] = safetensors({name: named[name] for name in names})
+    assert close(GPT.from_pretrained("a/b", tmp_path)(tiny_tokens()),
+                 gpt2_logits(named, tiny_tokens()))
+
+
 def test_tokens_that_were_added_on_the_hub_are_fetched(hub, tmp_path):
     hub.name = "a/b"
     hub.files |= {"config.json": json.dumps(CONFIG | {"vocab_size": 259}).encode(),
