@@ -83,6 +83,7 @@ SAFETENSORS_DTYPES = {
     "U8": torch.uint8, "BOOL": torch.bool,
     "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
 }
+WRITTEN_DTYPES = ("F32", "F16", "BF16", "U8", "BOOL")  # not doubles: a model read again is float32
 
 # Hugging Face's name of each tensor in a block, and ours; both store matrices as [in, out].
 BLOCK_NAMES = {
@@ -740,8 +741,8 @@ def tensor_at(content, entry, start):
 
 
 def write_safetensors(path, tensors):
-    """Writes {name: tensor of float32, float16 or bfloat16} in the safetensors format."""
-    codes = {SAFETENSORS_DTYPES[code]: code for code in ("F32", "F16", "BF16")}
+    """Writes {name: tensor} in the safetensors format, of the types in WRITTEN_DTYPES."""
+    codes = {SAFETENSORS_DTYPES[code]: code for code in WRITTEN_DTYPES}
     other_dtypes = {tensor.dtype for tensor in tensors.values()} - set(codes)
     if other_dtypes:
         listed = ", ".join(map(str, other_dtypes))

@@ -366,6 +366,38 @@ def load_tokenizer(state):
         raise UserError(f"this is not the state of a tokenizer ({error!r})") from None
 
 
+def read_tokenizer(folder):
+    """The BPETokenizer of the files in a folder, in Hugging Face's format or OpenAI's; None if
+    there are none.
+
+    Raises UserError for files that are damaged, and for settings that give other ids than GPT-2's.
+    """
+    settings = folder / "tokenizer_config.json"
+    for name in ("add_prefix_space", "add_bos_token"):
+        if settings.exists() and read_json(settings).get(name):
+            raise UserError(f"{settings}: {name}=true is not supported; make it false, and write "
+                            "what it adds into your texts")
+
+    files = tokenizer_files(folder)
+    if files is not None:
+        more = folder / "added_tokens.json"
+        return BPETokenizer.from_files(*files, more if more.exists() else None)
+    if (folder / "tokenizer.json").exists():
+        return BPETokenizer.from_json(folder / "tokenizer.json")
+    return None
+
+
+def tokenizer_files(folder):
+    """(vocabulary, merges), the paths of a tokenizer's two files in a folder; None without them.
+
+    Hugging Face and OpenAI use different names for the two files; both are accepted.
+    """
+    for vocab, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+        if (folder / vocab).exists() and (folder / merges).exists():
+            return folder / vocab, folder / merges
+    return None
+
+
 def check_kind(state, kind):
     """Raises UserError for a state of another kind."""
     if state.get("kind") != kind:

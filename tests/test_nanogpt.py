@@ -19,7 +19,7 @@ import generate
 from checkpoint import load_model
 from formats import read_meta
 from model import GPT
-from tokenizer import CharTokenizer
+from tokenizer import BPETokenizer, CharTokenizer
 from utils import seeded_generator
 
 SIZES = {"n_layer": 2, "n_head": 3, "n_embd": 12, "block_size": 9, "vocab_size": 11}
@@ -263,7 +263,7 @@ def test_many_characters_are_read(tmp_path):
 
 def test_a_vocabulary_of_gpt_2_s_size_gets_its_tokenizer(tmp_path, monkeypatch, capsys):
     their = TheirGPT(vocab_size=304)  # padded, as nanoGPT pads 50,257 to 50,304
-    vocabulary, _ = checkpoint.BPETokenizer().train("abab", 257), None
+    vocabulary = BPETokenizer().train("abab", 257)
     checkpoint.export_pretrained(tmp_path / "bpe", GPT(load_model(
         save(tmp_path / "out", ckpt(their)))[0].cfg), vocabulary)
     monkeypatch.setattr(checkpoint, "GPT2_BPE", tmp_path / "bpe")
