@@ -797,7 +797,8 @@ def find_meta(found):
     places = [folder / "meta.pkl"]
     config = found.content.get("config")
     dataset = config.get("dataset") if isinstance(config, dict) else None
-    if isinstance(dataset, str) and dataset.isprintable() and Path(dataset).name == dataset:
+    is_name = isinstance(dataset, str) and dataset.isprintable() and Path(dataset).name == dataset
+    if is_name and dataset not in ("", ".."):
         places.append(folder.parent / "data" / dataset / "meta.pkl")
     return next((place for place in places if place.is_file()), None)
 
