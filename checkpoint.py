@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from config import Config, LoggingConfig, config_from_dict
+from config import Config, DataConfig, LoggingConfig, config_from_dict
 from data import SHAKESPEARE_SHA256, load_dataset
 from formats import (
     HUGGING_FACE,
@@ -65,8 +65,8 @@ GPT2_BPE = Path("data/gpt2_bpe")  # a folder with the two files of GPT-2's token
 GPT2_TOKENS = 50257
 GPT2_TOKENS_PADDED = 50304  # to a multiple of 64, as nanoGPT does
 VERSION_LINE = "#version: 0.2"  # the first line of a file of merges
-# Settings that may change when a run is resumed
-FREE_TO_CHANGE = {"device", "threads", "folder", "path", "compile", "accumulate"}
+# Settings that may change when a run is resumed; max_steps changes the schedule from there on
+FREE_TO_CHANGE = {"device", "threads", "folder", "path", "compile", "accumulate", "max_steps"}
 LOCK_FILE = ".lock"
 RUN_FILES = ("config.json", "checkpoint.pt", "best.pt", "metrics.jsonl", "loss.png", "sample.txt")
 
@@ -134,6 +134,13 @@ def is_list_of_steps(value):
         and all(map(is_number, step)) for step in value)
 
 
+def is_list_of_pairs(value):
+    """Whether a value is a list of pairs of whole numbers."""
+    return isinstance(value, list) and all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(is_whole, pair))
+        for pair in value)
+
+
 def is_tokenizer_state(value):
     """Whether a value is a dict of strings, and of lists of strings or of pairs of strings."""
     if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
@@ -164,6 +171,7 @@ NEEDED_TO_RESUME = {
     "data_sha256": lambda value: isinstance(value, str),
 }
 MAY_BE_THERE = {  # fields that older checkpoints lack
+    "earlier_max_steps": is_list_of_pairs,
     "lost": is_whole,
     "untrained": is_number,
     "threads": lambda value: is_whole(value) and value > 0,
@@ -384,6 +392,8 @@ def check_field_types(kind, values):
 
         if typing.get_origin(hint) is typing.Literal:
             hint = str
+        elif typing.get_origin(hint) is tuple:
+            hint = tuple | list  # JSON has lists only
         allowed = typing.get_args(hint) or (hint,)
         if float in allowed:
             allowed += (int,)
@@ -407,6 +417,23 @@ def write_run_config(folder, cfg, dataset, model):
         "ranks": n_ranks(),
     }
     write_json(folder / "config.json", dataclasses.asdict(cfg) | circumstances)
+
+
+def record_max_steps(folder, max_steps, earlier):
+    """Sets max_steps in a run's config.json, on rank 0, unless that number is there already.
+
+    earlier: [(step, max_steps), …], the numbers that held until those steps; they are recorded,
+    too, because they decided the learning rates. All else stays as it was when the run began.
+    """
+    path = folder / "config.json"
+    if rank() or not is_run_config(path):
+        return
+    values = read_json(path)
+    if values["train"]["max_steps"] != max_steps:
+        values["train"]["max_steps"] = max_steps
+        values["earlier_max_steps"] = [
+            {"until_step": step, "max_steps": before} for step, before in earlier]
+        write_json(path, values)
 
 
 def list_runs(out_dir):
@@ -492,7 +519,7 @@ def load_run_to_resume(given, lock=None):
     cfg = config_from_dict(Config, merged)
     if state["step"] > cfg.train.max_steps:
         raise UserError(f"{path} is of step {state['step']:,}, beyond max_steps="
-                        f"{cfg.train.max_steps:,}; start another run")
+                        f"{cfg.train.max_steps:,}; give more steps, or start another run")
 
     threads_now = cfg.train.threads or torch.get_num_threads()
     threads_before = state.get("threads", threads_now)
@@ -520,6 +547,57 @@ def reload_dataset(folder, state, cfg):
         raise UserError(f"the text is not the one that {folder} was trained on; put that one back, "
                         "name it with --data.path, or start another run")
     return dataset
+
+
+# Beginning with a model that exists
+
+
+def load_model_to_tune(given):
+    """(Config, weights, tokenizer) of a new run that begins with an existing model.
+
+    given: the flags, nested; given["train"]["init_from"] is the model, as `load_model` takes it.
+    The shape of the model and the kind of its tokenizer replace the defaults of the Config.
+    dropout may be given. So may a smaller n_ctx: the embeddings of the first positions are kept.
+    A larger one is possible where positions are not learned. weights: {name: tensor}.
+    Raises UserError for a model without a tokenizer, and naming every flag that contradicts it.
+    """
+    origin = given["train"]["init_from"]
+    logging = config_from_dict(LoggingConfig, given.get("logging", {}))
+    if logging.run_name is not None:
+        folder = Path(logging.out_dir) / logging.run_name
+        source = existing_run_folder(origin, logging.out_dir)
+        if source is not None and source.resolve() == folder.resolve():
+            raise UserError(f"init_from={origin} is the run that would be replaced; choose another "
+                            "--logging.run_name")
+    model, tokenizer = load_model(origin, logging.out_dir)
+    if tokenizer is None:
+        raise UserError(f"{origin} has no tokenizer, so no text can be turned into its ids; put "
+                        "the files of its tokenizer beside it")
+
+    # The settings that the model has, and those given now
+    kind = tokenizer.kind
+    vocab_size = tokenizer.d_vocab if kind == "bpe" else DataConfig().vocab_size
+    fixed = {"data": {"tokenizer": kind, "vocab_size": vocab_size},
+             "model": dataclasses.asdict(model.cfg)}
+    may_differ = {"dropout"}
+    n_ctx = given.get("model", {}).get("n_ctx", model.cfg.n_ctx)
+    if n_ctx <= model.cfg.n_ctx or model.cfg.positions != "learned":
+        may_differ.add("n_ctx")
+    different = [
+        f"{section}.{name} is {fixed[section][name]}, not {value}"
+        for section in fixed
+        for name, value in given.get(section, {}).items()
+        if value != fixed[section].get(name, value) and name not in may_differ
+    ]
+    if different:
+        raise UserError(f"{origin} is another model: {'; '.join(different)}; leave these flags out")
+    merged = {section: fixed[section] | given.get(section, {}) for section in fixed}
+    cfg = config_from_dict(Config, given | merged)
+
+    weights = model.state_dict()
+    if model.cfg.positions == "learned":
+        weights["position_embedding.W_pos"] = model.W_pos[:n_ctx].detach()
+    return cfg, weights, tokenizer
 
 
 # Starting a run, and its metrics
@@ -669,7 +747,7 @@ def check_replaceable(folder, lock, overwrite, unless_used):
     if not (overwrite or unless_used):
         found = "without a checkpoint;"
         if is_finished_run(folder):
-            found = "already, and finished;"
+            found = "already, and finished; train it longer with --resume --train.max_steps N,"
         elif (folder / "checkpoint.pt").exists():
             found = "already; continue it with --resume,"
         raise UserError(f"{name} {found} replace it with --overwrite, or choose another "

@@ -150,7 +150,15 @@ class ModelConfig:
 class TrainConfig:
     """How to train."""
 
-    max_steps: int = option(2850, "optimiser steps")
+    init_from: str | None = option(
+        None, "begin with this model, instead of random weights: a run, gpt2, or a folder; its "
+        "shape and tokenizer are used, its optimiser is not"
+    )
+    freeze: tuple[str, ...] = option(
+        (), "weights that stay as they are: patterns of their names, such as blocks.0.* (with tied "
+        "embeddings, token_embedding.W_E is the unembedding too)"
+    )
+    max_steps: int = option(2850, "optimiser steps; --resume takes a larger number, too")
     batch_size: int = option(12, "windows per step, summed over all devices")
     accumulate: int = option(1, "process a device's windows in this many parts, to save memory")
     optimizer: Literal["muon", "adamw"] = option(
@@ -176,6 +184,9 @@ class TrainConfig:
 
     def __post_init__(self):
         check_choices(self)
+        if isinstance(self.freeze, str) or not all(isinstance(part, str) for part in self.freeze):
+            raise UserError(f"freeze={self.freeze!r} is not a list of patterns; give "
+                            'freeze=("blocks.0.*",), for example')
         for name in ("max_steps", "batch_size", "accumulate", "eval_interval", "log_interval"):
             check_field(self, name, lambda n: n >= 1, "1 or more")
         self.windows_at_once()  # raises if the batch does not divide into parts
@@ -333,6 +344,8 @@ def config_from_dict(kind, values):
             raise UserError(f"{kind.__name__} has no field {name!r}{suggest_closest(name, hints)}")
         if dataclasses.is_dataclass(hints[name]):
             value = config_from_dict(hints[name], value)
+        elif typing.get_origin(hints[name]) is tuple:
+            value = tuple(value)  # JSON has lists only
         fields[name] = value
     return kind(**fields)
 
@@ -428,7 +441,7 @@ class StoreSeveral(argparse.Action):
     """Stores the values of a flag that takes several, `--seeds 0 1` or `--seeds 0,1`."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, [value for word in values for value in word])
+        setattr(namespace, self.dest, tuple(value for word in values for value in word))
 
 
 def several_parser(kind):

@@ -112,9 +112,11 @@ def text_dataset(cfg, tokenizer=None):
 
     # Characters and words are listed from the whole text; bpe must not learn from the validation
     # part.
-    if tokenizer is None and cfg.tokenizer == "bpe":
+    if tokenizer is not None:
+        check_text_fits(text, tokenizer, name)
+    elif cfg.tokenizer == "bpe":
         tokenizer = BPETokenizer().train(text[:n_train], cfg.vocab_size)
-    elif tokenizer is None:
+    else:
         tokenizer = TOKENIZERS[cfg.tokenizer]().fit(text)
 
     train = torch.tensor(tokenizer.encode_document(text[:n_train]))
@@ -124,6 +126,18 @@ def text_dataset(cfg, tokenizer=None):
         sha256=sha256_of(text.encode()), val_characters=len(text) - n_train,
         floor=corpus.floor_of(sample, tokenizer, val),
     )
+
+
+def check_text_fits(text, tokenizer, name):
+    """Raises UserError naming the characters or words of a text that a tokenizer lacks."""
+    if tokenizer.kind == "bpe":  # it has all bytes
+        return
+    unknown = sorted(set(tokenizer.split(text)) - set(tokenizer.ids))
+    if unknown:
+        more = f" and {len(unknown) - 10:,} more" if len(unknown) > 10 else ""
+        raise UserError(f"{name} has {tokenizer.unit}s that the model's tokenizer lacks: "
+                        f"{' '.join(map(repr, unknown[:10]))}{more}; replace them in the text, or "
+                        "train a new model on it")
 
 
 def last_token_boundary(text, n, kind):
@@ -284,11 +298,12 @@ def prepared_dataset(cfg, tokenizer=None):
     """
     path = Path(cfg.path) / TOKENS_FILE
     ids, found, sha256 = read_token_file(path)
-    if cfg.tokenizer not in (DataConfig().tokenizer, found.kind):
+    if tokenizer is not None and tokenizer.state_dict() != found.state_dict():
+        raise UserError(f"{path} is of another tokenizer than the run or the model to begin with; "
+                        "prepare the text with that one")
+    if tokenizer is None and cfg.tokenizer not in (DataConfig().tokenizer, found.kind):
         raise UserError(f"{path} was made with --tokenizer {found.kind}; leave --data.tokenizer "
                         f"{cfg.tokenizer} out, or prepare the text again")
-    if tokenizer is not None and tokenizer.state_dict() != found.state_dict():
-        raise UserError(f"{path} is of another tokenizer than the run; put the run's back")
 
     train, val = ids.split(len(ids) - int(len(ids) * cfg.val_fraction))
     n_characters = count_characters(val, found)

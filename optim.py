@@ -11,8 +11,11 @@ Express: its polynomials); Pascanu et al. 2013 (clipping)
 """
 
 import math
+from fnmatch import fnmatchcase
 
 import torch
+
+from utils import UserError, suggest_closest
 
 # (a, b, c) of each round of `orthogonalise`
 POLAR_EXPRESS_ROUNDS = (
@@ -210,8 +213,42 @@ class Muon:
         torch._foreach_copy_(self.m, state["m"])
 
 
+def freeze_(model, patterns):
+    """Keeps the parameters whose names match a pattern from learning, and returns their names.
+
+    patterns: such as "blocks.0.*", where * stands for any characters. It sets requires_grad to
+    False: no gradient is computed for these parameters, and `make_optimizers` leaves them out, so
+    neither a step nor weight decay changes them. Tied embeddings are one parameter,
+    token_embedding.W_E. Raises UserError for a pattern that matches no name, and if every
+    parameter matches.
+    """
+    parameters = dict(model.named_parameters())
+    frozen = {}
+    for pattern in patterns:
+        found = {name: p for name, p in parameters.items() if fnmatchcase(name, pattern)}
+        if not found:
+            raise UserError(f"no weight is named {pattern!r}"
+                            f"{suggest_closest(pattern, name_patterns(parameters))}")
+        frozen |= found
+    if len(frozen) == len(parameters):
+        raise UserError(f"freeze={' '.join(patterns)} leaves no weight to learn; freeze fewer")
+
+    for parameter in frozen.values():
+        parameter.requires_grad_(False)
+    return list(frozen)
+
+
+def name_patterns(names):
+    """All names, and a pattern for each part of the model: "blocks.*", "blocks.0.*", …"""
+    patterns = []
+    for name in names:
+        parts = name.split(".")
+        patterns += [".".join([*parts[:n], "*"]) for n in range(1, len(parts))] + [name]
+    return list(dict.fromkeys(patterns))
+
+
 def make_optimizers(model, cfg):
-    """The optimisers for a TrainConfig; together they update every parameter once.
+    """The optimisers for a TrainConfig; together they update every parameter that learns once.
 
     With "muon", Muon learns the matrices inside the blocks and AdamW the rest; with "adamw", AdamW
     learns everything.
@@ -220,14 +257,18 @@ def make_optimizers(model, cfg):
     if cfg.optimizer == "muon":
         hidden = {name: p for name, p in model.blocks.named_parameters()
                   if p.ndim == 2 and p.requires_grad}
-    rest = [p for p in model.parameters() if not any(p is matrix for matrix in hidden.values())]
-    adamw = AdamW(rest, cfg.lr, betas=(cfg.beta1, cfg.beta2), weight_decay=cfg.weight_decay)
-    if not hidden:
-        return [adamw]
+    rest = [p for p in model.parameters()
+            if p.requires_grad and not any(p is matrix for matrix in hidden.values())]
 
-    parts = [3 if name.endswith("W_QKV") else 1 for name in hidden]  # q, k and v separately
-    muon = Muon(hidden.values(), cfg.muon_lr, parts=parts, weight_decay=cfg.weight_decay)
-    return [adamw, muon]
+    optimizers = []
+    if rest:
+        betas = (cfg.beta1, cfg.beta2)
+        optimizers.append(AdamW(rest, cfg.lr, betas=betas, weight_decay=cfg.weight_decay))
+    if hidden:
+        parts = [3 if name.endswith("W_QKV") else 1 for name in hidden]  # q, k and v separately
+        optimizers.append(
+            Muon(hidden.values(), cfg.muon_lr, parts=parts, weight_decay=cfg.weight_decay))
+    return optimizers
 
 
 def schedule(step, max_steps, warmup_steps=0, *, shape="linear", final_fraction=0.0):

@@ -3,6 +3,7 @@
     python train.py                                        # Tiny Shakespeare, one to two minutes
     python train.py --data.path my.txt --model.n_layers 2 --logging.run_name mine
     python train.py --logging.run_name mine --resume       # continue a run that was stopped
+    python train.py --train.init_from mine --data.path my.txt --train.lr 5e-4 --train.muon_lr 2e-3
     torchrun --standalone --nproc_per_node 2 train.py      # the same run, on two devices
 
 Writes outputs/<run>/: config.json, checkpoint.pt, best.pt, metrics.jsonl, loss.png, sample.txt.
@@ -18,7 +19,7 @@ import dataclasses
 import math
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from types import SimpleNamespace
 
@@ -31,9 +32,12 @@ from checkpoint import (
     add_rows,
     check_run_name,
     check_same_structure,
+    config_of,
+    load_model_to_tune,
     load_run_to_resume,
     new_run_folder,
     read_metrics,
+    record_max_steps,
     reload_dataset,
     run_flags,
     save_checkpoint,
@@ -44,13 +48,14 @@ from data import load_dataset, random_batch, repeated_batch, windows_in_order
 from generate import generate_text
 from losses import IGNORED, cross_entropy, per_token_loss
 from model import GPT
-from optim import clip_gradients_, make_optimizers, schedule
+from optim import clip_gradients_, freeze_, make_optimizers, schedule
 from pretrained import check_weights_fit
 from utils import (
     Progress,
     UserError,
     atomic_write,
     joined_ranks,
+    list_names,
     mean_over_ranks,
     n_ranks,
     rank,
@@ -98,6 +103,7 @@ def fit(model, next_batch, cfg, *, optimizers=None, start=0, loss_fn=cross_entro
     one part's activations are in memory at a time.
     """
     if optimizers is None:
+        freeze_(model, cfg.freeze)
         optimizers = make_optimizers(model, cfg)
     dtype = next(model.parameters()).dtype
     no_sync = getattr(model, "no_sync", contextlib.nullcontext)  # DistributedDataParallel has it
@@ -138,11 +144,16 @@ def fit(model, next_batch, cfg, *, optimizers=None, start=0, loss_fn=cross_entro
                            f"norm {grad_norm:.4g}; try a smaller --train.lr")
 
         # Step
-        share = schedule(number - 1, cfg.max_steps, cfg.warmup_steps, shape=cfg.schedule,
-                         final_fraction=cfg.final_lr_fraction)
+        share = share_of_rate(number, cfg)
         for optimizer in optimizers:
             optimizer.step(share)
         yield Step(number, loss, share, grad_norm, time.perf_counter() - began)
+
+
+def share_of_rate(number, cfg):
+    """The share of the full learning rates at step `number`, counted from 1, of a TrainConfig."""
+    return schedule(number - 1, cfg.max_steps, cfg.warmup_steps, shape=cfg.schedule,
+                    final_fraction=cfg.final_lr_fraction)
 
 
 @torch.no_grad()
@@ -175,8 +186,10 @@ class RunState:
     """The progress of a run, as stored in its checkpoint beside tensors and settings.
 
     step: the number of steps taken. seconds: the time that they took. best_loss: the lowest
-    validation loss so far. lost: the number of steps in a row with a loss above the untrained
-    model's. untrained: the validation loss before the first step.
+    validation loss so far. lost: the number of steps in a row with a loss above `untrained`.
+    untrained: the validation loss before the first step, or that of a uniform guess if this is
+    higher: a model that is tuned may get worse first. earlier_max_steps: [(step, max_steps), …],
+    the numbers of steps that were planned until those steps.
     """
 
     step: int = 0
@@ -184,6 +197,7 @@ class RunState:
     best_loss: float = math.inf
     lost: int = 0
     untrained: float = math.inf
+    earlier_max_steps: list = field(default_factory=list)
 
     @classmethod
     def from_checkpoint(cls, saved):
@@ -195,13 +209,17 @@ class RunState:
 class TrainingRun:
     """A training run in progress: the model, its optimisers, the data, and the run's files.
 
-    Call `begin` or `resume`, then `train`.
+    weights: {name: tensor} to begin with; random ones by default. Call `begin` or `resume`, then
+    `train`.
     """
 
-    def __init__(self, cfg, dataset, device):
+    def __init__(self, cfg, dataset, device, weights=None):
         self.cfg = cfg
         self.dataset = dataset
         self.model = GPT(cfg.model, cfg.train.seed).to(device)
+        if weights is not None:
+            self.model.load_weights_(weights, cfg.train.init_from)
+        self.frozen = freeze_(self.model, cfg.train.freeze)
 
         # What trains on the batches: the same weights, compiled or shared between ranks
         self.learner = torch.compile(self.model) if cfg.train.compile else self.model
@@ -247,12 +265,25 @@ class TrainingRun:
         self.recent = [Step(*values) for values in saved["recent"]]
         self.rows = [row for row in read_metrics(folder) if row["step"] <= self.state.step]
         add_rows(folder, self.rows, afresh=True)
+        self.change_max_steps(before=config_of(saved, path).train.max_steps)
 
         # If a finished run's last row was lost, its result is missing: evaluate again.
         last_row = self.rows[-1] if self.rows else {}
         has_result = last_row.get("step") == self.state.step and "val_loss" in last_row
         if self.is_finished() and not has_result:
             self.validate()
+
+    def change_max_steps(self, before):
+        """Notes that another number of steps was planned so far, in the files of the run.
+
+        The checkpoint is written first, because it alone says how to resume; config.json follows,
+        at the latest when the run is resumed again.
+        """
+        after = self.cfg.train.max_steps
+        if after != before:
+            self.state.earlier_max_steps.append((self.state.step, before))
+            self.save("checkpoint.pt")
+        record_max_steps(self.folder, after, self.state.earlier_max_steps)
 
     def is_finished(self):
         """Whether all steps have been taken."""
@@ -280,7 +311,8 @@ class TrainingRun:
         n_windows = self.cfg.train.batch_size - n_repeats
         inputs, targets = random_batch(self.dataset.train, n_windows, n_ctx, self.sampler)
         if n_repeats:
-            repeats = repeated_batch(self.cfg.model.d_vocab, n_repeats, n_ctx, self.sampler)
+            d_vocab = self.dataset.tokenizer.d_vocab
+            repeats = repeated_batch(d_vocab, n_repeats, n_ctx, self.sampler)
             inputs = torch.cat([inputs, repeats[0]])
             targets = torch.cat([targets, repeats[1]])
 
@@ -325,7 +357,7 @@ class TrainingRun:
             state.lost = 0
 
         if state.lost == PATIENCE:
-            raise Diverged(f"the loss was above the untrained model's {state.untrained:.4g} "
+            raise Diverged(f"the loss was above an untrained model's {state.untrained:.4g} "
                            f"for {PATIENCE} steps, {step.loss:.4g} at step {state.step}; try a "
                            "smaller --train.lr or --train.muon_lr")
 
@@ -356,7 +388,7 @@ class TrainingRun:
             raise Diverged(f"the validation loss is {val_loss} at step {state.step}; try a smaller "
                            "--train.lr")
         if state.step == 0:
-            state.untrained = val_loss
+            state.untrained = max(val_loss, math.log(self.cfg.model.d_vocab))
         self.log(**results)
 
         # The checkpoints
@@ -428,13 +460,16 @@ def stop_on_signal():
 # The program
 
 
-def start_run(cfg, device, *, overwrite=False, unless_used=False, saved_run=None, lock=None):
+def start_run(cfg, device, *, overwrite=False, unless_used=False, saved_run=None, source=None,
+              lock=None):
     """A TrainingRun that is ready to train: a new one, or one that continues.
 
     overwrite, unless_used, lock: what to do if the folder exists, as in `new_run_folder`.
-    saved_run: (folder, checkpoint's dict) of the run to continue.
-    Raises UserError for every mistake in the arguments, before anything is written.
+    saved_run: (folder, checkpoint's dict) of the run to continue. source: (weights, tokenizer) of
+    the model to begin with. Raises UserError for every mistake in the arguments, before anything
+    is written.
     """
+    weights, tokenizer = (None, None) if source is None else source
     if cfg.train.threads is not None:
         torch.set_num_threads(cfg.train.threads)
     if device.type == "cuda":
@@ -445,22 +480,15 @@ def start_run(cfg, device, *, overwrite=False, unless_used=False, saved_run=None
         # The name is checked first, because loading the text may take long.
         check_run_name(cfg.logging.out_dir, cfg.logging.run_name, overwrite,
                        unless_used=unless_used, lock=lock)
-        dataset = load_dataset(cfg.data, cfg.model.n_ctx)
+        dataset = load_dataset(cfg.data, cfg.model.n_ctx, tokenizer)
     else:
         dataset = reload_dataset(*saved_run, cfg)
     cfg.train.windows_at_once(n_ranks())  # raises if the ranks cannot share a batch equally
-    d_vocab = dataset.tokenizer.d_vocab
-    if cfg.model.d_vocab not in (None, d_vocab):
-        raise UserError(f"d_vocab={cfg.model.d_vocab} is not the tokenizer's {d_vocab}; leave "
-                        "--model.d_vocab out")
-    if cfg.model.d_vocab_out not in (None, d_vocab):
-        raise UserError(f"d_vocab_out={cfg.model.d_vocab_out} is not the tokenizer's {d_vocab}, "
-                        "and training predicts tokens; leave --model.d_vocab_out out")
-    shape = dataclasses.replace(cfg.model, d_vocab=d_vocab)
+    shape = dataclasses.replace(cfg.model, d_vocab=vocabulary_size(cfg, dataset.tokenizer))
     if saved_run is not None:
         folder, saved = saved_run
         check_weights_fit(shape, saved["model"], folder / "checkpoint.pt")
-    run = TrainingRun(dataclasses.replace(cfg, model=shape), dataset, device)
+    run = TrainingRun(dataclasses.replace(cfg, model=shape), dataset, device, weights)
     print_beginning(run, device)
 
     if saved_run is None:
@@ -470,12 +498,43 @@ def start_run(cfg, device, *, overwrite=False, unless_used=False, saved_run=None
         print(f"writing to {run.folder}")
     else:
         run.resume(*saved_run)
-        if run.is_finished():
-            print(f"{run.folder} is finished: all {run.state.step:,} steps were taken; to train "
-                  "longer, start another run with a larger --train.max_steps")
-        else:
-            print(f"writing to {run.folder}, continuing after step {run.state.step:,}")
+        print_continuing(run, before=config_of(saved, run.folder).train.max_steps)
     return run
+
+
+def vocabulary_size(cfg, tokenizer):
+    """The size of the model's vocabulary: the tokenizer's, or more for a model with padding.
+
+    Only the model of init_from may have such ids that are no token. Raises UserError for another
+    number in the Config.
+    """
+    asked = cfg.model.d_vocab
+    if asked is None:
+        return tokenizer.d_vocab
+    is_padded = cfg.train.init_from is not None and asked > tokenizer.d_vocab
+    if asked != tokenizer.d_vocab and not is_padded:
+        raise UserError(f"d_vocab={asked} is not the tokenizer's {tokenizer.d_vocab}; leave "
+                        "--model.d_vocab out")
+    return asked
+
+
+def print_continuing(run, before):
+    """Prints where a resumed run goes on, and what another number of steps does to the learning
+    rate. before: the number of steps that was planned."""
+    cfg = run.cfg.train
+    step = run.state.step
+    if run.is_finished():
+        print(f"{run.folder} is finished: all {step:,} steps were taken; to train longer, give "
+              "--resume a larger --train.max_steps")
+        return
+
+    print(f"writing to {run.folder}, continuing after step {step:,}")
+    if cfg.max_steps != before:
+        last = cfg.lr * share_of_rate(max(step, 1), dataclasses.replace(cfg, max_steps=before))
+        following = cfg.lr * share_of_rate(step + 1, cfg)
+        print(f"max_steps is {cfg.max_steps:,} instead of {before:,}, and from here on the "
+              f"schedule is that of {cfg.max_steps:,} steps: the learning rate goes from "
+              f"{last:.3g} to {following:.3g}")
 
 
 def print_beginning(run, device):
@@ -490,6 +549,11 @@ def print_beginning(run, device):
     print(f"model: {shape.n_layers} layers of {shape.n_heads} heads, d_model {shape.d_model}, "
           f"{run.model.n_parameters:,} parameters; {device}, {torch.get_num_threads()} threads, "
           f"{n_ranks()} x {megabytes:,.1f} MB of activations{and_dropout}")
+    if run.cfg.train.init_from is not None:
+        print(f"the weights to begin with: {run.cfg.train.init_from}")
+    if run.frozen:
+        n_frozen = sum(p.numel() for p in run.model.parameters() if not p.requires_grad)
+        print(f"{n_frozen:,} parameters stay as they are: {list_names(run.frozen, 8)}")
 
 
 def training_figure(run):
@@ -530,10 +594,13 @@ def finish(run):
         tokens_per_character = (len(run.dataset.val) - 1) / run.dataset.val_characters
         per_character = f", {loss * tokens_per_character:.4f} nats/character,"
     uniform_loss = math.log(run.cfg.model.d_vocab)
+    before = ""
+    if run.cfg.train.init_from is not None and run.rows[0]["step"] == 0:
+        before = f"before: {run.rows[0]['val_loss']:.4f}, "
     print(f"\n{sample}\n")
     print(f"validation loss {loss:.4f} nats/{unit}{per_character} over the whole split, after "
           f"{run.state.step:,} steps in {run.state.seconds:.0f} s "
-          f"(a uniform guess: {uniform_loss:.4f})")
+          f"({before}a uniform guess: {uniform_loss:.4f})")
 
     above_floor = run.rows[-1].get("above_floor", {})
     if above_floor:
@@ -576,7 +643,7 @@ def carry_out(cfg, device, **how):
 
 def main(argv=None):
     """The program: trains, evaluates, draws the loss curve, writes a sample."""
-    parser = flag_parser(Config, "Train a small GPT-2 on a text.")
+    parser = flag_parser(Config, "Train a small GPT-2 on a text, or a model that exists.")
     parser.add_argument("--model.preset", choices=PRESETS, help="the shape of a published model")
     parser.add_argument("--resume", action="store_true", help="continue a run that was stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace a run of that name")
@@ -588,18 +655,23 @@ def main(argv=None):
 
     given = nest_flags(flags)
     with RunLock() as lock:
+        # The settings: of a run that goes on, of another model, or new ones
+        saved_run = None
+        source = None
         found = load_run_to_resume(given, lock) if resume else None
-        if found is None:
-            cfg = config_from_dict(Config, given)
-            saved_run = None
-        else:
+        if found is not None:
             folder, saved, cfg = found
             saved_run = (folder, saved)
+        elif given.get("train", {}).get("init_from") is not None:
+            cfg, weights, tokenizer = load_model_to_tune(given)
+            source = (weights, tokenizer)
+        else:
+            cfg = config_from_dict(Config, given)
 
         # In a function of its own, so that the run, which averages over ranks, ends before they do.
         with joined_ranks(cfg.train.device) as device:
             carry_out(cfg, device, overwrite=overwrite, unless_used=resume, saved_run=saved_run,
-                      lock=lock)
+                      source=source, lock=lock)
 
 
 if __name__ == "__main__":

@@ -618,7 +618,7 @@ def test_a_name_that_is_taken_needs_a_decision(home):
     before = final(home, "first")
     with pytest.raises(UserError, match=r"finished.*--overwrite") as error:
         main(argv(home, *named("first", "--train.seed", "5")))
-    assert "--resume" not in str(error.value)  # there is nothing to continue
+    assert "--resume --train.max_steps" in str(error.value)  # all that is left to continue
     assert same(final(home, "first"), before)
 
 
@@ -814,11 +814,11 @@ def test_resuming_a_finished_run_changes_nothing(home, monkeypatch):
 
 
 def test_flags_that_contradict_the_run_are_all_named(home):
-    flags = ["--model.d_model", "16", "--train.lr", "0.5", "--train.max_steps", "60"]
+    flags = ["--model.d_model", "16", "--train.lr", "0.5", "--train.freeze", "blocks.*"]
     with pytest.raises(UserError) as error:
         main(argv(home, *named("first", "--resume"), *flags))
     for name, was, given in (("model.d_model", 8, 16), ("train.lr", 0.005, 0.5),
-                             ("train.max_steps", 6, 60)):
+                             ("train.freeze", (), ("blocks.*",))):
         assert f"{name} was {was}, not {given}" in str(error.value)
     assert "n_ctx" not in str(error.value)
 
