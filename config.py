@@ -407,7 +407,9 @@ def add_flags(parser, kind, prefix):
             continue
 
         default = item.default
-        if default is None or isinstance(default, bool):
+        if default == ():
+            default = "none"
+        elif default is None or isinstance(default, bool):
             default = str(default).lower()  # as one types it
         elif isinstance(default, str) and default.isspace():
             default = repr(default)  # a line end that can be seen

@@ -45,6 +45,8 @@ INF = float("inf")
 def another_value(default, hint):
     """A possible value of that type that is not the default."""
     kinds = set(typing.get_args(hint)) or {hint}
+    if typing.get_origin(hint) is tuple:
+        return ("other", "another")
     if typing.get_origin(hint) is typing.Literal:
         return next(word for word in typing.get_args(hint) if word != default)
     if bool in kinds:
@@ -90,7 +92,8 @@ def test_every_flag_sets_its_own_field_and_no_other(kind):
             follow = {"n_heads": {"d_head": d_model // n_heads}, "d_vocab": {"d_vocab_out": value},
                       "d_model": {"d_mlp": 4 * d_model, "d_head": d_model // n_heads}}
             wanted["model"].update(follow.get(leaf, {}))
-        for flags in ([f"--{name}", str(value)], [f"--{name}={value}"]):
+        word = ",".join(value) if isinstance(value, tuple) else str(value)
+        for flags in ([f"--{name}", word], [f"--{name}={word}"]):
             assert asdict(parse(kind, *flags)) == wanted, flags
 
 
