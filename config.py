@@ -187,6 +187,7 @@ class TrainConfig:
         if isinstance(self.freeze, str) or not all(isinstance(part, str) for part in self.freeze):
             raise UserError(f"freeze={self.freeze!r} is not a list of patterns; give "
                             'freeze=("blocks.0.*",), for example')
+        object.__setattr__(self, "freeze", tuple(self.freeze))  # JSON has lists only
         for name in ("max_steps", "batch_size", "accumulate", "eval_interval", "log_interval"):
             check_field(self, name, lambda n: n >= 1, "1 or more")
         self.windows_at_once()  # raises if the batch does not divide into parts
@@ -344,8 +345,6 @@ def config_from_dict(kind, values):
             raise UserError(f"{kind.__name__} has no field {name!r}{suggest_closest(name, hints)}")
         if dataclasses.is_dataclass(hints[name]):
             value = config_from_dict(hints[name], value)
-        elif typing.get_origin(hints[name]) is tuple:
-            value = tuple(value)  # JSON has lists only
         fields[name] = value
     return kind(**fields)
 

@@ -192,7 +192,7 @@ def test_a_text_or_flag_that_does_not_fit_the_model_is_refused(home, tmp_path):
 
 def test_a_run_does_not_replace_the_model_that_it_begins_with(home, tmp_path):
     shutil.copytree(run_of(home, "source"), run_of(tmp_path, "source"))
-    for origin in ("source", run_of(tmp_path, "source")):
+    for origin in ("source", tmp_path / "outputs/../outputs/source"):
         flags = tuned(tmp_path, origin, *named("source", "--overwrite"))
         assert "source" in refusal(lambda flags=flags: main(flags))
     assert same(final(tmp_path, "source"), final(home, "source"))
