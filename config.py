@@ -164,8 +164,13 @@ class TrainConfig:
     optimizer: Literal["muon", "adamw"] = option(
         "muon", "muon: Muon on the blocks' matrices, AdamW on the rest; adamw: AdamW on everything"
     )
-    lr: float = option(5e-3, "AdamW's highest learning rate")
-    muon_lr: float = option(0.016, "Muon's highest learning rate")
+    lr: float = option(
+        5e-3, "AdamW's highest learning rate; to tune a model, about a tenth of the rate that it "
+        "was trained with (of GPT-2's: 6e-5)"
+    )
+    muon_lr: float = option(
+        0.016, "Muon's highest learning rate; to tune a model, about a tenth, too"
+    )
     schedule: Literal["linear", "cosine", "trapezoid"] = option("linear", "how the rates fall")
     final_lr_fraction: float = option(0.0, "the schedule ends at this share of the highest rate")
     warmup_steps: int = option(40, "steps over which the rates rise before they fall")

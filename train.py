@@ -43,7 +43,15 @@ from checkpoint import (
     save_checkpoint,
     write_run_config,
 )
-from config import PRESETS, Config, GenerateConfig, config_from_dict, flag_parser, nest_flags
+from config import (
+    PRESETS,
+    Config,
+    GenerateConfig,
+    TrainConfig,
+    config_from_dict,
+    flag_parser,
+    nest_flags,
+)
 from data import load_dataset, random_batch, repeated_batch, windows_in_order
 from generate import generate_text
 from losses import IGNORED, cross_entropy, per_token_loss
@@ -490,6 +498,8 @@ def start_run(cfg, device, *, overwrite=False, unless_used=False, saved_run=None
         check_weights_fit(shape, saved["model"], folder / "checkpoint.pt")
     run = TrainingRun(dataclasses.replace(cfg, model=shape), dataset, device, weights)
     print_beginning(run, device)
+    if source is not None:
+        print_source(cfg.train)
 
     if saved_run is None:
         run.begin(overwrite, unless_used=unless_used, lock=lock)
@@ -549,11 +559,21 @@ def print_beginning(run, device):
     print(f"model: {shape.n_layers} layers of {shape.n_heads} heads, d_model {shape.d_model}, "
           f"{run.model.n_parameters:,} parameters; {device}, {torch.get_num_threads()} threads, "
           f"{n_ranks()} x {megabytes:,.1f} MB of activations{and_dropout}")
-    if run.cfg.train.init_from is not None:
-        print(f"the weights to begin with: {run.cfg.train.init_from}")
     if run.frozen:
         n_frozen = sum(p.numel() for p in run.model.parameters() if not p.requires_grad)
         print(f"{n_frozen:,} parameters stay as they are: {list_names(run.frozen, 8)}")
+
+
+def print_source(cfg):
+    """Prints which model a TrainConfig begins with, and a warning if its learning rates are those
+    for a new model."""
+    print(f"the weights are those of {cfg.init_from}")
+    rates = ["lr", "muon_lr"] if cfg.optimizer == "muon" else ["lr"]
+    default = TrainConfig()
+    if any(getattr(cfg, rate) >= getattr(default, rate) for rate in rates):
+        tenths = " ".join(f"--train.{rate} {getattr(default, rate) / 10:g}" for rate in rates)
+        print("with learning rates for a new model it forgets much of what it knows; a tenth is "
+              f"better: {tenths}")
 
 
 def training_figure(run):

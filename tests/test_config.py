@@ -175,6 +175,7 @@ NONSENSE = [
                                           "log_interval", "threads", "accumulate")],
     *[(TrainConfig, name, 0.0, -1e-3, NAN, INF) for name in ("lr", "muon_lr")],
     *[(TrainConfig, name, -0.1, NAN, INF) for name in ("weight_decay", "grad_clip")],
+    (TrainConfig, "freeze", "blocks.*", (3,)),
     (TrainConfig, "seed", -1, 2**63),
     (TrainConfig, "warmup_steps", -1),
     *[(TrainConfig, name, 1.0, -0.1, NAN) for name in ("beta1", "beta2")],

@@ -114,6 +114,20 @@ def test_tuning_a_folder_in_gpt2_s_format_lowers_its_loss(home, tmp_path, monkey
     assert model.cfg.d_vocab == tokenizer.d_vocab + N_PADDING
 
 
+def test_learning_rates_for_a_new_model_are_warned_of(capsys):
+    rows = [(TrainConfig(), ["--train.lr 0.0005", "--train.muon_lr 0.0016"]),
+            (TrainConfig(lr=5e-4), ["--train.muon_lr 0.0016"]),
+            (TrainConfig(lr=0.01, muon_lr=1e-3), ["--train.lr 0.0005"]),
+            (TrainConfig(optimizer="adamw"), ["--train.lr 0.0005"]),
+            (TrainConfig(optimizer="adamw", lr=5e-4), []),
+            (TrainConfig(lr=5e-4, muon_lr=1.6e-3), [])]
+    for cfg, told in rows:
+        train.print_source(cfg)
+        said = capsys.readouterr().out
+        assert ("forgets" in said) == bool(told), f"{cfg}: {said}"
+        assert all(part in said for part in told), f"{cfg}: {said}"
+
+
 def test_config_json_has_the_shape_and_the_tokenizer_of_the_source(home, tmp_path, monkeypatch):
     only_begin(monkeypatch)
     main(tuned(tmp_path, home / "gpt2_like", *named("mine"), "--model.dropout", "0.3"))
