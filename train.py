@@ -516,16 +516,18 @@ def vocabulary_size(cfg, tokenizer):
     """The size of the model's vocabulary: the tokenizer's, or more for a model with padding.
 
     Only the model of init_from may have such ids that are no token. Raises UserError for another
-    number in the Config.
+    number in the Config, of tokens or of logits.
     """
-    asked = cfg.model.d_vocab
-    if asked is None:
-        return tokenizer.d_vocab
-    is_padded = cfg.train.init_from is not None and asked > tokenizer.d_vocab
-    if asked != tokenizer.d_vocab and not is_padded:
-        raise UserError(f"d_vocab={asked} is not the tokenizer's {tokenizer.d_vocab}; leave "
+    d_vocab = tokenizer.d_vocab
+    if cfg.train.init_from is not None:
+        d_vocab = max(d_vocab, cfg.model.d_vocab)
+    if cfg.model.d_vocab not in (None, d_vocab):
+        raise UserError(f"d_vocab={cfg.model.d_vocab} is not the tokenizer's {d_vocab}; leave "
                         "--model.d_vocab out")
-    return asked
+    if cfg.model.d_vocab_out not in (None, d_vocab):
+        raise UserError(f"d_vocab_out={cfg.model.d_vocab_out} is not the tokenizer's {d_vocab}, "
+                        "and training predicts tokens; leave --model.d_vocab_out out")
+    return d_vocab
 
 
 def print_continuing(run, before):
