@@ -559,7 +559,8 @@ def load_model_to_tune(given):
     The shape of the model and the kind of its tokenizer replace the defaults of the Config.
     dropout may be given. So may a smaller n_ctx: the embeddings of the first positions are kept.
     A larger one is possible where positions are not learned. weights: {name: tensor}.
-    Raises UserError for a model without a tokenizer, and naming every flag that contradicts it.
+    Raises UserError for a model without a tokenizer or with other logits than its tokens', and
+    naming every flag that contradicts it.
     """
     origin = given["train"]["init_from"]
     logging = config_from_dict(LoggingConfig, given.get("logging", {}))
@@ -573,6 +574,10 @@ def load_model_to_tune(given):
     if tokenizer is None:
         raise UserError(f"{origin} has no tokenizer, so no text can be turned into its ids; put "
                         "the files of its tokenizer beside it")
+    n_logits = model.W_U.shape[-1]
+    if n_logits != model.cfg.d_vocab:
+        raise UserError(f"{origin} has {n_logits} logits for {model.cfg.d_vocab} tokens, and "
+                        "training predicts tokens; begin with a model that does, too")
 
     # The settings that the model has, and those given now
     kind = tokenizer.kind

@@ -212,9 +212,14 @@ def test_a_run_does_not_replace_the_model_that_it_begins_with(home, tmp_path):
     assert same(final(tmp_path, "source"), final(home, "source"))
 
 
-def test_a_model_without_a_tokenizer_is_refused(home, tmp_path, monkeypatch):
+def test_a_model_without_a_tokenizer_or_of_other_logits_is_refused(home, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "load_model", lambda *_: (tiny_model(), None))
     assert "no tokenizer" in refusal(lambda: main(tuned(tmp_path, "toy")))
+
+    classifier = tiny_model()
+    classifier.unembedding.W_U = torch.nn.Parameter(torch.zeros(TINY["d_model"], 3))
+    monkeypatch.setattr(checkpoint, "load_model", lambda *_: (classifier, BPETokenizer()))
+    assert "3 logits for 11 tokens" in refusal(lambda: main(tuned(tmp_path, "toy")))
 
 
 # Frozen weights
