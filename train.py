@@ -574,8 +574,8 @@ def print_source(cfg):
     default = TrainConfig()
     if any(getattr(cfg, rate) >= getattr(default, rate) for rate in rates):
         tenths = " ".join(f"--train.{rate} {getattr(default, rate) / 10:g}" for rate in rates)
-        print("with learning rates for a new model it forgets much of what it knows; a tenth is "
-              f"better: {tenths}")
+        print("with the learning rates of a new model it forgets most of what it knows; a tenth "
+              f"keeps more: {tenths}")
 
 
 def training_figure(run):
