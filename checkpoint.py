@@ -574,10 +574,9 @@ def load_model_to_tune(given):
     if tokenizer is None:
         raise UserError(f"{origin} has no tokenizer, so no text can be turned into its ids; put "
                         "the files of its tokenizer beside it")
-    n_logits = model.W_U.shape[-1]
-    if n_logits != model.cfg.d_vocab:
-        raise UserError(f"{origin} has {n_logits} logits for {model.cfg.d_vocab} tokens, and "
-                        "training predicts tokens; begin with a model that does, too")
+    if model.cfg.d_vocab_out != model.cfg.d_vocab:
+        raise UserError(f"{origin} has {model.cfg.d_vocab_out} logits for {model.cfg.d_vocab} "
+                        "tokens, and training predicts tokens; begin with a model that does, too")
 
     # The settings that the model has, and those given now
     kind = tokenizer.kind

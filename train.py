@@ -520,7 +520,7 @@ def vocabulary_size(cfg, tokenizer):
     """
     d_vocab = tokenizer.d_vocab
     if cfg.train.init_from is not None:
-        d_vocab = max(d_vocab, cfg.model.d_vocab)
+        d_vocab = max(d_vocab, cfg.model.d_vocab or 0)
     if cfg.model.d_vocab not in (None, d_vocab):
         raise UserError(f"d_vocab={cfg.model.d_vocab} is not the tokenizer's {d_vocab}; leave "
                         "--model.d_vocab out")

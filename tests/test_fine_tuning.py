@@ -216,8 +216,7 @@ def test_a_model_without_a_tokenizer_or_of_other_logits_is_refused(home, tmp_pat
     monkeypatch.setattr(checkpoint, "load_model", lambda *_: (tiny_model(), None))
     assert "no tokenizer" in refusal(lambda: main(tuned(tmp_path, "toy")))
 
-    classifier = tiny_model()
-    classifier.unembedding.W_U = torch.nn.Parameter(torch.zeros(TINY["d_model"], 3))
+    classifier = tiny_model(d_vocab_out=3)
     monkeypatch.setattr(checkpoint, "load_model", lambda *_: (classifier, BPETokenizer()))
     assert "3 logits for 11 tokens" in refusal(lambda: main(tuned(tmp_path, "toy")))
 
