@@ -793,4 +793,7 @@ PREDICTIONS = [
     Prediction("What is the validation loss of the default run of train.py, in nats a character, "
                "if a uniform guess costs 4.17?",
                stated(6, "ended at a validation loss of {} nats a character"), "Expected"),
+    Prediction("That run, at 1.57 on Shakespeare, is tuned on the built-in corpus for 300 steps "
+               "with a new model's learning rates. What is its loss on Shakespeare then?",
+               stated(6, "with a new model's rates | … | {} |"), "Fine-tuning"),
 ]
