@@ -144,17 +144,30 @@ def training_curves(rows, *, name, unit, levels):
 
 
 def dot_rows(rows, *, title, xlabel):
-    """One row for each positive number, with its interval, on a logarithmic axis around 1.
+    """One row for each thing that was measured, with a dot and an interval for each contestant, on
+    a logarithmic axis with a line at 1.
 
-    rows: {name: (value, low, high)}, such as ratios to a threshold. Returns a Figure.
+    rows: {name: {contestant: (value, low, high)}}, positive numbers, such as times over a floor.
+    Each contestant has a colour, in the order in which they first occur. Returns a Figure.
     """
-    figure = PlainFigure(figsize=(9, 1.2 + 0.36 * len(rows)), layout="constrained")
+    contestants = list(dict.fromkeys(each for row in rows.values() for each in row))
+    figure = PlainFigure(figsize=(9, 1.3 + 0.3 * len(rows)), layout="constrained")
     axes = bare_axes(figure.subplots(), title, xlabel, "")
     axes.set_xscale("log")
     axes.axvline(1, color="0.55", linewidth=1, linestyle="--")
 
-    draw_intervals(axes, {textwrap.fill(name, 60): row for name, row in rows.items()},
-                   [COLOURS[1] if value < 1 else COLOURS[0] for value, _, _ in rows.values()])
+    for contestant, colour in reversed(list(zip(contestants, COLOURS, strict=False))):
+        for y, row in enumerate(rows.values()):
+            if contestant in row:
+                value, low, high = row[contestant]
+                axes.plot([low, high], [y, y], color=colour, linewidth=4, alpha=0.4)
+                axes.plot(value, y, "o", color=colour, markersize=5)
+        axes.plot([], [], "o", color=colour, label=contestant)
+    if len(contestants) > 1:
+        axes.legend(frameon=False, fontsize=9)
+
+    axes.set_yticks(range(len(rows)), [textwrap.fill(name, 60) for name in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
     axes.xaxis.set_minor_formatter("{x:g}")

@@ -525,20 +525,25 @@ def validation_tokens(run):
 # Timing
 
 
-def take_turns(contestants, rounds):
+def take_turns(contestants, rounds, *, clock=time.perf_counter, most_seconds=math.inf):
     """Time functions in turn, round after round: {name: seconds of each round}.
 
     All run once before, without being timed. contestants: {name: function without arguments}.
+    clock: a function that returns seconds. most_seconds: after this time no further round begins,
+    except the first.
     """
+    began = time.monotonic()
     seconds = {name: [] for name in contestants}
     progress = Progress(rounds, " rounds")
     for number in range(rounds + 1):
+        if number > 1 and time.monotonic() - began > most_seconds:
+            break
         for name, run in contestants.items():
-            began = time.perf_counter()
+            before = clock()
             run()
             if number > 0:
-                seconds[name].append(time.perf_counter() - began)
-        progress.show(number, " against ".join(contestants))
+                seconds[name].append(clock() - before)
+        progress.show(number, " against ".join(map(str, contestants)))
     return {name: torch.tensor(each) for name, each in seconds.items()}
 
 
@@ -611,12 +616,15 @@ def conclude(result, folder, figures=None, seconds=None):
     verdict, the table and the page to open; and exit, with 1 if a claim fails.
 
     result: {"claims": list of Claim, plain values}. It may also have "found": a summary, printed
-    before the table, and "board": lines that are printed before the summary.
+    before the table, "board": lines that are printed before the summary, and "headlines": those of
+    the claims that are printed, if not all are.
     figures: {name: Figure}. seconds: how long the run took.
     """
     figures = figures or {}
+    headlines = result.get("headlines", result["claims"])
     titles = {name: figure_title(figure) for name, figure in figures.items()}
     values = result | {"claims": as_dicts(result["claims"]), "figure_titles": titles}
+    values.pop("headlines", None)
     write_json(folder / "results.json", replace_nonfinite(values))
     for name, figure in figures.items():
         plotting.save(figure, folder / f"{name}.png")
@@ -627,7 +635,7 @@ def conclude(result, folder, figures=None, seconds=None):
         print(textwrap.fill(QUICK_NOTE, WIDTH), end="\n\n")
     if "found" in result:
         print(textwrap.fill(result["found"], WIDTH), end="\n\n")
-    print(claims_table(result["claims"]))
+    print(claims_table(headlines))
 
     write_index(folder.parent)
     took = "" if seconds is None else f" in {seconds:.0f} s"

@@ -159,14 +159,16 @@ def test_a_head_without_a_number_gets_none():
     assert [text.get_text() for text in axes.texts] == ["0.00", "", "", "0.50"]
 
 
-def test_rows_of_dots_show_all_values_and_highlight_those_below_one():
-    figure = dot_rows({"one": (2.0, 0.5, 9.0), "two": (0.9, 0.9, 0.9)}, title="", xlabel="")
+def test_rows_of_dots_show_each_contestant_in_its_colour():
+    figure = dot_rows({"one": {"a": (2.0, 0.5, 9.0), "b": (3.0, 3.0, 3.0)},
+                       "two": {"a": (0.9, 0.9, 0.9)}}, title="", xlabel="")
     axes = figure.axes[0]
     low, high = axes.get_xlim()
     assert low < 0.5 and high > 9 and axes.get_xscale() == "log"
     dots = [line for line in axes.lines if len(line.get_xdata()) == 1]
     colours = {line.get_xdata()[0]: line.get_color() for line in dots}
-    assert colours[2.0] != colours[0.9]
+    assert colours[2.0] == colours[0.9] != colours[3.0]
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == {"a", "b"}
 
 
 def test_a_ranking_names_its_first_only_if_its_interval_lies_above_all_others():
@@ -281,7 +283,7 @@ def figures_with(names):
         "curve": curve({title: ([1], [2]), other: ([1], [3])}, ylabel=third, levels={last: 1.0},
                        **words),
         "training_curves": training_curves(rows, name=title, unit=other, levels={third: 1.0}),
-        "dot_rows": dot_rows({third: (1.0, 0.5, 2.0), last: (1.0, 0.5, 2.0)}, **words),
+        "dot_rows": dot_rows({third: {last: (1.0, 0.5, 2.0), other: (1.0, 0.5, 2.0)}}, **words),
         "ranking": ranking([1.0, 2.0], names[:2], [0.5, 1.5], [1.2, 2.2], xlabel=third),
         "heatmap": heatmap(values, ylabel=third, row_labels=[title, last],
                            column_labels=[other, third], **words),

@@ -1,110 +1,122 @@
-"""Make the functions that the benchmark times: training steps, forward passes, sweeps, trainings.
+"""Make what the benchmark's rows run: models at one setting, training steps, loops over cells.
 
-Each is a function without arguments. Some are this project's, others those of other libraries.
+A setting is a device, a precision, and whether models are compiled. Each row's function takes no
+arguments, and does the row's work once.
 
 Chapter: COURSE_ROADMAP.md, 7 (instrument)
 Prerequisites: model.py, train.py, hooks.py
-Next: experiments/speed/measure.py
-Source: compared with Hugging Face's transformers and TransformerLens if they are installed
+Next: experiments/speed/floors.py
+Source: none
 """
 
 import copy
-import importlib
-import importlib.util
-import json
-import tempfile
+import functools
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
 
-from config import PRESETS, TrainConfig
+from config import PRESETS, ModelConfig, TrainConfig
 from experiments.dictionaries.model import DictionaryRecipe
-from experiments.grokking.model import (
-    CANONICAL_ADDITION,
-    QUICK_ADDITION,
-    GrokkingRecipe,
-    train_to_add,
-)
-from experiments.induction.model import InductionRecipe, trained_induction_model
-from experiments.superposition.model import toy_jobs
-from losses import cross_entropy
 from model import GPT
-from optim import AdamW
-from tokenizer import BPETokenizer
+from optim import AdamW, make_optimizers
+from patching import path_patch
 from train import fit
-from utils import seeded_generator
+from utils import UserError, pick_device, seeded_generator
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 GPT2_SMALL_SHAPE = PRESETS["gpt2"] | {"d_vocab": 50257}
 NANOGPT_SHAPE = {"n_layers": 4, "n_heads": 4, "d_model": 128, "n_ctx": 64, "d_vocab": 65}
 DEFAULT_SHAPE = {"d_vocab": 65}
 LARGE_SHAPE = {"n_layers": 6, "n_heads": 6, "d_model": 384, "n_ctx": 256, "d_vocab": 65}
-TINY_SHAPE = {"n_layers": 1, "n_heads": 2, "d_model": 16, "n_ctx": 64, "d_vocab": 65}
-N_CELLS = 8  # cells of a sweep that the plain loop runs
+ACDC_SHAPE = {"n_layers": 2, "n_heads": 8, "d_model": 128, "n_ctx": 64, "d_vocab": 65}
+SCALING_SHAPE = {"n_layers": 4, "n_heads": 8, "d_model": 256, "n_ctx": 1024, "d_vocab": 512}
+TINY_SHAPE = {"n_heads": 2, "d_model": 16, "n_ctx": 64, "d_vocab": 65}
+N_CELLS = 8  # cells of a sweep that a plain loop runs
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def dictionary_recipes(quick):
-    """{name: (DictionaryRecipe, d_model)} of the dictionaries that are timed."""
-    n_latents, batch, d_model = (64, 32, 16) if quick else (2048, 1024, 256)
-    return {kind: (DictionaryRecipe(kind, sparsity, n_latents, batch=batch), d_model)
-            for kind, sparsity in (("ReLU + L1", 0.1), ("TopK", 16 if quick else 32))}
+class Setting:
+    """Where and how the rows run.
 
+    cfg: a BenchmarkConfig. Raises UserError if the device does not exist or lacks the precision.
+    """
 
-def random_tokens(cfg, batch, pos):
-    """Random ids [batch, pos], the same in every call."""
-    return torch.randint(cfg.d_vocab, (batch, pos), generator=seeded_generator(0))
+    def __init__(self, cfg):
+        self.device = pick_device(cfg.device)
+        if cfg.precision == "tf32" and self.device.type != "cuda":
+            raise UserError(f"precision=tf32 is a GPU's, and the device is {self.device}; choose "
+                            "float32 or bfloat16")
+        self.precision = cfg.precision
+        self.dtype = DTYPES[cfg.precision]
+        self.compile = cfg.compile
+        self.quick = cfg.quick
+        self.threads = cfg.threads
 
+    @property
+    def on_gpu(self):
+        """Whether the rows run on a GPU, which computes while the program goes on."""
+        return self.device.type != "cpu"
 
-def installed(package):
-    """Whether an optional package is installed."""
-    return importlib.util.find_spec(package) is not None
+    def shape(self, shape):
+        """The ModelConfig of a shape; in a quick run a tiny one, with two layers at most."""
+        if self.quick:
+            n_layers = min(2, shape.get("n_layers", 2))
+            shape = TINY_SHAPE | {"n_layers": n_layers}
+        return ModelConfig(**shape)
+
+    def place(self, model):
+        """A model on the device, in the precision of the setting."""
+        return model.to(self.device, self.dtype).eval()
+
+    def model(self, shape):
+        """A GPT of a shape, placed. Its weights are random, which does not change the time."""
+        return self.place(GPT(self.shape(shape)))
+
+    @functools.cached_property
+    def gpt2_small(self):
+        """A GPT of GPT-2 small's shape, made once for all rows."""
+        return self.model(GPT2_SMALL_SHAPE)
+
+    def compiled(self, model):
+        """What runs a model's forward pass: compiled, if the setting says so."""
+        return torch.compile(model) if self.compile else model
+
+    def tokens(self, cfg, batch, pos, seed=0):
+        """Random ids [batch, pos], the same in every call."""
+        ids = torch.randint(cfg.d_vocab, (batch, pos), generator=seeded_generator(seed))
+        return ids.to(self.device)
 
 
 # Training
 
 
-def our_step(cfg, batch, optimizer):
+def training_step(setting, cfg, batch, optimizer):
     """A function that runs one training step of `fit`, always on the same tokens."""
-    tokens = random_tokens(cfg, batch, cfg.n_ctx + 1)
-    settings = TrainConfig(max_steps=10**9, batch_size=batch, optimizer=optimizer)
-    steps = fit(GPT(cfg), lambda: (tokens[:, :-1], tokens[:, 1:]), settings)
+    tokens = setting.tokens(cfg, batch, cfg.n_ctx + 1)
+    precision = "bfloat16" if setting.precision == "bfloat16" else "float32"
+    settings = TrainConfig(max_steps=10**9, batch_size=batch, optimizer=optimizer,
+                           precision=precision)
+    model = GPT(cfg).to(setting.device)
+    steps = fit(setting.compiled(model), lambda: (tokens[:, :-1], tokens[:, 1:]), settings,
+                optimizers=make_optimizers(model, settings))
     return lambda: next(steps)
 
 
-def dictionary_step(recipe, d_model):
+def dictionary_step(kind, sparsity, *, batch, d_model, n_latents):
     """A function that runs one training step of a dictionary, always on the same batch."""
     generator = seeded_generator(0)
+    recipe = DictionaryRecipe(kind, sparsity, n_latents, batch=batch)
     dictionary = recipe.fresh(d_model, d_model, generator)
     optimizer = AdamW(dictionary.parameters(), lr=1e-3, weight_decay=0.0)
-    x = torch.randn(recipe.batch, d_model, generator=generator) / d_model**0.5
+    x = torch.randn(batch, d_model, generator=generator) / d_model**0.5
 
     def step():
         dictionary.backward_(x, x)
         optimizer.step()
         dictionary.normalise_()
-
-    return step
-
-
-def hugging_face_model(cfg):
-    """Hugging Face's GPT-2 with the shape of a ModelConfig, without dropout."""
-    library = importlib.import_module("transformers")
-    return library.GPT2LMHeadModel(library.GPT2Config(
-        vocab_size=cfg.d_vocab, n_positions=cfg.n_ctx, n_embd=cfg.d_model, n_layer=cfg.n_layers,
-        n_head=cfg.n_heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
-    ))
-
-
-def hugging_face_step(cfg, batch):
-    """A function that runs one training step of Hugging Face's GPT-2 with torch's fused AdamW."""
-    model = hugging_face_model(cfg)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    tokens = random_tokens(cfg, batch, cfg.n_ctx + 1)
-
-    def step():
-        optimizer.zero_grad()
-        cross_entropy(model(tokens[:, :-1]).logits, tokens[:, 1:]).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
 
     return step
 
@@ -115,7 +127,8 @@ def hugging_face_step(cfg, batch):
 def weight_products(model, tokens):
     """A function that only multiplies all weights, with as many rows as there are tokens."""
     cfg = model.cfg
-    narrow, wide = (torch.randn(tokens.numel(), width) for width in (cfg.d_model, cfg.d_mlp))
+    narrow = model.W_E.new_ones(tokens.numel(), cfg.d_model)
+    wide = model.W_E.new_ones(tokens.numel(), cfg.d_mlp)
 
     def products():
         for block in model.blocks:
@@ -184,7 +197,7 @@ def hook_point_work(model, tokens):
 # Sweeps
 
 
-def loop_over_cells(model, tokens, source, *, metric, activation):
+def loop_over_cells(model, tokens, source, metric, activation):
     """A function that runs N_CELLS cells in a plain loop, with a whole forward pass for each."""
     def patch(own, hook):
         return source[hook.name]
@@ -195,68 +208,30 @@ def loop_over_cells(model, tokens, source, *, metric, activation):
                     for cell in range(N_CELLS)]
 
 
-def lens_bridge(model, folder):
-    """TransformerLens's model with the same weights, read from a folder in Hugging Face's layout.
-    """
-    library = importlib.import_module("transformer_lens")
-    model.save_pretrained(folder)
-    pieces = BPETokenizer().state_dict()["tokens"]
-    vocab = {token: number for number, token in enumerate([*pieces, "<|endoftext|>"])}
-    (folder / "vocab.json").write_text(json.dumps(vocab))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "GPT2Tokenizer"} | special))
-    return library.TransformerBridge.boot_transformers(str(folder))
+def loop_over_paths(model, clean_tokens, corrupted_tokens, metric):
+    """A function that patches N_CELLS paths from head to head, one after another."""
+    n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
+    pairs = [(layer, later) for layer in range(n_layers) for later in range(layer + 1, n_layers)]
+
+    def loop():
+        for cell in range(N_CELLS):
+            layer, later = pairs[cell % len(pairs)]
+            head = cell % n_heads
+            path_patch(model, clean_tokens, corrupted_tokens, (f"blocks.{layer}.attn.hook_z", head),
+                       (f"blocks.{later}.hook_v_input", head), metric)
+
+    return loop
 
 
-def lens_sweep(bridge, tokens, clean_tokens, *, activation, setter, axes, target):
-    """A function that runs N_CELLS cells of TransformerLens's own sweep.
-
-    activation, setter, axes: as in a `measure.TimedSweep`. target: [d_vocab], 1 and -1 at two ids.
-    """
-    library = importlib.import_module("transformer_lens.patching")
-    library.tqdm = lambda rows: rows  # its progress bar
-    cells = importlib.import_module("pandas").DataFrame(
-        [[cell % bridge.cfg.n_layers, *[cell % 4] * (len(axes) - 1)] for cell in range(N_CELLS)],
-        columns=axes)
-    _, cache = bridge.run_with_cache(clean_tokens)
-    return lambda: library.generic_activation_patch(
-        bridge, tokens, cache, lambda logits: (logits[:, -1] @ target).mean(),
-        getattr(library, setter), activation, index_df=cells)
+# Starting, and reading text
 
 
-# The experiments' trainings
+def start_python(code):
+    """Run a program in a new Python that knows this project."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
-def experiment_trainings(quick):
-    """{name: (a function that trains a model, the most seconds that it may take)}, one of each
-    kind of experiment."""
-    jobs = toy_jobs(quick=quick)
-    if quick:
-        induction_recipe = InductionRecipe(steps=10)
-        addition = canonical = GrokkingRecipe(**QUICK_ADDITION)
-    else:
-        induction_recipe = InductionRecipe()
-        addition = GrokkingRecipe()
-        canonical = GrokkingRecipe(**CANONICAL_ADDITION, symmetric=False)
-
-    def train_induction():
-        with tempfile.TemporaryDirectory() as folder:
-            trained_induction_model(Path(folder), 0, induction_recipe)
-
-    def train_toys(*names):
-        for name in names:
-            jobs[name].train(0)
-
-    def train_adder(recipe):
-        train_to_add(GPT(recipe.model_config(), recipe.seed), recipe, f"p = {recipe.p}")
-
-    return {
-        "induction heads from nothing": (train_induction, 60),
-        "five features in a plane": (lambda: train_toys("polytopes"), 6),
-        "200 features in 20 dimensions": (lambda: train_toys("geometry"), 40),
-        "both phase diagrams": (lambda: train_toys("phases 2,1", "phases 3,2"), 60),
-        "grokking, p = 59": (lambda: train_adder(addition), 30),
-        "grokking, p = 113": (lambda: train_adder(canonical), 180),
-    }
+def own_text():
+    """The project's own code as a text of a million characters, which needs no download."""
+    return "".join(path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("*.py")))

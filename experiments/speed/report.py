@@ -1,8 +1,8 @@
-"""Report the benchmark and the race: their summaries and figures, and the claims of the race.
+"""Report the benchmark and the race: summaries, tables and figures, and the claims of the race.
 
-Chapter: COURSE_ROADMAP.md, 9 (intervene)
-Prerequisites: plotting.py, experiments/speed/measure.py, experiments/speed/contestants.py
-Next: circuits.py
+Chapter: COURSE_ROADMAP.md, 10 (approximate)
+Prerequisites: plotting.py, circuits.py, experiments/speed/measure.py
+Next: circuit_evaluation.py
 Source: none
 """
 
@@ -13,7 +13,16 @@ import torch
 import plotting
 from experiments.common import claim
 from experiments.speed.contestants import NANOGPT, OUR_DEFAULT
+from experiments.speed.measure import NO_COUNT, exponent
+from experiments.speed.peers import HUGGING_FACE, TRANSFORMER_LENS
+from experiments.speed.rows import TIME
+from utils import UserError
 
+AS_FAST = "times as fast as "
+LIBRARIES = (HUGGING_FACE, TRANSFORMER_LENS)
+BEGIN = "<!-- written by experiments/benchmark.py --write_page -->"
+END = "<!-- until here -->"
+COLUMNS = ("what", "time", "floor", "time over floor (range)", "beside it", "target", "")
 LABELS = {  # of contestants whose names alone do not say in whose time
     "a third of it": "a third of nanoGPT's time",
     "twice": "twice nanoGPT's time",
@@ -21,47 +30,171 @@ LABELS = {  # of contestants whose names alone do not say in whose time
 }
 
 
-def summarize_benchmark(claims):
-    """Three sentences that say what was found, from the claims."""
-    measured = {line.claim: line.measured for line in claims}
+# The benchmark
 
-    def measured_of(words):
-        return next(number for text, number in measured.items() if words in text)
 
+def headlines(rows, claims):
+    """The claims that the program prints: the first of each short row. claims: {row's name: its
+    claims}."""
+    return [claims[row["name"]][0] for row in rows if row["is_short"]]
+
+
+def summarize_benchmark(rows, claims):
+    """Two sentences that say what was found, from the measured rows and all their claims."""
     judged = [line for line in claims if line.holds is not None]
+    verdicts = "These shapes are tiny: they show that the benchmark runs, not how fast"
     if judged:
         n_met = sum(line.holds for line in judged)
-        verdicts = f"{n_met} of {len(judged)} thresholds are met (benchmark.png)"
-    else:
-        verdicts = "These shapes are tiny: they show that the benchmark runs, not how fast"
-    return (
-        f"A training step reaches {measured_of('share of the matmul rate'):.2f} of the rate at "
-        "which the machine multiplies large matrices. "
-        "Without listeners, the hook points take "
-        f"{measured_of('1 x 64: what hook points do'):.2%} of a forward pass of 64 tokens; a pass "
-        f"that caches everything takes {measured_of('1 x 64: time of caching over forward'):.2f} "
-        "times as long as one that caches nothing. "
-        f"{verdicts}."
-    )
+        verdicts = f"{n_met} of {len(judged)} targets are met (benchmark.png)"
+    with_floor = [row for row in rows if TIME in row["values"]]
+    times = {row["name"]: statistics.median(row["values"][TIME]) for row in with_floor}
+    if not times:
+        return f"{verdicts}."
+    nearest = min(times, key=times.get)
+    farthest = max(times, key=times.get)
+    return (f"A floor is what no program can avoid: the multiplications at the rate of a large "
+            "matrix product, or the weights at the rate at which memory is read. Nearest to its "
+            f"floor is \"{nearest}\", with {times[nearest]:.2f} times its time, farthest "
+            f"\"{farthest}\", with {times[farthest]:.2f}. {verdicts}.")
 
 
-def benchmark_figure(claims):
-    """The Figure of the judged claims, each as a multiple of its threshold; None if no claim is
-    judged."""
-    judged = [line for line in claims if line.holds is not None]
-    if not judged:
+def benchmark_figure(rows):
+    """The Figure of each row's time over its floor, beside that of the peers; None without rows
+    that have a floor."""
+    shown = {}
+    for row in rows:
+        values = row["values"]
+        if TIME not in values or row["floor"] == NO_COUNT:
+            continue
+        ours = torch.tensor(values[TIME])
+        contestants = {"this project": ours}
+        for quantity, ratios in values.items():
+            if quantity.startswith(AS_FAST):
+                peer = quantity.removeprefix(AS_FAST)
+                peer = peer if peer in LIBRARIES else "a plain loop"
+                contestants[peer] = ours * torch.tensor(ratios)
+        shown[row["name"]] = {name: (ratio.median().item(), ratio.min().item(), ratio.max().item())
+                              for name, ratio in contestants.items()}
+    if not shown:
         return None
-    rows = {}
-    for line in judged:
-        sign = -1 if line.control.startswith("below") else 1
-        values = (line.measured, line.low, line.high)
-        rows[f"{line.claim} ({line.control})"] = [
-            min(30.0, (max(value, 1e-9) / line.mark) ** sign) for value in values]
-    n_met = sum(line.holds for line in judged)
-    missed = " (orange: missed)" if n_met < len(judged) else ""
     return plotting.dot_rows(
-        rows, title=f"{n_met} of {len(judged)} thresholds are met{missed}",
-        xlabel="times as good as its threshold, at most 30 (dot: median; bar: all rounds)")
+        shown, title="How far each computation is from what it can't avoid",
+        xlabel="time over the floor (1: as fast as possible; dot: median; bar: all rounds)")
+
+
+def scaling_figure(scaling):
+    """The Figure of time and memory against size, each relative to the smallest size."""
+    figure = plotting.PlainFigure(figsize=(9, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True)
+    for axes, what in zip(panels, ("time", "memory"), strict=True):
+        lines = {}
+        for name, grown in scaling.items():
+            values = grown["bytes"]
+            if what == "time":
+                values = torch.tensor(grown["seconds"]).median(0).values.tolist()
+            slope = exponent(grown["sizes"], values)
+            lines[f"{name}: {slope:.2f}"] = ([size / grown["sizes"][0] for size in grown["sizes"]],
+                                             [value / values[0] for value in values])
+        plotting.bare_axes(axes, f"{what}, and its exponent", "size (1: the smallest)",
+                           "relative to the smallest")
+        plotting.draw_lines(axes, lines, {})
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=2)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+    return figure
+
+
+# The page
+
+
+def benchmark_tables(rows, claims, scaling, ran_on):
+    """The tables of docs/speed.md as lines of Markdown.
+
+    claims: {row's name: its claims}. ran_on: {word: text}.
+    """
+    judged = [line for lines in claims.values() for line in lines if line.holds is not None]
+    lines = [f"**{sum(line.holds for line in judged)} of {len(judged)} targets are met.** "
+             + "; ".join(f"{word}: {text}" for word, text in ran_on.items()) + ".", "",
+             *markdown_row(COLUMNS), "|" + "---|" * len(COLUMNS)]
+    for row in rows:
+        lines += [line for each in row_cells(row, claims[row["name"]])
+                  for line in markdown_row(each)]
+
+    lines += ["", *markdown_row(("what grows", "sizes", "exponent of time (range)",
+                                 "exponent of memory", "time at the largest", "memory there")),
+              "|" + "---|" * 6]
+    for name, grown in scaling.items():
+        slopes = [exponent(grown["sizes"], seconds) for seconds in grown["seconds"]]
+        sizes = ", ".join(f"{size:,}" for size in grown["sizes"])
+        largest = statistics.median(seconds[-1] for seconds in grown["seconds"])
+        lines += markdown_row((
+            name, sizes, spread_text(slopes),
+            f"{exponent(grown['sizes'], grown['bytes']):.2f}", time_text(largest),
+            f"{grown['bytes'][-1] / 1e6:.3g} MB"))
+    return lines
+
+
+def row_cells(row, claims):
+    """The cells of a measured row: one tuple for each of its claims."""
+    values = row["values"]
+    seconds = statistics.median(values["seconds"])
+    floor = values.get("seconds of the floor")
+    over = [f"{statistics.median(ratios):.3g} x {quantity.removeprefix('time over ')}"
+            for quantity, ratios in values.items() if quantity.startswith("time over ")
+            and quantity != TIME]
+    peers = [f"{statistics.median(ratios):.3g} x as fast as {quantity.removeprefix(AS_FAST)}"
+             for quantity, ratios in values.items() if quantity.startswith(AS_FAST)]
+    floor_text = ""
+    if floor:
+        floor_text = f"{time_text(statistics.median(floor))}: {row['floor']}"
+
+    first, *rest = claims
+    cells = [(row["name"], time_text(seconds), floor_text, spread_text(values.get(TIME, [])),
+              "; ".join(over + peers), target_text(first, row), first.verdict)]
+    return cells + [("", "", "", "", "", target_text(line, row), line.verdict) for line in rest]
+
+
+def target_text(line, row):
+    """What a claim's threshold is about, and what was measured: "time over floor below 1.05"."""
+    if line.mark is None:
+        return ""
+    quantity = line.claim.removeprefix(f"{row['name']}: ")
+    threshold = line.control.split(" (median)")[0]
+    measured = "" if quantity == TIME else f": {line.measured:.3g}"
+    return f"{quantity} {threshold}{measured}"
+
+
+def time_text(seconds):
+    """A time in s, ms or µs."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} µs"
+
+
+def spread_text(values):
+    """The median and the range: "1.12 (1.10 to 1.20)"; empty for no values."""
+    if not values:
+        return ""
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def markdown_row(cells):
+    """Cells as one line of a Markdown table, in a list."""
+    return ["| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"]
+
+
+def replace_between_marks(page, lines):
+    """The page with other lines between its two marks. Raises UserError if it lacks them."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise UserError(f"the page has no {BEGIN} and {END}; put them where the tables go")
+    return "\n".join([before + begin, "", *lines, "", end + after])
+
+
+# The race
 
 
 def race_claims(contestants, races, *, judged=True):
