@@ -50,11 +50,11 @@ def clock_of(setting):
         return time.process_time() + started.children_user + started.children_system
 
     def time_on_gpu():
-        torch.cuda.synchronize()  # the GPU may still be computing
+        torch.accelerator.synchronize()  # the GPU may still be computing
         return time.perf_counter()
 
     if setting.on_gpu:
-        return time_on_gpu if setting.device.type == "cuda" else time.perf_counter
+        return time_on_gpu
     return processor_time if setting.threads == 1 else time.perf_counter
 
 
@@ -66,7 +66,7 @@ def machine_limits(setting):
     """
     side, n_numbers = (128, 1 << 20) if setting.quick else (1024, 1 << 26)
     if setting.on_gpu:
-        side, n_numbers = 8192, 1 << 30
+        side, n_numbers = 8192, 1 << 28
     generator = seeded_generator(0)
     left, right = torch.randn(2, side, side, generator=generator).to(setting.device, setting.dtype)
     large = torch.ones(n_numbers, dtype=setting.dtype, device=setting.device)
@@ -149,18 +149,18 @@ def measure_row(setting, row, limits, *, clock, rounds):
     if n_bytes is not None:
         values[PEAK] = torch.tensor([n_bytes / 1e9])
     return {"name": row.name, "is_short": row.is_short, "targets": row.targets,
-            "floor": describe_floor(row.floor),
+            "floor": describe_floor(row.floor, setting.dtype.itemsize),
             "values": {quantity: value.tolist() for quantity, value in values.items()}}
 
 
-def describe_floor(floor):
-    """A floor in words, with its billions of operations."""
+def describe_floor(floor, n_bytes):
+    """A floor in words, with its billions of operations; a number to read has n_bytes."""
     if floor is None:
         return ""
     if not isinstance(floor, Work):
         return NO_COUNT
     words = f"{2e-9 * floor.n_products:.3g} GFLOP"
-    return f"{words}, {4e-9 * floor.n_read:.2g} GB" if floor.n_read else words
+    return f"{words}, {1e-9 * n_bytes * floor.n_read:.2g} GB" if floor.n_read else words
 
 
 def row_claims(row, *, judged):

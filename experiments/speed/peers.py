@@ -65,13 +65,19 @@ def hugging_face_model(cfg):
     ))
 
 
-def hugging_face_step(model, tokens):
-    """A function that runs one training step of Hugging Face's GPT-2 with torch's fused AdamW."""
+def hugging_face_step(model, tokens, dtype):
+    """A function that runs one training step of Hugging Face's GPT-2 with torch's fused AdamW.
+
+    dtype: of the products; weights and loss are in float32.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    is_half = dtype == torch.bfloat16
 
     def step():
         optimizer.zero_grad()
-        cross_entropy(model(tokens[:, :-1]).logits, tokens[:, 1:]).backward()
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=is_half):
+            logits = model(tokens[:, :-1]).logits
+        cross_entropy(logits.float(), tokens[:, 1:]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 

@@ -105,7 +105,7 @@ def training_rows(setting, peers):
         if shape is NANOGPT_SHAPE and installed("transformers"):
             other = hugging_face_model(cfg).to(setting.device)
             tokens = setting.tokens(cfg, batch, cfg.n_ctx + 1)
-            others[HUGGING_FACE] = hugging_face_step(other, tokens)
+            others[HUGGING_FACE] = hugging_face_step(other, tokens, setting.dtype)
         yield Row(
             f"training, {name}, batch {batch}",
             training_step(setting, cfg, batch, optimizer), training_work(cfg, batch),
