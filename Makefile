@@ -4,7 +4,7 @@
 # make verify      judges every claim with fresh seeds, and writes docs/verify.md (40 minutes)
 # make verify-quick   runs everything once, quickly, and judges what is exact (minutes)
 # make labs        runs the course's labs: one part replaced, or a training watched
-# make benchmark   measures the speed
+# make benchmark   measures the speed against what the machine can't avoid (ten minutes)
 # make exercise CHAPTER=4                   writes exercises/chapter_04.py: functions to fill in
 # make check CHAPTER=4 [FUNCTION=attend]    checks them, up to the first mistake
 # make hint CHAPTER=4 FUNCTION=attend       one step further each time; make solution: ours, printed

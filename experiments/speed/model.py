@@ -226,9 +226,9 @@ def loop_over_paths(model, clean_tokens, corrupted_tokens, metric):
 # Starting, and reading text
 
 
-def start_python(code):
-    """Run a program in a new Python that knows this project."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+def start_python(code, n_threads):
+    """Run a program in a new Python that knows this project, with n_threads CPU threads."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(n_threads)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 

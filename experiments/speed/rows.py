@@ -278,8 +278,8 @@ def text_rows(setting, peers):
     logits = ("import torch; from config import ModelConfig; from model import GPT; "
               "GPT(ModelConfig(d_vocab=65))(torch.zeros(1, 8, dtype=torch.long))")
     yield Row(
-        "start of Python to the first logits", lambda: start_python(logits),
-        lambda: start_python("import torch"), targets={BEYOND: {"below": 0.15}},
+        "start of Python to the first logits", lambda: start_python(logits, setting.threads),
+        lambda: start_python("import torch", setting.threads), targets={BEYOND: {"below": 0.15}},
         is_short=True)
 
     text = own_text()[:20_000 if setting.quick else None]
