@@ -164,7 +164,7 @@ def dot_rows(rows, *, title, xlabel):
                 axes.plot(value, y, "o", color=colour, markersize=5)
         axes.plot([], [], "o", color=colour, label=contestant)
     if len(contestants) > 1:
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(frameon=False, fontsize=9, reverse=True)  # drawn last, the first lies on top
 
     axes.set_yticks(range(len(rows)), [textwrap.fill(name, 60) for name in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)

@@ -98,6 +98,7 @@ def scaling_figure(scaling):
         plotting.bare_axes(axes, f"{what}, and its exponent", "size (1: the smallest)",
                            "relative to the smallest")
         plotting.draw_lines(axes, lines, {})
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
         for axis in (axes.xaxis, axes.yaxis):
