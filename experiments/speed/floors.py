@@ -33,25 +33,31 @@ class Work:
         return max(self.n_products / products_per_second, self.n_read / reads_per_second)
 
 
-def block_weights(cfg):
-    """The number of weights in one block's matrices."""
-    mlp = 0 if cfg.attn_only else 2 * cfg.d_model * cfg.d_mlp
-    return 4 * cfg.d_model**2 + mlp
+def head_weights(cfg):
+    """The number of weights in one of W_Q, W_K, W_V and W_O of a block, all heads together."""
+    return cfg.d_model * cfg.n_heads * cfg.d_head
 
 
 def mlp_weights(cfg):
-    """The number of weights in one MLP's matrices."""
-    return block_weights(cfg) - 4 * cfg.d_model**2
+    """The number of weights in one MLP's two matrices."""
+    return 0 if cfg.attn_only else 2 * cfg.d_model * cfg.d_mlp
+
+
+def block_weights(cfg):
+    """The number of weights in one block's matrices."""
+    return 4 * head_weights(cfg) + mlp_weights(cfg)
+
+
+def pair_products(cfg):
+    """The multiplications of one query and one key in all heads: their score, and the value."""
+    return 2 * cfg.n_heads * cfg.d_head
 
 
 def forward_work(cfg, batch, pos):
-    """A forward pass: each weight once for each token, and each pair of positions once.
-
-    A query and a key take d_model multiplications, and so do their weight and the value.
-    """
+    """A forward pass: each weight once for each token, and each pair of positions once."""
     weights = cfg.n_layers * block_weights(cfg) + cfg.d_model * cfg.d_vocab
     pairs = pos * (pos + 1) // 2
-    attention = cfg.n_layers * pairs * 2 * cfg.d_model
+    attention = cfg.n_layers * pairs * pair_products(cfg)
     return Work(batch * (pos * weights + attention), weights)
 
 
@@ -90,16 +96,16 @@ def rerun_products(cfg, layer, changed):
 
         # keys and values where the stream has changed; queries where they are also read
         n_queries = sum(changed[pos] for pos in wanted)
-        total += cfg.d_model**2 * (2 * sum(changed) + n_queries)
+        total += head_weights(cfg) * (2 * sum(changed) + n_queries)
 
         # pairs of a query and a key of which one has changed
         pairs = sum(changed[query] or changed[key] for query in wanted for key in range(query + 1))
-        total += 2 * cfg.d_model * pairs
+        total += pair_products(cfg) * pairs
 
         # attention passes a change on to all later positions
         changed = [any(changed[: pos + 1]) for pos in range(n_pos)]
         n_rows = sum(changed[pos] for pos in wanted)
-        total += n_rows * (cfg.d_model**2 + mlp_weights(cfg))
+        total += n_rows * (head_weights(cfg) + mlp_weights(cfg))
     return total
 
 
@@ -167,7 +173,7 @@ def gradient_work(cfg, n_pos, n_runs=1):
     activations (not at the weights): each pass reads all weights of the blocks."""
     run = rerun_products(cfg, 0, [True] * n_pos)
     pairs = (cfg.n_layers - 1) * n_pos * (n_pos + 1) // 2 + n_pos
-    backward = run + pairs * 2 * cfg.d_model  # both factors of a pair have a gradient
+    backward = run + pairs * pair_products(cfg)  # both factors of a pair have a gradient
     return Work(n_runs * run + backward, (n_runs + 1) * cfg.n_layers * block_weights(cfg))
 
 
