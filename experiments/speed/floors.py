@@ -61,9 +61,9 @@ def forward_work(cfg, batch, pos):
     return Work(batch * (pos * weights + attention), weights)
 
 
-def training_work(cfg, batch):
-    """A training step at full context: one product forward, two backward."""
-    return Work(3 * forward_work(cfg, batch, cfg.n_ctx).n_products)
+def training_work(cfg, batch, n_steps):
+    """Training steps at full context: one product forward, two backward."""
+    return Work(3 * n_steps * forward_work(cfg, batch, cfg.n_ctx).n_products)
 
 
 def dictionary_work(batch, d_model, n_latents):

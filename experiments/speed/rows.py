@@ -95,23 +95,35 @@ class Row:
 
 
 def training_rows(setting, peers):
-    """Training steps. Only the model's own products are the floor: an optimiser's are not."""
-    for name, shape, batch, optimizer, most in (
-            ("nanoGPT's CPU shape, AdamW", NANOGPT_SHAPE, 12, "adamw", 1.39),
-            ("the default shape, Muon", DEFAULT_SHAPE, 12, "muon", 1.61),
-            ("6 layers of 384, context 256, Muon", LARGE_SHAPE, 4, "muon", None)):
+    """Training steps, several in a row, as in training: what runs beside them would empty the
+    processor's memory after each. Only the model's own products are the floor: an optimiser's are
+    not."""
+    for name, shape, batch, optimizer, n_steps, most in (
+            ("nanoGPT's CPU shape, AdamW", NANOGPT_SHAPE, 12, "adamw", 10, 1.39),
+            ("the default shape, Muon", DEFAULT_SHAPE, 12, "muon", 10, 1.61),
+            ("6 layers of 384, context 256, Muon", LARGE_SHAPE, 4, "muon", 1, None)):
         cfg = setting.shape(shape)
         others = {}
         if shape is NANOGPT_SHAPE and installed("transformers"):
             other = hugging_face_model(cfg).to(setting.device)
             tokens = setting.tokens(cfg, batch, cfg.n_ctx + 1)
-            others[HUGGING_FACE] = hugging_face_step(other, tokens, setting.dtype)
+            others[HUGGING_FACE] = repeat(hugging_face_step(other, tokens, setting.dtype), n_steps)
         yield Row(
-            f"training, {name}, batch {batch}",
-            training_step(setting, cfg, batch, optimizer), training_work(cfg, batch),
+            f"training, {name}, batch {batch}, {n_steps} steps",
+            repeat(training_step(setting, cfg, batch, optimizer), n_steps),
+            training_work(cfg, batch, n_steps),
             targets={TIME: {"below": most}} if most else {}, peers=others,
-            amount=(batch * cfg.n_ctx, "tokens"), is_short=shape is NANOGPT_SHAPE,
+            amount=(n_steps * batch * cfg.n_ctx, "tokens"), is_short=shape is NANOGPT_SHAPE,
             of_gradients=True)
+
+
+def repeat(run, times):
+    """A function that runs another one several times."""
+    def run_all():
+        for _ in range(times):
+            run()
+
+    return run_all
 
 
 def dictionary_rows(setting, peers):
