@@ -140,9 +140,10 @@ def changed_products(model, own, edited, first_block):
         read = range(N_POS) if layer + 1 < cfg.n_layers else [N_POS - 1]
         pairs = [(query, key) for query in read for key in range(query + 1)
                  if stream[query] or stream[key]]
-        total += cfg.d_model**2 * (2 * sum(stream) + sum(stream[pos] for pos in read))
-        total += 2 * cfg.d_model * len(pairs)
-        total += cfg.d_model**2 * sum(z[pos] for pos in read)
+        width = cfg.n_heads * cfg.d_head  # of all heads together
+        total += cfg.d_model * width * (2 * sum(stream) + sum(stream[pos] for pos in read))
+        total += 2 * width * len(pairs)
+        total += cfg.d_model * width * sum(z[pos] for pos in read)
         total += 2 * cfg.d_model * cfg.d_mlp * sum(mid[pos] for pos in read)
     return total
 
@@ -181,7 +182,7 @@ def observed_sweep(model, of_heads, by_pos):
 @torch.no_grad()
 @pytest.mark.parametrize(("of_heads", "by_pos"), [(False, True), (True, False), (True, True)])
 def test_the_products_of_a_sweep_are_those_of_the_rows_that_change(of_heads, by_pos):
-    model = tiny_model(n_layers=3, dtype=torch.float64)
+    model = tiny_model(n_layers=3, d_head=5, dtype=torch.float64)
     counted = sweep_work(model.cfg, N_POS, of_heads=of_heads, by_pos=by_pos).n_products
     assert counted == observed_sweep(model, of_heads, by_pos)
 

@@ -55,7 +55,7 @@ def pair_products(cfg):
 
 def forward_work(cfg, batch, pos):
     """A forward pass: each weight once for each token, and each pair of positions once."""
-    weights = cfg.n_layers * block_weights(cfg) + cfg.d_model * cfg.d_vocab
+    weights = cfg.n_layers * block_weights(cfg) + cfg.d_model * cfg.d_vocab_out
     pairs = pos * (pos + 1) // 2
     attention = cfg.n_layers * pairs * pair_products(cfg)
     return Work(batch * (pos * weights + attention), weights)
@@ -74,7 +74,7 @@ def dictionary_work(batch, d_model, n_latents):
 
 def decoding_work(cfg, n_new):
     """Decoding: each new token reads all weights that its logits depend on."""
-    weights = cfg.n_layers * block_weights(cfg) + cfg.d_model * cfg.d_vocab
+    weights = cfg.n_layers * block_weights(cfg) + cfg.d_model * cfg.d_vocab_out
     return Work(n_new * weights, n_new * weights)
 
 
