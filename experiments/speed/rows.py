@@ -109,7 +109,7 @@ def training_rows(setting, peers):
             tokens = setting.tokens(cfg, batch, cfg.n_ctx + 1)
             others[HUGGING_FACE] = repeat(hugging_face_step(other, tokens, setting.dtype), n_steps)
         yield Row(
-            f"training, {name}, batch {batch}, {n_steps} steps",
+            f"training, {name}, batch {batch}, {n_steps} step{'s' if n_steps > 1 else ''}",
             repeat(training_step(setting, cfg, batch, optimizer), n_steps),
             training_work(cfg, batch, n_steps),
             targets={TIME: {"below": most}} if most else {}, peers=others,
