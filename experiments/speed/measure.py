@@ -212,7 +212,7 @@ def scaling_axes(setting):
         _, cache = model.run_with_cache(clean_tokens)
         sweeps[n_prompts * cfg.n_layers * cfg.n_heads] = functools.partial(
             patching.get_act_patch_attn_head_out_all_pos, model, corrupted_tokens, cache, metric)
-    yield "prompts x cells of a sweep", sweeps, False
+    yield "prompts x cells", sweeps, False
 
     edges = {}
     for each in models.values():
