@@ -205,7 +205,7 @@ def steered_claims(results, judged):
         seed_claim("… gain of the word, less that along a latent of shuffled activations, in nats",
                    results,
                    lambda one: mean_gain(one["steered"]) - mean_gain(one["steered_shuffled"]),
-                   above=0.1, judged=judged,
+                   above=0.1, median=True, judged=judged,
                    beside=f"gain {gain}, along the difference of means {by_means}; along random "
                           f"directions {random} up or down"),
     ]
