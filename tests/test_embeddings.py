@@ -30,6 +30,19 @@ def test_the_readout_is_a_dot_product_with_each_column_of_W_U():
         torch.testing.assert_close(logits[..., token], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_large_vocabulary_in_parts_gives_the_logits_of_one_product(bias):
+    model = tiny_model(d_vocab=2500, unembed_bias=bias)
+    resid = torch.randn(2, 3, 12, generator=seeded_generator(3))
+    whole = model.unembedding(resid, model.W_E)  # a gradient could be asked for
+    with torch.no_grad():
+        parts = model.unembedding(resid, model.W_E)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+    for token in (0, 1023, 1024, 2499):
+        expected = (resid * model.W_U[:, token]).sum(-1) + model.b_U[token]
+        torch.testing.assert_close(parts[..., token], expected, rtol=0, atol=1e-5)
+
+
 def test_a_tied_table_gets_the_gradients_of_both_its_uses():
     tied, untied, tokens = tiny_model(tie_embeddings=True), tiny_model(), tiny_tokens()
     untied.load_state_dict(tied.state_dict() | {"unembedding.W_U": tied.W_U.detach()})
