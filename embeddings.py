@@ -120,11 +120,10 @@ class Unembedding(nn.Module):
         """resid @ W_U + b_U: resid [..., d_model], rows [d_vocab_out, d_model], W_U transposed.
 
         A CPU computes GPT-2's 50,257 logits faster if it takes a part of the vocabulary at a time:
-        16 to 512 positions need two thirds to three quarters of the time.
+        16 to 512 positions need two thirds to three quarters of the time, and a gradient is faster, too.
         """
         part_size = 1024 * torch.get_num_threads()
-        is_training = torch.is_grad_enabled()
-        if is_training or resid.device.type != "cpu" or len(rows) <= part_size:
+        if resid.device.type != "cpu" or len(rows) <= part_size:
             return F.linear(resid, rows, self.b_U)
         logits = torch.cat([F.linear(resid, part) for part in rows.split(part_size)], -1)
         return logits if self.b_U is None else logits.add_(self.b_U)

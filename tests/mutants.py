@@ -459,7 +459,7 @@ MUTANTS = [
            "b_U is forgotten"),
     Mutant("embeddings", "return logits if self.b_U is None else logits.add_(self.b_U)",
            "return logits",
-           "a large vocabulary loses its bias when no gradient is asked for"),
+           "a large vocabulary loses its bias"),
     Mutant("embeddings", "return W_E.T if",
            "return W_E.T.detach() if",
            "a tied table gets no gradient from its use as W_U"),

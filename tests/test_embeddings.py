@@ -34,10 +34,7 @@ def test_the_readout_is_a_dot_product_with_each_column_of_W_U():
 def test_a_large_vocabulary_in_parts_gives_the_logits_of_one_product(bias):
     model = tiny_model(d_vocab=2500, unembed_bias=bias)
     resid = torch.randn(2, 3, 12, generator=seeded_generator(3))
-    whole = model.unembedding(resid, model.W_E)  # a gradient could be asked for
-    with torch.no_grad():
-        parts = model.unembedding(resid, model.W_E)
-    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+    parts = model.unembedding(resid, model.W_E)
     for token in (0, 1023, 1024, 2499):
         expected = (resid * model.W_U[:, token]).sum(-1) + model.b_U[token]
         torch.testing.assert_close(parts[..., token], expected, rtol=0, atol=1e-5)
