@@ -120,7 +120,7 @@ class Unembedding(nn.Module):
         """resid @ W_U + b_U: resid [..., d_model], rows [d_vocab_out, d_model], W_U transposed.
 
         A CPU computes GPT-2's 50,257 logits faster if it takes a part of the vocabulary at a time:
-        16 to 512 positions need two thirds to three quarters of the time, and a gradient is faster, too.
+        16 to 512 positions need two thirds to three quarters of the time. Gradients gain as well.
         """
         part_size = 1024 * torch.get_num_threads()
         if resid.device.type != "cpu" or len(rows) <= part_size:
