@@ -263,8 +263,10 @@ class HookedModule(nn.Module):
         """The metric, the activations, and the metric's gradient with respect to each of them.
 
         tokens: [batch, pos]. metric_fn(logits): a scalar or [batch], whose sum is differentiated;
-        other runs inside it, even of this model, are not captured. how: further arguments of the
-        forward pass, such as key_mask.
+        other runs inside it, even of this model, are not captured. If it has a method
+        of_stream(model, resid), as a Metric has, that is called instead with the last stream, and
+        only the logits that it needs are computed. how: further arguments of the forward pass, such
+        as key_mask.
         Returns (value, acts, grads): value is detached; acts and grads are ActivationCaches with
         the same names, with zeros where the metric does not depend on an activation. The weights'
         `.grad` is not touched.
@@ -284,9 +286,14 @@ class HookedModule(nn.Module):
 
         with torch.enable_grad():
             # forward
+            of_stream = getattr(metric_fn, "of_stream", None)
             with self.hooks([(select_names(points, names_filter), capture)]):
-                logits = self(tokens, **how)
-            value = metric_fn(logits)
+                if of_stream is None:
+                    logits = self(tokens, **how)
+                else:
+                    value = of_stream(self, self.last_stream(tokens, **how))
+            if of_stream is None:
+                value = metric_fn(logits)
             check_value(value)
 
             # backward

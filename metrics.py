@@ -13,7 +13,7 @@ Source: Elhage et al. 2021 (previous-token heads); Olsson et al. 2022 (prefix ma
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -203,17 +203,17 @@ def as_metric(metric):
 
 
 def differentiable_metric(metric):
-    """A metric for `gradient_cache`. It raises UserError if it does not depend on the logits, since
+    """A Metric for `gradient_cache`. It raises UserError if it does not depend on the logits, since
     all its gradients would be 0."""
     metric = as_metric(metric)
 
     def moving(logits):
-        values = metric(logits)
-        if logits.requires_grad and not values.requires_grad:
+        values = metric.fn(logits)
+        if logits.requires_grad and not getattr(values, "requires_grad", True):
             raise UserError("the metric has no gradient; use one that depends on the logits")
         return values
 
-    return moving
+    return replace(metric, fn=moving)
 
 
 def mean_over_batch(values, reduction):

@@ -130,8 +130,12 @@ class GPT(HookedModule):
         (`positions.pad_left`). Each row then gets the same logits as when it runs alone. Raises
         UserError for a mask of another shape.
         """
-        return self.unembed(self.run_blocks(self.embed_prompts(tokens, key_mask),
-                                            key_mask=key_mask))
+        return self.unembed(self.last_stream(tokens, key_mask))
+
+    def last_stream(self, tokens, key_mask=None):
+        """The residual stream after the last block, [batch, pos, d_model], of which `unembed` makes
+        the logits. Arguments as in `forward`."""
+        return self.run_blocks(self.embed_prompts(tokens, key_mask), key_mask=key_mask)
 
     def embed_prompts(self, tokens, key_mask=None):
         """`embed`, with positions counted from each row's first real token. key_mask: [batch, pos]

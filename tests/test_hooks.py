@@ -9,6 +9,7 @@ from torch import nn
 
 from activation_cache import UnknownName
 from hooks import HookPoint, hook_table
+from metrics import Metric
 from utils import UserError, seeded_generator
 
 Z = "blocks.0.attn.hook_z"
@@ -263,6 +264,23 @@ def test_an_unknown_name_raises_and_names_the_closest():
                     lambda name=name: model.gradient_cache(tokens, torch.sum, name)):
             with pytest.raises(UnknownName, match=f"{name} .*{closest}"):
                 use()
+
+
+def test_a_metric_of_the_stream_has_the_gradients_of_the_same_metric_of_all_logits():
+    model, tokens = tiny_model(unembed_bias=True), tiny_tokens()
+    metric = Metric.logit_diff([3, 5], [7, 2], pos=4)
+    rows = torch.arange(2)
+
+    def of_all(logits):
+        return logits[rows, 4, torch.tensor([3, 5])] - logits[rows, 4, torch.tensor([7, 2])]
+
+    value, acts, grads = model.gradient_cache(tokens, metric)
+    all_value, all_acts, all_grads = model.gradient_cache(tokens, of_all)
+    torch.testing.assert_close(value, all_value)
+    assert list(grads) == list(all_grads) and "ln_final.hook_normalized" in grads
+    for name in grads:
+        torch.testing.assert_close(acts[name], all_acts[name])
+        torch.testing.assert_close(grads[name], all_grads[name])
 
 
 def test_a_filter_that_matches_nothing_raises():
