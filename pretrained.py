@@ -723,24 +723,11 @@ def checked_entries(header, n_bytes):
     n_bytes: the number of bytes of tensor data in the file. The entries must cover it without gaps
     or overlaps. Raises ValueError naming the wrong tensor.
     """
-    # Each entry on its own
     entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
-    for full_name, entry in entries:
-        name = printable(full_name)
-        dtype = entry.get("dtype") if isinstance(entry, dict) else entry
-        known = list(SAFETENSORS_DTYPES)  # a list, because dtype itself may be unhashable
-        if not isinstance(entry, dict) or dtype not in known:
-            raise ValueError(f"{name} has dtype {printable(repr(dtype))}, not one of "
-                             f"{', '.join(known)}")
-        for field in ("shape", "data_offsets"):
-            numbers = entry.get(field)
-            if not isinstance(numbers, list) or len(numbers) > MOST_AXES or any(
-                    type(n) is not int or not 0 <= n < 2**48 for n in numbers):
-                raise ValueError(f"{name} has {field} {printable(repr(numbers))}")
-        if len(entry["data_offsets"]) != 2:
-            raise ValueError(f"{name} has data_offsets {entry['data_offsets']}")
+    for name, entry in entries:
+        check_entry(printable(name), entry)
 
-    # All entries together
+    # One after another
     entries.sort(key=lambda item: item[1]["data_offsets"])
     end = 0
     for name, entry in entries:
@@ -753,6 +740,22 @@ def checked_entries(header, n_bytes):
     if end != n_bytes:
         raise ValueError(f"{n_bytes - end:,} bytes belong to no tensor")
     return entries
+
+
+def check_entry(name, entry):
+    """Raises ValueError, naming the tensor, for an entry of a header that cannot be right."""
+    dtype = entry.get("dtype") if isinstance(entry, dict) else entry
+    known = list(SAFETENSORS_DTYPES)  # a list, because dtype itself may be unhashable
+    if not isinstance(entry, dict) or dtype not in known:
+        raise ValueError(f"{name} has dtype {printable(repr(dtype))}, not one of "
+                         f"{', '.join(known)}")
+    for field in ("shape", "data_offsets"):
+        numbers = entry.get(field)
+        if not isinstance(numbers, list) or len(numbers) > MOST_AXES or any(
+                type(n) is not int or not 0 <= n < 2**48 for n in numbers):
+            raise ValueError(f"{name} has {field} {printable(repr(numbers))}")
+    if len(entry["data_offsets"]) != 2:
+        raise ValueError(f"{name} has data_offsets {entry['data_offsets']}")
 
 
 def tensor_at(content, entry, start):

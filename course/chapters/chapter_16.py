@@ -313,7 +313,7 @@ EXERCISES = [
         )),
     Exercise(
         name="holm", source="metrics.holm", minutes=15, difficulty=2,
-        needed_for="a table of many claims", task="Pay for the number of tests.",
+        needed_for="a table of many claims", task="Correct p-values for the number of tests.",
         checks=(the_smallest_pays_most, the_order_is_the_given_one,
                 none_falls_below_a_smaller_one_or_rises_above_1),
         hints=("p_values.argsort() gives the places from the smallest to the largest.",
