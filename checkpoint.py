@@ -71,6 +71,9 @@ LOCK_FILE = ".lock"
 RUN_FILES = ("config.json", "checkpoint.pt", "best.pt", "metrics.jsonl", "loss.png", "sample.txt")
 
 
+# Checkpoints
+
+
 def save_checkpoint(path, state):
     """Writes a dict of tensors and plain values; the old file stays until the new one is complete.
 
@@ -96,7 +99,7 @@ def load_checkpoint(path):
     return state
 
 
-# The format of a checkpoint: a test for each field. Other fields are allowed.
+# The format of a checkpoint: a test for each field. Other fields are allowed
 
 
 def is_whole(value):
@@ -210,6 +213,43 @@ def check_same_structure(found, wanted, where):
         raise UserError(f"{where} is of another model than its config says; start another run")
     for pair in pairs:
         check_same_structure(*pair, where)
+
+
+def config_of(state, path):
+    """The Config in a checkpoint's state. Raises UserError, naming `path`, if there is none."""
+    try:
+        check_field_types(Config, state["config"])
+        check_sizes(state["config"].get("model", {}), path)
+        return config_from_dict(Config, state["config"])
+    except (UserError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} has no usable config ({error}); train again") from None
+
+
+def check_field_types(kind, values):
+    """Raises UserError if nested dicts hold a value of another type than the dataclass `kind` says.
+    Fields that it does not have are ignored; which word a choice holds is not checked."""
+    if not isinstance(values, dict):
+        raise UserError(f"{kind.__name__} is not a dict")
+    hints = typing.get_type_hints(kind)
+    for name, value in values.items():
+        hint = hints.get(name, object)
+        if dataclasses.is_dataclass(hint):
+            check_field_types(hint, value)
+            continue
+
+        if typing.get_origin(hint) is typing.Literal:
+            hint = str
+        elif typing.get_origin(hint) is tuple:
+            hint = tuple | list  # JSON has lists only
+        allowed = typing.get_args(hint) or (hint,)
+        if float in allowed:
+            allowed += (int,)
+        is_wrong_bool = isinstance(value, bool) and not {bool, object} & set(allowed)
+        if is_wrong_bool or not isinstance(value, allowed):
+            raise UserError(f"{printable(name)} is {printable(repr(value))}")
+
+
+# Loading a model
 
 
 def load_model(run=None, out_dir="outputs", device="cpu", *, file="checkpoint.pt", cache_dir=None,
@@ -367,40 +407,6 @@ def is_pretrained(name_or_folder):
             or toy_repository(name_or_folder) is not None or is_hub_id(name_or_folder))
 
 
-def config_of(state, path):
-    """The Config in a checkpoint's state. Raises UserError, naming `path`, if there is none."""
-    try:
-        check_field_types(Config, state["config"])
-        check_sizes(state["config"].get("model", {}), path)
-        return config_from_dict(Config, state["config"])
-    except (UserError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} has no usable config ({error}); train again") from None
-
-
-def check_field_types(kind, values):
-    """Raises UserError if nested dicts hold a value of another type than the dataclass `kind` says.
-    Fields that it does not have are ignored; which word a choice holds is not checked."""
-    if not isinstance(values, dict):
-        raise UserError(f"{kind.__name__} is not a dict")
-    hints = typing.get_type_hints(kind)
-    for name, value in values.items():
-        hint = hints.get(name, object)
-        if dataclasses.is_dataclass(hint):
-            check_field_types(hint, value)
-            continue
-
-        if typing.get_origin(hint) is typing.Literal:
-            hint = str
-        elif typing.get_origin(hint) is tuple:
-            hint = tuple | list  # JSON has lists only
-        allowed = typing.get_args(hint) or (hint,)
-        if float in allowed:
-            allowed += (int,)
-        is_wrong_bool = isinstance(value, bool) and not {bool, object} & set(allowed)
-        if is_wrong_bool or not isinstance(value, allowed):
-            raise UserError(f"{printable(name)} is {printable(repr(value))}")
-
-
 # A run's folder
 
 
@@ -554,8 +560,8 @@ def load_model_to_tune(given):
     The shape of the model and the kind of its tokenizer replace the defaults of the Config.
     dropout may be given. So may a smaller n_ctx: the embeddings of the first positions are kept.
     A larger one is possible where positions are not learned. weights: {name: tensor}.
-    Raises UserError for a model without a tokenizer or with other logits than its tokens', and
-    naming every flag that contradicts it.
+    Raises UserError for a model without a tokenizer, for one whose logits are not those of its
+    tokens, and for flags that contradict it, naming all of them.
     """
     origin = given["train"]["init_from"]
     logging = config_from_dict(LoggingConfig, given.get("logging", {}))

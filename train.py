@@ -515,8 +515,8 @@ def start_run(cfg, device, *, overwrite=False, unless_used=False, saved_run=None
 def vocabulary_size(cfg, tokenizer):
     """The size of the model's vocabulary: the tokenizer's, or more for a model with padding.
 
-    Only the model of init_from may have such ids that are no token. Raises UserError for another
-    number in the Config, of tokens or of logits.
+    Only a model that training begins with (init_from) may have such padding, ids that are no token.
+    Raises UserError for another number in the Config, of tokens or of logits.
     """
     d_vocab = tokenizer.d_vocab
     if cfg.train.init_from is not None:

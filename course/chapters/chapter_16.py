@@ -208,7 +208,7 @@ EXERCISES = [
     Exercise(
         name="can_go_either_way", source=None, minutes=15, difficulty=2,
         needed_for="refusing a card that nothing could refute",
-        task="Say whether a threshold can be missed, and can be met.",
+        task="Say whether some possible value meets a threshold, and another one misses it.",
         checks=(a_limit_inside_can_go_either_way, the_edge_counts_on_one_side,
                 a_range_must_overlap_and_leave_something_out),
         hints=("Two questions: does some possible value hold, and does some other one fail?",
@@ -267,7 +267,7 @@ EXERCISES = [
     Exercise(
         name="matched_control", source=None, minutes=15, difficulty=2,
         needed_for="a control that differs in the hypothesis alone",
-        task="Draw the heads that a claim about some heads is compared with.",
+        task="Draw control heads for a claim about some heads.",
         checks=(each_layer_has_as_many, no_named_head_is_in_the_control,
                 every_other_head_is_drawn_as_often),
         hints=("Go layer by layer: which heads are named, which are left?",

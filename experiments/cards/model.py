@@ -35,9 +35,10 @@ RESULT = "## Result"
 REPLICATIONS = ("fragile_toys", "virtual_heads", "needed_heads", "dead_heads")  # the course's cards
 EXAMPLE = "# An example that runs: the highest previous-token score. Put your own in its place."
 HINT = "…"  # how a part begins that nobody has filled in
-# A number by itself: not a part of a name such as L0H1, and its - no dash between two numbers.
+# A number by itself: not a part of a name such as L0H1. A - before it is its sign, unless it stands
+# between two numbers.
 NUMBER = (r"(?<![\w.])(?:(?<!\d)[-+])?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\binf)(?!\w)")
-MISREAD = r"\d,\d|%|\d[-–]\.?\d"  # 0,5 and 1,000 are read differently; so are 50 % and 0.2-0.4
+MISREAD = r"\d,\d|%|\d[-–]\.?\d"  # can be read in two ways: 0,5 or 1,000; 50 %; 0.2-0.4
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ def numbers_in(text, n, part, path):
 
 
 def read_threshold(text, path):
-    """The arguments of `common.claim` for a text such as "above 0.5"."""
+    """The arguments of `common.claim` for a text such as "above 0.5", a dict; "0.2 to 0.4" becomes
+    {"between": (0.2, 0.4)}. Raises UserError for other numbers than it needs."""
     for word in ("above", "below"):
         if text.lower().startswith(word):
             return {word: numbers_in(text, 1, "Holds if", path)[0]}
