@@ -238,8 +238,8 @@ MUTANTS = [
            "most += max(0, change)",
            "the peak of memory is all that was ever held",
            tests=("benchmark",)),
-    Mutant("experiments/speed/report", "most_loss = nanogpt_loss if each",
-           "most_loss = times[-1] if each",
+    Mutant("experiments/speed/report", "most_loss = nanogpt_loss if each.loss",
+           "most_loss = times[-1] if each.loss",
            "the threshold of a contestant held against nanoGPT stands elsewhere",
            tests=("race",)),
 
@@ -1911,8 +1911,7 @@ MUTANTS = [
            '    if all_hold(found["null"]):\n        return "UNDECIDED"\n',
            "",
            "a claim holds although its null does, too", tests=("claim_card",)),
-    Mutant("experiments/cards/report", "+ ([later[0].strip()] if later else [])",
-           "+ []",
+    Mutant("experiments/cards/report", "    if later:\n", "    if False:\n",
            "sections below the result are lost", tests=("claim_card",)),
 ]
 

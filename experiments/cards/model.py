@@ -186,6 +186,12 @@ def holds(threshold, value):
     return low <= value <= high
 
 
+def limits_of(threshold):
+    """The one or two numbers of a threshold, a list."""
+    (given,) = threshold.values()
+    return list(given) if isinstance(given, tuple) else [given]
+
+
 def check_can_be_wrong(threshold, possible, path):
     """Raise UserError if every possible value would hold, or none."""
     low, high = possible
@@ -194,8 +200,7 @@ def check_can_be_wrong(threshold, possible, path):
                         "smaller number first")
 
     # the verdict can only change at a limit, or just beside one
-    limits = [limit for given in threshold.values()
-              for limit in (given if isinstance(given, tuple) else (given,))]
+    limits = limits_of(threshold)
     beside = [math.nextafter(limit, end) for limit in limits for end in (-math.inf, math.inf)]
     tried = [value for value in [*possible, *limits, *beside] if low <= value <= high]
     verdicts = {holds(threshold, value) for value in tried}
