@@ -71,6 +71,9 @@ LOCK_FILE = ".lock"
 RUN_FILES = ("config.json", "checkpoint.pt", "best.pt", "metrics.jsonl", "loss.png", "sample.txt")
 
 
+# Checkpoints
+
+
 def save_checkpoint(path, state):
     """Writes a dict of tensors and plain values; the old file stays until the new one is complete.
 
@@ -96,7 +99,7 @@ def load_checkpoint(path):
     return state
 
 
-# The format of a checkpoint: a test for each field. Other fields are allowed.
+# The format of a checkpoint: a test for each field. Other fields are allowed
 
 
 def is_whole(value):
@@ -212,15 +215,55 @@ def check_same_structure(found, wanted, where):
         check_same_structure(*pair, where)
 
 
+def config_of(state, path):
+    """The Config in a checkpoint's state. Raises UserError, naming `path`, if there is none."""
+    try:
+        check_field_types(Config, state["config"])
+        check_sizes(state["config"].get("model", {}), path)
+        return config_from_dict(Config, state["config"])
+    except (UserError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} has no usable config ({error}); train again") from None
+
+
+def check_field_types(kind, values):
+    """Raises UserError if nested dicts hold a value of another type than the dataclass `kind` says.
+    Fields that it does not have are ignored; which word a choice holds is not checked."""
+    if not isinstance(values, dict):
+        raise UserError(f"{kind.__name__} is not a dict")
+    hints = typing.get_type_hints(kind)
+    for name, value in values.items():
+        hint = hints.get(name, object)
+        if dataclasses.is_dataclass(hint):
+            check_field_types(hint, value)
+            continue
+
+        if typing.get_origin(hint) is typing.Literal:
+            hint = str
+        elif typing.get_origin(hint) is tuple:
+            hint = tuple | list  # JSON has lists only
+        allowed = typing.get_args(hint) or (hint,)
+        if float in allowed:
+            allowed += (int,)
+        is_wrong_bool = isinstance(value, bool) and not {bool, object} & set(allowed)
+        if is_wrong_bool or not isinstance(value, allowed):
+            raise UserError(f"{printable(name)} is {printable(repr(value))}")
+
+
+# Loading a model
+
+
 def load_model(run=None, out_dir="outputs", device="cpu", *, file="checkpoint.pt", cache_dir=None,
                **told):
     """Loads (model, tokenizer) from a run, a published model or another project's files, the model
-    in evaluation mode.
+    in evaluation mode. The tokenizer is None if none comes with another project's model.
 
-    run: a run's name in out_dir, its folder, or None for the newest run in out_dir; or any argument
-    of `GPT.from_pretrained`; or a folder or file in a format of formats.py, whose name is then
-    printed to stderr, or a TransformerLens toy model ("attn-only-2l"), downloaded once. The
-    tokenizer is None if these bring none.
+    run: which model, one of
+        None                        the newest run in out_dir
+        "mine"                      a run, by its name in out_dir or by its folder
+        "gpt2", "owner/name"        a published GPT-2, downloaded once; see `GPT.from_pretrained`
+        a folder or a file          of another project; a line on stderr names the format that was
+                                    found (formats.py lists them)
+        "attn-only-2l"              a toy model of TransformerLens, downloaded once
     file: "checkpoint.pt", the last state of a run, or "best.pt", the state with its lowest
     validation loss. cache_dir: where downloads are kept. told: what another project's file does not
     say: activation, norm ("layernorm", "none") or n_heads.
@@ -231,12 +274,7 @@ def load_model(run=None, out_dir="outputs", device="cpu", *, file="checkpoint.pt
     if unknown:
         raise TypeError(f"load_model() got unexpected arguments {sorted(unknown)}")
     if run is not None and existing_run_folder(run, out_dir) is None and is_pretrained(run):
-        found = find_other_format(run, cache_dir)
-        if found is not None:
-            return load_foreign(found, device, told)
-        model, tokenizer = load_hugging_face(run, device, cache_dir)
-        check_told(told, model.cfg, run)
-        return model, tokenizer
+        return load_from_elsewhere(run, device, cache_dir, told)
 
     path = find_run(run, out_dir) / file
     state = load_checkpoint(path)
@@ -248,8 +286,35 @@ def load_model(run=None, out_dir="outputs", device="cpu", *, file="checkpoint.pt
     return model.to(device).eval(), load_tokenizer(state["tokenizer"])
 
 
+def load_from_elsewhere(name_or_path, device="cpu", cache_dir=None, told=None):
+    """Loads (model, tokenizer or None) of a published model or of another project's files, the
+    model in evaluation mode.
+
+    name_or_path, cache_dir: as in `load_model`. told: a dict of what the files do not say.
+    """
+    found = find_other_format(name_or_path, cache_dir)
+    if found is not None:
+        return load_foreign(found, device, told or {})
+    model, tokenizer = load_hugging_face(name_or_path, device, cache_dir)
+    check_told(told or {}, model.cfg, name_or_path)
+    return model, tokenizer
+
+
+def load_pretrained(name_or_folder, device="cpu", *, cache_dir=None):
+    """As `load_from_elsewhere`, for programs that need texts: (model, tokenizer).
+
+    Raises UserError if there is no tokenizer, or if it has more tokens than the model.
+    """
+    model, tokenizer = load_from_elsewhere(name_or_folder, device, cache_dir)
+    if tokenizer is None:
+        raise UserError(f"{name_or_folder} brings no tokenizer (vocab.json and merges.txt, or "
+                        "tokenizer.json, or meta.pkl), which this needs; put it there, or load the "
+                        "model alone with checkpoint.load_model, and give it tokens")
+    return model, tokenizer
+
+
 def find_other_format(name_or_path, cache_dir=None):
-    """The `formats.Found` at a path, or of a toy model, which is downloaded once; None for Hugging
+    """The `formats.Found` of a path or of a toy model, which is downloaded once; None for Hugging
     Face's format and its names."""
     path = name_or_path
     if not is_foreign(path):
@@ -261,14 +326,15 @@ def find_other_format(name_or_path, cache_dir=None):
     return None if found.format == HUGGING_FACE else found
 
 
-def load_foreign(found, device="cpu", told=None):
+def load_foreign(found, device, told):
     """Builds (model, tokenizer or None) from a `formats.Found`; a line on stderr names the format.
 
     told: a dict of what the file does not say; see `formats.read_foreign`.
     """
-    foreign = read_foreign(found, **(told or {}))
+    foreign = read_foreign(found, **told)
     assumed = f" ({foreign.assumed})" if foreign.assumed else ""
     print(f"{found.path}: read as {foreign.format}{assumed}", file=sys.stderr)
+
     model = GPT(foreign.cfg, seed=None)
     model.load_weights_(foreign.tensors, found.path)
     if foreign.tokenizer is None:
@@ -276,33 +342,6 @@ def load_foreign(found, device="cpu", told=None):
     else:
         tokenizer = load_tokenizer(foreign.tokenizer)
     return model.to(device).eval(), tokenizer
-
-
-def load_alone(name_or_path, *, cache_dir=None):
-    """Loads a model from elsewhere, in evaluation mode, whether it brings a tokenizer or not; what
-    it may be, see `load_model`."""
-    found = find_other_format(name_or_path, cache_dir)
-    if found is None:
-        return GPT.from_pretrained(name_or_path, cache_dir)
-    return load_foreign(found)[0]
-
-
-def load_pretrained(name_or_folder, device="cpu", *, cache_dir=None):
-    """Loads (model, tokenizer) of a published GPT-2, or of another project's files; see
-    `GPT.from_pretrained` and `load_model`. Programs that need texts use it.
-
-    Raises UserError if there is no tokenizer, or if it has more tokens than the model.
-    """
-    found = find_other_format(name_or_folder, cache_dir)
-    if found is not None:
-        model, tokenizer = load_foreign(found, device)
-    else:
-        model, tokenizer = load_hugging_face(name_or_folder, device, cache_dir)
-    if tokenizer is None:
-        raise UserError(f"{name_or_folder} brings no tokenizer (vocab.json and merges.txt, or "
-                        "tokenizer.json, or meta.pkl), which this needs; put it there, or load the "
-                        "model alone with checkpoint.load_model, and give it tokens")
-    return model, tokenizer
 
 
 def load_hugging_face(name_or_folder, device="cpu", cache_dir=None):
@@ -366,40 +405,6 @@ def is_pretrained(name_or_folder):
     folder or file of a model. Raises UserError for a published model of another kind."""
     return (name_or_folder in PRETRAINED_NAMES or is_foreign(name_or_folder)
             or toy_repository(name_or_folder) is not None or is_hub_id(name_or_folder))
-
-
-def config_of(state, path):
-    """The Config in a checkpoint's state. Raises UserError, naming `path`, if there is none."""
-    try:
-        check_field_types(Config, state["config"])
-        check_sizes(state["config"].get("model", {}), path)
-        return config_from_dict(Config, state["config"])
-    except (UserError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} has no usable config ({error}); train again") from None
-
-
-def check_field_types(kind, values):
-    """Raises UserError if nested dicts hold a value of another type than the dataclass `kind` says.
-    Fields that it does not have are ignored; which word a choice holds is not checked."""
-    if not isinstance(values, dict):
-        raise UserError(f"{kind.__name__} is not a dict")
-    hints = typing.get_type_hints(kind)
-    for name, value in values.items():
-        hint = hints.get(name, object)
-        if dataclasses.is_dataclass(hint):
-            check_field_types(hint, value)
-            continue
-
-        if typing.get_origin(hint) is typing.Literal:
-            hint = str
-        elif typing.get_origin(hint) is tuple:
-            hint = tuple | list  # JSON has lists only
-        allowed = typing.get_args(hint) or (hint,)
-        if float in allowed:
-            allowed += (int,)
-        is_wrong_bool = isinstance(value, bool) and not {bool, object} & set(allowed)
-        if is_wrong_bool or not isinstance(value, allowed):
-            raise UserError(f"{printable(name)} is {printable(repr(value))}")
 
 
 # A run's folder
@@ -506,14 +511,10 @@ def load_run_to_resume(given, lock=None):
 
     # The run's settings, and those given now
     saved = dataclasses.asdict(config_of(state, path))
-    different = [
-        f"{section}.{name} was {saved[section][name]}, not {value}"
-        for section in ("data", "model", "train")
-        for name, value in given.get(section, {}).items()
-        if value != saved[section].get(name) and name not in FREE_TO_CHANGE
-    ]
+    decisive = {section: saved[section] for section in ("data", "model", "train")}
+    different = contradictions(given, decisive, FREE_TO_CHANGE, "was")
     if different:
-        raise UserError(f"{folder} was made with other settings: {'; '.join(different)}; leave "
+        raise UserError(f"{folder} was made with other settings: {different}; leave "
                         "these flags out, or start another run")
     merged = {section: saved[section] | given.get(section, {}) for section in saved}
     cfg = config_from_dict(Config, merged)
@@ -559,42 +560,24 @@ def load_model_to_tune(given):
     The shape of the model and the kind of its tokenizer replace the defaults of the Config.
     dropout may be given. So may a smaller n_ctx: the embeddings of the first positions are kept.
     A larger one is possible where positions are not learned. weights: {name: tensor}.
-    Raises UserError for a model without a tokenizer or with other logits than its tokens', and
-    naming every flag that contradicts it.
+    Raises UserError for a model without a tokenizer, for one whose logits are not those of its
+    tokens, and for flags that contradict it, naming all of them.
     """
     origin = given["train"]["init_from"]
     logging = config_from_dict(LoggingConfig, given.get("logging", {}))
-    if logging.run_name is not None:
-        folder = Path(logging.out_dir) / logging.run_name
-        source = existing_run_folder(origin, logging.out_dir)
-        if source is not None and source.resolve() == folder.resolve():
-            raise UserError(f"init_from={origin} is the run that would be replaced; choose another "
-                            "--logging.run_name")
+    check_not_replaced(origin, logging)
     model, tokenizer = load_model(origin, logging.out_dir)
-    if tokenizer is None:
-        raise UserError(f"{origin} has no tokenizer, so no text can be turned into its ids; put "
-                        "the files of its tokenizer beside it")
-    if model.cfg.d_vocab_out != model.cfg.d_vocab:
-        raise UserError(f"{origin} has {model.cfg.d_vocab_out} logits for {model.cfg.d_vocab} "
-                        "tokens, and training predicts tokens; begin with a model that does, too")
+    check_tunable(model, tokenizer, origin)
 
     # The settings that the model has, and those given now
-    kind = tokenizer.kind
-    vocab_size = tokenizer.d_vocab if kind == "bpe" else DataConfig().vocab_size
-    fixed = {"data": {"tokenizer": kind, "vocab_size": vocab_size},
-             "model": dataclasses.asdict(model.cfg)}
-    may_differ = {"dropout"}
     n_ctx = given.get("model", {}).get("n_ctx", model.cfg.n_ctx)
+    may_differ = {"dropout"}
     if n_ctx <= model.cfg.n_ctx or model.cfg.positions != "learned":
         may_differ.add("n_ctx")
-    different = [
-        f"{section}.{name} is {fixed[section][name]}, not {value}"
-        for section in fixed
-        for name, value in given.get(section, {}).items()
-        if value != fixed[section].get(name, value) and name not in may_differ
-    ]
+    fixed = settings_of_model(model, tokenizer)
+    different = contradictions(given, fixed, may_differ, "is")
     if different:
-        raise UserError(f"{origin} is another model: {'; '.join(different)}; leave these flags out")
+        raise UserError(f"{origin} is another model: {different}; leave these flags out")
     merged = {section: fixed[section] | given.get(section, {}) for section in fixed}
     cfg = config_from_dict(Config, given | merged)
 
@@ -602,6 +585,52 @@ def load_model_to_tune(given):
     if model.cfg.positions == "learned":
         weights["position_embedding.W_pos"] = model.W_pos[:n_ctx].detach()
     return cfg, weights, tokenizer
+
+
+def check_not_replaced(origin, logging):
+    """Raises UserError if a new run would replace the run that it begins with.
+
+    origin: the model to begin with. logging: the new run's LoggingConfig.
+    """
+    if logging.run_name is None:
+        return
+    folder = Path(logging.out_dir) / logging.run_name
+    source = existing_run_folder(origin, logging.out_dir)
+    if source is not None and source.resolve() == folder.resolve():
+        raise UserError(f"init_from={origin} is the run that would be replaced; choose another "
+                        "--logging.run_name")
+
+
+def check_tunable(model, tokenizer, origin):
+    """Raises UserError for a model that can't be trained on a text; origin: its name or path."""
+    cfg = model.cfg
+    if tokenizer is None:
+        raise UserError(f"{origin} has no tokenizer, so no text can be turned into its ids; put "
+                        "the files of its tokenizer beside it")
+    if cfg.d_vocab_out != cfg.d_vocab:
+        raise UserError(f"{origin} has {cfg.d_vocab_out} logits for {cfg.d_vocab} tokens, and "
+                        "training predicts tokens; begin with a model that does, too")
+
+
+def settings_of_model(model, tokenizer):
+    """{section of a Config: {field: value}} of what a model and its tokenizer decide."""
+    kind = tokenizer.kind
+    vocab_size = tokenizer.d_vocab if kind == "bpe" else DataConfig().vocab_size
+    return {"data": {"tokenizer": kind, "vocab_size": vocab_size},
+            "model": dataclasses.asdict(model.cfg)}
+
+
+def contradictions(given, fixed, may_differ, verb):
+    """Says which flags contradict settings, such as "model.n_layers is 3, not 2"; "" if none does.
+
+    given, fixed: {section: {name: value}}, the flags and the settings; a name that `fixed` lacks
+    contradicts nothing. may_differ: names to ignore. verb: "is", or "was" for an earlier run.
+    """
+    return "; ".join(
+        f"{section}.{name} {verb} {fixed[section][name]}, not {value}"
+        for section in fixed
+        for name, value in given.get(section, {}).items()
+        if name in fixed[section] and name not in may_differ and value != fixed[section][name])
 
 
 # Starting a run, and its metrics

@@ -69,7 +69,7 @@ class ModelConfig:
     d_vocab_out: int | None = option(None, "number of logits (none: d_vocab; another number makes "
                                            "a classifier)")
     attn_only: bool = option(False, "leave the MLPs out")
-    norm: Literal["layernorm", "none"] = option("layernorm", "normalise the input of each part")
+    norm: Literal["layernorm", "none"] = option("layernorm", "normalise what each part reads")
     norm_epsilon: float = option(1e-5, "what LayerNorm adds to the variance")
     activation: Literal["gelu", "gelu_exact", "relu"] = option(
         "gelu", "nonlinearity of the MLP; gelu: GPT-2's, by tanh; gelu_exact: by erf"
@@ -151,14 +151,15 @@ class TrainConfig:
     """How to train."""
 
     init_from: str | None = option(
-        None, "begin with this model, instead of random weights: a run, gpt2, or a folder; its "
-        "shape and tokenizer are used, its optimiser is not"
+        None, "begin with this model's weights, shape and tokenizer, instead of random weights: a "
+        "run, gpt2, or a model's folder; the optimiser begins anew"
     )
     freeze: tuple[str, ...] = option(
-        (), "weights that stay as they are: patterns of their names, such as blocks.0.* (with tied "
-        "embeddings, token_embedding.W_E is the unembedding too)"
+        (), 'weights that stay as they are: patterns of their names, such as "blocks.0.*"; with '
+        "tied embeddings, token_embedding.W_E is the unembedding too"
     )
-    max_steps: int = option(2850, "optimiser steps; --resume takes a larger number, too")
+    max_steps: int = option(2850, "optimiser steps in all; with --resume, a larger number "
+                                  "trains a finished run longer")
     batch_size: int = option(12, "windows per step, summed over all devices")
     accumulate: int = option(1, "process a device's windows in this many parts, to save memory")
     optimizer: Literal["muon", "adamw"] = option(
@@ -166,10 +167,10 @@ class TrainConfig:
     )
     lr: float = option(
         5e-3, "AdamW's highest learning rate; to tune a model, about a tenth of the rate that it "
-        "was trained with (of GPT-2's: 6e-5)"
+        "was trained with (for GPT-2, 6e-5)"
     )
     muon_lr: float = option(
-        0.016, "Muon's highest learning rate; to tune a model, about a tenth, too"
+        0.016, "Muon's highest learning rate; to tune a model, again about a tenth of its own"
     )
     schedule: Literal["linear", "cosine", "trapezoid"] = option("linear", "how the rates fall")
     final_lr_fraction: float = option(0.0, "the schedule ends at this share of the highest rate")
@@ -410,15 +411,24 @@ def add_flags(parser, kind, prefix):
             add_flags(group, hint, prefix=f"{flag}.")
             continue
 
-        default = item.default
-        if default == ():
-            default = "none"
-        elif default is None or isinstance(default, bool):
-            default = str(default).lower()  # as one types it
-        elif isinstance(default, str) and default.isspace():
-            default = repr(default)  # a line end that can be seen
-        help_text = f"{item.metadata['help']} (default: {default})"
-        parser.add_argument(f"--{flag}", help=help_text, **argument_settings(hint))
+        parser.add_argument(f"--{flag}", help=help_with_default(item), **argument_settings(hint))
+
+
+def help_with_default(item):
+    """A field's help text with its default. Where the text has "(none: ...)", which says what none
+    means, the default joins it in one bracket."""
+    text = item.metadata["help"]
+    default = item.default
+    if default is None and "(none: " in text:
+        return text.replace("(none: ", "(default: none, which means ")
+
+    if default == ():
+        default = "none"
+    elif default is None or isinstance(default, bool):
+        default = str(default).lower()  # as one types it
+    elif isinstance(default, str) and default.isspace():
+        default = repr(default)  # a line end that can be seen
+    return f"{text} (default: {default})"
 
 
 def argument_settings(hint):

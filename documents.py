@@ -98,9 +98,10 @@ def texts_in_folder(folder):
 def document_pieces(files, field="text", *, between="", size=PIECE_SIZE, place=START, what=None):
     """Yields (text, the Place after it): the documents of files, joined, in pieces.
 
-    field: where a JSON line has its text. between: what is put between two documents; an empty one
-    does not count. size: the number of bytes read at once; a piece has half as many characters or
-    more. place: an earlier Place, to go on from there. what: the purpose, for a progress line.
+    field: where a JSON line has its text. between: what is put between two documents; empty ones
+    are left out. size: the number of bytes read at once; a piece has half as many characters or
+    more. place: an earlier Place, to go on from there. what: words for a progress line; None for no
+    such line.
     Raises UserError for a file that cannot be read, is not UTF-8, or has a broken line.
     """
     total = sum(map(os.path.getsize, files))
@@ -130,7 +131,8 @@ def rate(progress, n_bytes):
 
 
 def joined_parts(files, field, between, size, place):
-    """As `document_pieces`, in parts of any length: a short document is one, a long one several."""
+    """Yields (text, Place after it) as `document_pieces`, in parts of any length: a short document
+    is one part, a long one several."""
     any_text = place != START
     n_bytes = sum(os.path.getsize(path) for path in files[: place.file])
     for number in range(place.file, len(files)):
@@ -163,7 +165,10 @@ def opened(path):
 
 
 def text_parts(file, path, field, size, place):
-    """Yields (text, whether it begins a document, Place after it) of a file that is a document."""
+    """Yields (text, whether it begins a document, Place after it) of a file that is a document.
+
+    Arguments as in `line_parts`; a plain text needs no field.
+    """
     begins = place.offset == 0
     for text, offset in decoded_pieces(file, unpacked_name(path), size, place.offset):
         if text:
@@ -172,7 +177,11 @@ def text_parts(file, path, field, size, place):
 
 
 def line_parts(file, path, field, size, place):
-    """Yields (text, whether it begins a document, Place after it) of a file of JSON lines."""
+    """Yields (text, whether it begins a document, Place after it) of a file of JSON lines.
+
+    file: open, and unpacked. path: its name, for errors. field, size: as in `document_pieces`.
+    place: where to begin in the file.
+    """
     _, offset, n_lines, n_given, _ = place
     file.seek(offset)
     while line := file.readline(LONGEST_LINE + 1):

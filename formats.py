@@ -11,6 +11,9 @@ memory is taken. Hugging Face's format has a module of its own, pretrained.py.
     nanoGPT           its ckpt.pt, and the characters in its meta.pkl
     Tracr             the compiled weights, an .npz of arrays under Haiku's parameter names
 
+After the sections that find a format, read it and check it, each format has a section that needs no
+other one. `read_FORMAT` comes first there: sizes, settings, tensors by their names, then a Foreign.
+
 The models must be decoder-only and pre-LayerNorm, as ours are; another kind is refused by its name.
 
 Chapter: COURSE_ROADMAP.md, 5 (the whole model)
@@ -36,6 +39,7 @@ from pretrained import (
     HF_UNEMBEDDING,
     HUB,
     OUR_UNEMBEDDING,
+    check_names,
     check_sizes,
     check_weights_fit,
     download_file,
@@ -57,12 +61,13 @@ from utils import (
     write_json,
 )
 
+# Names of the formats
 HUGGING_FACE = "Hugging Face"
 TRANSFORMER_LENS = "TransformerLens"
 NANOGPT = "nanoGPT"
 TRACR = "Tracr"
-# A pattern of one name that every file of the format has. What some tools put before all names,
-# such as "module.", ends where the pattern begins, and is removed.
+# The sign of each format: a pattern of a tensor's name that each of its files has. Some tools put
+# a prefix such as "module." before all names; it ends where the pattern begins, and is removed.
 SIGNS = {TRANSFORMER_LENS: r"\bembed\.W_E$", NANOGPT: r"\btransformer\.wte\.weight$",
          TRACR: r"\btoken_embed[./_]embeddings$"}
 # Fields by which a config.json differs from Hugging Face's: TransformerLens's and Tracr's
@@ -71,6 +76,7 @@ WEIGHT_ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".npz")
 # Where the tensors and the config are in a file that holds more than tensors
 TENSOR_FIELDS = ("state_dict", "model_state_dict", "model")
 CONFIG_FIELDS = ("config", "cfg")
+NOT_OF_THIS_KIND = "that a model of this format and these settings does not have"
 NPZ_SIZE = 1 << 30  # the most bytes that the arrays of an .npz may have together
 
 
@@ -78,10 +84,10 @@ NPZ_SIZE = 1 << 30  # the most bytes that the arrays of an .npz may have togethe
 class Found:
     """What lies at a path.
 
-    format: its name, as "TransformerLens". path: of the weights. config: the fields of a config;
-    empty without one. tensors: {their name: tensor}, not checked yet. content: all that the file of
-    weights holds. For Hugging Face's format, which `pretrained.read_pretrained` reads, the last two
-    are empty.
+    format: its name, such as "TransformerLens". path: of the weights. config: the fields of a
+    config.json or of a config in the file; empty without one. tensors: {their name: tensor}, not
+    checked yet. content: all that the file of weights holds. The last two are empty for Hugging
+    Face's format, which `pretrained.read_pretrained` reads.
     """
 
     format: str
@@ -96,8 +102,8 @@ class Foreign:
     """A model of another project, as this one needs it.
 
     format: such as "TransformerLens". cfg: a ModelConfig. tensors: {our name: tensor}; they may be
-    views of a file. tokenizer: the state of a tokenizer, or None. assumed: what the file does not
-    say, in words.
+    views of a file. tokenizer: the state of a tokenizer, or None. assumed: in words, what the file
+    does not say and was assumed.
     """
 
     format: str
@@ -141,11 +147,12 @@ def find_format(path):
                 return Found(HUGGING_FACE, path, config)
         path = only_weights(path)
 
-    # What the weights are called
+    # The names of the tensors tell the format
     content = read_content(path)
     tensors = tensors_in(content)
     for form, sign in SIGNS.items():
-        match = next(filter(None, (re.search(sign, str(name)) for name in tensors)), None)
+        matches = (re.search(sign, str(name)) for name in tensors)
+        match = next(filter(None, matches), None)
         if match:
             prefix = match.string[: match.start()]
             tensors = without_prefix(tensors, prefix, path)
@@ -215,8 +222,8 @@ def read_foreign(found, **told):
     """The Foreign of a Found in any format but Hugging Face's.
 
     told: what the caller knows and the file may not say: activation, norm, n_heads. Raises
-    UserError for what the file lacks, for what it says otherwise, and for a model that this project
-    cannot build.
+    UserError for what neither says, for what the file contradicts, and for a model that this
+    project cannot build.
     """
     told = {name: value for name, value in told.items() if value is not None}
     foreign = READERS[found.format](found, told)
@@ -226,7 +233,7 @@ def read_foreign(found, **told):
 
 
 def check_told(told, cfg, path):
-    """Raises UserError if the caller told something that the config of a file contradicts."""
+    """Raises UserError if what the caller told is not so in the ModelConfig of a file."""
     for name, value in told.items():
         own = getattr(cfg, name)
         if value is not None and value != own:
@@ -234,8 +241,8 @@ def check_told(told, cfg, path):
                             f"{name}={printable(repr(value))} is told; leave it out")
 
 
-def take_told(told, name, choices, path, meaning):
-    """Removes what the caller told from `told` and returns it; UserError if it is not there.
+def require_told(told, name, choices, path, meaning):
+    """What the caller told under a name. Raises UserError, with the choices, if that is nothing.
 
     choices: {value: what it means there}. meaning: what the file does not say, in words.
     """
@@ -243,7 +250,7 @@ def take_told(told, name, choices, path, meaning):
         listed = ", ".join(f'"{value}" ({words})' for value, words in choices.items())
         raise UserError(f"{path} does not say {meaning}; tell it with load_model(path, "
                         f"{name}=...): {listed}")
-    return check_choice(name, told.pop(name), choices)
+    return check_choice(name, told[name], choices)
 
 
 def make_config(path, **fields):
@@ -254,18 +261,12 @@ def make_config(path, **fields):
         raise UserError(f"{path}: {error}") from None
 
 
-def check_names(found_names, wanted, optional, path, origin):
-    """Raises UserError, listing names, unless all wanted tensors are there, and no unknown ones."""
-    problems = []
-    missing = sorted(set(wanted) - set(optional) - set(found_names))
-    if missing:
-        problems.append(f"{path} lacks {list_names(missing)}")
-    unknown = sorted(set(map(str, found_names)) - set(wanted))
-    if unknown:
-        problems.append(f"{path} has tensors that this kind of {origin} model does not have: "
-                        f"{list_names(unknown)}")
-    if problems:
-        raise UserError("; ".join(problems))
+def check_tensors(named, path):
+    """Raises UserError for the first value of a state dict that is no tensor."""
+    for name, tensor in named.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise UserError(f"{path}: {printable(name)} is a {type(tensor).__name__}, not a "
+                            "tensor; save a state dict")
 
 
 def check_shapes(tensors, shapes, sizes, path):
@@ -424,7 +425,7 @@ def read_transformer_lens(found, told):
     # Every tensor, and no other
     shapes = tl_shapes(sizes["n_layers"], has_mlp="d_mlp" in sizes, has_norms=norm == "LN")
     optional = [name for name in shapes if is_bias(name)]
-    check_names(tensors, shapes, optional, path, TRANSFORMER_LENS)
+    check_names(tensors, shapes, path, NOT_OF_THIS_KIND, optional)
     check_shapes(tensors, shapes, sizes, path)
 
     b_U = tensors.get("unembed.b_U")
@@ -459,21 +460,11 @@ def check_tl_fields(config, path):
 def tl_weights(named, path):
     """{name: tensor}, without the constants. Raises UserError for parts of another kind of model,
     and for a mask that is not causal."""
-    tensors = {}
+    check_tensors(named, path)
     for name, tensor in named.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise UserError(f"{path}: {printable(name)} is a {type(tensor).__name__}, not a "
-                            "tensor; save a state dict")
-        for part, needed in TL_STRANGE.items():
-            if part in name:
-                raise UserError(f"{path}: {printable(name)} belongs to {needed}, which this "
-                                "project does not have; choose another model")
-        if name.endswith(".attn.mask") and not is_causal_mask(tensor):
-            raise UserError(f"{path}: {printable(name)} is not a causal mask: local or "
-                            "other attention, which this project does not have; choose another "
-                            "model")
-        if not name.endswith(TL_BUFFERS):
-            tensors[name] = tensor.detach()
+        check_tl_part(name, tensor, path)
+    tensors = {name: tensor.detach() for name, tensor in named.items()
+               if not name.endswith(TL_BUFFERS)}
 
     # LayerNorm has w and b, an RMS norm has w alone
     for name in tensors:
@@ -483,10 +474,21 @@ def tl_weights(named, path):
     return tensors
 
 
+def check_tl_part(name, tensor, path):
+    """Raises UserError if a tensor is a part of a model of another kind."""
+    for part, needed in TL_STRANGE.items():
+        if part in name:
+            raise UserError(f"{path}: {printable(name)} belongs to {needed}, which this project "
+                            "does not have; choose another model")
+    if name.endswith(".attn.mask") and not is_causal_mask(tensor):
+        raise UserError(f"{path}: {printable(name)} is not a causal mask: local or other "
+                        "attention, which this project does not have; choose another model")
+
+
 def is_causal_mask(mask):
     """Whether a mask of booleans [query_pos, key_pos] shows each position itself and all before."""
     if mask.dtype != torch.bool or mask.ndim != 2:
-        return True  # of another age; the config says whether attention is causal
+        return True  # of an older version; there the config says whether attention is causal
     return torch.equal(mask, torch.ones_like(mask).tril())
 
 
@@ -500,26 +502,35 @@ def tl_sizes(tensors, config, path):
     for name in ("embed.W_E", "pos_embed.W_pos", "unembed.W_U"):
         sizes |= axis_sizes(tensors, name, TL_OUTER[name], path)
     if n_layers:
-        name = "blocks.0.attn.W_Q"
-        sizes |= axis_sizes(tensors, name, TL_ATTENTION["attn.W_Q"], path)
+        sizes |= axis_sizes(tensors, "blocks.0.attn.W_Q", TL_ATTENTION["attn.W_Q"], path)
     else:
         sizes |= {"n_heads": 1, "d_head": sizes["d_model"]}  # nothing depends on them
     if any(".mlp." in name for name in tensors):
         sizes |= axis_sizes(tensors, "blocks.0.mlp.W_in", TL_MLP["mlp.W_in"], path)
     sizes["d_model"] = tensors["embed.W_E"].shape[1]  # later tensors must agree: `check_shapes`
 
-    # The config may leave sizes out, or set them to -1
+    check_tl_sizes(sizes, config, path)
+    return sizes
+
+
+def check_tl_sizes(sizes, config, path):
+    """Raises UserError if a config has another size than the tensors.
+
+    sizes: as from `tl_sizes`. The config may leave sizes out, or set them to -1.
+    """
+    n_layers = sizes["n_layers"]
     for name in TL_SIZES:
         said = config.get(name)
         known = n_layers or name not in ("n_heads", "d_head")
         if said not in (None, -1) and known and name in sizes and said != sizes[name]:
             raise UserError(f"{path}: the config says {name}={printable(repr(said))}, and the "
-                            f"tensors have {sizes[name]}; they are of two models")
+                            f"tensors have {sizes[name]}; they are of two models, so put the "
+                            "config of this one there")
     attn_only = config.get("attn_only")
     if n_layers and attn_only is not None and attn_only != ("d_mlp" not in sizes):
         raise UserError(f"{path}: the config says attn_only={printable(repr(attn_only))}, and the "
-                        "tensors say otherwise; they are of two models")
-    return sizes
+                        "tensors say otherwise; they are of two models, so put the config of this "
+                        "one there")
 
 
 def tl_norm(tensors, config, told, path):
@@ -528,8 +539,8 @@ def tl_norm(tensors, config, told, path):
     for name in ("normalization", "normalization_type"):
         norm = config.get(name, norm)
     if norm == "unsaid":
-        chosen = take_told(told, "norm", TOLD_NORMS, path,
-                           "whether the stream is normalised (there are no ln1.w)")
+        chosen = require_told(told, "norm", TOLD_NORMS, path,
+                              "whether the stream is normalised (there are no ln1.w)")
         return "LNPre" if chosen == "layernorm" else None
     if norm not in list(TL_NORMS):
         raise UserError(f"{path}: normalization_type={printable(repr(norm))} is not a norm that "
@@ -541,10 +552,9 @@ def tl_activation(has_mlp, config, told, path):
     """Our word for the activation; without MLPs, it does not matter and is not asked for."""
     act_fn = config.get("act_fn")
     if not has_mlp:
-        told.pop("activation", None)
-        return TL_ACTIVATIONS.get(str(act_fn), "gelu")
+        return told.get("activation", TL_ACTIVATIONS.get(str(act_fn), "gelu"))
     if act_fn is None:
-        return take_told(told, "activation", TOLD_ACTIVATIONS, path, "the MLPs' activation")
+        return require_told(told, "activation", TOLD_ACTIVATIONS, path, "the MLPs' activation")
     if act_fn not in list(TL_ACTIVATIONS):
         raise UserError(f"{path}: act_fn={printable(repr(act_fn))} is not an activation that this "
                         f"project has ({', '.join(TL_ACTIVATIONS)}); choose another model")
@@ -703,9 +713,7 @@ def read_nanogpt(found, told):
     path = found.path
     model_args = found.content.get("model_args")
     sizes = nanogpt_sizes(model_args, path)
-    for name, tensor in found.tensors.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise UserError(f"{path}: {printable(name)} is a {type(tensor).__name__}, not a tensor")
+    check_tensors(found.tensors, path)
     tensors = without_prefixes_and_masks(found.tensors, path)
 
     # The head is W_E itself, unless somebody has changed the model
@@ -720,16 +728,18 @@ def read_nanogpt(found, told):
     if not tied:
         table[HF_UNEMBEDDING] = OUR_UNEMBEDDING
     wanted = [name for name in table if has_biases or not name.endswith(".bias")]
-    check_names(tensors, wanted, [], path, NANOGPT)
+    check_names(tensors, wanted, path, NOT_OF_THIS_KIND)
 
+    # The config
     wide = tensors.get("h.0.mlp.c_fc.weight")  # [d_mlp, d_model]
     d_mlp = None if wide is None or wide.ndim == 0 else wide.shape[0]
     usual = "gelu_exact" if "bias" in model_args else "gelu"
-    activation = check_choice("activation", told.pop("activation", usual),
-                              ("gelu_exact", "gelu", "relu"))
+    activation = check_choice("activation", told.get("activation", usual), TOLD_ACTIVATIONS)
     cfg = make_config(path, **sizes, d_mlp=d_mlp, activation=activation, tie_embeddings=tied,
                       attn_bias=has_biases)
     check_weights_fit(cfg, tensors, path)
+
+    # The characters
     meta = find_meta(found)
     tokenizer = None if meta is None else read_meta(meta, cfg.d_vocab)
     return Foreign(NANOGPT, cfg, from_nanogpt_names(tensors, table, cfg), tokenizer,
@@ -826,45 +836,51 @@ def read_meta(path, d_vocab):
 def read_plain_pickle(path):
     """The dict of texts and whole numbers in a pickle, without unpickling it.
 
-    A pickle is a program for a machine with a stack, and may call any function. Here a few of its
-    instructions, which only build such a dict, are carried out; any other is refused by its name.
+    A pickle is a program for a machine with a stack, and may call any function. Here only those of
+    its instructions are carried out that build such a dict. Raises UserError, with its name, for
+    any other, and for a file that is damaged or too large.
     """
     with open_regular(path) as file:
         content = file.read(META_SIZE + 1)
     if len(content) > META_SIZE:
         raise UserError(f"{path} has more than {META_SIZE:,} bytes; give nanoGPT's meta.pkl")
 
-    stack = []
-    marks = []  # lengths that the stack had
-    memo = {}
     try:
-        for instruction, argument, _ in pickletools.genops(content):
-            name = instruction.name
-            if name in PICKLED_VALUES:
-                stack.append(argument)
-            elif name == "EMPTY_DICT":
-                stack.append({})
-            elif name == "MARK":
-                marks.append(len(stack))
-            elif name in ("SETITEM", "SETITEMS"):  # keys and values go into the dict below them
-                start = marks.pop() if name == "SETITEMS" else len(stack) - 2
-                items = stack[start:]
-                del stack[start:]
-                stack[-1].update(zip(items[::2], items[1::2], strict=True))
-            elif name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
-                memo[len(memo) if argument is None else argument] = stack[-1]
-            elif name in ("BINGET", "LONG_BINGET"):
-                stack.append(memo[argument])
-            elif name not in ("PROTO", "FRAME", "STOP"):
-                raise UserError(f"{path} has the instruction {name}, which no plain dict of texts "
-                                "and numbers needs; it is not carried out: give nanoGPT's meta.pkl")
-        (value,) = stack
+        (value,) = stack_of_pickle(content, path)
     except UserError:
         raise
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a whole pickle ({printable(error)}); make it again"
                         ) from None
     return value
+
+
+def stack_of_pickle(content, path):
+    """The stack, a list, after the instructions of a pickle; see `read_plain_pickle`."""
+    stack = []
+    marks = []  # lengths that the stack had
+    memo = {}  # values to use again, by number
+    for instruction, argument, _ in pickletools.genops(content):
+        name = instruction.name
+        if name in PICKLED_VALUES:
+            stack.append(argument)
+        elif name == "EMPTY_DICT":
+            stack.append({})
+        elif name == "MARK":
+            marks.append(len(stack))
+        elif name in ("SETITEM", "SETITEMS"):  # keys and values go into the dict below them
+            start = marks.pop() if name == "SETITEMS" else len(stack) - 2
+            items = stack[start:]
+            del stack[start:]
+            stack[-1].update(zip(items[::2], items[1::2], strict=True))
+        elif name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
+            memo[len(memo) if argument is None else argument] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name not in ("PROTO", "FRAME", "STOP"):
+            raise UserError(f"{path} has the instruction {name}, which no plain dict of texts and "
+                            "numbers needs; it is not carried out: give nanoGPT's meta.pkl")
+    return stack
 
 
 # Tracr
@@ -897,30 +913,18 @@ def read_tracr(found, told):
     said = {name: np.asarray(value) for name, value in found.config.items()
             if name in TRACR_SETTINGS}
     settings, tensors = tracr_arrays(said | found.tensors, path)
-    if settings.get("causal", True) != 1:
-        raise UserError(f"{path}: causal is false: attention in both directions, which this "
-                        "project does not have; compile the program with causal=True")
-    if settings.get("layer_norm", False) != 0 or any("layer_norm" in name for name in tensors):
-        raise UserError(f"{path} has LayerNorms as Haiku makes them; compile the program without")
+    check_tracr_kind(settings, tensors, path)
+    unembedding = tensors.pop("unembed", None)
 
     # Sizes
     n_layers = count_layers(tensors, r"transformer/layer_([0-9]{1,9})/", path)
-    sizes = {}
-    for name in TRACR_OUTER:
-        sizes |= axis_sizes(tensors, name, TRACR_OUTER[name], path)
-    if n_layers:
-        for name in ("attn/query/w", "mlp/linear_1/w"):
-            first = f"transformer/layer_0/{name}"
-            sizes |= axis_sizes(tensors, first, TRACR_LAYER[name], path)
-    sizes = {"d_heads": sizes["d_model"], "d_mlp": 1} | sizes
+    sizes = tracr_sizes(tensors, n_layers, path)
     n_heads = tracr_heads(settings, sizes["d_heads"], told, path)
 
     # Every array, and no other
-    shapes = dict(TRACR_OUTER)
-    for layer in range(n_layers):
-        shapes |= {f"transformer/layer_{layer}/{name}": axes for name, axes in TRACR_LAYER.items()}
-    unembedding = tensors.pop("unembed", None)
-    check_names(tensors, shapes, [name for name in shapes if name.endswith("/b")], path, TRACR)
+    shapes = tracr_shapes(n_layers)
+    optional = [name for name in shapes if name.endswith("/b")]
+    check_names(tensors, shapes, path, NOT_OF_THIS_KIND, optional)
     check_shapes(tensors, shapes, sizes, path)
     d_vocab_out = sizes["d_model"]
     if unembedding is not None:
@@ -931,11 +935,44 @@ def read_tracr(found, told):
         d_model=sizes["d_model"], d_mlp=sizes["d_mlp"], n_ctx=sizes["n_ctx"],
         d_vocab=sizes["d_vocab"], d_vocab_out=d_vocab_out, norm="none", activation="relu")
     check_weights_fit(cfg, tensors, path)
-    assumed = "" if "causal" in settings else "taken as compiled with causal=True"
+    assumed = []
+    if "causal" not in settings:
+        assumed.append("taken as compiled with causal=True")
     if unembedding is None:
         unembedding = torch.eye(cfg.d_model)
-        assumed += ("; " if assumed else "") + "the logits are the final stream"
-    return Foreign(TRACR, cfg, from_tracr_names(tensors, unembedding, cfg), assumed=assumed)
+        assumed.append("the logits are the final stream")
+    return Foreign(TRACR, cfg, from_tracr_names(tensors, unembedding, cfg),
+                   assumed="; ".join(assumed))
+
+
+def check_tracr_kind(settings, tensors, path):
+    """Raises UserError for a program that looks ahead, or that has LayerNorms."""
+    if settings.get("causal", True) != 1:
+        raise UserError(f"{path}: causal is false: attention in both directions, which this "
+                        "project does not have; compile the program with causal=True")
+    if settings.get("layer_norm", False) != 0 or any("layer_norm" in name for name in tensors):
+        raise UserError(f"{path} has LayerNorms as Haiku makes them; compile the program without")
+
+
+def tracr_sizes(tensors, n_layers, path):
+    """{size: number} from the shapes; d_heads is the width of all heads together."""
+    sizes = {}
+    for name in TRACR_OUTER:
+        sizes |= axis_sizes(tensors, name, TRACR_OUTER[name], path)
+    if n_layers:
+        for name in ("attn/query/w", "mlp/linear_1/w"):
+            first = f"transformer/layer_0/{name}"
+            sizes |= axis_sizes(tensors, first, TRACR_LAYER[name], path)
+    without_layers = {"d_heads": sizes["d_model"], "d_mlp": 1}  # nothing depends on them
+    return without_layers | sizes
+
+
+def tracr_shapes(n_layers):
+    """{Haiku's name: its axes} of a program's arrays, without the readout."""
+    shapes = dict(TRACR_OUTER)
+    for layer in range(n_layers):
+        shapes |= {f"transformer/layer_{layer}/{name}": axes for name, axes in TRACR_LAYER.items()}
+    return shapes
 
 
 def tracr_arrays(arrays, path):
@@ -973,12 +1010,12 @@ def tracr_heads(settings, d_heads, told, path):
     n_heads = settings.get("n_heads", settings.get("num_heads"))
     d_head = settings.get("key_size", settings.get("d_head"))
     if "n_heads" in told:
-        n_heads = check_count("n_heads", told.pop("n_heads"))
+        n_heads = check_count("n_heads", told["n_heads"])
     if n_heads is None and not d_head:
         raise UserError(f"{path} does not say the number of heads; tell it with load_model(path, "
                         "n_heads=...), or save it as an array n_heads")
 
-    # Either follows from the other, and both together must fill the columns
+    # Each follows from the other, and together they must fill the columns
     n_heads = d_heads // d_head if n_heads is None else n_heads
     d_head = d_heads // max(n_heads, 1) if d_head is None else d_head
     if n_heads < 1 or n_heads * d_head != d_heads:

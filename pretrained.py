@@ -113,6 +113,8 @@ HF_SWITCHES = {
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }
+HF_ACTIVATION = "gelu_new"  # GPT-2's, if config.json does not say
+HF_EPSILON = 1e-5
 
 
 def name_table(n_layers):
@@ -185,28 +187,38 @@ def download_model(name, folder):
         raise type(error)(f"{name} is not a folder with a config.json here; {error}") from None
     cfg, _ = read_config(folder / "config.json")
 
-    # The tokenizer: two files, and a third if tokens were added; or one file; or none
+    download_tokenizer(address, folder, cfg.d_vocab)
+    download_weights(address, folder)
+
+
+def download_tokenizer(address, folder, d_vocab):
+    """Downloads a tokenizer in two files, and a third if tokens were added; or in one file.
+
+    address: of the model's repository, which may have none of them. d_vocab: of the model.
+    """
     try:
         download_missing(address, folder, "vocab.json")
         download_missing(address, folder, "merges.txt")
-        if len(read_json(folder / "vocab.json")) < cfg.d_vocab:
+        if len(read_json(folder / "vocab.json")) < d_vocab:
             with contextlib.suppress(NotThere):
                 download_missing(address, folder, "added_tokens.json")
     except NotThere:
         with contextlib.suppress(NotThere):
             download_missing(address, folder, "tokenizer.json")
 
-    # The weights: one file, or several with an index
-    for name in WEIGHT_FILES:
-        index = f"{name}.index.json"
+
+def download_weights(address, folder):
+    """Downloads the weights of a model's repository: one file, or several with an index."""
+    for file in WEIGHT_FILES:
+        index = f"{file}.index.json"
         with contextlib.suppress(NotThere):
-            return download_missing(address, folder, name)
+            return download_missing(address, folder, file)
         try:
             download_missing(address, folder, index)
         except NotThere:
             continue
         return download_shards(address, folder, index)
-    raise UserError(f"{address} has neither {' nor '.join(WEIGHT_FILES)}")
+    raise UserError(f"{address} has neither {' nor '.join(WEIGHT_FILES)}; choose another model")
 
 
 def download_shards(address, folder, index):
@@ -364,17 +376,7 @@ def read_pretrained(folder):
             raise UserError(f"{folder}: {HF_UNEMBEDDING} is not wte.weight although the config "
                             'ties them; set "tie_word_embeddings": false in config.json')
 
-    # No tensor may be missing or unknown
-    problems = []
-    missing = sorted(set(table) - set(found))
-    if missing:
-        problems.append(f"{folder} lacks: {', '.join(missing)}")
-    unknown = sorted(set(found) - set(table))
-    if unknown:
-        problems.append(f"{folder} has tensors that are not GPT-2's: {list_names(unknown)}")
-    if problems:
-        raise UserError("; ".join(problems))
-
+    check_names(found, table, folder, "that are not GPT-2's")
     tensors = {ours: found[theirs] for theirs, ours in table.items()}
     if not cfg.tie_embeddings:
         tensors[OUR_UNEMBEDDING] = tensors[OUR_UNEMBEDDING].T
@@ -403,6 +405,23 @@ def without_prefixes_and_masks(tensors, origin):
     return found
 
 
+def check_names(found, wanted, origin, unlike, optional=()):
+    """Raises UserError, listing names, if a wanted tensor is missing or an unknown one is there.
+
+    found, wanted: names, or dicts by name. origin: where the tensors are. unlike: what the message
+    says of unknown ones. optional: names of those wanted that may be missing.
+    """
+    problems = []
+    missing = sorted(set(wanted) - set(optional) - set(found))
+    if missing:
+        problems.append(f"{origin} lacks: {', '.join(missing)}")
+    unknown = sorted(set(map(str, found)) - set(wanted))
+    if unknown:
+        problems.append(f"{origin} has tensors {unlike}: {list_names(unknown)}")
+    if problems:
+        raise UserError("; ".join(problems))
+
+
 def read_config(path):
     """The ModelConfig of a config.json, and what its attention scores are divided by in each layer.
 
@@ -413,49 +432,60 @@ def read_config(path):
         found = printable(repr(values.get("model_type")))
         raise UserError(f"{path}: model_type={found} is not supported; "
                         f"models of GPT-2's form are: {', '.join(PRETRAINED_NAMES)}")
-
-    # The sizes
-    needed = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
-    missing = [name for name in needed if type(values.get(name)) is not int]
-    if missing:
-        raise UserError(f"{path} lacks whole numbers for {', '.join(missing)}; download it again")
-    if type(values.get("n_inner")) not in (int, type(None)):
-        raise UserError(f"{path}: n_inner={printable(repr(values['n_inner']))} is not a whole "
-                        "number or null")
-    check_sizes({ours: values.get(theirs) for theirs, ours in HF_SIZES.items()}, path)
-    if type(values.get("tie_word_embeddings", True)) is not bool:
-        raise UserError(f"{path}: tie_word_embeddings="
-                        f"{printable(repr(values['tie_word_embeddings']))} is not true or false")
-
-    # The rest of the architecture
-    switches = {name: values.get(name, usual) for name, usual in HF_SWITCHES.items()}
-    for name, value in switches.items():
-        if type(value) is not bool:
-            raise UserError(f"{path}: {name}={printable(repr(value))} is not true or false")
-    if switches["add_cross_attention"]:
-        raise UserError(f"{path}: add_cross_attention=True is not supported; GPT-2 reads one text")
-    epsilon = values.get("layer_norm_epsilon", 1e-5)
-    if type(epsilon) not in (int, float) or not 0 <= epsilon <= 1:
-        raise UserError(f"{path}: layer_norm_epsilon={printable(repr(epsilon))} is not a number "
-                        "from 0 to 1")
-    activation = values.get("activation_function", "gelu_new")
-    if activation not in list(HF_ACTIVATIONS):
-        raise UserError(f"{path}: activation_function={printable(repr(activation))} is not "
-                        "supported; "
-                        f"choose from: {', '.join(HF_ACTIVATIONS)}")
+    check_hf_sizes(values, path)
+    check_hf_architecture(values, path)
 
     cfg = ModelConfig(
         n_layers=values["n_layer"], n_heads=values["n_head"], d_model=values["n_embd"],
         d_mlp=values.get("n_inner"), n_ctx=values["n_positions"], d_vocab=values["vocab_size"],
-        norm_epsilon=epsilon, activation=HF_ACTIVATIONS[activation],
+        norm_epsilon=values.get("layer_norm_epsilon", HF_EPSILON),
+        activation=HF_ACTIVATIONS[values.get("activation_function", HF_ACTIVATION)],
         tie_embeddings=values.get("tie_word_embeddings", True),
     )
+    switches = HF_SWITCHES | values
     divisors = [1.0] * cfg.n_layers
     if switches["scale_attn_weights"]:
         divisors = [math.sqrt(cfg.d_head)] * cfg.n_layers
     if switches["scale_attn_by_inverse_layer_idx"]:
         divisors = [divisor * (layer + 1) for layer, divisor in enumerate(divisors)]
     return cfg, divisors
+
+
+def check_hf_sizes(values, path):
+    """Raises UserError for a size of a config.json that is missing, no whole number or too large.
+
+    values: its fields.
+    """
+    needed = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
+    missing = [name for name in needed if type(values.get(name)) is not int]
+    if missing:
+        raise UserError(f"{path} lacks whole numbers for {', '.join(missing)}; download it again")
+    if type(values.get("n_inner")) not in (int, type(None)):
+        raise UserError(f"{path}: n_inner={printable(repr(values['n_inner']))} is not a whole "
+                        "number or null; download it again")
+    check_sizes({ours: values.get(theirs) for theirs, ours in HF_SIZES.items()}, path)
+
+
+def check_hf_architecture(values, path):
+    """Raises UserError for a setting of a config.json that this project cannot build.
+
+    values: its fields; what is missing has GPT-2's value.
+    """
+    for name in (*HF_SWITCHES, "tie_word_embeddings"):
+        if type(values.get(name, True)) is not bool:
+            raise UserError(f"{path}: {name}={printable(repr(values[name]))} is not true or false; "
+                            "download it again")
+    if values.get("add_cross_attention"):
+        raise UserError(f"{path}: add_cross_attention=True is not supported, because GPT-2 reads "
+                        "one text; choose another model")
+    epsilon = values.get("layer_norm_epsilon", HF_EPSILON)
+    if type(epsilon) not in (int, float) or not 0 <= epsilon <= 1:
+        raise UserError(f"{path}: layer_norm_epsilon={printable(repr(epsilon))} is not a number "
+                        "from 0 to 1; download it again")
+    activation = values.get("activation_function", HF_ACTIVATION)
+    if activation not in list(HF_ACTIVATIONS):
+        raise UserError(f"{path}: activation_function={printable(repr(activation))} is not "
+                        f"supported; choose from: {', '.join(HF_ACTIVATIONS)}")
 
 
 def fold_attention_scale(cfg, tensors, divisors):
@@ -693,24 +723,11 @@ def checked_entries(header, n_bytes):
     n_bytes: the number of bytes of tensor data in the file. The entries must cover it without gaps
     or overlaps. Raises ValueError naming the wrong tensor.
     """
-    # Each entry on its own
     entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
-    for full_name, entry in entries:
-        name = printable(full_name)
-        dtype = entry.get("dtype") if isinstance(entry, dict) else entry
-        known = list(SAFETENSORS_DTYPES)  # a list, because dtype itself may be unhashable
-        if not isinstance(entry, dict) or dtype not in known:
-            raise ValueError(f"{name} has dtype {printable(repr(dtype))}, not one of "
-                             f"{', '.join(known)}")
-        for field in ("shape", "data_offsets"):
-            numbers = entry.get(field)
-            if not isinstance(numbers, list) or len(numbers) > MOST_AXES or any(
-                    type(n) is not int or not 0 <= n < 2**48 for n in numbers):
-                raise ValueError(f"{name} has {field} {printable(repr(numbers))}")
-        if len(entry["data_offsets"]) != 2:
-            raise ValueError(f"{name} has data_offsets {entry['data_offsets']}")
+    for name, entry in entries:
+        check_entry(printable(name), entry)
 
-    # All entries together
+    # One after another
     entries.sort(key=lambda item: item[1]["data_offsets"])
     end = 0
     for name, entry in entries:
@@ -723,6 +740,22 @@ def checked_entries(header, n_bytes):
     if end != n_bytes:
         raise ValueError(f"{n_bytes - end:,} bytes belong to no tensor")
     return entries
+
+
+def check_entry(name, entry):
+    """Raises ValueError, naming the tensor, for an entry of a header that cannot be right."""
+    dtype = entry.get("dtype") if isinstance(entry, dict) else entry
+    known = list(SAFETENSORS_DTYPES)  # a list, because dtype itself may be unhashable
+    if not isinstance(entry, dict) or dtype not in known:
+        raise ValueError(f"{name} has dtype {printable(repr(dtype))}, not one of "
+                         f"{', '.join(known)}")
+    for field in ("shape", "data_offsets"):
+        numbers = entry.get(field)
+        if not isinstance(numbers, list) or len(numbers) > MOST_AXES or any(
+                type(n) is not int or not 0 <= n < 2**48 for n in numbers):
+            raise ValueError(f"{name} has {field} {printable(repr(numbers))}")
+    if len(entry["data_offsets"]) != 2:
+        raise ValueError(f"{name} has data_offsets {entry['data_offsets']}")
 
 
 def tensor_at(content, entry, start):

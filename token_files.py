@@ -51,8 +51,9 @@ SECONDS_BETWEEN_NOTES = 5  # the most work that a kill of `prepare` loses
 class TokenFile:
     """Token ids on disk, [n]: only indexed parts are read, as int64.
 
-    file: kept open, so that replacing the file on disk changes nothing. dtype: numpy's name for
-    it. offset: the place of the first id in the file, in bytes.
+    file: kept open, so that replacing the file on disk changes nothing. dtype: of the ids, as numpy
+    names it. offset: the place of the first id in the file, in bytes. n_tokens: how many ids follow
+    from there.
     """
 
     file: BinaryIO
@@ -157,27 +158,30 @@ class PieceEncoder:
             return []  # a long word: splitting it again for every piece would take quadratic time
         text = self.kept + self.new
         self.new = ""
-
-        # Keep back the end, which the next piece may change
-        words = []
-        unsure = ""
-        if self.tokenizer.kind == "bpe":
-            last_document = text
-            if self.tokenizer.has_endoftext:
-                # Text before this token cannot be changed by text after it
-                last_document = text.rpartition(ENDOFTEXT)[2]
-                n_unsure = length_of_overlap(last_document, ENDOFTEXT)
-                unsure = last_document[len(last_document) - n_unsure :]
-            words = split_words(last_document.removesuffix(unsure))
-
-        end = max(0, len(words) - 2)
-        while end and words[end - 1].isspace():
-            end -= 1
-        self.kept = "".join(words[end:]) + unsure
+        self.kept = self.end_that_may_change(text)
         if len(self.kept) > LONGEST_WORD:
             raise UserError(f"the text has a word of more than {LONGEST_WORD:,} characters without "
                             "a blank; put blanks or line ends into it, or use --tokenizer char")
         return self.tokenizer.encode_document(text[: len(text) - len(self.kept)])
+
+    def end_that_may_change(self, text):
+        """The end of a text whose ids the next piece may change; see the class. "" for characters.
+        """
+        if self.tokenizer.kind != "bpe":
+            return ""
+        last_document = text
+        unsure = ""
+        if self.tokenizer.has_endoftext:
+            # Text before this token cannot be changed by text after it
+            last_document = text.rpartition(ENDOFTEXT)[2]
+            n_unsure = length_of_overlap(last_document, ENDOFTEXT)
+            unsure = last_document[len(last_document) - n_unsure :]
+
+        words = split_words(last_document.removesuffix(unsure))
+        end = max(0, len(words) - 2)
+        while end and words[end - 1].isspace():
+            end -= 1
+        return "".join(words[end:]) + unsure
 
     def finish(self):
         """The ids of the waiting text, when no more comes."""

@@ -515,8 +515,8 @@ def start_run(cfg, device, *, overwrite=False, unless_used=False, saved_run=None
 def vocabulary_size(cfg, tokenizer):
     """The size of the model's vocabulary: the tokenizer's, or more for a model with padding.
 
-    Only the model of init_from may have such ids that are no token. Raises UserError for another
-    number in the Config, of tokens or of logits.
+    Only a model that training begins with (init_from) may have such padding, ids that are no token.
+    Raises UserError for another number in the Config, of tokens or of logits.
     """
     d_vocab = tokenizer.d_vocab
     if cfg.train.init_from is not None:
@@ -550,7 +550,8 @@ def print_continuing(run, before):
 
 
 def print_beginning(run, device):
-    """Prints what is trained, on what text, and how much memory its activations take."""
+    """Prints what is trained, on what text, and how much memory its activations take; and which
+    weights stay as they are."""
     dataset = run.dataset
     shape = run.cfg.model
     tokens_at_once = run.cfg.train.windows_at_once(n_ranks()) * shape.n_ctx
@@ -667,7 +668,8 @@ def main(argv=None):
     """The program: trains, evaluates, draws the loss curve, writes a sample."""
     parser = flag_parser(Config, "Train a small GPT-2 on a text, or a model that exists.")
     parser.add_argument("--model.preset", choices=PRESETS, help="the shape of a published model")
-    parser.add_argument("--resume", action="store_true", help="continue a run that was stopped")
+    parser.add_argument("--resume", action="store_true", help=(
+        "continue a run that was stopped or, with a larger --train.max_steps, a finished one"))
     parser.add_argument("--overwrite", action="store_true", help="replace a run of that name")
     flags = vars(parser.parse_args(argv))
     resume = flags.pop("resume", False)

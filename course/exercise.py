@@ -252,7 +252,7 @@ def main(argv=None):
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, wants, help_text in (
             ("start", "", "write the stubs of a chapter"),
-            ("check", "[function]", "check a chapter, or one function"),
+            ("check", "function", "check a chapter, or one function"),
             ("hint", "function", "the next hint on a function"),
             ("solution", "function", "print our solution"),
             ("predict", "", "predict a chapter's numbers, then compare"),
@@ -268,7 +268,7 @@ def main(argv=None):
         if name == "block":
             command.add_argument("place", type=int, nargs="?", default=1)
         if wants:
-            command.add_argument("function", nargs="?" if wants == "[function]" else None)
+            command.add_argument("function", nargs="?")
     args = parser.parse_args(argv)
 
     if args.command == "check":

@@ -29,7 +29,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from checkpoint import find_run, load_alone, load_model
+from checkpoint import find_run, load_from_elsewhere, load_model
 from config import check_field, option
 from experiments.common import ExperimentConfig, Trainings, check_pretrained, perform
 from experiments.induction.measure import measure_seed
@@ -71,7 +71,8 @@ def run(cfg, folder):
         model, _ = load_model(find_run(cfg.run_name, cfg.out_dir))
         return report_scan(model)
     if cfg.model is not None:
-        return report_scan(load_alone(cfg.model, cache_dir=cfg.cache_dir))
+        model, _ = load_from_elsewhere(cfg.model, cache_dir=cfg.cache_dir)
+        return report_scan(model)
 
     trainings = Trainings([cfg.recipe.steps] * 3 * len(cfg.seeds))  # three models a seed
     seeds = [measure_seed(folder, seed, cfg.recipe, retrain=cfg.retrain, trainings=trainings)

@@ -208,7 +208,7 @@ EXERCISES = [
     Exercise(
         name="can_go_either_way", source=None, minutes=15, difficulty=2,
         needed_for="refusing a card that nothing could refute",
-        task="Say whether a threshold can be missed, and can be met.",
+        task="Say whether some possible value meets a threshold, and another one misses it.",
         checks=(a_limit_inside_can_go_either_way, the_edge_counts_on_one_side,
                 a_range_must_overlap_and_leave_something_out),
         hints=("Two questions: does some possible value hold, and does some other one fail?",
@@ -267,7 +267,7 @@ EXERCISES = [
     Exercise(
         name="matched_control", source=None, minutes=15, difficulty=2,
         needed_for="a control that differs in the hypothesis alone",
-        task="Draw the heads that a claim about some heads is compared with.",
+        task="Draw control heads for a claim about some heads.",
         checks=(each_layer_has_as_many, no_named_head_is_in_the_control,
                 every_other_head_is_drawn_as_often),
         hints=("Go layer by layer: which heads are named, which are left?",
@@ -313,7 +313,7 @@ EXERCISES = [
         )),
     Exercise(
         name="holm", source="metrics.holm", minutes=15, difficulty=2,
-        needed_for="a table of many claims", task="Pay for the number of tests.",
+        needed_for="a table of many claims", task="Correct p-values for the number of tests.",
         checks=(the_smallest_pays_most, the_order_is_the_given_one,
                 none_falls_below_a_smaller_one_or_rises_above_1),
         hints=("p_values.argsort() gives the places from the smallest to the largest.",

@@ -105,12 +105,13 @@ def load_chapter(number):
 
 
 def find_exercise(chapter, name):
-    """An exercise of a chapter's module. Raises UserError for another name."""
+    """An exercise of a chapter's module. Raises UserError for another name, and for none (None)."""
     for exercise in chapter.EXERCISES:
         if exercise.name == name:
             return exercise
     there = ", ".join(exercise.name for exercise in chapter.EXERCISES)
-    raise UserError(f"chapter {number_of(chapter)} has no function {name}; choose from {there}")
+    problem = f"has no function {name}" if name else "has several functions"
+    raise UserError(f"chapter {number_of(chapter)} {problem}; choose from {there}")
 
 
 def number_of(chapter):

@@ -35,9 +35,10 @@ RESULT = "## Result"
 REPLICATIONS = ("fragile_toys", "virtual_heads", "needed_heads", "dead_heads")  # the course's cards
 EXAMPLE = "# An example that runs: the highest previous-token score. Put your own in its place."
 HINT = "…"  # how a part begins that nobody has filled in
-# A number by itself: not a part of a name such as L0H1, and its - no dash between two numbers.
+# A number by itself: not a part of a name such as L0H1. A - before it is its sign, unless it stands
+# between two numbers.
 NUMBER = (r"(?<![\w.])(?:(?<!\d)[-+])?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\binf)(?!\w)")
-MISREAD = r"\d,\d|%|\d[-–]\.?\d"  # 0,5 and 1,000 are read differently; so are 50 % and 0.2-0.4
+MISREAD = r"\d,\d|%|\d[-–]\.?\d"  # can be read in two ways: 0,5 or 1,000; 50 %; 0.2-0.4
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ def numbers_in(text, n, part, path):
 
 
 def read_threshold(text, path):
-    """The arguments of `common.claim` for a text such as "above 0.5"."""
+    """The arguments of `common.claim` for a text such as "above 0.5", a dict; "0.2 to 0.4" becomes
+    {"between": (0.2, 0.4)}. Raises UserError for other numbers than it needs."""
     for word in ("above", "below"):
         if text.lower().startswith(word):
             return {word: numbers_in(text, 1, "Holds if", path)[0]}
@@ -184,6 +186,12 @@ def holds(threshold, value):
     return low <= value <= high
 
 
+def limits_of(threshold):
+    """The one or two numbers of a threshold, a list."""
+    (given,) = threshold.values()
+    return list(given) if isinstance(given, tuple) else [given]
+
+
 def check_can_be_wrong(threshold, possible, path):
     """Raise UserError if every possible value would hold, or none."""
     low, high = possible
@@ -192,8 +200,7 @@ def check_can_be_wrong(threshold, possible, path):
                         "smaller number first")
 
     # the verdict can only change at a limit, or just beside one
-    limits = [limit for given in threshold.values()
-              for limit in (given if isinstance(given, tuple) else (given,))]
+    limits = limits_of(threshold)
     beside = [math.nextafter(limit, end) for limit in limits for end in (-math.inf, math.inf)]
     tried = [value for value in [*possible, *limits, *beside] if low <= value <= high]
     verdicts = {holds(threshold, value) for value in tried}

@@ -16,6 +16,7 @@ from experiments.cards.model import (
     RESULT,
     claim_digest,
     holds,
+    limits_of,
     read_card,
     result_in,
     results_path,
@@ -57,9 +58,12 @@ def verdict_of(card, found):
 
     card: a Card. found: {"measured", "null": [seed], "ways": {name: [seed]}}, the number for each
     seed, measured as the card says and in other ways, and of the null. Such a list holds if every
-    value in it is as card.threshold says. REFUTED: no way of measuring holds. UNDECIDED, if one
-    does: the null holds too, so that the number shows nothing. DEPENDS, if the null does not: the
-    ways disagree. HOLDS: every way does.
+    value in it is as card.threshold says.
+
+        REFUTED     no way of measuring holds
+        UNDECIDED   a way holds, but the null holds too, so the number shows nothing
+        DEPENDS     a way holds and another one does not; nor does the null
+        HOLDS       every way holds, and the null does not
     """
     def all_hold(values):
         return all(holds(card.threshold, value) for value in values)
@@ -102,9 +106,7 @@ def study_figure(card, found):
     for y, (name, values) in enumerate(rows.items()):
         colour = COLOURS[1] if name == "null" else COLOURS[0]
         axes.plot(values, [y] * len(values), "o", color=colour, alpha=0.7)
-    limits = [limit for given in card.threshold.values()
-              for limit in (given if isinstance(given, tuple) else (given,))]
-    for number, limit in enumerate(limits):
+    for number, limit in enumerate(limits_of(card.threshold)):
         axes.axvline(limit, color="0.4", linewidth=1, label=None if number else "threshold")
     axes.axvline(card.predicted, color="0.4", linewidth=1, linestyle=":", label="predicted")
     axes.set_yticks(range(len(rows)), rows)
@@ -126,22 +128,32 @@ def fill_in(text, card, result, *, command, digest):
     What stood there before is replaced; sections after the result stay. command: the one that
     measured. digest: of what was measured, as `claim_digest` returns it.
     """
+    before, after = split_result(text)
+    later = re.search(r"^## .*", after, re.MULTILINE | re.DOTALL)
+    sections = [before + RESULT, result_text(card, result, command, digest)]
+    if later:
+        sections.append(later[0].strip())
+    return "\n\n".join(sections) + "\n"
+
+
+def result_text(card, result, command, digest):
+    """What stands below the heading of a result: the verdict, a table of seeds, further numbers,
+    and how it was measured. Arguments as in `fill_in`."""
     found = {name: result[name] for name in ("measured", "null", "ways", "more")}
-    rows = {"measured": found["measured"], **found["ways"], "null": found["null"]}
-    lines = [fill_lines(f"**{verdict_of(card, found)}.** {describe_study(card, found)}"), "",
-             f"| seed | {' | '.join(rows)} |", "|---|" + "---|" * len(rows)]
-    for seed, *values in zip(result["settings"]["seeds"], *rows.values(), strict=True):
+    lines = [fill_lines(f"**{verdict_of(card, found)}.** {describe_study(card, found)}"), ""]
+
+    # A row for each seed, a column for each way of measuring
+    columns = {"measured": found["measured"], **found["ways"], "null": found["null"]}
+    lines += [f"| seed | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    for seed, *values in zip(result["settings"]["seeds"], *columns.values(), strict=True):
         lines.append(f"| {seed} | {' | '.join(f'{value:.4g}' for value in values)} |")
+
     if found["more"]:
         said = (f"{words}: {mean_and_range([each[words] for each in found['more']])}"
                 for words in found["more"][0])
         lines += ["", fill_lines(f"For information: {'; '.join(said)}.")]
     lines += ["", f"`{command}`, torch {result['torch']}, card and study {digest}."]
-
-    before, after = split_result(text)
-    later = re.search(r"^## .*", after, re.MULTILINE | re.DOTALL)
-    sections = [before + RESULT, "\n".join(lines)] + ([later[0].strip()] if later else [])
-    return "\n\n".join(sections) + "\n"
+    return "\n".join(lines)
 
 
 def fill_lines(text):

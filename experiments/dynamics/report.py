@@ -283,35 +283,43 @@ def losses_figure(runs):
     """The Figure of the losses of single tokens over the steps, and of the loss by position."""
     figure = Figure(figsize=(11.5, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    run = runs["characters"][0]
+    draw_quantiles(left, runs["characters"][0])
+    draw_by_position(right, runs["words"][0])
+    return figure
+
+
+def draw_quantiles(axes, run):
+    """Draw how the losses of single tokens are spread, over the steps."""
     *_, last = run["states"]
     low, *_, high = last["quantiles"]
-    bare_axes(left, f"characters: at the end the cheapest tenth costs at most {low:.2g} nats,\n"
+    bare_axes(axes, f"characters: at the end the cheapest tenth costs at most {low:.2g} nats,\n"
               f"the dearest at least {high:.2g}", "step (log scale)", "loss of a token (nats)")
     quantiles = list(zip(*(state["quantiles"] for state in run["states"]), strict=True))
-    left.fill_between(run["steps"], quantiles[0], quantiles[-1], color=COLOURS[0], alpha=0.15,
+    axes.fill_between(run["steps"], quantiles[0], quantiles[-1], color=COLOURS[0], alpha=0.15,
                       label="the middle 80 % of tokens")
-    left.fill_between(run["steps"], quantiles[1], quantiles[-2], color=COLOURS[0], alpha=0.3,
+    axes.fill_between(run["steps"], quantiles[1], quantiles[-2], color=COLOURS[0], alpha=0.3,
                       label="the middle half")
-    left.plot(run["steps"], quantiles[2], color=COLOURS[0], label="the median")
-    left.plot(run["steps"], [state["loss"] for state in run["states"]], color=COLOURS[1],
+    axes.plot(run["steps"], quantiles[2], color=COLOURS[0], label="the median")
+    axes.plot(run["steps"], [state["loss"] for state in run["states"]], color=COLOURS[1],
               label="the mean")
-    over_steps(left)
-    left.set_ylim(bottom=0)
-    left.legend(frameon=False, fontsize=9, loc="lower left")
+    over_steps(axes)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=9, loc="lower left")
 
-    words = runs["words"][0]
-    near = words["steps"].index(dip(words, "bigrams")["step"])
-    gains = [late_gain(words["states"][number]) for number in (near, -1)]
-    bare_axes(right, f"words: from early to late in the window, {-gains[1]:+.2f} nats at the end;\n"
+
+def draw_by_position(axes, run):
+    """Draw the mean loss at each position of the window: at the first step, at the one nearest to
+    bigrams, and at the last."""
+    near = run["steps"].index(dip(run, "bigrams")["step"])
+    gains = [late_gain(run["states"][number]) for number in (near, -1)]
+    bare_axes(axes, f"words: from early to late in the window, {-gains[1]:+.2f} nats at the end;\n"
               f"when the model is nearest to bigrams, {-gains[0]:+.2f}", "number of the word",
               "mean loss (nats)")
     for number, colour in ((0, "0.6"), (near, COLOURS[1]), (-1, COLOURS[0])):
-        values = words["states"][number]["by_position"]
-        right.plot(range(2, len(values) + 2), values, color=colour,
-                   label=f"step {words['steps'][number]:,}")
-    right.legend(frameon=False, fontsize=9)
-    return figure
+        values = run["states"][number]["by_position"]
+        axes.plot(range(2, len(values) + 2), values, color=colour,
+                  label=f"step {run['steps'][number]:,}")
+    axes.legend(frameon=False, fontsize=9)
 
 
 def late_gain(state):
@@ -385,38 +393,47 @@ def describe_comparison(comparison):
 
 def comparison_figure(comparison):
     """The Figure of the tokens that changed most, and of each head's effect in both models."""
-    first, second = comparison["names"]
     rows = shown_tokens(comparison)
     figure = PlainFigure(figsize=(11.5, max(3.6, 1.4 + 0.3 * len(rows))), layout="constrained")
     left, right = figure.subplots(1, 2)
-    n_changed, n_all = len(changed(comparison["tokens"])), len(comparison["tokens"])
+    draw_tokens(left, comparison, rows)
+    draw_effects(right, comparison)
+    return figure
+
+
+def draw_tokens(axes, comparison, rows):
+    """Draw the change of some tokens' losses, with intervals. rows: as from `shown_tokens`."""
+    n_changed = len(changed(comparison["tokens"]))
     before, after = comparison["losses"]
-    bare_axes(left, f"{n_changed} of {n_all} frequent tokens changed;\nthe mean loss goes from "
-              f"{before:.2f} to {after:.2f} nats",
+    bare_axes(axes, f"{n_changed} of {len(comparison['tokens'])} frequent tokens changed;\n"
+              f"the mean loss goes from {before:.2f} to {after:.2f} nats",
               "change of the token's loss (nats; below 0: better)", "")
     for y, row in enumerate(rows):
         colour = COLOURS[0] if row["change"] < 0 else COLOURS[1]
-        left.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2)
-        left.plot(row["change"], y, "o", color=colour)
-    left.axvline(0, color="0.8", linewidth=1)
-    left.set_yticks(range(len(rows)), [f"{show_spaces(row['token'])}  ×{row['n']:,}"
+        axes.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2)
+        axes.plot(row["change"], y, "o", color=colour)
+    axes.axvline(0, color="0.8", linewidth=1)
+    axes.set_yticks(range(len(rows)), [f"{show_spaces(row['token'])}  ×{row['n']:,}"
                                        for row in rows], fontsize=9)
-    left.invert_yaxis()
+    axes.invert_yaxis()
 
+
+def draw_effects(axes, comparison):
+    """Draw the rise of the loss without each head, in both models."""
     heads = comparison["heads"]
     if not heads:
-        bare_axes(right, "other numbers of heads: not compared", "", "")
-        right.axis("off")
-        return figure
-    bare_axes(right, f"{heads[0]['name']} changes most: {heads[0]['effects'][0]:.2f} to "
+        bare_axes(axes, "other numbers of heads: not compared", "", "")
+        axes.axis("off")
+        return
+
+    bare_axes(axes, f"{heads[0]['name']} changes most: {heads[0]['effects'][0]:.2f} to "
               f"{heads[0]['effects'][1]:.2f} nats", "head",
               "rise of the loss without it (nats)")
     for x, row in enumerate(heads):
-        right.plot([x, x], row["effects"], color="0.6", linewidth=1)
-    for number, name in enumerate((first, second)):
-        right.plot(range(len(heads)), [row["effects"][number] for row in heads], "os"[number],
-                   color=COLOURS[number], label=name)
-    right.set_xticks(range(len(heads)), [row["name"] for row in heads],
-                     rotation=45 if len(heads) > 8 else 0)
-    right.legend(frameon=False, fontsize=9)
-    return figure
+        axes.plot([x, x], row["effects"], color="0.6", linewidth=1)
+    for number, (name, marker) in enumerate(zip(comparison["names"], "os", strict=True)):
+        axes.plot(range(len(heads)), [row["effects"][number] for row in heads], marker,
+                  color=COLOURS[number], label=name)
+    axes.set_xticks(range(len(heads)), [row["name"] for row in heads],
+                    rotation=45 if len(heads) > 8 else 0)
+    axes.legend(frameon=False, fontsize=9)

@@ -103,7 +103,8 @@ def weights_are_there(name):
 
 
 def run_command(command, folder, ran_on):
-    """The Outcome of a Command: run, or read if it was run with the same flags on the same.
+    """The Outcome of a Command: run now, or read if it ran before with the same flags, on the same
+    machine and code.
 
     Its outcome is in `folder`, and what it printed is in a .log beside it. Its models and figures
     are in a folder there that is named by the code, so that no model of another code is read.
