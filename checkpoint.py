@@ -30,6 +30,7 @@ from data import SHAKESPEARE_SHA256, load_dataset
 from formats import (
     HUGGING_FACE,
     TOY_MODELS,
+    WEIGHT_ENDINGS,
     check_told,
     find_format,
     is_foreign,
@@ -51,6 +52,7 @@ from utils import (
     atomic_write,
     list_names,
     locked,
+    looking_at,
     n_ranks,
     open_regular,
     printable,
@@ -272,7 +274,7 @@ def load_foreign(found, device="cpu", told=None):
     model = GPT(foreign.cfg, seed=None)
     model.load_weights_(foreign.tensors, found.path)
     if foreign.tokenizer is None:
-        tokenizer = gpt2_tokenizer(foreign.cfg.d_vocab, found.path)
+        tokenizer = tokenizer_beside(found.path.parent, foreign.cfg.d_vocab, found.path)
     else:
         tokenizer = load_tokenizer(foreign.tokenizer)
     return model.to(device).eval(), tokenizer
@@ -316,12 +318,26 @@ def load_hugging_face(name_or_folder, device="cpu", cache_dir=None):
         raise UserError(f"{folder} is a run, not a model in Hugging Face's layout; load it as one, "
                         "with --run_name in generate.py")
     model = GPT.from_pretrained(folder)
-    d_vocab = model.cfg.d_vocab
-    tokenizer = read_tokenizer(folder) or gpt2_tokenizer(d_vocab, folder)
-    if tokenizer is not None and tokenizer.d_vocab > d_vocab:
+    return model.to(device), tokenizer_beside(folder, model.cfg.d_vocab, folder)
+
+
+def tokenizer_beside(folder, d_vocab, origin):
+    """The tokenizer whose files lie in a model's folder, or GPT-2's if it fits, or None.
+
+    d_vocab: the model's. origin: where the model comes from, for a line on stderr. Raises UserError
+    for files that cannot be used, and if they hold more tokens than the model.
+    """
+    try:
+        tokenizer = read_tokenizer(folder)
+    except UserError as error:
+        raise UserError(f"{error}; to load the model alone, move the tokenizer's files away"
+                        ) from None
+    if tokenizer is None:
+        return gpt2_tokenizer(d_vocab, origin)
+    if tokenizer.d_vocab > d_vocab:
         raise UserError(f"the tokenizer in {folder} has {tokenizer.d_vocab:,} tokens and the model "
                         f"{d_vocab:,}; put the model's own there")
-    return model.to(device), tokenizer
+    return tokenizer
 
 
 def gpt2_tokenizer(d_vocab, origin):
@@ -445,8 +461,9 @@ def list_runs(out_dir):
 def existing_run_folder(run, out_dir):
     """The folder of a run, given its name in out_dir or its path; None if there is none."""
     for folder in (Path(out_dir) / run, Path(run)):
-        if (folder / "checkpoint.pt").exists():
-            return folder
+        with looking_at(folder):
+            if (folder / "checkpoint.pt").exists():
+                return folder
     return None
 
 
@@ -463,10 +480,16 @@ def find_run(run, out_dir):
 
     folder = existing_run_folder(run, out_dir)
     if folder is None:
+        name = str(run)
+        if name and Path(name).exists():
+            raise UserError(f"{printable(name)} has neither a run's checkpoint.pt, nor a "
+                            "config.json or a file of weights; give what has")
         names = [folder.name for folder in runs]
         there = ", ".join(names[-8:]) or "none"
-        closest = suggest_closest(str(run), [*names, *PRETRAINED_NAMES, *TOY_MODELS])
-        raise UserError(f"no run {run!r} in {out_dir}; there: {there}{closest}")
+        closest = suggest_closest(name, [*names, *PRETRAINED_NAMES, *TOY_MODELS])
+        is_path = len(Path(name).parts) > 1 or Path(name).suffix in WEIGHT_ENDINGS
+        nor_path = ", nor a file or folder of that name" if is_path else ""
+        raise UserError(f"no run {name!r} in {out_dir}{nor_path}; there: {there}{closest}")
     return folder
 
 

@@ -50,6 +50,7 @@ from utils import (
     check_choice,
     check_count,
     list_names,
+    looking_at,
     open_regular,
     printable,
     read_json,
@@ -113,12 +114,13 @@ class Foreign:
 def is_foreign(path):
     """Whether there may be a model of another project: a folder or file that `find_format` opens.
 
-    It looks at names only.
+    It looks at names only. Raises UserError for a folder that may not be looked into.
     """
     path = Path(path)
-    if path.is_dir():
-        return (path / "config.json").exists() or bool(weight_files(path))
-    return path.suffix in WEIGHT_ENDINGS and path.exists()
+    with looking_at(path):
+        if path.is_dir():
+            return (path / "config.json").exists() or bool(weight_files(path))
+        return path.suffix in WEIGHT_ENDINGS and path.exists()
 
 
 def weight_files(folder):
@@ -153,8 +155,9 @@ def find_format(path):
     if {"config", "tokenizer", "optimizer", "step"} <= set(content):
         raise UserError(f"{path} is a checkpoint of a run; load the run, {path.parent}, with "
                         f"load_model(..., file={path.name!r})")
-    raise UserError(f"{path} has names that belong to none of {', '.join(SIGNS)}: "
-                    f"{list_names(tensors, 3)}; Hugging Face's format needs its config.json")
+    names = list_names(tensors, 3) or "none at all"
+    raise UserError(f"{path} has names that belong to none of {', '.join(SIGNS)}: {names}; Hugging "
+                    "Face's format needs its config.json")
 
 
 def only_weights(folder):
@@ -327,7 +330,7 @@ TL_BUFFERS = (".attn.mask", ".attn.IGNORE")  # endings of constants that a state
 TL_SIZES = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "n_ctx", "d_vocab", "d_vocab_out")
 TL_ACTIVATIONS = {"gelu": "gelu_exact", "gelu_new": "gelu", "gelu_fast": "gelu",
                   "gelu_pytorch_tanh": "gelu", "relu": "relu"}
-LARGEST_SCALE = 10**9  # the scores are divided by less than this
+LARGEST_SCALE = 10**9  # the scores are divided by less than this, and by more than 1 / this
 TL_NORMS = {"LN": "layernorm", "LNPre": "layernorm", None: "none"}
 TOLD_ACTIVATIONS = {"gelu": "by tanh: its gelu_new", "gelu_exact": "by erf: its gelu",
                     "relu": "its relu"}
@@ -566,9 +569,9 @@ def tl_divisor(config, d_head, layer, path):
         divisor = config.get("attn_scale")
         if divisor in (None, -1):
             divisor = math.sqrt(d_head)
-        if type(divisor) not in (int, float) or not 0 < divisor < LARGEST_SCALE:
+        if type(divisor) not in (int, float) or not 1 / LARGEST_SCALE < divisor < LARGEST_SCALE:
             raise UserError(f"{path}: attn_scale={printable(repr(divisor))} is not possible; it "
-                            f"must be more than 0 and less than {LARGEST_SCALE:,}")
+                            f"must be between 1 / {LARGEST_SCALE:,} and {LARGEST_SCALE:,}")
     if config.get("scale_attn_by_inverse_layer_idx"):
         divisor *= layer + 1
     return divisor

@@ -168,8 +168,12 @@ class BPETokenizer(CharTokenizer):
         self.ranks = {pair: rank for rank, pair in enumerate(merges)}
         self.known_words = {}  # {word: its ids}, so that each word is merged only once
 
-        needed = [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
-        needed += [text.encode() for text in added]
+        lost = [byte for byte in range(256) if bytes([byte]) not in self.ids]
+        if lost:
+            raise UserError(f"the vocabulary lacks {len(lost)} of the 256 bytes, such as "
+                            f"{bytes(lost[:1])!r}, so it cannot spell every text; train a "
+                            "tokenizer that begins with all bytes")
+        needed = [left + right for left, right in merges] + [text.encode() for text in added]
         missing = [token for token in needed if token not in self.ids]
         if missing:
             raise UserError(f"the vocabulary lacks {missing[0]!r}, which its merges make; use "

@@ -532,6 +532,8 @@ BAD_HEADERS = {  # text of the header, bytes after it, what is told
     "shape beyond all memory": (A.replace("[2]", f"[{2**70}]"), 8, f"a has shape [{2**70}]"),
     "shape beyond all numbers, of nothing":
         (A.replace("[2]", f"[{2**70}, 0]").replace("8]", "0]"), 0, "a"),
+    "strides beyond all numbers, of nothing":
+        (A.replace("[2]", f"[0, {2**47}, {2**47}]").replace("8]", "0]"), 0, "overflow"),
     "no offsets": ('{"a": {"dtype": "F32", "shape": [2]}}', 8, "a has data_offsets None"),
     "one offset": (A.replace("[0, 8]", "[8]"), 8, "a has data_offsets [8]"),
     "three offsets": (A.replace("[0, 8]", "[0, 8, 8]"), 8, "a has data_offsets [0, 8, 8]"),
