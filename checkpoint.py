@@ -252,7 +252,7 @@ def load_model(run=None, out_dir="outputs", device="cpu", *, file="checkpoint.pt
 
 def find_other_format(name_or_path, cache_dir=None):
     """The `formats.Found` at a path, or of a toy model, which is downloaded once; None for Hugging
-    Face's format and its names."""
+    Face's format and its names. Raises UserError for the folder of a run."""
     path = name_or_path
     if not is_foreign(path):
         repository = toy_repository(name_or_path)
@@ -260,7 +260,12 @@ def find_other_format(name_or_path, cache_dir=None):
             return None
         path = toy_folder(repository, cache_dir)
     found = find_format(path)
-    return None if found.format == HUGGING_FACE else found
+    if found.format != HUGGING_FACE:
+        return found
+    if any((found.path / name).exists() for name in ("checkpoint.pt", "metrics.jsonl")):
+        raise UserError(f"{found.path} is a run, whose config.json is of another kind; load it as "
+                        "one, with load_model, or with --run_name in a program")
+    return None
 
 
 def load_foreign(found, device="cpu", told=None):
@@ -314,9 +319,6 @@ def load_hugging_face(name_or_folder, device="cpu", cache_dir=None):
     hold more tokens than the model.
     """
     folder = pretrained_folder(name_or_folder, cache_dir)
-    if (folder / "metrics.jsonl").exists():  # a run also has a config.json, of another kind
-        raise UserError(f"{folder} is a run, not a model in Hugging Face's layout; load it as one, "
-                        "with --run_name in generate.py")
     model = GPT.from_pretrained(folder)
     return model.to(device), tokenizer_beside(folder, model.cfg.d_vocab, folder)
 

@@ -577,7 +577,9 @@ def test_gpt2s_tokenizer_is_used_only_if_there_is_none_and_a_message_says_so(
 
 def test_a_run_does_not_count_as_published_weights(tmp_path):
     save_run(tmp_path / "mine")
-    (tmp_path / "mine" / "metrics.jsonl").write_text("")
     (tmp_path / "mine" / "config.json").write_text("{}")
-    message = refusal(lambda: checkpoint.load_pretrained(tmp_path / "mine"))
-    assert "mine is a run" in message
+    for remains in ("checkpoint.pt", "metrics.jsonl"):
+        (tmp_path / "mine" / remains).touch()
+        for load in (checkpoint.load_pretrained, checkpoint.load_alone):
+            assert "mine is a run" in refusal(lambda load=load: load(tmp_path / "mine")), remains
+        (tmp_path / "mine" / remains).unlink()

@@ -188,6 +188,28 @@ def test_the_tensors_may_lie_deeper_with_a_config_beside_them_and_have_a_prefix(
     check_close(model(TOKENS).detach(), wanted)
 
 
+def test_a_config_beside_a_file_counts_for_it_unless_it_brings_its_own(tmp_path):
+    cfg = lens_config(attn_scale=3.5, eps=0.2)  # neither of which the tensors show
+    named = lens_weights(cfg)
+    wanted = lens_logits(named, cfg, TOKENS, [3.5, 3.5])
+    for theirs in ("eps", "ln_eps", "layer_norm_eps"):
+        renamed = {theirs if name == "eps" else name: value for name, value in cfg.items()}
+        folder = write_lens(tmp_path / "run", renamed, named, "step_1.pt")
+        torch.save(named, folder / "step_2.pt")
+        for file in ("step_1.pt", "step_2.pt"):
+            check_close(load_model(folder / file)[0](TOKENS).detach(), wanted, file)
+    assert "bidirectional" in refusal(lambda: load_model(write_lens(
+        tmp_path / "run", cfg | {"attention_dir": "bidirectional"}, named) / "step_1.pt"))
+    torch.save({"state_dict": named, "config": cfg}, folder / "step_2.pt")
+    check_close(load_model(folder / "step_2.pt")[0](TOKENS).detach(), wanted)
+
+    # Hugging Face's config says that the folder is the model; one of another kind says nothing
+    tiny_model(tie_embeddings=True).save_pretrained(tmp_path / "gpt2")
+    assert "give the folder" in refusal(lambda: load_model(tmp_path / "gpt2" / "model.safetensors"))
+    (folder / "config.json").write_text('{"lr": 1}')
+    assert "activation=..." in refusal(lambda: load_model(folder / "step_1.pt"))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_numbers_of_other_precision_become_float32(tmp_path, dtype):
     cfg = lens_config(attn_scale=2.0)
@@ -370,7 +392,7 @@ def test_the_tokenizer_beside_a_model_of_any_format_is_its_own(tmp_path):
     checkpoint.export_pretrained(tmp_path, tiny_model(d_vocab=262), tokenizer)
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).rename(folder / name)
-    for _, found in (load_pretrained(folder), load_model(folder / "model.pth", activation="gelu")):
+    for _, found in (load_pretrained(folder), load_model(folder / "model.pth")):
         assert found.encode("the cat") == tokenizer.encode("the cat")
 
     # Neither one of more tokens nor one by other rules is left out without a word
