@@ -359,19 +359,24 @@ def gpt2_tokenizer(d_vocab, origin):
 def export_pretrained(folder, model, tokenizer):
     """Writes a model and its BPE tokenizer in the format that Hugging Face and `load_model` read.
 
-    Raises UserError for another kind of tokenizer, and as `GPT.save_pretrained`.
+    Raises UserError for another kind of tokenizer, for a folder with another tokenizer's settings,
+    and as `GPT.save_pretrained`.
     """
     if tokenizer.kind != "bpe":
         raise UserError(f"GPT-2's format cannot hold a {tokenizer.kind!r} tokenizer; write the "
                         "model alone with model.save_pretrained")
     folder = Path(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            raise UserError(f"{folder} has a {name}, which would be read with the new tokenizer or "
+                            "instead of it; choose another folder")
     model.save_pretrained(folder)
 
     state = tokenizer.state_dict()
     added = {text: tokenizer.ids[text.encode()] for text in tokenizer.added}
     write_json(folder / "vocab.json", {token: i for i, token in enumerate(state["tokens"])
                                        if i not in added.values()})
-    if added:
+    if added or (folder / "added_tokens.json").exists():
         write_json(folder / "added_tokens.json", added)
     with atomic_write(folder / "merges.txt", "w") as file:
         file.write(f"{VERSION_LINE}\n")
