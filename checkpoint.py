@@ -30,6 +30,7 @@ from data import SHAKESPEARE_SHA256, load_dataset
 from formats import (
     HUGGING_FACE,
     TOY_MODELS,
+    WEIGHT_ENDINGS,
     check_told,
     find_format,
     is_foreign,
@@ -51,6 +52,7 @@ from utils import (
     atomic_write,
     list_names,
     locked,
+    looking_at,
     n_ranks,
     open_regular,
     printable,
@@ -315,7 +317,7 @@ def load_pretrained(name_or_folder, device="cpu", *, cache_dir=None):
 
 def find_other_format(name_or_path, cache_dir=None):
     """The `formats.Found` of a path or of a toy model, which is downloaded once; None for Hugging
-    Face's format and its names."""
+    Face's format and its names. Raises UserError for the folder of a run."""
     path = name_or_path
     if not is_foreign(path):
         repository = toy_repository(name_or_path)
@@ -323,7 +325,12 @@ def find_other_format(name_or_path, cache_dir=None):
             return None
         path = toy_folder(repository, cache_dir)
     found = find_format(path)
-    return None if found.format == HUGGING_FACE else found
+    if found.format != HUGGING_FACE:
+        return found
+    if any((found.path / name).exists() for name in ("checkpoint.pt", "metrics.jsonl")):
+        raise UserError(f"{found.path} is a run, whose config.json is of another kind; load it as "
+                        "one, with load_model, or with --run_name in a program")
+    return None
 
 
 def load_foreign(found, device, told):
@@ -338,7 +345,7 @@ def load_foreign(found, device, told):
     model = GPT(foreign.cfg, seed=None)
     model.load_weights_(foreign.tensors, found.path)
     if foreign.tokenizer is None:
-        tokenizer = gpt2_tokenizer(foreign.cfg.d_vocab, found.path)
+        tokenizer = tokenizer_beside(found.path.parent, foreign.cfg.d_vocab, found.path)
     else:
         tokenizer = load_tokenizer(foreign.tokenizer)
     return model.to(device).eval(), tokenizer
@@ -351,16 +358,27 @@ def load_hugging_face(name_or_folder, device="cpu", cache_dir=None):
     hold more tokens than the model.
     """
     folder = pretrained_folder(name_or_folder, cache_dir)
-    if (folder / "metrics.jsonl").exists():  # a run also has a config.json, of another kind
-        raise UserError(f"{folder} is a run, not a model in Hugging Face's layout; load it as one, "
-                        "with --run_name in generate.py")
     model = GPT.from_pretrained(folder)
-    d_vocab = model.cfg.d_vocab
-    tokenizer = read_tokenizer(folder) or gpt2_tokenizer(d_vocab, folder)
-    if tokenizer is not None and tokenizer.d_vocab > d_vocab:
+    return model.to(device), tokenizer_beside(folder, model.cfg.d_vocab, folder)
+
+
+def tokenizer_beside(folder, d_vocab, origin):
+    """The tokenizer whose files lie in a model's folder, or GPT-2's if it fits, or None.
+
+    d_vocab: the model's. origin: where the model comes from, for a line on stderr. Raises UserError
+    for files that cannot be used, and if they hold more tokens than the model.
+    """
+    try:
+        tokenizer = read_tokenizer(folder)
+    except UserError as error:
+        raise UserError(f"{error}; to load the model alone, move the tokenizer's files away"
+                        ) from None
+    if tokenizer is None:
+        return gpt2_tokenizer(d_vocab, origin)
+    if tokenizer.d_vocab > d_vocab:
         raise UserError(f"the tokenizer in {folder} has {tokenizer.d_vocab:,} tokens and the model "
                         f"{d_vocab:,}; put the model's own there")
-    return model.to(device), tokenizer
+    return tokenizer
 
 
 def gpt2_tokenizer(d_vocab, origin):
@@ -380,19 +398,24 @@ def gpt2_tokenizer(d_vocab, origin):
 def export_pretrained(folder, model, tokenizer):
     """Writes a model and its BPE tokenizer in the format that Hugging Face and `load_model` read.
 
-    Raises UserError for another kind of tokenizer, and as `GPT.save_pretrained`.
+    Raises UserError for another kind of tokenizer, for a folder with another tokenizer's settings,
+    and as `GPT.save_pretrained`.
     """
     if tokenizer.kind != "bpe":
         raise UserError(f"GPT-2's format cannot hold a {tokenizer.kind!r} tokenizer; write the "
                         "model alone with model.save_pretrained")
     folder = Path(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            raise UserError(f"{folder} has a {name}, which would be read with the new tokenizer or "
+                            "instead of it; choose another folder")
     model.save_pretrained(folder)
 
     state = tokenizer.state_dict()
     added = {text: tokenizer.ids[text.encode()] for text in tokenizer.added}
     write_json(folder / "vocab.json", {token: i for i, token in enumerate(state["tokens"])
                                        if i not in added.values()})
-    if added:
+    if added or (folder / "added_tokens.json").exists():
         write_json(folder / "added_tokens.json", added)
     with atomic_write(folder / "merges.txt", "w") as file:
         file.write(f"{VERSION_LINE}\n")
@@ -450,8 +473,9 @@ def list_runs(out_dir):
 def existing_run_folder(run, out_dir):
     """The folder of a run, given its name in out_dir or its path; None if there is none."""
     for folder in (Path(out_dir) / run, Path(run)):
-        if (folder / "checkpoint.pt").exists():
-            return folder
+        with looking_at(folder):
+            if (folder / "checkpoint.pt").exists():
+                return folder
     return None
 
 
@@ -468,10 +492,16 @@ def find_run(run, out_dir):
 
     folder = existing_run_folder(run, out_dir)
     if folder is None:
+        name = str(run)
+        if name and Path(name).exists():
+            raise UserError(f"{printable(name)} has neither a run's checkpoint.pt, nor a "
+                            "config.json or a file of weights; give what has")
         names = [folder.name for folder in runs]
         there = ", ".join(names[-8:]) or "none"
-        closest = suggest_closest(str(run), [*names, *PRETRAINED_NAMES, *TOY_MODELS])
-        raise UserError(f"no run {run!r} in {out_dir}; there: {there}{closest}")
+        closest = suggest_closest(name, [*names, *PRETRAINED_NAMES, *TOY_MODELS])
+        is_path = len(Path(name).parts) > 1 or Path(name).suffix in WEIGHT_ENDINGS
+        nor_path = ", nor a file or folder of that name" if is_path else ""
+        raise UserError(f"no run {name!r} in {out_dir}{nor_path}; there: {there}{closest}")
     return folder
 
 

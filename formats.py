@@ -54,6 +54,7 @@ from utils import (
     check_choice,
     check_count,
     list_names,
+    looking_at,
     open_regular,
     printable,
     read_json,
@@ -119,12 +120,13 @@ class Foreign:
 def is_foreign(path):
     """Whether there may be a model of another project: a folder or file that `find_format` opens.
 
-    It looks at names only.
+    It looks at names only. Raises UserError for a folder that may not be looked into.
     """
     path = Path(path)
-    if path.is_dir():
-        return (path / "config.json").exists() or bool(weight_files(path))
-    return path.suffix in WEIGHT_ENDINGS and path.exists()
+    with looking_at(path):
+        if path.is_dir():
+            return (path / "config.json").exists() or bool(weight_files(path))
+        return path.suffix in WEIGHT_ENDINGS and path.exists()
 
 
 def weight_files(folder):
@@ -135,16 +137,19 @@ def weight_files(folder):
 def find_format(path):
     """The Found at a path, which is a folder or a file of weights.
 
-    A folder has a config.json, or a single file of weights. Raises UserError if no format is known
-    by which to read it.
+    A folder has a config.json, or a single file of weights. A config.json of our formats counts for
+    each file beside it that brings none. Raises UserError if no format is known by which to read
+    it.
     """
     path = Path(path)
-    config = {}
-    if path.is_dir():
-        if (path / "config.json").exists():
-            config = read_json(path / "config.json")
-            if not any(fields <= set(config) for fields in OTHER_CONFIGS):
-                return Found(HUGGING_FACE, path, config)
+    is_folder = path.is_dir()
+    config_path = (path if is_folder else path.parent) / "config.json"
+    config = read_json(config_path) if config_path.exists() else {}
+    if not is_config(config):
+        if is_folder and config_path.exists():
+            return Found(HUGGING_FACE, path, config)
+        config = {}
+    if is_folder:
         path = only_weights(path)
 
     # The names of the tensors tell the format
@@ -156,12 +161,15 @@ def find_format(path):
         if match:
             prefix = match.string[: match.start()]
             tensors = without_prefix(tensors, prefix, path)
-            return Found(form, path, config or config_in(content), tensors, content)
+            own = config_in(content)
+            config = config or own if is_folder else own or config
+            return Found(form, path, config, tensors, content)
     if {"config", "tokenizer", "optimizer", "step"} <= set(content):
         raise UserError(f"{path} is a checkpoint of a run; load the run, {path.parent}, with "
                         f"load_model(..., file={path.name!r})")
-    raise UserError(f"{path} has names that belong to none of {', '.join(SIGNS)}: "
-                    f"{list_names(tensors, 3)}; Hugging Face's format needs its config.json")
+    names = list_names(tensors, 3) or "none at all"
+    raise UserError(f"{path} has names that belong to none of {', '.join(SIGNS)}: {names}; Hugging "
+                    "Face's format needs its config.json")
 
 
 def only_weights(folder):
@@ -210,9 +218,14 @@ def config_in(content):
     """The config that a file of weights brings along; an empty dict if it brings none."""
     for name in CONFIG_FIELDS:
         config = content.get(name)
-        if isinstance(config, dict) and any(fields <= set(config) for fields in OTHER_CONFIGS):
+        if is_config(config):
             return config
     return {}
+
+
+def is_config(value):
+    """Whether a value is a config of TransformerLens or Tracr."""
+    return isinstance(value, dict) and any(fields <= set(value) for fields in OTHER_CONFIGS)
 
 
 # Read
@@ -328,7 +341,8 @@ TL_BUFFERS = (".attn.mask", ".attn.IGNORE")  # endings of constants that a state
 TL_SIZES = ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "n_ctx", "d_vocab", "d_vocab_out")
 TL_ACTIVATIONS = {"gelu": "gelu_exact", "gelu_new": "gelu", "gelu_fast": "gelu",
                   "gelu_pytorch_tanh": "gelu", "relu": "relu"}
-LARGEST_SCALE = 10**9  # the scores are divided by less than this
+LARGEST_SCALE = 10**9  # the scores are divided by less than this, and by more than 1 / this
+TL_EPSILONS = ("eps", "ln_eps", "layer_norm_eps")  # its own name, older ones, and a course's
 TL_NORMS = {"LN": "layernorm", "LNPre": "layernorm", None: "none"}
 TOLD_ACTIVATIONS = {"gelu": "by tanh: its gelu_new", "gelu_exact": "by erf: its gelu",
                     "relu": "its relu"}
@@ -431,7 +445,7 @@ def read_transformer_lens(found, told):
     b_U = tensors.get("unembed.b_U")
     cfg = make_config(
         path, **sizes, attn_only="d_mlp" not in sizes, norm=TL_NORMS[norm], activation=activation,
-        norm_epsilon=check_fraction("eps", config.get("eps", config.get("ln_eps", 1e-5)), path),
+        norm_epsilon=tl_epsilon(config, path),
         attn_bias=any(is_bias(name) and ".attn." in name for name in tensors),
         unembed_bias=b_U is not None and bool(b_U.any()))
     divisors = [tl_divisor(config, cfg.d_head, layer, path) for layer in range(cfg.n_layers)]
@@ -561,8 +575,10 @@ def tl_activation(has_mlp, config, told, path):
     return TL_ACTIVATIONS[act_fn]
 
 
-def check_fraction(name, value, path):
-    """The value, if it is a number from 0 to 1. Raises UserError otherwise."""
+def tl_epsilon(config, path):
+    """What the LayerNorms add to the variance. Raises UserError unless it is from 0 to 1."""
+    name = next((name for name in TL_EPSILONS if name in config), "eps")
+    value = config.get(name, 1e-5)
     if type(value) not in (int, float) or not 0 <= value <= 1:
         raise UserError(f"{path}: {name}={printable(repr(value))} is not possible; it must be a "
                         "number from 0 to 1")
@@ -576,9 +592,9 @@ def tl_divisor(config, d_head, layer, path):
         divisor = config.get("attn_scale")
         if divisor in (None, -1):
             divisor = math.sqrt(d_head)
-        if type(divisor) not in (int, float) or not 0 < divisor < LARGEST_SCALE:
+        if type(divisor) not in (int, float) or not 1 / LARGEST_SCALE < divisor < LARGEST_SCALE:
             raise UserError(f"{path}: attn_scale={printable(repr(divisor))} is not possible; it "
-                            f"must be more than 0 and less than {LARGEST_SCALE:,}")
+                            f"must be between 1 / {LARGEST_SCALE:,} and {LARGEST_SCALE:,}")
     if config.get("scale_attn_by_inverse_layer_idx"):
         divisor *= layer + 1
     return divisor
@@ -750,8 +766,8 @@ def nanogpt_sizes(model_args, path):
     """{our name: size} from a checkpoint's model_args. Raises UserError if they are not nanoGPT's,
     naming a field of a model that was made from it."""
     if not isinstance(model_args, dict):
-        raise UserError(f"{path} has no model_args, as nanoGPT's checkpoints have; weights in "
-                        "Hugging Face's format need their config.json beside them")
+        raise UserError(f"{path} has no model_args, as nanoGPT's checkpoints have; of weights "
+                        "in Hugging Face's format, give the folder with their config.json")
     if not isinstance(model_args.get("bias", True), bool):
         raise UserError(f"{path}: model_args: bias={printable(repr(model_args['bias']))} is not "
                         "True or False")

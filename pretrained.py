@@ -667,7 +667,7 @@ def read_safetensors(path):
         entries = checked_entries(header, len(content) - start)
         check_content(header, content, start)
         return {name: tensor_at(content, entry, start) for name, entry in entries}
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RuntimeError) as error:  # torch's own for a shape that overflows
         raise UserError(f"{path} is not a whole safetensors file: {error}; download it again"
                         ) from None
 

@@ -168,8 +168,12 @@ class BPETokenizer(CharTokenizer):
         self.ranks = {pair: rank for rank, pair in enumerate(merges)}
         self.known_words = {}  # {word: its ids}, so that each word is merged only once
 
-        needed = [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
-        needed += [text.encode() for text in added]
+        lost = [byte for byte in range(256) if bytes([byte]) not in self.ids]
+        if lost:
+            raise UserError(f"the vocabulary lacks {len(lost)} of the 256 bytes, such as "
+                            f"{bytes(lost[:1])!r}, so it cannot spell every text; train a "
+                            "tokenizer that begins with all bytes")
+        needed = [left + right for left, right in merges] + [text.encode() for text in added]
         missing = [token for token in needed if token not in self.ids]
         if missing:
             raise UserError(f"the vocabulary lacks {missing[0]!r}, which its merges make; use "
@@ -210,15 +214,14 @@ class BPETokenizer(CharTokenizer):
     def from_files(cls, vocab, merges, added=None):
         """Loads GPT-2's tokenizer files: encoder.json and vocab.bpe, or vocab.json and merges.txt.
 
-        added: a file with the ids of further tokens, such as added_tokens.json; None if there are
-        none. Raises UserError if a file is missing or has other content.
+        added: {text: id} of further tokens; None if there are none. Raises UserError if a file is
+        missing or has other content.
         """
-        more = {} if added is None else read_json(added)
         try:
             ids = json.loads("".join(text_pieces(vocab)))
             lines = "".join(text_pieces(merges)).splitlines()
             pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-            state = vocabulary_state(ids, pairs, more)
+            state = vocabulary_state(ids, pairs, added or {})
         except OSError as error:
             raise UserError(f"cannot read {error.filename}: {error.strerror}; GPT-2's tokenizer "
                             "needs a vocabulary and a file of merges") from None
@@ -372,19 +375,36 @@ def read_tokenizer(folder):
 
     Raises UserError for files that are damaged, and for settings that give other ids than GPT-2's.
     """
-    settings = folder / "tokenizer_config.json"
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path) if path.exists() else {}
     for name in ("add_prefix_space", "add_bos_token"):
-        if settings.exists() and read_json(settings).get(name):
-            raise UserError(f"{settings}: {name}=true is not supported; make it false, and write "
-                            "what it adds into your texts")
+        if settings.get(name):
+            raise UserError(f"{path}: {name}=true is not supported; make it false, and write what "
+                            "it adds into your texts")
 
-    files = tokenizer_files(folder)
-    if files is not None:
-        more = folder / "added_tokens.json"
-        return BPETokenizer.from_files(*files, more if more.exists() else None)
+    # One file says all. The two files do not say which of their tokens are one token in a text
     if (folder / "tokenizer.json").exists():
         return BPETokenizer.from_json(folder / "tokenizer.json")
-    return None
+    files = tokenizer_files(folder)
+    return None if files is None else BPETokenizer.from_files(*files, added_tokens(folder))
+
+
+def added_tokens(folder):
+    """{text: id} of the tokens that were added to the two files of a tokenizer in a folder."""
+    path = folder / "added_tokens.json"
+    added = read_json(path) if path.exists() else {}
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path) if path.exists() else {}
+    try:
+        for i, token in (settings.get("added_tokens_decoder") or {}).items():
+            check_added_token(token, path)
+            added[token["content"]] = int(i)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: added_tokens_decoder is not a tokenizer's "
+                        f"({printable(repr(error))}); download it again") from None
+    return added
 
 
 def tokenizer_files(folder):
@@ -441,10 +461,15 @@ def check_tokenizer_json(values, path):
         raise UserError(f"{path}: its post_processor puts tokens around each text; take it out of "
                         "the file, and write these tokens into your texts")
     for token in values.get("added_tokens") or []:
-        for flag in ("lstrip", "rstrip", "single_word"):
-            if token.get(flag):
-                raise UserError(f"{path}: the added token {printable(repr(token['content']))} "
-                                f"has {flag}=true, which is not supported; make it false")
+        check_added_token(token, path)
+
+
+def check_added_token(token, path):
+    """Raises UserError if an added token, a dict, takes what is around it in a text into itself."""
+    for flag in ("lstrip", "rstrip", "single_word"):
+        if token.get(flag):
+            raise UserError(f"{path}: the added token {printable(repr(token['content']))} "
+                            f"has {flag}=true, which is not supported; make it false")
 
 
 def as_ints(ids):

@@ -328,6 +328,16 @@ def write_json(path, values):
         file.write("\n")
 
 
+@contextlib.contextmanager
+def looking_at(path):
+    """A context in which the system's refusal of a path becomes a UserError: a folder that may not
+    be looked into, or a name that is too long."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
+
+
 def open_regular(path):
     """Opens a file for reading bytes.
 
@@ -482,6 +492,11 @@ def read_torch_file(path, what, remedy, mmap=False):
             values = torch.load(content, map_location="cpu", weights_only=True, mmap=mmap)
             check_storages(values, record_sizes, os.fstat(file.fileno()).st_size)
         except Exception as error:  # a foreign file can fail anywhere inside the unpickler
+            code = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if code:
+                raise UserError(f"{path} holds objects that need the code of {printable(code[1])}, "
+                                "and nothing in a file is executed; save its tensors alone, with "
+                                "torch.save(model.state_dict(), …)") from None
             reason = str(error) if isinstance(error, BadFile) else type(error).__name__
             raise UserError(f"{path} is truncated or not {what} ({reason}); {remedy}") from None
     return values

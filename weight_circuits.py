@@ -100,8 +100,11 @@ def centre_unembed(model):
     """(model, Drift): W_U and b_U centred, to sum to zero along d_vocab_out.
 
     All logits of a position move by one constant, and no probability changes. A logit then compares
-    its token with the average token. The result is untied.
+    its token with the average token. The result is untied. Raises UserError for a model with a
+    single logit, of which nothing would be left.
     """
+    if model.cfg.d_vocab_out == 1:
+        raise UserError("d_vocab_out=1: centred, a single logit is always 0; leave W_U as it is")
     new = reshaped(model, tie_embeddings=False)
     with torch.no_grad():
         for weight in new.unembedding.parameters():

@@ -547,6 +547,16 @@ def test_an_exported_model_and_its_tokenizer_come_back(tmp_path):
     assert its_tokenizer.state_dict() == tokenizer.state_dict()
 
 
+def test_an_export_is_not_mixed_with_the_tokenizer_that_was_there(tmp_path):
+    (tmp_path / "added_tokens.json").write_text('{"<pad>": 300}')
+    _, tokenizer = bpe_model(tmp_path)
+    assert load_model(str(tmp_path))[1].state_dict() == tokenizer.state_dict()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text("{}")
+        assert name in refusal(lambda: bpe_model(tmp_path))
+        (tmp_path / name).unlink()
+
+
 def test_a_tokenizer_of_fewer_tokens_than_the_model_is_used_and_one_of_more_refused(tmp_path):
     bpe_model(tmp_path / "more", d_vocab=301)
     assert load_model(str(tmp_path / "more"))[1].d_vocab == 300
@@ -577,7 +587,9 @@ def test_gpt2s_tokenizer_is_used_only_if_there_is_none_and_a_message_says_so(
 
 def test_a_run_does_not_count_as_published_weights(tmp_path):
     save_run(tmp_path / "mine")
-    (tmp_path / "mine" / "metrics.jsonl").write_text("")
     (tmp_path / "mine" / "config.json").write_text("{}")
-    message = refusal(lambda: checkpoint.load_pretrained(tmp_path / "mine"))
-    assert "mine is a run" in message
+    for remains in ("checkpoint.pt", "metrics.jsonl"):
+        (tmp_path / "mine" / remains).touch()
+        for load in (checkpoint.load_pretrained, checkpoint.load_alone):
+            assert "mine is a run" in refusal(lambda load=load: load(tmp_path / "mine")), remains
+        (tmp_path / "mine" / remains).unlink()

@@ -4,6 +4,8 @@ Neither TransformerLens nor Tracr is used. A writer makes the files, and a forwa
 lines, with their names, gives the logits in float64.
 """
 
+import argparse
+import errno
 import io
 import json
 import math
@@ -11,6 +13,7 @@ import os
 import zipfile
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +28,7 @@ import pretrained
 from checkpoint import load_model, load_pretrained
 from config import Config, ModelConfig
 from model import GPT
-from tokenizer import CharTokenizer
+from tokenizer import BPETokenizer, CharTokenizer
 from utils import seeded_generator
 
 # TransformerLens: its state dict, its config, and its logits, all by hand
@@ -185,6 +188,28 @@ def test_the_tensors_may_lie_deeper_with_a_config_beside_them_and_have_a_prefix(
     check_close(model(TOKENS).detach(), wanted)
 
 
+def test_a_config_beside_a_file_counts_for_it_unless_it_brings_its_own(tmp_path):
+    cfg = lens_config(attn_scale=3.5, eps=0.2)  # neither of which the tensors show
+    named = lens_weights(cfg)
+    wanted = lens_logits(named, cfg, TOKENS, [3.5, 3.5])
+    for theirs in ("eps", "ln_eps", "layer_norm_eps"):
+        renamed = {theirs if name == "eps" else name: value for name, value in cfg.items()}
+        folder = write_lens(tmp_path / "run", renamed, named, "step_1.pt")
+        torch.save(named, folder / "step_2.pt")
+        for file in ("step_1.pt", "step_2.pt"):
+            check_close(load_model(folder / file)[0](TOKENS).detach(), wanted, file)
+    assert "bidirectional" in refusal(lambda: load_model(write_lens(
+        tmp_path / "run", cfg | {"attention_dir": "bidirectional"}, named) / "step_1.pt"))
+    torch.save({"state_dict": named, "config": cfg}, folder / "step_2.pt")
+    check_close(load_model(folder / "step_2.pt")[0](TOKENS).detach(), wanted)
+
+    # Hugging Face's config says that the folder is the model; one of another kind says nothing
+    tiny_model(tie_embeddings=True).save_pretrained(tmp_path / "gpt2")
+    assert "give the folder" in refusal(lambda: load_model(tmp_path / "gpt2" / "model.safetensors"))
+    (folder / "config.json").write_text('{"lr": 1}')
+    assert "activation=..." in refusal(lambda: load_model(folder / "step_1.pt"))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_numbers_of_other_precision_become_float32(tmp_path, dtype):
     cfg = lens_config(attn_scale=2.0)
@@ -223,7 +248,7 @@ def test_models_of_another_kind_are_refused_by_their_names(tmp_path):
         "num_experts": (4, "experts"), "n_key_value_heads": (1, "share"),
         "use_qk_norm": (True, "norm"), "post_embedding_ln": (True, "embedding"),
         "normalization_type": ("RMS", "LNPre"), "act_fn": ("solu_ln", "gelu_new"),
-        "use_attn_scale": ("no", "true"), "attn_scale": (-2.0, "more than 0"),
+        "use_attn_scale": ("no", "true"), "attn_scale": (1e-300, "between"),
         "eps": (10**400, "0 to 1"), "attn_only": (True, "two models"),
         "n_heads": (4, "two models"), "n_layers": (10**9, "two models"),
         "d_vocab": ([5], "two models"),
@@ -306,8 +331,13 @@ def test_damaged_and_hostile_files_are_refused(tmp_path):
     victim = tmp_path / "victim"
     torch.save(lens_weights(LENS) | {"more": Attack(victim)}, path)
     assert str(path) in refusal(lambda: load_model(folder)) and not victim.exists()
+    torch.save({"state_dict": lens_weights(LENS), "config": argparse.Namespace(d_head=5)}, path)
+    message = refusal(lambda: load_model(folder))  # as people save a model with its settings
+    assert "argparse.Namespace" in message and "model.state_dict()" in message
     torch.save([1, 2], path)
     assert "list" in refusal(lambda: load_model(folder))
+    torch.save({}, path)
+    assert "none at all" in refusal(lambda: load_model(folder))
     torch.save({"epoch": 3}, path)
     assert "epoch" in refusal(lambda: load_model(path))
 
@@ -328,6 +358,49 @@ def test_a_checkpoint_of_a_run_leads_to_its_run(tmp_path):
     torch.save({"config": {}, "tokenizer": {}, "optimizer": [], "step": 1, "model": {}}, path)
     message = refusal(lambda: load_model(path))
     assert "file='best.pt'" in message and str(tmp_path) in message
+
+
+def test_a_path_without_a_model_is_said_to_be_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for path in ("mine", tmp_path / "mine"):
+        message = refusal(lambda path=path: load_model(path))
+        assert f"{path} has neither" in message and "config.json" in message
+    for path in ("their.pt", "mine/inner/model.pth", tmp_path / "theirs"):
+        message = refusal(lambda path=path: load_model(path))
+        assert f"'{path}'" in message and "nor a file or folder of that name" in message
+    assert "nor a file" not in refusal(lambda: load_model("their"))
+
+
+def test_a_path_that_the_system_refuses_is_a_user_error(tmp_path, monkeypatch):
+    def refuse(path, **_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    longest = "a" * 5000
+    assert longest[:60] in refusal(lambda: load_model(longest))
+    assert longest[:60] in refusal(lambda: load_pretrained(longest))
+    monkeypatch.setattr(Path, "stat", refuse)  # a folder that one may not look into
+    for load in (load_model, load_pretrained):
+        message = refusal(lambda load=load: load(tmp_path / "model"))
+        assert str(tmp_path) in message and os.strerror(errno.EACCES) in message
+
+
+def test_the_tokenizer_beside_a_model_of_any_format_is_its_own(tmp_path):
+    tokenizer = BPETokenizer().train("the cat sat on the mat", 262)
+    cfg = lens_config(d_vocab=262, d_vocab_out=262)
+    folder = write_lens(tmp_path / "model", cfg, lens_weights(cfg))
+    checkpoint.export_pretrained(tmp_path, tiny_model(d_vocab=262), tokenizer)
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).rename(folder / name)
+    for _, found in (load_pretrained(folder), load_model(folder / "model.pth")):
+        assert found.encode("the cat") == tokenizer.encode("the cat")
+
+    # Neither one of more tokens nor one by other rules is left out without a word
+    write_lens(folder, LENS, lens_weights(LENS))
+    assert f"{tokenizer.d_vocab} tokens" in refusal(lambda: load_model(folder))
+    (folder / "tokenizer_config.json").write_text('{"add_prefix_space": true}')
+    message = refusal(lambda: load_model(folder))
+    assert "add_prefix_space" in message and "move the tokenizer's files away" in message
 
 
 def test_programs_that_need_texts_refuse_a_model_without_a_tokenizer(tmp_path):

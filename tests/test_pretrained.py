@@ -532,6 +532,8 @@ BAD_HEADERS = {  # text of the header, bytes after it, what is told
     "shape beyond all memory": (A.replace("[2]", f"[{2**70}]"), 8, f"a has shape [{2**70}]"),
     "shape beyond all numbers, of nothing":
         (A.replace("[2]", f"[{2**70}, 0]").replace("8]", "0]"), 0, "a"),
+    "strides beyond all numbers, of nothing":
+        (A.replace("[2]", f"[0, {2**47}, {2**47}]").replace("8]", "0]"), 0, "overflow"),
     "no offsets": ('{"a": {"dtype": "F32", "shape": [2]}}', 8, "a has data_offsets None"),
     "one offset": (A.replace("[0, 8]", "[8]"), 8, "a has data_offsets [8]"),
     "three offsets": (A.replace("[0, 8]", "[0, 8, 8]"), 8, "a has data_offsets [0, 8, 8]"),
@@ -875,6 +877,7 @@ def test_added_tokens_are_one_token_each_in_a_document_and_in_a_state(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(added_tokens=[
         added_token(text, i) for text, i in ({"<|endoftext|>": 257} | added).items()])))
     _, of_json = load_model(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
     del added["he"]
     (tmp_path / "vocab.json").write_bytes(VOCAB_JSON)
     (tmp_path / "merges.txt").write_bytes(MERGES_TXT)
@@ -890,6 +893,30 @@ def test_added_tokens_are_one_token_each_in_a_document_and_in_a_state(tmp_path):
         assert tokenizer.decode([256, 258, 260]) == "he<pad>é " and tokenizer.d_vocab == 261
         assert tokenizer.encode(text) == BPETokenizer().load_state_dict(
             {"kind": "bpe", "tokens": VOCABULARY, "merges": [["h", "e"]]}).encode(text)
+
+
+def test_which_tokens_of_the_two_files_are_one_in_a_text_is_read_beside_them(tmp_path):
+    write_folder(tmp_path, published(d_vocab=259), vocab_size=259)
+    (tmp_path / "vocab.json").write_text(json.dumps(json.loads(VOCAB_JSON) | {"<s>": 258}))
+    (tmp_path / "merges.txt").write_bytes(MERGES_TXT)
+    settings = tmp_path / "tokenizer_config.json"
+    spelled = load_model(tmp_path)[1].encode_document("<s>he")
+    assert len(spelled) == 4  # as vocab.json alone is read elsewhere, too
+
+    settings.write_text(json.dumps({"added_tokens_decoder": {"258": added_token("<s>", 258)}}))
+    assert load_model(tmp_path)[1].encode_document("<s>he") == [258, 256]
+    for wrong, told in [({"258": added_token("<s>", 258, lstrip=True)}, "lstrip=true"),
+                        ({"257": {"content": "<s>"}}, "two ids"),
+                        ({"x": {"content": "<s>"}}, "'x'"),
+                        ([258], "added_tokens_decoder"), ({"258": "<s>"}, "added_tokens_decoder")]:
+        settings.write_text(json.dumps({"added_tokens_decoder": wrong}))
+        check_refusal(lambda: load_model(tmp_path), told, case=wrong)
+
+    # A tokenizer.json is read instead of the two files
+    settings.unlink()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(added_tokens=[
+        added_token("<|endoftext|>", 257), added_token("<s>", 258)])))
+    assert load_model(tmp_path)[1].encode_document("<s>he") == [258, 256]
 
 
 def test_a_tokenizer_json_by_other_rules_is_refused_by_what_differs(tmp_path):

@@ -109,6 +109,13 @@ def test_the_state_of_another_tokenizer_is_refused():
         assert "'char'" in refusal(partial(CharTokenizer().load_state_dict, state), state)
 
 
+def test_a_vocabulary_that_cannot_spell_every_text_is_refused_by_its_bytes():
+    tokens = BPETokenizer().state_dict()["tokens"]  # of a text, one may have learned a few bytes
+    state = {"kind": "bpe", "tokens": tokens[2:], "merges": []}
+    message = refusal(lambda: load_tokenizer(state))
+    assert "2 of the 256 bytes" in message and "b'!'" in message
+
+
 # Byte-pair encoding: by hand
 
 # low occurs 4 times, " low" 3 times, " lowe" twice; l-o and o-w tie, and l-o sorts first.

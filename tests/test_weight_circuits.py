@@ -307,6 +307,8 @@ def test_centred_logits_sum_to_zero_and_differ_as_before():
         assert_near(new(tokens), before - before.mean(-1, keepdim=True), 1e-10, changes)
         assert found.logits > 0.01 and found.log_probs < 1e-12
         assert new.cfg.unembed_bias == model.cfg.unembed_bias and not new.cfg.tie_embeddings
+    single = tiny_model(d_vocab_out=1)  # nothing of its logit would be left
+    assert "d_vocab_out=1" in refusal(lambda: centre_unembed(single))
 
 
 def test_folded_value_biases_move_into_b_O_and_change_nothing_else():
