@@ -355,7 +355,7 @@ def folder(tmp_path_factory):
     (["--text", "Ola " * 41], "the text has 41 tokens, but seed 0 reads 2 to n_ctx=40"),
     (["--windows", "1"], "windows=1 is not possible"),
     (["--ablation", "median"], "median"),
-    (["--seeds", "-1"], "seeds=[-1] is not possible"),
+    (["--seeds", "-1"], "seeds=(-1,) is not possible"),
     (["--out_dir", "{}/short.txt"], "choose another --out_dir"),
 ])
 def test_wrong_settings_are_refused_in_one_line(tmp_path, folder, capsys, flags, told):

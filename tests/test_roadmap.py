@@ -78,11 +78,13 @@ def glossary_faults(page):
     lost = set(re.findall(r"\]\(#([^)]+)\)", page)) - known
     faults += [f"a link leads to #{anchor}, which is nowhere" for anchor in sorted(lost)]
 
+    chapters = prose_of_chapters(page)
+
     # A term is linked where the course first uses it, at the latest in the chapter of its entry.
     for anchor, name, explained, _ in entries:
         word = rf"(?<![\w-]){re.escape(name)}(?:s|es)?\b"
         use = re.compile(rf"(\[)?{word}(?(1)\]\(#{anchor}\)|)", re.IGNORECASE)
-        for number, text in prose_of_chapters(page):
+        for number, text in chapters:
             first = use.search(text)
             if first:
                 if not first[1]:

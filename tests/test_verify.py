@@ -42,9 +42,6 @@ from experiments.common import ExperimentConfig, claim, perform
 from utils import run_program
 
 def run(cfg, folder):
-    with open(Path(__file__).parent / "calls", "a") as calls:
-        calls.write("x")
-    {more}
     return {{"claims": [claim("two is more than one", 2.0, above=1, judged=not cfg.quick),
                         claim("one is more than two", 1.0, above=2, judged=not cfg.quick)]}}
 
@@ -53,20 +50,28 @@ run_program(lambda: perform(ExperimentConfig, run, lambda result: {{}}, __doc__)
 
 
 @pytest.fixture
-def planted(tmp_path, monkeypatch):
-    """A function that plants an experiment, with more code in it, and returns its Outcome."""
-    monkeypatch.setattr(measure, "ROOT", tmp_path)
-    monkeypatch.setattr(measure, "code_digest", lambda: "this code")
-    (tmp_path / "experiments").mkdir()
-    out = tmp_path / "out"
-    out.mkdir()
+def pretended(tmp_path, monkeypatch):
+    """A function that runs a Command of which nothing is run: results with one claim that holds, or
+    one that doesn't, are written, unless it breaks off before that, and the exit code is given.
+    Returns the Outcome; .folders: where results were put, one for each run."""
+    folders = []
 
-    def run(more="pass", flags=("--seeds", "7", "8", "9")):
-        code = PLANTED.format(root=str(ROOT), more=more)
-        (tmp_path / "experiments" / "planted.py").write_text(code)
-        return run_command(Command("planted", flags), out, what_it_ran_on())
+    def program(words, code, holds, writes, **how):
+        folders.append(Path(words[words.index("--out_dir") + 1]))
+        if writes:
+            (folders[-1] / "planted").mkdir(parents=True, exist_ok=True)
+            line = claim("two is more than one", 2.0, above=1 if holds else 3)
+            write_json(folders[-1] / "planted" / "results.json", {
+                "claims": as_dicts([line]), "thresholds": ""})
+        how["stdout"].write("progress\nZeroDivisionError: planted\n")
+        return SimpleNamespace(returncode=code)
 
-    run.calls = lambda: len((tmp_path / "experiments" / "calls").read_text())
+    def run(exit_code=0, flags=(), folder=tmp_path, holds=True, writes=True):
+        monkeypatch.setattr(measure.subprocess, "run",
+                            partial(program, code=exit_code, holds=holds, writes=writes))
+        return run_command(Command("planted", flags), folder, what_it_ran_on())
+
+    run.folders = folders
     return run
 
 
@@ -77,8 +82,13 @@ def rows_of(page, heading):
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
 
-def test_a_planted_false_claim_fails_and_the_page_begins_with_it(planted):
-    outcome = planted()
+def test_a_planted_false_claim_fails_and_the_page_begins_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    monkeypatch.setattr(measure, "code_digest", lambda: "this code")
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "planted.py").write_text(PLANTED.format(root=str(ROOT)))
+    command = Command("planted", ("--seeds", "7", "8", "9"))
+    outcome = run_command(command, tmp_path, what_it_ran_on())
     assert [line.holds for line in outcome.claims] == [True, False] and outcome.failed
     page = verification_page([outcome], RAN_ON)
     assert page.index("## What fails") < page.index("## planted")
@@ -92,51 +102,30 @@ def test_a_planted_false_claim_fails_and_the_page_begins_with_it(planted):
 
 
 def test_a_run_goes_on_where_it_stopped_and_begins_anew_for_other_seeds_or_code(
-        planted, monkeypatch):
-    first = planted()
-    again = planted()
-    assert planted.calls() == 1 and again == first
-    planted(flags=("--seeds", "4", "5", "6"))
-    assert planted.calls() == 2
+        pretended, monkeypatch):
+    monkeypatch.setattr(measure, "code_digest", lambda: "this code")
+    first = pretended()
+    again = pretended()
+    assert len(pretended.folders) == 1 and again == first
+    pretended(flags=("--seeds", "4", "5", "6"))
+    assert len(pretended.folders) == 2
     monkeypatch.setattr(measure, "code_digest", lambda: "other code")
-    planted(flags=("--seeds", "4", "5", "6"))
-    assert planted.calls() == 3
+    pretended(flags=("--seeds", "4", "5", "6"))
+    assert len(pretended.folders) == 3
 
 
-def test_a_program_that_breaks_off_fails_and_is_run_again(planted):
-    broken = planted("raise ZeroDivisionError('planted')")
+def test_a_program_that_breaks_off_fails_and_is_run_again(pretended):
+    broken = pretended(exit_code=1, writes=False)
     assert broken.failed and not broken.claims
     assert "exit code 1: ZeroDivisionError: planted" in broken.error
     assert "FAIL" in verification_page([broken], RAN_ON)
-    assert not planted().error and planted.calls() == 2
+    assert not pretended().error and len(pretended.folders) == 2
 
 
-def test_old_results_are_not_taken_for_those_of_a_program_that_breaks_off(planted):
-    assert not planted().error
-    broken = planted("raise ZeroDivisionError('planted')", flags=("--seeds", "4", "5", "6"))
+def test_old_results_are_not_taken_for_those_of_a_program_that_breaks_off(pretended):
+    assert not pretended(exit_code=1, holds=False).error  # a claim that fails exits with 1 too
+    broken = pretended(exit_code=1, writes=False, flags=("--seeds", "4", "5", "6"))
     assert broken.error and not broken.claims
-
-
-@pytest.fixture
-def pretended(tmp_path, monkeypatch):
-    """A function that runs a Command of which nothing is run: results with one claim that holds are
-    written, and the exit code is given. Returns the Outcome; .folders: where results were put."""
-    folders = []
-
-    def program(words, code, **how):
-        folders.append(Path(words[words.index("--out_dir") + 1]))
-        (folders[-1] / "planted").mkdir(parents=True, exist_ok=True)
-        write_json(folders[-1] / "planted" / "results.json", {
-            "claims": as_dicts([claim("two is more than one", 2.0, above=1)]), "thresholds": ""})
-        how["stdout"].write("progress\nZeroDivisionError: planted\n")
-        return SimpleNamespace(returncode=code)
-
-    def run(exit_code=0, flags=(), folder=tmp_path):
-        monkeypatch.setattr(measure.subprocess, "run", partial(program, code=exit_code))
-        return run_command(Command("planted", flags), folder, what_it_ran_on())
-
-    run.folders = folders
-    return run
 
 
 def test_a_program_that_breaks_off_after_its_results_are_written_fails(pretended):
