@@ -701,7 +701,7 @@ MUTANTS = [
     Mutant("formats", 'if config.get("use_attn_scale", True):', "if True:",
            "unscaled scores are read as scaled ones"),
     Mutant("formats", "bool(b_U.any())", "False", "the bias of the logits is lost"),
-    Mutant("formats", 'config.get("eps", config.get("ln_eps", 1e-5))', "1e-5",
+    Mutant("formats", "norm_epsilon=tl_epsilon(config, path)", "norm_epsilon=1e-5",
            "the config's epsilon is ignored"),
     Mutant("formats", "[bias.flatten() for bias in biases]",
            "[bias.T.flatten() for bias in biases]",
