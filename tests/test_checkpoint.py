@@ -590,6 +590,6 @@ def test_a_run_does_not_count_as_published_weights(tmp_path):
     (tmp_path / "mine" / "config.json").write_text("{}")
     for remains in ("checkpoint.pt", "metrics.jsonl"):
         (tmp_path / "mine" / remains).touch()
-        for load in (checkpoint.load_pretrained, checkpoint.load_alone):
+        for load in (checkpoint.load_pretrained, checkpoint.load_from_elsewhere):
             assert "mine is a run" in refusal(lambda load=load: load(tmp_path / "mine")), remains
         (tmp_path / "mine" / remains).unlink()
