@@ -44,6 +44,7 @@ from pretrained import (
     check_weights_fit,
     download_file,
     fold_attention_scale,
+    make_config,
     name_table,
     read_safetensors,
     without_prefixes_and_masks,
@@ -264,14 +265,6 @@ def require_told(told, name, choices, path, meaning):
         raise UserError(f"{path} does not say {meaning}; tell it with load_model(path, "
                         f"{name}=...): {listed}")
     return check_choice(name, told[name], choices)
-
-
-def make_config(path, **fields):
-    """The ModelConfig of a file's sizes. Raises UserError, with the path, for impossible ones."""
-    try:
-        return ModelConfig(**fields)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
 
 
 def check_tensors(named, path):

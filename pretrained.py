@@ -33,6 +33,7 @@ from utils import (
     fetch_into,
     list_names,
     locked,
+    looking_at,
     open_regular,
     printable,
     read_json,
@@ -105,7 +106,7 @@ MASK_ENDINGS = (".attn.bias", ".attn.masked_bias")  # names of constants in old 
 # What torch.compile, data-parallel training and GPT2LMHeadModel put before a tensor's name
 PREFIXES = r"^(?:(?:_orig_mod|module|transformer)\.)*"
 HF_ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact",
-                  "relu": "relu"}
+                  "gelu_fast": "gelu", "relu": "relu"}
 # Switches of config.json, and their values in GPT-2. Cross-attention is not supported; the others
 # change the attention scores by a factor, which is folded into the weights.
 HF_SWITCHES = {
@@ -149,8 +150,9 @@ def pretrained_folder(name_or_folder, cache_dir=None):
     Raises UserError if there is neither such a folder nor such a name, NoNetwork if the download
     stops (the next call continues it).
     """
-    if (Path(name_or_folder) / "config.json").exists():
-        return Path(name_or_folder)
+    with looking_at(name_or_folder):
+        if (Path(name_or_folder) / "config.json").exists():
+            return Path(name_or_folder)
     if name_or_folder not in PRETRAINED_NAMES and not is_hub_id(name_or_folder):
         raise UserError(f"{name_or_folder!r} is neither a folder with a config.json, nor a model's "
                         f"owner/name on {HUB}, nor one of: {', '.join(PRETRAINED_NAMES)}")
@@ -428,15 +430,18 @@ def read_config(path):
     Raises UserError naming what this project cannot build.
     """
     values = read_json(path, "download it again")
-    if values.get("model_type") != "gpt2":
-        found = printable(repr(values.get("model_type")))
+    if "model_type" not in values:
+        raise UserError(f"{path} has no model_type, as Hugging Face's format has; "
+                        "checkpoint.load_model reads a few other formats, by their own fields")
+    if values["model_type"] != "gpt2":
+        found = printable(repr(values["model_type"]))
         raise UserError(f"{path}: model_type={found} is not supported; "
                         f"models of GPT-2's form are: {', '.join(PRETRAINED_NAMES)}")
     check_hf_sizes(values, path)
     check_hf_architecture(values, path)
 
-    cfg = ModelConfig(
-        n_layers=values["n_layer"], n_heads=values["n_head"], d_model=values["n_embd"],
+    cfg = make_config(
+        path, n_layers=values["n_layer"], n_heads=values["n_head"], d_model=values["n_embd"],
         d_mlp=values.get("n_inner"), n_ctx=values["n_positions"], d_vocab=values["vocab_size"],
         norm_epsilon=values.get("layer_norm_epsilon", HF_EPSILON),
         activation=HF_ACTIVATIONS[values.get("activation_function", HF_ACTIVATION)],
@@ -486,6 +491,14 @@ def check_hf_architecture(values, path):
     if activation not in list(HF_ACTIVATIONS):
         raise UserError(f"{path}: activation_function={printable(repr(activation))} is not "
                         f"supported; choose from: {', '.join(HF_ACTIVATIONS)}")
+
+
+def make_config(path, **fields):
+    """The ModelConfig of a file's sizes. Raises UserError, with the path, for impossible ones."""
+    try:
+        return ModelConfig(**fields)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def fold_attention_scale(cfg, tensors, divisors):

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -28,10 +29,13 @@ from config import option
 from documents import PIECE_SIZE, START, Place, document_pieces, find_files, is_json_lines
 from tokenizer import (
     ENDOFTEXT,
+    TOKENIZER_FILES,
     BPETokenizer,
     CharTokenizer,
+    any_of,
     length_of_overlap,
     load_tokenizer,
+    read_tokenizer,
     split_words,
 )
 from utils import UserError, list_names, locked, open_regular, printable, read_json, write_json
@@ -136,7 +140,8 @@ class PieceEncoder:
 
     The last two words of a piece are kept back until more arrives, because what follows may change
     them ("'l" is two words, "'ll" is one). The blanks before these words are kept too, because the
-    last blank belongs to the next word, and so is a possible beginning of `<|endoftext|>`.
+    last blank belongs to the next word, and so is a possible beginning of `<|endoftext|>` or of
+    another added token.
     """
 
     def __init__(self, tokenizer, waiting=""):
@@ -169,19 +174,22 @@ class PieceEncoder:
         """
         if self.tokenizer.kind != "bpe":
             return ""
-        last_document = text
-        unsure = ""
-        if self.tokenizer.has_endoftext:
-            # Text before this token cannot be changed by text after it
-            last_document = text.rpartition(ENDOFTEXT)[2]
-            n_unsure = length_of_overlap(last_document, ENDOFTEXT)
-            unsure = last_document[len(last_document) - n_unsure :]
 
-        words = split_words(last_document.removesuffix(unsure))
+        # Words alone: behind the last added token, before what may become one when more text comes
+        single = self.tokenizer.single_texts
+        begin = 0
+        stop = len(text) - max((length_of_overlap(text, token) for token in single), default=0)
+        for match in re.finditer(any_of(single), text) if single else ():
+            if match.end() <= stop:
+                begin = match.end()  # text before a token cannot be changed by text after it
+            else:
+                stop = min(stop, match.start())
+
+        words = split_words(text[begin:stop])
         end = max(0, len(words) - 2)
         while end and words[end - 1].isspace():
             end -= 1
-        return "".join(words[end:]) + unsure
+        return "".join(words[end:]) + text[stop:]
 
     def finish(self):
         """The ids of the waiting text, when no more comes."""
@@ -198,7 +206,8 @@ class PrepareConfig:
     tokenizer: Literal["char", "bpe"] = option(
         "char", "one id for each character or frequent piece")
     vocab_size: int = option(1024, "the number of tokens that bpe learns, including 256 bytes")
-    gpt2: str | None = option(None, "use bpe from this folder with GPT-2's two files instead")
+    gpt2: str | None = option(
+        None, "use the bpe of a model instead: the folder with GPT-2's two files or tokenizer.json")
     field: str = option("text", "where a line of a .jsonl file has its text")
     out: str = option("data/prepared", f"the folder that {TOKENS_FILE} is written to")
 
@@ -214,6 +223,8 @@ def prepare(paths, cfg, size=PIECE_SIZE):
     """
     if list(paths).count(STDIN) > 1:
         raise UserError(f"{STDIN} is given twice, but stdin can be read only once; give it once")
+    if STDIN in paths and sys.stdin is None:
+        raise UserError(f"{STDIN} is given, but stdin is closed; pipe a text into it")
     files = []
     for path in paths:
         files += [path] if path == STDIN else find_files([path])
@@ -279,7 +290,11 @@ def fit_tokenizer(files, cfg, size, work, noted):
     noted: what an earlier process has noted in `work`, an UnfinishedWork, while it did the same.
     """
     if cfg.gpt2 is not None:
-        return BPETokenizer.from_files(*gpt2_files(cfg.gpt2))
+        tokenizer = read_tokenizer(Path(cfg.gpt2))
+        if tokenizer is None:
+            raise UserError(f"{cfg.gpt2} has no tokenizer: vocab.json and merges.txt, encoder.json "
+                            "and vocab.bpe, or tokenizer.json; give the folder that has one")
+        return tokenizer
     if cfg.tokenizer == "bpe":
         return learn_bpe(files, cfg)
 
@@ -291,15 +306,6 @@ def fit_tokenizer(files, cfg, size, work, noted):
         if work.is_due():
             work.save(None, place=place, characters="".join(sorted(characters)))
     return CharTokenizer().fit(characters)
-
-
-def gpt2_files(folder):
-    """The paths of GPT-2's two tokenizer files in a folder, by either of their names."""
-    if (Path(folder) / "vocab.json").exists():  # Hugging Face's names
-        names = ("vocab.json", "merges.txt")
-    else:
-        names = ("encoder.json", "vocab.bpe")
-    return [str(Path(folder) / name) for name in names]
 
 
 def learn_bpe(files, cfg):
@@ -322,7 +328,10 @@ def learn_bpe(files, cfg):
 
 def describe_source(files, cfg):
     """What decides the ids that `prepare` makes: the settings, and the state of the files."""
-    read = [*files, *find_files(gpt2_files(cfg.gpt2) if cfg.gpt2 else [])]
+    read = list(files)
+    if cfg.gpt2 is not None:
+        paths = [Path(cfg.gpt2) / name for name in TOKENIZER_FILES]
+        read += [path for path in paths if path.exists()]
     states = [(os.path.abspath(path), os.stat(path)) for path in read]
     states = [(path, state.st_size, state.st_mtime_ns) for path, state in states]
     settings = asdict(cfg)

@@ -29,6 +29,8 @@ from utils import UserError, check_choice, printable, read_json, text_pieces
 
 ENDOFTEXT = "<|endoftext|>"
 MOST_CACHED_WORDS = 1 << 18
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe",
+                   "added_tokens.json", "tokenizer_config.json")  # what `read_tokenizer` may read
 # What a tokenizer.json must say to mean GPT-2's rules; None: it may be left out
 TOKENIZER_JSON = {
     "model.type": ("BPE", None),
@@ -185,6 +187,11 @@ class BPETokenizer(CharTokenizer):
         return ENDOFTEXT.encode() in self.ids
 
     @property
+    def single_texts(self):
+        """The texts that are one token each in a document, a list."""
+        return [*self.added, ENDOFTEXT] if self.has_endoftext else list(self.added)
+
+    @property
     def endoftext_id(self):
         """The id of `<|endoftext|>`. Raises UserError if there is none."""
         if not self.has_endoftext:
@@ -269,17 +276,15 @@ class BPETokenizer(CharTokenizer):
     def encode_document(self, text):
         """The ids of a text in which `<|endoftext|>`, if the tokenizer has it, and every other
         added token is one token."""
-        single = [*self.added, ENDOFTEXT] if self.has_endoftext else self.added
-        return self.encode_around(single, text)
+        return self.encode_around(self.single_texts, text)
 
     def encode_around(self, single, text):
         """The ids of a text in which each of the texts in the list `single` is one token. Where
         several of them begin, the longest counts."""
         if not single:
             return self.encode(text)
-        pattern = "|".join(map(re.escape, sorted(single, key=len, reverse=True)))
         ids = []
-        for part in re.split(f"({pattern})", text):
+        for part in re.split(f"({any_of(single)})", text):
             if part == ENDOFTEXT and part in single:
                 ids.append(self.endoftext_id)
             elif part in single:
@@ -557,6 +562,11 @@ def split_words(text):
         raise UserError(f"character {error.start} is {text[error.start]!r}, half a surrogate pair, "
                         "which is not text; leave it out") from None
     return word_pattern().findall(text)
+
+
+def any_of(texts):
+    """A pattern for any of some texts; where several of them begin, the longest counts."""
+    return "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
 
 
 def length_of_overlap(text, stop):

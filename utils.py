@@ -494,9 +494,10 @@ def read_torch_file(path, what, remedy, mmap=False):
         except Exception as error:  # a foreign file can fail anywhere inside the unpickler
             code = re.search(r"GLOBAL ([\w.]+)", str(error))
             if code:
-                raise UserError(f"{path} holds objects that need the code of {printable(code[1])}, "
-                                "and nothing in a file is executed; save its tensors alone, with "
-                                "torch.save(model.state_dict(), …)") from None
+                raise UserError(f"{path} is not {what}: its objects need the code of "
+                                f"{printable(code[1])}, and nothing in a file is executed; save "
+                                "its tensors alone, with torch.save(model.state_dict(), …)"
+                                ) from None
             reason = str(error) if isinstance(error, BadFile) else type(error).__name__
             raise UserError(f"{path} is truncated or not {what} ({reason}); {remedy}") from None
     return values

@@ -379,6 +379,7 @@ def test_a_path_that_the_system_refuses_is_a_user_error(tmp_path, monkeypatch):
     longest = "a" * 5000
     assert longest[:60] in refusal(lambda: load_model(longest))
     assert longest[:60] in refusal(lambda: load_pretrained(longest))
+    assert longest[:60] in refusal(lambda: GPT.from_pretrained(longest))
     monkeypatch.setattr(Path, "stat", refuse)  # a folder that one may not look into
     for load in (load_model, load_pretrained):
         message = refusal(lambda load=load: load(tmp_path / "model"))

@@ -255,6 +255,7 @@ def test_the_config_s_activation_width_epsilon_and_scale_of_scores_are_built(tmp
     by_layer = {"scale_attn_by_inverse_layer_idx": True}
     for changes in (
         {}, {"activation_function": "relu"}, {"activation_function": "gelu_pytorch_tanh"},
+        {"activation_function": "gelu_fast"},
         {"activation_function": "gelu"}, {"n_inner": 20}, {"layer_norm_epsilon": 0.1},
         {"n_inner": 20, "activation_function": "relu"}, unscaled, by_layer, unscaled | by_layer,
     ):
@@ -696,7 +697,7 @@ def test_a_config_of_another_architecture_is_refused(tmp_path):
     for changes, *told in [
         ({"model_type": "llama"}, "model_type='llama'"),
         ({"model_type": None}, "model_type=None"),
-        ({"activation_function": "silu"}, "'silu'", "gelu_new, gelu_pytorch_tanh, gelu, relu"),
+        ({"activation_function": "silu"}, "'silu'", "gelu_new, gelu_pytorch_tanh, gelu, gelu_fast"),
         ({"activation_function": None}, "activation_function=None"),
         ({"activation_function": []}, "activation_function=[]"),
         *[({"layer_norm_epsilon": value}, f"layer_norm_epsilon={value!r}", "number")
@@ -706,7 +707,7 @@ def test_a_config_of_another_architecture_is_refused(tmp_path):
           for value in (1, None, "false")],
         ({"add_cross_attention": True}, "add_cross_attention=True"),
         ({"n_layer": None, "n_embd": "12", "vocab_size": 11.0}, "n_layer, n_embd, vocab_size"),
-        ({"n_head": 5}, "n_heads=5", "d_model=12"),
+        ({"n_head": 5}, "n_heads=5", "d_model=12", "config.json: "),
         ({"n_head": 0}, "n_heads=0"), ({"n_layer": -1}, "n_layers=-1"),
         ({"n_inner": 0}, "d_mlp=0"), ({"n_positions": 0}, "n_ctx=0"),
         ({"n_inner": "48"}, "n_inner='48'"),
@@ -796,7 +797,7 @@ def test_a_file_that_is_not_a_config_is_refused(tmp_path):
     path = tmp_path / "config.json"
     for text, told in [
         ("", "not JSON"), ("{", "not JSON"), ("[" * 100_000, "not JSON"),
-        ("[1]", "not a JSON object"), ("null", "not a JSON object"), ("{}", "model_type=None"),
+        ("[1]", "not a JSON object"), ("null", "not a JSON object"), ("{}", "no model_type"),
     ]:
         path.write_text(text)
         check_refusal(lambda: GPT.from_pretrained(tmp_path), path, told, case=text[:20])

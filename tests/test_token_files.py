@@ -17,12 +17,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import refusal
+from helpers import refusal, tiny_model
 
 import corpus
 import data
 import documents
 import token_files
+from checkpoint import export_pretrained, load_model
 from config import DataConfig
 from data import load_dataset, random_batch, windows_in_order
 from token_files import (
@@ -33,7 +34,7 @@ from token_files import (
     prepare,
     read_token_file,
 )
-from tokenizer import BPETokenizer, CharTokenizer, split_words
+from tokenizer import BPETokenizer, CharTokenizer, show_bytes, split_words
 from utils import locked, run_program, seeded_generator
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,6 +103,20 @@ def test_endoftext_is_found_wherever_a_document_is_cut():
         found = encoded(pieces, tokenizer)
         assert found == tokenizer.encode(text, endoftext=True), pieces
         assert found.count(tokenizer.endoftext_id) == text.count("<|endoftext|>")
+
+
+def test_added_tokens_are_found_wherever_a_document_is_cut():
+    chance = random.Random(2)
+    added = ["<|endoftext|>", "<p>", "<p>ad", "a b c", "c d", "d<p", " '"]  # they may overlap
+    state = BPETokenizer().train(AWKWARD + "a b <p <p 'll 'll " * 9, 300).state_dict()
+    state["tokens"] += [show_bytes(text.encode()) for text in added]
+    tokenizer = BPETokenizer().load_state_dict(state | {"added": added[1:]})
+    parts = [*added, "a", " b", " c", " d", "<", "p", ">", "'l", " ", "<|end"]
+    for _ in range(3000):
+        text = "".join(chance.choices(parts, k=chance.randint(0, 9)))
+        cuts = sorted(chance.choices(range(len(text) + 1), k=chance.randint(0, 9)))
+        pieces = [text[i:j] for i, j in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        assert encoded(pieces, tokenizer) == tokenizer.encode_document(text), pieces
 
 
 def test_a_long_word_in_many_pieces_is_not_split_again_at_each(monkeypatch):
@@ -203,6 +218,18 @@ def test_published_files_are_taken_from_their_folder(tmp_path, names):
     assert load_dataset(cfg, 8).tokenizer.state_dict() == state
 
 
+def test_the_tokenizer_of_a_models_folder_is_taken_whole(tmp_path):
+    tokenizer = BPETokenizer().train(AWKWARD, 280)
+    state = tokenizer.state_dict()
+    state |= {"tokens": [*state["tokens"], "<s>"], "added": ["<s>"]}
+    model = tiny_model(d_vocab=len(state["tokens"]))
+    export_pretrained(tmp_path / "model", model, BPETokenizer().load_state_dict(state))
+    cfg = prepared(tmp_path, "<s>" + AWKWARD, gpt2=str(tmp_path / "model"))
+    dataset = load_dataset(cfg, 8)
+    assert dataset.tokenizer.state_dict() == state == load_model(tmp_path / "model")[1].state_dict()
+    assert dataset.train[:1].tolist() == [tokenizer.d_vocab]
+
+
 def test_bpe_learns_from_the_beginning_and_never_from_what_validates(tmp_path, monkeypatch):
     monkeypatch.setattr(token_files, "BPE_SAMPLE_SIZE", 4 * token_files.PIECE_SIZE)
     for first, second in (("ab", "xy"), ("éà", "ñü")):  # of one byte and of two
@@ -253,7 +280,7 @@ def test_a_text_that_cannot_be_prepared_gives_one_line_and_no_file(tmp_path, cap
         ("squeeze part-0.txt", "'squeeze'"),
         ("prepare part-0.txt --tokenizer words", "'words'"),
         ("prepare part-0.txt --tokenizer bpe --vocab_size 9", "vocab_size=9"),
-        ("prepare part-0.txt --gpt2 nowhere", "cannot read nowhere/encoder.json"),
+        ("prepare part-0.txt --gpt2 nowhere", "nowhere has no tokenizer"),
         ("prepare part-0.txt --tokeniser bpe", "--tokenizer"),
         ("prepare part-0.txt --out part-0.txt", "cannot write part-0.txt"),
     ]:
@@ -325,6 +352,12 @@ def test_stdin_has_the_ids_of_a_file(tmp_path, monkeypatch):
             monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(AWKWARD.encode())))
             found = content_of([*around, "-", *around], tmp_path / "out", **how)
             assert found == content_of([*around, path, *around], tmp_path / "out", **how), how
+
+
+def test_a_closed_stdin_is_a_user_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it when the shell says <&-
+    cfg = PrepareConfig(out=str(tmp_path / "out"))
+    assert "stdin is closed" in refusal(lambda: prepare(["-"], cfg))
 
 
 def test_bytes_of_stdin_that_are_not_text_are_named_and_no_copy_is_left(tmp_path, monkeypatch):
