@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from config import Config, DataConfig, LoggingConfig, config_from_dict
+from config import Config, DataConfig, LoggingConfig, config_from_dict, field_types
 from data import SHAKESPEARE_SHA256, load_dataset
 from formats import (
     HUGGING_FACE,
@@ -232,7 +232,7 @@ def check_field_types(kind, values):
     Fields that it does not have are ignored; which word a choice holds is not checked."""
     if not isinstance(values, dict):
         raise UserError(f"{kind.__name__} is not a dict")
-    hints = typing.get_type_hints(kind)
+    hints = field_types(kind)
     for name, value in values.items():
         hint = hints.get(name, object)
         if dataclasses.is_dataclass(hint):

@@ -8,6 +8,7 @@ Source: Radford et al. 2019 (the shape of GPT-2)
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import numbers
 import types
@@ -313,10 +314,16 @@ class Config:
         return round(self.data.repeats * self.train.batch_size)
 
 
+@functools.cache
+def field_types(kind):
+    """{name: type} of a dataclass's fields. Python works them out anew each time, slowly."""
+    return typing.get_type_hints(kind)
+
+
 def check_field(config, name, holds, wanted):
     """Raises UserError unless `holds(value)` for that field; no test holds for NaN."""
     value = getattr(config, name)
-    hint = typing.get_type_hints(type(config))[name]
+    hint = field_types(type(config))[name]
     if not is_of_kind(value, hint) or not holds(value):
         raise UserError(f"{name}={value} is not possible; it must be {wanted}")
 
@@ -337,14 +344,14 @@ def is_of_kind(value, hint):
 
 def check_choices(config):
     """Raises UserError if a field with a fixed set of words (`Literal`) holds another one."""
-    for name, hint in typing.get_type_hints(type(config)).items():
+    for name, hint in field_types(type(config)).items():
         if typing.get_origin(hint) is Literal:
             check_choice(name, getattr(config, name), typing.get_args(hint))
 
 
 def config_from_dict(kind, values):
     """The dataclass `kind` from nested dicts; raises UserError for an unknown field."""
-    hints = typing.get_type_hints(kind)
+    hints = field_types(kind)
     fields = {}
     for name, value in values.items():
         if name not in hints:
@@ -402,7 +409,7 @@ def flag_parser(kind, description):
 
 def add_flags(parser, kind, prefix):
     """Adds a flag for each field of the dataclass `kind`; a nested one becomes a titled group."""
-    hints = typing.get_type_hints(kind)
+    hints = field_types(kind)
     for item in dataclasses.fields(kind):
         hint = hints[item.name]
         flag = prefix + item.name

@@ -581,8 +581,9 @@ def test_the_number_of_evaluations_does_not_change_the_weights(home, monkeypatch
 
 def test_a_run_is_evaluated_early_too_unless_that_is_often_anyway(home, monkeypatch):
     quietly(monkeypatch)
-    cases = {"5 500": [0, 5], "50 500": [0, 50], "101 500": [0, 50, 100, 101],
-             "101 100": [0, 50, 100, 101], "60 20": [0, 20, 40, 60]}
+    monkeypatch.setattr(train, "EARLY", (5, 10))
+    cases = {"3 50": [0, 3], "5 50": [0, 5], "11 50": [0, 5, 10, 11], "11 10": [0, 5, 10, 11],
+             "6 2": [0, 2, 4, 6]}
     for case, expected in cases.items():
         steps, every = case.split()
         main(argv(home, *named("early", "--overwrite"), "--train.max_steps", steps,
