@@ -69,6 +69,12 @@ def test_the_pages_of_docs_name_only_files_that_exist():
         assert not lost, f"{page.name} names {lost}"
 
 
+def test_the_readme_says_how_many_claims_hold_as_the_page_of_all_claims_does():
+    page = (ROOT / "docs" / "verify.md").read_text(encoding="utf-8")
+    counted = re.search(r"\*\*(\d+ claims hold, .* skipped)\*\*", page)[1]
+    assert counted in README
+
+
 def test_the_readme_links_each_page_of_docs_one_time():
     for page in PAGES[1:]:
         times = README.count(f"(docs/{page.name})")
