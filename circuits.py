@@ -293,25 +293,35 @@ class CircuitRun:
         self.full = Circuit.of(model)
         self.key_mask = key_mask
 
+        if mode == "resample":  # one batch: a CPU multiplies few rows slowly
+            both, streams = self.run_and_keep(torch.cat([clean_tokens, corrupted_tokens]))
+            self.writes, self.other = both.chunk(2, 1)  # [writer, batch, pos, d_model]
+            self.streams = [stream.chunk(2)[0] for stream in streams]
+            return
         self.writes, self.streams = self.run_and_keep(clean_tokens)
         if mode == "zero":
             self.other = torch.zeros_like(self.writes)
         else:
-            self.other, _ = self.run_and_keep(corrupted_tokens)  # [writer, batch, pos, d_model]
-        if mode in ("mean", "mean_pos"):
             axes = (0, 1) if mode == "mean" else (0,)
-            by_text = self.other.movedim(0, 2)  # [batch, pos, writer, d_model]
+            by_writer, _ = self.run_and_keep(corrupted_tokens)
+            by_text = by_writer.movedim(0, 2)  # [batch, pos, writer, d_model]
             self.other = mean_of_real(by_text, key_mask, axes).movedim(2, 0)
 
     @torch.no_grad()
     def run_and_keep(self, tokens):
         """Each writer's write, [writer, batch, pos, d_model], and the streams before each block and
-        at the end, a list of [batch, pos, d_model]."""
+        at the end, a list of [batch, pos, d_model].
+
+        tokens: [n * batch, pos], n texts for each row of the key mask.
+        """
+        key_mask = self.key_mask
+        if key_mask is not None:
+            key_mask = key_mask.repeat(len(tokens) // len(key_mask), 1)
         streams = [f"blocks.{layer}.hook_resid_pre" for layer in range(self.model.cfg.n_layers)]
         with self.model.caching([*self.full.write_points, *streams]) as cache:
             # includes the position embedding, which hook_embed lacks
-            embed = self.model.embed_prompts(tokens, self.key_mask)
-            last = self.model.run_blocks(embed, key_mask=self.key_mask)
+            embed = self.model.embed_prompts(tokens, key_mask)
+            last = self.model.run_blocks(embed, key_mask=key_mask)
         writes = [split_nodes(cache[name]) for name in self.full.write_points]
         writes[0] = embed[None]
         return torch.cat(writes), [*(cache[name] for name in streams), last]
