@@ -262,8 +262,8 @@ def require_told(told, name, choices, path, meaning):
     """
     if name not in told:
         listed = ", ".join(f'"{value}" ({words})' for value, words in choices.items())
-        raise UserError(f"{path} does not say {meaning}; tell it with load_model(path, "
-                        f"{name}=...): {listed}")
+        raise UserError(f"{path} does not say {meaning}; put its config.json beside it, or tell it "
+                        f"with load_model(path, {name}=...): {listed}")
     return check_choice(name, told[name], choices)
 
 

@@ -279,7 +279,8 @@ def test_what_a_file_does_not_say_is_asked_for_and_what_it_says_holds(tmp_path,
     for told in ({}, {"activation": "gelu"}, {"norm": "none"}):
         missing = "activation" if "activation" not in told and told else "norm"
         assert f"{missing}=..." in refusal(partial(load_model, path, **told), told)
-    assert "by erf: its gelu" in refusal(lambda: load_model(path, norm="none"))
+    message = refusal(lambda: load_model(path, norm="none"))
+    assert "by erf: its gelu" in message and "config.json beside it" in message
     assert "silu" in refusal(lambda: load_model(path, norm="none", activation="silu"))
     told = {"activation": "relu", "norm": "none", "n_heads": 4}
     assert "n_heads=3" in refusal(lambda: load_model(path, **told))
