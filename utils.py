@@ -26,6 +26,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import requests
 import torch
 
@@ -141,10 +142,13 @@ def check_tensor(name, value, shape, *, is_float=False):
 
 
 def broadcast_shape(*tensors):
-    """The shape that tensors broadcast to, or None if they cannot be broadcast."""
+    """The shape that tensors broadcast to, or None if they cannot be broadcast.
+
+    It is numpy's function: the first call of torch's loads its compiler, a quarter of a second.
+    """
     try:
-        return torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
-    except RuntimeError:
+        return torch.Size(np.broadcast_shapes(*(tensor.shape for tensor in tensors)))
+    except ValueError:
         return None
 
 

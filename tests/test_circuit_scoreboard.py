@@ -192,6 +192,7 @@ def test_kept_scores_are_read_only_by_the_same_code(tmp_path, monkeypatch):
                           wired.truth)
 
     monkeypatch.setattr(program, "load_models", load_one)
+    monkeypatch.setattr(program, "score_model", lambda scored, seed, rankings: [{"seed": seed}])
     monkeypatch.setattr(program, "describe_findings", lambda rows: "")
     monkeypatch.setattr(program, "board_lines", lambda rows: [])
     monkeypatch.setattr(program, "scoreboard_claims", lambda rows, judged: [])

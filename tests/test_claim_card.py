@@ -253,7 +253,7 @@ def test_a_card_is_made_run_and_filled_in(tmp_path, capsys):
     claim_card.main(["--research", str(tmp_path), "list"])
     assert "one: **REFUTED.** Predicted 0.8" in capsys.readouterr().out
 
-    write_study(folder, measure="1 / 0")
+    (folder / "study.py").write_text("1 / 0\n")
     message = refusal(lambda: claim_card.main(["--research", str(tmp_path), "check", "one"]))
     assert "broke off" in message and "REFUTED" in (folder / "card.md").read_text()
 
