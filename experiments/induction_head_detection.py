@@ -13,7 +13,10 @@ read what the first one writes (K-composition), and this path alone carries the 
 layer can't do it. And a low loss is no proof: where everything recurs at one fixed distance
 (circles), a model predicts the text with neither head.
 Expected: every seed reaches an induction score above 0.9, a previous-token score above 0.85 and a
-loss on repeats below 0.1 nats, also on lengths, gaps and orders that it was not trained on.
+loss on repeats below 0.1 nats, also on lengths, gaps and orders that it was not trained on. What
+the previous-token head alone is worth is claimed of the median seed. With seed 330 the layer's
+other head pays 0.40 of its attention to the token before as well, and half of the answer is left
+without the first (the loss rises by 2.3 nats instead of 4.5).
 
 Thresholds: chosen on seeds 0 to 2.
 

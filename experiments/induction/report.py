@@ -165,7 +165,7 @@ def composition_claims(seeds, judged):
                    reported="stands out"),
         add_control(
             seed_claim("its lead over Q, V and the layer's other head into K (z)", seeds,
-                       composition_lead, above=5, judged=judged),
+                       composition_lead, above=5, median=True, judged=judged),
             f"Q {by_q}, V {by_v}, other head {other}"),
         seed_claim("other head to the induction head's values, V-composition (z)", seeds,
                    lambda result: max(result["composition"]["other V"], default=math.nan),
@@ -183,12 +183,12 @@ def ablation_claims(seeds, judged):
         add_control(
             seed_claim("previous-token head removed: rise of the loss on repeats (nats)", seeds,
                        lambda result: ablation_rise(result, "previous-token head"), above=3,
-                       judged=judged),
+                       median=True, judged=judged),
             f"the layer's other head removed {mean_text(seeds, largest_other_rise)}"),
         add_control(
             seed_claim("previous-token head removed: induction score", seeds,
                        lambda result: result["ablation"]["previous-token head"]["induction"],
-                       below=0.1, judged=judged),
+                       below=0.1, median=True, judged=judged),
             f"with all heads {intact}"),
         seed_claim("the layer's other head removed: rise of the loss (nats)", seeds,
                    largest_other_rise, below=0.1, judged=judged),
