@@ -347,6 +347,9 @@ def seeds(proven):
             for seed in (0, 1)]
 
 
+OF_THE_MEDIAN = ("previous-token head removed: rise", "its lead over Q, V")
+
+
 @pytest.mark.slow
 def test_on_the_wired_circuit_the_claims_hold(seeds):
     verdicts = {claim.claim: claim.holds for claim in induction_claims(seeds)}
@@ -369,14 +372,20 @@ def test_on_the_wired_circuit_the_claims_hold(seeds):
     (("phase", "induction"), 500, "half the loss"),
     (("circles_transfer", "segments of 2 to 5", "repeats"), 0.1, "circles: loss on segments"),
 ])
-def test_one_seed_that_misses_fails_the_claim(seeds, where, value, claim):
-    worse = [copy.deepcopy(one) for one in seeds]
-    part = worse[1]
-    for key in where[:-1]:
-        part = part[key]
-    part[where[-1]] = value
-    failed = [line.claim for line in induction_claims(worse) if line.holds is False]
-    assert any(claim in text for text in failed)
+def test_one_seed_that_misses_fails_the_claim_or_two_of_three_a_claim_of_the_median(
+        seeds, where, value, claim):
+    worse = [copy.deepcopy(one) for one in (*seeds, seeds[0])]
+    failed = []
+    for one in worse[:2]:
+        part = one
+        for key in where[:-1]:
+            part = part[key]
+        part[where[-1]] = value
+        failed.append([line.claim for line in induction_claims(worse) if line.holds is False])
+
+    in_one, in_two = (any(claim in text for text in names) for names in failed)
+    assert in_one is (claim not in OF_THE_MEDIAN)
+    assert in_two
 
 
 def test_heads_that_differ_are_named_by_seed():
