@@ -125,7 +125,7 @@ def test_each_trained_claim_fails_where_it_is_false(wired_rows):
     for name in ("exact", "EAP-IG gauss", "ACDC"):
         bad = copy.deepcopy(trained)
         next(row for row in bad if row["method"] == name)["cmd"] = 0.7  # as a shuffled ranking
-        wanted = f"{name}: p of its CMD among random rankings, trained models"
+        wanted = f"{name}: p of its CMD among random rankings, median of trained models"
         assert failed(wired + bad) == [wanted]
     for name in ("exact", "EAP-IG gauss"):
         bad = copy.deepcopy(trained)
@@ -155,7 +155,7 @@ def test_random_scores_in_place_of_a_methods_fail_its_claims(wired_rows, monkeyp
     rows = [row | {"took": 1.0} for row in wired_rows["previous token"]]
     drawn = [row | {"took": 1.0} for row in
              score_model(ScoredModel("drawn", wired.model, pairs), 0, 20)]
-    wanted = [f"{name}: p of its CMD among random rankings, trained models"
+    wanted = [f"{name}: p of its CMD among random rankings, median of trained models"
               for name in BEATS_CHANCE]
     wanted += [f"{name}: Jaccard over draws of prompts, median of trained models"
                for name in STABLE]
