@@ -263,10 +263,8 @@ class HookedModule(nn.Module):
         """The metric, the activations, and the metric's gradient with respect to each of them.
 
         tokens: [batch, pos]. metric_fn(logits): a scalar or [batch], whose sum is differentiated;
-        other runs inside it, even of this model, are not captured. If it has a method
-        of_stream(model, resid), as a Metric has, that is called instead with the last stream, and
-        only the logits that it needs are computed. how: further arguments of the forward pass, such
-        as key_mask.
+        other runs inside it, even of this model, are not captured. For a Metric, only the logits
+        that it needs are computed. how: further arguments of the forward pass, such as key_mask.
         Returns (value, acts, grads): value is detached; acts and grads are ActivationCaches with
         the same names, with zeros where the metric does not depend on an activation. The weights'
         `.grad` is not touched.
@@ -286,14 +284,13 @@ class HookedModule(nn.Module):
 
         with torch.enable_grad():
             # forward
-            of_stream = getattr(metric_fn, "of_stream", None)
+            needed_logits = getattr(metric_fn, "needed_logits", None)  # a Metric has it
             with self.hooks([(select_names(points, names_filter), capture)]):
-                if of_stream is None:
+                if needed_logits is None:
                     logits = self(tokens, **how)
                 else:
-                    value = of_stream(self, self.last_stream(tokens, **how))
-            if of_stream is None:
-                value = metric_fn(logits)
+                    logits = needed_logits(self, self.last_stream(tokens, **how))
+            value = metric_fn(logits) if needed_logits is None else metric_fn.of_needed(logits)
             check_value(value)
 
             # backward

@@ -9,7 +9,7 @@ from torch import nn
 
 from activation_cache import UnknownName
 from hooks import HookPoint, hook_table
-from metrics import Metric
+from metrics import Metric, as_metric
 from utils import UserError, seeded_generator
 
 Z = "blocks.0.attn.hook_z"
@@ -281,6 +281,19 @@ def test_a_metric_of_the_stream_has_the_gradients_of_the_same_metric_of_all_logi
     for name in grads:
         torch.testing.assert_close(acts[name], all_acts[name])
         torch.testing.assert_close(grads[name], all_grads[name])
+
+
+def test_other_runs_inside_a_metric_are_not_captured():
+    model, tokens = tiny_model(), tiny_tokens()
+
+    def against_another_run(logits):
+        return (logits - model(tokens.flip(0)).detach())[:, -1, 3]
+
+    _, acts, grads = model.gradient_cache(tokens, as_metric(against_another_run))
+    _, own_acts, own_grads = model.gradient_cache(tokens, lambda logits: logits[:, -1, 3])
+    for name in own_grads:
+        torch.testing.assert_close(acts[name], own_acts[name])
+        torch.testing.assert_close(grads[name], own_grads[name])
 
 
 def test_a_filter_that_matches_nothing_raises():
