@@ -869,6 +869,7 @@ def stack_of_pickle(content, path):
     stack = []
     marks = []  # lengths that the stack had
     memo = {}  # values to use again, by number
+
     for instruction, argument, _ in pickletools.genops(content):
         name = instruction.name
         if name in PICKLED_VALUES:

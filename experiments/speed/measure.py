@@ -64,9 +64,12 @@ def machine_limits(setting):
     A product of two square matrices is the fastest arithmetic that this machine does; a sum is the
     fastest way to read. On a GPU both are larger, because a small one does not fill it.
     """
-    side, n_numbers = (128, 1 << 20) if setting.quick else (1024, 1 << 26)
+    side = 128 if setting.quick else 1024
+    n_numbers = 1 << 20 if setting.quick else 1 << 26
     if setting.on_gpu:
-        side, n_numbers = 8192, 1 << 28
+        side = 8192
+        n_numbers = 1 << 28
+
     generator = seeded_generator(0)
     left, right = torch.randn(2, side, side, generator=generator).to(setting.device, setting.dtype)
     large = torch.ones(n_numbers, dtype=setting.dtype, device=setting.device)
