@@ -334,17 +334,22 @@ def run_reaching(test_accuracy=0.01, **when):
 
 
 def test_the_timing_claims_fail_if_a_level_is_never_reached():
-    def verdicts(**when):
-        seeds = [run_reaching(), run_reaching(**when)]  # a line holds only where each seed does
+    def verdicts(n_other, **when):
+        seeds = [run_reaching(), run_reaching()] + [run_reaching(**when)] * n_other
         return [line.holds for line in timing_claims(seeds, 59, True, judged=True)]
 
-    assert verdicts() == [None, True, True, None, True]
-    assert verdicts(test_accuracy=0.06) == [None, False, True, None, True]
-    assert verdicts(test_known=140) == [None, True, False, None, True]
-    assert verdicts(test_known=math.inf) == [None, True, False, None, True]
-    assert verdicts(unseen_all_falls=115) == [None, True, True, None, False]
-    assert verdicts(unseen_all_falls=math.inf) == [None, True, True, None, False]
-    assert verdicts(test_known=math.inf, train_known=math.inf)[2] is False
+    assert verdicts(0) == [None, True, True, None, True]
+
+    # One seed is enough: the others must be wrong then, and every level must be reached
+    assert verdicts(1, test_accuracy=0.06) == [None, False, True, None, True]
+    assert verdicts(1, test_known=math.inf) == [None, True, False, None, True]
+    assert verdicts(1, unseen_all_falls=math.inf) == [None, True, True, None, False]
+    assert verdicts(1, test_known=math.inf, train_known=math.inf)[2] is False
+
+    # How much later is a line about the median seed
+    assert verdicts(1, test_known=140, unseen_all_falls=115) == [None, True, True, None, True]
+    assert verdicts(3, test_known=140) == [None, True, False, None, True]
+    assert verdicts(3, unseen_all_falls=115) == [None, True, True, None, False]
 
 
 def test_a_line_has_no_verdict_in_a_quick_run_and_if_mirrored_pairs_help():

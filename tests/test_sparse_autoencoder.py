@@ -107,8 +107,10 @@ def test_each_claim_on_known_features_fails_where_it_is_false():
         11: good | {name: each | {"recovered": 0.95} for name, each in good.items()
                     if name.startswith("uniform, Matryoshka")},
     }
+    of_the_median = {10}  # these lines need two false models of three
     for number, bad in falsified.items():
-        assert verdicts(good, bad)[number] is False, f"line {number} holds where it is false"
+        seeds = (good, bad, bad) if number in of_the_median else (good, bad)
+        assert verdicts(*seeds)[number] is False, f"line {number} holds where it is false"
         assert set(verdicts(good, bad, judged=False)) == {None}
 
 

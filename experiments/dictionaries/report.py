@@ -147,7 +147,7 @@ def world_claims(found, judged):
                           f"{mean(top_k, 'found')}, untrained {mean(untrained, 'found')}"),
         seed_claim("… Matryoshka less than that, by", found,
                    lambda known: known[batch]["leaning"] - known[nested]["leaning"], above=0.1,
-                   holds=all(known[nested]["found"] > LEAST_FOUND for known in found),
+                   median=True, holds=all(known[nested]["found"] > LEAST_FOUND for known in found),
                    judged=judged,
                    beside=f"and above {LEAST_FOUND} of children found: {mean(nested, 'found')}; "
                           f"recovered {mean(nested, 'children')}, BatchTopK "

@@ -117,7 +117,8 @@ def table_claims(name, runs, no_layers, judged):
         claim("… that step / the step nearest to unigrams",
               divide(nearest["bigrams"], nearest["unigrams"]), above=1, judged=judged),
         claim("… the step nearest to trigrams / that step",
-              divide(nearest["trigrams"], nearest["bigrams"]), above=1, judged=judged),
+              divide(nearest["trigrams"], nearest["bigrams"]), above=1, median=True,
+              judged=judged),
     ]
     if name == "characters":
         claims.append(claim("without layers: distance to bigrams at the end / at the nearest",
@@ -149,7 +150,7 @@ def head_claims(runs, judged):
                   [best_scores(run)[-1] for run in runs[name]],
                   control=f"before training {untrained:.2f}"),
             claim("… step at which it reaches half of that / step nearest to bigrams",
-                  divide(half, near), above=1, judged=judged),
+                  divide(half, near), above=1, median=True, judged=judged),
             claim("… this head: step at which its score reaches half of its last value / the same "
                   "for the rise of the loss without it",
                   divide(scores, effects), control="1: together; below 1: the score comes first"),

@@ -60,14 +60,14 @@ def timing_claims(seeds, p, symmetric, *, judged):
                      [others_right_then(run) for run in seeds], f"chance {1 / p:.2g}",
                      below=0.05, judged=judged and symmetric),
         claim("step at which 99 % of the others are right / that step", known_later, above=3,
-              holds=all(map(math.isfinite, known_later)), judged=judged,
+              median=True, holds=all(map(math.isfinite, known_later)), judged=judged,
               reported="Nanda et al.: 6.7 to 10"),
         claim(f"step at which the test loss falls below {half_way:.2f} nats / the same for the "
               "loss of the key waves, found and judged on test pairs", falls_later,
               control=f"waves of other frequencies: step {others}"),
         claim_beside(
             "… step at which the mean over test pairs of equal sum does so / the same for the key "
-            "waves", beyond_averaging, "1 if averaging were all", above=LEAST_LEAD,
+            "waves", beyond_averaging, "1 if averaging were all", above=LEAST_LEAD, median=True,
             holds=all(map(math.isfinite, beyond_averaging)), judged=judged and symmetric),
     ]
 

@@ -204,7 +204,7 @@ def copying_claims(models, judged):
               [fmean(other > each["copiers"] for other in each["others"]) for each in named]),
         add_control(
             claim("song-copying heads removed: fall of the right syllable's log-probability "
-                  "(nats)", [each["copiers"] for each in songs], above=0.1,
+                  "(nats)", [each["copiers"] for each in songs], above=0.1, median=True,
                   holds=all(each["copiers"] > max(each["others"]) for each in songs),
                   judged=judged), f"as many other heads: at most {most:.2f}"),
         claim("… share of name-copying heads that also copy songs (varies by seed)",
@@ -231,8 +231,8 @@ def edge_claims(models, learned, judged):
 
     return [
         add_control(claim(f"edge attribution and {edges[0]['n_edges']} exact edges (Spearman)",
-                          [each["rho"] for each in edges], above=0.3, p=p, holds=learned,
-                          judged=judged),
+                          [each["rho"] for each in edges], above=0.3, median=True, p=p,
+                          holds=learned, judged=judged),
                     f"95 % of shuffled below {null:.2f}"),
         add_control(claim("… circuits of its best edges: faithfulness over all sizes (CPR)",
                           [each["cpr"] for each in edges], above=0.7, holds=beaten, judged=judged),

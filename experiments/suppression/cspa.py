@@ -45,7 +45,7 @@ def cspa_score(model, tokens, head, partners, n_pairs, rows=slice(None)):
     names = [f"blocks.{layer}.hook_resid_pre", f"blocks.{layer}.attn.hook_pattern",
              f"blocks.{layer}.attn.hook_v"]
     with model.caching(names) as cache:
-        clean = model.unembed(model.run_blocks(model.embed(tokens)))
+        clean = model(tokens)
 
     pattern = at_least_float32(cache["pattern", layer][:, index])  # [batch, query_pos, key_pos]
     moved = cache["v", layer][:, :, index] @ model.blocks[layer].attn.W_O[index]

@@ -97,7 +97,7 @@ def loss_claims(seeds, judged):
         seed_claim("the floor: the lowest possible loss (nats)", seeds, fact("trained", "floor"),
                    beside="exact"),
         seed_claim("the model above that floor (nats)", seeds, fact("trained", "above"), below=0.1,
-                   judged=judged,
+                   median=True, judged=judged,
                    beside=f"best predictor that ignores what was seen {ignoring}, best that "
                           f"suppresses all of it {ungated}"),
     ]
@@ -146,7 +146,7 @@ def intervention_claims(seeds, judged):
                    beside=f"where no successor was seen {free}; the first head alone {alone}"),
         seed_claim("a token's unembedding added to their queries: rise of their attention to it "
                    "(sum over heads, own key and next)", seeds, moved("direction", "team", "after"),
-                   above=0.4, judged=judged, reported="follows the prediction",
+                   above=0.4, median=True, judged=judged, reported="follows the prediction",
                    beside="random direction "
                           f"{mean_text(seeds, moved('direction', 'team', 'random'))}"),
         seed_claim("… the first head alone, at one kind of key (the first form: above 0.2)", seeds,
@@ -162,7 +162,8 @@ def intervention_claims(seeds, judged):
                    beside="random "
                           f"{mean_text(seeds, moved('prediction', 'head', 'new', 'random'))}"),
         seed_claim("share of the first head's effect that copy suppression keeps (CSPA)", seeds,
-                   fact("trained", "cspa", "lowest"), above=0.5, judged=judged, reported="76.9 %",
+                   fact("trained", "cspa", "lowest"), above=0.5, median=True, judged=judged,
+                   reported="76.9 %",
                    beside="keeping random tokens "
                           f"{mean_text(seeds, fact('trained', 'cspa', 'random'))}, tokens raised "
                           f"most {mean_text(seeds, fact('trained', 'cspa', 'highest'))}"),
@@ -182,7 +183,7 @@ def circuit_claims(seeds, judged):
                    fact("circuit", "faithfulness"), above=0.8, judged=judged,
                    beside=f"{mean_text(seeds, fact('circuit', 'n_edges'))} of 29 edges; the best "
                           f"random circuit {mean_text(seeds, fact('circuit', 'random'))}"),
-        seed_claim("CPR of the ranking by exact edges", seeds, cpr, above=0.6,
+        seed_claim("CPR of the ranking by exact edges", seeds, cpr, above=0.6, median=True,
                    holds=all(cpr(result) > random_cpr(result) for result in seeds), judged=judged,
                    beside=f"best random order {mean_text(seeds, random_cpr)}; EAP-IG "
                           f"{mean_text(seeds, fact('circuit', 'eap cpr'))}"),

@@ -64,7 +64,7 @@ def kept_claims(results, name, judged):
                    results, lambda one: one["loss"]["against_mean"], above=least, judged=judged,
                    beside=f"against zero {of_zero}; {fits}"),
         seed_claim("… lost, as a share of what a dictionary of shuffled activations loses", results,
-                   share_lost, below=most, judged=judged,
+                   share_lost, below=most, median=True, judged=judged,
                    beside=f"it recovers {of_shuffled}, an untrained one {untrained}"),
     ]
 
