@@ -6,9 +6,10 @@
 Claim: the model is right on test pairs only long after it is right on all training pairs. Its
 logits are then a sum of cos w_k(a + b - c) at few frequencies k. Without these waves it fails even
 on the training pairs. And the waves grow long before the test loss shows it.
-Expected: every line passes and the exit code is 0. How many times later the test pairs are known,
-and fall than the waves, are lines about the median seed. Two controls never generalise to test pairs: one
-is trained without weight decay, the other on random answers.
+Expected: every line passes and the exit code is 0. Two lines are about the median seed: how much
+later the test pairs are known than the training pairs, and how much earlier the waves' loss falls
+than averaging explains. Two controls never generalise to test pairs: one is trained without weight
+decay, the other on random answers.
 
 The model is a GPT of one layer with ReLU and without LayerNorm. It is trained on all training pairs
 in each step, with weight decay 1. By default p = 59, and (a, b) and (b, a) are in the same split,

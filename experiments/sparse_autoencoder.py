@@ -19,8 +19,9 @@ Claim on transcoders: with patterns and scales kept, an answer is exactly the su
 errors and biases add.
 Expected: every line with a verdict passes. Three are about the median of the seeds and places: how
 much less a nested dictionary mixes a child with its parent, what a dictionary loses as a share of
-what one of shuffled activations loses, and how much more a word gains along its latent than along a latent of shuffled activations. In nine models
-it was 0.3 to 1.8 nats, except 0.08 after the last MLP with seed 401.
+what one of shuffled activations loses, and how much more a word gains along its latent than along a
+latent of shuffled activations. In nine models it was 0.3 to 1.8 nats, except 0.08 after the last
+MLP with seed 401.
 
 Thresholds: chosen on seeds 0 to 2.
 

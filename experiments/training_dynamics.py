@@ -15,8 +15,9 @@ look back, comes to the bigrams too and stays. Heads that look at the token befo
 this minimum. On a text whose floor is known, abilities that need more than three words come one
 after another: copying before the indirect object. When recall comes is only reported.
 Expected: every line with a verdict passes. Two of them are about the median seed: that trigrams
-come after bigrams, and that heads look at the token before only then. Two lines are not judged: whether a head's score rises
-before its effect. On characters it did, on words the effect came first (seeds 10 to 12).
+come after bigrams, and that heads look at the token before only then. Two lines are not judged:
+whether a head's score rises before its effect. On characters it did, on words the effect came first
+(seeds 10 to 12).
 
 Each seed trains three models, of 1,000, 1,000 and 2,500 steps, and keeps 30 MB.
 
