@@ -16,6 +16,7 @@ import functools
 import io
 import itertools
 import json
+import os
 import platform
 import re
 import shlex
@@ -275,6 +276,9 @@ def load_model(run=None, out_dir="outputs", device="cpu", *, file="checkpoint.pt
     unknown = set(told) - {"activation", "norm", "n_heads"}
     if unknown:
         raise TypeError(f"load_model() got unexpected arguments {sorted(unknown)}")
+    if run is not None and not isinstance(run, str | os.PathLike):
+        raise UserError(f"the model is given as {run!r}; give a run's name, a published model's "
+                        "name or a path")
     if run is not None and existing_run_folder(run, out_dir) is None and is_pretrained(run):
         return load_from_elsewhere(run, device, cache_dir, told)
 

@@ -228,6 +228,9 @@ def prepare(paths, cfg, size=PIECE_SIZE):
     files = []
     for path in paths:
         files += [path] if path == STDIN else find_files([path])
+    if cfg.field != PrepareConfig.field and not any(map(is_json_lines, files)):
+        raise UserError(f"--field {cfg.field} is for files of JSON lines (.jsonl), and none is "
+                        "given; leave it out, or name the file so")
 
     folder = Path(cfg.out)
     work = UnfinishedWork(folder)

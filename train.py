@@ -62,6 +62,7 @@ from utils import (
     Progress,
     UserError,
     atomic_write,
+    count_of,
     joined_ranks,
     list_names,
     mean_over_ranks,
@@ -559,8 +560,11 @@ def print_beginning(run, device):
     and_dropout = ", and dropout's" if shape.dropout > 0 else ""
     print(f"{dataset.name}: {len(dataset.train):,} {dataset.tokenizer.unit}s to train on, "
           f"{len(dataset.val):,} to validate on, of a vocabulary of {shape.d_vocab:,}")
-    print(f"model: {shape.n_layers} layers of {shape.n_heads} heads, d_model {shape.d_model}, "
-          f"{run.model.n_parameters:,} parameters; {device}, {torch.get_num_threads()} threads, "
+    layers = count_of(shape.n_layers, "layer")
+    heads = count_of(shape.n_heads, "head")
+    threads = count_of(torch.get_num_threads(), "thread")
+    print(f"model: {layers} of {heads}, d_model {shape.d_model}, "
+          f"{run.model.n_parameters:,} parameters; {device}, {threads}, "
           f"{n_ranks()} x {megabytes:,.1f} MB of activations{and_dropout}")
     if run.frozen:
         n_frozen = sum(p.numel() for p in run.model.parameters() if not p.requires_grad)

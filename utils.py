@@ -58,6 +58,11 @@ def list_names(names, most=8):
     return listed if len(names) <= most else f"{listed} and {len(names) - most:,} more"
 
 
+def count_of(number, noun):
+    """A number of things in words: `"1 layer"`, `"3 layers"`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 class UserError(ValueError):
     """An error that the user can fix; its message is one line: the problem, the values, the remedy.
 

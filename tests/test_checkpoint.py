@@ -593,3 +593,8 @@ def test_a_run_does_not_count_as_published_weights(tmp_path):
         for load in (checkpoint.load_pretrained, checkpoint.load_from_elsewhere):
             assert "mine is a run" in refusal(lambda load=load: load(tmp_path / "mine")), remains
         (tmp_path / "mine" / remains).unlink()
+
+
+def test_a_model_that_is_no_name_is_refused_with_its_value():
+    for given in (5, True, torch.zeros(2), ["gpt2"]):
+        refusal(lambda given=given: load_model(given), f"given as {given!r}"[:20])

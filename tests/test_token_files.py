@@ -341,7 +341,8 @@ def test_the_ids_do_not_depend_on_how_documents_are_stored(tmp_path):
         assert all_ids(tmp_path / "out") == tokenizer.encode_document(text), how
         for other in ([str(folder)], packed, [str(tmp_path / "lines.jsonl")],
                       [str(tmp_path / "lines.jsonl.gz")]):
-            found = content_of(other, tmp_path / "out", field="body", **how)
+            field = {"field": "body"} if "lines" in other[0] else {}
+            found = content_of(other, tmp_path / "out", **field, **how)
             assert found == wanted, f"{other} with {how}"
 
 
@@ -480,6 +481,12 @@ def unfinished(folder, monkeypatch, paths, last=120, **how):
     return json.loads((folder / f".{TOKENS_FILE}.note").read_text())
 
 
+def test_a_field_without_json_lines_is_refused(tmp_path):
+    cfg = PrepareConfig(field="body", out=str(tmp_path / "out"))
+    assert "--field body is for files of JSON lines" in refusal(
+        lambda: prepare(texts(tmp_path, "a text"), cfg))
+
+
 def test_unfinished_work_of_other_files_or_settings_is_not_gone_on_with(
         tmp_path, monkeypatch, capsys):
     for case, changed in {
@@ -510,7 +517,8 @@ def test_unfinished_work_of_other_files_or_settings_is_not_gone_on_with(
             how["vocab_size"] = 261
         elif case == "another field":
             how["field"] = "text2"
-            paths = paths[:1]
+            edit(folder / "lines.jsonl", lambda content: content.replace(b"text", b"text2"))
+            paths = [str(folder / "lines.jsonl")]
         elif case == "another tokenizer":
             how["tokenizer"] = "char"
         elif case == "other files":

@@ -25,6 +25,7 @@ from utils import (
     UserError,
     atomic_write,
     check_choice,
+    count_of,
     fetch_into,
     joined_ranks,
     list_names,
@@ -118,6 +119,11 @@ def test_a_misspelt_name_finds_its_neighbour_in_full_or_by_its_last_part():
 
     # a last part that is right goes before a name that only looks alike
     assert suggest_closest("hook_z", ["hook_embed", "blocks.0.attn.hook_z"]).endswith(".hook_z")
+
+
+def test_one_thing_is_singular_and_any_other_number_plural():
+    assert [count_of(n, "layer") for n in (0, 1, 2, 1000)] == [
+        "0 layers", "1 layer", "2 layers", "1,000 layers"]
 
 
 def test_nothing_is_suggested_if_no_name_is_close():
