@@ -330,6 +330,23 @@ def test_a_model_without_a_vocabulary_raises():
         GPT(ModelConfig())
 
 
+@pytest.mark.parametrize("d_vocab", [2049, 2050])
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True},
+                                     {"tie_embeddings": True, "unembed_bias": True}], ids=str)
+def test_the_logits_of_a_large_vocabulary_are_products_with_W_U(changes, d_vocab):
+    model = tiny_model(d_vocab=d_vocab, **changes)
+    resid = torch.randn(2, 6, model.cfg.d_model, generator=seeded_generator(0))
+    normalized = model.ln_final(resid).detach()
+    for some in (normalized, normalized[:1, :1], normalized[:, :1], normalized[:1, :3],
+                 normalized[:, :2].unsqueeze(0), normalized[0], normalized[:, :0]):
+        read = some.clone().requires_grad_()
+        logits = model.unembedding(read, model.W_E)
+        wanted = some @ model.W_U + model.b_U
+        torch.testing.assert_close(logits, wanted)
+        logits.sin().sum().backward()
+        torch.testing.assert_close(read.grad, wanted.cos() @ model.W_U.T, rtol=1e-4, atol=1e-4)
+
+
 def test_a_part_of_the_logits_equals_that_of_all_logits():
     for changes in ({}, {"tie_embeddings": True}, {"unembed_bias": True}):
         model = tiny_model(**changes)
