@@ -48,6 +48,7 @@ from experiments.speed.report import (
     benchmark_tables,
     headlines,
     replace_between_marks,
+    scaling_figure,
     summarize_benchmark,
 )
 from experiments.speed.rows import PEAK, TIME, Row
@@ -403,7 +404,15 @@ def test_the_figure_has_ours_and_each_peer_at_its_time_over_the_floor():
                   if line.get_marker() == "o" and len(line.get_xdata()))
     assert [y for y, _ in dots] == [0, 0, 1]
     assert [x for _, x in dots] == pytest.approx([4 / 3, 2.0, 2.0])  # the peer takes 4 s, not 3
+    assert axes.get_title(loc="left").startswith("0 of 2 computations")  # 2 is more than 1.25
     assert benchmark_figure([]) is None
+
+
+def test_the_titles_of_the_scaling_say_how_fast_time_and_memory_grow_at_most():
+    grown = {"context": {"sizes": [1, 2], "seconds": [[1.0, 2.0]], "bytes": [10, 40]},
+             "depth": {"sizes": [2, 4], "seconds": [[1.0, 4.0]], "bytes": [10, 10]}}
+    assert [axes.get_title(loc="left") for axes in scaling_figure(grown).axes] == [
+        f"{what} grows at most as size to the power 2.00" for what in ("time", "memory")]
 
 
 def test_the_page_s_tables_are_replaced_and_the_rest_stays():

@@ -20,6 +20,7 @@ from utils import UserError
 
 AS_FAST = "times as fast as "
 LIBRARIES = (HUGGING_FACE, TRANSFORMER_LENS)
+NEAR = 1.25  # times the floor: the targets of the sweeps
 BEGIN = "<!-- written by experiments/benchmark.py --write_page -->"
 END = "<!-- until here -->"
 COLUMNS = ("what", "time", "floor", "time over floor (range)", "beside it", "target", "")
@@ -77,8 +78,10 @@ def benchmark_figure(rows):
                               for name, ratio in contestants.items()}
     if not shown:
         return None
+    near = sum(row["this project"][0] <= NEAR for row in shown.values())
     return plotting.dot_rows(
-        shown, title="How far each computation is from what it can't avoid",
+        shown,
+        title=f"{near} of {len(shown)} computations take at most {NEAR:g} times the least possible",
         xlabel="time over the floor (1: as fast as possible; dot: median; bar: all rounds)")
 
 
@@ -88,15 +91,17 @@ def scaling_figure(scaling):
     panels = figure.subplots(1, 2, sharex=True)
     for axes, what in zip(panels, ("time", "memory"), strict=True):
         lines = {}
+        slopes = []
         for name, grown in scaling.items():
             values = grown["bytes"]
             if what == "time":
                 values = torch.tensor(grown["seconds"]).median(0).values.tolist()
             slope = exponent(grown["sizes"], values)
+            slopes.append(slope)
             lines[f"{name}: {slope:.2f}"] = ([size / grown["sizes"][0] for size in grown["sizes"]],
                                              [value / values[0] for value in values])
-        plotting.bare_axes(axes, f"{what}, and its exponent", "size (1: the smallest)",
-                           "relative to the smallest")
+        plotting.bare_axes(axes, f"{what} grows at most as size to the power {max(slopes):.2f}",
+                           "size (1: the smallest)", "relative to the smallest")
         plotting.draw_lines(axes, lines, {})
         axes.legend(frameon=False, fontsize=8, loc="upper left")
         axes.set_xscale("log", base=2)
