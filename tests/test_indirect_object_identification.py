@@ -17,6 +17,7 @@ from experiments.indirect_object.measure import (
     changed_inputs,
     copying_shares,
     find_roles,
+    lowered_most,
     measure_gifts,
     measure_strongest,
     raised_tokens,
@@ -152,13 +153,65 @@ def test_the_raise_by_a_head_is_the_loss_of_logits_without_its_output_weights():
 
 
 def test_roles_are_given_by_what_a_head_does_wherever_it_looks():
-    blank = {"direct": 0.0, "raises": 0.0, "copies": 0.0, "suppresses": 0.0}
-    heads = [blank | {"head": (0, 0), "suppresses": 1.0, "direct": -3.0},
-             blank | {"head": (0, 1), "raises": 2.0},
-             blank | {"head": (1, 0), "copies": 1.0, "raises": 2.0},
-             blank | {"head": (1, 1), "copies": 1.0}]
-    assert find_roles(heads) == {"answer": [(0, 0)], "suppressors": [(0, 0)],
-                                 "copiers": [(1, 0)]}
+    blank = {"direct": 0.0, "raises": 0.0, "lowers": 0.0}
+    heads = [blank | {"head": (0, 0), "direct": -3.0}, blank | {"head": (0, 1), "lowers": 0.6},
+             blank | {"head": (1, 0), "raises": 2.0}, blank | {"head": (1, 1), "raises": 0.9}]
+    assert find_roles(heads) == {"answer": [(0, 0)], "suppressors": [(0, 1)],
+                                 "raisers": [(1, 0)]}
+
+
+def test_the_token_that_a_head_lowers_most_is_found_prompt_by_prompt():
+    model = shuffled_model()
+    _, cache = model.run_with_cache(GIFTS.tokens_without)
+    found = lowered_most(model, cache, GIFTS.names, GIFTS.third)
+    for layer, head in all_heads(model):
+        said = torch.stack([  # [batch, name]: the logits of what the head writes at the end
+            model.ln_final.w * (wrote - wrote.mean()) / scale @ model.W_U[:, GIFTS.names]
+            for wrote, scale in zip(cache["z", layer][:, -1, head] @ model.W_O[layer, head],
+                                    cache["scale", None][:, -1], strict=True)])
+        said -= said.mean(0)
+        right = [GIFTS.names[row.argmin()] == name
+                 for row, name in zip(said, GIFTS.third, strict=True)]
+        assert found[layer, head] == pytest.approx(sum(right) / 16)
+
+
+def test_a_head_that_reads_a_moved_name_lowers_it_whatever_its_own_circuit_says():
+    model = mover_and_reader()
+    _, cache = model.run_with_cache(GIFTS.tokens_without)
+    found = lowered_most(model, cache, GIFTS.names, GIFTS.third)
+    assert found[1, 0] == 1 and copying_shares(model, GIFTS.names)["least"][1, 0] <= 1 / 8
+    assert found[0, 0] < 0.5  # the mover writes the name where no logit reads it
+
+
+def mover_and_reader():
+    """Two layers of one head. At S2, L0H0 writes the giver's name as another vector; L1H0 reads
+    this vector there and lowers the name's logit."""
+    n_names = len(GIFTS.names)
+    d_vocab = TOKENIZER.d_vocab
+    moved = slice(d_vocab, d_vocab + n_names)
+    cfg = ModelConfig(n_layers=2, n_heads=1, d_model=d_vocab + n_names + 1, d_vocab=d_vocab,
+                      n_ctx=GIFTS.clean_tokens.shape[1], attn_only=True)
+    model = GPT(cfg, seed=0).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.fill_(1.0 if name.endswith(".w") else 0.0)  # LayerNorm only normalises
+        model.W_E[:, :d_vocab] = torch.eye(d_vocab)
+        model.W_U[:d_vocab] = torch.eye(d_vocab)
+        mover, reader = (block.attn for block in model.blocks)
+        is_name = torch.zeros(d_vocab, n_names)
+        is_name[GIFTS.names, torch.arange(n_names)] = 1
+
+        # Both look at S2, whose position all prompts share
+        model.W_pos[GIFTS.at["S2"], -1] = 1
+        for head in (mover, reader):
+            head.W_K[0][-1, 0] = 100
+            head.b_Q[0, 0] = 100
+
+        mover.W_V[0][:d_vocab, :n_names] = is_name
+        mover.W_O[0][:n_names, moved] = torch.eye(n_names)
+        reader.W_V[0][moved, :n_names] = torch.eye(n_names)
+        reader.W_O[0][:n_names, :d_vocab] = -is_name.T
+    return model
 
 
 def test_with_uniform_attention_the_effect_of_names_comes_from_the_values():
@@ -197,7 +250,8 @@ def test_uniform_attention_reads_the_giver_and_later_words_by_their_number():
         model.blocks[1].attn.W_K.zero_()
         model.blocks[1].attn.b_K.zero_()
         _, cache = model.run_with_cache(GIFTS.clean_tokens)
-        found = measure_strongest(model, GIFTS, (1, 0), cache)
+        _, once = model.run_with_cache(GIFTS.tokens_without)
+        found = measure_strongest(model, GIFTS, (1, 0), cache, once)
     n_words = GIFTS.clean_tokens.shape[1]
     n_after = n_words - GIFTS.at["S2"].float().mean().item()
     assert found["giver"] == pytest.approx(1 / n_words, abs=1e-5)
@@ -218,16 +272,16 @@ def test_uniform_attention_reads_the_giver_and_later_words_by_their_number():
 def passing(one):
     """The measures of a model, changed so that every claim holds."""
     good = copy.deepcopy(one)
-    good["heads"][0] |= {"direct": -4.0, "suppresses": 1.0}
+    good["heads"][0] |= {"direct": -4.0, "lowers": 1.0}
     good["strongest"] |= {"after": 0.9, "words": {"twice": -4.0, "once": -3.0},
                           "inputs": {"q": -0.1, "k": 0.0, "v": -4.0}}
     good |= {"loss": 0.01, "right": 1.0, "diff": 4.0,
              "patterns": {"unrelated": -1.0, "other giver": -2.0},
-             "roles": {"answer": [(0, 0)], "suppressors": [(0, 0)], "copiers": []},
-             "named": {"copiers": 5.0, "others": [1.0, 6.0, 1.0]},
+             "roles": {"answer": [(0, 0)], "suppressors": [(0, 0)], "raisers": []},
+             "named": {"raisers": 5.0, "others": [1.0, 6.0, 1.0]},
              "repair": {"answer": {mode: {"total": -4.0, "direct": -4.0}
                                    for mode in ("zero", "mean", "resample")}}}
-    good["songs"]["lost"] = {"copiers": 2.0, "others": [0.1]}
+    good["songs"]["lost"] = {"raisers": 2.0, "others": [0.1]}
     good["edges"] |= {"rho": 0.8, "p": 0.01, "cpr": 0.9, "random_cpr": [0.1, 0.5]}
     return good
 
@@ -245,12 +299,12 @@ def test_claims_hold_where_they_should_and_each_can_fail(measured):
     good = passing(measured[0])
     assert verdicts(good) == [True] * N_VERDICTS
     repaired = {mode: {"total": -4.0, "direct": -4.0} for mode in ("zero", "resample")}
-    changes = [(("right",), 0.9), (("heads", 0, "suppresses"), 0.5),
+    changes = [(("right",), 0.9), (("heads", 0, "lowers"), 0.5),
                (("strongest", "words", "once"), 0.0), (("strongest", "after"), 0.3),
                (("strongest", "inputs", "q"), -3.0), (("strongest", "inputs", "k"), -3.0),
                (("patterns", "unrelated"), -3.0), (("named", "others"), [6.0]),
-               (("named", "copiers"), 1.4), (("songs", "lost", "others"), [3.0]),
-               (("songs", "lost"), {"copiers": 0.05, "others": [0.0]}),
+               (("named", "raisers"), 1.4), (("songs", "lost", "others"), [3.0]),
+               (("songs", "lost"), {"raisers": 0.05, "others": [0.0]}),
                (("edges", "p"), 0.2), (("edges", "rho"), 0.1), (("edges", "cpr"), 0.6),
                (("edges", "random_cpr"), [0.1, 0.95]),
                (("repair", "answer"), repaired | {"mean": {"total": -1.0, "direct": -4.0}})]
@@ -305,18 +359,18 @@ def test_every_claim_fails_on_untrained_and_on_shuffled_models(measured):
 
 def test_the_share_of_a_role_is_the_part_of_the_difference_by_its_heads(measured):
     assert direct_share(passing(measured[0]), "suppressors") == 1
-    assert direct_share(passing(measured[0]), "copiers") == 0
+    assert direct_share(passing(measured[0]), "raisers") == 0
 
 
 # The figure
 
 
 def test_the_bars_are_direct_effects_and_heads_that_suppress_names_have_their_own_colour():
-    columns = dict.fromkeys(("END to IO", "END to S1", "END to S2", "S2 to S1", "copies",
+    columns = dict.fromkeys(("END to IO", "END to S1", "END to S2", "S2 to S1", "lowers",
                              "suppresses"), 0.5)
     heads = [columns | {"head": [0, head], "label": f"L0H{head}", "direct": -1.0 - head}
              for head in range(3)]
-    roles = {"answer": [[0, 2]], "copiers": [], "suppressors": [[0, 0], [0, 2]]}
+    roles = {"answer": [[0, 2]], "raisers": [], "suppressors": [[0, 0], [0, 2]]}
     axes = heads_figure({"heads": heads, "roles": roles, "diff": 8.0}).axes[1]
     bars = [(bar.get_width(), bar.get_facecolor()) for bar in axes.patches[:3]]
     assert [width for width, _ in bars] == [1.0, 2.0, 3.0]

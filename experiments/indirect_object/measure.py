@@ -30,10 +30,8 @@ from weight_circuits import ov_circuits, read_through
 
 MODES = ("zero", "mean", "resample")
 # Chosen on seeds 0 to 2 and 10 to 14, as are the thresholds of report.py
-# COPIES: the OV circuit of a copier raises at least this share of tokens most when it reads them;
-# that of a suppressor lowers as many most.
-COPIES = 0.5
-RAISES = 1.0  # nats: how far a copier must raise the right tokens
+LOWERS = 0.5  # the share of prompts in which a suppressor lowers the giver's name the most
+RAISES = 1.0  # nats: how far a raising head must raise the right tokens
 KEPT = 0.2  # the share of all edges in the circuit that is tested
 RANDOM = 20  # sets of heads to compare with
 RANKINGS = 100  # random orders of all edges, and random circuits
@@ -45,15 +43,16 @@ def measure_gifts(model, gifts, songs, *, n_random=RANKINGS):
     the number of random edge orders and of random circuits to compare with, 20 or more."""
     result = measure_task(model, gifts)
     _, cache = model.run_with_cache(gifts.clean_tokens)
-    heads = describe_heads(model, gifts, cache)
+    _, once = model.run_with_cache(gifts.tokens_without)
+    heads = describe_heads(model, gifts, cache, once)
     roles = find_roles(heads)
     result |= {"heads": heads, "roles": roles}
-    result["strongest"] = measure_strongest(model, gifts, roles["answer"][0], cache)
+    result["strongest"] = measure_strongest(model, gifts, roles["answer"][0], cache, once)
     result["patterns"] = {
         kind: changed_inputs(model, gifts, all_heads(model), "qk", tokens)
         for kind, tokens in (("unrelated", gifts.corrupted_tokens), ("other giver",
                                                                      gifts.tokens_swapped))}
-    result["named"] = measure_copying(model, gifts, roles)
+    result["named"] = measure_raising(model, gifts, roles)
     result["repair"] = measure_repair(model, gifts, roles)
     result["songs"] = measure_songs(model, songs)
     return result | {"edges": measure_edges(model, gifts, n_random)}
@@ -79,13 +78,18 @@ def all_heads(model):
 # One head at a time
 
 
-def describe_heads(model, gifts, cache):
-    """A dict for each head: its attention, its direct effect on the logits, and whether it copies.
+def describe_heads(model, gifts, cache, once):
+    """A dict for each head: its attention, its direct effect on the logits, and what it does to
+    names.
 
-    cache: of the clean run.
+    cache: of the clean run; once: of the run in which a third person gives, who is named once.
+    raises: how far it raises the two who were named, in nats. lowers: the share of prompts in which
+    it lowers the giver's name the most, if the giver was named once. copies, suppresses: the shares
+    of names that its OV circuit alone raises or lowers most (`copying_shares`).
     """
     rows = torch.arange(len(gifts.receiver))
     copying = copying_shares(model, gifts.names)
+    lowers = lowered_most(model, once, gifts.names, gifts.third)
     is_named = (gifts.names == gifts.receiver[:, None]) | (gifts.names == gifts.giver[:, None])
     raises = raised_tokens(model, cache, gifts.names, is_named.float())
     found = []
@@ -105,6 +109,7 @@ def describe_heads(model, gifts, cache):
             "END to S2": attention("END", "S2"), "S2 to S1": attention("S2", "S1"),
             "S2 to IO": attention("S2", "IO"), "direct": direct.mean.item(),
             "total": through_heads.mean.item(), "raises": raises[layer, head].item(),
+            "lowers": lowers[layer, head].item(),
             "copies": copying["most"][layer, head].item(),
             "suppresses": copying["least"][layer, head].item()})
     return found
@@ -130,24 +135,44 @@ def copying_shares(model, tokens):
     return {kind: torch.stack(each) for kind, each in shares.items()}
 
 
-def raised_tokens(model, cache, tokens, is_raised):
-    """How far each head's write at the end raises some tokens above the others, [layer, head].
-
-    In nats, at the scale of the final LayerNorm. tokens: ids [n]; is_raised: [batch, n], 1 for the
-    tokens in question of each prompt, 0 for the others.
-    """
+def written_logits(model, cache, tokens):
+    """What each head's write at the end adds to the logits of some tokens, in nats, at the scale of
+    the final LayerNorm: [layer, batch, head, token]. tokens: ids [n]."""
     W_U = read_through(model.ln_final, model.W_U)[:, tokens]
     scale = cache["scale", None][:, -1, None]  # [batch, 1, 1]
 
-    raised = []
+    logits = []
     for layer, block in enumerate(model.blocks):
         written = torch.einsum("bhd,hdm->bhm", cache["z", layer][:, -1], block.attn.W_O)
-        logits = (written - written.mean(-1, keepdim=True)) @ W_U / scale  # [batch, head, token]
-        asked = is_raised[:, None]
-        mean_asked = (logits * asked).sum(-1) / asked.sum(-1)
-        mean_others = (logits * (1 - asked)).sum(-1) / (1 - asked).sum(-1)
-        raised.append((mean_asked - mean_others).mean(0))
-    return torch.stack(raised)
+        logits.append((written - written.mean(-1, keepdim=True)) @ W_U / scale)
+    return torch.stack(logits)
+
+
+def raised_tokens(model, cache, tokens, is_raised):
+    """How far each head's write at the end raises some tokens above the others, [layer, head], in
+    nats.
+
+    tokens: ids [n]; is_raised: [batch, n], 1 for the tokens in question of each prompt, 0 for the
+    others.
+    """
+    logits = written_logits(model, cache, tokens)  # [layer, batch, head, token]
+    asked = is_raised[:, None]
+    mean_asked = (logits * asked).sum(-1) / asked.sum(-1)
+    mean_others = (logits * (1 - asked)).sum(-1) / (1 - asked).sum(-1)
+    return (mean_asked - mean_others).mean(1)
+
+
+def lowered_most(model, cache, tokens, lowered):
+    """The share of prompts in which each head's write at the end lowers one token more than any
+    other of `tokens`, [layer, head].
+
+    Each token is compared with its own mean over the prompts, so a head that lowers the same token
+    everywhere reaches only chance, 1 over the number of tokens. tokens: ids [n]; lowered: the token
+    in question of each prompt, ids [batch].
+    """
+    logits = written_logits(model, cache, tokens)
+    lowest = (logits - logits.mean(1, keepdim=True)).argmin(-1)  # [layer, batch, head]
+    return (tokens[lowest] == lowered[:, None]).float().mean(1)
 
 
 # Roles
@@ -156,23 +181,19 @@ def raised_tokens(model, cache, tokens, is_raised):
 def find_roles(heads):
     """The heads of each role, {role: [(layer, head)]}, from `describe_heads`.
 
-    Roles depend on what a head does, not on where it looks, because a word after a name can carry
-    the name from an earlier layer. answer: the head with the largest direct effect on the answer.
-    suppressors: heads whose OV circuit lowers each name most when it reads it. copiers: heads whose
-    OV circuit copies names, and which raise the two people who were named.
+    Roles depend on what a head does, not on where it looks nor on its weights alone: a word after a
+    name can carry the name from an earlier layer, in a form that the head's OV circuit reads, while
+    it does nothing to the name's own embedding. answer: the head with the largest direct effect on
+    the answer. suppressors: heads that lower the giver's name. raisers: heads that raise the two
+    people who were named.
     """
     return {"answer": [min(heads, key=lambda one: one["direct"])["head"]],
-            "suppressors": [one["head"] for one in heads if one["suppresses"] >= COPIES],
-            "copiers": [one["head"] for one in heads if is_copier(one)]}
+            "suppressors": [one["head"] for one in heads if one["lowers"] >= LOWERS],
+            "raisers": [one["head"] for one in heads if one["raises"] >= RAISES]}
 
 
-def is_copier(one):
-    """Whether a head copies, by its OV circuit and by the tokens it raises; one: its dict."""
-    return one["copies"] >= COPIES and one["raises"] >= RAISES
-
-
-def measure_strongest(model, gifts, answer, cache):
-    """What the strongest head reads and writes: a dict. cache: of the clean run.
+def measure_strongest(model, gifts, answer, cache, once):
+    """What the strongest head reads and writes: a dict. cache, once: as in `describe_heads`.
 
     after: its attention from END to the giver (S2) and to the words after it; giver: to S2 alone.
     twice, once: how far it raises the giver above the other names, in nats, if S was named before,
@@ -184,11 +205,8 @@ def measure_strongest(model, gifts, answer, cache):
     layer, head = answer
     rows = torch.arange(len(gifts.receiver))
     after = attention_after(cache, gifts)
-    third = gifts.tokens_without[rows, gifts.at["S2"]]
     words = {}
-    for kind, run, giver in (
-            ("twice", cache, gifts.giver),
-            ("once", model.run_with_cache(gifts.tokens_without)[1], third)):
+    for kind, run, giver in (("twice", cache, gifts.giver), ("once", once, gifts.third)):
         is_giver = (gifts.names == giver[:, None]).float()
         words[kind] = raised_tokens(model, run, gifts.names, is_giver)  # [layer, head]
     others = {"after": mean_of_others(after, answer), "once": mean_of_others(words["once"], answer)}
@@ -238,38 +256,38 @@ def changed_inputs(model, gifts, heads, letters, tokens):
     return (changed - gifts.metric(model(gifts.clean_tokens))).mean().item()
 
 
-def measure_copying(model, gifts, roles):
-    """The fall of the two names' log-odds without the copiers, and without other heads: a dict.
+def measure_raising(model, gifts, roles):
+    """The fall of the two names' log-odds without the raisers, and without other heads: a dict.
 
     Removed heads write their mean over the corrupted prompts. others: the same for at most RANDOM
-    sets of as many heads that are neither copiers nor the strongest head.
+    sets of as many heads that are neither raisers nor the strongest head.
     """
     reference = model.run_with_cache(gifts.corrupted_tokens)[1]
-    return lost_without(model, gifts.clean_tokens, gifts.named_metric, roles["copiers"],
+    return lost_without(model, gifts.clean_tokens, gifts.named_metric, roles["raisers"],
                         keep=roles["answer"], reference=reference)
 
 
-def lost_without(model, tokens, metric, copiers, *, keep, reference):
-    """The fall of a metric without the copiers, and without random sets of as many other heads:
-    {"copiers": number, "others": list}, in nats.
+def lost_without(model, tokens, metric, raisers, *, keep, reference):
+    """The fall of a metric without the raisers, and without random sets of as many other heads:
+    {"raisers": number, "others": list}, in nats.
 
     keep: heads that are in no random set. reference: a cache whose means replace removed heads.
     """
-    rest = [head for head in all_heads(model) if head not in copiers + keep]
-    sets = list(itertools.combinations(rest, len(copiers)))
+    rest = [head for head in all_heads(model) if head not in raisers + keep]
+    sets = list(itertools.combinations(rest, len(raisers)))
     order = torch.randperm(len(sets), generator=seeded_generator(0))[:RANDOM].tolist()
-    lost = -ablation_effects(model, tokens, [copiers, *(sets[i] for i in order)], metric,
+    lost = -ablation_effects(model, tokens, [raisers, *(sets[i] for i in order)], metric,
                              mode="mean_pos", reference=reference).mean
-    return {"copiers": lost[0].item(), "others": lost[1:].tolist()}
+    return {"raisers": lost[0].item(), "others": lost[1:].tolist()}
 
 
 def measure_repair(model, gifts, roles):
-    """How other heads compensate when the strongest head, or the most important copier, is removed:
+    """How other heads compensate when the strongest head, or the most important raiser, is removed:
     for each role and mode a dict of `SelfRepair`'s means, in nats."""
     reference = model.run_with_cache(gifts.corrupted_tokens)[1]
     source = list(range(len(gifts.receiver)))
     found = {}
-    for role, metric in (("answer", gifts.metric), ("copiers", gifts.named_metric)):
+    for role, metric in (("answer", gifts.metric), ("raisers", gifts.named_metric)):
         if not roles[role]:
             continue
         heads = roles[role]
@@ -289,10 +307,10 @@ def measure_repair(model, gifts, roles):
 
 
 def measure_songs(model, songs):
-    """Which heads copy the syllables of a song, and what is lost without them: a dict.
+    """Which heads raise the right syllable of a song, and what is lost without them: a dict.
 
     heads: for each head its attention to the right syllable, the share of syllables that its OV
-    circuit copies, and how far it raises the right one above the others (nats). copiers, lost: as
+    circuit copies, and how far it raises the right one above the others (nats). raisers, lost: as
     for names.
     """
     logits, cache = model.run_with_cache(songs.tokens)
@@ -306,9 +324,9 @@ def measure_songs(model, songs):
         heads.append({"head": (layer, head), "looks": looks,
                       "copies": copies[layer, head].item(), "raises": raises[layer, head].item()})
 
-    copiers = [one["head"] for one in heads if is_copier(one)]
-    lost = lost_without(model, songs.tokens, songs.metric, copiers, keep=[], reference=cache)
-    return {"loss": -songs.metric(logits).mean().item(), "heads": heads, "copiers": copiers,
+    raisers = [one["head"] for one in heads if one["raises"] >= RAISES]
+    lost = lost_without(model, songs.tokens, songs.metric, raisers, keep=[], reference=cache)
+    return {"loss": -songs.metric(logits).mean().item(), "heads": heads, "raisers": raisers,
             "lost": lost}
 
 

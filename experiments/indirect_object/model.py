@@ -62,6 +62,11 @@ class Gifts:
         return self.clean_tokens.scatter(1, self.at["S2"][:, None], self.receiver[:, None])
 
     @property
+    def third(self):
+        """The third person who gives in tokens_without, ids [batch]."""
+        return self.tokens_without.gather(1, self.at["S2"][:, None])[:, 0]
+
+    @property
     def metric(self):
         """A Metric: the logit of IO minus that of S, in nats."""
         return Metric.logit_diff(self.receiver, self.giver)
