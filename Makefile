@@ -36,7 +36,7 @@ train: .venv/installed
 	.venv/bin/python train.py
 
 test: .venv/installed
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest $(FLAGS)
 
 test-slow: .venv/installed
 	.venv/bin/python -m pytest -m slow $(FLAGS)

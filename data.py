@@ -11,16 +11,13 @@ Source: Tiny Shakespeare is the text of Karpathy's char-rnn (2015)
 
 import bisect
 import hashlib
-import io
 import itertools
 import re
 import shlex
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import requests
 import torch
 
 import corpus
@@ -35,7 +32,7 @@ from token_files import (
     read_token_file,
 )
 from tokenizer import TOKENIZERS, BPETokenizer, CharTokenizer, WordTokenizer
-from utils import NoNetwork, UserError, atomic_write, fetch_into, read_text, run_program
+from utils import NoNetwork, UserError, atomic_write, read_text, run_program
 
 SHAKESPEARE_FILE = "tiny_shakespeare.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -180,10 +177,12 @@ def tiny_shakespeare(folder, mirrors=SHAKESPEARE_MIRRORS):
     """
     path = folder / SHAKESPEARE_FILE
     if not path.exists():
+        from download import download_verified  # it loads requests, which few programs need
+
         remedy = f"put the file at {path}, or use --data.path FILE or --data.dataset builtin"
         print("downloading Tiny Shakespeare (1 MB); without a network this gives up in a minute or "
               "two", file=sys.stderr)
-        content = download_verified(mirrors, SHAKESPEARE_SHA256, remedy)
+        content = download_verified(mirrors, SHAKESPEARE_SHA256, remedy, LARGEST_DOWNLOAD)
         with atomic_write(path) as file:
             file.write(content)
 
@@ -193,35 +192,6 @@ def tiny_shakespeare(folder, mirrors=SHAKESPEARE_MIRRORS):
         raise UserError(f"{path} is not Tiny Shakespeare (SHA-256 {found[:12]}…); delete it, to "
                         "download it again, or pass your own text with --data.path")
     return text
-
-
-def download_verified(mirrors, sha256, remedy, *, attempts=2, pause=1.0):
-    """Downloads content with a given SHA-256 from the first mirror that has it; returns its bytes.
-
-    Each mirror is tried `attempts` times, `pause` seconds apart. remedy: what the user can do, for
-    the error. Raises UserError if only wrong content arrived, NoNetwork if nothing did.
-    """
-    wrong = None
-    failure = None
-    for attempt in range(attempts):
-        time.sleep(pause if attempt else 0)
-        for address in mirrors:
-            file = io.BytesIO()
-            try:
-                fetch_into(file, address, LARGEST_DOWNLOAD)
-            except requests.RequestException as error:
-                failure = type(error).__name__
-                continue
-
-            content = file.getvalue()
-            found = sha256_of(content)
-            if found == sha256:
-                return content
-            wrong = f"{address} sent {len(content):,} bytes with SHA-256 {found[:12]}…"
-
-    if wrong:
-        raise UserError(f"{wrong}, expected {sha256[:12]}…; {remedy}")
-    raise NoNetwork(f"no network: {len(mirrors)} mirrors did not answer ({failure}); {remedy}")
 
 
 def sha256_of(content):

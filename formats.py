@@ -42,7 +42,7 @@ from pretrained import (
     check_names,
     check_sizes,
     check_weights_fit,
-    download_file,
+    download_missing,
     fold_attention_scale,
     make_config,
     name_table,
@@ -408,8 +408,7 @@ def toy_folder(repository, cache_dir=None):
     """
     folder = Path(cache_dir or Path(CACHE).expanduser()) / repository.rpartition("/")[2]
     for file in TOY_FILES:
-        if not (folder / file).exists():
-            download_file(f"{HUB}/{repository}/resolve/main/{file}", folder / file)
+        download_missing(f"{HUB}/{repository}/resolve/main", folder, file)
     return folder
 
 

@@ -6,7 +6,7 @@ index, or pytorch_model.bin), and the tokenizer in vocab.json and merges.txt, or
 
 Chapter: COURSE_ROADMAP.md, 5 (the whole model)
 Prerequisites: tokenizer.py, model.py
-Next: formats.py
+Next: download.py
 Source: Radford et al. 2019 (GPT-2); the safetensors file format
 """
 
@@ -20,19 +20,16 @@ import os
 import re
 from pathlib import Path
 
-import requests
 import torch
 
 from config import ModelConfig
 from utils import (
-    BadAnswer,
     NoNetwork,
+    NotThere,
     UserError,
     at_least_float32,
     atomic_write,
-    fetch_into,
     list_names,
-    locked,
     looking_at,
     open_regular,
     printable,
@@ -56,7 +53,6 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first one that 
 # The largest download accepted, in bytes, by file ending; GPT-2 XL's weights are 6.4 * 10^9 bytes
 LARGEST_FILES = {".json": 1 << 24, ".txt": 1 << 24, ".safetensors": 1 << 34, ".bin": 1 << 34,
                  ".pth": 1 << 30}
-NOT_THERE = (401, 403, 404)  # a server's answers for a file that it lacks, or does not show us
 # SHA-256 of the published file at an address, if known
 PUBLISHED_SHA256 = {
     f"{HUB}/openai-community/gpt2/resolve/main/{file}": sha256 for file, sha256 in {
@@ -128,10 +124,6 @@ def name_table(n_layers):
 
 
 # Download
-
-
-class NotThere(UserError):
-    """A server does not have the file, or does not give it to us."""
 
 
 def is_hub_id(name):
@@ -235,75 +227,21 @@ def download_shards(address, folder, index):
 
 def download_missing(address, folder, file):
     """Downloads a file of a repository, unless it is in the folder. Raises as `download_file`."""
-    if not (folder / file).exists():
-        download_file(f"{address}/{file}", folder / file)
+    if (folder / file).exists():
+        return
+    from download import download_file  # it loads requests, which few programs need
+
+    address = f"{address}/{file}"
+    largest = LARGEST_FILES[Path(file).suffix]
+    sha256 = PUBLISHED_SHA256.get(address)
+    download_file(address, folder / file, largest, what_is_wrong, sha256=sha256)
 
 
-def download_file(address, path, attempts=3):
-    """Downloads a file to `path`, continuing an earlier attempt that stopped.
-
-    The file gets its name only when it is complete, matches the server's checksum and the published
-    one (if known), and can be read as its kind of file. Raises NoNetwork, NotThere, or UserError if
-    the content is wrong, if another process is downloading it, or if the disk is full.
-    """
-    part = path.with_name(path.name + ".part")
-    lock = path.with_name(path.name + ".lock")
-    try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        with locked(lock, f"another process is downloading {path}; wait until it ends"):
-            response = fetch_with_patience(part, address, attempts)
-            problem = what_is_wrong(part, address, response)
-            if problem:
-                part.unlink()
-                raise UserError(f"the file from {address} {problem}; try again, or put the "
-                                f"right file at {path}")
-            os.replace(part, path)
-
-    except requests.RequestException as error:
-        if is_not_there(error):
-            if not part.stat().st_size:
-                part.unlink()
-            raise NotThere(f"{address} is not there, or not public") from None
-        reason = error if isinstance(error, BadAnswer) else type(error).__name__
-        raise NoNetwork(f"no network: {address} did not answer ({printable(reason)}); the part "
-                        "received is kept; try again to continue, or put the file at "
-                        f"{path}") from None
-    except OSError as error:
-        raise UserError(f"cannot write {part}: {error.strerror}; make room or choose another "
-                        "--cache_dir") from None
-
-
-def is_not_there(error):
-    """Whether an error of requests is the server's answer that it has no such file for us; not that
-    of another machine, to which it redirects for the content of a file that it has."""
-    response = error.response
-    return response is not None and response.status_code in NOT_THERE and not response.history
-
-
-def fetch_with_patience(part, address, attempts):
-    """Downloads into a file at that path, retrying when it stops. Returns the response."""
-    largest = LARGEST_FILES[Path(part.stem).suffix]
-    while True:
-        attempts -= 1
-        try:
-            with open(part, "ab") as file:
-                return fetch_into(file, address, largest)
-        except requests.RequestException as error:
-            if attempts == 0 or is_not_there(error):
-                raise
-
-
-def what_is_wrong(path, address, response):
-    """What is wrong with a downloaded file, still named NAME.part; None if it is right.
+def what_is_wrong(path):
+    """What is wrong with the content of a downloaded file, still named NAME.part; None if nothing.
 
     Status 200 alone proves nothing: a page that asks for a password has it too.
     """
-    if not content_matches(path, response):
-        return "does not match its checksum"
-    published = PUBLISHED_SHA256.get(address)
-    if published is not None and file_digest(path, hashlib.sha256()) != published:
-        return f"is not the published one, whose SHA-256 is {published}"
-
     kind = path.name.removesuffix(".part").rpartition(".")[2]
     try:
         if kind == "json":
@@ -317,34 +255,6 @@ def what_is_wrong(path, address, response):
     except UserError as error:
         return f"is not what its name says ({printable(error, 200)})"
     return None
-
-
-def content_matches(path, response):
-    """Whether a file has the checksum that the hub gives for it; True if the hub gives none.
-
-    The hub's first response, before it redirects to the storage of large files, has the checksum as
-    its tag. This is the SHA-256 of a large file; for a small one it is git's SHA-1 of "blob", its
-    length and its content.
-    """
-    first_answer = (*response.history, response)[0].headers
-    tag = first_answer.get("X-Linked-ETag", first_answer.get("ETag", ""))
-    checksum = tag.removeprefix("W/").strip('"')
-    algorithm = {64: "sha256", 40: "sha1"}.get(len(checksum))
-    if algorithm is None:
-        return True
-
-    digest = hashlib.new(algorithm)
-    if algorithm == "sha1":
-        digest.update(b"blob %d\0" % path.stat().st_size)
-    return file_digest(path, digest) == checksum
-
-
-def file_digest(path, digest):
-    """A file's content added to a digest of hashlib, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 # Read

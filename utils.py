@@ -1,4 +1,4 @@
-"""Tools that every program needs: errors, seeds, devices, ranks, files, progress, downloads.
+"""Tools that every program needs: errors, seeds, devices, ranks, files, progress.
 
 Chapter: COURSE_ROADMAP.md, 0 (what counts as evidence)
 Prerequisites: nothing
@@ -21,20 +21,15 @@ import signal
 import stat
 import sys
 import time
-import urllib.parse
 import zipfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import requests
 import torch
 
 MESSAGE_LENGTH = 2000  # the most characters in an error's line
 QUOTE_LENGTH = 100  # the most characters of a file's or server's text that a message quotes
-SLOWEST_DOWNLOAD = 1000  # bytes per second, on average since the start
-MOST_REDIRECTS = 10  # from one address to another
-SLOW_SECONDS = 60  # a download is not called too slow before this many seconds
 JSON_SIZE = 1 << 27  # the most bytes in a JSON file
 FOLDER_BIT = 0x10  # marks a folder in the attributes of an entry of a zip file
 
@@ -75,6 +70,10 @@ class UserError(ValueError):
 
 class NoNetwork(UserError):
     """A file is on another machine that could not be reached."""
+
+
+class NotThere(UserError):
+    """A server does not have the file, or does not give it to us."""
 
 
 class RankLost(UserError):
@@ -578,7 +577,7 @@ def tensors_within(values):
             waiting += value.values() if isinstance(value, dict) else value
 
 
-# Progress and downloads
+# Progress
 
 
 class Progress:
@@ -626,102 +625,6 @@ class Progress:
         """Ends the line, so that later output starts on a new one."""
         if sys.stderr.isatty() and self.width:
             print(file=sys.stderr, flush=True)
-
-
-class BadAnswer(requests.RequestException):
-    """A server's answer that cannot be the requested file; the message says why."""
-
-
-def fetch_into(file, address, largest=1 << 34):
-    """Downloads a file and appends it to an open binary file, continuing at that file's end.
-
-    A server that cannot continue in the middle sends the whole file, and ours is emptied first.
-    largest: the most bytes accepted. Returns the response, for its headers. Raises
-    requests.RequestException (BadAnswer for an unusable answer); the bytes received so far stay.
-    """
-    try:
-        response = request_rest(file, address)
-        if response.status_code == requests.codes.requested_range_not_satisfiable:
-            response.close()
-            file.seek(0)  # our file is longer than the server's: start again, once
-            file.truncate()
-            response = request_rest(file, address)
-        with response:
-            receive(file, response, largest)
-    except (requests.exceptions.BaseHTTPError, ValueError) as error:
-        # Errors that requests lets through; some of its own errors are ValueErrors too.
-        if isinstance(error, requests.RequestException):
-            raise
-        raise BadAnswer(f"a broken answer, {type(error).__name__}") from None
-    return response
-
-
-def request_rest(file, address):
-    """Requests a file from the end of an open one onwards. Returns the response, unread."""
-    start = file.seek(0, os.SEEK_END)
-    headers = {"Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    passed_on = []
-    for _ in range(MOST_REDIRECTS):
-        response = requests.get(address, stream=True, timeout=(5, 30), headers=headers,
-                                allow_redirects=False)
-        if not response.is_redirect:
-            response.history = passed_on
-            return response
-        # requests itself would read a redirect's body, whatever its size
-        response.close()
-        passed_on.append(response)
-        address = urllib.parse.urljoin(address, response.headers["Location"])
-    raise BadAnswer(f"it redirects more than {MOST_REDIRECTS} times")
-
-
-def receive(file, response, largest):
-    """Writes a response's content to the end of an open file, or to its start if it is complete."""
-    # Does the server continue after our last byte, or send the whole file?
-    response.raise_for_status()
-    start = file.seek(0, os.SEEK_END)
-    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding not in ("identity", ""):
-        raise BadAnswer(f"the content is encoded as {printable(encoding)}, which was not requested")
-    if response.status_code == requests.codes.partial_content:
-        said = response.headers.get("Content-Range", "")
-        found = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|[*])", said.strip())
-        if not start or not found or int(found[1]) != start:
-            raise BadAnswer(f"it continues with {printable(said)!r} after {start:,} bytes")
-    elif response.status_code == requests.codes.ok:
-        start = file.seek(0)
-        file.truncate()
-    else:
-        raise BadAnswer(f"the status is {response.status_code}")
-
-    # How many bytes are still to come?
-    length = response.headers.get("Content-Length", "0").strip()
-    if not re.fullmatch("[0-9]{1,18}", length):
-        raise BadAnswer(f"the length is {printable(length)!r}")
-    n_bytes = start + int(length)
-    if n_bytes > largest:
-        file.seek(0)
-        file.truncate()
-        raise BadAnswer(f"{n_bytes:,} bytes are more than {largest:,}")
-
-    progress = Progress(n_bytes, " bytes", start)
-    host = printable(response.request.url.split("/")[2])
-    began = time.monotonic()
-    while piece := response.raw.read1(1 << 16):
-        file.write(piece)
-        n_there = file.tell()
-        seconds = time.monotonic() - began
-        if n_there > largest:
-            file.seek(0)
-            file.truncate()
-            raise BadAnswer(f"it sent more than {largest:,} bytes")
-        if seconds > SLOW_SECONDS and n_there - start < SLOWEST_DOWNLOAD * seconds:
-            raise BadAnswer(f"it sent less than {SLOWEST_DOWNLOAD:,} bytes per second")
-        progress.show(n_there, f"from {host}")
-    progress.close()
-    if n_bytes > start and file.tell() != n_bytes:
-        raise BadAnswer(f"it sent {file.tell():,} of {n_bytes:,} bytes")
 
 
 # Programs

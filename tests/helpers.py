@@ -1,11 +1,17 @@
 """Small models whose every weight matters, and a small text."""
 
+import contextlib
 import json
 import re
+import runpy
 import subprocess
 import sys
+import tempfile
+import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 
 from config import ModelConfig
@@ -68,6 +74,32 @@ def quick_run(name, folder, n_trainings=None, at="experiments"):
         last = rf"^([\d,]+)/\1 steps  training {n_trainings} of {n_trainings}: "
         assert re.search(last, run.stderr, re.MULTILINE), run.stderr
     return run.stdout, json.loads((folder / f"{name}_quick" / "results.json").read_text())
+
+
+def run_here(words, *, stdout=None, **how):
+    """Stands in for `subprocess.run` of a Python program, or of `-c` and its code: runs it in this
+    process, which need not load torch again. Returns an object with its returncode."""
+    python, program, *_ = words
+    assert python == sys.executable
+    code = 0
+    with contextlib.ExitStack() as stack:
+        patched = stack.enter_context(pytest.MonkeyPatch.context())
+        patched.setattr(sys, "argv", words[1:])
+        patched.setattr(sys, "path", list(sys.path))
+        if stdout is not None:
+            stack.enter_context(contextlib.redirect_stdout(stdout))
+            stack.enter_context(contextlib.redirect_stderr(stdout))
+        try:
+            if program == "-c":
+                program = stack.enter_context(tempfile.TemporaryDirectory()) + "/code.py"
+                Path(program).write_text(words[2])
+            runpy.run_path(program, run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code or 0
+        except Exception:
+            traceback.print_exc()
+            code = 1
+    return SimpleNamespace(returncode=code)
 
 
 def refusal(call, case=""):

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from helpers import refusal, tiny_model, tiny_tokens
+from helpers import refusal, run_here, tiny_model, tiny_tokens
 
 from experiments import claim_card
 from experiments.cards.measure import check_possible, measure_all, perform_study
@@ -243,7 +243,8 @@ def test_a_claim_about_wired_heads_is_refuted_by_untrained_ones_and_undecided_wi
         assert [line.holds for line in study_claims(card, found)] == holds, verdict
 
 
-def test_a_card_is_made_run_and_filled_in(tmp_path, capsys):
+def test_a_card_is_made_run_and_filled_in(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(claim_card.subprocess, "run", run_here)
     folder = write_card(tmp_path / "one")
     write_study(folder, measure="0.5")
     claim_card.main(["--research", str(tmp_path), "check", "one"])

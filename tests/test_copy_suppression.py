@@ -3,6 +3,7 @@ wired to suppress predicted tokens, beside heads that do half of this."""
 
 import dataclasses
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.testing import assert_close
 import experiments.copy_suppression as program
 from checkpoint import export_pretrained
 from circuits import CircuitRun, exact_edge_scores, faithfulness_of_each, minimality
+from experiments.suppression import measure
 from experiments.suppression.circuit import (
     judged_pairs,
     measure_circuit,
@@ -108,6 +110,18 @@ def texts():
     return draw_measured_texts(WALKS, n_rows=48)
 
 
+@pytest.fixture(scope="module")
+def wired_circuit():
+    """The circuit that is found in the wired suppressor."""
+    return measure_circuit(wired(), EVEN, n_pairs=8, n_random=25)
+
+
+@pytest.fixture
+def few_texts(monkeypatch):
+    """All is measured on 64 texts instead of 256: what is wired shows in few."""
+    monkeypatch.setattr(measure, "draw_measured_texts", partial(draw_measured_texts, n_rows=64))
+
+
 # The texts
 
 
@@ -115,7 +129,7 @@ def texts():
 @pytest.mark.parametrize("goes_back", [False, True])
 def test_the_chances_are_those_of_the_rule_written_out(lags, goes_back):
     walks = Walks(lags=lags, goes_back=goes_back)
-    tokens, chances = walks.draw(20, seeded_generator(3))
+    tokens, chances = walks.draw(8, seeded_generator(3))
     for row, row_chances in zip(tokens.tolist(), chances, strict=True):
         for pos in range(max(lags), walks.n_pos):
             seen = set() if goes_back else set(row[:pos])
@@ -185,8 +199,8 @@ def test_the_chances_of_a_given_text_are_those_that_it_was_drawn_with(lags):
 
 def test_of_a_pair_of_texts_one_has_seen_a_predicted_token_and_both_are_possible():
     walks = Walks()
-    pairs = suppression_pairs(walks, 300, seeded_generator(0))
-    rows = torch.arange(300)
+    pairs = suppression_pairs(walks, 100, seeded_generator(0))
+    rows = torch.arange(100)
     odds = walks.predicted_odds(pairs.clean_tokens)[:, -1]
     assert torch.equal(odds, walks.predicted_odds(pairs.corrupted_tokens)[:, -1])
     assert (odds[rows, pairs.right] == odds[rows, pairs.wrong]).all()
@@ -215,7 +229,7 @@ def test_the_exact_chances_cost_nothing_above_the_floor_and_the_floor_is_their_e
 
 
 def test_only_gated_suppression_comes_near_the_floor():
-    nulls = null_losses(Walks(), n_rows=96)
+    nulls = null_losses(Walks(), n_rows=48)
     ignores, ungated, gated = (nulls[way] for way in WAYS)
     assert gated < 0.05 < 0.1 < ungated < ignores
 
@@ -427,8 +441,8 @@ def test_a_key_that_stands_for_a_token_in_two_ways_counts_once():
 EVEN = dataclasses.replace(WALKS, odds=(1, 1, 1, 1))  # the same successors, equally likely
 
 
-def test_the_circuit_of_the_wired_suppressor_is_its_keys_values_and_write():
-    found = measure_circuit(wired(), EVEN, n_pairs=8, n_random=25)
+def test_the_circuit_of_the_wired_suppressor_is_its_keys_values_and_write(wired_circuit):
+    found = wired_circuit
     assert sorted(found["edges"]) == [["L1H0", "logits"], ["embed", "L1H0.k"],
                                       ["embed", "L1H0.v"]]
     assert found["faithfulness"] == pytest.approx(1, abs=0.05)
@@ -551,33 +565,35 @@ def at_random():
     return model
 
 
-def measured(model):
-    """One seed's result in which all models are this one."""
+def measured(model, circuit):
+    """One seed's result in which all models are this one. circuit: what is found in it."""
     found = measure_suppressor(model, WALKS)
     nulls = dict(zip(WAYS, (0.7, 0.6, 0.02), strict=True))
     taken = taken_off(model, judged_pairs(EVEN, 8)).mean().item()
     return [{"trained": found, "untrained": found, "control": found, "nulls": nulls,
              "taken off": dict.fromkeys(("trained", "untrained", "control"), taken),
-             "circuit": measure_circuit(model, EVEN, n_pairs=8, n_random=25)}]
+             "circuit": circuit}]
 
 
 def verdicts(model):
     """{claim: verdict} of those that are judged, the control's apart."""
-    claims = suppression_claims(measured(model))
+    circuit = measure_circuit(model, EVEN, n_pairs=8, n_random=25)
+    claims = suppression_claims(measured(model, circuit))
     return {line.claim: line.holds for line in claims
             if line.holds is not None and "go back" not in line.claim}
 
 
 @pytest.mark.parametrize("make", [
     untrained, at_random, lambda: wired(gate=False, sign=1.0)])
-def test_every_claim_fails_on_models_without_a_suppressor(make):
+def test_every_claim_fails_on_models_without_a_suppressor(make, few_texts):
     judged = verdicts(make())
     assert len(judged) == 12
     assert not any(judged.values()), [text for text, holds in judged.items() if holds]
 
 
-def test_every_claim_on_the_head_holds_on_the_wired_one_and_the_control_does_not():
-    result = measured(wired())
+def test_every_claim_on_the_head_holds_on_the_wired_one_and_the_control_does_not(
+        few_texts, wired_circuit):
+    result = measured(wired(), wired_circuit)
     failed = [line.claim for line in suppression_claims(result) if line.holds is False]
     assert failed[0] == "the model above that floor (nats)"  # its odds are even
     assert ["go back" in text for text in failed[1:]] == [True]

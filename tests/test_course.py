@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from helpers import run_here
 
 import attention
 from course import exercise, mistakes
@@ -246,9 +247,10 @@ def test_the_message_on_an_unknown_chapter_or_function_lists_the_known_ones(fold
             exercise.main(words)
 
 
-def test_a_block_of_the_page_runs_by_its_number(capfd):
+def test_a_block_of_the_page_runs_by_its_number(capsys, monkeypatch):
+    monkeypatch.setattr(exercise.subprocess, "run", run_here)
     exercise.main(["block", "4", "1"])
-    assert "attending to all alike: 0.159" in capfd.readouterr().out
+    assert "attending to all alike: 0.159" in capsys.readouterr().out
     for words, said in ((["block", "4", "3"], "2 blocks"), (["block", "99", "1"], "choose from 0")):
         with pytest.raises(UserError, match=said):
             exercise.main(words)

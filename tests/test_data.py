@@ -1,12 +1,9 @@
 """Texts found, fetched from a server on this machine, split, and cut into windows."""
 
 import functools
-import http.server
 import itertools
 import os
 import re
-import socket
-import threading
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -14,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import refusal
+from test_download import GOOD, mirror, nobody
 
 import corpus
 import data
+import download
 from config import DataConfig
 from data import (
     TOKENS_FILE,
-    NoNetwork,
-    download_verified,
     load_dataset,
     load_text,
     random_batch,
@@ -31,11 +28,9 @@ from data import (
     windows_in_order,
 )
 from tokenizer import BPETokenizer, CharTokenizer
-from utils import UserError, seeded_generator
+from utils import NoNetwork, seeded_generator
 
 ROOT = Path(__file__).resolve().parent.parent
-GOOD = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 2000  # several pieces
-REMEDY = "do something else"
 
 
 # Windows
@@ -202,85 +197,15 @@ def test_the_built_in_corpus_needs_no_network(monkeypatch):
 # Downloads
 
 
-class Mirror(http.server.BaseHTTPRequestHandler):
-    """Answers each address with the next of its server's answers: (status, body, stated length)."""
-
-    def do_GET(self):
-        self.server.requested.append(self.path)
-        answers = self.server.answers[self.path]
-        status, body, length = answers.pop(0) if len(answers) > 1 else answers[0]
-        self.send_response(status)
-        self.send_header("Content-Length", str(length or len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def server(monkeypatch):
-    """A server on this machine; requests go there directly and are tried again at once."""
+    """A server on this machine that has a text in place of Tiny Shakespeare."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(data, "download_verified", functools.partial(download_verified, pause=0))
+    monkeypatch.setattr(download, "download_verified",
+                        functools.partial(download.download_verified, pause=0))
     monkeypatch.setattr(data, "SHAKESPEARE_SHA256", sha256_of(GOOD))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
-    server.requested = []
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    server.answers = {"/good": [(200, GOOD, None)], "/wrong": [(200, b"not it", None)],
-                      "/missing": [(404, b"not here", None)], "/cut": [(200, GOOD, 10**6)],
-                      "/busy": [(503, b"later", None), (200, GOOD, None)]}
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def nobody():
-    """An address at which nothing listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}/nothing"
-
-
-def fetch_from(server, *paths):
-    mirrors = [nobody() if path == "nobody" else server.url + path for path in paths]
-    return data.download_verified(mirrors, sha256_of(GOOD), REMEDY)
-
-
-@pytest.mark.parametrize(("paths", "requested"), [
-    (["/good", "/wrong"], ["/good"]),
-    (["/missing", "/good"], ["/missing", "/good"]),
-    (["/wrong", "/good"], ["/wrong", "/good"]),
-    (["/cut", "/good"], ["/cut", "/good"]),
-    (["nobody", "/good"], ["/good"]),
-    (["/busy"], ["/busy", "/busy"]),
-], ids=["good", "missing", "wrong", "cut", "nobody", "busy"])
-def test_the_first_mirror_with_the_right_content_is_taken(server, paths, requested):
-    assert fetch_from(server, *paths) == GOOD
-    assert server.requested == requested
-
-
-def test_wrong_content_everywhere_is_refused_and_is_not_a_missing_network(server):
-    for paths in (["/wrong"], ["/wrong", "nobody"], ["/missing", "/wrong"]):
-        with pytest.raises(UserError) as caught:
-            fetch_from(server, *paths)
-        message = str(caught.value)
-        assert "/wrong sent 6 bytes" in message and REMEDY in message, paths
-        assert not isinstance(caught.value, NoNetwork), paths
-
-
-def test_no_content_anywhere_is_a_missing_network(server):
-    for paths in (["nobody"], ["nobody", "/missing"], ["/cut"]):
-        with pytest.raises(NoNetwork, match=f"{len(paths)} mirrors .*; {REMEDY}"):
-            fetch_from(server, *paths)
-
-
-def test_a_mirror_is_tried_again_after_a_pause(server, monkeypatch):
-    pauses = []
-    monkeypatch.setattr(data.time, "sleep", pauses.append)
-    assert download_verified([server.url + "/busy"], sha256_of(GOOD), REMEDY, pause=3.0) == GOOD
-    assert [pause for pause in pauses if pause] == [3.0]
+    with mirror() as server:
+        yield server
 
 
 def test_shakespeare_is_downloaded_once_and_then_read_from_disk(server, tmp_path):

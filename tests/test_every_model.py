@@ -84,8 +84,12 @@ def prompts(shape):
     return clean, (clean + 1) % 11
 
 
-def analyses(model, clean, corrupted):
-    """{name: a call of every public analysis}, each giving tensors or what holds them."""
+def analyses(model, shallow, clean, corrupted):
+    """{name: a call of every public analysis}, each giving tensors or what holds them.
+
+    shallow: a model of the same kind with one layer at most, whose circuits are judged: it has a
+    fourth of the edges, each of which costs a run.
+    """
     clean_cache = model.run_with_cache(clean)[1]
     corrupted_cache = model.run_with_cache(corrupted)[1]
     both = model, clean, corrupted
@@ -126,7 +130,7 @@ def analyses(model, clean, corrupted):
             circuits.Circuit.of(model), *both, metric=DIFFERENCE).mean,
         "edges by Gauss": lambda: circuits.eap(*both, DIFFERENCE, ig_steps=2,
                                                rule="gauss").values,
-        **judgements(*both),
+        **judgements(shallow, clean, corrupted),
         "copying": lambda: ov_eigenvalue_score(model),
         "composition": lambda: composition_scores(model, "K", n_draws=4).z,
         "QK": lambda: qk_circuit(model, 0, 0).svd()[1],
@@ -172,9 +176,10 @@ def judgements(model, clean, corrupted):
 def test_every_analysis_works_on_every_kind_of_model_or_says_in_one_line_why_not(kind):
     changes, dtype, shape = MODELS[kind]
     model = tiny_model(dtype=dtype, **changes)
+    shallow = tiny_model(dtype=dtype, **{"n_layers": 1} | changes)
     clean, corrupted = prompts(shape)
     refused = set()
-    for name, call in analyses(model, clean, corrupted).items():
+    for name, call in analyses(model, shallow, clean, corrupted).items():
         try:
             found = call()
         except UserError as problem:
@@ -240,7 +245,7 @@ def test_in_half_precision_every_number_is_near_that_of_float32():
     exact = tiny_model()
     for dtype, within in ((torch.float16, 0.02), (torch.bfloat16, 0.12)):
         half = copy.deepcopy(exact).to(dtype)
-        found, wanted = analyses(half, clean, corrupted), analyses(exact, clean, corrupted)
+        found, wanted = (analyses(model, model, clean, corrupted) for model in (half, exact))
         for name in ("loss", "KL", "sweep", "direct", "importance", "lens", "copying", "budget"):
             a, b = found[name]().double(), wanted[name]().double()
             assert (a - b).abs().max() <= within * b.abs().max(), f"{name} in {dtype}"

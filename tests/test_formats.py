@@ -22,6 +22,7 @@ from helpers import refusal, scramble_, tiny_model, tiny_tokens
 from test_checkpoint import Attack
 
 import checkpoint
+import download
 import formats
 import generate
 import pretrained
@@ -422,11 +423,11 @@ def test_a_toy_model_is_downloaded_once_by_its_name_and_read(tmp_path, monkeypat
     named = lens_weights(as_read, biases=False)
     asked = []
 
-    def download(address, path):
+    def fetch(address, path, *_, **__):
         asked.append(address)
         write_lens(path.parent, cfg, named, "model_final.pth")
 
-    monkeypatch.setattr(formats, "download_file", download)
+    monkeypatch.setattr(download, "download_file", fetch)
     for name in ("attn-only-2l", "NeelNanda/Attn_Only_2L512W_C4_Code"):
         model, tokenizer = load_model(name, cache_dir=tmp_path)
         check_close(model(TOKENS).detach(), lens_logits(named, as_read, TOKENS))

@@ -14,7 +14,7 @@ from experiments.cards.model import REPLICATIONS
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [  # imports point to an earlier row, never up and never sideways
     "utils",
-    "positions",
+    "positions download",
     "losses config plotting activation_cache",
     "metrics",
     "tokenizer corpus documents pretrained optim hooks",

@@ -1089,6 +1089,10 @@ def went_on(asked, stops):
         stop - 2**16 < start <= stop for start, stop in zip(starts, came, strict=True))
 
 
+def address_of_gpt2():
+    return pretrained.HUB + PREFIX.removesuffix("/")
+
+
 def part_of(folder):
     return folder / "gpt2/model.safetensors.part"
 
@@ -1225,8 +1229,9 @@ def test_a_file_that_is_complete_or_too_long_is_fetched_again(hub, tmp_path):
     whole = hub.files["model.safetensors"]
     for content in (whole, whole + b"more"):
         (tmp_path / "model.safetensors.part").write_bytes(content)
+        path.unlink(missing_ok=True)
         hub.requested.clear()
-        pretrained.download_file(f"{pretrained.HUB}{PREFIX}{path.name}", path, attempts=1)
+        pretrained.download_missing(address_of_gpt2(), tmp_path, path.name)
         assert of_weights(hub) == [f"bytes={len(content)}-", None]
         assert path.read_bytes() == whole and not path.with_name(f"{path.name}.part").exists()
 
@@ -1306,15 +1311,17 @@ def test_a_page_that_asks_for_a_password_is_not_kept_as_a_model(hub, tmp_path):
 
 
 def test_published_files_are_recognised_by_their_checksum(hub, tmp_path, monkeypatch):
-    address = f"{pretrained.HUB}{PREFIX}merges.txt"
+    address = address_of_gpt2()
     right = hashlib.sha256(MERGES_TXT).hexdigest()
     for published_sha256, refused in (("0" * 64, True), (right, False)):
-        monkeypatch.setattr(pretrained, "PUBLISHED_SHA256", {address: published_sha256})
+        monkeypatch.setattr(pretrained, "PUBLISHED_SHA256",
+                            {f"{address}/merges.txt": published_sha256})
         path = tmp_path / f"{refused}/merges.txt"
+        fetch = partial(pretrained.download_missing, address, path.parent, path.name)
         if refused:
-            check_refusal(partial(pretrained.download_file, address, path), "SHA-256")
+            check_refusal(fetch, "SHA-256")
         else:
-            pretrained.download_file(address, path)
+            fetch()
         assert path.exists() is not refused
 
 

@@ -1,32 +1,26 @@
 """Errors, choices, files, progress, devices and seeds."""
 
-import contextlib
 import errno
 import io
 import itertools
 import json
 import os
-import socket
 import sys
-import threading
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
-import requests
 import torch
 from helpers import refusal
 
 import utils
 from utils import (
-    BadAnswer,
     Progress,
     RankLost,
     UserError,
     atomic_write,
     check_choice,
     count_of,
-    fetch_into,
     joined_ranks,
     list_names,
     mean_over_ranks,
@@ -236,102 +230,7 @@ def test_a_byte_order_mark_before_json_is_skipped(tmp_path):
     assert read_json(tmp_path / "x.json") == {"a": 1}
 
 
-# Downloads
-
-
-@contextlib.contextmanager
-def answering(answer):
-    """The address of a server that gives one answer to all who ask, and the list of what they
-    asked, as long as it is open."""
-    asked = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        def serve():
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, _ = server.accept()
-                    with connection:
-                        asked.append(connection.recv(1 << 16))
-                        connection.sendall(answer)
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}/x", asked
-
-
-def http_answer(status, body=b"", **headers):
-    lines = [f"HTTP/1.1 {status}", "Connection: close"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
-
-
-GONE_ON = {"Content_Range": "bytes 3-5/6", "Content_Length": 3}
-BAD_ANSWERS = {  # what comes, after how many bytes that are there already
-    "encoded": (http_answer("200 OK", b"abc", Content_Encoding="gzip", Content_Length=3), 0),
-    "a part of what was asked for as a whole": (http_answer("206 P", b"def", **GONE_ON), 0),
-    "another part": (http_answer("206 P", b"def", **GONE_ON), 2),
-    "a part of nothing": (http_answer("206 P", b"def", Content_Length=3), 3),
-    "a part that is none": (http_answer("206 P", b"def", Content_Range="bytes x", a=1), 3),
-    "no content": (http_answer("204 No Content"), 0),
-    "multiple choices": (http_answer("300 Multiple Choices", b"abc"), 0),
-    "always beyond the end": (http_answer("416 Beyond", Content_Range="bytes */6"), 3),
-    "not found": (http_answer("404 Not Found", b"abc"), 0),
-    "a length that is no number": (http_answer("200 OK", b"abc", Content_Length="many"), 0),
-    "a negative length": (http_answer("200 OK", b"abc", Content_Length=-5), 0),
-    "a length of other digits": (http_answer("200 OK", b"abc", Content_Length="\u00b2"), 0),
-    "a length beyond all numbers": (http_answer("200 OK", b"abc", Content_Length="9" * 5000), 0),
-    "more than the most": (http_answer("200 OK", b"", Content_Length=1001), 0),
-    "more than the most without a length": (http_answer("200 OK", b"a" * 1001), 0),
-    "less than was said": (http_answer("200 OK", b"abc", Content_Length=6), 0),
-    "a chunk that is none": (http_answer("200 OK", b"zz\r\n", Transfer_Encoding="chunked"), 0),
-    "no HTTP": (b"\xff\xfe once upon a time\r\n\r\n", 0),
-    "nothing": (b"", 0),
-    "too many headers": (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 1000 + b"\r\n", 0),
-    "elsewhere for ever": (http_answer("302 Found", Location="/x", Content_Length=0), 0),
-    "nowhere": (http_answer("302 Found", Location="http://[", Content_Length=0), 0),
-    "elsewhere, not by HTTP": (http_answer("302 Found", Location="file:///etc/passwd"), 0),
-}
-
-
-def test_an_answer_that_cannot_be_the_requested_file_is_a_request_exception(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    for case, (answer, n_there) in BAD_ANSWERS.items():
-        file = io.BytesIO(b"x" * n_there)
-        with answering(answer) as (address, asked):
-            try:
-                fetch_into(file, address, largest=1000)
-            except requests.RequestException as error:
-                assert "\n" not in str(error) or not isinstance(error, BadAnswer), case
-            else:
-                raise AssertionError(f"{case}: taken for a file")
-        assert len(asked) <= 10, f"{case}: asked {len(asked)} times"
-    with answering(http_answer("416 Beyond")) as (address, asked):
-        with pytest.raises(requests.RequestException):
-            fetch_into(io.BytesIO(b"abc"), address)
-        assert len(asked) == 2
-
-
-def test_a_good_answer_is_taken_with_a_length_or_without_and_after_a_part(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    chunks = b"3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n"
-    for answer, there in [
-        (http_answer("200 OK", b"abcdef", Content_Length=6), b""),
-        (http_answer("200 OK", b"abcdef"), b""), (http_answer("200 OK", b"abcdef"), b"xyz"),
-        (http_answer("200 OK", chunks, Transfer_Encoding="chunked"), b""),
-        (http_answer("206 Partial", b"def", **GONE_ON), b"abc"),
-        (http_answer("200 OK", b"abcdef", Content_Encoding="identity"), b""),
-    ]:
-        file = io.BytesIO(there)
-        with answering(answer) as (address, _):
-            fetch_into(file, address, largest=6)
-        assert file.getvalue() == b"abcdef", answer
-
-
-def test_a_very_slow_download_is_given_up(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(utils, "SLOW_SECONDS", 0)
-    monkeypatch.setattr(utils, "SLOWEST_DOWNLOAD", 1e12)
-    with answering(http_answer("200 OK", b"abcdef", Content_Length=6)) as (address, _):
-        with pytest.raises(BadAnswer, match="per second"):
-            fetch_into(io.BytesIO(), address)
+# Progress
 
 
 def progress_output(monkeypatch, on_terminal, seconds_a_step, total=1000, steps=range(1, 101)):

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers import run_here
 
 from experiments import verify
 from experiments.common import ROOT, as_dicts, claim, threshold_source, thresholds_of
@@ -85,6 +86,7 @@ def rows_of(page, heading):
 def test_a_planted_false_claim_fails_and_the_page_begins_with_it(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "ROOT", tmp_path)
     monkeypatch.setattr(measure, "code_digest", lambda: "this code")
+    monkeypatch.setattr(measure.subprocess, "run", run_here)
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "planted.py").write_text(PLANTED.format(root=str(ROOT)))
     command = Command("planted", ("--seeds", "7", "8", "9"))
