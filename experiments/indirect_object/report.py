@@ -2,12 +2,12 @@
 
 Thresholds were chosen on seeds 0 to 2 and 10 to 14, on what these eight models have in common,
 before seeds 20 to 24 were looked at. (Earlier claims, chosen on seeds 0 to 2 alone, had failed on
-10 to 14 in seven lines of ten: they were about where heads look, which differs.) Later models
-changed the claims, not the thresholds. Seed 615 solves the task partly by its patterns: since then,
-claims about how the models solve it are about the median of the seeds. In seeds 668 and 777 the
-strongest head reads names in the form in which an earlier head has moved them: since then, what a
-head does to names is measured on what it writes, and its OV circuit, read from the embedding, has
-no verdict. Lines without a verdict vary by seed.
+10 to 14 in seven lines of ten: they were about where heads look, which differs.) Later models, from
+seeds that were drawn from dates, changed what the claims are about, not the thresholds. One of
+them solves the task mostly by its patterns: since then, claims about how the models solve it are
+about the median of the seeds. In two others the strongest head reads names in the form in which an
+earlier head has moved them: since then, what a head does to names is measured on what it writes,
+and its OV circuit, read from the embedding, has no verdict. Lines without a verdict vary by seed.
 
 Chapter: COURSE_ROADMAP.md, 12 (copying, suppression, indirect objects)
 Prerequisites: experiments/indirect_object/measure.py
