@@ -1,7 +1,7 @@
-"""Files from the network: content from mirrors, a file from a server, continued where it stopped.
+"""Downloads: small content from several mirrors, or a large file, continued where it stopped.
 
-No other module imports requests. It takes longer to load than all of ours, and few programs
-download anything. So whoever does imports this module where it downloads, not at the top.
+No other module imports requests, which takes longer to load than all of ours; few programs download
+anything. So import this module inside the function that downloads, not at the top.
 
 Nothing is taken on trust: a server may send an error page with status 200, a part of the file, more
 than was asked for, or another file. What arrives gets its name when it has been checked.
@@ -25,7 +25,7 @@ from utils import NoNetwork, NotThere, Progress, UserError, locked, printable
 
 SLOWEST_DOWNLOAD = 1000  # bytes per second, on average since the start
 SLOW_SECONDS = 60  # a download is not called too slow before this many seconds
-MOST_REDIRECTS = 10  # from one address to another
+MOST_REDIRECTS = 10  # followed for one file
 NOT_THERE = (401, 403, 404)  # a server's answers for a file that it lacks, or does not show us
 
 
@@ -77,7 +77,7 @@ def download_file(address, path, largest, what_is_wrong, *, sha256=None, attempt
     largest: the most bytes accepted. what_is_wrong: a function that looks at NAME.part and says in
     words what is wrong with the content, or returns None. sha256: the published one, if known.
     Raises NoNetwork, NotThere, or UserError if the file is wrong, if another process is downloading
-    it, or if the disk is full.
+    it, or if it cannot be written.
     """
     part = path.with_name(path.name + ".part")
     lock = path.with_name(path.name + ".lock")
@@ -119,8 +119,11 @@ def fetch_with_patience(part, address, largest, attempts):
 
 
 def is_not_there(error):
-    """Whether an error of requests is the server's answer that it has no such file for us; not that
-    of another machine, to which it redirects for the content of a file that it has."""
+    """Whether an error of requests is the server's answer that it has no such file for us.
+
+    An answer after a redirect does not count: the first server has the file, and keeps its content
+    elsewhere.
+    """
     response = error.response
     return response is not None and response.status_code in NOT_THERE and not response.history
 
@@ -138,11 +141,11 @@ def wrong_checksum(path, response, sha256):
 
 
 def content_matches(path, response):
-    """Whether a file has the checksum that the hub gives for it; True if the hub gives none.
+    """Whether a file has the checksum that its server gives; True if it gives none.
 
-    The hub's first response, before it redirects to the storage of large files, has the checksum as
-    its tag. This is the SHA-256 of a large file; for a small one it is git's SHA-1 of "blob", its
-    length and its content.
+    Hugging Face's hub gives one. Its first response, before it redirects to the storage of large
+    files, has the checksum as its tag. This is the SHA-256 of a large file; for a small one it is
+    git's SHA-1 of "blob", its length and its content.
     """
     first_answer = (*response.history, response)[0].headers
     tag = first_answer.get("X-Linked-ETag", first_answer.get("ETag", ""))
@@ -179,7 +182,7 @@ def fetch_into(file, address, largest=1 << 34):
         response = request_rest(file, address)
         if response.status_code == requests.codes.requested_range_not_satisfiable:
             response.close()
-            file.seek(0)  # our file is longer than the server's: start again, once
+            file.seek(0)  # our file is not shorter than the server's: start again, once
             file.truncate()
             response = request_rest(file, address)
         with response:
@@ -199,7 +202,7 @@ def request_rest(file, address):
     if start:
         headers["Range"] = f"bytes={start}-"
     passed_on = []
-    for _ in range(MOST_REDIRECTS):
+    for _ in range(MOST_REDIRECTS + 1):
         response = requests.get(address, stream=True, timeout=(5, 30), headers=headers,
                                 allow_redirects=False)
         if not response.is_redirect:
@@ -213,7 +216,7 @@ def request_rest(file, address):
 
 
 def receive(file, response, largest):
-    """Writes a response's content to the end of an open file, or to its start if it is complete."""
+    """Writes a response's content to an open file: to its end, or to its start if it is the whole."""
     # Does the server continue after our last byte, or send the whole file?
     response.raise_for_status()
     start = file.seek(0, os.SEEK_END)

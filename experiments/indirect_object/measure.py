@@ -83,7 +83,9 @@ def describe_heads(model, gifts, cache, once):
     names.
 
     cache: of the clean run; once: of the run in which a third person gives, who is named once.
-    raises: how far it raises the two who were named, in nats. lowers: the share of prompts in which
+    direct, total: the change of the logit difference if the head's output is corrupted for the
+    logits alone, and for all that reads it. raises: how far it raises the two who were named, in
+    nats. lowers: the share of prompts in which
     it lowers the giver's name the most, if the giver was named once. copies, suppresses: the shares
     of names that its OV circuit alone raises or lowers most (`copying_shares`).
     """
@@ -184,8 +186,8 @@ def find_roles(heads):
     Roles depend on what a head does, not on where it looks nor on its weights alone: a word after a
     name can carry the name from an earlier layer, in a form that the head's OV circuit reads, while
     it does nothing to the name's own embedding. answer: the head with the largest direct effect on
-    the answer. suppressors: heads that lower the giver's name. raisers: heads that raise the two
-    people who were named.
+    the answer. suppressors: heads that lower the giver's name in LOWERS of the prompts or more.
+    raisers: heads that raise the two people who were named, by RAISES or more.
     """
     return {"answer": [min(heads, key=lambda one: one["direct"])["head"]],
             "suppressors": [one["head"] for one in heads if one["lowers"] >= LOWERS],
@@ -196,11 +198,11 @@ def measure_strongest(model, gifts, answer, cache, once):
     """What the strongest head reads and writes: a dict. cache, once: as in `describe_heads`.
 
     after: its attention from END to the giver (S2) and to the words after it; giver: to S2 alone.
-    twice, once: how far it raises the giver above the other names, in nats, if S was named before,
-    and if a third person gives. inputs: the change of the logit difference when its queries, keys
-    or values come from prompts in which a third person gives. senders: {label: the change, in nats,
-    when only its values see an earlier head's output of the corrupted run}. others: the means of
-    `after` and `once` over the other heads.
+    words: how far it raises the giver above the other names, in nats, if S was named before
+    (twice), and if a third person gives (once). inputs: the change of the logit difference when its
+    queries, keys or values come from prompts in which a third person gives. senders: {label: the
+    change, in nats, when an earlier head's output is corrupted for the values of this head, and for
+    nothing else}. others: the means of `after` and `once` over the other heads.
     """
     layer, head = answer
     rows = torch.arange(len(gifts.receiver))
@@ -310,8 +312,8 @@ def measure_songs(model, songs):
     """Which heads raise the right syllable of a song, and what is lost without them: a dict.
 
     heads: for each head its attention to the right syllable, the share of syllables that its OV
-    circuit copies, and how far it raises the right one above the others (nats). raisers, lost: as
-    for names.
+    circuit copies, and how far it raises the right one above the others (nats). raisers: the heads
+    that raise it by RAISES or more. lost: as from `lost_without`.
     """
     logits, cache = model.run_with_cache(songs.tokens)
     rows = torch.arange(len(songs.target))

@@ -4,7 +4,7 @@ Thresholds were chosen on seeds 0 to 2 and 10 to 14, on what these eight models 
 before seeds 20 to 24 were looked at. (Earlier claims, chosen on seeds 0 to 2 alone, had failed on
 10 to 14 in seven lines of ten: they were about where heads look, which differs.) Later models, from
 seeds that were drawn from dates, changed what the claims are about, not the thresholds. One of
-them solves the task mostly by its patterns: since then, claims about how the models solve it are
+them solves the task mostly by its patterns. Since then, claims about how the models solve it are
 about the median of the seeds. In two others the strongest head reads names in the form in which an
 earlier head has moved them: since then, what a head does to names is measured on what it writes,
 and its OV circuit, read from the embedding, has no verdict. Lines without a verdict vary by seed.
@@ -35,7 +35,8 @@ def gift_claims(models, controls, judged=True):
     """[Claim] about the models, from what `measure_gifts` returned for each.
 
     controls: `measure_task` of an untrained model for each seed. judged: False leaves all lines
-    open. Claims about how a model solves the task hold only if it does solve it.
+    open. Most claims about how models solve the task hold only if all of them
+    do solve it.
     """
     learned = all(one["loss"] < LEARNED for one in models)
     return [*task_claims(models, controls, judged), *suppressor_claims(models, learned, judged),
@@ -117,8 +118,8 @@ def suppressor_claims(models, learned, judged):
               control="as many random other heads "
                       f"{fmean(without_strongest(one)[1] for one in models):.2f}"),
         add_control(
-            claim("strongest head: share of prompts in which it lowers a giver who is named once "
-                  "(a third person) more than any other name",
+            claim("strongest head: share of prompts in which it lowers the name of a giver who was "
+                  "not named before more than any other name",
                   [head_of(one)["lowers"] for one in models], above=0.8, median=True,
                   judged=judged),
             f"chance 0.12; other heads {others['lowers']:.2f}"),
@@ -126,7 +127,7 @@ def suppressor_claims(models, learned, judged):
               "(varies by seed)", [head_of(one)["suppresses"] for one in models],
               control=f"chance 0.12; other heads {others['suppresses']:.2f}"),
         add_control(
-            claim("… effect on a giver who is named once, against other names (nats)",
+            claim("… effect on the name of this giver, against other names (nats)",
                   [one["words"]["once"] for one in strongest], below=-1, median=True,
                   holds=learned, judged=judged),
             f"named twice {twice:.2f}; other heads {once:.2f}"),
