@@ -216,7 +216,7 @@ def request_rest(file, address):
 
 
 def receive(file, response, largest):
-    """Writes a response's content to an open file: to its end, or to its start if it is the whole."""
+    """Writes a response's content to an open file: to its end, or to its start if it is whole."""
     # Does the server continue after our last byte, or send the whole file?
     response.raise_for_status()
     start = file.seek(0, os.SEEK_END)
