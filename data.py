@@ -22,6 +22,7 @@ import torch
 
 import corpus
 from config import DataConfig, config_from_dict, flag_parser
+from download import download_verified
 from token_files import (
     STDIN,
     TOKENS_FILE,
@@ -177,8 +178,6 @@ def tiny_shakespeare(folder, mirrors=SHAKESPEARE_MIRRORS):
     """
     path = folder / SHAKESPEARE_FILE
     if not path.exists():
-        from download import download_verified  # it loads requests, which few programs need
-
         remedy = f"put the file at {path}, or use --data.path FILE or --data.dataset builtin"
         print("downloading Tiny Shakespeare (1 MB); without a network this gives up in a minute or "
               "two", file=sys.stderr)

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 from config import ModelConfig
+from download import download_file
 from utils import (
     NoNetwork,
     NotThere,
@@ -229,8 +230,6 @@ def download_missing(address, folder, file):
     """Downloads a file of a repository, unless it is in the folder. Raises as `download_file`."""
     if (folder / file).exists():
         return
-    from download import download_file  # it loads requests, which few programs need
-
     address = f"{address}/{file}"
     largest = LARGEST_FILES[Path(file).suffix]
     sha256 = PUBLISHED_SHA256.get(address)

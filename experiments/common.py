@@ -120,8 +120,8 @@ def claim(text, values, *, above=None, below=None, between=None, holds=None, jud
     no control is given, its control. median: judge the median alone, not every value.
     holds: the verdict of a test that is not a threshold on the values (such as another model's
     value); p: a p-value, which must be below LEVEL. If several tests are given, all must hold.
-    judged: False leaves the line open (a quick run, a user's own model). reported, control, mark,
-    source: as in a Claim.
+    With a NaN among the values no threshold is passed. judged: False leaves the line open (a quick
+    run, a user's own model). reported, control, mark, source: as in a Claim.
     """
     values = torch.as_tensor(values, dtype=torch.float64).reshape(-1).tolist()
     centre = statistics.median(values) if median else statistics.fmean(values)
@@ -130,6 +130,8 @@ def claim(text, values, *, above=None, below=None, between=None, holds=None, jud
     # The verdict: every test must hold.
     compared = [centre] if median else values
     tests = [] if holds is None else [holds]
+    if not (above is None and below is None and between is None):
+        tests.append(not any(map(math.isnan, values)))  # a median may not show it
     if above is not None:
         tests += [value > above for value in compared]
     if below is not None:

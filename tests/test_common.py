@@ -104,6 +104,11 @@ def test_a_claim_has_its_threshold_as_control_unless_another_is_given():
         assert (line.control, line.mark) == (control, mark), given
 
 
+def test_a_number_that_is_none_passes_no_threshold_though_the_median_may_not_show_it():
+    for values in ([math.nan, 0.9, 0.9], [0.9, 0.9, math.nan]):
+        assert claim("it", values, above=0.8, median=True).holds is False, values
+
+
 def test_only_the_median_is_judged_if_it_is_asked_for():
     values = [1.0, 2.0, 9.0]
     line = claim("it", values, below=3, median=True)

@@ -22,7 +22,6 @@ from helpers import refusal, scramble_, tiny_model, tiny_tokens
 from test_checkpoint import Attack
 
 import checkpoint
-import download
 import formats
 import generate
 import pretrained
@@ -427,7 +426,7 @@ def test_a_toy_model_is_downloaded_once_by_its_name_and_read(tmp_path, monkeypat
         asked.append(address)
         write_lens(path.parent, cfg, named, "model_final.pth")
 
-    monkeypatch.setattr(download, "download_file", fetch)
+    monkeypatch.setattr(pretrained, "download_file", fetch)
     for name in ("attn-only-2l", "NeelNanda/Attn_Only_2L512W_C4_Code"):
         model, tokenizer = load_model(name, cache_dir=tmp_path)
         check_close(model(TOKENS).detach(), lens_logits(named, as_read, TOKENS))

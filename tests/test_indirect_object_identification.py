@@ -12,15 +12,19 @@ from activation_cache import head_label
 from checkpoint import export_pretrained
 from config import ModelConfig
 from experiments import indirect_object_identification as program
+from experiments.indirect_object import measure
 from experiments.indirect_object.measure import (
     all_heads,
     changed_inputs,
     copying_shares,
     find_roles,
+    lost_without,
     lowered_most,
     measure_gifts,
     measure_strongest,
+    raised_giver,
     raised_tokens,
+    written_logits,
 )
 from experiments.indirect_object.model import GiftRecipe, draw_gifts, draw_songs, gift_shape
 from experiments.indirect_object.published import (
@@ -153,8 +157,9 @@ def test_the_raise_by_a_head_is_the_loss_of_logits_without_its_output_weights():
 
 
 def test_roles_are_given_by_what_a_head_does_wherever_it_looks():
-    blank = {"direct": 0.0, "raises": 0.0, "lowers": 0.0}
+    blank = {"direct": 0.0, "raises": 0.0, "lowers": 0.0, "once": -1.0}
     heads = [blank | {"head": (0, 0), "direct": -3.0}, blank | {"head": (0, 1), "lowers": 0.6},
+             blank | {"head": (0, 2), "lowers": 0.9, "once": -0.05},
              blank | {"head": (1, 0), "raises": 2.0}, blank | {"head": (1, 1), "raises": 0.9}]
     assert find_roles(heads) == {"answer": [(0, 0)], "suppressors": [(0, 1)],
                                  "raisers": [(1, 0)]}
@@ -173,6 +178,41 @@ def test_the_token_that_a_head_lowers_most_is_found_prompt_by_prompt():
         right = [GIFTS.names[row.argmin()] == name
                  for row, name in zip(said, GIFTS.third, strict=True)]
         assert found[layer, head] == pytest.approx(sum(right) / 16)
+
+
+def test_a_giver_is_raised_above_those_beside_it_or_those_who_are_absent_whichever_is_more():
+    model = shuffled_model()
+    _, cache = model.run_with_cache(GIFTS.tokens_without)
+    found = raised_giver(model, cache, GIFTS, GIFTS.third).detach()
+    written = written_logits(model, cache, GIFTS.names).detach()
+    for layer, head in all_heads(model):
+        above = {"beside": 0.0, "absent": 0.0}
+        for row in range(16):
+            said = dict(zip(GIFTS.names.tolist(), written[layer, row, head].tolist(), strict=True))
+            own = said.pop(GIFTS.third[row].item())
+            beside = [said.pop(who[row].item()) for who in (GIFTS.receiver, GIFTS.giver)]
+            above["beside"] += (own - sum(beside) / 2) / 16
+            above["absent"] += (own - sum(said.values()) / 5) / 16
+        assert found[layer, head] == pytest.approx(max(above.values()), abs=1e-5)
+
+
+def test_a_head_that_lowers_all_who_are_named_or_raises_the_others_lowers_no_giver(monkeypatch):
+    is_third = (GIFTS.names == GIFTS.third[:, None]).float()
+    is_other = sum((GIFTS.names == who[:, None]).float() for who in (GIFTS.receiver, GIFTS.giver))
+    writes = {"lowers all who are named": (-is_third - is_other, 0.0),
+              "raises the two others": (is_other, 0.0), "lowers the giver": (-is_third, -1.0)}
+    for case, (written, expected) in writes.items():
+        monkeypatch.setattr(measure, "written_logits", lambda *_, to=written: to[None, :, None])
+        found = raised_giver(None, None, GIFTS, GIFTS.third)
+        assert found.item() == pytest.approx(expected, abs=1e-6), case
+
+
+def test_heads_that_raise_are_compared_even_if_nearly_all_do():
+    model = shuffled_model()
+    _, reference = model.run_with_cache(GIFTS.corrupted_tokens)
+    lost = lost_without(model, GIFTS.clean_tokens, GIFTS.named_metric, all_heads(model)[:5],
+                        keep=[], reference=reference)
+    assert len(lost["others"]) == 6
 
 
 def test_a_head_that_reads_a_moved_name_lowers_it_whatever_its_own_circuit_says():

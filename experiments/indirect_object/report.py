@@ -127,7 +127,8 @@ def suppressor_claims(models, learned, judged):
               "(varies by seed)", [head_of(one)["suppresses"] for one in models],
               control=f"chance 0.12; other heads {others['suppresses']:.2f}"),
         add_control(
-            claim("… effect on the name of this giver, against other names (nats)",
+            claim("… effect on the name of this giver, above the two others who are named, or "
+                  "above those who are not (nats; the larger)",
                   [one["words"]["once"] for one in strongest], below=-1, median=True,
                   holds=learned, judged=judged),
             f"named twice {twice:.2f}; other heads {once:.2f}"),
