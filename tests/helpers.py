@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import os
 import re
 import runpy
 import subprocess
 import sys
 import tempfile
 import traceback
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +23,8 @@ from utils import UserError, seeded_generator
 TINY = {"n_layers": 2, "n_heads": 3, "d_model": 12, "n_ctx": 9, "d_vocab": 11}
 # Sizes that differ from those that the rest implies, and an epsilon that no rounding hides
 WIDE = {"d_head": 5, "norm_epsilon": 0.1, "activation": "gelu_exact"}
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def scramble_(model, seed=1):
@@ -76,26 +80,47 @@ def quick_run(name, folder, n_trainings=None, at="experiments"):
     return run.stdout, json.loads((folder / f"{name}_quick" / "results.json").read_text())
 
 
-def run_here(words, *, stdout=None, **how):
+def run_here(words, *, stdout=None, stderr=None, cwd=None, env=None, check=False):
     """Stands in for `subprocess.run` of a Python program, or of `-c` and its code: runs it in this
-    process, which need not load torch again. Returns an object with its returncode."""
+    process, which need not load torch again. Returns an object with its returncode.
+
+    As in a process of its own, the project's modules are loaded anew, and only from where the
+    program finds them. The folder, the environment, random numbers and torch's settings are as
+    before when it ends.
+    """
     python, program, *_ = words
-    assert python == sys.executable
+    assert python == sys.executable and not check and stderr in (None, subprocess.STDOUT)
     code = 0
     with contextlib.ExitStack() as stack:
         patched = stack.enter_context(pytest.MonkeyPatch.context())
-        patched.setattr(sys, "argv", words[1:])
-        patched.setattr(sys, "path", list(sys.path))
+        stack.enter_context(torch.random.fork_rng())
+        stack.enter_context(warnings.catch_warnings())
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        patched.chdir(cwd or Path.cwd())
+        patched.setattr(os, "environ", dict(os.environ if env is None else env))
+        patched.setattr(sys, "argv", words[1:] if program != "-c" else ["-c", *words[3:]])
+        patched.setattr(sys, "path", [path for path in sys.path if path and Path(path) != ROOT])
+        for name, module in list(sys.modules.items()):
+            place = Path(getattr(module, "__file__", None) or "/")
+            if ROOT in place.parents and ROOT / "tests" not in place.parents:
+                patched.delitem(sys.modules, name)
         if stdout is not None:
             stack.enter_context(contextlib.redirect_stdout(stdout))
             stack.enter_context(contextlib.redirect_stderr(stdout))
+        if program == "-c":
+            program = stack.enter_context(tempfile.TemporaryDirectory()) + "/code.py"
+            Path(program).write_text(words[2])
+            sys.path[:0] = [str(Path.cwd()), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        else:
+            sys.path.insert(0, str(Path(program).resolve().parent))
         try:
-            if program == "-c":
-                program = stack.enter_context(tempfile.TemporaryDirectory()) + "/code.py"
-                Path(program).write_text(words[2])
             runpy.run_path(program, run_name="__main__")
         except SystemExit as ended:
             code = ended.code or 0
+            if isinstance(code, str):
+                print(code, file=sys.stderr)
+                code = 1
         except Exception:
             traceback.print_exc()
             code = 1

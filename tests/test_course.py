@@ -247,8 +247,9 @@ def test_the_message_on_an_unknown_chapter_or_function_lists_the_known_ones(fold
             exercise.main(words)
 
 
-def test_a_block_of_the_page_runs_by_its_number(capsys, monkeypatch):
+def test_a_block_of_the_page_runs_by_its_number_in_any_folder(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(exercise.subprocess, "run", run_here)
+    monkeypatch.chdir(tmp_path)
     exercise.main(["block", "4", "1"])
     assert "attending to all alike: 0.159" in capsys.readouterr().out
     for words, said in ((["block", "4", "3"], "2 blocks"), (["block", "99", "1"], "choose from 0")):
