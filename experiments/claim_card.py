@@ -11,9 +11,11 @@ may be looked at:
     python research/sharp_heads/study.py --pilot
 
 `check` refuses a card with an empty part (such as the null) and a claim that every possible value
-would fulfil. It judges only seeds on which the threshold was not chosen. The verdict is HOLDS;
-REFUTED; DEPENDS, if the number is measured in several ways that disagree; or UNDECIDED, if the null
-passes too. Each is a result, and exits with 0; a refused card exits with 2.
+would fulfil. It judges only seeds on which the threshold was not chosen, and at which no pilot has
+looked: a pilot notes its seeds beside the card. The verdict is HOLDS; REFUTED; DEPENDS, if the
+number is measured in several ways that disagree; or UNDECIDED, if the null passes too. Each is a
+result, and exits with 0; a refused card exits with 2. If a card or its study changes, the new
+result says what the old verdict was.
 
 Chapter: COURSE_ROADMAP.md, 16 (independent research)
 Prerequisites: experiments/cards/model.py, experiments/cards/report.py
@@ -30,8 +32,15 @@ import argparse
 import re
 import subprocess
 
-from experiments.cards.model import EXAMPLE, claim_digest, read_card, results_path, template
-from experiments.cards.report import describe_card, filled_card
+from experiments.cards.model import (
+    EXAMPLE,
+    claim_digest,
+    read_card,
+    result_in,
+    results_path,
+    template,
+)
+from experiments.cards.report import describe_card, filled_card, verdict_in
 from experiments.common import ROOT
 from utils import UserError, atomic_write, read_text, run_program
 
@@ -130,7 +139,7 @@ def check(name, research):
     text = filled_card(folder)
     with atomic_write(path, "w") as opened:
         opened.write(text)
-    print(f"\nthe result is in {path}")
+    print(f"\n{verdict_in(result_in(text))}: the result is in {path}")
 
 
 def show_list(research):

@@ -123,7 +123,9 @@ def test_a_claim_that_nothing_could_refute_or_fulfil_is_refused(tmp_path):
     for holds_if in ("above 0", "below 1", "0.2 to 0.3", "1 to 1"):  # each can be wrong, and right
         read_card(write_card(tmp_path / "one", Holds_if=holds_if))
     assert "is no range" in told("above 0.5", "1 to 0")
-    assert "has 1 numbers" in told("between 0.3 and more")
+    assert "has 1 number;" in told("between 0.3 and more")
+    for holds_if in ("greater than 0.5", "at least 0.5", "more"):
+        assert "neither above nor below" in told(holds_if), holds_if
     assert "0 numbers" in told("above all")
     assert "not among the possible" in told("above 0.5", Predicted="1.5")
 
@@ -250,6 +252,7 @@ def test_a_card_is_made_run_and_filled_in(tmp_path, capsys, monkeypatch):
     claim_card.main(["--research", str(tmp_path), "check", "one"])
     text = (folder / "card.md").read_text()
     assert "**REFUTED.**" in text and text.count(RESULT) == 1 and "| 11 | 0.5 | 0.1 |" in text
+    assert "\nREFUTED: the result is in" in capsys.readouterr().out
     assert read_card(folder).texts == FILLED  # the claim is as it was
     claim_card.main(["--research", str(tmp_path), "list"])
     assert "one: **REFUTED.** Predicted 0.8" in capsys.readouterr().out
@@ -325,6 +328,35 @@ def test_a_pilot_needs_no_card_and_never_looks_at_judged_seeds(tmp_path, capsys)
     assert not (tmp_path / "outputs").exists() and not (folder / "outputs").exists()
     perform_study(folder / "study.py", "A study.", float, float, argv=["--pilot"])
     assert "seed 0 1 2\nmeasured 0 1 2\n" in capsys.readouterr().out
+
+
+def test_seeds_at_which_a_pilot_looked_are_not_judged_though_the_card_was_not_finished(tmp_path):
+    claim_card.new("one", tmp_path)
+    folder = tmp_path / "one"
+    for seeds in (("11",), ("30",)):
+        perform_study(folder / "study.py", "A study.", float, float,
+                      argv=["--pilot", "--seeds", *seeds])
+    write_card(folder)
+    assert "looked at seeds 11; judge others" in refusal(lambda: read_card(folder))
+    write_card(folder, Judged_on_seeds="12 13 14")
+    assert read_card(folder).seeds == (12, 13, 14)
+    told = refusal(lambda: perform_study(folder / "study.py", "", float, float,
+                                         argv=["--seeds", "30", "--out_dir", str(tmp_path)]))
+    assert "looked at seeds 30" in told
+
+
+def test_a_new_result_says_what_the_verdicts_of_earlier_cards_were(tmp_path):
+    folder = write_card(tmp_path / "one")
+    write_study(folder)
+    write_result(folder)
+    path = folder / "card.md"
+    for threshold in ("0.4", "0.3"):
+        path.write_text(re.sub("above 0.[0-9]", f"above {threshold}", path.read_text()))
+        for _ in range(2):  # the same card again adds nothing
+            write_result(folder)
+    earlier = re.findall(r"^Before, card and study (\w+) gave HOLDS with seeds 10 11 12\.$",
+                         path.read_text(), re.MULTILINE)
+    assert len(set(earlier)) == len(earlier) == 2
 
 
 def test_names_that_are_taken_or_lead_elsewhere_are_refused(tmp_path):

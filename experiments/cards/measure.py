@@ -17,10 +17,16 @@ from pathlib import Path
 import torch
 
 from config import check_field, config_from_dict, flag_parser, option
-from experiments.cards.model import check_not_chosen_on, read_card
+from experiments.cards.model import (
+    PILOT,
+    check_not_chosen_on,
+    check_not_piloted,
+    piloted_seeds,
+    read_card,
+)
 from experiments.cards.report import describe_study, study_claims, study_figure
 from experiments.common import ROOT, check_seeds, conclude, experiment_folder, torch_threads
-from utils import Progress, UserError
+from utils import Progress, UserError, atomic_write
 
 PILOT_SEEDS = (0, 1, 2)
 
@@ -62,6 +68,7 @@ def perform_study(file, about, measure, null, *, ways=None, more=None, argv=None
     card = read_card(Path(file).resolve().parent)
     seeds = cfg.seeds or card.seeds
     check_not_chosen_on(card, seeds)
+    check_not_piloted(Path(file).resolve().parent, seeds)
     folder = experiment_folder(f"research_{card.name}", cfg.out_dir)
     with torch_threads(cfg.threads):
         numbers, further = measure_all(seeds, functions, more)
@@ -94,8 +101,8 @@ def measure_all(seeds, functions, more=None):
 
 
 def print_pilot(folder, cfg, functions, more):
-    """Print the numbers of some seeds, from which a threshold may be chosen. Raises UserError for
-    seeds that a finished card judges."""
+    """Print the numbers of some seeds, from which a threshold may be chosen, and note these seeds in
+    PILOT. Raises UserError for seeds that a finished card judges."""
     seeds = cfg.seeds or PILOT_SEEDS
     try:
         judged = set(read_card(folder).seeds) & set(seeds)
@@ -106,6 +113,9 @@ def print_pilot(folder, cfg, functions, more):
                         "card, so nothing may be chosen on them; take others")
     with torch_threads(cfg.threads):
         numbers, further = measure_all(seeds, functions, more)
+    seen = sorted({*piloted_seeds(folder), *seeds})
+    with atomic_write(folder / PILOT, "w") as file:
+        file.write(f"pilots looked at seeds {' '.join(map(str, seen))}\n")
     print("seed", *seeds)
     for name, values in numbers.items():
         print(name, *(f"{value:.4g}" for value in values))

@@ -29,9 +29,10 @@ PARTS = {  # each part of a card, and what it asks for
     "Predicted": "The number that you expect, written down before you measure.",
     "Null": "The same number where the hypothesis predicts nothing, and why it does.",
     "Refuted by": "What would make you give up the hypothesis, in words.",
-    "Judged on seeds": "Seeds on which nothing was chosen, such as: 10 11 12",
+    "Judged on seeds": "Three seeds or more on which nothing was chosen, such as: 10 11 12",
 }
 RESULT = "## Result"
+PILOT = "pilot.txt"  # beside the card: seeds that a pilot has looked at
 REPLICATIONS = ("fragile_toys", "virtual_heads", "needed_heads", "dead_heads")  # the course's cards
 EXAMPLE = "# An example that runs: the highest previous-token score. Put your own in its place."
 HINT = "…"  # how a part begins that nobody has filled in
@@ -87,6 +88,7 @@ def read_card(folder):
                         "one twice; write some, such as 10 11 12")
     card = Card(Path(folder).name, texts, threshold, possible, predicted, seeds)
     check_not_chosen_on(card, seeds)
+    check_not_piloted(folder, seeds)
     return card
 
 
@@ -112,6 +114,20 @@ def check_not_chosen_on(card, seeds):
     if both:
         raise UserError(f"{card.name}: seeds {', '.join(map(str, sorted(both)))} are judged, and "
                         "the threshold was chosen on them; judge others")
+
+
+def piloted_seeds(folder):
+    """The seeds that pilots of a study have looked at, a tuple. folder: of card and study."""
+    path = Path(folder) / PILOT
+    return seeds_in(read_text(path)) if path.exists() else ()
+
+
+def check_not_piloted(folder, seeds):
+    """Raise UserError if a pilot has looked at some of these seeds. folder: of card and study."""
+    both = set(piloted_seeds(folder)) & set(seeds)
+    if both:
+        raise UserError(f"{Path(folder) / PILOT}: a pilot looked at seeds "
+                        f"{', '.join(map(str, sorted(both)))}; judge others")
 
 
 def find_part(text, part, path):
@@ -162,17 +178,21 @@ def numbers_in(text, n, part, path):
                         "read in two ways; write 0.5, 1000, 0.2 to 0.4")
     numbers = tuple(map(float, re.findall(NUMBER, text)))
     if len(numbers) != n:
-        raise UserError(f"{path}: **{part}.** {printable(text)!r} has {len(numbers)} numbers; "
-                        f"write {n}")
+        plural = "" if len(numbers) == 1 else "s"
+        raise UserError(f"{path}: **{part}.** {printable(text)!r} has {len(numbers)} "
+                        f"number{plural}; write {n}")
     return numbers
 
 
 def read_threshold(text, path):
     """The arguments of `common.claim` for a text such as "above 0.5", a dict; "0.2 to 0.4" becomes
-    {"between": (0.2, 0.4)}. Raises UserError for other numbers than it needs."""
+    {"between": (0.2, 0.4)}. Raises UserError for other words, or other numbers than it needs."""
     for word in ("above", "below"):
         if text.lower().startswith(word):
             return {word: numbers_in(text, 1, "Holds if", path)[0]}
+    if not re.match(rf"(between\s+)?({NUMBER})", text.replace("−", "-"), re.IGNORECASE):
+        raise UserError(f"{path}: **Holds if.** {printable(text)!r} begins with neither above nor "
+                        "below; write above 0.5, below 0.5, or 0.2 to 0.4")
     return {"between": numbers_in(text, 2, "Holds if", path)}
 
 

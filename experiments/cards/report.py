@@ -28,7 +28,7 @@ from utils import read_json, read_text
 
 MEANINGS = {
     "HOLDS": "The claim holds for {measured} seeds, the null for {null}.",
-    "REFUTED": "The claim holds for {measured} seeds, not for all; the null for {null}.",
+    "REFUTED": "The claim holds for {measured} seeds, the null for {null}.",
     "DEPENDS": "Whether the claim holds for every seed depends on how the number is measured.",
     "UNDECIDED": "The null passes too, so the number does not show what was claimed.",
 }
@@ -102,7 +102,7 @@ def study_figure(card, found):
     rows = {"measured": found["measured"], **found["ways"], "null": found["null"]}
     figure = Figure(figsize=(8, 2 + 0.3 * len(rows)), layout="constrained")
     axes = bare_axes(figure.subplots(), f"{card.name}: {verdict_of(card, found)}",
-                     card.texts["Number"], "")
+                     textwrap.fill(card.texts["Number"], 90), "")
     for y, (name, values) in enumerate(rows.items()):
         colour = COLOURS[1] if name == "null" else COLOURS[0]
         axes.plot(values, [y] * len(values), "o", color=colour, alpha=0.7)
@@ -125,12 +125,14 @@ def filled_card(folder):
 def fill_in(text, card, result, *, command, digest):
     """The text of a card with its result, from a results.json of its study.
 
-    What stood there before is replaced; sections after the result stay. command: the one that
-    measured. digest: of what was measured, as `claim_digest` returns it.
+    What stood there before is replaced, but for a line about each earlier verdict; sections after
+    the result stay. command: the one that measured. digest: of what was measured, as `claim_digest`
+    returns it.
     """
     before, after = split_result(text)
     later = re.search(r"^## .*", after, re.MULTILINE | re.DOTALL)
-    sections = [before + RESULT, result_text(card, result, command, digest)]
+    sections = [before + RESULT, result_text(card, result, command, digest),
+                *earlier_verdicts(result_in(text), digest)]
     if later:
         sections.append(later[0].strip())
     return "\n\n".join(sections) + "\n"
@@ -154,6 +156,23 @@ def result_text(card, result, command, digest):
         lines += ["", fill_lines(f"For information: {'; '.join(said)}.")]
     lines += ["", f"`{command}`, torch {result['torch']}, card and study {digest}."]
     return "\n".join(lines)
+
+
+def earlier_verdicts(result, digest):
+    """The lines about earlier verdicts, a list, that must stay when a result is replaced: its own
+    such lines, and its own verdict if that was about another card or study than `digest` says."""
+    lines = re.findall(r"^Before, .*$", result, re.MULTILINE)
+    measured = re.search(r"card and study (\w+)\.$", result, re.MULTILINE)
+    if measured and measured[1] != digest:
+        seeds = " ".join(re.findall(r"^\| (\d+) \|", result, re.MULTILINE))
+        lines.append(f"Before, card and study {measured[1]} gave {verdict_in(result)} with seeds "
+                     f"{seeds}.")
+    return lines
+
+
+def verdict_in(result):
+    """The verdict that a result's text begins with, such as "HOLDS"."""
+    return re.match(r"\*\*([A-Z]+)\.\*\*", result)[1]
 
 
 def fill_lines(text):
