@@ -101,8 +101,8 @@ def measure_all(seeds, functions, more=None):
 
 
 def print_pilot(folder, cfg, functions, more):
-    """Print the numbers of some seeds, from which a threshold may be chosen, and note these seeds in
-    PILOT. Raises UserError for seeds that a finished card judges."""
+    """Print the numbers of some seeds, from which a threshold may be chosen, and note these seeds
+    in PILOT. Raises UserError for seeds that a finished card judges."""
     seeds = cfg.seeds or PILOT_SEEDS
     try:
         judged = set(read_card(folder).seeds) & set(seeds)
