@@ -17,11 +17,11 @@ people who were named. No other head compensates when the strongest head is remo
 Expected: every line with a verdict passes. Thresholds were chosen on seeds 0 to 2 and 10 to 14.
 Later models changed what some lines are about, but no threshold (report.py says how). On one kind
 of CPU, 19 models were measured: these, 20 to 24, and six drawn from dates. 18 pass each line by
-themselves. One misses one line: with seed 294, heads that lower the giver make 0.70 of the answer.
-So the lines about how the models work are about the median of the seeds. Another kind of CPU rounds
-differently, and then the same seed gives another model.
+themselves. One misses one line: with seed 294, the head that lowers the giver makes 0.66 of the
+answer. So the lines about how the models work are about the median of the seeds. Another kind of
+CPU rounds differently, and then the same seed gives another model.
 These vary by model and have no verdict: the chance that a random set of as many heads has as large
-a share as those that lower the giver (0.00 to 0.15 in one model: a set that contains the strongest
+a share as those that lower the giver (0.00 to 0.08 in one model: a set that contains the strongest
 head is often enough); the layer of the strongest head; its share of the answer (0.45 to 1.00);
 whether it looks at the giver (0.00 to 0.99) or at a later word to which an earlier head has moved
 the name; whether its OV circuit also lowers a name that it reads from its embedding (not with seed
