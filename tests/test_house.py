@@ -9,6 +9,8 @@ import re
 import sys
 from pathlib import Path
 
+import mutants
+
 from experiments.cards.model import REPLICATIONS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -198,6 +200,12 @@ def test_no_public_name_is_defined_in_two_modules():
                 places.setdefault(node.name, []).append(path.name)
     twice = {name: where for name, where in places.items() if len(where) > 1 and name != "main"}
     assert not twice
+
+
+def test_every_planted_bug_stands_where_it_can_be_planted():
+    for mutant in mutants.MUTANTS:
+        found = (ROOT / f"{mutant.module}.py").read_text(encoding="utf-8").count(mutant.old)
+        assert found == 1, f"{mutant.module} has {found} times: {mutant.old}"
 
 
 def test_nothing_forbidden_is_written():
