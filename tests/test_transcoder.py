@@ -337,7 +337,7 @@ def test_for_badly_trained_transcoders_sums_hold_and_claims_on_learning_fail(mea
     assert failed(measured, judged=False) == []
 
 
-def test_each_claim_fails_where_its_number_is_wrong_in_one_seed(measured):
+def test_each_claim_fails_where_its_number_is_wrong_in_one_seed_or_in_most(measured):
     good = as_trained(measured)
     assert failed(good, good) == []
     breaks = {
@@ -353,7 +353,9 @@ def test_each_claim_fails_where_its_number_is_wrong_in_one_seed(measured):
     for words, break_ in breaks.items():
         bad = as_trained(measured)
         break_(bad)
-        assert [words in claim for claim in failed(good, bad)] == [True], words
+        assert [words in claim for claim in failed(good, bad, bad)] == [True], words
+        of_median = words.startswith(("error", "patterns"))
+        assert [words in claim for claim in failed(good, good, bad)] == [True] * (not of_median)
 
 
 def test_a_correlation_below_that_of_shuffled_features_fails(measured):

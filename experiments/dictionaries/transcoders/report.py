@@ -80,7 +80,8 @@ def quality_claims(results, judged):
             f"of {RECIPE.n_latents}"),
         add_control(
             seed_claim("error nodes' share of what MLPs add to the answer", results,
-                       lambda one: one["gifts"]["error_share"], below=0.2, judged=judged),
+                       lambda one: one["gifts"]["error_share"], below=0.2, median=True,
+                       judged=judged),
             f"untrained {mean_text(results, untrained_errors)}"),
         add_control(
             seed_claim("… with signs, of the answer", results,
@@ -112,8 +113,8 @@ def effect_claims(results, judged):
     return [
         add_control(
             seed_claim("predicted and measured effect of a feature of MLP 0, patterns and scales "
-                       "kept: r", results, of_gifts("r", free), above=0.9, holds=is_found,
-                       judged=judged),
+                       "kept: r", results, of_gifts("r", free), above=0.9, median=True,
+                       holds=is_found, judged=judged),
             f"shuffled {null:.2f}, untrained {untrained('r')}"),
         add_control(
             seed_claim("… measured over predicted effect (slope)", results,
