@@ -102,8 +102,10 @@ def run_here(words, *, stdout=None, stderr=None, cwd=None, env=None, check=False
         patched.setattr(sys, "argv", words[1:] if program != "-c" else ["-c", *words[3:]])
         patched.setattr(sys, "path", [path for path in sys.path if path and Path(path) != ROOT])
         for name, module in list(sys.modules.items()):
-            place = Path(getattr(module, "__file__", None) or "/")
-            if ROOT in place.parents and ROOT / "tests" not in place.parents:
+            folder = Path(getattr(module, "__file__", None) or "/").parent
+            packages = ROOT / "experiments", ROOT / "course"
+            # not all that is below ROOT: .venv may be there, and torch can't be loaded twice
+            if folder == ROOT or any(each in (folder, *folder.parents) for each in packages):
                 patched.delitem(sys.modules, name)
         if stdout is not None:
             stack.enter_context(contextlib.redirect_stdout(stdout))
