@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import UserError, printable, read_text
+from utils import UserError, count_of, printable, read_text
 
 PARTS = {  # each part of a card, and what it asks for
     "Question": "What do you want to know, in one sentence?",
@@ -178,9 +178,8 @@ def numbers_in(text, n, part, path):
                         "read in two ways; write 0.5, 1000, 0.2 to 0.4")
     numbers = tuple(map(float, re.findall(NUMBER, text)))
     if len(numbers) != n:
-        plural = "" if len(numbers) == 1 else "s"
-        raise UserError(f"{path}: **{part}.** {printable(text)!r} has {len(numbers)} "
-                        f"number{plural}; write {n}")
+        raise UserError(f"{path}: **{part}.** {printable(text)!r} has "
+                        f"{count_of(len(numbers), 'number')}; write {n}")
     return numbers
 
 

@@ -96,8 +96,7 @@ def describe_heads(model, gifts, cache, once):
     copying = copying_shares(model, gifts.names)
     lowers = lowered_most(model, once, gifts.names, gifts.third)
     by = raised_giver(model, once, gifts, gifts.third)
-    is_named = (gifts.names == gifts.receiver[:, None]) | (gifts.names == gifts.giver[:, None])
-    raises = raised_tokens(model, cache, gifts.names, is_named.float())
+    raises = raised_tokens(model, cache, gifts.names, the_two_named(gifts).float())
     found = []
     for layer, head in all_heads(model):
         pattern = cache["pattern", layer][:, head]  # [batch, query_pos, key_pos]
@@ -168,6 +167,11 @@ def raised_tokens(model, cache, tokens, is_raised, is_other=None):
     return (mean_asked - mean_others).mean(1)
 
 
+def the_two_named(gifts):
+    """Whether each name is one of the two that begin the prompt, [batch, name]."""
+    return (gifts.names == gifts.receiver[:, None]) | (gifts.names == gifts.giver[:, None])
+
+
 def raised_giver(model, cache, gifts, giver):
     """How far each head's write at the end raises the giver's name above the other people in the
     prompt, or above those who are not in it, whichever is more: [layer, head], in nats.
@@ -176,7 +180,7 @@ def raised_giver(model, cache, gifts, giver):
     the others, lowers nobody by this measure. giver: ids [batch].
     """
     is_giver = gifts.names == giver[:, None]
-    is_named = (gifts.names == gifts.receiver[:, None]) | (gifts.names == gifts.giver[:, None])
+    is_named = the_two_named(gifts)
     beside = is_named & ~is_giver
     absent = ~(is_named | is_giver)
     return torch.maximum(*(
