@@ -415,6 +415,14 @@ def test_the_titles_of_the_scaling_say_how_fast_time_and_memory_grow_at_most():
         f"{what} grows at most as size to the power 2.00" for what in ("time", "memory")]
 
 
+def test_figure_and_table_give_the_same_exponent_the_median_of_the_rounds():
+    rounds = [[1.0, 1.0], [1.0, 8.0], [4.0, 8.0]]  # exponents 0, 3, 1; of the median times: 3
+    grown = {"context": {"sizes": [1, 2], "seconds": rounds, "bytes": [10, 40]}}
+    time, _ = scaling_figure(grown).axes
+    assert [text.get_text() for text in time.get_legend().get_texts()] == ["context: 1.00"]
+    assert "| 1.00 (0.00 to 3.00) |" in benchmark_tables([], {}, grown, {})[-1]
+
+
 def test_the_page_s_tables_are_replaced_and_the_rest_stays():
     rows = some_rows()
     grown = {"context": {"sizes": [1, 2], "seconds": [[1.0, 2.0]], "bytes": [10, 40]}}

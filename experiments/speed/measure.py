@@ -245,12 +245,15 @@ def exponent(sizes, values):
     return ((x * y).sum() / (x * x).sum()).item()
 
 
+def exponents(grown):
+    """{"time": one exponent for each round, "memory": [its one exponent]} of what `measure_scaling`
+    found for one axis."""
+    return {"time": [exponent(grown["sizes"], seconds) for seconds in grown["seconds"]],
+            "memory": [exponent(grown["sizes"], grown["bytes"])]}
+
+
 def scaling_claims(scaling):
     """[Claim], not judged: the exponents of time (one for each round) and of memory."""
-    claims = []
-    for name, grown in scaling.items():
-        slopes = [exponent(grown["sizes"], seconds) for seconds in grown["seconds"]]
-        claims.append(median_claim(f"{name}: exponent of time", slopes))
-        claims.append(median_claim(f"{name}: exponent of memory",
-                                   exponent(grown["sizes"], grown["bytes"])))
-    return claims
+    return [median_claim(f"{name}: exponent of {what}", slopes)
+            for name, grown in scaling.items()
+            for what, slopes in exponents(grown).items()]

@@ -13,7 +13,7 @@ import torch
 import plotting
 from experiments.common import claim
 from experiments.speed.contestants import NANOGPT, OUR_DEFAULT
-from experiments.speed.measure import NO_COUNT, exponent
+from experiments.speed.measure import NO_COUNT, exponents
 from experiments.speed.peers import HUGGING_FACE, TRANSFORMER_LENS
 from experiments.speed.rows import TIME
 from utils import UserError
@@ -96,7 +96,7 @@ def scaling_figure(scaling):
             values = grown["bytes"]
             if what == "time":
                 values = torch.tensor(grown["seconds"]).median(0).values.tolist()
-            slope = exponent(grown["sizes"], values)
+            slope = statistics.median(exponents(grown)[what])
             slopes.append(slope)
             lines[f"{name}: {slope:.2f}"] = ([size / grown["sizes"][0] for size in grown["sizes"]],
                                              [value / values[0] for value in values])
@@ -131,13 +131,12 @@ def benchmark_tables(rows, claims, scaling, ran_on):
                                  "exponent of memory", "time at the largest", "memory there")),
               "|" + "---|" * 6]
     for name, grown in scaling.items():
-        slopes = [exponent(grown["sizes"], seconds) for seconds in grown["seconds"]]
+        found = exponents(grown)
         sizes = ", ".join(f"{size:,}" for size in grown["sizes"])
         largest = statistics.median(seconds[-1] for seconds in grown["seconds"])
         lines += markdown_row((
-            name, sizes, spread_text(slopes),
-            f"{exponent(grown['sizes'], grown['bytes']):.2f}", time_text(largest),
-            f"{grown['bytes'][-1] / 1e6:.3g} MB"))
+            name, sizes, spread_text(found["time"]), f"{found['memory'][0]:.2f}",
+            time_text(largest), f"{grown['bytes'][-1] / 1e6:.3g} MB"))
     return lines
 
 
