@@ -104,7 +104,8 @@ def test_a_new_card_is_refused_until_every_part_is_filled_in(tmp_path):
     assert "**Question.** is empty" in refusal(lambda: read_card(tmp_path / "one"))
     for part in PARTS:
         key = part.replace(" ", "_")
-        for text, told in (("", "is empty"), ("… later", "is empty"), (None, "has no part")):
+        for text, told in (("", "is empty"), ("… later", "is empty"), ("None.", "is empty"),
+                           (None, "has no part")):
             folder = write_card(tmp_path / "two", **{key: text})
             message = refusal(lambda folder=folder: read_card(folder))
             assert part in message and told in message, (part, message)
@@ -132,7 +133,7 @@ def test_a_claim_that_nothing_could_refute_or_fulfil_is_refused(tmp_path):
 
 def test_seeds_on_which_the_threshold_was_chosen_are_not_judged(tmp_path):
     folder = write_card(tmp_path / "one", Judged_on_seeds="2 3 4")
-    assert "seeds 2 are judged" in refusal(lambda: read_card(folder))
+    assert "chosen on seeds 2; judge others" in refusal(lambda: read_card(folder))
     for seeds in ("none", "3 3"):
         folder = write_card(tmp_path / "one", Judged_on_seeds=seeds)
         assert "Judged on seeds" in refusal(lambda folder=folder: read_card(folder))
@@ -154,7 +155,7 @@ def test_a_study_that_is_run_by_itself_judges_no_seed_that_the_threshold_was_cho
     folder = write_card(tmp_path / "one")
     told = refusal(lambda: perform_study(folder / "study.py", "", float, float,
                                          argv=["--seeds", "1", "20", "--out_dir", str(tmp_path)]))
-    assert "seeds 1 are judged" in told
+    assert "chosen on seeds 1; judge others" in told
 
 
 def test_a_number_that_could_be_read_in_two_ways_is_refused(tmp_path):

@@ -466,7 +466,7 @@ def test_what_a_card_lacks_is_asked_for(tmp_path):
         assert said in fault_of_card(measured_card(tmp_path / f"{place}", **changes))[1], changes
     for place, (changes, said) in enumerate((
             ({"Null": ""}, "**Null.** is empty"), ({"Holds_if": "above 1"}, "no value"),
-            ({"Threshold_from": "seeds 11"}, "seeds 11 are judged"))):
+            ({"Threshold_from": "seeds 11"}, "chosen on seeds 11; judge others"))):
         found = verdict_on("E", None, str(write_card(tmp_path / f"card{place}", **changes)))
         assert found.status == "wrong" and said in found.message, found
 

@@ -213,21 +213,22 @@ def replayed(function, call):
     return result, args, kwargs
 
 
+def gives_the_same(function, call):
+    """Whether another function gives what this call gave, in its result and in its arguments."""
+    outcome = replayed(function, call)
+    return outcome is not None and alike(outcome, call.after)
+
+
 def matching(chapter, exercise, mistakes, calls):
     """The mistakes that give the same results as these calls, if our solution does not."""
     calls = [call for call in calls if call.after is not None]
-    if not calls:
+    ours = our_solution(chapter, exercise)
+    if all(gives_the_same(ours, call) for call in calls):
         return []
-    right = [replayed(our_solution(chapter, exercise), call) for call in calls]
-    found = []
-    for mistake in mistakes:
-        function = variant(chapter, exercise, mistake.apply(solution_text(chapter, exercise)))
-        outcomes = [replayed(function, call) for call in calls]
-        same = all(outcome is not None and alike(outcome, call.after)
-                   for outcome, call in zip(outcomes, calls, strict=True))
-        if same and not all(map(alike, outcomes, right)):
-            found.append(mistake)
-    return found
+    variants = [variant(chapter, exercise, mistake.apply(solution_text(chapter, exercise)))
+                for mistake in mistakes]
+    return [mistake for mistake, function in zip(mistakes, variants, strict=True)
+            if all(gives_the_same(function, call) for call in calls)]
 
 
 def name_mistake(chapter, exercise, function, calls):

@@ -17,13 +17,7 @@ from pathlib import Path
 import torch
 
 from config import check_field, config_from_dict, flag_parser, option
-from experiments.cards.model import (
-    PILOT,
-    check_not_chosen_on,
-    check_not_piloted,
-    piloted_seeds,
-    read_card,
-)
+from experiments.cards.model import PILOT, check_seeds_are_new, piloted_seeds, read_card
 from experiments.cards.report import describe_study, study_claims, study_figure
 from experiments.common import ROOT, check_seeds, conclude, experiment_folder, torch_threads
 from utils import Progress, UserError, atomic_write
@@ -67,8 +61,7 @@ def perform_study(file, about, measure, null, *, ways=None, more=None, argv=None
 
     card = read_card(Path(file).resolve().parent)
     seeds = cfg.seeds or card.seeds
-    check_not_chosen_on(card, seeds)
-    check_not_piloted(Path(file).resolve().parent, seeds)
+    check_seeds_are_new(card, Path(file).resolve().parent, seeds)
     folder = experiment_folder(f"research_{card.name}", cfg.out_dir)
     with torch_threads(cfg.threads):
         numbers, further = measure_all(seeds, functions, more)

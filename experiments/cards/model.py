@@ -36,6 +36,7 @@ PILOT = "pilot.txt"  # beside the card: seeds that a pilot has looked at
 REPLICATIONS = ("fragile_toys", "virtual_heads", "needed_heads", "dead_heads")  # the course's cards
 EXAMPLE = "# An example that runs: the highest previous-token score. Put your own in its place."
 HINT = "…"  # how a part begins that nobody has filled in
+NO_ANSWERS = ("", "none", "no", "nothing", "n/a", "-", "?", "todo", "tbd")  # as good as empty
 # A number by itself: not a part of a name such as L0H1. A - before it is its sign, unless it stands
 # between two numbers.
 NUMBER = (r"(?<![\w.])(?:(?<!\d)[-+])?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\binf)(?!\w)")
@@ -87,8 +88,7 @@ def read_card(folder):
         raise UserError(f"{path}: Judged on seeds {texts['Judged on seeds']!r} has no seeds, or "
                         "one twice; write some, such as 10 11 12")
     card = Card(Path(folder).name, texts, threshold, possible, predicted, seeds)
-    check_not_chosen_on(card, seeds)
-    check_not_piloted(folder, seeds)
+    check_seeds_are_new(card, folder, seeds)
     return card
 
 
@@ -107,27 +107,22 @@ def seeds_in(text):
     return tuple(seeds)
 
 
-def check_not_chosen_on(card, seeds):
-    """Raise UserError if the card's threshold was chosen on some of these seeds."""
-    said = card.texts["Threshold from"]
-    both = set(seeds_in(said)) & set(seeds) if "seed" in said.lower() else ()
-    if both:
-        raise UserError(f"{card.name}: seeds {', '.join(map(str, sorted(both)))} are judged, and "
-                        "the threshold was chosen on them; judge others")
-
-
 def piloted_seeds(folder):
     """The seeds that pilots of a study have looked at, a tuple. folder: of card and study."""
     path = Path(folder) / PILOT
     return seeds_in(read_text(path)) if path.exists() else ()
 
 
-def check_not_piloted(folder, seeds):
-    """Raise UserError if a pilot has looked at some of these seeds. folder: of card and study."""
-    both = set(piloted_seeds(folder)) & set(seeds)
-    if both:
-        raise UserError(f"{Path(folder) / PILOT}: a pilot looked at seeds "
-                        f"{', '.join(map(str, sorted(both)))}; judge others")
+def check_seeds_are_new(card, folder, seeds):
+    """Raise UserError if the card's threshold was chosen on some of these seeds, or if a pilot has
+    looked at some. folder: of card and study."""
+    said = card.texts["Threshold from"]
+    chosen_on = seeds_in(said) if "seed" in said.lower() else ()
+    for looked_at, why in ((chosen_on, f"{card.name}: the threshold was chosen on"),
+                           (piloted_seeds(folder), f"{Path(folder) / PILOT}: a pilot looked at")):
+        both = sorted(set(looked_at) & set(seeds))
+        if both:
+            raise UserError(f"{why} seeds {', '.join(map(str, both))}; judge others")
 
 
 def find_part(text, part, path):
@@ -138,7 +133,7 @@ def find_part(text, part, path):
     if found is None:
         raise UserError(f"{path} has no part **{part}.**; add it: {PARTS[part]}")
     written = " ".join(found[1].split())
-    if not written or written.startswith(HINT):
+    if written.strip(" .").lower() in NO_ANSWERS or written.startswith(HINT):
         raise UserError(f"{path}: **{part}.** is empty; fill it in: {PARTS[part]}")
     return written
 
