@@ -532,13 +532,13 @@ def take_turns(contestants, rounds, *, clock=time.perf_counter, most_seconds=mat
 
     All run once before, without being timed. contestants: {name: function without arguments}.
     clock: a function that returns seconds. most_seconds: after this time no further round begins,
-    except the first.
+    except the first three.
     """
     began = time.monotonic()
     seconds = {name: [] for name in contestants}
     progress = Progress(rounds, " rounds")
     for number in range(rounds + 1):
-        if number > 1 and time.monotonic() - began > most_seconds:
+        if number > 3 and time.monotonic() - began > most_seconds:
             break
         for name, run in contestants.items():
             before = clock()

@@ -78,8 +78,8 @@ def test_contestants_take_turns_and_the_first_round_is_not_measured():
     assert [len(seconds[name]) for name in "ab"] == [3, 3]
 
 
-def test_turns_end_after_one_measured_round_when_the_time_is_up():
-    assert len(take_turns({"a": lambda: None}, 9, most_seconds=0.0)["a"]) == 1
+def test_turns_end_after_three_measured_rounds_when_the_time_is_up():
+    assert len(take_turns({"a": lambda: None}, 9, most_seconds=0.0)["a"]) == 3
 
 
 def test_times_are_those_of_the_clock_that_is_given():

@@ -32,7 +32,8 @@ from utils import seeded_generator
 PRODUCT = "a large product"
 READING = "reading a large tensor"
 NO_COUNT = "the same without our part"  # a floor that is timed, not counted
-SECONDS_A_ROW = 25  # no new round begins after this time
+SECONDS_A_ROW = 25  # after this time no new round begins, but for the first three
+REPEATS = 10  # of the product and the reading: one alone takes so short that a moment decides
 median_claim = functools.partial(claim, median=True)
 
 
@@ -62,7 +63,8 @@ def machine_limits(setting):
     """({name: function}, the products of the first, the numbers read by the second).
 
     A product of two square matrices is the fastest arithmetic that this machine does; a sum is the
-    fastest way to read. On a GPU both are larger, because a small one does not fill it.
+    fastest way to read. Each is repeated REPEATS times. On a GPU both are larger, because a small
+    one does not fill it.
     """
     side = 128 if setting.quick else 1024
     n_numbers = 1 << 20 if setting.quick else 1 << 26
@@ -73,7 +75,16 @@ def machine_limits(setting):
     generator = seeded_generator(0)
     left, right = torch.randn(2, side, side, generator=generator).to(setting.device, setting.dtype)
     large = torch.ones(n_numbers, dtype=setting.dtype, device=setting.device)
-    return {PRODUCT: lambda: left @ right, READING: lambda: large.sum()}, side**3, n_numbers
+
+    def multiply():
+        for _ in range(REPEATS):
+            left @ right
+
+    def read():
+        for _ in range(REPEATS):
+            large.sum()
+
+    return {PRODUCT: multiply, READING: read}, REPEATS * side**3, REPEATS * n_numbers
 
 
 def peak_bytes(run, device):
@@ -123,11 +134,12 @@ def measure_row(setting, row, limits, *, clock, rounds):
     """Times one Row: {"name", "is_short", "targets", "floor": the floor in words, "values":
     {quantity: [round]}}."""
     machine, n_products, n_read = limits
-    contestants = {row.name: row.run, **row.over, **row.peers}
+    floors = {}
     if isinstance(row.floor, Work):
-        contestants |= machine
+        floors = machine
     elif row.floor is not None:
-        contestants["floor"] = row.floor
+        floors = {"floor": row.floor}
+    contestants = {row.name: row.run, **floors, **row.over, **row.peers}
 
     with torch.set_grad_enabled(row.of_gradients):
         seconds = take_turns(contestants, rounds, clock=clock, most_seconds=SECONDS_A_ROW)
