@@ -1,6 +1,6 @@
 """Race `train.py` against nanoGPT's CPU recipe: which loss in which time, on the same cores?
 
-    python experiments/race.py             # an hour, one thread
+    python experiments/race.py             # one or two hours, one thread
     python experiments/race.py --quick     # seconds: that it runs, not who wins
 
 Claim: the recipe of `train.py` reaches a lower loss on Tiny Shakespeare's whole validation split

@@ -408,6 +408,15 @@ def test_the_figure_has_ours_and_each_peer_at_its_time_over_the_floor():
     assert benchmark_figure([]) is None
 
 
+def test_of_an_even_number_of_rounds_the_figure_shows_the_median_of_the_table():
+    row = timed_row(peers={})
+    row["values"][TIME] = [1.0, 1.2, 1.4, 9.0]
+    (axes,), (line,) = benchmark_figure([row]).axes, row_claims(row, judged=False)
+    dot, = (drawn.get_xdata()[0] for drawn in axes.lines
+            if drawn.get_marker() == "o" and len(drawn.get_xdata()))
+    assert dot == pytest.approx(line.measured) == pytest.approx(1.3)
+
+
 def test_the_titles_of_the_scaling_say_how_fast_time_and_memory_grow_at_most():
     grown = {"context": {"sizes": [1, 2], "seconds": [[1.0, 2.0]], "bytes": [10, 40]},
              "depth": {"sizes": [2, 4], "seconds": [[1.0, 4.0]], "bytes": [10, 10]}}

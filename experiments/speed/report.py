@@ -74,8 +74,9 @@ def benchmark_figure(rows):
                 peer = quantity.removeprefix(AS_FAST)
                 peer = peer if peer in LIBRARIES else "a plain loop"
                 contestants[peer] = ours * torch.tensor(ratios)
-        shown[row["name"]] = {name: (ratio.median().item(), ratio.min().item(), ratio.max().item())
-                              for name, ratio in contestants.items()}
+        shown[row["name"]] = {
+            name: (ratio.quantile(0.5).item(), ratio.min().item(), ratio.max().item())
+            for name, ratio in contestants.items()}
     if not shown:
         return None
     near = sum(row["this project"][0] <= NEAR for row in shown.values())
@@ -95,7 +96,7 @@ def scaling_figure(scaling):
         for name, grown in scaling.items():
             values = grown["bytes"]
             if what == "time":
-                values = torch.tensor(grown["seconds"]).median(0).values.tolist()
+                values = torch.tensor(grown["seconds"]).quantile(0.5, 0).tolist()
             slope = statistics.median(exponents(grown)[what])
             slopes.append(slope)
             lines[f"{name}: {slope:.2f}"] = ([size / grown["sizes"][0] for size in grown["sizes"]],
