@@ -5,13 +5,15 @@
 
 Claim: the recipe of `train.py` reaches a lower loss on Tiny Shakespeare's whole validation split
 than nanoGPT's recipe, in the same time (1x) and in 0.35, 2 and 5 times as long.
-Expected: every threshold is met. A missed one says FAIL, and the exit code is then 1.
+Expected: the runs of 0.35 and 2 times the time meet their thresholds. The default ends so close to
+its own (1.58, and nanoGPT's time) that the CPU decides whether it meets them. The run of 5 times
+the time misses 1.47 (docs/speed.md). A missed threshold says FAIL, and the exit code is then 1.
 
 Each contestant is a model with its own size and number of steps, which were chosen on the last
-tenth of the training split; nothing was chosen on the validation split. All contestants take turns,
-a hundredth of their steps at a time, so that a drift of the machine's speed affects them equally.
-Only the steps are timed. The recipe is nanoGPT's, but the code is ours: it keeps the biases of MLPs
-and LayerNorms, which nanoGPT leaves out.
+tenth of the training split, except for the steps of the default (experiments/speed/contestants.py).
+All contestants take turns, a hundredth of their steps at a time, so that a drift of the machine's
+speed affects them equally. Only the steps are timed. The recipe is nanoGPT's, but the code is ours:
+it keeps the biases of MLPs and LayerNorms, which nanoGPT leaves out.
 
 Chapter: COURSE_ROADMAP.md, 6 (learn and sample)
 Prerequisites: train.py

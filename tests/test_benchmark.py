@@ -26,6 +26,7 @@ from experiments.speed.floors import (
     training_work,
 )
 from experiments.speed.measure import (
+    NO_COUNT,
     PRODUCT,
     READING,
     exponent,
@@ -396,6 +397,9 @@ def test_the_summary_counts_the_targets_and_only_short_rows_are_printed():
     assert headlines(some_rows(), claims) == claims["another row"]
     unjudged = [line for each in claims_of(some_rows(), judged=False).values() for line in each]
     assert "not how fast" in summarize_benchmark(some_rows(), unjudged)
+    timed = timed_row() | {"name": "timed", "floor": NO_COUNT}
+    timed["values"][TIME] = [1.0]
+    assert '"timed"' not in summarize_benchmark([*some_rows(), timed], lines)  # only counted floors
 
 
 def test_the_figure_has_ours_and_each_peer_at_its_time_over_the_floor():
@@ -421,7 +425,7 @@ def test_the_titles_of_the_scaling_say_how_fast_time_and_memory_grow_at_most():
     grown = {"context": {"sizes": [1, 2], "seconds": [[1.0, 2.0]], "bytes": [10, 40]},
              "depth": {"sizes": [2, 4], "seconds": [[1.0, 4.0]], "bytes": [10, 10]}}
     assert [axes.get_title(loc="left") for axes in scaling_figure(grown).axes] == [
-        f"{what} grows at most as size to the power 2.00" for what in ("time", "memory")]
+        f"{what} grows with exponents up to 2.00" for what in ("time", "memory")]
 
 
 def test_figure_and_table_give_the_same_exponent_the_median_of_the_rounds():

@@ -220,7 +220,8 @@ def gives_the_same(function, call):
 
 
 def matching(chapter, exercise, mistakes, calls):
-    """The mistakes that give the same results as these calls, if our solution does not."""
+    """The mistakes that give the same results as these calls; none if our solution gives them,
+    too, or if no call has a result."""
     calls = [call for call in calls if call.after is not None]
     ours = our_solution(chapter, exercise)
     if all(gives_the_same(ours, call) for call in calls):

@@ -2,7 +2,7 @@
 
 What belongs to a row takes turns, round after round: the row itself, what runs beside it, and the
 machine's own limits, a large matrix product and the reading of a large tensor. A ratio is taken
-within each round, so it hardly depends on how busy the machine is; its median is judged.
+within each round, so a slow moment of the machine slows both of its times. Its median is judged.
 
 Chapter: COURSE_ROADMAP.md, 10 (approximate)
 Prerequisites: patching.py, circuits.py, experiments/speed/model.py, experiments/speed/rows.py
@@ -32,8 +32,8 @@ from utils import seeded_generator
 PRODUCT = "a large product"
 READING = "reading a large tensor"
 NO_COUNT = "the same without our part"  # a floor that is timed, not counted
-SECONDS_A_ROW = 25  # after this time no new round begins, but for the first three
-REPEATS = 10  # of the product and the reading: one alone takes so short that a moment decides
+SECONDS_A_ROW = 25  # no new round begins after this time, once three are done
+REPEATS = 10  # of the product and the reading: a disturbance decides the time of a single one
 median_claim = functools.partial(claim, median=True)
 
 

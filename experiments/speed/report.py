@@ -47,7 +47,7 @@ def summarize_benchmark(rows, claims):
     if judged:
         n_met = sum(line.holds for line in judged)
         verdicts = f"{n_met} of {len(judged)} targets are met (benchmark.png)"
-    with_floor = [row for row in rows if TIME in row["values"]]
+    with_floor = [row for row in rows if TIME in row["values"] and row["floor"] != NO_COUNT]
     times = {row["name"]: statistics.median(row["values"][TIME]) for row in with_floor}
     if not times:
         return f"{verdicts}."
@@ -55,8 +55,8 @@ def summarize_benchmark(rows, claims):
     farthest = max(times, key=times.get)
     return (f"A floor is what no program can avoid: the multiplications at the rate of a large "
             "matrix product, or the weights at the rate at which memory is read. Nearest to its "
-            f"floor is \"{nearest}\", with {times[nearest]:.2f} times its time, farthest "
-            f"\"{farthest}\", with {times[farthest]:.2f}. {verdicts}.")
+            f"floor is \"{nearest}\", at {times[nearest]:.2f} times it; farthest is "
+            f"\"{farthest}\", at {times[farthest]:.2f}. {verdicts}.")
 
 
 def benchmark_figure(rows):
@@ -101,10 +101,11 @@ def scaling_figure(scaling):
             slopes.append(slope)
             lines[f"{name}: {slope:.2f}"] = ([size / grown["sizes"][0] for size in grown["sizes"]],
                                              [value / values[0] for value in values])
-        plotting.bare_axes(axes, f"{what} grows at most as size to the power {max(slopes):.2f}",
+        plotting.bare_axes(axes, f"{what} grows with exponents up to {max(slopes):.2f}",
                            "size (1: the smallest)", "relative to the smallest")
         plotting.draw_lines(axes, lines, {})
-        axes.legend(frameon=False, fontsize=8, loc="upper left")
+        axes.legend(frameon=False, fontsize=8, loc="upper left", title="what grows: exponent",
+                    title_fontsize=8, alignment="left")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
         for axis in (axes.xaxis, axes.yaxis):
