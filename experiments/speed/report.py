@@ -104,8 +104,8 @@ def scaling_figure(scaling):
         plotting.bare_axes(axes, f"{what} grows with exponents up to {max(slopes):.2f}",
                            "size (1: the smallest)", "relative to the smallest")
         plotting.draw_lines(axes, lines, {})
-        axes.legend(frameon=False, fontsize=8, loc="upper left", title="what grows: exponent",
-                    title_fontsize=8, alignment="left")
+        axes.legend(frameon=False, fontsize=7, loc="upper left", title="what grows: exponent",
+                    title_fontsize=7, alignment="left")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
         for axis in (axes.xaxis, axes.yaxis):
