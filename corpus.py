@@ -250,7 +250,12 @@ def spell_word(before, word):
 
 def spell(words):
     """Words as text."""
-    return "".join(spell_word(before, word) for before, word in itertools.pairwise([END, *words]))
+    return "".join(spellings_of(words))
+
+
+def spellings_of(words):
+    """Each word as it is written after the word before it."""
+    return list(itertools.starmap(spell_word, itertools.pairwise([END, *words])))
 
 
 def text(n_characters, seed=0):
@@ -258,8 +263,8 @@ def text(n_characters, seed=0):
     return spell(sample_of_length(n_characters, seed).words)
 
 
-def characters(sample):
-    """(log_probs, categories) of the characters of a Sample's text.
+def characters(sample, n=None):
+    """(log_probs, categories) of the last n characters of a Sample's text (default: of all).
 
     log_probs: of each character, exact, in nats. categories: of the word that it belongs to.
 
@@ -268,13 +273,23 @@ def characters(sample):
     of these words). No possible word is the beginning of another, so the characters of a word
     together have the same log-probability as the word.
     """
+    spellings = spellings_of(sample.words)
+    if n is None:
+        n = sum(map(len, spellings))
+
+    # The first word of which a character is wanted
+    first = len(spellings)
+    left = n
+    while left > 0:
+        first -= 1
+        left -= len(spellings[first])
+
     log_probs = []
     categories = []
-    before = END
-    for word, category, options in zip(
-            sample.words, sample.categories, sample.options, strict=True):
-        spelling = spell_word(before, word)
-
+    before = sample.words[first - 1] if first else END
+    for spelling, word, category, options in zip(
+            spellings[first:], sample.words[first:], sample.categories[first:],
+            sample.options[first:], strict=True):
         possible = options
         for end in range(1, len(spelling) + 1):
             total = sum(possible.values())
@@ -285,7 +300,8 @@ def characters(sample):
 
         categories += [category] * len(spelling)
         before = word
-    return log_probs, categories
+    skipped = len(log_probs) - n  # the first word's characters that are not wanted
+    return log_probs[skipped:], categories[skipped:]
 
 
 def floor_of(sample, tokenizer, val):
@@ -296,12 +312,12 @@ def floor_of(sample, tokenizer, val):
     if sample is None or tokenizer.kind == "bpe":
         return None
 
-    if tokenizer.kind == "char":
-        log_probs, categories = characters(sample)
-    else:
-        log_probs = sample.log_probs
-        categories = sample.categories
-
     n = len(val)
+    if tokenizer.kind == "char":
+        log_probs, categories = characters(sample, n)
+    else:
+        log_probs = sample.log_probs[-n:]
+        categories = sample.categories[-n:]
+
     starts = (val == tokenizer.ids[END]).nonzero().flatten().tolist()
-    return Floor(torch.tensor(log_probs[-n:]), categories[-n:], starts)
+    return Floor(torch.tensor(log_probs), categories, starts)

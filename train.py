@@ -165,7 +165,6 @@ def share_of_rate(number, cfg):
                     final_fraction=cfg.final_lr_fraction)
 
 
-@torch.no_grad()
 def token_losses(model, tokens, batch_size=16, starts=None):
     """Yields the loss of each token of a text except the first: floats in nats, in text order.
 
@@ -177,7 +176,9 @@ def token_losses(model, tokens, batch_size=16, starts=None):
     try:
         for window in windows_in_order(tokens, batch_size, model.cfg.n_ctx, starts):
             inputs, targets, counted = (part.to(model.W_E.device) for part in window)
-            yield from per_token_loss(model(inputs), targets)[counted].tolist()
+            with torch.no_grad():  # not as a decorator, which would enter it again for each token
+                losses = per_token_loss(model(inputs), targets)[counted]
+            yield from losses.tolist()
     finally:  # also if the caller stops early
         model.train(was_training)
 

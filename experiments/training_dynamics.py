@@ -96,8 +96,11 @@ def run(cfg, folder):
     trainings = Trainings([each.train.max_steps for each in recipes for _ in seeds])
     runs = {}
     subjects = []
+    datasets = {}
     for recipe in recipes:
-        dataset = load_dataset(recipe.data, recipe.model.n_ctx)
+        if recipe.data not in datasets:
+            datasets[recipe.data] = load_dataset(recipe.data, recipe.model.n_ctx)
+        dataset = datasets[recipe.data]
         held = hold_out(dataset, recipe.model.n_ctx)
         runs[recipe.name] = []
         for seed in seeds:

@@ -145,6 +145,13 @@ def test_no_word_that_can_follow_is_the_beginning_of_another():
         before = word
 
 
+def test_the_last_characters_are_those_of_the_whole_text():
+    drawn = sample(2)
+    log_probs, categories = corpus.characters(drawn)
+    for n in range(1, 1 + len(log_probs)):
+        assert corpus.characters(drawn, n) == (log_probs[-n:], categories[-n:]), n
+
+
 def test_the_characters_of_a_word_cost_what_the_word_costs():
     drawn = sample()
     log_probs, categories = corpus.characters(drawn)
