@@ -389,6 +389,16 @@ def test_an_unfinished_evaluation_restores_the_mode():
     assert model.training
 
 
+def test_an_evaluation_builds_no_graph_and_leaves_its_caller_s_gradients_on():
+    model = tiny_model()
+    seen = []
+    note = ("blocks.0.hook_resid_post", lambda resid, hook: seen.append(torch.is_grad_enabled()))
+    with model.hooks([note]):
+        for _ in train.token_losses(model, tiny_tokens(batch=1, pos=40)[0]):
+            assert torch.is_grad_enabled()
+    assert seen and not any(seen)
+
+
 def test_evaluating_uses_no_dropout_and_leaves_the_mode():
     tokens = tiny_tokens(batch=1, pos=40)[0]
     for mode in (True, False):
