@@ -1029,6 +1029,13 @@ MUTANTS = [
            "each piece is written as if it followed the prompt"),
 
     # train
+    Mutant("train", "with torch.no_grad():  # not as a decorator",
+           "if True:  #",
+           "an evaluation builds a graph"),
+    Mutant("corpus", "before = sample.words[first - 1] if first else END", "before = END",
+           "the first word of the last characters is spelled as the first of a text"),
+    Mutant("experiments/speed/report", "ratio.quantile(0.5).item()", "ratio.median().item()",
+           "a figure shows another median than the table", tests=("benchmark",)),
     Mutant("train", "            loss += part_loss.detach()\n",
            "            loss = part_loss.detach()\n",
            "the loss of a batch is that of its last part"),
