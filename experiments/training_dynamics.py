@@ -33,6 +33,7 @@ Next: experiments/cards/model.py
 Source: Olsson et al. 2022 (heads and losses over training); Chang & Bergen 2022 (n-grams first)
 """
 
+import functools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,11 +97,9 @@ def run(cfg, folder):
     trainings = Trainings([each.train.max_steps for each in recipes for _ in seeds])
     runs = {}
     subjects = []
-    datasets = {}
+    load = functools.cache(load_dataset)  # two recipes share a text
     for recipe in recipes:
-        if recipe.data not in datasets:
-            datasets[recipe.data] = load_dataset(recipe.data, recipe.model.n_ctx)
-        dataset = datasets[recipe.data]
+        dataset = load(recipe.data, recipe.model.n_ctx)
         held = hold_out(dataset, recipe.model.n_ctx)
         runs[recipe.name] = []
         for seed in seeds:

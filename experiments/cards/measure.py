@@ -55,13 +55,14 @@ def perform_study(file, about, measure, null, *, ways=None, more=None, argv=None
     flags = flag_parser(StudyConfig, title).parse_args(argv)
     cfg = config_from_dict(StudyConfig, vars(flags))
     functions = {"measured": measure, **(ways or {}), "null": null}
+    home = Path(file).resolve().parent  # of the study and its card
     if cfg.pilot:
-        print_pilot(Path(file).resolve().parent, cfg, functions, more)
+        print_pilot(home, cfg, functions, more)
         return
 
-    card = read_card(Path(file).resolve().parent)
+    card = read_card(home)
     seeds = cfg.seeds or card.seeds
-    check_seeds_are_new(card, Path(file).resolve().parent, seeds)
+    check_seeds_are_new(card, home, seeds)
     folder = experiment_folder(f"research_{card.name}", cfg.out_dir)
     with torch_threads(cfg.threads):
         numbers, further = measure_all(seeds, functions, more)

@@ -76,15 +76,14 @@ def machine_limits(setting):
     left, right = torch.randn(2, side, side, generator=generator).to(setting.device, setting.dtype)
     large = torch.ones(n_numbers, dtype=setting.dtype, device=setting.device)
 
-    def multiply():
-        for _ in range(REPEATS):
-            left @ right
+    def repeated(run):
+        def runs():
+            for _ in range(REPEATS):
+                run()
+        return runs
 
-    def read():
-        for _ in range(REPEATS):
-            large.sum()
-
-    return {PRODUCT: multiply, READING: read}, REPEATS * side**3, REPEATS * n_numbers
+    return ({PRODUCT: repeated(lambda: left @ right), READING: repeated(large.sum)},
+            REPEATS * side**3, REPEATS * n_numbers)
 
 
 def peak_bytes(run, device):

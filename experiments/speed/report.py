@@ -47,8 +47,9 @@ def summarize_benchmark(rows, claims):
     if judged:
         n_met = sum(line.holds for line in judged)
         verdicts = f"{n_met} of {len(judged)} targets are met (benchmark.png)"
-    with_floor = [row for row in rows if TIME in row["values"] and row["floor"] != NO_COUNT]
-    times = {row["name"]: statistics.median(row["values"][TIME]) for row in with_floor}
+
+    times = {row["name"]: statistics.median(row["values"][TIME])
+             for row in with_counted_floor(rows)}
     if not times:
         return f"{verdicts}."
     nearest = min(times, key=times.get)
@@ -59,26 +60,30 @@ def summarize_benchmark(rows, claims):
             f"\"{farthest}\", at {times[farthest]:.2f}. {verdicts}.")
 
 
+def with_counted_floor(rows):
+    """The rows whose floor is counted, not timed."""
+    return [row for row in rows if TIME in row["values"] and row["floor"] != NO_COUNT]
+
+
 def benchmark_figure(rows):
     """The Figure of each row's time over its floor, beside that of the peers; None without rows
     that have a floor."""
     shown = {}
-    for row in rows:
-        values = row["values"]
-        if TIME not in values or row["floor"] == NO_COUNT:
-            continue
-        ours = torch.tensor(values[TIME])
+    for row in with_counted_floor(rows):
+        ours = torch.tensor(row["values"][TIME])
         contestants = {"this project": ours}
-        for quantity, ratios in values.items():
+        for quantity, ratios in row["values"].items():
             if quantity.startswith(AS_FAST):
                 peer = quantity.removeprefix(AS_FAST)
                 peer = peer if peer in LIBRARIES else "a plain loop"
                 contestants[peer] = ours * torch.tensor(ratios)
+
         shown[row["name"]] = {
             name: (ratio.quantile(0.5).item(), ratio.min().item(), ratio.max().item())
             for name, ratio in contestants.items()}
     if not shown:
         return None
+
     near = sum(row["this project"][0] <= NEAR for row in shown.values())
     return plotting.dot_rows(
         shown,
@@ -101,11 +106,13 @@ def scaling_figure(scaling):
             slopes.append(slope)
             lines[f"{name}: {slope:.2f}"] = ([size / grown["sizes"][0] for size in grown["sizes"]],
                                              [value / values[0] for value in values])
+
         plotting.bare_axes(axes, f"{what} grows with exponents up to {max(slopes):.2f}",
                            "size (1: the smallest)", "relative to the smallest")
         plotting.draw_lines(axes, lines, {})
         axes.legend(frameon=False, fontsize=7, loc="upper left", title="what grows: exponent",
                     title_fontsize=7, alignment="left")
+
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
         for axis in (axes.xaxis, axes.yaxis):
